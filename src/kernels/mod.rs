@@ -1,0 +1,12 @@
+//! The compute kernels, as candle custom ops: packed linear layers, attention over KV blocks,
+//! layer norm, and the element-wise functions between them.
+//!
+//! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
+//! every output element must be reduced in one fixed order, whatever the number of rows: that is
+//! what makes a request's tokens independent of the batch it runs in.
+
+pub mod isa;
+pub mod pool;
+
+pub use isa::Isa;
+pub use pool::Pool;

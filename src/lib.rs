@@ -1,0 +1,3 @@
+//! Skald.
+
+pub mod kernels;

@@ -1,0 +1,2 @@
+//! Skald.
+fn main() {}
