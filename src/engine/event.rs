@@ -1,0 +1,120 @@
+//! What the inference worker tells the front end about one generation.
+
+/// A token with its log-probability under the model's own distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub id: u32,
+    /// Natural logarithm of its probability, at most 0.
+    pub logprob: f32,
+}
+
+/// One step forward of a generation. The order is: one [`Prefilled`](Self::Prefilled), then
+/// [`Token`](Self::Token)s; the last event has a finish reason or is [`Failed`](Self::Failed).
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenEvent {
+    /// The prompt is in the KV cache.
+    Prefilled(PromptReport),
+    /// A token was drawn.
+    Token(GeneratedToken),
+    /// The generation ended early; other requests are not affected.
+    Failed(GenerateError),
+}
+
+/// What is known once the prompt is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptReport {
+    /// Tokens of the context before the first generated one, a session's history included.
+    pub prompt_tokens: usize,
+    /// How many of them came from the KV cache.
+    pub cached_tokens: usize,
+    /// Where asked for: an entry for every token of the request's own prompt; `None` for a token
+    /// that has nothing before it.
+    pub logprobs: Vec<Option<PromptToken>>,
+    /// Set if no token is to be generated (`max_tokens` 0).
+    pub finish: Option<FinishReason>,
+}
+
+/// The log-probability of one prompt token given those before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    /// The token itself.
+    pub token: TokenLogprob,
+    /// The most likely tokens in its place, most likely first, as many as asked for.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GeneratedToken {
+    /// The token drawn. The token that ends the text (end-of-text, or a stop token) is reported
+    /// too; it is the front end that does not show it.
+    pub token: TokenLogprob,
+    /// The most likely tokens in its place, most likely first, as many as asked for.
+    pub top: Vec<TokenLogprob>,
+    /// Set on the last token.
+    pub finish: Option<FinishReason>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_tokens`, or the model's window.
+    Length,
+    /// The model drew its end-of-text token.
+    EndOfText,
+    /// A stop token or a stop string of the request.
+    Stop,
+}
+
+/// Why a generation could not go on, or never began.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenerateError {
+    /// The queue of waiting requests is full.
+    #[error("the server is busy: {limit} requests are waiting already")]
+    QueueFull {
+        /// The length of the queue.
+        limit: usize,
+    },
+    /// A session's history and the request together do not fit the window.
+    #[error(
+        "the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed the model's context of {n_positions} tokens (`overflow: \"slide\"` goes past it)"
+    )]
+    ContextLength {
+        /// Tokens the session already has.
+        history: usize,
+        /// Tokens the request adds.
+        prompt: usize,
+        /// Tokens it wants.
+        max_tokens: usize,
+        /// The window.
+        n_positions: usize,
+    },
+    /// A session goes on, but it has no history and the request no prompt.
+    #[error("the prompt is empty and the session has no history to continue")]
+    NothingToContinue,
+    /// The KV cache is too small for the request, even alone.
+    #[error(
+        "the request needs {needed} KV blocks of {block_size} tokens; the cache has {available} in all (`--kv-memory` sets its size)"
+    )]
+    KvTooSmall {
+        /// Blocks it needs at its longest.
+        needed: usize,
+        /// Blocks there are.
+        available: usize,
+        /// Tokens per block.
+        block_size: usize,
+    },
+    /// The model gave logits that are not numbers for this request.
+    #[error("the model's logits for this request are not finite")]
+    NotFinite,
+    /// No token is left that may be drawn.
+    #[error("`logit_bias` and the other parameters leave no token that may be drawn")]
+    NoCandidates,
+    /// A step failed while this request was in it.
+    #[error("the inference step failed: {0}")]
+    StepFailed(String),
+    /// The server stops, and the time for streams in flight is over.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}

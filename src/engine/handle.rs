@@ -1,0 +1,292 @@
+//! The front end's side of the engine: submit a request, receive its events, close it.
+//!
+//! A handle holds no model state. It must never block the thread it is called on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::event::{GenerateError, TokenEvent};
+use crate::request::{GenerateRequest, RequestId, SessionId};
+
+/// What the front end asks of the worker.
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    Close {
+        id: RequestId,
+        kept: KeptOutput,
+        done: Option<oneshot::Sender<()>>,
+    },
+    Session {
+        id: SessionId,
+        reply: oneshot::Sender<Option<SessionInfo>>,
+    },
+    Sessions {
+        reply: oneshot::Sender<Vec<SessionInfo>>,
+    },
+    DeleteSession {
+        id: SessionId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// Fail everything that still runs or waits, and end the worker.
+    Stop,
+}
+
+/// A request on its way to the worker.
+pub(super) struct Submission {
+    pub request: GenerateRequest,
+    /// Sent once: accepted for running, or why not.
+    pub verdict: oneshot::Sender<Result<(), GenerateError>>,
+    pub events: mpsc::Sender<TokenEvent>,
+    /// Its place in the queue, given back when it starts to run or goes away.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// What of a generation's output was delivered, so that a session keeps exactly that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeptOutput {
+    /// So many of the generated tokens, from the first.
+    pub tokens: usize,
+    /// Then these: the text shown of a further token that was shown only in part (a stop string
+    /// began within it), encoded anew.
+    pub tail: Vec<u32>,
+}
+
+/// A session as `/v1/sessions` shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionInfo {
+    /// Its name.
+    pub id: SessionId,
+    /// Its whole history.
+    pub tokens: Vec<u32>,
+    /// How many tokens of the history a continuation would find in the KV cache now.
+    pub cached_tokens: usize,
+    /// When its first request arrived.
+    pub created: SystemTime,
+    /// When it was last used.
+    pub last_used: SystemTime,
+    /// A generation is running on it.
+    pub busy: bool,
+}
+
+/// Figures the worker keeps up to date after every step.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    pub running: AtomicUsize,
+    pub waiting: AtomicUsize,
+    pub kv_blocks_used: AtomicUsize,
+    pub kv_blocks_cached: AtomicUsize,
+    pub sessions: AtomicUsize,
+    pub steps: AtomicUsize,
+}
+
+/// The engine's state at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// The worker thread is there and takes requests.
+    pub alive: bool,
+    /// Requests in the batch.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// KV blocks that running requests hold.
+    pub kv_blocks_used: usize,
+    /// KV blocks that no one holds but whose content can be used again.
+    pub kv_blocks_cached: usize,
+    /// KV blocks in all.
+    pub kv_blocks: usize,
+    /// Sessions in memory.
+    pub sessions: usize,
+    /// Forward passes since the start.
+    pub steps: usize,
+}
+
+/// The front end's handle on the worker; cheap to clone.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    queue: Arc<Semaphore>,
+    queue_limit: usize,
+    event_capacity: usize,
+    kv_blocks: usize,
+    gauges: Arc<Gauges>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(
+        commands: mpsc::UnboundedSender<Command>,
+        queue_limit: usize,
+        event_capacity: usize,
+        kv_blocks: usize,
+        gauges: Arc<Gauges>,
+    ) -> Self {
+        Self {
+            commands,
+            queue: Arc::new(Semaphore::new(queue_limit)),
+            queue_limit,
+            event_capacity,
+            kv_blocks,
+            gauges,
+        }
+    }
+
+    /// Hands a request to the worker and waits until it is accepted (at most about one step).
+    ///
+    /// # Errors
+    /// [`GenerateError::QueueFull`] at once if the queue is full; the worker's reason if the
+    /// request can never run; [`GenerateError::ShuttingDown`] if the worker is gone.
+    pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| {
+            GenerateError::QueueFull {
+                limit: self.queue_limit,
+            }
+        })?;
+        let (verdict, accepted) = oneshot::channel();
+        let (events, receiver) = mpsc::channel(self.event_capacity);
+        let generation = Generation {
+            id: request.id.clone(),
+            events: receiver,
+            commands: self.commands.clone(),
+            delivered: 0,
+            finished: false,
+            settled: false,
+        };
+        self.commands
+            .send(Command::Submit(Box::new(Submission {
+                request,
+                verdict,
+                events,
+                place,
+            })))
+            .map_err(|_| GenerateError::ShuttingDown)?;
+        accepted.await.map_err(|_| GenerateError::ShuttingDown)??;
+        Ok(generation)
+    }
+
+    /// The state of one session.
+    ///
+    /// # Errors
+    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    pub async fn session(&self, id: SessionId) -> Result<Option<SessionInfo>, GenerateError> {
+        self.ask(|reply| Command::Session { id, reply }).await
+    }
+
+    /// All sessions, the last used first.
+    ///
+    /// # Errors
+    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, GenerateError> {
+        self.ask(|reply| Command::Sessions { reply }).await
+    }
+
+    /// Forgets a session; `false` if there was none. A generation that runs on it goes on, but
+    /// what it makes is not kept.
+    ///
+    /// # Errors
+    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    pub async fn delete_session(&self, id: SessionId) -> Result<bool, GenerateError> {
+        self.ask(|reply| Command::DeleteSession { id, reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, GenerateError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .map_err(|_| GenerateError::ShuttingDown)?;
+        answer.await.map_err(|_| GenerateError::ShuttingDown)
+    }
+
+    /// The engine's figures after its last step.
+    #[must_use]
+    pub fn status(&self) -> EngineStatus {
+        let read = |gauge: &AtomicUsize| gauge.load(Ordering::Relaxed);
+        EngineStatus {
+            alive: !self.commands.is_closed(),
+            running: read(&self.gauges.running),
+            waiting: read(&self.gauges.waiting),
+            kv_blocks_used: read(&self.gauges.kv_blocks_used),
+            kv_blocks_cached: read(&self.gauges.kv_blocks_cached),
+            kv_blocks: self.kv_blocks,
+            sessions: read(&self.gauges.sessions),
+            steps: read(&self.gauges.steps),
+        }
+    }
+
+    /// Fails what still runs or waits with [`GenerateError::ShuttingDown`] and ends the worker.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+/// One accepted request: a stream of events. Dropping it cancels the generation within a step;
+/// a session then keeps the tokens received so far.
+pub struct Generation {
+    id: RequestId,
+    events: mpsc::Receiver<TokenEvent>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// Tokens received so far.
+    delivered: usize,
+    /// The last event was received.
+    finished: bool,
+    /// The worker was told what is kept.
+    settled: bool,
+}
+
+impl Generation {
+    /// The next event; `None` after the last one. If the worker dies, the last event is
+    /// [`TokenEvent::Failed`].
+    pub async fn next(&mut self) -> Option<TokenEvent> {
+        if self.finished {
+            return None;
+        }
+        let event = self
+            .events
+            .recv()
+            .await
+            .unwrap_or(TokenEvent::Failed(GenerateError::ShuttingDown));
+        match &event {
+            TokenEvent::Token(token) => {
+                self.delivered += 1;
+                self.finished = token.finish.is_some();
+            }
+            TokenEvent::Prefilled(prompt) => self.finished = prompt.finish.is_some(),
+            TokenEvent::Failed(_) => self.finished = true,
+        }
+        Some(event)
+    }
+
+    /// Ends the generation and settles what its session keeps; returns once the session is free
+    /// for the next request. Call it before the response ends.
+    pub async fn close(mut self, kept: KeptOutput) {
+        let (done, settled) = oneshot::channel();
+        let command = Command::Close {
+            id: self.id.clone(),
+            kept,
+            done: Some(done),
+        };
+        self.settled = true;
+        if self.commands.send(command).is_ok() {
+            let _ = settled.await;
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.settled {
+            let _ = self.commands.send(Command::Close {
+                id: self.id.clone(),
+                kept: KeptOutput {
+                    tokens: self.delivered,
+                    tail: Vec::new(),
+                },
+                done: None,
+            });
+        }
+    }
+}
