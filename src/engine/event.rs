@@ -114,6 +114,9 @@ pub enum GenerateError {
     /// A step failed while this request was in it.
     #[error("the inference step failed: {0}")]
     StepFailed(String),
+    /// The worker thread is not there any more.
+    #[error("the inference worker is not running")]
+    EngineGone,
     /// The server stops, and the time for streams in flight is over.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -3,19 +3,20 @@
 //! A handle holds no model state. It must never block the thread it is called on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::event::{GenerateError, TokenEvent};
-use crate::request::{GenerateRequest, RequestId, SessionId};
+use super::sequence::SequenceId;
+use crate::request::{GenerateRequest, SessionId};
 
 /// What the front end asks of the worker.
 pub(super) enum Command {
     Submit(Box<Submission>),
     Close {
-        id: RequestId,
+        id: SequenceId,
         kept: KeptOutput,
         done: Option<oneshot::Sender<()>>,
     },
@@ -36,6 +37,7 @@ pub(super) enum Command {
 
 /// A request on its way to the worker.
 pub(super) struct Submission {
+    pub id: SequenceId,
     pub request: GenerateRequest,
     /// Sent once: accepted for running, or why not.
     pub verdict: oneshot::Sender<Result<(), GenerateError>>,
@@ -112,6 +114,8 @@ pub struct EngineHandle {
     event_capacity: usize,
     kv_blocks: usize,
     gauges: Arc<Gauges>,
+    /// Requests get numbers of our own: names given from outside need not be unique.
+    next_id: Arc<AtomicU64>,
 }
 
 impl EngineHandle {
@@ -129,6 +133,7 @@ impl EngineHandle {
             event_capacity,
             kv_blocks,
             gauges,
+            next_id: Arc::default(),
         }
     }
 
@@ -136,17 +141,18 @@ impl EngineHandle {
     ///
     /// # Errors
     /// [`GenerateError::QueueFull`] at once if the queue is full; the worker's reason if the
-    /// request can never run; [`GenerateError::ShuttingDown`] if the worker is gone.
+    /// request can never run; [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| {
             GenerateError::QueueFull {
                 limit: self.queue_limit,
             }
         })?;
+        let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
         let (events, receiver) = mpsc::channel(self.event_capacity);
         let generation = Generation {
-            id: request.id.clone(),
+            id,
             events: receiver,
             commands: self.commands.clone(),
             delivered: 0,
@@ -155,20 +161,21 @@ impl EngineHandle {
         };
         self.commands
             .send(Command::Submit(Box::new(Submission {
+                id,
                 request,
                 verdict,
                 events,
                 place,
             })))
-            .map_err(|_| GenerateError::ShuttingDown)?;
-        accepted.await.map_err(|_| GenerateError::ShuttingDown)??;
+            .map_err(|_| GenerateError::EngineGone)?;
+        accepted.await.map_err(|_| GenerateError::EngineGone)??;
         Ok(generation)
     }
 
     /// The state of one session.
     ///
     /// # Errors
-    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    /// [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn session(&self, id: SessionId) -> Result<Option<SessionInfo>, GenerateError> {
         self.ask(|reply| Command::Session { id, reply }).await
     }
@@ -176,7 +183,7 @@ impl EngineHandle {
     /// All sessions, the last used first.
     ///
     /// # Errors
-    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    /// [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn sessions(&self) -> Result<Vec<SessionInfo>, GenerateError> {
         self.ask(|reply| Command::Sessions { reply }).await
     }
@@ -185,7 +192,7 @@ impl EngineHandle {
     /// what it makes is not kept.
     ///
     /// # Errors
-    /// [`GenerateError::ShuttingDown`] if the worker is gone.
+    /// [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn delete_session(&self, id: SessionId) -> Result<bool, GenerateError> {
         self.ask(|reply| Command::DeleteSession { id, reply }).await
     }
@@ -197,8 +204,8 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(command(reply))
-            .map_err(|_| GenerateError::ShuttingDown)?;
-        answer.await.map_err(|_| GenerateError::ShuttingDown)
+            .map_err(|_| GenerateError::EngineGone)?;
+        answer.await.map_err(|_| GenerateError::EngineGone)
     }
 
     /// The engine's figures after its last step.
@@ -226,7 +233,7 @@ impl EngineHandle {
 /// One accepted request: a stream of events. Dropping it cancels the generation within a step;
 /// a session then keeps the tokens received so far.
 pub struct Generation {
-    id: RequestId,
+    id: SequenceId,
     events: mpsc::Receiver<TokenEvent>,
     commands: mpsc::UnboundedSender<Command>,
     /// Tokens received so far.
@@ -248,7 +255,7 @@ impl Generation {
             .events
             .recv()
             .await
-            .unwrap_or(TokenEvent::Failed(GenerateError::ShuttingDown));
+            .unwrap_or(TokenEvent::Failed(GenerateError::EngineGone));
         match &event {
             TokenEvent::Token(token) => {
                 self.delivered += 1;
@@ -265,7 +272,7 @@ impl Generation {
     pub async fn close(mut self, kept: KeptOutput) {
         let (done, settled) = oneshot::channel();
         let command = Command::Close {
-            id: self.id.clone(),
+            id: self.id,
             kept,
             done: Some(done),
         };
@@ -280,7 +287,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if !self.settled {
             let _ = self.commands.send(Command::Close {
-                id: self.id.clone(),
+                id: self.id,
                 kept: KeptOutput {
                     tokens: self.delivered,
                     tail: Vec::new(),

@@ -16,8 +16,11 @@
 //! The engine must never know of HTTP, and nothing but the worker thread may touch model, cache
 //! or sessions: the front end sends messages.
 
+pub mod blocks;
 pub mod event;
 pub mod handle;
+pub mod scheduler;
+pub mod sequence;
 
 pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,

@@ -1,0 +1,120 @@
+//! One generation's tokens, and how far they are in the KV cache.
+
+use super::blocks::{BLOCK_SIZE, BlockId, PrefixId};
+
+/// The number of one generation, unique in the life of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Where the context starts in a history of `tokens` tokens that slides on past the window: the
+/// smallest multiple of half a window that leaves at most a whole window.
+///
+/// So whenever a token comes to a full window, the context becomes the window's last
+/// `n_positions / 2` tokens and the new one, at positions from 0. The context is a function of
+/// the history's length alone: a resumed session and an uninterrupted stream see the same.
+///
+/// ```
+/// use skald::engine::sequence::context_start;
+/// assert_eq!(context_start(1024, 1024), 0);
+/// assert_eq!(context_start(1025, 1024), 512);
+/// assert_eq!(context_start(1536, 1024), 512);
+/// assert_eq!(context_start(1537, 1024), 1024);
+/// ```
+#[must_use]
+pub fn context_start(tokens: usize, n_positions: usize) -> usize {
+    let step = (n_positions / 2).max(1);
+    tokens.saturating_sub(n_positions).div_ceil(step) * step
+}
+
+/// A token history and its place in the cache. Owned by the scheduler.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    pub(super) id: SequenceId,
+    pub(super) tokens: Vec<u32>,
+    /// The model's window.
+    n_positions: usize,
+    /// Whether cached prefixes may stand in for its first tokens (not if their logits are wanted).
+    pub(super) may_reuse: bool,
+    /// The tokens before this are outside the context.
+    pub(super) start: usize,
+    /// Tokens of the context whose keys and values are in the cache.
+    pub(super) computed: usize,
+    /// The blocks of the context, in order.
+    pub(super) table: Vec<BlockId>,
+    /// The prefixes that end with its full blocks; as long as what is computed has full blocks.
+    pub(super) prefixes: Vec<PrefixId>,
+}
+
+impl Sequence {
+    /// A sequence of which nothing is in the cache.
+    #[must_use]
+    pub fn new(id: SequenceId, tokens: Vec<u32>, n_positions: usize, may_reuse: bool) -> Self {
+        let start = context_start(tokens.len(), n_positions);
+        Self {
+            id,
+            tokens,
+            n_positions,
+            may_reuse,
+            start,
+            computed: 0,
+            table: Vec::new(),
+            prefixes: Vec::new(),
+        }
+    }
+
+    /// The tokens the next one depends on.
+    #[must_use]
+    pub fn context(&self) -> &[u32] {
+        &self.tokens[self.start..]
+    }
+
+    /// Tokens that have to go through the model before the next one can be drawn; at least 1.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.context().len() - self.computed
+    }
+
+    /// The whole history.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Appends a token; `true` if the context had to start anew, so that nothing of it is
+    /// computed and the caller must take back the blocks.
+    #[must_use]
+    pub(super) fn push(&mut self, token: u32) -> bool {
+        self.tokens.push(token);
+        let start = context_start(self.tokens.len(), self.n_positions);
+        let slides = start != self.start;
+        self.start = start;
+        slides
+    }
+
+    /// The tokens of the `n`-th block of the context, if it is full.
+    pub(super) fn block_tokens(&self, n: usize) -> Option<[u32; BLOCK_SIZE]> {
+        self.context().as_chunks().0.get(n).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_sliding_context_is_never_empty_nor_longer_than_the_window(
+            tokens in 1usize..5000, n_positions in 1usize..300,
+        ) {
+            let start = context_start(tokens, n_positions);
+            prop_assert!(start < tokens);
+            prop_assert!(tokens - start <= n_positions);
+            let was = context_start(tokens - 1, n_positions);
+            prop_assert!(start == was || (start == was + (n_positions / 2).max(1)));
+            if start != was {
+                prop_assert_eq!(tokens - 1 - was, n_positions);
+            }
+        }
+    }
+}
