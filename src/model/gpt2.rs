@@ -312,7 +312,7 @@ impl Loader<'_> {
 
     fn block(&self, i: usize) -> Loaded<Block> {
         let config = self.config;
-        let (n_embd, n_inner) = (config.n_embd, config.n_inner());
+        let (n_embd, n_inner) = (config.n_embd, config.n_inner);
         let name = |part: &str| format!("h.{i}.{part}");
         Ok(Block {
             ln_1: self.layer_norm(&name("ln_1"))?,
