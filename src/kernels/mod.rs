@@ -6,7 +6,11 @@
 //! what makes a request's tokens independent of the batch it runs in.
 
 pub mod isa;
+mod lanes;
+pub mod math;
+pub mod norm;
 pub mod pool;
+pub mod rows;
 
 pub use isa::Isa;
 pub use pool::Pool;
