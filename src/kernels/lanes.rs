@@ -8,6 +8,8 @@
 //! A reduction must never depend on the vector width: element `i` always goes to lane `i % 16`,
 //! and the lanes are always folded in the same tree.
 
+#![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
+
 use std::sync::OnceLock;
 
 use super::Isa;
@@ -83,6 +85,7 @@ pub(crate) fn fold<T: Copy>(mut lanes: [T; LANES], step: impl Fn(T, T) -> T) -> 
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // exact results are what is tested
 mod tests {
     use super::*;
 
@@ -92,13 +95,13 @@ mod tests {
         let lanes = accumulate(&row, 0.0, |sum, x| sum + x);
         assert_eq!(lanes[4], 4.0 + 20.0 + 36.0);
         assert_eq!(lanes[5], 5.0 + 21.0);
-        let names = std::array::from_fn(|i| 1u64 << i);
+        let names: [f64; LANES] = std::array::from_fn(|i| f64::from(1u32 << i));
         // Subtraction tells one order from another.
-        let folded = fold(names.map(|n| n as f64), |a, b| a - b);
+        let folded = fold(names, |a, b| a - b);
         let expected: f64 = (0..LANES)
             .map(|i| {
                 let sign = if i.count_ones() % 2 == 0 { 1.0 } else { -1.0 };
-                sign * names[i] as f64
+                sign * names[i]
             })
             .sum();
         assert!((folded - expected).abs() < f64::EPSILON);
