@@ -215,7 +215,9 @@ mod tests {
     fn rows(rows: usize, n: usize) -> Vec<f32> {
         let mut x = noise(rows * n, 3);
         for row in x.chunks_mut(n) {
-            row.iter_mut().for_each(|x| *x += 0.5);
+            for x in row.iter_mut() {
+                *x += 0.5;
+            }
             row[n / 2] *= 100.0;
         }
         x
