@@ -2,6 +2,8 @@
 //! layer norm, and the element-wise functions between them.
 //!
 //! - [`linear`]: linear layers; `pack` lays their operands out, `linear_tile` computes a tile.
+//! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
+//!   `lanes` is how all of them order their sums.
 //! - [`isa`] is what they run on, [`pool`] the threads they run on.
 //! - `x86` has the paths of single instruction sets.
 //!
@@ -10,10 +12,14 @@
 //! what makes a request's tokens independent of the batch it runs in.
 
 pub mod isa;
+mod lanes;
 pub mod linear;
 mod linear_tile;
+pub mod math;
+pub mod norm;
 mod pack;
 pub mod pool;
+pub mod rows;
 mod shared_slice;
 #[cfg(target_arch = "x86_64")]
 mod x86;
