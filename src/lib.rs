@@ -14,3 +14,4 @@
 pub mod engine;
 pub mod kernels;
 pub mod request;
+pub mod text;

@@ -131,10 +131,7 @@ impl Sampler {
                 };
             }
         }
-        let (presence, frequency) = (
-            self.params.presence_penalty,
-            self.params.frequency_penalty,
-        );
+        let (presence, frequency) = (self.params.presence_penalty, self.params.frequency_penalty);
         if presence != 0.0 || frequency != 0.0 {
             for (&token, &count) in &self.generated {
                 if let Some(logit) = logits.get_mut(token as usize) {
@@ -341,7 +338,14 @@ mod tests {
     #[test]
     fn the_generator_is_the_one_specified() {
         // RFC 7539's ChaCha20 keystream for an all-zero key and nonce begins 76b8e0ada0f13d90.
-        let mut sampler = Sampler::new(SamplingParams { seed: 0, ..params() }, &[], 4);
+        let mut sampler = Sampler::new(
+            SamplingParams {
+                seed: 0,
+                ..params()
+            },
+            &[],
+            4,
+        );
         let bits = u64::from_le_bytes([0x76, 0xb8, 0xe0, 0xad, 0xa0, 0xf1, 0x3d, 0x90]);
         let expected = (bits >> 11) as f64 / 2f64.powi(53);
         let later = sampler.uniform(7);
@@ -394,7 +398,10 @@ mod tests {
         let mut sampler = Sampler::new(params(), &[], 2);
         let mut draw = |row: [f32; 2], banned: &[u32]| sampler.draw(&mut row.clone(), 0, banned);
         assert_eq!(draw([f32::NAN, 0.0], &[]), Err(GenerateError::NotFinite));
-        assert_eq!(draw([f32::INFINITY, 0.0], &[]), Err(GenerateError::NotFinite));
+        assert_eq!(
+            draw([f32::INFINITY, 0.0], &[]),
+            Err(GenerateError::NotFinite)
+        );
         assert_eq!(draw([0.0, 0.0], &[0, 1]), Err(GenerateError::NoCandidates));
         assert_eq!(draw([0.0, 0.0], &[0]), Ok(1));
     }
