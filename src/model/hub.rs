@@ -72,8 +72,8 @@ pub enum HubError {
         /// What the hub says.
         reason: String,
     },
-    /// The hub can't be reached, or fails, or is no hub, and the cache can't help.
-    #[error("{endpoint} gives no usable answer ({reason}), and `{id}` is not in the cache {cache}")]
+    /// The hub can't be reached, or fails, or is no hub.
+    #[error("{endpoint} gives no usable answer for `{id}`: {reason}")]
     NoAnswer {
         /// The hub.
         endpoint: String,
@@ -81,8 +81,6 @@ pub enum HubError {
         id: String,
         /// What went wrong.
         reason: String,
-        /// The cache's directory for the model.
-        cache: String,
     },
     /// Fetching is forbidden and the cache does not have the model, or not all of it.
     #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids to fetch it")]
@@ -112,6 +110,13 @@ pub enum HubError {
         /// What went wrong.
         source: Box<HFError>,
     },
+}
+
+impl HubError {
+    /// Whether the same request may succeed at another time, so that what the cache has will do.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. } | Self::Incomplete { .. })
+    }
 }
 
 /// How to reach the hub, and where its cache is.
@@ -229,20 +234,13 @@ impl Pull<'_> {
             .into());
         }
         let error = match self.download_in_own_runtime() {
-            Err(SourceError::Hub(error @ HubError::NoAnswer { .. })) => error,
+            Err(SourceError::Hub(error)) if error.may_pass() => error,
             done => return done,
         };
         let Some(snapshot) = self.cached() else {
             return Err(error.into());
         };
-        if let HubError::NoAnswer { reason, .. } = error {
-            tracing::warn!(
-                model = self.name(),
-                hub = self.settings.endpoint,
-                reason,
-                "the hub gives no usable answer; using the copy in the cache, which may be old"
-            );
-        }
+        tracing::warn!(%error, "using the copy in the cache, which may be old");
         Ok(snapshot)
     }
 
@@ -389,7 +387,6 @@ impl Pull<'_> {
             endpoint: self.settings.endpoint.clone(),
             id: self.name(),
             reason,
-            cache: self.directory.display().to_string(),
         }
     }
 
