@@ -192,15 +192,20 @@ pub(super) fn is_id(text: &str) -> bool {
             && !part.ends_with(['-', '.'])
             && !part.contains("--")
             && !part.contains("..")
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     text.len() <= 96 && text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
 /// Whether a text may name a branch, tag or commit. It becomes part of a path in the cache.
 pub(super) fn is_revision(text: &str) -> bool {
-    text.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(".."))
-        && text.chars().all(|c| c.is_ascii_graphic() && !r"\~^:?*[".contains(c))
+    text.split('/')
+        .all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(".."))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !r"\~^:?*[".contains(c))
 }
 
 fn is_commit(revision: &str) -> bool {
@@ -510,7 +515,9 @@ impl ProgressHandler for Meter {
                     self.bar.set_position(file.bytes_completed);
                 }
             }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => {
+            DownloadEvent::AggregateProgress {
+                bytes_completed, ..
+            } => {
                 self.bar.set_position(*bytes_completed);
             }
             DownloadEvent::Complete => self.bar.finish(),
@@ -527,13 +534,22 @@ mod tests {
         for id in ["gpt2", "openai-community/gpt2", "a_b/c.d-1"] {
             assert!(is_id(id), "{id}");
         }
-        for id in ["", "/gpt2", "a/b/c", "../gpt2", "a--b/c", "a/b..c", "a b", "-a", "a/.."] {
+        for id in [
+            "", "/gpt2", "a/b/c", "../gpt2", "a--b/c", "a/b..c", "a b", "-a", "a/..",
+        ] {
             assert!(!is_id(id), "{id}");
         }
-        for revision in ["main", "v1.0", "refs/pr/3", "607a30d783dfa663caf39e06633721c8d4cfcd7e"] {
+        for revision in [
+            "main",
+            "v1.0",
+            "refs/pr/3",
+            "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        ] {
             assert!(is_revision(revision), "{revision}");
         }
-        for revision in ["", "/main", "a//b", "..", "a/../b", "a b", r"a\b", "a:b", "./a"] {
+        for revision in [
+            "", "/main", "a//b", "..", "a/../b", "a b", r"a\b", "a:b", "./a",
+        ] {
             assert!(!is_revision(revision), "{revision}");
         }
     }
