@@ -1,0 +1,179 @@
+//! What the engine reaches on a checkpoint: prefill and decode, at several batch sizes, beside the
+//! machine's own limit measured in the same run.
+//!
+//! ```text
+//! cargo bench --bench engine -- MODEL_DIR [--dtype f32,bf16,q8] [--threads 2] [--batch 1,8,32] [--runs 3]
+//! ```
+//!
+//! Requests go through the `EngineHandle`, so scheduler, sampling and channels are in the figures;
+//! tokens are greedy, random prompts of 64 tokens, 128 new ones. A figure is the median of the
+//! runs.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
+use skald::kernels::linear::WeightDtype;
+use skald::kernels::{Isa, Pool};
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
+
+const PROMPT: usize = 64;
+const NEW: usize = 128;
+const PREFILL: usize = 512;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A checkpoint's directory, or `builtin`.
+    #[arg(default_value = "builtin")]
+    model: String,
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8")]
+    dtype: Vec<String>,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
+    #[arg(long, value_delimiter = ',', default_value = "1,8,16,32")]
+    batch: Vec<usize>,
+    #[arg(long, default_value = "3")]
+    runs: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let source: ModelSource = arguments.model.parse().expect("a model");
+    let files = source.fetch(false).expect("the model's files");
+    let pool = Pool::new(arguments.threads);
+    let limit = memory_bandwidth(&pool);
+    println!(
+        "{}: {:.1} M parameters, {} threads, {}; reading memory: {:.1} GB/s",
+        files.name,
+        files.config.parameters() as f64 / 1e6,
+        arguments.threads,
+        Isa::detect().name(),
+        limit / 1e9
+    );
+    println!(
+        "| dtype | load | weights | prefill {PREFILL} tok/s | batch | decode tok/s | share of the memory limit |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for name in &arguments.dtype {
+        let dtype = match name.as_str() {
+            "f32" => WeightDtype::F32,
+            "bf16" => WeightDtype::Bf16,
+            "q8" => WeightDtype::Q8,
+            other => panic!("no dtype {other}"),
+        };
+        measure(&files, &arguments, name, dtype, limit);
+    }
+}
+
+fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightDtype, limit: f64) {
+    let started = Instant::now();
+    let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let load = started.elapsed();
+    let weights = model.weight_bytes() as f64;
+    let config = EngineConfig {
+        kv_memory: bytesize::ByteSize::gib(4),
+        max_step_tokens: 512,
+        ..EngineConfig::default()
+    };
+    let engine = skald::engine::start(model, config).expect("the engine");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let vocab = files.config.vocab_size as u32;
+    let limits = Limits::for_model(files.config.n_positions, vocab as usize, Vec::new());
+    let mut salt = 0;
+    let mut request = |prompt: usize, new: usize| {
+        salt += 1;
+        let ids = (0..prompt as u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) ^ (salt * 40_503)) % vocab)
+            .collect();
+        RequestDraft::new(RequestId::random(), ids, new, SamplingStyle::Greedy)
+    };
+    let prefill = median((0..arguments.runs).map(|_| {
+        let drafts = vec![request(PREFILL, 1)];
+        runtime
+            .block_on(run(&engine, &limits, drafts))
+            .0
+            .as_secs_f64()
+    }));
+    for &batch in &arguments.batch {
+        let seconds = median((0..arguments.runs).map(|_| {
+            let drafts = (0..batch).map(|_| request(PROMPT, NEW)).collect();
+            runtime
+                .block_on(run(&engine, &limits, drafts))
+                .1
+                .as_secs_f64()
+        }));
+        let rate = (batch * (NEW - 1)) as f64 / seconds;
+        println!(
+            "| {name} | {:.2} s | {:.0} MB | {:.0} | {batch} | {rate:.1} | {:.2} |",
+            load.as_secs_f64(),
+            weights / 1e6,
+            PREFILL as f64 / prefill,
+            rate / batch as f64 * weights / limit
+        );
+    }
+    engine.stop();
+}
+
+/// Runs requests side by side; the time to the first token of all, and from there to the end.
+async fn run(
+    engine: &EngineHandle,
+    limits: &Limits,
+    drafts: Vec<RequestDraft>,
+) -> (Duration, Duration) {
+    let started = Instant::now();
+    let each = drafts.into_iter().map(|draft| async {
+        let request = limits.admit(draft).expect("a valid request");
+        let mut generation = engine.submit(request).await.expect("accepted");
+        let mut first = None;
+        while let Some(event) = generation.next().await {
+            match event {
+                TokenEvent::Token(_) => {
+                    first.get_or_insert_with(|| started.elapsed());
+                }
+                TokenEvent::Prefilled(_) => (),
+                TokenEvent::Failed(error) => panic!("{error}"),
+            }
+        }
+        first.expect("a token")
+    });
+    let firsts = futures_util::future::join_all(each).await;
+    let first = firsts.into_iter().max().expect("a request");
+    (first, started.elapsed() - first)
+}
+
+/// Bytes per second at which all threads together read memory far larger than the caches; the
+/// best of five.
+fn memory_bandwidth(pool: &Pool) -> f64 {
+    const PART: usize = 1 << 21;
+    let memory: Vec<u64> = vec![1; 1 << 26];
+    let best = (0..5).map(|_| {
+        let started = Instant::now();
+        pool.run(memory.len() / PART, |part| {
+            let words = memory[part * PART..(part + 1) * PART].as_chunks::<32>().0;
+            let mut sums = [0u64; 32];
+            for chunk in words {
+                for (sum, word) in sums.iter_mut().zip(chunk) {
+                    *sum = sum.wrapping_add(*word);
+                }
+            }
+            std::hint::black_box(sums);
+        });
+        size_of_val(&memory[..]) as f64 / started.elapsed().as_secs_f64()
+    });
+    best.fold(0.0, f64::max)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
