@@ -17,7 +17,8 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     Close {
         id: SequenceId,
-        kept: KeptOutput,
+        /// `None`: the turn leaves no trace in its session.
+        kept: Option<KeptOutput>,
         done: Option<oneshot::Sender<()>>,
     },
     Session {
@@ -157,6 +158,7 @@ impl EngineHandle {
             commands: self.commands.clone(),
             delivered: 0,
             finished: false,
+            failed: false,
             settled: false,
         };
         self.commands
@@ -240,6 +242,7 @@ pub struct Generation {
     delivered: usize,
     /// The last event was received.
     finished: bool,
+    failed: bool,
     /// The worker was told what is kept.
     settled: bool,
 }
@@ -262,9 +265,15 @@ impl Generation {
                 self.finished = token.finish.is_some();
             }
             TokenEvent::Prefilled(prompt) => self.finished = prompt.finish.is_some(),
-            TokenEvent::Failed(_) => self.finished = true,
+            TokenEvent::Failed(_) => (self.finished, self.failed) = (true, true),
         }
         Some(event)
+    }
+
+    /// A turn that failed or was cancelled before it gave a token leaves its session as it was, so
+    /// that the client can simply ask again.
+    fn leaves_a_trace(&self) -> bool {
+        self.delivered > 0 || (self.finished && !self.failed)
     }
 
     /// Ends the generation and settles what its session keeps; returns once the session is free
@@ -273,7 +282,7 @@ impl Generation {
         let (done, settled) = oneshot::channel();
         let command = Command::Close {
             id: self.id,
-            kept,
+            kept: self.leaves_a_trace().then_some(kept),
             done: Some(done),
         };
         self.settled = true;
@@ -288,10 +297,10 @@ impl Drop for Generation {
         if !self.settled {
             let _ = self.commands.send(Command::Close {
                 id: self.id,
-                kept: KeptOutput {
+                kept: self.leaves_a_trace().then(|| KeptOutput {
                     tokens: self.delivered,
                     tail: Vec::new(),
-                },
+                }),
                 done: None,
             });
         }

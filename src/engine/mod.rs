@@ -2,28 +2,139 @@
 //! and the handle by which the front end reaches it.
 //!
 //! ```text
-//! EngineHandle ──commands──► worker: take what arrived ─► plan ─► forward ─► sample ─► commit
-//!      Generation ◄──TokenEvents── (one bounded channel per request) ◄────────┘
+//! EngineHandle ──commands──► worker: take what arrived ─► plan ─► forward ─► draw ─► send
+//!      Generation ◄──TokenEvents── (one bounded channel per request) ◄────────────────┘
 //! ```
 //!
 //! - [`scheduler`] and [`blocks`] decide who runs and where its KV lives: pure, no tensors, no
 //!   threads.
 //! - [`sequence`] is the token history of one generation and its place in the cache.
 //! - [`sampler`] turns logits into a token.
-//! - [`session`] keeps named histories.
-//! - [`worker`] is the loop around them.
+//! - `session` keeps named histories.
+//! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
+//!   plan becomes the model's input.
 //!
 //! The engine must never know of HTTP, and nothing but the worker thread may touch model, cache
 //! or sessions: the front end sends messages.
 
+mod active;
+mod batch;
 pub mod blocks;
 pub mod event;
 pub mod handle;
+pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+mod session;
+mod worker;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use tokio::sync::mpsc;
+use tracing::error;
 
 pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,
 };
 pub use handle::{EngineHandle, EngineStatus, Generation, KeptOutput, SessionInfo};
+
+use crate::model::gpt2::Gpt2;
+use crate::request::RequestId;
+
+/// Events a client may be behind before its request sits steps out.
+const EVENT_CAPACITY: usize = 256;
+
+/// Called with the requests of a step before its forward pass, on the worker thread. A panic in
+/// it is a panic in the step: that is how tests make one.
+pub type StepHook = Arc<dyn Fn(&[RequestId]) + Send + Sync>;
+
+/// How the engine is set up.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// Memory for the KV cache.
+    pub kv_memory: ByteSize,
+    /// Requests in a batch at most.
+    pub max_batch: usize,
+    /// Tokens in a step at most; long prompts are read in chunks of what is left of it.
+    pub max_step_tokens: usize,
+    /// Requests that may wait; more are refused.
+    pub queue_limit: usize,
+    /// Sessions kept; beyond that the least recently used is forgotten.
+    pub max_sessions: usize,
+    /// See [`StepHook`].
+    pub step_hook: Option<StepHook>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            kv_memory: ByteSize::gib(1),
+            max_batch: 64,
+            max_step_tokens: 256,
+            queue_limit: 256,
+            max_sessions: 10_000,
+            step_hook: None,
+        }
+    }
+}
+
+/// Why the engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The KV cache holds no block.
+    #[error(
+        "the KV cache of {kv_memory} holds no block: one block of {block_size} tokens takes {block_bytes}"
+    )]
+    NoKvMemory {
+        /// What was given.
+        kv_memory: ByteSize,
+        /// Tokens per block.
+        block_size: usize,
+        /// What a block takes.
+        block_bytes: ByteSize,
+    },
+    /// The KV cache could not be allocated.
+    #[error("the KV cache could not be allocated: {0}")]
+    KvCache(#[from] candle_core::Error),
+    /// The operating system gave no thread.
+    #[error("the inference thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Starts the worker thread.
+///
+/// # Errors
+/// [`EngineError`] if there is no memory for the KV cache or no thread to be had.
+pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+    let block_bytes = model.kv_block_bytes();
+    let kv_blocks = usize::try_from(config.kv_memory.as_u64()).unwrap_or(usize::MAX) / block_bytes;
+    if kv_blocks == 0 {
+        return Err(EngineError::NoKvMemory {
+            kv_memory: config.kv_memory,
+            block_size: blocks::BLOCK_SIZE,
+            block_bytes: ByteSize::b(block_bytes as u64),
+        });
+    }
+    let kv = model.kv_cache(kv_blocks)?;
+    let (sender, commands) = mpsc::unbounded_channel();
+    let gauges = Arc::default();
+    let handle = EngineHandle::new(
+        sender,
+        config.queue_limit,
+        EVENT_CAPACITY,
+        kv_blocks,
+        Arc::clone(&gauges),
+    );
+    let worker = worker::Worker::new(model, kv, kv_blocks, config, commands, gauges);
+    std::thread::Builder::new()
+        .name("skald-inference".to_owned())
+        .spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+                error!("the inference worker died");
+            }
+        })?;
+    Ok(handle)
+}

@@ -1,0 +1,165 @@
+//! What the worker keeps beside the scheduler for every accepted request: its parameters, its
+//! sampler, its client, and how far it is.
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::event::{
+    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
+};
+use super::handle::KeptOutput;
+use super::sampler::{self, Sampler};
+use crate::request::GenerateRequest;
+
+/// Events a step can send to one request: the prompt's report and the first token.
+pub(super) const EVENTS_PER_STEP: usize = 2;
+
+/// One accepted request.
+pub(super) struct Active {
+    pub request: GenerateRequest,
+    events: mpsc::Sender<TokenEvent>,
+    sampler: Sampler,
+    /// Its place in the queue, until it runs.
+    place: Option<OwnedSemaphorePermit>,
+    /// Tokens of its session before its own prompt.
+    history: usize,
+    /// Tokens it may generate: what it asked for, less what the window does not hold.
+    max_tokens: usize,
+    generated: usize,
+    /// Context tokens that came from the cache; known once it was first planned.
+    cached_tokens: Option<usize>,
+    /// For every token of its own prompt, where asked for.
+    prompt_logprobs: Vec<Option<PromptToken>>,
+    reported_prompt: bool,
+}
+
+impl Active {
+    /// A request that continues `tokens`, of which the first `history` are its session's and the
+    /// rest its own prompt.
+    pub fn new(
+        request: GenerateRequest,
+        events: mpsc::Sender<TokenEvent>,
+        place: OwnedSemaphorePermit,
+        tokens: &[u32],
+        history: usize,
+        max_tokens: usize,
+        vocab_size: usize,
+    ) -> Self {
+        let sampler = Sampler::new(request.sampling.clone(), tokens, vocab_size);
+        let prompt_logprobs = if request.logprobs.prompt {
+            vec![None; tokens.len() - history]
+        } else {
+            Vec::new()
+        };
+        Self {
+            request,
+            events,
+            sampler,
+            place: Some(place),
+            history,
+            max_tokens,
+            generated: 0,
+            cached_tokens: None,
+            prompt_logprobs,
+            reported_prompt: false,
+        }
+    }
+
+    /// Whether the client has room for what a step can send.
+    pub fn can_receive(&self) -> bool {
+        self.events.capacity() >= EVENTS_PER_STEP
+    }
+
+    /// Notes that it is in a step, with so many context tokens already in the cache.
+    pub fn planned(&mut self, first_position: usize) {
+        self.place = None;
+        self.cached_tokens.get_or_insert(first_position);
+    }
+
+    /// Whether the logits after history token `index` are wanted to report the token after it.
+    pub fn wants_prompt_logits(&self, index: usize) -> bool {
+        let next = index + 1;
+        (self.history..self.history + self.prompt_logprobs.len()).contains(&next)
+    }
+
+    /// Takes the logits after history token `index`, where `next` is the token that follows.
+    pub fn take_prompt_logits(&mut self, index: usize, next: u32, logits: &[f32]) {
+        let (token, top) = sampler::logprobs(logits, next, self.request.logprobs.top);
+        if let Some(entry) = (index + 1)
+            .checked_sub(self.history)
+            .and_then(|at| self.prompt_logprobs.get_mut(at))
+        {
+            *entry = Some(PromptToken { token, top });
+        }
+    }
+
+    /// Reports the prompt once it is read. The reason is given if that was all.
+    pub fn report_prompt(&mut self) -> Option<FinishReason> {
+        if self.reported_prompt {
+            return None;
+        }
+        self.reported_prompt = true;
+        let finish = (self.max_tokens == 0).then_some(FinishReason::Length);
+        let report = PromptReport {
+            prompt_tokens: self.history + self.request.prompt.len(),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            logprobs: std::mem::take(&mut self.prompt_logprobs),
+            finish,
+        };
+        self.send(TokenEvent::Prefilled(report));
+        finish
+    }
+
+    /// Draws the next token from the logits after the last one (`scratch` is overwritten) and
+    /// sends it.
+    pub fn draw(
+        &mut self,
+        logits: &[f32],
+        scratch: &mut Vec<f32>,
+    ) -> Result<(u32, Option<FinishReason>), GenerateError> {
+        scratch.clear();
+        scratch.extend_from_slice(logits);
+        let stop = &self.request.stop;
+        let banned: Vec<u32> = if self.generated < stop.min_tokens {
+            [&stop.end_of_text[..], &stop.stop_tokens[..]].concat()
+        } else {
+            Vec::new()
+        };
+        let id = self.sampler.draw(scratch, self.generated, &banned)?;
+        self.sampler.accept(id);
+        self.generated += 1;
+        let (token, top) = sampler::logprobs(logits, id, self.request.logprobs.top);
+        let finish = self.finish_reason(id);
+        self.send(TokenEvent::Token(GeneratedToken { token, top, finish }));
+        Ok((id, finish))
+    }
+
+    fn finish_reason(&self, token: u32) -> Option<FinishReason> {
+        let stop = &self.request.stop;
+        if stop.end_of_text.contains(&token) {
+            Some(FinishReason::EndOfText)
+        } else if stop.stop_tokens.contains(&token) {
+            Some(FinishReason::Stop)
+        } else {
+            (self.generated >= self.max_tokens).then_some(FinishReason::Length)
+        }
+    }
+
+    /// Sends the last event of a generation that failed.
+    pub fn fail(&self, error: GenerateError) {
+        self.send(TokenEvent::Failed(error));
+    }
+
+    /// Room was made sure of before the step; a client that went away says so by itself.
+    fn send(&self, event: TokenEvent) {
+        let _ = self.events.try_send(event);
+    }
+
+    /// What a session's history becomes: `tokens` is all that was read and drawn.
+    pub fn history_to_keep(&self, tokens: &[u32], kept: &KeptOutput) -> Vec<u32> {
+        let prompt_end = self.history + self.request.prompt.len();
+        let end = (prompt_end + kept.tokens).min(tokens.len());
+        let mut history = tokens[..end].to_vec();
+        history.extend_from_slice(&kept.tail);
+        history
+    }
+}

@@ -1,0 +1,59 @@
+//! From a plan to the model's ragged batch: which tokens, at which positions, in which blocks,
+//! and which rows' logits are wanted.
+
+use std::collections::HashMap;
+
+use super::active::Active;
+use super::scheduler::{Part, Scheduler};
+use super::sequence::SequenceId;
+use crate::kernels::attention::SequenceSpan;
+use crate::model::gpt2::Batch;
+
+/// A step's batch, and for every part of its plan which of its logits report prompt tokens.
+pub(super) struct StepBatch {
+    pub batch: Batch,
+    /// Per part: (history index of the row's token, the token that follows it).
+    pub prompt_rows: Vec<Vec<(usize, u32)>>,
+}
+
+/// Lays the parts of a plan out as rows, in the plan's order. Logits come in the same order: per
+/// part first its prompt rows, then, if the part completes its context, its last row.
+pub(super) fn build(
+    plan: &[Part],
+    scheduler: &Scheduler,
+    active: &HashMap<SequenceId, Active>,
+) -> StepBatch {
+    let mut batch = Batch::default();
+    let mut prompt_rows = Vec::with_capacity(plan.len());
+    for part in plan {
+        let mut wanted = Vec::new();
+        if let (Some(sequence), Some(active)) =
+            (scheduler.sequence(part.id), active.get(&part.id))
+        {
+            let first_row = batch.ids.len();
+            let end = part.first_position + part.tokens;
+            let tokens = &sequence.context()[part.first_position..end];
+            batch.ids.extend_from_slice(tokens);
+            batch
+                .positions
+                .extend((part.first_position..end).map(|position| position as u32));
+            batch.spans.push(SequenceSpan {
+                rows: first_row..first_row + part.tokens,
+                first_position: part.first_position,
+                block_table: sequence.table.iter().map(|block| block.0).collect(),
+            });
+            for (offset, row) in (first_row..).take(part.tokens).enumerate() {
+                let index = sequence.start + part.first_position + offset;
+                if active.wants_prompt_logits(index) {
+                    wanted.push((index, sequence.tokens[index + 1]));
+                    batch.logits_rows.push(row as u32);
+                }
+            }
+            if part.completes {
+                batch.logits_rows.push((first_row + part.tokens - 1) as u32);
+            }
+        }
+        prompt_rows.push(wanted);
+    }
+    StepBatch { batch, prompt_rows }
+}

@@ -1,0 +1,428 @@
+//! The inference worker: the loop that turns requests into tokens, one step at a time.
+//!
+//! One step: take what has arrived; plan; one forward pass over all planned parts; record what is
+//! computed; draw a token for every sequence that reached the end of its context; send. A panic
+//! or error in the pass fails the requests that were in it, one in drawing a token only its own;
+//! the loop goes on. It must never wait for a client.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error};
+
+use super::EngineConfig;
+use super::active::Active;
+use super::batch::{StepBatch, build};
+use super::blocks::BLOCK_SIZE;
+use super::event::GenerateError;
+use super::handle::{Command, Gauges, KeptOutput, SessionInfo, Submission};
+use super::scheduler::{Part, Scheduler, StepLimits};
+use super::sequence::{Sequence, SequenceId, context_start};
+use super::session::SessionStore;
+use crate::kernels::kv::KvCache;
+use crate::model::gpt2::Gpt2;
+use crate::request::{Overflow, SessionId, window_room};
+
+/// How long the loop rests when every running request waits for its client.
+const STALL_PAUSE: Duration = Duration::from_millis(2);
+
+/// A finished generation on a session, until the front end says what its client received.
+struct Unsettled {
+    active: Active,
+    tokens: Vec<u32>,
+}
+
+/// Owns everything inference needs. Lives on its own thread.
+pub(super) struct Worker {
+    model: Gpt2,
+    kv: KvCache,
+    config: EngineConfig,
+    scheduler: Scheduler,
+    sessions: SessionStore,
+    active: HashMap<SequenceId, Active>,
+    unsettled: HashMap<SequenceId, Unsettled>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    gauges: Arc<Gauges>,
+    /// One row of logits, to draw from.
+    scratch: Vec<f32>,
+}
+
+impl Worker {
+    pub fn new(
+        model: Gpt2,
+        kv: KvCache,
+        kv_blocks: usize,
+        config: EngineConfig,
+        commands: mpsc::UnboundedReceiver<Command>,
+        gauges: Arc<Gauges>,
+    ) -> Self {
+        let limits = StepLimits {
+            max_batch: config.max_batch,
+            max_step_tokens: config.max_step_tokens,
+        };
+        Self {
+            scheduler: Scheduler::new(limits, kv_blocks),
+            sessions: SessionStore::new(config.max_sessions),
+            active: HashMap::new(),
+            unsettled: HashMap::new(),
+            scratch: Vec::with_capacity(model.config().vocab_size),
+            model,
+            kv,
+            config,
+            commands,
+            gauges,
+        }
+    }
+
+    /// Runs until it is told to stop or no handle is left.
+    pub fn run(mut self) {
+        while self.take_commands() {
+            self.step();
+            self.publish_gauges();
+        }
+        self.fail_everything(&GenerateError::ShuttingDown);
+    }
+
+    /// Takes what has arrived; waits for something if there is nothing to do. `false`: stop.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            let idle = self.scheduler.running() + self.scheduler.waiting() == 0;
+            let command = if idle {
+                self.publish_gauges();
+                match self.commands.blocking_recv() {
+                    Some(command) => command,
+                    None => return false,
+                }
+            } else {
+                match self.commands.try_recv() {
+                    Ok(command) => command,
+                    Err(mpsc::error::TryRecvError::Empty) => return true,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return false,
+                }
+            };
+            match command {
+                Command::Submit(submission) => self.submit(submission),
+                Command::Close { id, kept, done } => self.close(id, kept.as_ref(), done),
+                Command::Session { id, reply } => {
+                    let _ = reply.send(self.session_info(&id));
+                }
+                Command::Sessions { reply } => {
+                    let ids = self.sessions.list().into_iter().map(|(id, _)| id.clone());
+                    let ids: Vec<SessionId> = ids.collect();
+                    let infos = ids.iter().filter_map(|id| self.session_info(id));
+                    let _ = reply.send(infos.collect());
+                }
+                Command::DeleteSession { id, reply } => {
+                    let waited = self.sessions.delete(&id);
+                    let _ = reply.send(waited.is_some());
+                    for submission in waited.into_iter().flatten() {
+                        self.submit(submission);
+                    }
+                }
+                Command::Stop => return false,
+            }
+        }
+    }
+
+    /// Accepts a request, or lets it wait for its session, or says why it can never run.
+    fn submit(&mut self, submission: Box<Submission>) {
+        let (submission, history) = match submission.request.session.clone() {
+            None => (submission, Vec::new()),
+            Some(session) => match self.sessions.begin(&session, submission) {
+                Some(begun) => begun,
+                None => return,
+            },
+        };
+        let id = submission.id;
+        let session = submission.request.session.clone();
+        if let Err(refusal) = self.accept(submission, history)
+            && let Some(session) = session
+        {
+            debug!(%session, %refusal, "refused");
+            self.settle(&session, id, None);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        submission: Box<Submission>,
+        history: Vec<u32>,
+    ) -> Result<(), GenerateError> {
+        let Submission {
+            id,
+            request,
+            verdict,
+            events,
+            place,
+        } = *submission;
+        let n_positions = self.model.config().n_positions;
+        let fits = self.check_fit(&request, history.len());
+        let max_tokens = match fits {
+            Ok(max_tokens) => max_tokens,
+            Err(refusal) => {
+                let _ = verdict.send(Err(refusal.clone()));
+                return Err(refusal);
+            }
+        };
+        let history_length = history.len();
+        let mut tokens = history;
+        tokens.extend_from_slice(&request.prompt);
+        let may_reuse = !request.logprobs.prompt;
+        let active = Active::new(
+            request,
+            events,
+            place,
+            &tokens,
+            history_length,
+            max_tokens,
+            self.model.config().vocab_size,
+        );
+        self.active.insert(id, active);
+        self.scheduler
+            .add(Sequence::new(id, tokens, n_positions, may_reuse));
+        // If the client is gone already, a `Close` follows.
+        let _ = verdict.send(Ok(()));
+        Ok(())
+    }
+
+    /// How many tokens a request may generate after `history` session tokens; or why it can
+    /// never run.
+    fn check_fit(
+        &self,
+        request: &crate::request::GenerateRequest,
+        history: usize,
+    ) -> Result<usize, GenerateError> {
+        let n_positions = self.model.config().n_positions;
+        let wanted = request.stop.max_tokens;
+        let total = history + request.prompt.len();
+        if total == 0 {
+            return Err(GenerateError::NothingToContinue);
+        }
+        let max_tokens = match window_room(n_positions, total, request.overflow) {
+            None => wanted,
+            Some(room) => {
+                let refused = total > n_positions
+                    || (room == 0 && wanted > 0)
+                    || (request.overflow == Overflow::Error && wanted > room);
+                if refused {
+                    return Err(GenerateError::ContextLength {
+                        history,
+                        prompt: request.prompt.len(),
+                        max_tokens: wanted,
+                        n_positions,
+                    });
+                }
+                wanted.min(room)
+            }
+        };
+        let longest = if total + max_tokens > n_positions {
+            n_positions
+        } else {
+            total - context_start(total, n_positions) + max_tokens
+        };
+        let needed = longest.div_ceil(BLOCK_SIZE);
+        let available = self.scheduler.blocks().capacity();
+        if needed > available {
+            return Err(GenerateError::KvTooSmall {
+                needed,
+                available,
+                block_size: BLOCK_SIZE,
+            });
+        }
+        Ok(max_tokens)
+    }
+
+    /// One step of everything that can run.
+    fn step(&mut self) {
+        let active = &self.active;
+        let plan = self
+            .scheduler
+            .plan(|id| active.get(&id).is_some_and(Active::can_receive));
+        if plan.is_empty() {
+            std::thread::sleep(STALL_PAUSE);
+            return;
+        }
+        for part in &plan {
+            if let Some(active) = self.active.get_mut(&part.id) {
+                active.planned(part.first_position);
+            }
+        }
+        let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
+        let failure = match pass {
+            Ok(Ok((batch, logits))) => return self.take_logits(&plan, &batch, &logits),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic_message(&*panic),
+        };
+        error!(%failure, requests = plan.len(), "a step failed");
+        for part in plan {
+            self.fail(part.id, GenerateError::StepFailed(failure.clone()));
+        }
+    }
+
+    fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, candle_core::Tensor)> {
+        if let Some(hook) = &self.config.step_hook {
+            let ids: Vec<_> = plan
+                .iter()
+                .filter_map(|part| self.active.get(&part.id))
+                .map(|active| active.request.id.clone())
+                .collect();
+            hook(&ids);
+        }
+        let batch = build(plan, &self.scheduler, &self.active);
+        let logits = self.model.forward(&batch.batch, &self.kv)?;
+        Ok((batch, logits))
+    }
+
+    /// Hands every row of logits to the request it belongs to.
+    fn take_logits(&mut self, plan: &[Part], batch: &StepBatch, logits: &candle_core::Tensor) {
+        self.gauges.steps.fetch_add(1, Ordering::Relaxed);
+        for &part in plan {
+            self.scheduler.computed(part);
+        }
+        let rows = match logits.flatten_all().and_then(|l| l.to_vec1::<f32>()) {
+            Ok(rows) => rows,
+            Err(error) => {
+                for part in plan {
+                    self.fail(part.id, GenerateError::StepFailed(error.to_string()));
+                }
+                return;
+            }
+        };
+        let vocab_size = self.model.config().vocab_size;
+        let mut rows = rows.chunks_exact(vocab_size);
+        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            for &(index, next) in wanted {
+                if let (Some(active), Some(row)) = (self.active.get_mut(&part.id), rows.next()) {
+                    active.take_prompt_logits(index, next, row);
+                }
+            }
+            if part.completes
+                && let Some(row) = rows.next()
+            {
+                self.advance(part.id, row);
+            }
+        }
+    }
+
+    /// Draws the next token of one sequence and sends it on.
+    fn advance(&mut self, id: SequenceId, logits: &[f32]) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        if active.report_prompt().is_some() {
+            return self.finish(id, None);
+        }
+        let scratch = &mut self.scratch;
+        let drawn = catch_unwind(AssertUnwindSafe(|| active.draw(logits, scratch)))
+            .unwrap_or_else(|panic| Err(GenerateError::StepFailed(panic_message(&*panic))));
+        match drawn {
+            Ok((token, None)) => self.scheduler.push_token(id, token),
+            Ok((token, Some(_))) => self.finish(id, Some(token)),
+            Err(error) => {
+                error!(request = %active.request.id, %error, "a request failed");
+                self.fail(id, error);
+            }
+        }
+    }
+
+    fn fail(&mut self, id: SequenceId, error: GenerateError) {
+        if let Some(active) = self.active.get(&id) {
+            active.fail(error);
+        }
+        self.finish(id, None);
+    }
+
+    /// Takes a generation out of the batch; on a session, its tokens are kept until it is closed.
+    fn finish(&mut self, id: SequenceId, last: Option<u32>) {
+        let sequence = self.scheduler.remove(id);
+        let active = self.active.remove(&id);
+        if let (Some(sequence), Some(active)) = (sequence, active)
+            && active.request.session.is_some()
+        {
+            let mut tokens = sequence.tokens;
+            tokens.extend(last);
+            self.unsettled.insert(id, Unsettled { active, tokens });
+        }
+    }
+
+    /// The front end is done with a generation, finished or not.
+    fn close(
+        &mut self,
+        id: SequenceId,
+        kept: Option<&KeptOutput>,
+        done: Option<oneshot::Sender<()>>,
+    ) {
+        self.finish(id, None);
+        if let Some(Unsettled { active, tokens }) = self.unsettled.remove(&id) {
+            if let Some(session) = &active.request.session {
+                let history = kept.map(|kept| active.history_to_keep(&tokens, kept));
+                self.settle(session, id, history);
+            }
+        } else {
+            self.sessions.withdraw(id);
+        }
+        if let Some(done) = done {
+            let _ = done.send(());
+        }
+    }
+
+    fn settle(&mut self, session: &SessionId, id: SequenceId, history: Option<Vec<u32>>) {
+        if let Some(next) = self.sessions.settle(session, id, history) {
+            self.submit(next);
+        }
+    }
+
+    fn session_info(&self, id: &SessionId) -> Option<SessionInfo> {
+        let session = self.sessions.get(id)?;
+        let start = context_start(session.tokens.len(), self.model.config().n_positions);
+        let cached = self.scheduler.blocks().find_prefix(&session.tokens[start..]);
+        Some(SessionInfo {
+            id: id.clone(),
+            tokens: session.tokens.clone(),
+            cached_tokens: cached.len() * BLOCK_SIZE,
+            created: session.created,
+            last_used: session.last_used,
+            busy: session.is_busy(),
+        })
+    }
+
+    fn fail_everything(&mut self, error: &GenerateError) {
+        for active in self.active.values() {
+            active.fail(error.clone());
+        }
+        self.active.clear();
+        for submission in self.sessions.drain_queues() {
+            let _ = submission.verdict.send(Err(error.clone()));
+        }
+        self.publish_gauges();
+    }
+
+    fn publish_gauges(&self) {
+        let blocks = self.scheduler.blocks();
+        let gauges = &self.gauges;
+        let set = |gauge: &std::sync::atomic::AtomicUsize, value| {
+            gauge.store(value, Ordering::Relaxed);
+        };
+        set(&gauges.running, self.scheduler.running());
+        set(&gauges.waiting, self.scheduler.waiting());
+        set(
+            &gauges.kv_blocks_used,
+            blocks.capacity() - blocks.available(),
+        );
+        set(&gauges.kv_blocks_cached, blocks.idle());
+        set(&gauges.sessions, self.sessions.len());
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
+}

@@ -1,0 +1,245 @@
+//! GPT-2's shape, from `config.json` in the Hugging Face layout.
+
+use serde::Deserialize;
+
+/// Why a `config.json` is not one of a model that can be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON, or a field is missing or of the wrong type.
+    #[error("{file}: {source}")]
+    Json {
+        /// The file.
+        file: String,
+        /// What serde found.
+        source: serde_json::Error,
+    },
+    /// A field has a value that is not supported.
+    #[error("{file}: `{field}` is {found}; {expected}")]
+    Field {
+        /// The file.
+        file: String,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+/// The shape of a GPT-2 model. Field names are those of `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gpt2Config {
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// The window: positions there are embeddings for.
+    pub n_positions: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Blocks.
+    pub n_layer: usize,
+    /// Attention heads; divides `n_embd`.
+    pub n_head: usize,
+    /// Width of the feed-forward network's inner layer.
+    pub n_inner: usize,
+    /// Epsilon of all layer norms.
+    pub layer_norm_epsilon: f64,
+    /// Tokens that end a text, as `eos_token_id` has them (one, several or none).
+    pub end_of_text: Vec<u32>,
+    /// Whether the output projection is `wte`, unless the checkpoint has a `lm_head.weight`.
+    pub tie_word_embeddings: bool,
+}
+
+/// One id, or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum TokenIds {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl TokenIds {
+    pub(super) fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn default_activation() -> String {
+    "gelu_new".to_owned()
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// What stands in the file.
+#[derive(Deserialize)]
+struct Raw {
+    model_type: Option<String>,
+    vocab_size: usize,
+    n_positions: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_inner: Option<usize>,
+    #[serde(default = "default_activation")]
+    activation_function: String,
+    #[serde(default = "default_epsilon")]
+    layer_norm_epsilon: f64,
+    eos_token_id: Option<TokenIds>,
+    #[serde(default = "default_true")]
+    tie_word_embeddings: bool,
+    #[serde(default = "default_true")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+}
+
+impl Gpt2Config {
+    /// Reads a configuration; `file` is its name for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, field, found and expected value.
+    pub fn from_json(file: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+            file: file.to_owned(),
+            source,
+        })?;
+        raw.check(file)?;
+        Ok(Self {
+            vocab_size: raw.vocab_size,
+            n_positions: raw.n_positions,
+            n_embd: raw.n_embd,
+            n_layer: raw.n_layer,
+            n_head: raw.n_head,
+            n_inner: raw.n_inner.unwrap_or(4 * raw.n_embd),
+            layer_norm_epsilon: raw.layer_norm_epsilon,
+            end_of_text: raw.eos_token_id.map(TokenIds::into_vec).unwrap_or_default(),
+            tie_word_embeddings: raw.tie_word_embeddings,
+        })
+    }
+
+    /// Width of one attention head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// Parameters of the model, tied ones counted once.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        let (n, inner) = (self.n_embd, self.n_inner);
+        let attention = n * 3 * n + 3 * n + n * n + n;
+        let mlp = n * inner + inner + inner * n + n;
+        let block = 4 * n + attention + mlp;
+        let head = if self.tie_word_embeddings {
+            0
+        } else {
+            self.vocab_size * n
+        };
+        (self.vocab_size + self.n_positions) * n + self.n_layer * block + 2 * n + head
+    }
+}
+
+impl Raw {
+    fn check(&self, file: &str) -> Result<(), ConfigError> {
+        let refuse = |field, found: String, expected: &str| {
+            Err(ConfigError::Field {
+                file: file.to_owned(),
+                field,
+                found,
+                expected: expected.to_owned(),
+            })
+        };
+        if self.model_type.as_deref() != Some("gpt2") {
+            let found = self.model_type.clone().unwrap_or("missing".to_owned());
+            return refuse("model_type", found, "only \"gpt2\" can be served");
+        }
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("n_positions", self.n_positions),
+            ("n_embd", self.n_embd),
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_inner", self.n_inner.unwrap_or(1)),
+        ] {
+            if value == 0 || value > 1 << 24 {
+                return refuse(field, value.to_string(), "expected 1 to 2^24");
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            let expected = format!("it must divide `n_embd` ({})", self.n_embd);
+            return refuse("n_head", self.n_head.to_string(), &expected);
+        }
+        let gelu = ["gelu_new", "gelu_pytorch_tanh"];
+        if !gelu.contains(&self.activation_function.as_str()) {
+            let found = self.activation_function.clone();
+            return refuse("activation_function", found, "only gelu_new can be served");
+        }
+        if !self.scale_attn_weights {
+            let expected = "only scaled attention can be served";
+            return refuse("scale_attn_weights", "false".to_owned(), expected);
+        }
+        if self.scale_attn_by_inverse_layer_idx {
+            let expected = "scaling by layer is not supported";
+            return refuse("scale_attn_by_inverse_layer_idx", "true".to_owned(), expected);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(changes: &[(&str, serde_json::Value)]) -> Result<Gpt2Config, String> {
+        let mut json = serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768,
+            "n_layer": 12, "n_head": 12, "eos_token_id": 50256,
+        });
+        for (field, value) in changes {
+            json[field] = value.clone();
+        }
+        Gpt2Config::from_json("config.json", json.to_string().as_bytes()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_published_shapes_have_the_published_numbers_of_parameters() {
+        for (n_layer, n_head, n_embd, parameters) in [
+            (6, 12, 768, 81_912_576),
+            (12, 12, 768, 124_439_808),
+            (24, 16, 1024, 354_823_168),
+            (36, 20, 1280, 774_030_080),
+            (48, 25, 1600, 1_557_611_200),
+        ] {
+            let config = parse(&[
+                ("n_layer", n_layer.into()),
+                ("n_head", n_head.into()),
+                ("n_embd", n_embd.into()),
+            ]);
+            assert_eq!(config.unwrap().parameters(), parameters);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_by_name() {
+        for (field, value, words) in [
+            ("model_type", "llama".into(), "`model_type` is llama"),
+            ("n_head", 7.into(), "must divide `n_embd` (768)"),
+            ("n_layer", 0.into(), "`n_layer` is 0"),
+            ("activation_function", "relu".into(), "only gelu_new"),
+            ("scale_attn_weights", false.into(), "scaled attention"),
+            ("vocab_size", "many".into(), "config.json: invalid type"),
+        ] {
+            let error = parse(&[(field, value)]).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! GPT-2 (Radford et al. 2019), top to bottom as the paper has it, over a ragged batch.
+//!
+//! The tokens of all sequences of a step stand in one `[rows, n_embd]` matrix, so every linear
+//! layer is one matrix product over the whole batch; only attention looks at each sequence's own
+//! KV blocks. Names are those of the checkpoint (`wte`, `wpe`, `h.N.ln_1`, `attn.c_attn`, ...).
+//!
+//! The model knows a batch, never a sequence, session or request, and a row's result depends on
+//! its own tokens alone, bit for bit.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::Gpt2Config;
+use super::source::ModelFiles;
+use super::weights::{Checkpoint, Embedding, TensorView, WeightsError};
+use crate::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
+use crate::kernels::kv::{KvCache, KvDtype, LayerKv};
+use crate::kernels::linear::{Epilogue, Layout, Linear, RawWeight, WeightDtype};
+use crate::kernels::norm::LayerNorm;
+use crate::kernels::{Isa, Pool};
+
+/// What the model computes with.
+#[derive(Clone)]
+pub enum Runtime {
+    /// Our own kernels on the CPU.
+    Kernels {
+        /// The threads they run on.
+        pool: Arc<Pool>,
+        /// The instruction set.
+        isa: Isa,
+        /// How weights are held.
+        dtype: WeightDtype,
+    },
+    /// Plain candle operations in f32: the reference, and the way to other devices.
+    Plain(Device),
+}
+
+impl Runtime {
+    /// Our own kernels on `threads` threads, with the best instruction set the machine has.
+    #[must_use]
+    pub fn kernels(threads: NonZeroUsize, dtype: WeightDtype) -> Self {
+        Self::Kernels {
+            pool: Pool::new(threads),
+            isa: Isa::detect(),
+            dtype,
+        }
+    }
+
+    fn device(&self) -> Device {
+        match self {
+            Self::Kernels { .. } => Device::Cpu,
+            Self::Plain(device) => device.clone(),
+        }
+    }
+
+    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Linear> {
+        match self {
+            Self::Kernels { pool, isa, dtype } => Linear::pack(pool, *isa, *dtype, weight, bias),
+            Self::Plain(device) => Linear::plain(device, weight, bias),
+        }
+    }
+
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<LayerNorm> {
+        match self {
+            Self::Kernels { pool, isa, .. } => LayerNorm::new(pool, *isa, weight, bias, eps),
+            Self::Plain(device) => LayerNorm::plain(device, weight, bias, eps),
+        }
+    }
+
+    fn attention(&self, n_head: usize, head_dim: usize) -> Attention {
+        match self {
+            Self::Kernels { pool, isa, .. } => Attention::new(pool, *isa, n_head, head_dim),
+            Self::Plain(_) => Attention::plain(n_head, head_dim),
+        }
+    }
+}
+
+/// The rows of one forward pass.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Token ids, `[rows]`.
+    pub ids: Vec<u32>,
+    /// The position of each in its own context, `[rows]`, below `n_positions`.
+    pub positions: Vec<u32>,
+    /// Which rows belong to which KV blocks.
+    pub spans: Vec<SequenceSpan>,
+    /// The rows whose logits are wanted.
+    pub logits_rows: Vec<u32>,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A tensor is missing or not what the configuration says.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The weights could not be brought into the form the kernels need.
+    #[error("the model's weights could not be prepared: {0}")]
+    Kernels(#[from] candle_core::Error),
+}
+
+/// A loaded model.
+pub struct Gpt2 {
+    config: Gpt2Config,
+    device: Device,
+    wte: Embedding,
+    /// `[n_positions * n_embd]`
+    wpe: Vec<f32>,
+    h: Vec<Block>,
+    ln_f: LayerNorm,
+    lm_head: Linear,
+}
+
+struct Block {
+    ln_1: LayerNorm,
+    attn: SelfAttention,
+    ln_2: LayerNorm,
+    mlp: Mlp,
+}
+
+struct SelfAttention {
+    c_attn: Linear,
+    attention: Attention,
+    c_proj: Linear,
+}
+
+struct Mlp {
+    c_fc: Linear,
+    c_proj: Linear,
+}
+
+impl Gpt2 {
+    /// Reads and packs all weights.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming file and tensor if the checkpoint does not fit the configuration.
+    pub fn load(files: &ModelFiles, runtime: &Runtime) -> std::result::Result<Self, LoadError> {
+        let config = files.config.clone();
+        let checkpoint = &files.checkpoint;
+        checkpoint.validate(&config)?;
+        let loader = Loader {
+            checkpoint,
+            runtime,
+            config: &config,
+        };
+        let n_embd = config.n_embd;
+        let h = (0..config.n_layer).map(|i| loader.block(i)).collect::<std::result::Result<_, _>>()?;
+        let wpe = loader.tensor("wpe.weight", &[config.n_positions, n_embd])?;
+        let wpe = wpe.to_f32();
+        Ok(Self {
+            device: runtime.device(),
+            wte: checkpoint.embedding(&config)?,
+            wpe,
+            h,
+            ln_f: loader.layer_norm("ln_f")?,
+            lm_head: loader.lm_head()?,
+            config,
+        })
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub fn config(&self) -> &Gpt2Config {
+        &self.config
+    }
+
+    /// Bytes of the packed weights that stay in memory.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let blocks: usize = self.h.iter().map(Block::bytes).sum();
+        blocks + self.lm_head.bytes() + self.wpe.len() * size_of::<f32>()
+    }
+
+    /// Bytes that one KV block of all layers takes.
+    #[must_use]
+    pub fn kv_block_bytes(&self) -> usize {
+        let config = &self.config;
+        KvCache::block_bytes(KvDtype::F32, config.n_layer, config.n_head, config.head_dim())
+    }
+
+    /// An empty KV cache for this model.
+    ///
+    /// # Errors
+    /// If the memory cannot be had.
+    pub fn kv_cache(&self, blocks: usize) -> Result<KvCache> {
+        let config = &self.config;
+        KvCache::new(
+            &self.device,
+            KvDtype::F32,
+            config.n_layer,
+            blocks,
+            config.n_head,
+            config.head_dim(),
+        )
+    }
+
+    /// One pass over the rows of a batch: writes their keys and values into the cache and gives
+    /// the logits of the rows asked for, `[logits_rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model or the cache.
+    pub fn forward(&self, batch: &Batch, kv: &KvCache) -> Result<Tensor> {
+        let hidden = self.hidden_states(batch, kv, |_, _| Ok(()))?;
+        if batch.logits_rows.is_empty() {
+            return Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device);
+        }
+        let all = batch.logits_rows.len() == batch.ids.len();
+        let sampled = if all {
+            hidden
+        } else {
+            let rows = Tensor::new(&batch.logits_rows[..], &self.device)?;
+            hidden.index_select(&rows, 0)? // [rows, n_embd] -> [logits_rows, n_embd]
+        };
+        self.lm_head.forward(&sampled, Epilogue::None) // -> [logits_rows, vocab_size]
+    }
+
+    /// The pass up to `ln_f`: `[rows, n_embd]`. `observe` sees the input of every block by its
+    /// number, as the published hidden states have it.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model or the cache, or `observe` fails.
+    pub fn hidden_states(
+        &self,
+        batch: &Batch,
+        kv: &KvCache,
+        mut observe: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let plan = AttentionPlan::new(&batch.spans, batch.ids.len(), self.config.n_head)?;
+        let mut x = self.embed(batch)?; // [rows, n_embd]
+        for (i, block) in self.h.iter().enumerate() {
+            observe(i, &x)?;
+            x = block.forward(&x, kv.layer(i)?, &plan)?; // [rows, n_embd] -> [rows, n_embd]
+        }
+        self.ln_f.forward(&x) // [rows, n_embd] -> [rows, n_embd]
+    }
+
+    /// `x = wte[ids] + wpe[positions]`, `[rows, n_embd]`.
+    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        let n_embd = self.config.n_embd;
+        let mut x = vec![0f32; batch.ids.len() * n_embd];
+        let rows = batch.ids.iter().zip(&batch.positions);
+        for (row, (&id, &position)) in x.chunks_exact_mut(n_embd).zip(rows) {
+            let at = position as usize * n_embd;
+            let Some(wpe) = self.wpe.get(at..at + n_embd) else {
+                candle_core::bail!("position {position} is outside the model's window");
+            };
+            self.wte.row_into(id, row).map_err(candle_core::Error::wrap)?;
+            for (x, p) in row.iter_mut().zip(wpe) {
+                *x += p;
+            }
+        }
+        Tensor::from_vec(x, (batch.ids.len(), n_embd), &self.device)
+    }
+}
+
+impl Block {
+    /// `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
+    fn forward(&self, x: &Tensor, kv: &LayerKv, plan: &Arc<AttentionPlan>) -> Result<Tensor> {
+        let x = self.attn.forward(&self.ln_1.forward(x)?, x, kv, plan)?; // [rows, n_embd]
+        self.mlp.forward(&self.ln_2.forward(&x)?, &x) // [rows, n_embd]
+    }
+
+    fn bytes(&self) -> usize {
+        let linears = [
+            &self.attn.c_attn,
+            &self.attn.c_proj,
+            &self.mlp.c_fc,
+            &self.mlp.c_proj,
+        ];
+        linears.iter().map(|linear| linear.bytes()).sum()
+    }
+}
+
+impl SelfAttention {
+    /// Causal multi-head attention over the rows' own contexts, added to `residual`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        kv: &LayerKv,
+        plan: &Arc<AttentionPlan>,
+    ) -> Result<Tensor> {
+        let qkv = self.c_attn.forward(x, Epilogue::None)?; // [rows, n_embd] -> [rows, 3*n_embd]
+        let y = self.attention.forward(&qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
+        self.c_proj.forward(&y, Epilogue::Add(residual)) // [rows, n_embd] -> [rows, n_embd]
+    }
+}
+
+impl Mlp {
+    /// `c_proj(gelu(c_fc(x)))`, added to `residual`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let a = self.c_fc.forward(x, Epilogue::Gelu)?; // [rows, n_embd] -> [rows, n_inner]
+        self.c_proj.forward(&a, Epilogue::Add(residual)) // [rows, n_inner] -> [rows, n_embd]
+    }
+}
+
+/// Takes tensors from a checkpoint and brings them into the runtime's form.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    runtime: &'a Runtime,
+    config: &'a Gpt2Config,
+}
+
+type Loaded<T> = std::result::Result<T, LoadError>;
+
+impl Loader<'_> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Loaded<TensorView<'_>> {
+        Ok(self.checkpoint.tensor(name, shape)?)
+    }
+
+    fn block(&self, i: usize) -> Loaded<Block> {
+        let config = self.config;
+        let (n_embd, n_inner) = (config.n_embd, config.n_inner);
+        let name = |part: &str| format!("h.{i}.{part}");
+        Ok(Block {
+            ln_1: self.layer_norm(&name("ln_1"))?,
+            attn: SelfAttention {
+                c_attn: self.conv1d(&name("attn.c_attn"), n_embd, 3 * n_embd)?,
+                attention: self.runtime.attention(config.n_head, config.head_dim()),
+                c_proj: self.conv1d(&name("attn.c_proj"), n_embd, n_embd)?,
+            },
+            ln_2: self.layer_norm(&name("ln_2"))?,
+            mlp: Mlp {
+                c_fc: self.conv1d(&name("mlp.c_fc"), n_embd, n_inner)?,
+                c_proj: self.conv1d(&name("mlp.c_proj"), n_inner, n_embd)?,
+            },
+        })
+    }
+
+    fn layer_norm(&self, name: &str) -> Loaded<LayerNorm> {
+        let shape = [self.config.n_embd];
+        let weight = self.tensor(&format!("{name}.weight"), &shape)?.to_f32();
+        let bias = self.tensor(&format!("{name}.bias"), &shape)?.to_f32();
+        let eps = self.config.layer_norm_epsilon;
+        Ok(self.runtime.layer_norm(&weight, &bias, eps)?)
+    }
+
+    /// GPT-2's `Conv1D`: a linear layer whose weight is stored `[in, out]`.
+    fn conv1d(&self, name: &str, in_features: usize, out_features: usize) -> Loaded<Linear> {
+        let shape = [in_features, out_features];
+        let weight = self.tensor(&format!("{name}.weight"), &shape)?;
+        let bias = self.tensor(&format!("{name}.bias"), &[out_features])?.to_f32();
+        let weight = RawWeight {
+            bytes: weight.bytes,
+            dtype: weight.dtype,
+            layout: Layout::InOut,
+            in_features,
+            out_features,
+        };
+        Ok(self.runtime.linear(weight, Some(&bias))?)
+    }
+
+    /// The tied or separate output projection, `[vocab_size, n_embd]`.
+    fn lm_head(&self) -> Loaded<Linear> {
+        let (vocab_size, n_embd) = (self.config.vocab_size, self.config.n_embd);
+        let weight = self.checkpoint.lm_head(self.config)?;
+        let weight = RawWeight {
+            bytes: weight.bytes,
+            dtype: weight.dtype,
+            layout: Layout::OutIn,
+            in_features: n_embd,
+            out_features: vocab_size,
+        };
+        Ok(self.runtime.linear(weight, None)?)
+    }
+}

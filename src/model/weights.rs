@@ -1,0 +1,417 @@
+//! A checkpoint's tensors, found by GPT-2's names and read where they lie.
+//!
+//! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the
+//! binary itself, for the built-in model). Names are taken with and without the `transformer.`
+//! prefix; tensors the model has no use for (`attn.bias`, ...) are ignored.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::DType;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::config::Gpt2Config;
+
+/// Why a checkpoint's weights can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// A file can't be opened or mapped.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is not in the safetensors format, or is cut short.
+    #[error("{file} is not a whole safetensors file ({bytes} bytes): {reason}")]
+    Format {
+        /// The file.
+        file: String,
+        /// Its length.
+        bytes: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `model.safetensors.index.json` can't be understood.
+    #[error("{file} is not an index of safetensors shards: {reason}")]
+    Index {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor the model needs is in none of the files.
+    #[error("the tensor `{tensor}` of shape {expected:?} is missing from {files}")]
+    Missing {
+        /// The tensor, by its name without prefix.
+        tensor: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// The files that were searched.
+        files: String,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("{file}: the tensor `{tensor}` has the shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The file it is in.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape the configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// A tensor has a type that is not supported.
+    #[error("{file}: the tensor `{tensor}` is of type {found}; F32, F16 and BF16 are supported")]
+    Type {
+        /// The file it is in.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        found: String,
+    },
+    /// A token id outside of the vocabulary.
+    #[error("token id {id} is outside of the vocabulary of {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Ids are below this.
+        vocab_size: usize,
+    },
+}
+
+/// The bytes of a file, wherever they are.
+#[derive(Clone)]
+enum FileBytes {
+    Mapped(Arc<Mmap>),
+    Embedded(&'static [u8]),
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => mapped,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+struct WeightFile {
+    name: String,
+    bytes: FileBytes,
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// A tensor where it lies in its file; row-major, little endian, not necessarily aligned.
+#[derive(Clone)]
+pub struct TensorView<'a> {
+    /// Its values.
+    pub bytes: &'a [u8],
+    /// F32, F16 or BF16.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorView<'_> {
+    /// All values, widened.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
+        widen(self.bytes, self.dtype, &mut values);
+        values
+    }
+}
+
+/// Widens little-endian values to f32, as many as `out` has room for.
+fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
+    match dtype {
+        DType::F16 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = f16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        DType::BF16 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = bf16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        _ => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+    }
+}
+
+/// All tensors of a model's safetensors files.
+pub struct Checkpoint {
+    files: Vec<WeightFile>,
+    /// By name without the `transformer.` prefix.
+    tensors: HashMap<String, Entry>,
+}
+
+impl Checkpoint {
+    /// Maps `model.safetensors` of a directory, or all shards its index names.
+    ///
+    /// # Errors
+    /// [`WeightsError`] naming the file.
+    pub fn open(directory: &Path) -> Result<Self, WeightsError> {
+        let index = directory.join("model.safetensors.index.json");
+        let single = directory.join("model.safetensors");
+        let names = if !single.exists() && index.exists() {
+            shards(&index)?
+        } else {
+            vec!["model.safetensors".to_owned()]
+        };
+        let files = names
+            .iter()
+            .map(|name| map(&directory.join(name)))
+            .collect::<Result<_, _>>()?;
+        Self::from_files(files)
+    }
+
+    /// Takes a file that is part of the binary; `name` is for messages.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if it is not a safetensors file.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self, WeightsError> {
+        Self::from_files(vec![WeightFile {
+            name: name.to_owned(),
+            bytes: FileBytes::Embedded(bytes),
+        }])
+    }
+
+    fn from_files(files: Vec<WeightFile>) -> Result<Self, WeightsError> {
+        let mut tensors = HashMap::new();
+        for (file, WeightFile { name, bytes }) in files.iter().enumerate() {
+            let bytes = bytes.as_ref();
+            let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+                file: name.clone(),
+                bytes: bytes.len(),
+                reason: error.to_string(),
+            };
+            // The header's length, the header, then the data that offsets count from.
+            let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
+            SafeTensors::deserialize(bytes).map_err(format)?;
+            let data = header + size_of::<u64>();
+            for (tensor, info) in metadata.tensors() {
+                let name = tensor.strip_prefix("transformer.").unwrap_or(&tensor);
+                let entry = Entry {
+                    file,
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    range: data + info.data_offsets.0..data + info.data_offsets.1,
+                };
+                tensors.insert(name.to_owned(), entry);
+            }
+        }
+        Ok(Self { files, tensors })
+    }
+
+    /// The type most of the model is stored in: that of its token embeddings.
+    #[must_use]
+    pub fn dtype(&self) -> Option<DType> {
+        let entry = self.tensors.get("wte.weight")?;
+        supported(entry.dtype)
+    }
+
+    /// A tensor by its name without prefix.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if it is missing, or of another shape or an unsupported type.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, WeightsError> {
+        let (entry, dtype) = self.find(name, shape)?;
+        let bytes = self.files[entry.file].bytes.as_ref();
+        Ok(TensorView {
+            bytes: &bytes[entry.range.clone()],
+            dtype,
+            shape: entry.shape.clone(),
+        })
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType), WeightsError> {
+        let Some(entry) = self.tensors.get(name) else {
+            let files: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();
+            return Err(WeightsError::Missing {
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                files: files.join(", "),
+            });
+        };
+        let file = || self.files[entry.file].name.clone();
+        if entry.shape != shape {
+            return Err(WeightsError::Shape {
+                file: file(),
+                tensor: name.to_owned(),
+                found: entry.shape.clone(),
+                expected: shape.to_vec(),
+            });
+        }
+        match supported(entry.dtype) {
+            Some(dtype) => Ok((entry, dtype)),
+            None => Err(WeightsError::Type {
+                file: file(),
+                tensor: name.to_owned(),
+                found: format!("{:?}", entry.dtype),
+            }),
+        }
+    }
+
+    /// The output projection `[vocab_size, n_embd]`: a separate one where the checkpoint has it,
+    /// else the token embeddings.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
+        let shape = [config.vocab_size, config.n_embd];
+        let separate = self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings;
+        self.tensor(if separate { "lm_head.weight" } else { "wte.weight" }, &shape)
+    }
+
+    /// The token embeddings, to read single rows of.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn embedding(&self, config: &Gpt2Config) -> Result<Embedding, WeightsError> {
+        let shape = [config.vocab_size, config.n_embd];
+        let (entry, dtype) = self.find("wte.weight", &shape)?;
+        Ok(Embedding {
+            bytes: self.files[entry.file].bytes.clone(),
+            range: entry.range.clone(),
+            dtype,
+            n_embd: config.n_embd,
+            vocab_size: config.vocab_size,
+        })
+    }
+
+    /// Checks that every tensor the model needs is there, before any work is done.
+    ///
+    /// # Errors
+    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them.
+    pub fn validate(&self, config: &Gpt2Config) -> Result<(), WeightsError> {
+        let (n, inner) = (config.n_embd, config.n_inner);
+        self.tensor("wte.weight", &[config.vocab_size, n])?;
+        self.tensor("wpe.weight", &[config.n_positions, n])?;
+        for i in 0..config.n_layer {
+            for (name, shape) in [
+                ("ln_1.weight", vec![n]),
+                ("ln_1.bias", vec![n]),
+                ("attn.c_attn.weight", vec![n, 3 * n]),
+                ("attn.c_attn.bias", vec![3 * n]),
+                ("attn.c_proj.weight", vec![n, n]),
+                ("attn.c_proj.bias", vec![n]),
+                ("ln_2.weight", vec![n]),
+                ("ln_2.bias", vec![n]),
+                ("mlp.c_fc.weight", vec![n, inner]),
+                ("mlp.c_fc.bias", vec![inner]),
+                ("mlp.c_proj.weight", vec![inner, n]),
+                ("mlp.c_proj.bias", vec![n]),
+            ] {
+                self.tensor(&format!("h.{i}.{name}"), &shape)?;
+            }
+        }
+        self.tensor("ln_f.weight", &[n])?;
+        self.tensor("ln_f.bias", &[n])?;
+        self.lm_head(config)?;
+        Ok(())
+    }
+}
+
+fn supported(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+fn map(path: &Path) -> Result<WeightFile, WeightsError> {
+    let name = path.display().to_string();
+    let io = |source| WeightsError::Io {
+        file: name.clone(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the mapping is read-only. That no one changes or cuts the file while the server
+    // runs is asked of the operator; every loader of mapped checkpoints relies on it.
+    #[allow(unsafe_code)]
+    let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
+    Ok(WeightFile {
+        bytes: FileBytes::Mapped(Arc::new(bytes)),
+        name,
+    })
+}
+
+/// The names of the shards in an index, each once, in order.
+fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let file = index.display().to_string();
+    let bytes = std::fs::read(index).map_err(|source| WeightsError::Io {
+        file: file.clone(),
+        source,
+    })?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| WeightsError::Index {
+        file: file.clone(),
+        reason: e.to_string(),
+    })?;
+    let names: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
+    if let Some(outside) = names.iter().find(|name| name.contains(['/', '\\'])) {
+        return Err(WeightsError::Index {
+            file,
+            reason: format!("the shard {outside:?} is not in the same directory"),
+        });
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// `wte`, read row by row from where the checkpoint lies: of a mapped file only the pages of
+/// tokens in use are ever resident.
+pub struct Embedding {
+    bytes: FileBytes,
+    range: Range<usize>,
+    dtype: DType,
+    n_embd: usize,
+    vocab_size: usize,
+}
+
+impl Embedding {
+    /// Writes the embedding of a token, `[n_embd]`.
+    ///
+    /// # Errors
+    /// [`WeightsError::TokenId`] if the id is outside of the vocabulary.
+    pub fn row_into(&self, id: u32, out: &mut [f32]) -> Result<(), WeightsError> {
+        let row = self.n_embd * self.dtype.size_in_bytes();
+        let start = self.range.start + id as usize * row;
+        let bytes = self.bytes.as_ref().get(start..start + row);
+        match bytes.filter(|_| (id as usize) < self.vocab_size) {
+            Some(bytes) => {
+                widen(bytes, self.dtype, out);
+                Ok(())
+            }
+            None => Err(WeightsError::TokenId {
+                id,
+                vocab_size: self.vocab_size,
+            }),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Against what Hugging Face transformers computes from the same files
+//! (`tests/fixtures/fairy-tales`).
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+use skald::engine::EngineConfig;
+use skald::kernels::attention::SequenceSpan;
+use skald::kernels::linear::WeightDtype;
+use skald::kernels::{Isa, Pool};
+use skald::model::gpt2::{Batch, Gpt2, Runtime};
+
+use crate::model::{engine, files, gpt2, greedy, run};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
+/// Between two f32 implementations.
+const TOLERANCE: f32 = 2e-4;
+
+fn references() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(format!("{FIXTURES}/reference.safetensors"), &Device::Cpu)
+        .expect("the reference tensors")
+}
+
+fn cases() -> Vec<Value> {
+    let text = std::fs::read_to_string(format!("{FIXTURES}/reference.json")).expect("references");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    let ids = value.as_array().expect("ids").iter();
+    ids.map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+/// All tokens at once, logits wanted after the last `logits` of them.
+fn whole(ids: &[u32], logits: usize) -> Batch {
+    let n = ids.len() as u32;
+    Batch {
+        ids: ids.to_vec(),
+        positions: (0..n).collect(),
+        spans: vec![SequenceSpan {
+            rows: 0..ids.len(),
+            first_position: 0,
+            block_table: (0..n.div_ceil(16)).collect(),
+        }],
+        logits_rows: (n - logits as u32..n).collect(),
+    }
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    let b = b.to_dtype(DType::F32).expect("f32");
+    let difference = (a - b).expect("the same shape").abs().expect("abs");
+    let largest = difference.flatten_all().expect("flat").max(0).expect("max");
+    largest.to_scalar().expect("a number")
+}
+
+fn logits(model: &Gpt2, ids: &[u32], wanted: usize) -> Tensor {
+    let kv = model.kv_cache(64).expect("a cache");
+    model.forward(&whole(ids, wanted), &kv).expect("logits")
+}
+
+#[test]
+fn logits_are_the_references_on_every_instruction_set_and_in_plain_candle() {
+    let references = references();
+    let pool = Pool::new(NonZeroUsize::new(2).expect("not zero"));
+    let mut runtimes = vec![("plain", Runtime::Plain(Device::Cpu))];
+    for isa in Isa::available() {
+        let pool = pool.clone();
+        let dtype = WeightDtype::F32;
+        runtimes.push((isa.name(), Runtime::Kernels { pool, isa, dtype }));
+    }
+    for (name, runtime) in runtimes {
+        let model = Gpt2::load(&files(), &runtime).expect("the model loads");
+        for case in ["case0", "case1", "case2", "case3", "long"] {
+            let ids = &references[&format!("{case}.ids")];
+            let ids = ids.to_dtype(DType::U32).expect("ids").to_vec1().expect("ids");
+            let expected = &references[&format!("{case}.logits")];
+            let wanted = expected.dim(0).expect("rows");
+            let difference = largest_difference(&logits(&model, &ids, wanted), expected);
+            assert!(difference < TOLERANCE, "{name}, {case}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn the_hidden_states_are_the_references_layer_by_layer() {
+    let references = references();
+    let model = gpt2();
+    let ids = references["case0.ids"].to_dtype(DType::U32).expect("ids");
+    let ids: Vec<u32> = ids.to_vec1().expect("ids");
+    let kv = model.kv_cache(64).expect("a cache");
+    let mut states = Vec::new();
+    let last = model
+        .hidden_states(&whole(&ids, 0), &kv, |_, x| {
+            states.push(x.clone());
+            Ok(())
+        })
+        .expect("a pass");
+    states.push(last);
+    let expected = &references["case0.hidden"];
+    assert_eq!(states.len(), expected.dim(0).expect("layers"));
+    for (layer, state) in states.iter().enumerate() {
+        let difference = largest_difference(state, &expected.get(layer).expect("a layer"));
+        assert!(difference < TOLERANCE, "layer {layer}: {difference}");
+    }
+}
+
+#[tokio::test]
+async fn greedy_continuations_are_the_references_token_for_token() {
+    let engine = engine(EngineConfig::default());
+    for case in cases() {
+        let expected = ids(&case["greedy_ids"]);
+        let outcome = run(&engine, greedy(&ids(&case["ids"]), expected.len())).await;
+        assert_eq!(outcome.ids(), expected, "{}", case["prompt"]);
+    }
+}
+
+#[tokio::test]
+async fn logprobs_of_a_prompt_are_the_references() {
+    let engine = engine(EngineConfig::default());
+    for case in cases() {
+        let mut draft = greedy(&ids(&case["ids"]), 0);
+        draft.logprobs.prompt = true;
+        draft.logprobs.top = 1;
+        let outcome = run(&engine, draft).await;
+        let expected = case["prompt_logprobs"].as_array().expect("logprobs");
+        assert_eq!(outcome.prompt.logprobs.len(), expected.len());
+        for (found, expected) in outcome.prompt.logprobs.iter().zip(expected) {
+            match (found, expected.as_f64()) {
+                (None, None) => (),
+                (Some(found), Some(expected)) => {
+                    assert!((f64::from(found.token.logprob) - expected).abs() < 1e-3);
+                    assert!(found.top[0].logprob >= found.token.logprob);
+                }
+                pair => panic!("{pair:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A request's tokens depend on nothing but the request, bit for bit.
+
+use skald::engine::EngineConfig;
+use skald::kernels::linear::WeightDtype;
+use skald::request::RequestDraft;
+
+use crate::model::{engine, gpt2_in, greedy, on_session, prompt, run, run_all, sampled};
+
+const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8];
+
+/// 32 requests of different lengths, parameters and seeds.
+fn mixed_requests() -> Vec<RequestDraft> {
+    (0..32)
+        .map(|i| {
+            let ids = prompt(1 + (i as usize * 23) % 190, i);
+            let mut draft = sampled(&ids, 12, u64::from(i) + 1);
+            draft.logprobs.top = 2;
+            match i % 4 {
+                0 => draft.temperature = Some(0.0),
+                1 => draft.top_k = Some(40),
+                2 => (draft.top_p, draft.repetition_penalty) = (Some(0.9), Some(1.2)),
+                _ => draft.typical_p = Some(0.8),
+            }
+            draft
+        })
+        .collect()
+}
+
+/// Outcomes are compared whole: ids, and the bits of every log-probability.
+#[tokio::test]
+async fn alone_or_among_32_prefilled_at_once_or_in_chunks_the_outcome_is_the_same() {
+    for dtype in DTYPES {
+        let start = |max_step_tokens| {
+            let config = EngineConfig {
+                max_step_tokens,
+                ..EngineConfig::default()
+            };
+            skald::engine::start(gpt2_in(dtype), config).expect("the engine starts")
+        };
+        let engine = start(2048);
+        let mut alone = Vec::new();
+        for mut draft in mixed_requests() {
+            // Reading the prompt's own logits keeps the cache out of it.
+            draft.logprobs.prompt = true;
+            alone.push(run(&engine, draft).await);
+        }
+        for max_step_tokens in [17, 100, 2048] {
+            let together = run_all(&start(max_step_tokens), mixed_requests()).await;
+            for (alone, together) in alone.iter().zip(&together) {
+                assert_eq!(alone.tokens, together.tokens, "{dtype:?} {max_step_tokens}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_met_again_is_taken_from_the_cache_with_the_same_outcome() {
+    let engine = engine(EngineConfig::default());
+    let ids = prompt(100, 1);
+    let cold = run(&engine, sampled(&ids, 20, 5)).await;
+    let warm = run(&engine, sampled(&ids, 20, 5)).await;
+    assert_eq!((cold.prompt.cached_tokens, warm.prompt.cached_tokens), (0, 96));
+    assert_eq!(cold.tokens, warm.tokens);
+}
+
+#[tokio::test]
+async fn a_session_gives_what_its_whole_history_gives_as_one_prompt() {
+    let engine = engine(EngineConfig::default());
+    let (first, second) = (prompt(50, 1), prompt(30, 2));
+    let mut history = first.clone();
+    let turn = run(&engine, on_session("s", greedy(&first, 15))).await;
+    history.extend(turn.ids());
+    history.extend(&second);
+    let turn = run(&engine, on_session("s", sampled(&second, 15, 3))).await;
+    assert_eq!(turn.prompt.prompt_tokens, history.len());
+    assert_eq!(turn.prompt.cached_tokens, 64);
+
+    let fresh = crate::model::engine(EngineConfig::default());
+    let cold = run(&fresh, sampled(&history, 15, 3)).await;
+    assert_eq!(cold.prompt.cached_tokens, 0);
+    assert_eq!(cold.tokens, turn.tokens);
+}
+
+#[tokio::test]
+async fn requests_that_are_preempted_for_want_of_blocks_give_the_same_tokens() {
+    let requests = || (0..6).map(|i| sampled(&prompt(60, i), 60, 1 + u64::from(i))).collect();
+    let roomy = run_all(&engine(EngineConfig::default()), requests()).await;
+    let block = gpt2_in(WeightDtype::F32).kv_block_bytes() as u64;
+    let tight = engine(EngineConfig {
+        // Blocks for three of the six at their full length.
+        kv_memory: bytesize::ByteSize::b(block * 24),
+        ..EngineConfig::default()
+    });
+    for (roomy, tight) in roomy.iter().zip(run_all(&tight, requests()).await) {
+        assert_eq!(roomy.tokens, tight.tokens);
+    }
+}

@@ -1,0 +1,8 @@
+//! The engine from outside: a real model behind an `EngineHandle`, no HTTP.
+
+mod exactness;
+mod failures;
+mod invariance;
+mod model;
+mod sessions;
+mod window;

@@ -1,0 +1,138 @@
+//! The built-in model and short ways to run requests on it.
+
+use std::num::NonZeroUsize;
+
+use skald::engine::{
+    EngineConfig, EngineHandle, FinishReason, GenerateError, GeneratedToken, Generation,
+    KeptOutput, PromptReport, TokenEvent,
+};
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{
+    GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, SessionId,
+};
+
+/// The built-in model's files.
+pub fn files() -> ModelFiles {
+    "builtin"
+        .parse::<ModelSource>()
+        .expect("a model source")
+        .fetch(false)
+        .expect("the built-in model")
+}
+
+/// The built-in model in f32 on two threads.
+pub fn gpt2() -> Gpt2 {
+    gpt2_in(WeightDtype::F32)
+}
+
+/// The built-in model with its weights in `dtype`.
+pub fn gpt2_in(dtype: WeightDtype) -> Gpt2 {
+    let threads = NonZeroUsize::new(2).expect("not zero");
+    Gpt2::load(&files(), &Runtime::kernels(threads, dtype)).expect("the built-in model loads")
+}
+
+/// An engine on the built-in model in f32.
+pub fn engine(config: EngineConfig) -> EngineHandle {
+    skald::engine::start(gpt2(), config).expect("the engine starts")
+}
+
+/// The built-in model's limits, without its generation defaults.
+pub fn limits() -> Limits {
+    Limits::for_model(1024, 4096, vec![4095])
+}
+
+/// A greedy request for `max_tokens` tokens.
+pub fn greedy(prompt: &[u32], max_tokens: usize) -> RequestDraft {
+    RequestDraft::new(
+        RequestId::random(),
+        prompt.to_vec(),
+        max_tokens,
+        SamplingStyle::Greedy,
+    )
+}
+
+/// A request that samples from the whole vocabulary.
+pub fn sampled(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
+    RequestDraft {
+        temperature: Some(1.0),
+        seed: Some(seed),
+        ignore_end_of_text: true,
+        ..greedy(prompt, max_tokens)
+    }
+}
+
+/// The same request on a session.
+pub fn on_session(name: &str, draft: RequestDraft) -> RequestDraft {
+    RequestDraft {
+        session: Some(SessionId::parse(name).expect("a session id")),
+        ..draft
+    }
+}
+
+/// Validates a draft.
+pub fn admit(draft: RequestDraft) -> GenerateRequest {
+    limits().admit(draft).expect("a valid request")
+}
+
+/// All that came of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub prompt: PromptReport,
+    pub tokens: Vec<GeneratedToken>,
+    pub finish: FinishReason,
+}
+
+impl Outcome {
+    pub fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|t| t.token.id).collect()
+    }
+}
+
+/// Reads a generation to its end and closes it, keeping everything.
+pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError> {
+    let mut report = None;
+    let mut tokens = Vec::new();
+    let mut finish = None;
+    while let Some(event) = generation.next().await {
+        match event {
+            TokenEvent::Prefilled(prompt) => {
+                finish = prompt.finish;
+                report = Some(prompt);
+            }
+            TokenEvent::Token(token) => {
+                finish = token.finish;
+                tokens.push(token);
+            }
+            TokenEvent::Failed(error) => return Err(error),
+        }
+    }
+    generation
+        .close(KeptOutput {
+            tokens: tokens.len(),
+            tail: Vec::new(),
+        })
+        .await;
+    Ok(Outcome {
+        prompt: report.expect("the prompt is reported first"),
+        tokens,
+        finish: finish.expect("the last event has a reason"),
+    })
+}
+
+/// Runs one request to its end.
+pub async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
+    let generation = engine.submit(admit(draft)).await.expect("accepted");
+    finish(generation).await.expect("it does not fail")
+}
+
+/// Runs requests side by side.
+pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
+    futures_util::future::join_all(drafts.into_iter().map(|draft| run(engine, draft))).await
+}
+
+/// A prompt of `n` tokens that no other `salt` gives.
+pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * 37 + salt * 1009 + 11) % 4000).collect()
+}

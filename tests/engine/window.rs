@@ -1,0 +1,81 @@
+//! At and past the model's window.
+
+use skald::engine::sequence::context_start;
+use skald::engine::{EngineConfig, FinishReason, GenerateError};
+use skald::request::{Overflow, RequestDraft};
+
+use crate::model::{admit, engine, greedy, limits, on_session, prompt, run, sampled};
+
+fn with(overflow: Overflow, draft: RequestDraft) -> RequestDraft {
+    RequestDraft { overflow, ..draft }
+}
+
+#[tokio::test]
+async fn generation_stops_where_the_window_ends() {
+    let engine = engine(EngineConfig::default());
+    let outcome = run(&engine, sampled(&prompt(1000, 1), 100, 1)).await;
+    assert_eq!((outcome.tokens.len(), outcome.finish), (24, FinishReason::Length));
+}
+
+#[test]
+fn what_cannot_fit_is_refused_up_front_if_asked() {
+    let refused = limits().admit(with(Overflow::Error, greedy(&prompt(1000, 1), 25)));
+    assert!(refused.expect_err("too long").context_length_exceeded);
+    let accepted = limits().admit(with(Overflow::Error, greedy(&prompt(1000, 1), 24)));
+    assert_eq!(accepted.expect("it fits").stop.max_tokens, 24);
+    let too_long = limits().admit(greedy(&prompt(1025, 1), 1));
+    assert!(too_long.expect_err("too long").context_length_exceeded);
+}
+
+#[tokio::test]
+async fn a_session_that_outgrows_the_window_is_told_the_numbers() {
+    let engine = engine(EngineConfig::default());
+    run(&engine, on_session("a", greedy(&prompt(600, 1), 0))).await;
+    let refused = engine.submit(admit(on_session("a", greedy(&prompt(500, 2), 5)))).await;
+    let expected = GenerateError::ContextLength {
+        history: 600,
+        prompt: 500,
+        max_tokens: 5,
+        n_positions: 1024,
+    };
+    assert_eq!(refused.err(), Some(expected));
+    let slides = with(Overflow::Slide, on_session("a", greedy(&prompt(500, 2), 5)));
+    assert_eq!(run(&engine, slides).await.tokens.len(), 5);
+}
+
+/// Every token of a stream that slides is what the model gives for the defined context, asked
+/// for afresh.
+#[tokio::test]
+async fn sliding_generation_equals_the_model_on_the_defined_context() {
+    let engine = engine(EngineConfig::default());
+    let ids = prompt(1010, 3);
+    let mut draft = with(Overflow::Slide, sampled(&ids, 530, 9));
+    draft.temperature = Some(0.0);
+    let stream = run(&engine, draft).await.ids();
+    assert_eq!(stream.len(), 530);
+    let history = [ids, stream.clone()].concat();
+    for n in [1010, 1023, 1024, 1025, 1026, 1200, 1535, 1536, 1537, 1539] {
+        let context = &history[context_start(n, 1024)..n];
+        let fresh = crate::model::engine(EngineConfig::default());
+        let mut draft = with(Overflow::Slide, greedy(context, 1));
+        draft.ignore_end_of_text = true;
+        assert_eq!(run(&fresh, draft).await.ids(), history[n..=n], "token {n}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_the_cache_can_never_hold_is_refused_at_once() {
+    let block = crate::model::gpt2().kv_block_bytes() as u64;
+    let engine = engine(EngineConfig {
+        kv_memory: bytesize::ByteSize::b(block * 4),
+        ..EngineConfig::default()
+    });
+    let refused = engine.submit(admit(greedy(&prompt(50, 1), 30))).await;
+    let expected = GenerateError::KvTooSmall {
+        needed: 5,
+        available: 4,
+        block_size: 16,
+    };
+    assert_eq!(refused.err(), Some(expected));
+    assert_eq!(run(&engine, greedy(&prompt(50, 1), 14)).await.tokens.len(), 14);
+}
