@@ -3,7 +3,6 @@
 //! The state only moves forward: loading -> ready -> draining, or loading -> failed. Nothing here
 //! may know a wire format.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
 use crate::engine::EngineHandle;
-use crate::request::{Limits, RequestId};
+use crate::request::Limits;
 use crate::text::Tokenizer;
 
 /// The settings of the front end.
@@ -98,7 +97,6 @@ struct Inner {
     config: HttpConfig,
     state: RwLock<State>,
     in_flight: TaskTracker,
-    requests: AtomicU64,
 }
 
 /// The front end's shared state; cheap to clone. One lock, read once per request and written
@@ -117,7 +115,6 @@ impl App {
             config,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
-            requests: AtomicU64::new(0),
         }))
     }
 
@@ -190,12 +187,5 @@ impl App {
     /// Waits until no generation is in flight; only after [`App::drain`].
     pub(super) async fn drained(&self) {
         self.0.in_flight.wait().await;
-    }
-
-    /// The engine's name for a request. Clients may send the same `X-Request-Id` twice at the
-    /// same time; to the engine every request is another one.
-    pub(super) fn engine_id(&self, shown: &RequestId) -> RequestId {
-        let n = self.0.requests.fetch_add(1, Ordering::Relaxed);
-        RequestId::new(&format!("{shown}#{n}"))
     }
 }

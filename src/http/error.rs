@@ -367,6 +367,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::NotFinite | GenerateError::StepFailed(_) => (Kind::Generation, None),
             GenerateError::ShuttingDown => (Kind::Draining, None),
+            GenerateError::EngineGone => (Kind::Unavailable, None),
         };
         Self {
             param: param.map(str::to_owned),

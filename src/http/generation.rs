@@ -219,32 +219,35 @@ impl TextGeneration {
         );
         let finish = token.finish;
         if ends_text {
-            let text = self.stream.finish();
-            self.ledger.finish();
-            self.ledger.show(&text);
+            let (text, stopped) = self.flush();
+            if stopped {
+                return self.stopped(text).await;
+            }
             self.ledger.push(token, &[], special);
             let tokens = self.ledger.release_rest();
             return self
                 .end(finish.unwrap_or(FinishReason::Stop), text, tokens, 1)
                 .await;
         }
-        let bytes = if special {
-            &[]
+        let mut text = String::new();
+        if special {
+            self.ledger.push(token, &[], special);
         } else {
-            self.tokenizer.token_bytes(id).unwrap_or_default()
-        };
-        self.ledger.push(token, bytes, special);
-        let piece = self.stream.push(id);
-        let mut text = piece.text;
-        self.ledger.show(&text);
-        if piece.stopped {
-            return self.stopped(text).await;
+            let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
+            self.ledger.push(token, bytes, special);
+            let piece = self.stream.push(id);
+            text = piece.text;
+            self.ledger.show(&text);
+            if piece.stopped {
+                return self.stopped(text).await;
+            }
         }
         if let Some(reason) = finish {
-            let rest = self.stream.finish();
-            self.ledger.finish();
-            self.ledger.show(&rest);
+            let (rest, stopped) = self.flush();
             text.push_str(&rest);
+            if stopped {
+                return self.stopped(text).await;
+            }
             let tokens = self.ledger.release_rest();
             return self.end(reason, text, tokens, 0).await;
         }
@@ -253,6 +256,14 @@ impl TextGeneration {
             tokens: self.ledger.release(),
             finish: None,
         }
+    }
+
+    /// The text that was held back; whether a stop string is complete with it.
+    fn flush(&mut self) -> (String, bool) {
+        let rest = self.stream.finish();
+        self.ledger.finish();
+        self.ledger.show(&rest.text);
+        (rest.text, rest.stopped)
     }
 
     /// A stop string was found.

@@ -30,7 +30,7 @@ struct ShownId(RequestId);
 
 /// What a generating handler needs to know of the request besides its body.
 pub(super) struct Scope {
-    /// The name of the request in the engine.
+    /// The name of the request.
     pub id: RequestId,
     session: Option<HeaderValue>,
 }
@@ -51,13 +51,10 @@ impl Scope {
 impl FromRequestParts<App> for Scope {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let shown = parts
-            .extensions
-            .get::<ShownId>()
-            .map_or_else(RequestId::random, |shown| shown.0.clone());
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let shown = parts.extensions.get::<ShownId>();
         Ok(Self {
-            id: app.engine_id(&shown),
+            id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }

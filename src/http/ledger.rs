@@ -191,10 +191,7 @@ mod tests {
         assert!(ledger.release().is_empty());
         ledger.push(token(2), b"\x80\x99", false);
         ledger.show("\u{2019}");
-        assert_eq!(
-            texts(&ledger.release()),
-            [(1, "a", 0), (2, "\u{2019}", 1)]
-        );
+        assert_eq!(texts(&ledger.release()), [(1, "a", 0), (2, "\u{2019}", 1)]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The contract: the OpenAPI document made from the handlers and types themselves.
 
 use axum::Json;
-use axum::extract::State;
 use utoipa::openapi::OpenApi as Document;
 use utoipa::{IntoResponses, OpenApi};
 
@@ -91,6 +90,6 @@ pub(super) enum NativeErrors {
     tag = "server",
     responses((status = 200, description = "The contract of this server, in OpenAPI 3.1", content_type = "application/json")),
 )]
-pub(super) async fn document(State(_): State<super::App>) -> Json<Document> {
+pub(super) async fn document() -> Json<Document> {
     Json(super::openapi())
 }

@@ -15,7 +15,6 @@ use crate::text::Tokenizer;
 
 /// A text to tokenize: `content` for an answer as llama.cpp gives it, `inputs` for one as TGI does.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 #[schema(example = json!({"content": "Once upon a time", "with_pieces": true}))]
 pub(super) struct TokenizeBody {
     /// The text.

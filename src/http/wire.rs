@@ -144,7 +144,10 @@ mod tests {
         assert_eq!(parse(r#"["a","b"]"#).unwrap().into_vec(), ["a", "b"]);
         assert!(parse("[]").unwrap().into_vec().is_empty());
         let message = parse("3").unwrap_err().to_string();
-        assert!(message.contains("a string or a list of strings"), "{message}");
+        assert!(
+            message.contains("a string or a list of strings"),
+            "{message}"
+        );
         assert!(parse("[3]").is_err());
     }
 
@@ -153,7 +156,10 @@ mod tests {
         let parse = |json: &str| serde_json::from_str::<LogitBias>(json);
         let expected = vec![(3, -100.0), (15, 1.5)];
         assert_eq!(
-            parse(r#"{"15": 1.5, "3": -100}"#).unwrap().checked().unwrap(),
+            parse(r#"{"15": 1.5, "3": -100}"#)
+                .unwrap()
+                .checked()
+                .unwrap(),
             expected
         );
         assert_eq!(

@@ -125,9 +125,7 @@ async fn answer(
     } else {
         form
     };
-    let mut plan = body
-        .plan(&serving, scope, form == Form::Stream)
-        .await?;
+    let mut plan = body.plan(&serving, scope, form == Form::Stream).await?;
     let requests = std::mem::take(&mut plan.requests);
     let wanted = Wanted::new(plan, &requests);
     let generations = TextGeneration::start_all(&serving, requests, true).await?;

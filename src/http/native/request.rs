@@ -44,7 +44,6 @@ pub(in crate::http) struct GenerateBody {
 /// How to generate. Every field may be left out or null. Sampling fields left out take the model's
 /// defaults (`generation_config.json`), then those here.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(in crate::http) struct Parameters {
     /// Tokens to generate at most.
     #[schema(minimum = 1, default = 100)]
@@ -117,8 +116,6 @@ pub(super) struct Plan {
     pub full_text_prefix: String,
     /// Details were asked for.
     pub details: bool,
-    /// Details of the prompt were asked for.
-    pub prefill: bool,
     /// The most likely tokens were asked for.
     pub top_tokens: bool,
 }
@@ -185,7 +182,6 @@ impl GenerateBody {
                 String::new()
             },
             details: prefill || parameters.details.unwrap_or(false),
-            prefill,
             top_tokens: parameters.top_n_tokens.is_some(),
         })
     }

@@ -67,9 +67,8 @@ impl Logprobs {
             let report = report.as_ref();
             self.token_logprobs
                 .push(report.map(|report| finite(report.token.logprob)));
-            self.top_logprobs.push(
-                report.map(|report| TopLogprobs::new(tokenizer, report.token, &report.top)),
-            );
+            self.top_logprobs
+                .push(report.map(|report| TopLogprobs::new(tokenizer, report.token, &report.top)));
         }
     }
 
@@ -95,12 +94,10 @@ pub(in crate::http) fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     let bytes = tokenizer.token_bytes(id).unwrap_or_default();
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
-        Err(_) => bytes
-            .iter()
-            .fold(String::from("bytes:"), |mut text, byte| {
-                // Writing to a string cannot fail.
-                let _ = write!(text, "\\x{byte:02x}");
-                text
-            }),
+        Err(_) => bytes.iter().fold(String::from("bytes:"), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+            text
+        }),
     }
 }

@@ -104,9 +104,11 @@ impl<'de> Deserialize<'de> for Prompt {
                         (Some(Prompt::Texts(texts)), Element::Text(text)) => texts.push(text),
                         (Some(Prompt::Tokens(ids)), Element::Token(id)) => ids.push(id),
                         (Some(Prompt::TokenLists(lists)), Element::Tokens(ids)) => lists.push(ids),
-                        _ => return Err(A::Error::custom(
-                            "the list mixes strings, token ids and lists of token ids, expected one kind",
-                        )),
+                        _ => {
+                            return Err(A::Error::custom(
+                                "the list mixes strings, token ids and lists of token ids, expected one kind",
+                            ));
+                        }
                     }
                 }
                 prompt.ok_or_else(|| A::Error::invalid_length(0, &"at least one prompt"))

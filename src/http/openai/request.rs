@@ -24,7 +24,6 @@ pub(in crate::http) const MAX_REPETITION_PENALTY: f64 = 100.0;
 /// What to complete, and how. Every field may be left out or null; unknown fields are ignored.
 /// Sampling fields left out take the model's defaults (`generation_config.json`), then those here.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 #[schema(example = json!({"model": "fairy-tales", "prompt": "Once upon a time", "max_tokens": 64, "stream": true, "stream_options": {"include_usage": true}}))]
 pub(in crate::http) struct CompletionRequest {
     /// The name of the served model; any other is 404 `model_not_found`. Default: the served one.
@@ -53,7 +52,7 @@ pub(in crate::http) struct CompletionRequest {
     #[schema(default = false)]
     pub stream: Option<bool>,
     /// Only with `stream`.
-    #[serde(deserialize_with = "object")]
+    #[serde(default, deserialize_with = "object")]
     pub stream_options: Option<StreamOptions>,
     /// Report the log-probability of each token, and so many of the most likely in its place.
     #[schema(minimum = 0, maximum = 20)]
@@ -79,6 +78,7 @@ pub(in crate::http) struct CompletionRequest {
     /// Not supported: GPT-2 cannot fill in.
     pub suffix: Option<String>,
     /// Accepted, not used.
+    #[expect(dead_code, reason = "read to check its type")]
     pub user: Option<String>,
     /// Only the so many most likely tokens; 0 or -1 is all.
     #[schema(minimum = -1, default = 0)]
@@ -110,7 +110,6 @@ pub(in crate::http) struct CompletionRequest {
 
 /// How to stream.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(in crate::http) struct StreamOptions {
     /// An event with the usage comes before `[DONE]`.
     #[schema(default = false)]
