@@ -378,7 +378,7 @@ impl From<GenerateError> for ApiError {
 
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
-        Self::internal(format!("the text could not be tokenized: {error}"))
+        Self::internal(error.to_string())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::engine::{
     FinishReason, GenerateError, GeneratedToken, Generation, KeptOutput, PromptReport, TokenEvent,
 };
 use crate::request::{GenerateRequest, RequestId};
-use crate::text::{TextStream, Tokenizer};
+use crate::text::{TextError, TextStream, Tokenizer};
 
 /// Texts longer than this are tokenized on a thread of their own: a millisecond or so.
 const TOKENIZE_INLINE_BYTES: usize = 8 * 1024;
@@ -32,15 +32,23 @@ pub(super) async fn tokenize(
     text: String,
     parse_special: bool,
 ) -> Result<Vec<u32>, ApiError> {
-    if text.len() <= TOKENIZE_INLINE_BYTES {
-        return Ok(tokenizer.encode(&text, parse_special)?);
-    }
     let tokenizer = Arc::clone(tokenizer);
-    Ok(
-        tokio::task::spawn_blocking(move || tokenizer.encode(&text, parse_special))
-            .await
-            .map_err(|error| ApiError::internal(format!("tokenizing failed: {error}")))??,
-    )
+    off_thread(text.len(), move || tokenizer.encode(&text, parse_special)).await
+}
+
+/// Runs `tokenizing` of so many bytes, on a thread of its own if they are many.
+///
+/// # Errors
+/// Its own, or that it panicked.
+pub(super) async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    tokenizing: impl FnOnce() -> Result<T, TextError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= TOKENIZE_INLINE_BYTES {
+        return Ok(tokenizing()?);
+    }
+    let done = tokio::task::spawn_blocking(tokenizing).await;
+    Ok(done.map_err(|error| ApiError::internal(format!("tokenizing failed: {error}")))??)
 }
 
 /// One step forward of a generation, as text.

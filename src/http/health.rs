@@ -8,10 +8,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::app::{App, Serving, State as Stage};
-use super::error::ApiError;
+use super::error::{ApiError, NativeError};
 use super::openai::completions::unix_seconds;
 use super::openai::request::MAX_BEST_OF;
-use super::openapi::NativeErrors;
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -318,7 +317,10 @@ impl EngineFacts {
     get,
     path = "/info",
     tag = "server",
-    responses((status = 200, description = "Model, limits, features, engine", body = Info), NativeErrors),
+    responses(
+        (status = 200, description = "Model, limits, features, engine", body = Info),
+        (status = 503, description = "The model is being loaded; see `Retry-After`", body = NativeError),
+    ),
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
     let serving = app.serving()?;

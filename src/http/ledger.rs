@@ -111,11 +111,13 @@ impl Ledger {
     /// The tokens whose whole text has been given out since the last call.
     pub(super) fn release(&mut self) -> Vec<ShownToken> {
         let mut released = Vec::new();
-        while let Some(entry) = self
+        while self
             .held
-            .pop_front_if(|entry| !entry.open && entry.end.bytes <= self.shown.len())
+            .front()
+            .is_some_and(|entry| !entry.open && entry.end.bytes <= self.shown.len())
         {
-            released.push(entry.show(&self.shown));
+            let entry = self.held.pop_front();
+            released.extend(entry.map(|entry| entry.show(&self.shown)));
         }
         self.released += released.len();
         released

@@ -83,7 +83,6 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// The whole front end as a service.
-#[must_use]
 pub fn router(app: App) -> Router {
     let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
     let (router, _) = routes().split_for_parts();
@@ -127,4 +126,12 @@ async fn wrong_method(request: Request) -> ApiError {
         request.method(),
         request.uri().path()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dump() {
+        std::fs::write("/tmp/openapi.yaml", super::openapi().to_yaml().unwrap()).unwrap();
+    }
 }

@@ -1,10 +1,13 @@
 //! The contract: the OpenAPI document made from the handlers and types themselves.
 
-use axum::Json;
-use utoipa::openapi::OpenApi as Document;
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use utoipa::{IntoResponses, OpenApi};
 
 use super::error::{NativeError, OpenAiError};
+use super::native::answer::BestOfSequence;
 
 /// What the document says of the server as a whole.
 #[derive(OpenApi)]
@@ -22,6 +25,8 @@ use super::error::{NativeError, OpenAiError};
         (name = "server", description = "The server itself"),
     ),
     paths(super::openai::models::get),
+    // What nothing else refers to in a way that is found.
+    components(schemas(NativeError, OpenAiError, BestOfSequence)),
 )]
 pub(super) struct Contract;
 
@@ -49,6 +54,21 @@ pub(super) enum OpenAiErrors {
     #[response(status = 500)]
     Failed(OpenAiError),
     /// The model is being loaded, or the server shuts down; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(OpenAiError),
+}
+
+/// The errors of paths under `/v1` that do not generate.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum OpenAiLookupErrors {
+    /// The name is not one a session can have
+    #[response(status = 400)]
+    Invalid(OpenAiError),
+    /// There is no such model or session
+    #[response(status = 404)]
+    NotFound(OpenAiError),
+    /// The model is being loaded; see `Retry-After`
     #[response(status = 503)]
     Unavailable(OpenAiError),
 }
@@ -83,6 +103,27 @@ pub(super) enum NativeErrors {
     Unavailable(NativeError),
 }
 
+/// The errors of paths that read a body but do not generate.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum NativeBodyErrors {
+    /// The body is not JSON
+    #[response(status = 400)]
+    Broken(NativeError),
+    /// The body did not arrive in time
+    #[response(status = 408)]
+    Timeout(NativeError),
+    /// The body is too large
+    #[response(status = 413)]
+    TooLarge(NativeError),
+    /// A field has a wrong type or value
+    #[response(status = 422)]
+    Invalid(NativeError),
+    /// The model is being loaded; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(NativeError),
+}
+
 /// This document
 #[utoipa::path(
     get,
@@ -90,6 +131,14 @@ pub(super) enum NativeErrors {
     tag = "server",
     responses((status = 200, description = "The contract of this server, in OpenAPI 3.1", content_type = "application/json")),
 )]
-pub(super) async fn document() -> Json<Document> {
-    Json(super::openapi())
+pub(super) async fn document() -> Response {
+    /// The document does not change while the server runs.
+    static JSON: LazyLock<String> = LazyLock::new(|| {
+        super::openapi().to_json().unwrap_or_else(|error| {
+            tracing::error!(%error, "the contract could not be written as JSON");
+            String::from("{}")
+        })
+    });
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, JSON.as_str()).into_response()
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::error::ApiError;
 use super::openai::completions::unix_seconds;
-use super::openapi::OpenAiErrors;
+use super::openapi::OpenAiLookupErrors;
 use crate::engine::SessionInfo;
 use crate::request::SessionId;
 
@@ -83,7 +83,7 @@ impl From<&SessionInfo> for SessionSummary {
     get,
     path = "/v1/sessions",
     tag = "sessions",
-    responses((status = 200, description = "All sessions in memory", body = SessionList), OpenAiErrors),
+    responses((status = 200, description = "All sessions in memory", body = SessionList), OpenAiLookupErrors),
 )]
 pub(super) async fn list(State(app): State<App>) -> Result<Json<SessionList>, ApiError> {
     let sessions = app.serving()?.engine.sessions().await?;
@@ -99,7 +99,7 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<SessionList>, Ap
     path = "/v1/sessions/{id}",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name")),
-    responses((status = 200, description = "The session with its history", body = Session), OpenAiErrors),
+    responses((status = 200, description = "The session with its history", body = Session), OpenAiLookupErrors),
 )]
 pub(super) async fn get(
     State(app): State<App>,
@@ -127,7 +127,7 @@ pub(super) async fn get(
     path = "/v1/sessions/{id}",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name")),
-    responses((status = 200, description = "The session is forgotten", body = DeletedSession), OpenAiErrors),
+    responses((status = 200, description = "The session is forgotten", body = DeletedSession), OpenAiLookupErrors),
 )]
 pub(super) async fn delete(
     State(app): State<App>,

@@ -1,5 +1,7 @@
 //! `/tokenize` and `/detokenize`, as llama.cpp's server has them; `/tokenize` also as TGI has it.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -8,10 +10,9 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::generation::tokenize;
-use super::offsets::Offsets;
-use super::openapi::NativeErrors;
-use crate::text::Tokenizer;
+use super::generation::{off_thread, tokenize};
+use super::openapi::NativeBodyErrors;
+use crate::text::{TokenSpan, Tokenizer};
 
 /// A text to tokenize: `content` for an answer as llama.cpp gives it, `inputs` for one as TGI does.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -83,12 +84,11 @@ pub(super) enum Piece {
 pub(super) struct PlacedToken {
     /// Token id.
     id: u32,
-    /// Its text, with a replacement character for bytes that are not whole UTF-8.
+    /// The characters it stands for; one that several tokens share is told of with each.
     text: String,
     /// Characters of the text before it.
     start: usize,
-    /// Characters of the text up to its end. A character that several tokens share is counted
-    /// to the last of them.
+    /// Characters of the text up to its end.
     stop: usize,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct PlacedToken {
     path = "/tokenize",
     tag = "tokens",
     request_body = TokenizeBody,
-    responses((status = 200, description = "The tokens", body = Tokenized), NativeErrors),
+    responses((status = 200, description = "The tokens", body = Tokenized), NativeBodyErrors),
 )]
 pub(super) async fn tokenize_text(
     State(app): State<App>,
@@ -118,10 +118,7 @@ pub(super) async fn tokenize_text(
                 },
             }
         }
-        (None, Some(inputs)) => {
-            let ids = tokenize(tokenizer, inputs, parse_special).await?;
-            Tokenized::Tgi(placed(tokenizer, ids))
-        }
+        (None, Some(inputs)) => Tokenized::Tgi(placed(tokenizer, inputs, parse_special).await?),
         (None, None) => {
             return Err(ApiError::invalid(
                 "content",
@@ -152,20 +149,31 @@ fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<TokenPiece> {
     ids.into_iter().map(piece).collect()
 }
 
-fn placed(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<PlacedToken> {
-    let mut offsets = Offsets::default();
-    let mut place = |id| {
-        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-        let start = offsets.position().chars;
-        offsets.push(bytes);
-        PlacedToken {
-            id,
-            text: String::from_utf8_lossy(bytes).into_owned(),
-            start,
-            stop: offsets.position().chars,
-        }
-    };
-    ids.into_iter().map(&mut place).collect()
+/// Tokens with their places.
+async fn placed(
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+    parse_special: bool,
+) -> Result<Vec<PlacedToken>, ApiError> {
+    let tokenizer = Arc::clone(tokenizer);
+    off_thread(text.len(), move || {
+        let spans = tokenizer.encode_spans(&text, parse_special)?;
+        // Bytes at which each character begins, and the end.
+        let mut starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+        starts.push(text.len());
+        let at = |char: usize| starts.get(char).copied().unwrap_or(text.len());
+        let place = |span: TokenSpan| PlacedToken {
+            id: span.id,
+            text: text
+                .get(at(span.start)..at(span.end))
+                .unwrap_or_default()
+                .to_owned(),
+            start: span.start,
+            stop: span.end,
+        };
+        Ok(spans.into_iter().map(place).collect())
+    })
+    .await
 }
 
 /// Tokens to turn into text.
@@ -189,7 +197,7 @@ pub(super) struct Detokenized {
     path = "/detokenize",
     tag = "tokens",
     request_body = DetokenizeBody,
-    responses((status = 200, description = "The text", body = Detokenized), NativeErrors),
+    responses((status = 200, description = "The text", body = Detokenized), NativeBodyErrors),
 )]
 pub(super) async fn detokenize(
     State(app): State<App>,

@@ -44,6 +44,7 @@ pub(in crate::http) struct Details {
     top_tokens: Option<Vec<Vec<Token>>>,
     /// The other texts of `best_of`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(no_recursion)]
     best_of_sequences: Option<Vec<BestOfSequence>>,
 }
 
@@ -178,7 +179,7 @@ impl Tokens {
         }
     }
 
-    fn sequence(&self, wanted: &Wanted, generation: usize, whole: Whole) -> BestOfSequence {
+    fn sequence(&self, wanted: &Wanted, generation: usize, whole: &Whole) -> BestOfSequence {
         let prompt = wanted.plan.prompt.iter();
         let prefill = prompt
             .zip(&whole.prompt.logprobs)
@@ -213,8 +214,8 @@ impl Tokens {
         // Stable: of equals the first wins.
         ranked.sort_by(|(_, a), (_, b)| b.finish.mean_logprob.total_cmp(&a.finish.mean_logprob));
         let mut sequences = ranked
-            .into_iter()
-            .map(|(generation, whole)| self.sequence(wanted, generation, whole));
+            .iter()
+            .map(|(generation, whole)| self.sequence(wanted, *generation, whole));
         let best = sequences
             .next()
             .ok_or_else(|| ApiError::internal("nothing was generated"))?;

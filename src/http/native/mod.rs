@@ -76,7 +76,9 @@ pub(super) async fn generate(
     request_body = GenerateBody,
     params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none")),
     responses(
-        (status = 200, description = "The events", body = StreamEvent, content_type = "text/event-stream"),
+        (status = 200, description = "The events", content(
+            (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":318,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":299,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
+        )),
         NativeErrors,
     ),
 )]

@@ -30,9 +30,9 @@ pub(in crate::http) struct Completion<'a> {
     pub choices: Vec<Choice>,
     /// Tokens read and made. In a stream only with `stream_options.include_usage`, and null in
     /// all events but the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
     #[schema(value_type = Option<Usage>)]
-    pub usage: Option<Option<Usage>>,
+    pub usage: UsageField,
 }
 
 /// One choice.
@@ -52,6 +52,24 @@ pub(in crate::http) struct Choice {
     /// seed, and `n` 1, gives the same text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
+}
+
+/// The three states of `usage`.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub(in crate::http) enum UsageField {
+    /// Not there at all: a stream that was not asked for it.
+    Absent,
+    /// Null: it comes later.
+    Null,
+    /// There.
+    Told(Usage),
+}
+
+impl UsageField {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
 }
 
 /// Tokens read and made.

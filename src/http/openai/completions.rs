@@ -9,7 +9,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 
-use super::answer::{Choice, Completion, Usage, finish_reason};
+use super::answer::{Choice, Completion, Usage, UsageField, finish_reason};
 use super::logprobs::Logprobs;
 use super::prompt::TokenizedPrompt;
 use super::request::{CompletionRequest, Plan};
@@ -89,7 +89,7 @@ impl Reply {
         }
     }
 
-    fn completion(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> Completion<'_> {
+    fn completion(&self, choices: Vec<Choice>, usage: UsageField) -> Completion<'_> {
         Completion {
             id: &self.id,
             object: "text_completion",
@@ -153,16 +153,16 @@ impl Reply {
             });
         }
         let choices = candidates
-            .into_iter()
+            .iter()
             .enumerate()
             .filter(|(rank, _)| rank % self.plan.best_of < self.plan.n)
             .enumerate()
-            .map(|(index, (_, (generation, whole)))| self.choice(index, generation, whole))
+            .map(|(index, (_, (generation, whole)))| self.choice(index, *generation, whole))
             .collect();
-        Json(self.completion(choices, Some(Some(usage)))).into_response()
+        Json(self.completion(choices, UsageField::Told(usage))).into_response()
     }
 
-    fn choice(&self, index: usize, generation: usize, whole: Whole) -> Choice {
+    fn choice(&self, index: usize, generation: usize, whole: &Whole) -> Choice {
         let (mut text, mut logprobs) = self.echo(generation, &whole.prompt);
         text.push_str(&whole.text);
         if let Some(logprobs) = &mut logprobs {
@@ -199,7 +199,11 @@ impl Chunks {
     }
 
     fn event(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Event {
-        let usage = self.reply.plan.include_usage.then_some(usage);
+        let usage = match usage {
+            Some(usage) => UsageField::Told(usage),
+            None if self.reply.plan.include_usage => UsageField::Null,
+            None => UsageField::Absent,
+        };
         sse::json(&self.reply.completion(choices, usage))
     }
 

@@ -14,6 +14,7 @@ const LEAST: f32 = -9999.0;
 /// Log-probabilities of a choice's tokens, under the model's own distribution (before penalties,
 /// temperature and filters). All four lists are equally long.
 #[derive(Debug, Default, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 pub(in crate::http) struct Logprobs {
     /// The tokens as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
     tokens: Vec<String>,

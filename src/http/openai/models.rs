@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::completions::unix_seconds;
 use crate::http::app::{App, Serving};
 use crate::http::error::ApiError;
-use crate::http::openapi::OpenAiErrors;
+use crate::http::openapi::OpenAiLookupErrors;
 
 /// The models served: one.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,7 +52,7 @@ impl Model {
     get,
     path = "/v1/models",
     tag = "openai",
-    responses((status = 200, description = "The model this server serves", body = ModelList), OpenAiErrors),
+    responses((status = 200, description = "The model this server serves", body = ModelList), OpenAiLookupErrors),
 )]
 pub(in crate::http) async fn list(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
     Ok(Json(ModelList {
@@ -69,7 +69,7 @@ pub(in crate::http) async fn list(State(app): State<App>) -> Result<Json<ModelLi
     path = "/v1/models/{id}",
     tag = "openai",
     params(("id" = String, Path, description = "The model's name")),
-    responses((status = 200, description = "The model", body = Model), OpenAiErrors),
+    responses((status = 200, description = "The model", body = Model), OpenAiLookupErrors),
 )]
 pub(in crate::http) async fn get(
     State(app): State<App>,

@@ -118,6 +118,10 @@ pub(in crate::http) struct StreamOptions {
 
 /// A checked completion request.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of the request"
+)]
 pub(super) struct Plan {
     /// The requests to the engine: `best_of` for each prompt, in order.
     pub requests: Vec<GenerateRequest>,
