@@ -424,7 +424,10 @@ impl Limits {
                 })
         };
         in_vocabulary(draft.prompt_field, Box::new(draft.prompt.iter().copied()))?;
-        in_vocabulary("stop_token_ids", Box::new(draft.stop_tokens.iter().copied()))?;
+        in_vocabulary(
+            "stop_token_ids",
+            Box::new(draft.stop_tokens.iter().copied()),
+        )?;
         in_vocabulary(
             "logit_bias",
             Box::new(draft.logit_bias.iter().map(|&(id, _)| id)),
@@ -472,7 +475,9 @@ impl Limits {
         let room = window_room(self.n_positions, draft.prompt.len(), draft.overflow);
         match room {
             None => Ok(draft.max_tokens),
-            Some(room) if draft.prompt.len() > self.n_positions || (room == 0 && draft.max_tokens > 0) => {
+            Some(room)
+                if draft.prompt.len() > self.n_positions || (room == 0 && draft.max_tokens > 0) =>
+            {
                 Err(InvalidRequest::context_length(
                     draft.prompt_field,
                     format!(

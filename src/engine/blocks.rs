@@ -208,7 +208,11 @@ impl BlockPool {
             let is_idle = self.idle.get(&block.idle_since) == Some(&id);
             let is_unused = self.unused.contains(&id);
             let states = [block.holders > 0, is_idle, is_unused];
-            assert_eq!(states.iter().filter(|&&s| s).count(), 1, "{id:?}: {states:?}");
+            assert_eq!(
+                states.iter().filter(|&&s| s).count(),
+                1,
+                "{id:?}: {states:?}"
+            );
             assert!(!is_unused || block.content.is_none());
             if let Some(content) = &block.content {
                 assert_eq!(self.known[content].block, id);
@@ -242,7 +246,10 @@ mod tests {
         let (second, end) = pool.publish(second, prefix, tokens(2));
         let text = [tokens(1), tokens(2), tokens(3)].concat();
         assert_eq!(pool.find_prefix(&text), [(first, prefix), (second, end)]);
-        assert_eq!(pool.find_prefix(&text[..40]), [(first, prefix), (second, end)]);
+        assert_eq!(
+            pool.find_prefix(&text[..40]),
+            [(first, prefix), (second, end)]
+        );
         assert_eq!(pool.find_prefix(&text[..31]), [(first, prefix)]);
         assert_eq!(pool.find_prefix(&text[BLOCK_SIZE..]), []);
     }

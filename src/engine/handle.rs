@@ -144,11 +144,12 @@ impl EngineHandle {
     /// [`GenerateError::QueueFull`] at once if the queue is full; the worker's reason if the
     /// request can never run; [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
-        let place = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| {
-            GenerateError::QueueFull {
-                limit: self.queue_limit,
-            }
-        })?;
+        let place =
+            Arc::clone(&self.queue)
+                .try_acquire_owned()
+                .map_err(|_| GenerateError::QueueFull {
+                    limit: self.queue_limit,
+                })?;
         let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
         let (events, receiver) = mpsc::channel(self.event_capacity);

@@ -8,8 +8,8 @@
 //! 2. frequency and presence penalty: `logit -= count * frequency + (count > 0) * presence`,
 //!    counted over generated tokens (OpenAI);
 //! 3. `logit += logit_bias`; tokens that may not be drawn yet (`min_tokens`) get -inf;
-//! 4. temperature 0: the highest logit, the lowest id among equals. Else logits are divided by
-//!    the temperature, and weights are `exp(logit - highest logit)`;
+//! 4. temperature 0: the highest logit, the lowest id among equals. Else every logit becomes
+//!    `(logit - highest) / temperature`, and its weight is `exp` of that (`kernels::math`);
 //! 5. `top_k`: the k highest logits; `top_p`: the shortest run from the highest whose weights
 //!    reach that share (Holtzman et al. 2019, <https://arxiv.org/abs/1904.09751>); `min_p`:
 //!    weights of at least that share of the highest; `typical_p`: the shortest run from the one
@@ -114,9 +114,24 @@ impl Sampler {
         if self.params.temperature <= 0.0 {
             return u32::try_from(best).map_err(|_| GenerateError::NoCandidates);
         }
-        let candidates = self.candidates(logits, highest);
         let u = self.uniform(n);
-        pick(&candidates, u).ok_or(GenerateError::NoCandidates)
+        for logit in logits.iter_mut() {
+            *logit = (*logit - highest) / self.params.temperature;
+        }
+        let drawn = if self.filters() {
+            let candidates = self.candidates(logits);
+            pick(candidates.iter().map(|c| (c.id, c.weight)), u)
+        } else {
+            rows::exp_in_place(logits);
+            pick((0..).zip(logits.iter().copied()), u)
+        };
+        drawn.ok_or(GenerateError::NoCandidates)
+    }
+
+    /// Whether step 5 has anything to do.
+    fn filters(&self) -> bool {
+        let params = &self.params;
+        params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0 || params.typical_p < 1.0
     }
 
     /// Steps 1 to 3.
@@ -131,10 +146,7 @@ impl Sampler {
                 };
             }
         }
-        let (presence, frequency) = (
-            self.params.presence_penalty,
-            self.params.frequency_penalty,
-        );
+        let (presence, frequency) = (self.params.presence_penalty, self.params.frequency_penalty);
         if presence != 0.0 || frequency != 0.0 {
             for (&token, &count) in &self.generated {
                 if let Some(logit) = logits.get_mut(token as usize) {
@@ -154,19 +166,16 @@ impl Sampler {
         }
     }
 
-    /// Steps 4 and 5: what may be drawn, in order of id.
-    fn candidates(&self, logits: &[f32], highest: f32) -> Vec<Candidate> {
+    /// Step 5: what may be drawn of logits already divided by the temperature, less the highest;
+    /// in order of id.
+    fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
         let params = &self.params;
+        let mut weights = logits.to_vec();
+        rows::exp_in_place(&mut weights);
         let mut candidates: Vec<Candidate> = (0..)
             .zip(logits)
-            .map(|(id, &logit)| {
-                let logit = (logit - highest) / params.temperature;
-                Candidate {
-                    id,
-                    logit,
-                    weight: 0.0,
-                }
-            })
+            .zip(&weights)
+            .map(|((id, &logit), &weight)| Candidate { id, logit, weight })
             .collect();
         if (1..candidates.len()).contains(&params.top_k) {
             candidates.select_nth_unstable_by(params.top_k - 1, |a, b| {
@@ -174,9 +183,6 @@ impl Sampler {
             });
             candidates.truncate(params.top_k);
             candidates.sort_unstable_by_key(|c| c.id);
-        }
-        for candidate in &mut candidates {
-            candidate.weight = rows::exp(candidate.logit);
         }
         // A weight that vanishes can never be drawn.
         candidates.retain(|c| c.weight > 0.0);
@@ -211,17 +217,22 @@ fn total_weight(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
-/// Walks the candidates in order of id to the one `u` falls on.
-fn pick(candidates: &[Candidate], u: f64) -> Option<u32> {
-    let threshold = u * total_weight(candidates);
+/// Walks tokens and their weights in order of id to the one `u` falls on.
+fn pick(candidates: impl Iterator<Item = (u32, f32)> + Clone, u: f64) -> Option<u32> {
+    let total: f64 = candidates.clone().map(|c| f64::from(c.1)).sum();
+    let threshold = u * total;
     let mut sum = 0.0;
-    for candidate in candidates {
-        sum += f64::from(candidate.weight);
+    let mut last = None;
+    for (id, weight) in candidates {
+        sum += f64::from(weight);
         if sum > threshold {
-            return Some(candidate.id);
+            return Some(id);
+        }
+        if weight > 0.0 {
+            last = Some(id);
         }
     }
-    candidates.last().map(|c| c.id)
+    last
 }
 
 /// Keeps the shortest run of candidates, lowest `rank` first, whose weights reach `share` of the
@@ -328,8 +339,10 @@ mod tests {
 
     fn kept(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let temperature = params.temperature;
         let sampler = Sampler::new(params, &[], logits.len());
-        let candidates = sampler.candidates(logits, highest);
+        let logits: Vec<f32> = logits.iter().map(|l| (l - highest) / temperature).collect();
+        let candidates = sampler.candidates(&logits);
         candidates.iter().map(|c| c.id).collect()
     }
 
@@ -341,7 +354,14 @@ mod tests {
     #[test]
     fn the_generator_is_the_one_specified() {
         // RFC 7539's ChaCha20 keystream for an all-zero key and nonce begins 76b8e0ada0f13d90.
-        let mut sampler = Sampler::new(SamplingParams { seed: 0, ..params() }, &[], 4);
+        let mut sampler = Sampler::new(
+            SamplingParams {
+                seed: 0,
+                ..params()
+            },
+            &[],
+            4,
+        );
         let bits = u64::from_le_bytes([0x76, 0xb8, 0xe0, 0xad, 0xa0, 0xf1, 0x3d, 0x90]);
         let expected = (bits >> 11) as f64 / 2f64.powi(53);
         let later = sampler.uniform(7);
@@ -394,7 +414,10 @@ mod tests {
         let mut sampler = Sampler::new(params(), &[], 2);
         let mut draw = |row: [f32; 2], banned: &[u32]| sampler.draw(&mut row.clone(), 0, banned);
         assert_eq!(draw([f32::NAN, 0.0], &[]), Err(GenerateError::NotFinite));
-        assert_eq!(draw([f32::INFINITY, 0.0], &[]), Err(GenerateError::NotFinite));
+        assert_eq!(
+            draw([f32::INFINITY, 0.0], &[]),
+            Err(GenerateError::NotFinite)
+        );
         assert_eq!(draw([0.0, 0.0], &[0, 1]), Err(GenerateError::NoCandidates));
         assert_eq!(draw([0.0, 0.0], &[0]), Ok(1));
     }

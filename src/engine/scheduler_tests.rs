@@ -28,7 +28,9 @@ fn step(scheduler: &mut Scheduler, token: u32) -> Vec<(u64, usize, bool)> {
         }
     }
     scheduler.check();
-    plan.iter().map(|p| (p.id.0, p.tokens, p.completes)).collect()
+    plan.iter()
+        .map(|p| (p.id.0, p.tokens, p.completes))
+        .collect()
 }
 
 #[test]
@@ -193,7 +195,11 @@ fn assert_written_blocks_are_not_shared(s: &Scheduler, plan: &[Part]) {
         assert!(sequence.table.len() * BLOCK_SIZE >= last);
         for position in part.first_position..last {
             let block = sequence.table[position / BLOCK_SIZE];
-            let holders = s.running.iter().filter(|o| o.table.contains(&block)).count();
+            let holders = s
+                .running
+                .iter()
+                .filter(|o| o.table.contains(&block))
+                .count();
             assert_eq!(holders, 1, "position {position} of {:?} is shared", part.id);
         }
     }

@@ -380,7 +380,10 @@ impl Worker {
     fn session_info(&self, id: &SessionId) -> Option<SessionInfo> {
         let session = self.sessions.get(id)?;
         let start = context_start(session.tokens.len(), self.model.config().n_positions);
-        let cached = self.scheduler.blocks().find_prefix(&session.tokens[start..]);
+        let cached = self
+            .scheduler
+            .blocks()
+            .find_prefix(&session.tokens[start..]);
         Some(SessionInfo {
             id: id.clone(),
             tokens: session.tokens.clone(),

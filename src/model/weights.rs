@@ -359,8 +359,8 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
     })
 }
 
-/// The names of the shards in an index, each once, in order.
-fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
+/// The names of the shards in an index, each once, in order; at least one.
+pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
@@ -375,10 +375,17 @@ fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
         reason: e.to_string(),
     })?;
     let names: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
-    if let Some(outside) = names.iter().find(|name| name.contains(['/', '\\'])) {
+    let is_shard = |name: &String| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
+    if let Some(other) = names.iter().find(|name| !is_shard(name)) {
         return Err(WeightsError::Index {
             file,
-            reason: format!("the shard {outside:?} is not in the same directory"),
+            reason: format!("{other:?} is not a safetensors file in the same directory"),
+        });
+    }
+    if names.is_empty() {
+        return Err(WeightsError::Index {
+            file,
+            reason: "it names no shards".to_owned(),
         });
     }
     Ok(names.into_iter().collect())

@@ -74,7 +74,11 @@ fn logits_are_the_references_on_every_instruction_set_and_in_plain_candle() {
         let model = Gpt2::load(&files(), &runtime).expect("the model loads");
         for case in ["case0", "case1", "case2", "case3", "long"] {
             let ids = &references[&format!("{case}.ids")];
-            let ids = ids.to_dtype(DType::U32).expect("ids").to_vec1().expect("ids");
+            let ids = ids
+                .to_dtype(DType::U32)
+                .expect("ids")
+                .to_vec1()
+                .expect("ids");
             let expected = &references[&format!("{case}.logits")];
             let wanted = expected.dim(0).expect("rows");
             let difference = largest_difference(&logits(&model, &ids, wanted), expected);

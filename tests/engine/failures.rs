@@ -21,13 +21,19 @@ async fn a_panic_in_a_step_fails_its_requests_and_the_worker_goes_on() {
     });
     let expected = run(&engine, greedy(&prompt(40, 1), 8)).await;
     panics.store(true, Ordering::SeqCst);
-    let generation = engine.submit(admit(greedy(&prompt(40, 1), 8))).await.expect("accepted");
+    let generation = engine
+        .submit(admit(greedy(&prompt(40, 1), 8)))
+        .await
+        .expect("accepted");
     let failed = finish(generation).await.expect_err("the step panicked");
     assert_eq!(failed, GenerateError::StepFailed("injected".to_owned()));
     let again = run(&engine, greedy(&prompt(40, 1), 8)).await;
     assert_eq!(again.tokens, expected.tokens);
     let status = engine.status();
-    assert_eq!((status.alive, status.running, status.kv_blocks_used), (true, 0, 0));
+    assert_eq!(
+        (status.alive, status.running, status.kv_blocks_used),
+        (true, 0, 0)
+    );
 }
 
 #[tokio::test]
@@ -60,7 +66,10 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let refused = engine.submit(long()).await.err();
     assert_eq!(refused, Some(GenerateError::QueueFull { limit: 2 }));
     drop((running, waiting));
-    assert_eq!(run(&engine, greedy(&prompt(10, 1), 3)).await.tokens.len(), 3);
+    assert_eq!(
+        run(&engine, greedy(&prompt(10, 1), 3)).await.tokens.len(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -70,7 +79,12 @@ async fn a_client_that_does_not_read_holds_up_no_one_and_loses_nothing() {
     let expected = run(&engine, slow.clone()).await;
     let stalled = engine.submit(admit(slow)).await.expect("accepted");
     let others = (0..4).map(|i| sampled(&prompt(20, i), 300, 1)).collect();
-    assert!(run_all(&engine, others).await.iter().all(|o| o.tokens.len() == 300));
+    assert!(
+        run_all(&engine, others)
+            .await
+            .iter()
+            .all(|o| o.tokens.len() == 300)
+    );
     let outcome = finish(stalled).await.expect("it goes on when read");
     assert_eq!(outcome.tokens, expected.tokens);
 }
@@ -81,11 +95,17 @@ async fn a_dropped_generation_frees_its_slot_and_its_blocks() {
     for _ in 0..20 {
         let request = admit(sampled(&prompt(100, 1), 900, 1));
         let mut generation = engine.submit(request).await.expect("accepted");
-        assert!(matches!(generation.next().await, Some(TokenEvent::Prefilled(_))));
+        assert!(matches!(
+            generation.next().await,
+            Some(TokenEvent::Prefilled(_))
+        ));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let status = engine.status();
-    assert_eq!((status.running, status.waiting, status.kv_blocks_used), (0, 0, 0));
+    assert_eq!(
+        (status.running, status.waiting, status.kv_blocks_used),
+        (0, 0, 0)
+    );
 }
 
 #[tokio::test]

@@ -59,7 +59,10 @@ async fn a_prompt_met_again_is_taken_from_the_cache_with_the_same_outcome() {
     let ids = prompt(100, 1);
     let cold = run(&engine, sampled(&ids, 20, 5)).await;
     let warm = run(&engine, sampled(&ids, 20, 5)).await;
-    assert_eq!((cold.prompt.cached_tokens, warm.prompt.cached_tokens), (0, 96));
+    assert_eq!(
+        (cold.prompt.cached_tokens, warm.prompt.cached_tokens),
+        (0, 96)
+    );
     assert_eq!(cold.tokens, warm.tokens);
 }
 
@@ -83,7 +86,11 @@ async fn a_session_gives_what_its_whole_history_gives_as_one_prompt() {
 
 #[tokio::test]
 async fn requests_that_are_preempted_for_want_of_blocks_give_the_same_tokens() {
-    let requests = || (0..6).map(|i| sampled(&prompt(60, i), 60, 1 + u64::from(i))).collect();
+    let requests = || {
+        (0..6)
+            .map(|i| sampled(&prompt(60, i), 60, 1 + u64::from(i)))
+            .collect()
+    };
     let roomy = run_all(&engine(EngineConfig::default()), requests()).await;
     let block = gpt2_in(WeightDtype::F32).kv_block_bytes() as u64;
     let tight = engine(EngineConfig {

@@ -9,9 +9,7 @@ use skald::engine::{
 use skald::kernels::linear::WeightDtype;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
-use skald::request::{
-    GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, SessionId,
-};
+use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, SessionId};
 
 /// The built-in model's files.
 pub fn files() -> ModelFiles {
@@ -134,5 +132,7 @@ pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Ou
 
 /// A prompt of `n` tokens that no other `salt` gives.
 pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * 37 + salt * 1009 + 11) % 4000).collect()
+    (0..n as u32)
+        .map(|i| (i * 37 + salt * 1009 + 11) % 4000)
+        .collect()
 }

@@ -16,7 +16,10 @@ async fn a_session_keeps_prompt_and_output() {
     let engine = engine(EngineConfig::default());
     let ids = prompt(20, 1);
     let turn = run(&engine, on_session("a", greedy(&ids, 10))).await;
-    assert_eq!(history(&engine, "a").await, Some([ids, turn.ids()].concat()));
+    assert_eq!(
+        history(&engine, "a").await,
+        Some([ids, turn.ids()].concat())
+    );
     assert_eq!(history(&engine, "b").await, None);
 }
 
@@ -66,7 +69,9 @@ async fn a_turn_that_gave_nothing_leaves_no_trace() {
 async fn requests_on_one_session_take_turns_in_order() {
     let engine = engine(EngineConfig::default());
     let parts: Vec<Vec<u32>> = (0..4).map(|i| prompt(10, i)).collect();
-    let turns = parts.iter().map(|ids| run(&engine, on_session("a", greedy(ids, 5))));
+    let turns = parts
+        .iter()
+        .map(|ids| run(&engine, on_session("a", greedy(ids, 5))));
     let turns = futures_util::future::join_all(turns).await;
     let expected: Vec<u32> = parts
         .iter()
@@ -116,7 +121,11 @@ async fn an_evicted_cache_changes_nothing_but_the_time() {
     let turn = run(&engine, on_session("a", greedy(&second, 10))).await;
     assert_eq!(turn.prompt.cached_tokens, 0);
     let whole = [first, kept.ids(), second].concat();
-    let cold = run(&crate::model::engine(EngineConfig::default()), greedy(&whole, 10)).await;
+    let cold = run(
+        &crate::model::engine(EngineConfig::default()),
+        greedy(&whole, 10),
+    )
+    .await;
     assert_eq!(turn.tokens, cold.tokens);
 }
 

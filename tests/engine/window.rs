@@ -14,7 +14,10 @@ fn with(overflow: Overflow, draft: RequestDraft) -> RequestDraft {
 async fn generation_stops_where_the_window_ends() {
     let engine = engine(EngineConfig::default());
     let outcome = run(&engine, sampled(&prompt(1000, 1), 100, 1)).await;
-    assert_eq!((outcome.tokens.len(), outcome.finish), (24, FinishReason::Length));
+    assert_eq!(
+        (outcome.tokens.len(), outcome.finish),
+        (24, FinishReason::Length)
+    );
 }
 
 #[test]
@@ -31,7 +34,9 @@ fn what_cannot_fit_is_refused_up_front_if_asked() {
 async fn a_session_that_outgrows_the_window_is_told_the_numbers() {
     let engine = engine(EngineConfig::default());
     run(&engine, on_session("a", greedy(&prompt(600, 1), 0))).await;
-    let refused = engine.submit(admit(on_session("a", greedy(&prompt(500, 2), 5)))).await;
+    let refused = engine
+        .submit(admit(on_session("a", greedy(&prompt(500, 2), 5))))
+        .await;
     let expected = GenerateError::ContextLength {
         history: 600,
         prompt: 500,
@@ -77,5 +82,8 @@ async fn a_request_the_cache_can_never_hold_is_refused_at_once() {
         block_size: 16,
     };
     assert_eq!(refused.err(), Some(expected));
-    assert_eq!(run(&engine, greedy(&prompt(50, 1), 14)).await.tokens.len(), 14);
+    assert_eq!(
+        run(&engine, greedy(&prompt(50, 1), 14)).await.tokens.len(),
+        14
+    );
 }

@@ -1,0 +1,23 @@
+//! The model: its files, its shape, and its forward pass.
+//!
+//! Knows a batch of rows, never a sequence, session or request.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`source`] | `--model`: built-in, a directory or a hub id; the files of a model |
+//! | [`hub`] | fetches a model from the hub into the shared cache |
+//! | [`config`] | `config.json`: the shape |
+//! | [`generation_config`] | `generation_config.json`: defaults for sampling |
+//! | [`weights`] | safetensors files, read where they lie |
+//! | [`gpt2`] | the forward pass |
+
+pub mod config;
+pub mod generation_config;
+pub mod gpt2;
+pub mod hub;
+pub mod source;
+pub mod weights;
+
+pub use config::Gpt2Config;
+pub use generation_config::GenerationConfig;
+pub use source::{ModelFiles, ModelSource};

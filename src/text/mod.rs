@@ -1,0 +1,26 @@
+//! Between text and tokens, on the front end's side: the tokenizer, and the way back from a
+//! stream of tokens to text that may be shown.
+//!
+//! - [`tokenizer`]: GPT-2's byte-level BPE, both ways.
+//! - [`stream`]: the incremental detokenizer of one generation.
+//! - [`stop`]: stop strings in a stream of text.
+//!
+//! Nothing here knows of HTTP, the engine or a model. No input may make it panic.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+pub mod stop;
+pub mod stream;
+pub mod tokenizer;
+
+pub use stop::StopMatcher;
+pub use stream::{Piece, TextStream};
+pub use tokenizer::{TextError, TokenSpan, Tokenizer};

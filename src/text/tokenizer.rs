@@ -1,0 +1,244 @@
+//! GPT-2's byte-level BPE (Radford et al. 2019), by the `tokenizers` library.
+//!
+//! A token is a string of bytes, not of characters: [`Tokenizer::token_bytes`] is the truth, and
+//! text is what many of them decode to together.
+
+use std::path::Path;
+
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+/// GPT-2's one special token.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// Why a tokenizer can't be loaded, or a text not be tokenized.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer's files are not what they should be.
+    #[error("{file} is not a tokenizer that can be used: {reason}")]
+    Load {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The text could not be tokenized.
+    #[error("the text could not be tokenized: {0}")]
+    Encode(String),
+}
+
+/// A token and the characters of the text it stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenSpan {
+    /// Token id.
+    pub id: u32,
+    /// Its first character, counted in characters from the start of the text.
+    pub start: usize,
+    /// The character after its last one.
+    pub end: usize,
+}
+
+/// A model's tokenizer. Encoding runs on the calling thread alone.
+pub struct Tokenizer {
+    /// Takes special tokens written in a text for what they are.
+    parsing: Inner,
+    /// Takes them for plain text.
+    plain: Inner,
+    /// The bytes each id stands for; empty where an id stands for nothing.
+    bytes: Vec<Box<[u8]>>,
+    special: Vec<u32>,
+    end_of_text: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads the content of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TextError::Load`] if it is not one of a byte-level BPE.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
+        let inner = Inner::from_bytes(bytes).map_err(|e| load("tokenizer.json", e))?;
+        Self::new(inner, "tokenizer.json")
+    }
+
+    /// Reads `vocab.json` and `merges.txt`, as OpenAI published them.
+    ///
+    /// # Errors
+    /// [`TextError::Load`] if one is missing or not what it should be.
+    pub fn from_vocab_and_merges(vocab: &Path, merges: &Path) -> Result<Self, TextError> {
+        let file = vocab.display().to_string();
+        let names = (vocab.to_str(), merges.to_str());
+        let (Some(vocab), Some(merges)) = names else {
+            return Err(load(&file, "the path is not UTF-8"));
+        };
+        let bpe = BPE::from_file(vocab, merges)
+            .build()
+            .map_err(|e| load(&file, e))?;
+        let mut inner = Inner::new(bpe);
+        inner.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+        inner.with_decoder(Some(ByteLevel::default()));
+        let end_of_text = AddedToken::from(END_OF_TEXT, true).normalized(false);
+        inner
+            .add_special_tokens([end_of_text])
+            .map_err(|e| load(&file, e))?;
+        Self::new(inner, &file)
+    }
+
+    fn new(mut parsing: Inner, file: &str) -> Result<Self, TextError> {
+        // A model's window is the scheduler's business, and a batch has no padding.
+        parsing.with_padding(None);
+        parsing.with_truncation(None).map_err(|e| load(file, e))?;
+        if parsing.get_decoder().is_none() {
+            return Err(load(file, "it has no decoder, expected ByteLevel"));
+        }
+        let added = parsing.get_added_tokens_decoder();
+        let ids = parsing.get_vocab(true).into_values().max().unwrap_or(0);
+        let alphabet = byte_alphabet();
+        let bytes = (0..=ids)
+            .map(|id| match (added.get(&id), parsing.id_to_token(id)) {
+                (Some(token), _) => token.content.as_bytes().into(),
+                (None, Some(token)) => token_bytes(&token, &alphabet),
+                (None, None) => Box::default(),
+            })
+            .collect();
+        let special = added.iter().filter(|(_, token)| token.special);
+        let special = special.map(|(&id, _)| id).collect();
+        let mut plain = parsing.clone();
+        plain.set_encode_special_tokens(true);
+        Ok(Self {
+            end_of_text: parsing.token_to_id(END_OF_TEXT),
+            parsing,
+            plain,
+            bytes,
+            special,
+        })
+    }
+
+    fn inner(&self, parse_special: bool) -> &Inner {
+        if parse_special {
+            &self.parsing
+        } else {
+            &self.plain
+        }
+    }
+
+    /// Token ids of a text. With `parse_special`, `<|endoftext|>` in it is the special token.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] if the library fails.
+    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.inner(parse_special).encode_fast(text, false);
+        let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`encode`](Self::encode), with the place of every token in the text.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] if the library fails.
+    pub fn encode_spans(
+        &self,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<Vec<TokenSpan>, TextError> {
+        let encoding = self.inner(parse_special).encode_char_offsets(text, false);
+        let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
+        let offsets = encoding.get_offsets().iter();
+        let spans = encoding.get_ids().iter().zip(offsets);
+        Ok(spans
+            .map(|(&id, &(start, end))| TokenSpan { id, start, end })
+            .collect())
+    }
+
+    /// The text of token ids; bytes that are not UTF-8 become U+FFFD.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids
+            .iter()
+            .filter_map(|&id| self.token_bytes(id))
+            .flatten()
+            .copied()
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The bytes a token stands for; a special token stands for its name. `None` if there is no
+    /// such token.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.bytes.get(id as usize).map(AsRef::as_ref)
+    }
+
+    /// Whether a token is a special one, as end-of-text is.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Token ids are below this.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The id of `<|endoftext|>`.
+    #[must_use]
+    pub fn end_of_text(&self) -> Option<u32> {
+        self.end_of_text
+    }
+}
+
+fn load(file: &str, reason: impl ToString) -> TextError {
+    TextError::Load {
+        file: file.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// GPT-2's printable stand-in for every byte, inverted: which byte a character below U+0144
+/// stands for. Bytes that print as themselves do; the others, in order, take U+0100 and up.
+fn byte_alphabet() -> Vec<Option<u8>> {
+    let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut alphabet = vec![None; 0x144];
+    let mut next = 0x100;
+    for byte in 0..=u8::MAX {
+        let character = if prints(byte) {
+            usize::from(byte)
+        } else {
+            next += 1;
+            next - 1
+        };
+        if let Some(entry) = alphabet.get_mut(character) {
+            *entry = Some(byte);
+        }
+    }
+    alphabet
+}
+
+/// The bytes of a token as the vocabulary writes it.
+fn token_bytes(token: &str, alphabet: &[Option<u8>]) -> Box<[u8]> {
+    let mut bytes = Vec::with_capacity(token.len());
+    for character in token.chars() {
+        match alphabet.get(character as usize).copied().flatten() {
+            Some(byte) => bytes.push(byte),
+            // Not written in the byte alphabet: it stands for itself.
+            None => return token.as_bytes().into(),
+        }
+    }
+    bytes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_covers_every_byte_once() {
+        let mut bytes: Vec<u8> = byte_alphabet().into_iter().flatten().collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert_eq!(&*token_bytes("Ġthe", &byte_alphabet()), b" the");
+        assert_eq!(&*token_bytes("Ċ", &byte_alphabet()), b"\n");
+        assert_eq!(&*token_bytes("âĢ", &byte_alphabet()), b"\xe2\x80");
+    }
+}
