@@ -14,6 +14,7 @@
 //! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.
 
 pub mod engine;
+pub mod http;
 pub mod kernels;
 pub mod model;
 pub mod request;

@@ -1,0 +1,191 @@
+//! What every handler shares: the settings of the front end, and whether a model is being served.
+//!
+//! The state only moves forward: loading -> ready -> draining, or loading -> failed. Nothing here
+//! may know a wire format.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::error::ApiError;
+use crate::engine::EngineHandle;
+use crate::request::Limits;
+use crate::text::Tokenizer;
+
+/// The settings of the front end.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpConfig {
+    /// How long streams in flight may go on after the server was asked to stop.
+    pub drain_timeout: Duration,
+    /// A stream that is silent for so long sends a comment, so that proxies keep it open.
+    pub keep_alive: Duration,
+    /// How long a client may take to send the head of a request; also how long a connection may
+    /// stay open unused.
+    pub header_timeout: Duration,
+    /// How long a client may take to send the body of a request.
+    pub body_timeout: Duration,
+    /// The largest body of a request.
+    pub max_body: ByteSize,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            max_body: ByteSize::mib(2),
+        }
+    }
+}
+
+/// What the front end says of the model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The name clients call it by.
+    pub id: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// How the weights are held: `f32`, `bf16`, `q8`.
+    pub dtype: String,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads per block.
+    pub n_head: usize,
+    /// Width.
+    pub n_embd: usize,
+    /// Positions of the context.
+    pub n_positions: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Changes whenever the same request could give another answer: `system_fingerprint`.
+    pub fingerprint: String,
+    /// When the model was made available, in OpenAI's `created`.
+    pub created: SystemTime,
+}
+
+/// A loaded model, ready to generate.
+pub struct Serving {
+    /// Runs the requests.
+    pub engine: EngineHandle,
+    /// Text to token ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What requests may ask for.
+    pub limits: Limits,
+    /// What is told of the model.
+    pub info: ModelInfo,
+}
+
+/// Where the server is on its way from start to stop.
+#[derive(Clone)]
+pub(super) enum State {
+    /// The model is being loaded.
+    Loading,
+    /// Requests are welcome.
+    Ready(Arc<Serving>),
+    /// No new generations; those in flight finish. `None` if the model was never there.
+    Draining(Option<Arc<Serving>>),
+    /// The model could not be loaded.
+    Failed(String),
+}
+
+struct Inner {
+    config: HttpConfig,
+    state: RwLock<State>,
+    in_flight: TaskTracker,
+}
+
+/// The front end's shared state; cheap to clone. One lock, read once per request and written
+/// three times in the server's life.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+/// Kept by a generating request until its last byte is made: the drain waits for it.
+pub(super) struct InFlight(#[expect(dead_code, reason = "held for its drop")] TaskTrackerToken);
+
+impl App {
+    /// A front end without a model: alive, not ready.
+    #[must_use]
+    pub fn new(config: HttpConfig) -> Self {
+        Self(Arc::new(Inner {
+            config,
+            state: RwLock::new(State::Loading),
+            in_flight: TaskTracker::new(),
+        }))
+    }
+
+    /// The settings it was made with.
+    #[must_use]
+    pub fn config(&self) -> &HttpConfig {
+        &self.0.config
+    }
+
+    /// The model is loaded: generations are welcome from now on. If the server was asked to stop
+    /// meanwhile, the engine is stopped instead.
+    pub fn ready(&self, serving: Serving) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Loading) {
+            *state = State::Ready(Arc::new(serving));
+        } else {
+            serving.engine.stop();
+        }
+    }
+
+    /// The model cannot be loaded; `why` is told to whoever asks for readiness.
+    pub fn fail(&self, why: String) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Loading) {
+            *state = State::Failed(why);
+        }
+    }
+
+    /// No new generations from now on.
+    pub fn drain(&self) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        *state = match &*state {
+            State::Ready(serving) => State::Draining(Some(Arc::clone(serving))),
+            State::Draining(serving) => State::Draining(serving.clone()),
+            State::Loading | State::Failed(_) => State::Draining(None),
+        };
+        self.0.in_flight.close();
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.0
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The model, for what does not generate: also while draining.
+    pub(super) fn serving(&self) -> Result<Arc<Serving>, ApiError> {
+        match self.state() {
+            State::Ready(serving) | State::Draining(Some(serving)) => Ok(serving),
+            State::Loading => Err(ApiError::loading()),
+            State::Draining(None) => Err(ApiError::draining()),
+            State::Failed(why) => Err(ApiError::failed(&why)),
+        }
+    }
+
+    /// The model, for a generation; hold on to [`InFlight`] until its end.
+    pub(super) fn begin(&self) -> Result<(Arc<Serving>, InFlight), ApiError> {
+        // Counted before the state is read: a drain that begins in between waits for us.
+        let in_flight = InFlight(self.0.in_flight.token());
+        match self.state() {
+            State::Ready(serving) => Ok((serving, in_flight)),
+            State::Draining(_) => Err(ApiError::draining()),
+            State::Loading => Err(ApiError::loading()),
+            State::Failed(why) => Err(ApiError::failed(&why)),
+        }
+    }
+
+    /// Waits until no generation is in flight; only after [`App::drain`].
+    pub(super) async fn drained(&self) {
+        self.0.in_flight.wait().await;
+    }
+}

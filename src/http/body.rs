@@ -1,0 +1,192 @@
+//! Reading a JSON body.
+//!
+//! The content type does not matter: `curl -d` says it sends a form. Broken JSON names line and
+//! column; a value of the wrong type names the field, the value and what was expected. Unknown
+//! fields are ignored, because clients send more than any server knows.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
+
+use super::app::App;
+use super::error::ApiError;
+
+/// A JSON object from the request body.
+pub(super) struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let limit = app.config().max_body;
+        let declared = request
+            .headers()
+            .get(header::CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > limit.as_u64()) {
+            return Err(ApiError::too_large(limit));
+        }
+        let body_timeout = app.config().body_timeout;
+        let bytes = tokio::time::timeout(body_timeout, Bytes::from_request(request, app))
+            .await
+            .map_err(|_| ApiError::timeout(body_timeout))?
+            .map_err(|refused| {
+                if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                    ApiError::too_large(limit)
+                } else {
+                    ApiError::broken_body("the request body ended before it was complete")
+                }
+            })?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// Parses a JSON object.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii().is_empty() {
+        return Err(ApiError::broken_body(
+            "the request body is empty; a JSON object is expected",
+        ));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        describe(&path, error.inner())
+    })?;
+    json.end().map_err(|error| describe(".", &error))?;
+    Ok(parsed.0)
+}
+
+fn describe(path: &str, error: &serde_json::Error) -> ApiError {
+    match error.classify() {
+        Category::Data => {
+            let message = error.to_string();
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            let message = plain(message.strip_suffix(&place).unwrap_or(&message));
+            if path == "." {
+                ApiError::invalid("body", format!("the request body: {message}"))
+            } else {
+                ApiError::invalid(path, format!("`{path}`: {message}"))
+            }
+        }
+        Category::Syntax | Category::Eof | Category::Io => {
+            ApiError::broken_body(format!("the request body is not valid JSON: {error}"))
+        }
+    }
+}
+
+/// serde names Rust's types; people who send JSON know numbers and integers.
+fn plain(message: &str) -> String {
+    const NAMES: [(&str, &str); 6] = [
+        ("expected f64", "expected a number"),
+        ("expected i64", "expected an integer"),
+        ("expected u64", "expected an integer, 0 or more"),
+        ("expected u32", "expected an integer from 0 to 4294967295"),
+        ("expected usize", "expected an integer, 0 or more"),
+        ("floating point", "number"),
+    ];
+    NAMES
+        .iter()
+        .fold(message.to_owned(), |message, (rust, json)| {
+            message.replace(rust, json)
+        })
+}
+
+/// A JSON object and nothing else: serde would also take a list of the fields' values.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnlyMap<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMap<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer
+            .deserialize_map(OnlyMap(PhantomData))
+            .map(Object)
+    }
+}
+
+/// For `#[serde(deserialize_with)]` on an optional field that is an object.
+pub(super) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Sample {
+        #[expect(dead_code, reason = "only its type matters")]
+        n: Option<i64>,
+        #[serde(default, deserialize_with = "object")]
+        nested: Option<Nested>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Nested {
+        ratio: Option<f64>,
+    }
+
+    fn message(body: &str) -> String {
+        parse::<Sample>(body.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_wrong_type_names_field_value_and_expectation() {
+        assert_eq!(
+            message(r#"{"n": "three"}"#),
+            r#"`n`: invalid type: string "three", expected an integer"#
+        );
+        assert_eq!(
+            message(r#"{"n": 1.5}"#),
+            "`n`: invalid type: number `1.5`, expected an integer"
+        );
+        assert_eq!(
+            message(r#"{"nested": {"ratio": [1]}}"#),
+            "`nested.ratio`: invalid type: sequence, expected a number"
+        );
+        assert_eq!(
+            message(r#"{"nested": [0.5]}"#),
+            "`nested`: invalid type: sequence, expected a JSON object"
+        );
+        assert_eq!(
+            message("[1]"),
+            "the request body: invalid type: sequence, expected a JSON object"
+        );
+    }
+
+    #[test]
+    fn broken_json_says_where() {
+        let message = message("{\"n\": 1,\n \"nested\": }");
+        assert!(message.contains("line 2 column 12"), "{message}");
+        assert!(self::message("{\"n\": 1} x").contains("line 1"));
+        assert!(self::message(" \n").contains("empty"));
+    }
+
+    #[test]
+    fn null_and_unknown_fields_are_no_error() {
+        let sample: Sample = parse(br#"{"n": null, "nested": null, "colour": 3}"#).unwrap();
+        assert!(sample.nested.is_none());
+        let sample: Sample = parse(br#"{"nested": {"ratio": 1}}"#).unwrap();
+        assert_eq!(sample.nested.unwrap().ratio, Some(1.0));
+    }
+}

@@ -1,0 +1,134 @@
+//! Checks of single fields against the range their dialect gives them.
+//!
+//! Every message names the field, the value that came and the range. What concerns several fields
+//! or the model is checked by [`Limits::admit`](crate::request::Limits::admit), not here.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use super::error::ApiError;
+use crate::request::{InvalidRequest, in_range};
+
+/// A number in a range that includes its ends.
+pub(super) fn number(
+    field: &str,
+    value: Option<f64>,
+    range: RangeInclusive<f64>,
+) -> Result<Option<f32>, InvalidRequest> {
+    value
+        .map(|value| in_range(field, value, range).map(narrow))
+        .transpose()
+}
+
+/// A number above 0, up to and including `most`.
+pub(super) fn above_zero(
+    field: &str,
+    value: Option<f64>,
+    most: f64,
+) -> Result<Option<f32>, InvalidRequest> {
+    value
+        .map(|value| {
+            if value > 0.0 && value <= most {
+                Ok(narrow(value).max(f32::MIN_POSITIVE))
+            } else {
+                Err(InvalidRequest::new(
+                    field,
+                    format!("`{field}` must be above 0 and at most {most}, got {value}"),
+                ))
+            }
+        })
+        .transpose()
+}
+
+/// An integer in a range, as a count.
+pub(super) fn integer(
+    field: &str,
+    value: Option<i64>,
+    range: RangeInclusive<usize>,
+) -> Result<Option<usize>, InvalidRequest> {
+    let Some(value) = value else { return Ok(None) };
+    usize::try_from(value)
+        .ok()
+        .filter(|count| range.contains(count))
+        .map(Some)
+        .ok_or_else(|| {
+            InvalidRequest::new(
+                field,
+                format!(
+                    "`{field}` must be an integer from {} to {}, got {value}",
+                    range.start(),
+                    range.end()
+                ),
+            )
+        })
+}
+
+/// An integer that is at least `least`; the model or the server sets the upper limit later.
+pub(super) fn at_least(
+    field: &str,
+    value: Option<i64>,
+    least: usize,
+) -> Result<Option<usize>, InvalidRequest> {
+    let Some(value) = value else { return Ok(None) };
+    usize::try_from(value)
+        .ok()
+        .filter(|&count| count >= least)
+        .map(Some)
+        .ok_or_else(|| {
+            InvalidRequest::new(
+                field,
+                format!("`{field}` must be an integer of at least {least}, got {value}"),
+            )
+        })
+}
+
+/// The error for something another server has and this one does not.
+pub(super) fn unsupported(field: &str, value: impl Display, why: &str) -> ApiError {
+    ApiError::invalid(
+        field,
+        format!("`{field}` is not supported: {why} (got {value})"),
+    )
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "parameters arrive as f64 and are used as f32"
+)]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_hold_and_name_field_value_and_limit() {
+        assert_eq!(number("temperature", Some(2.0), 0.0..=2.0), Ok(Some(2.0)));
+        assert_eq!(number("temperature", None, 0.0..=2.0), Ok(None));
+        let message = |result: Result<Option<f32>, InvalidRequest>| result.unwrap_err().message;
+        assert_eq!(
+            message(number("temperature", Some(2.5), 0.0..=2.0)),
+            "`temperature` must be 0 to 2, got 2.5"
+        );
+        assert_eq!(
+            message(above_zero("top_p", Some(0.0), 1.0)),
+            "`top_p` must be above 0 and at most 1, got 0"
+        );
+        assert_eq!(above_zero("top_p", Some(1.0), 1.0), Ok(Some(1.0)));
+        assert!(above_zero("top_p", Some(1e-60), 1.0).unwrap().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn integers_hold_and_name_field_value_and_limit() {
+        assert_eq!(integer("n", Some(128), 1..=128), Ok(Some(128)));
+        assert_eq!(
+            integer("n", Some(-1), 1..=128).unwrap_err().message,
+            "`n` must be an integer from 1 to 128, got -1"
+        );
+        assert_eq!(
+            at_least("max_tokens", Some(-1), 0).unwrap_err().message,
+            "`max_tokens` must be an integer of at least 0, got -1"
+        );
+    }
+}

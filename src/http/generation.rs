@@ -1,0 +1,399 @@
+//! The one way from a validated request to text: submit it, turn its tokens into text, find stop
+//! strings, settle what a session keeps.
+//!
+//! A [`TextGeneration`] owns the engine's [`Generation`]; dropping it, as axum does with handler
+//! and stream when the client goes away, cancels the request. So nothing here may be spawned.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, SelectAll, Stream};
+
+use super::app::Serving;
+use super::error::ApiError;
+use super::ledger::{Cut, Ledger, ShownToken};
+use crate::engine::{
+    FinishReason, GenerateError, GeneratedToken, Generation, KeptOutput, PromptReport, TokenEvent,
+};
+use crate::request::{GenerateRequest, RequestId};
+use crate::text::{TextError, TextStream, Tokenizer};
+
+/// Texts longer than this are tokenized on a thread of their own: a millisecond or so.
+const TOKENIZE_INLINE_BYTES: usize = 8 * 1024;
+
+/// Token ids of a text.
+///
+/// # Errors
+/// If the tokenizer fails.
+pub(super) async fn tokenize(
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+    parse_special: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = Arc::clone(tokenizer);
+    off_thread(text.len(), move || tokenizer.encode(&text, parse_special)).await
+}
+
+/// Runs `tokenizing` of so many bytes, on a thread of its own if they are many.
+///
+/// # Errors
+/// Its own, or that it panicked.
+pub(super) async fn off_thread<T: Send + 'static>(
+    bytes: usize,
+    tokenizing: impl FnOnce() -> Result<T, TextError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= TOKENIZE_INLINE_BYTES {
+        return Ok(tokenizing()?);
+    }
+    let done = tokio::task::spawn_blocking(tokenizing).await;
+    Ok(done.map_err(|error| ApiError::internal(format!("tokenizing failed: {error}")))??)
+}
+
+/// One step forward of a generation, as text.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The prompt was read; always the first.
+    Prompt(PromptReport),
+    /// New text, tokens, or the end.
+    Text(TextStep),
+}
+
+/// What is new.
+#[derive(Debug)]
+pub(super) struct TextStep {
+    /// New text, ready to be shown; may be empty.
+    pub text: String,
+    /// Tokens whose text is now shown as a whole.
+    pub tokens: Vec<ShownToken>,
+    /// Set on the last step.
+    pub finish: Option<Finished>,
+}
+
+/// How a generation ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens generated, those not shown included.
+    pub generated: usize,
+    /// Mean log-probability of these tokens; 0 if there are none.
+    pub mean_logprob: f64,
+}
+
+/// A generation that is over.
+#[derive(Debug)]
+pub(super) struct Whole {
+    /// What was told of the prompt.
+    pub prompt: PromptReport,
+    /// The whole text.
+    pub text: String,
+    /// All tokens that were shown.
+    pub tokens: Vec<ShownToken>,
+    /// How it ended.
+    pub finish: Finished,
+}
+
+/// A running request as a source of text.
+pub(super) struct TextGeneration {
+    /// `None` once it is over.
+    running: Option<Generation>,
+    stream: TextStream,
+    tokenizer: Arc<Tokenizer>,
+    ledger: Ledger,
+    /// Set if the prompt's report was the last event (`max_tokens` 0).
+    prompt_only: Option<FinishReason>,
+    in_session: bool,
+    progress: Progress,
+}
+
+/// The figures of one generation, for its line in the log.
+struct Progress {
+    id: RequestId,
+    started: Instant,
+    first_token: Option<Instant>,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    generated: usize,
+    logprob_sum: f64,
+    outcome: &'static str,
+}
+
+impl TextGeneration {
+    /// Submits a request. `include_stop`: a stop string is part of the text it ends.
+    ///
+    /// # Errors
+    /// What the engine says if it does not take the request.
+    pub(super) async fn start(
+        serving: &Serving,
+        request: GenerateRequest,
+        include_stop: bool,
+    ) -> Result<Self, ApiError> {
+        let stream = TextStream::new(
+            Arc::clone(&serving.tokenizer),
+            &request.stop.stop_strings,
+            include_stop,
+        );
+        let in_session = request.session.is_some();
+        let (id, started) = (request.id.clone(), Instant::now());
+        let running = serving.engine.submit(request).await?;
+        Ok(Self {
+            running: Some(running),
+            stream,
+            tokenizer: Arc::clone(&serving.tokenizer),
+            ledger: Ledger::default(),
+            prompt_only: None,
+            in_session,
+            progress: Progress::new(id, started),
+        })
+    }
+
+    /// Submits all requests of one HTTP request; none runs unless all are accepted.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(super) async fn start_all(
+        serving: &Serving,
+        requests: Vec<GenerateRequest>,
+        include_stop: bool,
+    ) -> Result<Vec<Self>, ApiError> {
+        let starts = requests
+            .into_iter()
+            .map(|request| Self::start(serving, request, include_stop));
+        try_join_all(starts).await
+    }
+
+    /// The next step; `None` after the last one, or after an error.
+    pub(super) async fn next(&mut self) -> Option<Result<Step, GenerateError>> {
+        if let Some(reason) = self.prompt_only.take() {
+            return Some(Ok(Step::Text(
+                self.end(reason, String::new(), Vec::new(), 0).await,
+            )));
+        }
+        Some(match self.running.as_mut()?.next().await? {
+            TokenEvent::Prefilled(report) => {
+                self.progress.prompt_tokens = report.prompt_tokens;
+                self.progress.cached_tokens = report.cached_tokens;
+                self.prompt_only = report.finish;
+                Ok(Step::Prompt(report))
+            }
+            TokenEvent::Token(token) => Ok(Step::Text(self.token(token).await)),
+            TokenEvent::Failed(error) => {
+                self.running = None;
+                self.progress.outcome = "failed";
+                tracing::warn!(id = %self.progress.id, %error, "generation failed");
+                Err(error)
+            }
+        })
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub(super) async fn whole(mut self) -> Result<Whole, GenerateError> {
+        let mut prompt = None;
+        let mut tokens = Vec::new();
+        while let Some(step) = self.next().await {
+            match step? {
+                Step::Prompt(report) => prompt = Some(report),
+                Step::Text(mut step) => {
+                    tokens.append(&mut step.tokens);
+                    if let (Some(finish), Some(prompt)) = (step.finish, prompt.take()) {
+                        return Ok(Whole {
+                            prompt,
+                            text: std::mem::take(&mut self.ledger).into_text(),
+                            tokens,
+                            finish,
+                        });
+                    }
+                }
+            }
+        }
+        Err(GenerateError::StepFailed(
+            "the generation ended without a finish reason".to_owned(),
+        ))
+    }
+
+    async fn token(&mut self, token: GeneratedToken) -> TextStep {
+        self.progress.count(&token);
+        let id = token.token.id;
+        let special = self.tokenizer.is_special(id);
+        // The token that ends the text is not part of it.
+        let ends_text = matches!(
+            token.finish,
+            Some(FinishReason::EndOfText | FinishReason::Stop)
+        );
+        let finish = token.finish;
+        if ends_text {
+            let (text, stopped) = self.flush();
+            if stopped {
+                return self.stopped(text).await;
+            }
+            self.ledger.push(token, &[], special);
+            let tokens = self.ledger.release_rest();
+            return self
+                .end(finish.unwrap_or(FinishReason::Stop), text, tokens, 1)
+                .await;
+        }
+        let mut text = String::new();
+        if special {
+            self.ledger.push(token, &[], special);
+        } else {
+            let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
+            self.ledger.push(token, bytes, special);
+            let piece = self.stream.push(id);
+            text = piece.text;
+            self.ledger.show(&text);
+            if piece.stopped {
+                return self.stopped(text).await;
+            }
+        }
+        if let Some(reason) = finish {
+            let (rest, stopped) = self.flush();
+            text.push_str(&rest);
+            if stopped {
+                return self.stopped(text).await;
+            }
+            let tokens = self.ledger.release_rest();
+            return self.end(reason, text, tokens, 0).await;
+        }
+        TextStep {
+            text,
+            tokens: self.ledger.release(),
+            finish: None,
+        }
+    }
+
+    /// The text that was held back; whether a stop string is complete with it.
+    fn flush(&mut self) -> (String, bool) {
+        let rest = self.stream.finish();
+        self.ledger.finish();
+        self.ledger.show(&rest.text);
+        (rest.text, rest.stopped)
+    }
+
+    /// A stop string was found.
+    async fn stopped(&mut self, text: String) -> TextStep {
+        let (tokens, Cut { tokens: kept, tail }) = self.ledger.cut();
+        let tail = if tail.is_empty() {
+            Vec::new()
+        } else {
+            self.tokenizer.encode(&tail, false).unwrap_or_else(|error| {
+                tracing::error!(%error, "the end of a session's text could not be tokenized");
+                Vec::new()
+            })
+        };
+        self.close(KeptOutput { tokens: kept, tail }).await;
+        self.finished(FinishReason::Stop, text, tokens)
+    }
+
+    /// The generation ended by itself; its last `unshown` tokens are not part of the text.
+    async fn end(
+        &mut self,
+        reason: FinishReason,
+        text: String,
+        tokens: Vec<ShownToken>,
+        unshown: usize,
+    ) -> TextStep {
+        self.close(KeptOutput {
+            tokens: self.progress.generated.saturating_sub(unshown),
+            tail: Vec::new(),
+        })
+        .await;
+        self.finished(reason, text, tokens)
+    }
+
+    fn finished(
+        &mut self,
+        reason: FinishReason,
+        text: String,
+        tokens: Vec<ShownToken>,
+    ) -> TextStep {
+        self.progress.outcome = match reason {
+            FinishReason::Length => "length",
+            FinishReason::EndOfText => "end of text",
+            FinishReason::Stop => "stop",
+        };
+        TextStep {
+            text,
+            tokens,
+            finish: Some(Finished {
+                reason,
+                generated: self.progress.generated,
+                mean_logprob: self.progress.mean_logprob(),
+            }),
+        }
+    }
+
+    /// Only a session needs to wait until the engine has settled: its next request may come the
+    /// moment this answer ends.
+    async fn close(&mut self, kept: KeptOutput) {
+        if let Some(running) = self.running.take()
+            && self.in_session
+        {
+            running.close(kept).await;
+        }
+    }
+}
+
+impl Progress {
+    fn new(id: RequestId, started: Instant) -> Self {
+        Self {
+            id,
+            started,
+            first_token: None,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            generated: 0,
+            logprob_sum: 0.0,
+            outcome: "cancelled",
+        }
+    }
+
+    fn count(&mut self, token: &GeneratedToken) {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.generated += 1;
+        self.logprob_sum += f64::from(token.token.logprob);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 tokens")]
+    fn mean_logprob(&self) -> f64 {
+        self.logprob_sum / self.generated.max(1) as f64
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(
+            id = %self.id,
+            outcome = self.outcome,
+            prompt_tokens = self.prompt_tokens,
+            cached_tokens = self.cached_tokens,
+            generated_tokens = self.generated,
+            first_token_ms = self.first_token.map(|at| (at - self.started).as_secs_f64() * 1e3),
+            total_ms = ms(self.started),
+            "generation over"
+        );
+    }
+}
+
+/// A generation's steps, with its index among those of the HTTP request.
+type Indexed = (usize, Result<Step, GenerateError>);
+
+/// The steps of several generations as they come. The stream owns them: dropping it cancels all.
+pub(super) fn merge(generations: Vec<TextGeneration>) -> impl Stream<Item = Indexed> + Send {
+    let mut all: SelectAll<Pin<Box<dyn Stream<Item = Indexed> + Send>>> = SelectAll::new();
+    for (index, generation) in generations.into_iter().enumerate() {
+        all.push(Box::pin(stream::unfold(
+            generation,
+            move |mut generation| async move {
+                let step = generation.next().await?;
+                Some(((index, step), generation))
+            },
+        )));
+    }
+    all
+}

@@ -1,0 +1,328 @@
+//! `/livez`, `/readyz`, `/health` and `/info`: for orchestrators, load balancers and people.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::app::{App, Serving, State as Stage};
+use super::error::{ApiError, NativeError};
+use super::openai::completions::unix_seconds;
+use super::openai::request::MAX_BEST_OF;
+
+/// How the server is.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"status": "ok"}))]
+pub(super) struct Health {
+    /// `ok`, `loading`, `draining`, `failed`, or `worker stopped`.
+    status: &'static str,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+fn health_of(app: &App) -> Health {
+    let (status, error) = match app.state() {
+        Stage::Ready(serving) if serving.engine.status().alive => ("ok", None),
+        Stage::Ready(_) => ("worker stopped", Some(ApiError::worker_gone().to_string())),
+        Stage::Loading => ("loading", None),
+        Stage::Draining(_) => ("draining", None),
+        Stage::Failed(why) => ("failed", Some(why)),
+    };
+    Health { status, error }
+}
+
+fn answer(health: Health, good: bool) -> Response {
+    let status = if good {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut response = (status, Json(health)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Is the process alive?
+///
+/// Also while the model is loaded and while the server drains. Not if the inference worker has
+/// stopped: then only a restart helps.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "server",
+    responses(
+        (status = 200, description = "Alive", body = Health),
+        (status = 503, description = "To be restarted", body = Health),
+    ),
+)]
+pub(super) async fn livez(State(app): State<App>) -> Response {
+    let health = health_of(&app);
+    let alive = health.status != "worker stopped";
+    answer(health, alive)
+}
+
+/// Are requests welcome?
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "server",
+    responses(
+        (status = 200, description = "Ready", body = Health),
+        (status = 503, description = "Loading, draining or failed", body = Health),
+    ),
+)]
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let health = health_of(&app);
+    let ready = health.status == "ok";
+    answer(health, ready)
+}
+
+/// Are requests welcome? As llama.cpp and TGI ask
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "server",
+    responses(
+        (status = 200, description = "Ready", body = Health),
+        (status = 503, description = "Loading, draining or failed", body = Health),
+    ),
+)]
+pub(super) async fn health(State(app): State<App>) -> Response {
+    readyz(State(app)).await
+}
+
+/// What this server is, serves and accepts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Info {
+    /// The served model's name, where TGI has it.
+    model_id: String,
+    /// How its weights are held, where TGI has it.
+    model_dtype: String,
+    /// The longest prompt, where TGI has it.
+    max_input_tokens: usize,
+    /// Prompt and text together, where TGI has it.
+    max_total_tokens: usize,
+    /// The program's name.
+    server: &'static str,
+    /// Its version.
+    version: &'static str,
+    /// The model.
+    model: ModelFacts,
+    /// What requests may ask for.
+    limits: LimitFacts,
+    /// What a request that leaves sampling fields out gets.
+    sampling_defaults: SamplingFacts,
+    /// What this build can do.
+    features: Vec<&'static str>,
+    /// The engine at this moment.
+    engine: EngineFacts,
+}
+
+/// The model.
+#[derive(Debug, Serialize, ToSchema)]
+struct ModelFacts {
+    /// Its name.
+    id: String,
+    /// Always `gpt2`.
+    architecture: &'static str,
+    /// Number of weights.
+    parameters: u64,
+    /// How they are held: `f32`, `bf16` or `q8`.
+    dtype: String,
+    /// Transformer blocks.
+    n_layer: usize,
+    /// Attention heads per block.
+    n_head: usize,
+    /// Width.
+    n_embd: usize,
+    /// Positions of the context.
+    n_positions: usize,
+    /// Token ids are below this.
+    vocab_size: usize,
+    /// The end-of-text tokens.
+    end_of_text: Vec<u32>,
+    /// Changes whenever the same seed could give another text.
+    fingerprint: String,
+    /// When it was made available, in seconds since 1970.
+    created: u64,
+}
+
+/// What requests may ask for.
+#[derive(Debug, Serialize, ToSchema)]
+struct LimitFacts {
+    /// Prompt and text together, in tokens.
+    max_context_tokens: usize,
+    /// Tokens one request can generate with `overflow: "slide"`.
+    max_tokens: usize,
+    /// Choices over all prompts of a request.
+    max_choices: usize,
+    /// `best_of`.
+    max_best_of: usize,
+    /// Stop strings.
+    max_stop_strings: usize,
+    /// Bytes in one of them.
+    max_stop_string_bytes: usize,
+    /// Most likely tokens reported in each place.
+    max_top_logprobs: usize,
+    /// Bytes in the body of a request.
+    max_body_bytes: u64,
+    /// Seconds a client may take to send the head of a request.
+    header_timeout_seconds: f64,
+    /// Seconds it may take to send the body.
+    body_timeout_seconds: f64,
+}
+
+/// The model's own defaults; null where it has none and the dialect's holds.
+#[derive(Debug, Serialize, ToSchema)]
+struct SamplingFacts {
+    /// Draw, or take the most likely token.
+    do_sample: Option<bool>,
+    /// Divides the logits.
+    temperature: Option<f32>,
+    /// Only the most likely so many.
+    top_k: Option<usize>,
+    /// Only the most likely that add up to this.
+    top_p: Option<f32>,
+    /// Only those at least this fraction as likely as the most likely.
+    min_p: Option<f32>,
+    /// Locally typical sampling.
+    typical_p: Option<f32>,
+    /// Penalty on tokens that were there before.
+    repetition_penalty: Option<f32>,
+}
+
+/// The engine at this moment.
+#[derive(Debug, Serialize, ToSchema)]
+struct EngineFacts {
+    /// The worker is there.
+    alive: bool,
+    /// Requests in the batch.
+    running: usize,
+    /// Requests that wait.
+    waiting: usize,
+    /// KV blocks that running requests hold.
+    kv_blocks_used: usize,
+    /// KV blocks whose content can be used again.
+    kv_blocks_cached: usize,
+    /// KV blocks in all.
+    kv_blocks: usize,
+    /// Sessions in memory.
+    sessions: usize,
+    /// Forward passes since the start.
+    steps: usize,
+}
+
+impl Info {
+    fn of(app: &App, serving: &Serving) -> Self {
+        let info = &serving.info;
+        let n_positions = serving.limits.n_positions;
+        Self {
+            model_id: info.id.clone(),
+            model_dtype: info.dtype.clone(),
+            max_input_tokens: n_positions.saturating_sub(1),
+            max_total_tokens: n_positions,
+            server: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+            model: ModelFacts {
+                id: info.id.clone(),
+                architecture: "gpt2",
+                parameters: info.parameters,
+                dtype: info.dtype.clone(),
+                n_layer: info.n_layer,
+                n_head: info.n_head,
+                n_embd: info.n_embd,
+                n_positions: info.n_positions,
+                vocab_size: info.vocab_size,
+                end_of_text: serving.limits.end_of_text.clone(),
+                fingerprint: info.fingerprint.clone(),
+                created: unix_seconds(info.created),
+            },
+            limits: LimitFacts::of(app, serving),
+            sampling_defaults: SamplingFacts::of(serving),
+            features: FEATURES.to_vec(),
+            engine: EngineFacts::of(serving),
+        }
+    }
+}
+
+/// What this build can do.
+const FEATURES: &[&str] = &[
+    "completions",
+    "generate",
+    "streaming",
+    "sessions",
+    "prefix-cache",
+    "logprobs",
+    "overflow-slide",
+    #[cfg(feature = "builtin-model")]
+    "builtin-model",
+];
+
+impl LimitFacts {
+    fn of(app: &App, serving: &Serving) -> Self {
+        let limits = &serving.limits;
+        let config = app.config();
+        Self {
+            max_context_tokens: limits.n_positions,
+            max_tokens: limits.max_tokens,
+            max_choices: limits.max_choices,
+            max_best_of: MAX_BEST_OF,
+            max_stop_strings: limits.max_stop_strings,
+            max_stop_string_bytes: limits.max_stop_string_bytes,
+            max_top_logprobs: limits.max_top_logprobs,
+            max_body_bytes: config.max_body.as_u64(),
+            header_timeout_seconds: config.header_timeout.as_secs_f64(),
+            body_timeout_seconds: config.body_timeout.as_secs_f64(),
+        }
+    }
+}
+
+impl SamplingFacts {
+    fn of(serving: &Serving) -> Self {
+        let defaults = &serving.limits.defaults;
+        Self {
+            do_sample: defaults.do_sample,
+            temperature: defaults.temperature,
+            top_k: defaults.top_k,
+            top_p: defaults.top_p,
+            min_p: defaults.min_p,
+            typical_p: defaults.typical_p,
+            repetition_penalty: defaults.repetition_penalty,
+        }
+    }
+}
+
+impl EngineFacts {
+    fn of(serving: &Serving) -> Self {
+        let status = serving.engine.status();
+        Self {
+            alive: status.alive,
+            running: status.running,
+            waiting: status.waiting,
+            kv_blocks_used: status.kv_blocks_used,
+            kv_blocks_cached: status.kv_blocks_cached,
+            kv_blocks: status.kv_blocks,
+            sessions: status.sessions,
+            steps: status.steps,
+        }
+    }
+}
+
+/// What is this server?
+#[utoipa::path(
+    get,
+    path = "/info",
+    tag = "server",
+    responses(
+        (status = 200, description = "Model, limits, features, engine", body = Info),
+        (status = 503, description = "The model is being loaded; see `Retry-After`", body = NativeError),
+    ),
+)]
+pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
+    let serving = app.serving()?;
+    Ok(Json(Info::of(&app, &serving)))
+}

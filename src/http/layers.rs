@@ -1,0 +1,118 @@
+//! What wraps every request: its name, its span, the answer to a panic.
+//!
+//! Each answer carries `X-Request-Id`: the client's own if it sent one that is fit to be logged,
+//! a new one otherwise. The span bears it too, so every log line of the request does, also those
+//! written while the answer is streamed.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Response as HttpResponse};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::{Level, Span};
+
+use super::app::App;
+use super::error::ApiError;
+use crate::request::{RequestId, SessionId};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
+/// The longest `X-Request-Id` taken over from a client, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// The name a request has in logs and in its answer.
+#[derive(Clone)]
+struct ShownId(RequestId);
+
+/// What a generating handler needs to know of the request besides its body.
+pub(super) struct Scope {
+    /// The name of the request.
+    pub id: RequestId,
+    session: Option<HeaderValue>,
+}
+
+impl Scope {
+    /// The session of the request: `session_id` of the body, else the `X-Session-Id` header (set
+    /// by clients behind a proxy that routes by it).
+    pub(super) fn session(&self, body: Option<&str>) -> Result<Option<SessionId>, ApiError> {
+        let header = self.session.as_ref().map(HeaderValue::as_bytes);
+        let header = header.map(String::from_utf8_lossy);
+        Ok(body
+            .or(header.as_deref())
+            .map(SessionId::parse)
+            .transpose()?)
+    }
+}
+
+impl FromRequestParts<App> for Scope {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let shown = parts.extensions.get::<ShownId>();
+        Ok(Self {
+            id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
+            session: parts.headers.get(SESSION_ID).cloned(),
+        })
+    }
+}
+
+/// The outermost layer: names the request and puts the name on the answer.
+pub(super) async fn name_request(mut request: Request, next: Next) -> Response {
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|given| given.to_str().ok())
+        .filter(|given| is_loggable(given));
+    let id = given.map_or_else(RequestId::random, RequestId::new);
+    request.extensions_mut().insert(ShownId(id.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Short, and of characters that mean nothing to a terminal, a log parser or a shell.
+fn is_loggable(id: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:@/+=".contains(c);
+    !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.chars().all(allowed)
+}
+
+/// The span of a request.
+pub(super) fn span(request: &Request<Body>) -> Span {
+    let id = request.extensions().get::<ShownId>();
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    tracing::span!(
+        Level::INFO,
+        "request",
+        id = id.map(|shown| tracing::field::display(shown.0.clone())),
+        method = %request.method(),
+        path = request.uri().path(),
+        client = client.map(|client| tracing::field::display(client.0)),
+    )
+}
+
+/// The line that says how a request was answered; probes come every few seconds and are quieter.
+pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Span) {
+    let status = response.status().as_u16();
+    let latency_ms = latency.as_secs_f64() * 1e3;
+    tracing::debug!(status, latency_ms, "answered");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loggable;
+
+    #[test]
+    fn only_short_plain_names_are_taken_over() {
+        assert!(is_loggable("req-1:a.b/c=@"));
+        assert!(!is_loggable(""));
+        assert!(!is_loggable(&"a".repeat(129)));
+        assert!(!is_loggable("a b"));
+        assert!(!is_loggable("a\u{1b}[31m"));
+    }
+}

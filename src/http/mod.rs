@@ -1,0 +1,137 @@
+//! The front end: HTTP in, HTTP out.
+//!
+//! It turns the request of any dialect into a [`GenerateRequest`](crate::request::GenerateRequest),
+//! hands it to the engine, and turns the tokens that come back into that dialect's answer.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `app` | shared state: settings, and whether a model is served |
+//! | `serve` | connections, and the graceful stop |
+//! | `layers` | request ids, spans |
+//! | `body`, `fields`, `wire` | reading and checking JSON |
+//! | `error` | the one place where an error becomes an answer |
+//! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `sse` | streams of events |
+//! | `native` | `/generate`, `/generate_stream`, `/` |
+//! | `openai` | `/v1/completions`, `/v1/models` |
+//! | `sessions`, `tokens`, `health` | `/v1/sessions`; `/tokenize`, `/detokenize`; probes, `/info` |
+//! | `openapi` | the contract |
+//!
+//! The front end never touches a tensor and never blocks its threads; it spawns nothing that
+//! outlives a request, because dropping the request's future is how a client cancels.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+mod app;
+mod body;
+mod error;
+mod fields;
+mod generation;
+mod health;
+mod layers;
+mod ledger;
+mod native;
+mod offsets;
+mod openai;
+mod openapi;
+mod serve;
+mod sessions;
+mod sse;
+mod tokens;
+mod wire;
+
+pub use app::{App, HttpConfig, ModelInfo, Serving};
+pub use serve::run;
+
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::{Router, middleware};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::trace::TraceLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::error::ApiError;
+
+/// All routes with their descriptions.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::Contract::openapi())
+        .routes(routes!(native::generate))
+        .routes(routes!(native::generate_stream))
+        .routes(routes!(native::root))
+        .routes(routes!(openai::completions::completions))
+        .routes(routes!(openai::models::list))
+        // Described in `openapi::Contract`: names of models have slashes, paths there have not.
+        .route("/v1/models/{*id}", axum::routing::get(openai::models::get))
+        .routes(routes!(sessions::list))
+        .routes(routes!(sessions::get, sessions::delete))
+        .routes(routes!(tokens::tokenize_text))
+        .routes(routes!(tokens::detokenize))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::health))
+        .routes(routes!(health::info))
+        .routes(routes!(openapi::document))
+}
+
+/// The whole front end as a service.
+pub fn router(app: App) -> Router {
+    let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(max_body))
+        // From here on the last is the outermost.
+        .layer(CatchPanicLayer::custom(ApiError::from_panic))
+        .layer(middleware::from_fn(error::render))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(layers::span)
+                .on_request(())
+                .on_response(layers::answered)
+                .on_body_chunk(())
+                .on_eos(())
+                .on_failure(()),
+        )
+        .layer(middleware::from_fn(layers::name_request))
+        .with_state(app)
+}
+
+/// The contract of all endpoints.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    ApiError::not_found(format!(
+        "there is nothing at {} {}; GET /openapi.json tells what there is",
+        request.method(),
+        request.uri().path()
+    ))
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::method_not_allowed(format!(
+        "{} is not possible at {}; the Allow header tells what is",
+        request.method(),
+        request.uri().path()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dump() {
+        std::fs::write("/tmp/openapi.yaml", super::openapi().to_yaml().unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,146 @@
+//! The native dialect, that of text-generation-inference (TGI): `POST /generate`,
+//! `POST /generate_stream` and `POST /`, with `session_id` and `overflow` added.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`request`] | the body, and how it becomes requests to the engine |
+//! | [`answer`] | the objects of the answer, and the writer of streams |
+//!
+//! Nothing here may reach into the engine: generations run in [`super::generation`].
+
+pub(super) mod answer;
+pub(super) mod request;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::try_join_all;
+
+use self::answer::{GenerateAnswer, StreamEvent, Tokens, Wanted};
+use self::request::GenerateBody;
+use super::app::App;
+use super::body::JsonBody;
+use super::error::ApiError;
+use super::generation::TextGeneration;
+use super::layers::Scope;
+use super::openapi::NativeErrors;
+use super::sse;
+
+/// How an endpoint answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Object,
+    List,
+    Stream,
+}
+
+/// Generate text
+///
+/// One JSON object, or with `"stream": true` server-sent events as `/generate_stream` has them.
+#[utoipa::path(
+    post,
+    path = "/generate",
+    tag = "native",
+    request_body = GenerateBody,
+    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none")),
+    responses(
+        (status = 200, description = "The text, or its events", content(
+            (GenerateAnswer = "application/json"),
+            (StreamEvent = "text/event-stream"),
+        )),
+        NativeErrors,
+    ),
+)]
+pub(super) async fn generate(
+    State(app): State<App>,
+    scope: Scope,
+    JsonBody(body): JsonBody<GenerateBody>,
+) -> Result<Response, ApiError> {
+    answer(&app, &scope, body, Form::Object).await
+}
+
+/// Generate text as a stream
+///
+/// Server-sent events, `data: {event}`: one for each token, the last with `generated_text` and,
+/// if asked for, `details`. The `text` of the tokens that are not special adds up to the text;
+/// a token that ends within a character has none, the one that completes it has the character.
+/// If generation fails after the stream began, `data: {"error", "error_type"}` ends it. A silent
+/// stream sends `: keep-alive`. A client that goes away cancels the request. `stream` in the body
+/// is not looked at.
+#[utoipa::path(
+    post,
+    path = "/generate_stream",
+    tag = "native",
+    request_body = GenerateBody,
+    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none")),
+    responses(
+        (status = 200, description = "The events", content(
+            (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":318,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":299,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
+        )),
+        NativeErrors,
+    ),
+)]
+pub(super) async fn generate_stream(
+    State(app): State<App>,
+    scope: Scope,
+    JsonBody(body): JsonBody<GenerateBody>,
+) -> Result<Response, ApiError> {
+    answer(&app, &scope, body, Form::Stream).await
+}
+
+/// Generate text, as hosted inference endpoints have it
+///
+/// As `/generate`, but without `"stream": true` the answer is a list of one.
+#[utoipa::path(
+    post,
+    path = "/",
+    tag = "native",
+    request_body = GenerateBody,
+    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none")),
+    responses(
+        (status = 200, description = "The text, or its events", content(
+            (Vec<GenerateAnswer> = "application/json"),
+            (StreamEvent = "text/event-stream"),
+        )),
+        NativeErrors,
+    ),
+)]
+pub(super) async fn root(
+    State(app): State<App>,
+    scope: Scope,
+    JsonBody(body): JsonBody<GenerateBody>,
+) -> Result<Response, ApiError> {
+    answer(&app, &scope, body, Form::List).await
+}
+
+async fn answer(
+    app: &App,
+    scope: &Scope,
+    body: GenerateBody,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let (serving, in_flight) = app.begin()?;
+    let form = if body.stream == Some(true) {
+        Form::Stream
+    } else {
+        form
+    };
+    let mut plan = body.plan(&serving, scope, form == Form::Stream).await?;
+    let requests = std::mem::take(&mut plan.requests);
+    let wanted = Wanted::new(plan, &requests);
+    let generations = TextGeneration::start_all(&serving, requests, true).await?;
+    let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
+    if form == Form::Stream {
+        let writer = answer::Events::new(tokens, wanted);
+        let events = sse::events(generations, writer, in_flight);
+        return Ok(sse::respond(events, app.config().keep_alive));
+    }
+    let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
+    let answer = tokens.answer(&wanted, wholes)?;
+    Ok(match form {
+        Form::List => Json([answer]).into_response(),
+        Form::Object | Form::Stream => Json(answer).into_response(),
+    })
+}

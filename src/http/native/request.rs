@@ -1,0 +1,275 @@
+//! The body of the native dialect's requests, and how it becomes requests to the engine.
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::http::app::Serving;
+use crate::http::body::object;
+use crate::http::error::ApiError;
+use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
+use crate::http::generation::tokenize;
+use crate::http::layers::Scope;
+use crate::http::openai::request::{MAX_BEST_OF, MAX_REPETITION_PENALTY};
+use crate::http::wire::{OverflowField, StopStrings};
+use crate::request::{
+    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
+};
+
+/// `max_new_tokens` where it is left out.
+const DEFAULT_MAX_NEW_TOKENS: usize = 100;
+/// The highest temperature.
+const MAX_TEMPERATURE: f64 = 100.0;
+
+/// A prompt and how to go on from it. Unknown fields are ignored.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 64}, "stream": true}))]
+pub(in crate::http) struct GenerateBody {
+    /// The prompt. Not empty, unless a session goes on.
+    pub inputs: String,
+    /// How to generate.
+    #[serde(default, deserialize_with = "object")]
+    pub parameters: Option<Parameters>,
+    /// Answer with server-sent events.
+    #[schema(default = false)]
+    pub stream: Option<bool>,
+    /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. The
+    /// session keeps prompt and text, and the next request's `inputs` are appended to them.
+    /// Default: the `X-Session-Id` header.
+    #[schema(example = "bedtime-1")]
+    pub session_id: Option<String>,
+    /// What happens when the context reaches the model's window. Default: `stop`.
+    pub overflow: Option<OverflowField>,
+}
+
+/// How to generate. Every field may be left out or null. Sampling fields left out take the model's
+/// defaults (`generation_config.json`), then those here.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(in crate::http) struct Parameters {
+    /// Tokens to generate at most.
+    #[schema(minimum = 1, default = 100)]
+    pub max_new_tokens: Option<i64>,
+    /// False: always the most likely token. True: draw. Left out: setting `temperature`, `top_k`,
+    /// `top_p` or `typical_p` turns drawing on, otherwise the model's own default decides, which
+    /// where there is none is false.
+    pub do_sample: Option<bool>,
+    /// Divides the logits.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
+    pub temperature: Option<f64>,
+    /// Only the so many most likely tokens.
+    #[schema(minimum = 1)]
+    pub top_k: Option<i64>,
+    /// Only the most likely tokens whose probabilities add up to this; 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    pub top_p: Option<f64>,
+    /// Locally typical sampling: probability mass kept; 1 is off.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    pub typical_p: Option<f64>,
+    /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
+    #[schema(exclusive_minimum = 0, maximum = 100)]
+    pub repetition_penalty: Option<f64>,
+    /// Subtracted from the logits of generated tokens as many times as they occurred.
+    #[schema(minimum = -2, maximum = 2)]
+    pub frequency_penalty: Option<f64>,
+    /// 64 bits. Default: a random one, which `details` names.
+    #[schema(minimum = 1)]
+    pub seed: Option<u64>,
+    /// Texts that end the generation, and are part of its text: at most 16, of at most 1024 bytes
+    /// each; none may be empty.
+    pub stop: Option<StopStrings>,
+    /// Generates so many texts and returns the one with the highest mean log-probability, the
+    /// others in `details`. Needs drawing; not with streams.
+    #[schema(minimum = 1, maximum = 20, default = 1)]
+    pub best_of: Option<i64>,
+    /// Tell of each token, why the text ended, and the seed.
+    #[schema(default = false)]
+    pub details: Option<bool>,
+    /// Tell of the prompt's tokens too (implies `details`); not with streams.
+    #[schema(default = false)]
+    pub decoder_input_details: Option<bool>,
+    /// The prompt comes first in the text.
+    #[schema(default = false)]
+    pub return_full_text: Option<bool>,
+    /// Keep only the last so many tokens of the prompt.
+    #[schema(minimum = 1)]
+    pub truncate: Option<i64>,
+    /// Report so many of the most likely tokens in each place.
+    #[schema(minimum = 1, maximum = 20)]
+    pub top_n_tokens: Option<i64>,
+    /// Not supported; false is accepted.
+    #[schema(default = false)]
+    pub watermark: Option<bool>,
+    /// Not supported yet: text that follows a grammar.
+    #[schema(value_type = Option<Object>)]
+    pub grammar: Option<serde_json::Value>,
+    /// Not supported: there are no adapters.
+    pub adapter_id: Option<String>,
+}
+
+/// A checked request.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The requests to the engine, one for each of `best_of`.
+    pub requests: Vec<GenerateRequest>,
+    /// Token ids of the prompt, as far as they are told of.
+    pub prompt: Vec<u32>,
+    /// Comes first in the text, if asked for.
+    pub full_text_prefix: String,
+    /// Details were asked for.
+    pub details: bool,
+    /// The most likely tokens were asked for.
+    pub top_tokens: bool,
+}
+
+impl GenerateBody {
+    /// Checks everything, tokenizes the prompt, and makes the requests to the engine.
+    ///
+    /// # Errors
+    /// The first field that is not as it should be.
+    pub(super) async fn plan(
+        mut self,
+        serving: &Serving,
+        scope: &Scope,
+        stream: bool,
+    ) -> Result<Plan, ApiError> {
+        let mut parameters = self.parameters.take().unwrap_or_default();
+        parameters.refuse_unsupported()?;
+        let best_of = parameters.best_of(stream)?;
+        let prefill = parameters.decoder_input_details.unwrap_or(false);
+        if prefill && stream {
+            return Err(ApiError::invalid(
+                "decoder_input_details",
+                "`decoder_input_details: true` is not possible with streams",
+            ));
+        }
+        let truncate = at_least("truncate", parameters.truncate, 1)?;
+        let session = scope.session(self.session_id.as_deref())?;
+        if session.is_some() && best_of > 1 {
+            return Err(ApiError::invalid(
+                "best_of",
+                format!("a session takes one text at a time, got `best_of` {best_of}"),
+            ));
+        }
+        let mut draft = parameters.draft(serving, scope, session)?;
+        draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
+        draft.prompt = tokenize(&serving.tokenizer, self.inputs.clone(), true).await?;
+        if let Some(keep) = truncate {
+            let drop = draft.prompt.len().saturating_sub(keep);
+            draft.prompt.drain(..drop);
+        }
+        let first = serving.limits.admit(draft)?;
+        if best_of > 1 && first.sampling.temperature <= 0.0 {
+            return Err(ApiError::invalid(
+                "best_of",
+                format!(
+                    "`best_of` {best_of} needs sampling, or all texts are the same: set `do_sample`"
+                ),
+            ));
+        }
+        let requests = (0..best_of)
+            .map(|n| {
+                let mut request = first.clone();
+                request.id = scope.id.child(n);
+                request.sampling.seed = first.sampling.seed.wrapping_add(n as u64);
+                request
+            })
+            .collect();
+        Ok(Plan {
+            requests,
+            prompt: if prefill { first.prompt } else { Vec::new() },
+            full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
+                self.inputs
+            } else {
+                String::new()
+            },
+            details: prefill || parameters.details.unwrap_or(false),
+            top_tokens: parameters.top_n_tokens.is_some(),
+        })
+    }
+}
+
+impl Parameters {
+    fn refuse_unsupported(&self) -> Result<(), ApiError> {
+        if self.watermark == Some(true) {
+            return Err(unsupported("watermark", true, "texts are not watermarked"));
+        }
+        if let Some(adapter) = &self.adapter_id {
+            return Err(unsupported(
+                "adapter_id",
+                format!("{adapter:?}"),
+                "no adapters are loaded",
+            ));
+        }
+        if self.grammar.is_some() {
+            return Err(unsupported(
+                "grammar",
+                "one",
+                "text cannot be constrained to a grammar yet",
+            ));
+        }
+        Ok(())
+    }
+
+    fn best_of(&self, stream: bool) -> Result<usize, ApiError> {
+        let best_of = integer("best_of", self.best_of, 1..=MAX_BEST_OF)?.unwrap_or(1);
+        if stream && best_of > 1 {
+            return Err(ApiError::invalid(
+                "best_of",
+                format!(
+                    "`best_of` must be 1 with streams: which text is best is known at the end, got {best_of}"
+                ),
+            ));
+        }
+        Ok(best_of)
+    }
+
+    /// Everything but prompt and overflow.
+    fn draft(
+        &mut self,
+        serving: &Serving,
+        scope: &Scope,
+        session: Option<SessionId>,
+    ) -> Result<RequestDraft, ApiError> {
+        let max_tokens = at_least("max_new_tokens", self.max_new_tokens, 1)?;
+        if self.seed == Some(0) {
+            return Err(ApiError::invalid(
+                "seed",
+                format!("`seed` must be an integer from 1 to {}, got 0", u64::MAX),
+            ));
+        }
+        let top = integer(
+            "top_n_tokens",
+            self.top_n_tokens,
+            1..=serving.limits.max_top_logprobs,
+        )?;
+        Ok(RequestDraft {
+            prompt_field: "inputs",
+            max_tokens_field: "max_new_tokens",
+            max_tokens_given: max_tokens.is_some(),
+            do_sample: self.do_sample,
+            temperature: above_zero("temperature", self.temperature, MAX_TEMPERATURE)?,
+            top_k: at_least("top_k", self.top_k, 1)?,
+            top_p: above_zero("top_p", self.top_p, 1.0)?,
+            typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
+            repetition_penalty: above_zero(
+                "repetition_penalty",
+                self.repetition_penalty,
+                MAX_REPETITION_PENALTY,
+            )?,
+            frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
+                .unwrap_or(0.0),
+            seed: self.seed,
+            stop_strings: self.stop.take().unwrap_or_default().into_vec(),
+            session,
+            logprobs: LogprobsWanted {
+                top: top.unwrap_or(0),
+                prompt: self.decoder_input_details.unwrap_or(false),
+            },
+            ..RequestDraft::new(
+                scope.id.clone(),
+                Vec::new(),
+                max_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
+                SamplingStyle::Greedy,
+            )
+        })
+    }
+}

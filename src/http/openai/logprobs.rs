@@ -1,0 +1,104 @@
+//! The `logprobs` object of a completion's choice.
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::engine::{PromptToken, TokenLogprob};
+use crate::http::ledger::ShownToken;
+use crate::text::Tokenizer;
+
+/// What JSON cannot say of a probability of 0; OpenAI's own value for it.
+const LEAST: f32 = -9999.0;
+
+/// Log-probabilities of a choice's tokens, under the model's own distribution (before penalties,
+/// temperature and filters). All four lists are equally long.
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
+pub(in crate::http) struct Logprobs {
+    /// The tokens as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
+    tokens: Vec<String>,
+    /// Their log-probabilities; null for the first token of an echoed prompt.
+    token_logprobs: Vec<Option<f32>>,
+    /// The most likely tokens in each place, most likely first, and the token itself.
+    top_logprobs: Vec<Option<TopLogprobs>>,
+    /// Characters before each token, from the start of the prompt.
+    text_offset: Vec<usize>,
+}
+
+/// A map from token text to log-probability, in the order given.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = std::collections::BTreeMap<String, f32>, example = json!({" time": -0.02, " day": -4.5}))]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (token, logprob) in &self.0 {
+            map.serialize_entry(token, logprob)?;
+        }
+        map.end()
+    }
+}
+
+impl TopLogprobs {
+    fn new(tokenizer: &Tokenizer, token: TokenLogprob, top: &[TokenLogprob]) -> Self {
+        let chosen = (!top.iter().any(|other| other.id == token.id)).then_some(&token);
+        Self(
+            top.iter()
+                .chain(chosen)
+                .map(|token| (token_text(tokenizer, token.id), finite(token.logprob)))
+                .collect(),
+        )
+    }
+}
+
+impl Logprobs {
+    /// Adds the tokens of an echoed prompt; `offsets` are the characters before each.
+    pub(super) fn push_prompt(
+        &mut self,
+        tokenizer: &Tokenizer,
+        ids: &[u32],
+        offsets: &[usize],
+        reported: &[Option<PromptToken>],
+    ) {
+        for ((&id, &offset), report) in ids.iter().zip(offsets).zip(reported) {
+            self.tokens.push(token_text(tokenizer, id));
+            self.text_offset.push(offset);
+            let report = report.as_ref();
+            self.token_logprobs
+                .push(report.map(|report| finite(report.token.logprob)));
+            self.top_logprobs
+                .push(report.map(|report| TopLogprobs::new(tokenizer, report.token, &report.top)));
+        }
+    }
+
+    /// Adds generated tokens; `base` is the number of characters of the prompt.
+    pub(super) fn push(&mut self, tokenizer: &Tokenizer, tokens: &[ShownToken], base: usize) {
+        for shown in tokens {
+            self.tokens.push(token_text(tokenizer, shown.token.id));
+            self.text_offset.push(base + shown.offset);
+            self.token_logprobs.push(Some(finite(shown.token.logprob)));
+            self.top_logprobs
+                .push(Some(TopLogprobs::new(tokenizer, shown.token, &shown.top)));
+        }
+    }
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LEAST }
+}
+
+/// A token as text, or as `bytes:\x..` if it is not whole UTF-8.
+pub(in crate::http) fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
+    use std::fmt::Write;
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold(String::from("bytes:"), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+            text
+        }),
+    }
+}

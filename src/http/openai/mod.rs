@@ -1,0 +1,18 @@
+//! The OpenAI dialect: `/v1/completions` and `/v1/models`.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`request`] | the body of a completion request, and how it becomes requests to the engine |
+//! | [`answer`] | the objects of the answer |
+//! | [`logprobs`] | the `logprobs` object of a choice |
+//! | [`completions`] | the handler, and the writer of streams |
+//! | [`models`] | the list of models |
+//!
+//! Nothing here may reach into the engine: generations run in [`super::generation`].
+
+pub(super) mod answer;
+pub(super) mod completions;
+mod logprobs;
+pub(super) mod models;
+mod prompt;
+pub(super) mod request;

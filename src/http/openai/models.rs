@@ -1,0 +1,84 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::completions::unix_seconds;
+use crate::http::app::{App, Serving};
+use crate::http::error::ApiError;
+use crate::http::openapi::OpenAiLookupErrors;
+
+/// The models served: one.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"object": "list", "data": [{"id": "fairy-tales", "object": "model", "created": 1_764_000_000, "owned_by": "skald", "max_model_len": 1024}]}))]
+pub(in crate::http) struct ModelList {
+    /// Always `list`.
+    object: &'static str,
+    /// The models.
+    data: Vec<Model>,
+}
+
+/// A model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Model {
+    /// The name to use as `model`.
+    id: String,
+    /// Always `model`.
+    object: &'static str,
+    /// When it was made available, in seconds since 1970.
+    created: u64,
+    /// Always `skald`.
+    owned_by: &'static str,
+    /// Its context, in tokens.
+    max_model_len: usize,
+}
+
+impl Model {
+    fn of(serving: &Serving) -> Self {
+        Self {
+            id: serving.info.id.clone(),
+            object: "model",
+            created: unix_seconds(serving.info.created),
+            owned_by: "skald",
+            max_model_len: serving.info.n_positions,
+        }
+    }
+}
+
+/// List the models
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "openai",
+    responses((status = 200, description = "The model this server serves", body = ModelList), OpenAiLookupErrors),
+)]
+pub(in crate::http) async fn list(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
+    Ok(Json(ModelList {
+        object: "list",
+        data: vec![Model::of(&*app.serving()?)],
+    }))
+}
+
+/// Describe a model
+///
+/// The id may contain slashes.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "openai",
+    params(("id" = String, Path, description = "The model's name")),
+    responses((status = 200, description = "The model", body = Model), OpenAiLookupErrors),
+)]
+pub(in crate::http) async fn get(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
+    let serving = app.serving()?;
+    if id == serving.info.id {
+        Ok(Json(Model::of(&serving)))
+    } else {
+        Err(ApiError::model_not_found(&id, &serving.info.id))
+    }
+}

@@ -1,0 +1,246 @@
+//! The four forms of `prompt`: a string, strings, token ids, lists of token ids.
+
+use std::fmt;
+
+use serde::de::{Error, SeqAccess, Unexpected, Visitor, value::SeqAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+use crate::http::app::Serving;
+use crate::http::error::ApiError;
+use crate::http::generation::tokenize;
+use crate::http::offsets::Offsets;
+use crate::text::Tokenizer;
+
+/// A string, a list of strings, a list of token ids, or a list of lists of token ids. `""` stands
+/// for the end-of-text token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(example = json!("Once upon a time"))]
+pub(in crate::http) enum Prompt {
+    /// One text.
+    Text(String),
+    /// Several texts, each completed on its own.
+    Texts(Vec<String>),
+    /// One prompt as token ids.
+    Tokens(Vec<u32>),
+    /// Several prompts as token ids.
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// One prompt, as text or as ids.
+#[derive(Debug)]
+pub(super) enum OnePrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// The prompts one by one.
+    pub(super) fn split(self) -> Vec<OnePrompt> {
+        match self {
+            Self::Text(text) => vec![OnePrompt::Text(text)],
+            Self::Texts(texts) => texts.into_iter().map(OnePrompt::Text).collect(),
+            Self::Tokens(ids) => vec![OnePrompt::Tokens(ids)],
+            Self::TokenLists(lists) => lists.into_iter().map(OnePrompt::Tokens).collect(),
+        }
+    }
+}
+
+/// An element of a list.
+enum Element {
+    Text(String),
+    Token(u32),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Element;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string, a token id or a list of token ids")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Element, E> {
+                Ok(Element::Text(text.to_owned()))
+            }
+            fn visit_u64<E: Error>(self, id: u64) -> Result<Element, E> {
+                u32::try_from(id)
+                    .map(Element::Token)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Element, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq)).map(Element::Tokens)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Prompt;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string, a list of strings, token ids, or lists of token ids")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Prompt, E> {
+                Ok(Prompt::Text(text.to_owned()))
+            }
+            fn visit_string<E: Error>(self, text: String) -> Result<Prompt, E> {
+                Ok(Prompt::Text(text))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompt, A::Error> {
+                let mut prompt: Option<Prompt> = None;
+                while let Some(element) = seq.next_element()? {
+                    match (&mut prompt, element) {
+                        (None, Element::Text(text)) => prompt = Some(Prompt::Texts(vec![text])),
+                        (None, Element::Token(id)) => prompt = Some(Prompt::Tokens(vec![id])),
+                        (None, Element::Tokens(ids)) => {
+                            prompt = Some(Prompt::TokenLists(vec![ids]));
+                        }
+                        (Some(Prompt::Texts(texts)), Element::Text(text)) => texts.push(text),
+                        (Some(Prompt::Tokens(ids)), Element::Token(id)) => ids.push(id),
+                        (Some(Prompt::TokenLists(lists)), Element::Tokens(ids)) => lists.push(ids),
+                        _ => {
+                            return Err(A::Error::custom(
+                                "the list mixes strings, token ids and lists of token ids, expected one kind",
+                            ));
+                        }
+                    }
+                }
+                prompt.ok_or_else(|| A::Error::invalid_length(0, &"at least one prompt"))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// A prompt as the engine and the answer need it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TokenizedPrompt {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// What `echo` shows. Empty where end-of-text stands in for an empty prompt.
+    pub text: String,
+    /// Characters of `text`.
+    chars: usize,
+    /// The ids add nothing to `text`.
+    stand_in: bool,
+}
+
+impl TokenizedPrompt {
+    /// Tokenizes one prompt. An empty text becomes the end-of-text token, unless a session goes on.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary, or the tokenizer fails.
+    pub(super) async fn new(
+        prompt: OnePrompt,
+        serving: &Serving,
+        in_session: bool,
+    ) -> Result<Self, ApiError> {
+        let tokenizer = &serving.tokenizer;
+        match prompt {
+            OnePrompt::Text(text) if text.is_empty() => Ok(Self::empty(tokenizer, in_session)),
+            OnePrompt::Text(text) => {
+                let ids = tokenize(tokenizer, text.clone(), true).await?;
+                Ok(Self::with_text(ids, text))
+            }
+            OnePrompt::Tokens(ids) => {
+                let bytes: Vec<u8> = ids
+                    .iter()
+                    .flat_map(|&id| tokenizer.token_bytes(id).unwrap_or_default())
+                    .copied()
+                    .collect();
+                Ok(Self::with_text(
+                    ids,
+                    String::from_utf8_lossy(&bytes).into_owned(),
+                ))
+            }
+        }
+    }
+
+    fn with_text(ids: Vec<u32>, text: String) -> Self {
+        Self {
+            ids,
+            chars: text.chars().count(),
+            text,
+            stand_in: false,
+        }
+    }
+
+    /// Characters of the text.
+    pub(super) fn chars(&self) -> usize {
+        self.chars
+    }
+
+    /// No prompt.
+    pub(super) fn empty(tokenizer: &Tokenizer, in_session: bool) -> Self {
+        Self {
+            ids: if in_session {
+                Vec::new()
+            } else {
+                tokenizer.end_of_text().into_iter().collect()
+            },
+            text: String::new(),
+            chars: 0,
+            stand_in: true,
+        }
+    }
+
+    /// Characters of the text before each token.
+    pub(super) fn offsets(&self, tokenizer: &Tokenizer) -> Vec<usize> {
+        let mut offsets = Offsets::default();
+        self.ids
+            .iter()
+            .map(|&id| {
+                let start = offsets.position().chars;
+                if !self.stand_in {
+                    offsets.push(tokenizer.token_bytes(id).unwrap_or_default());
+                }
+                start
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Prompt, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn all_four_forms_are_read() {
+        assert_eq!(parse(r#""a""#), Ok(Prompt::Text("a".into())));
+        assert_eq!(
+            parse(r#"["a",""]"#),
+            Ok(Prompt::Texts(vec!["a".into(), String::new()]))
+        );
+        assert_eq!(parse("[1,2]"), Ok(Prompt::Tokens(vec![1, 2])));
+        assert_eq!(
+            parse("[[1],[2,3]]"),
+            Ok(Prompt::TokenLists(vec![vec![1], vec![2, 3]]))
+        );
+    }
+
+    #[test]
+    fn anything_else_says_what_was_expected() {
+        for (json, part) in [
+            ("[]", "at least one prompt"),
+            ("3", "a string, a list of strings"),
+            (r#"["a", 1]"#, "mixes"),
+            ("[-1]", "-1"),
+            ("[1.5]", "1.5"),
+            ("[4294967296]", "4294967296"),
+            (r#"[[1, "a"]]"#, "u32"),
+        ] {
+            let message = parse(json).unwrap_err();
+            assert!(message.contains(part), "{json}: {message}");
+        }
+    }
+}

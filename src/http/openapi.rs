@@ -1,0 +1,144 @@
+//! The contract: the OpenAPI document made from the handlers and types themselves.
+
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::{IntoResponses, OpenApi};
+
+use super::error::{NativeError, OpenAiError};
+use super::native::answer::BestOfSequence;
+
+/// What the document says of the server as a whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Skald",
+        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise. Answers with 429 and 503 carry `Retry-After`. A request's text depends on its own prompt, parameters and seed and on nothing else.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "native", description = "The dialect of text-generation-inference, with sessions"),
+        (name = "openai", description = "The dialect of OpenAI"),
+        (name = "sessions", description = "Conversations the server remembers"),
+        (name = "tokens", description = "Text to tokens and back"),
+        (name = "server", description = "The server itself"),
+    ),
+    paths(super::openai::models::get),
+    // What nothing else refers to in a way that is found.
+    components(schemas(NativeError, OpenAiError, BestOfSequence)),
+)]
+pub(super) struct Contract;
+
+/// The errors of paths under `/v1`.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum OpenAiErrors {
+    /// The body is not JSON, or a field has a wrong type or value (`context_length_exceeded`: the
+    /// prompt and what is to follow it do not fit the model's context)
+    #[response(status = 400)]
+    Invalid(OpenAiError),
+    /// `model_not_found`, or no such path or session
+    #[response(status = 404)]
+    NotFound(OpenAiError),
+    /// The body did not arrive in time
+    #[response(status = 408)]
+    Timeout(OpenAiError),
+    /// The body is too large
+    #[response(status = 413)]
+    TooLarge(OpenAiError),
+    /// Too many requests are waiting; see `Retry-After`
+    #[response(status = 429)]
+    Busy(OpenAiError),
+    /// Generation failed
+    #[response(status = 500)]
+    Failed(OpenAiError),
+    /// The model is being loaded, or the server shuts down; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(OpenAiError),
+}
+
+/// The errors of paths under `/v1` that do not generate.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum OpenAiLookupErrors {
+    /// The name is not one a session can have
+    #[response(status = 400)]
+    Invalid(OpenAiError),
+    /// There is no such model or session
+    #[response(status = 404)]
+    NotFound(OpenAiError),
+    /// The model is being loaded; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(OpenAiError),
+}
+
+/// The errors of all other paths.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum NativeErrors {
+    /// The body is not JSON
+    #[response(status = 400)]
+    Broken(NativeError),
+    /// The body did not arrive in time
+    #[response(status = 408)]
+    Timeout(NativeError),
+    /// The body is too large
+    #[response(status = 413)]
+    TooLarge(NativeError),
+    /// A field has a wrong type or value
+    #[response(status = 422)]
+    Invalid(NativeError),
+    /// Generation failed
+    #[response(status = 424)]
+    Generation(NativeError),
+    /// Too many requests are waiting; see `Retry-After`
+    #[response(status = 429)]
+    Busy(NativeError),
+    /// The server failed
+    #[response(status = 500)]
+    Failed(NativeError),
+    /// The model is being loaded, or the server shuts down; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(NativeError),
+}
+
+/// The errors of paths that read a body but do not generate.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum NativeBodyErrors {
+    /// The body is not JSON
+    #[response(status = 400)]
+    Broken(NativeError),
+    /// The body did not arrive in time
+    #[response(status = 408)]
+    Timeout(NativeError),
+    /// The body is too large
+    #[response(status = 413)]
+    TooLarge(NativeError),
+    /// A field has a wrong type or value
+    #[response(status = 422)]
+    Invalid(NativeError),
+    /// The model is being loaded; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(NativeError),
+}
+
+/// This document
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "server",
+    responses((status = 200, description = "The contract of this server, in OpenAPI 3.1", content_type = "application/json")),
+)]
+pub(super) async fn document() -> Response {
+    /// The document does not change while the server runs.
+    static JSON: LazyLock<String> = LazyLock::new(|| {
+        super::openapi().to_json().unwrap_or_else(|error| {
+            tracing::error!(%error, "the contract could not be written as JSON");
+            String::from("{}")
+        })
+    });
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, JSON.as_str()).into_response()
+}

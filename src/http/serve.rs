@@ -1,0 +1,169 @@
+//! The server: accepts connections until it is told to stop, then drains.
+//!
+//! A stop goes in this order: not ready and no new generations at once; connections are still
+//! accepted, so that probes and clients are told so; streams in flight finish, or after
+//! `drain_timeout` end with an error event; connections close; the engine stops.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::app::{App, HttpConfig, State};
+
+/// How long the last bytes may take to reach clients once generation is over.
+const FLUSH: Duration = Duration::from_secs(2);
+/// Pause after a failure to accept (out of file descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Serves until `stop` is cancelled, then drains and returns.
+///
+/// # Errors
+/// If the listener cannot be used at all.
+pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "listening");
+    let server = Server {
+        router: super::router(app.clone()),
+        config: *app.config(),
+        graceful: GracefulShutdown::new(),
+        abort: CancellationToken::new(),
+    };
+    // Whatever ends this function also ends the connections.
+    let _abort = server.abort.clone().drop_guard();
+
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = server.accept(&listener) => {}
+    }
+    app.drain();
+    let drain_timeout = server.config.drain_timeout;
+    tracing::info!(?drain_timeout, "stopping: streams in flight may finish");
+    tokio::select! {
+        biased;
+        () = app.drained() => {}
+        () = sleep(drain_timeout) => {
+            tracing::warn!("streams are still in flight after the drain timeout: ending them");
+        }
+        () = server.accept(&listener) => {}
+    }
+    if let State::Draining(Some(serving)) = app.state() {
+        serving.engine.stop();
+    }
+    drop(listener);
+    // Not until the streams that were just ended have written their error events.
+    let _ = timeout(FLUSH, app.drained()).await;
+    if timeout(FLUSH, server.graceful.shutdown()).await.is_err() {
+        tracing::warn!("some connections did not take their last bytes");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+struct Server {
+    router: Router,
+    config: HttpConfig,
+    graceful: GracefulShutdown,
+    abort: CancellationToken,
+}
+
+impl Server {
+    /// Accepts connections for ever.
+    async fn accept(&self, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, client)) => {
+                    let connection = Connection {
+                        router: self.router.clone(),
+                        config: self.config,
+                        client,
+                        watcher: self.graceful.watcher(),
+                    };
+                    let abort = self.abort.clone();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = connection.serve(stream) => {}
+                            () = abort.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+struct Connection {
+    router: Router,
+    config: HttpConfig,
+    client: SocketAddr,
+    watcher: Watcher,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        let client = self.client;
+        // Every event is small and wanted at once.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%client, %error, "TCP_NODELAY could not be set");
+        }
+        let header_timeout = self.config.header_timeout;
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout);
+        builder.http2().timer(TokioTimer::new());
+
+        let asked = Arc::new(AtomicBool::new(false));
+        let service = service_fn({
+            let asked = Arc::clone(&asked);
+            move |mut request: Request<Incoming>| {
+                asked.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(ConnectInfo(client));
+                let router = self.router.clone();
+                async move {
+                    let answer = router.oneshot(request.map(axum::body::Body::new)).await;
+                    answer.map_err(|never: Infallible| never)
+                }
+            }
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = self.watcher.watch(connection.into_owned());
+        tokio::pin!(connection);
+        // hyper's own timer only starts once it knows which version of HTTP the client speaks.
+        let silent = async {
+            sleep(header_timeout).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%client, %error, "connection ended");
+                }
+            }
+            () = silent => tracing::debug!(%client, "no request came"),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A real server on a random port with a real model, for tests over sockets.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+pub mod script;
+pub mod sse;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytesize::ByteSize;
+use serde_json::Value;
+use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
+use skald::http::{App, HttpConfig, ModelInfo, Serving};
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::Limits;
+use skald::text::Tokenizer;
+use tokio_util::sync::CancellationToken;
+
+/// How a test server differs from the usual.
+pub struct Setup {
+    pub source: ModelSource,
+    pub engine: EngineConfig,
+    pub http: HttpConfig,
+    /// Use the defaults of the model's `generation_config.json`.
+    pub model_defaults: bool,
+    /// Load the model; without one the server stays "loading".
+    pub load: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            source: ModelSource::Builtin,
+            engine: EngineConfig {
+                kv_memory: ByteSize::mib(256),
+                ..EngineConfig::default()
+            },
+            http: HttpConfig::default(),
+            model_defaults: false,
+            load: true,
+        }
+    }
+}
+
+/// A server that runs until it is dropped.
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub app: App,
+    stop: CancellationToken,
+    loaded: Option<Loaded>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+struct Loaded {
+    engine: EngineHandle,
+    tokenizer: Arc<Tokenizer>,
+}
+
+/// Loads a model in f32 and starts its engine.
+pub fn serving(setup: &Setup) -> Serving {
+    let files = setup.source.fetch(false).expect("the model is there");
+    let threads = NonZeroUsize::new(2).expect("not zero");
+    let model = Gpt2::load(&files, &Runtime::kernels(threads, WeightDtype::F32)).expect("it loads");
+    let config = model.config().clone();
+    let engine = skald::engine::start(model, setup.engine.clone()).expect("the engine starts");
+    let mut limits =
+        Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
+    if setup.model_defaults {
+        limits.defaults = files.generation_config.sampling();
+    }
+    let info = ModelInfo {
+        id: files.name.clone(),
+        parameters: config.parameters() as u64,
+        dtype: "f32".to_owned(),
+        n_layer: config.n_layer,
+        n_head: config.n_head,
+        n_embd: config.n_embd,
+        n_positions: config.n_positions,
+        vocab_size: config.vocab_size,
+        fingerprint: "test-f32".to_owned(),
+        created: SystemTime::now(),
+    };
+    let ModelFiles { tokenizer, .. } = files;
+    Serving {
+        engine,
+        tokenizer: Arc::new(tokenizer),
+        limits,
+        info,
+    }
+}
+
+impl TestServer {
+    /// The built-in model, default settings.
+    pub fn start() -> Self {
+        Self::with(Setup::default())
+    }
+
+    /// Starts a server on a thread of its own, so that tests with runtimes of their own share it.
+    pub fn with(setup: Setup) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket option");
+        let address = listener.local_addr().expect("an address");
+        let app = App::new(setup.http);
+        let loaded = setup.load.then(|| {
+            let serving = serving(&setup);
+            let loaded = Loaded {
+                engine: serving.engine.clone(),
+                tokenizer: Arc::clone(&serving.tokenizer),
+            };
+            app.ready(serving);
+            loaded
+        });
+        let stop = CancellationToken::new();
+        let thread = std::thread::spawn({
+            let (app, stop) = (app.clone(), stop.clone());
+            move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .expect("a runtime");
+                runtime.block_on(async move {
+                    let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+                    skald::http::run(listener, app, stop).await.expect("it serves");
+                });
+            }
+        });
+        Self {
+            address,
+            app,
+            stop,
+            loaded,
+            thread: Some(thread),
+        }
+    }
+
+    /// Asks the server to stop, as SIGTERM does.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until `run` has returned.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server ends well");
+        }
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.loaded.as_ref().expect("a model is loaded").tokenizer
+    }
+
+    pub fn engine(&self) -> &EngineHandle {
+        &self.loaded.as_ref().expect("a model is loaded").engine
+    }
+
+    /// The ids of a text.
+    pub fn ids(&self, text: &str) -> Vec<u32> {
+        self.tokenizer().encode(text, true).expect("it is tokenized")
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(client().get(self.url(path)).send().await.expect("an answer")).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        Answer::of(client().delete(self.url(path)).send().await.expect("an answer")).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_text(path, body.to_string()).await
+    }
+
+    /// As `curl -d` sends it: the content type says it is a form.
+    pub async fn post_text(&self, path: &str, body: String) -> Answer {
+        Answer::of(self.send(path, body).await).await
+    }
+
+    /// An answer whose body is still to be read.
+    pub async fn send(&self, path: &str, body: String) -> reqwest::Response {
+        client()
+            .post(self.url(path))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body)
+            .send()
+            .await
+            .expect("an answer")
+    }
+
+    /// Posts and reads a whole stream.
+    pub async fn stream(&self, path: &str, body: Value) -> sse::Events {
+        let response = self.send(path, body.to_string()).await;
+        assert_eq!(response.status(), 200, "{path} {body}");
+        sse::Events::parse(&response.text().await.expect("a whole body"))
+    }
+
+    /// Waits until the engine's figures are as wanted.
+    pub async fn until(&self, what: &str, wanted: impl Fn(EngineStatus) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !wanted(self.engine().status()) {
+            let status = self.engine().status();
+            assert!(Instant::now() < deadline, "not {what} in 10 s: {status:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A client that makes a new connection for each request, so that tests do not share any.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+        .build()
+        .expect("a client")
+}
+
+/// An answer with a JSON body.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    async fn of(response: reqwest::Response) -> Self {
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let text = response.text().await.expect("a whole body");
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Self {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    /// The answer's body, if it is one of success.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.body);
+        self.body
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap_or(""))
+    }
+
+    /// The message of an error, in either dialect.
+    pub fn message(&self) -> &str {
+        let error = &self.body["error"];
+        error
+            .as_str()
+            .or(error["message"].as_str())
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,74 @@
+//! Reading server-sent events.
+
+use serde_json::Value;
+
+/// A whole stream.
+#[derive(Debug)]
+pub struct Events {
+    /// Data that is JSON.
+    pub data: Vec<Value>,
+    /// Comments.
+    pub comments: usize,
+    /// The last data was `[DONE]`.
+    pub done: bool,
+}
+
+impl Events {
+    #[track_caller]
+    pub fn parse(text: &str) -> Self {
+        let mut events = Self {
+            data: Vec::new(),
+            comments: 0,
+            done: false,
+        };
+        for event in text.split_terminator("\n\n") {
+            if event.starts_with(':') {
+                events.comments += 1;
+                continue;
+            }
+            assert!(!events.done, "an event after [DONE]: {event}");
+            let data = event.strip_prefix("data: ").expect("an event is data");
+            if data == "[DONE]" {
+                events.done = true;
+            } else {
+                events
+                    .data
+                    .push(serde_json::from_str(data).expect("data is JSON"));
+            }
+        }
+        assert!(text.is_empty() || text.ends_with("\n\n"), "a cut event");
+        events
+    }
+
+    /// The text of one choice of a completion.
+    pub fn text_of(&self, index: usize) -> String {
+        self.choices(index)
+            .filter_map(|choice| choice["text"].as_str())
+            .collect()
+    }
+
+    /// The parts of one choice.
+    pub fn choices(&self, index: usize) -> impl Iterator<Item = &Value> {
+        self.data
+            .iter()
+            .filter_map(|event| event["choices"].as_array())
+            .flatten()
+            .filter(move |choice| choice["index"] == index)
+    }
+
+    /// Why one choice ended.
+    pub fn finish_reason(&self, index: usize) -> Vec<&str> {
+        self.choices(index)
+            .filter_map(|choice| choice["finish_reason"].as_str())
+            .collect()
+    }
+
+    /// The texts of the tokens of a native stream that are not special.
+    pub fn native_text(&self) -> String {
+        self.data
+            .iter()
+            .filter(|event| event["token"]["special"] == false)
+            .filter_map(|event| event["token"]["text"].as_str())
+            .collect()
+    }
+}
