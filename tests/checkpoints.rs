@@ -23,7 +23,11 @@ fn model() -> TempDir {
 
 fn model_of(tensors: &Tensors) -> TempDir {
     let directory = model();
-    replace(&directory, "model.safetensors", tiny_model::safetensors(tensors));
+    replace(
+        &directory,
+        "model.safetensors",
+        tiny_model::safetensors(tensors),
+    );
     directory
 }
 
@@ -111,7 +115,10 @@ fn an_output_projection_that_is_not_tied_has_to_be_there() {
     let mut config = tiny_model::config();
     config["tie_word_embeddings"] = false.into();
     replace(&directory, "config.json", config.to_string());
-    assert_names(&refused(&directory), &["`lm_head.weight`", "[8, 4]", "missing"]);
+    assert_names(
+        &refused(&directory),
+        &["`lm_head.weight`", "[8, 4]", "missing"],
+    );
 }
 
 #[test]
@@ -133,7 +140,7 @@ fn an_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
     let files = open(model_of(&tensors("", Dtype::F16)).path()).unwrap();
     let wte = files.checkpoint.embedding(&files.config).unwrap();
     let expected = values(0, &[VOCAB_SIZE, N_EMBD]);
-    let mut row = [0.0; N_EMBD];
+    let mut row = vec![0.0; N_EMBD];
     for (id, expected) in expected.chunks(N_EMBD).enumerate() {
         wte.row_into(u32::try_from(id).unwrap(), &mut row).unwrap();
         assert_eq!(row, expected);
@@ -149,7 +156,11 @@ fn a_missing_tensor_is_named_with_its_shape_and_the_file() {
     for (name, shape) in shapes() {
         let mut tensors = tensors("transformer.", Dtype::F32);
         tensors.remove(&format!("transformer.{name}"));
-        let words = [&format!("`{name}`"), &format!("{shape:?}"), "model.safetensors"];
+        let words = [
+            &format!("`{name}`"),
+            &format!("{shape:?}"),
+            "model.safetensors",
+        ];
         assert_names(&refused(&model_of(&tensors)), &words);
     }
 }
@@ -172,7 +183,12 @@ fn a_tensor_of_an_unsupported_type_is_named_with_the_type() {
     let mut tensors = tensors("", Dtype::F32);
     let double = Tensor::new(0, &[N_EMBD], Dtype::F64);
     tensors.insert("ln_f.bias".to_owned(), double);
-    let words = ["model.safetensors", "`ln_f.bias`", "F64", "F32, F16 and BF16"];
+    let words = [
+        "model.safetensors",
+        "`ln_f.bias`",
+        "F64",
+        "F32, F16 and BF16",
+    ];
     assert_names(&refused(&model_of(&tensors)), &words);
 }
 
@@ -183,7 +199,10 @@ fn a_file_cut_short_anywhere_is_refused_with_its_length() {
     for length in (0..whole.len()).step_by(13).chain([whole.len() - 1]) {
         replace(&directory, "model.safetensors", &whole[..length]);
         let bytes = format!("({length} bytes)");
-        assert_names(&refused(&directory), &["model.safetensors", "not a whole", &bytes]);
+        assert_names(
+            &refused(&directory),
+            &["model.safetensors", "not a whole", &bytes],
+        );
     }
 }
 
@@ -203,18 +222,34 @@ fn a_header_that_lies_is_refused() {
 fn an_index_has_to_name_shards_that_are_there() {
     let directory = model();
     remove(&directory, "model.safetensors");
-    tiny_model::write(directory.path(), tiny_model::shards(&tensors("", Dtype::F32)));
+    tiny_model::write(
+        directory.path(),
+        tiny_model::shards(&tensors("", Dtype::F32)),
+    );
     remove(&directory, "model-00002-of-00002.safetensors");
-    assert_names(&refused(&directory), &["model-00002-of-00002.safetensors", "No such file"]);
+    assert_names(
+        &refused(&directory),
+        &["model-00002-of-00002.safetensors", "No such file"],
+    );
 
     let index = "model.safetensors.index.json";
     for (weight_map, words) in [
         (json!({}), "names no shards"),
-        (json!({"wte.weight": "../model.safetensors"}), "not a safetensors file in the same"),
-        (json!({"wte.weight": "config.json"}), "not a safetensors file in the same"),
+        (
+            json!({"wte.weight": "../model.safetensors"}),
+            "not a safetensors file in the same",
+        ),
+        (
+            json!({"wte.weight": "config.json"}),
+            "not a safetensors file in the same",
+        ),
         (json!(["model.safetensors"]), "expected a map"),
     ] {
-        replace(&directory, index, json!({"weight_map": weight_map}).to_string());
+        replace(
+            &directory,
+            index,
+            json!({"weight_map": weight_map}).to_string(),
+        );
         assert_names(&refused(&directory), &[index, words]);
     }
 }
@@ -229,7 +264,10 @@ fn json_that_is_broken_is_named_by_file_and_place() {
     let directory = model();
     remove(&directory, "model.safetensors");
     replace(&directory, "model.safetensors.index.json", "{");
-    assert_names(&refused(&directory), &["model.safetensors.index.json", "line 1"]);
+    assert_names(
+        &refused(&directory),
+        &["model.safetensors.index.json", "line 1"],
+    );
 }
 
 #[test]
@@ -239,7 +277,10 @@ fn a_model_that_is_no_gpt2_is_refused_by_its_type() {
         let mut config = tiny_model::config();
         config["model_type"] = model_type;
         replace(&directory, "config.json", config.to_string());
-        assert_names(&refused(&directory), &["config.json", "`model_type`", found, "\"gpt2\""]);
+        assert_names(
+            &refused(&directory),
+            &["config.json", "`model_type`", found, "\"gpt2\""],
+        );
     }
 }
 
@@ -266,7 +307,10 @@ fn a_directory_without_a_whole_model_is_refused_by_what_it_lacks() {
     let directory = model();
     remove(&directory, "model.safetensors");
     replace(&directory, "pytorch_model.bin", "pickled");
-    assert_names(&refused(&directory), &["only pytorch_model.bin", "save_pretrained"]);
+    assert_names(
+        &refused(&directory),
+        &["only pytorch_model.bin", "save_pretrained"],
+    );
 
     let nowhere = directory.path().join("nowhere");
     assert_names(&open(&nowhere).err().unwrap(), &["nowhere", "no directory"]);
@@ -293,9 +337,17 @@ fn what_ends_a_text_is_what_the_most_specific_file_says() {
     let end_of_text = || open(directory.path()).unwrap().end_of_text();
     assert_eq!(end_of_text(), [END_OF_TEXT]);
 
-    replace(&directory, "generation_config.json", r#"{"eos_token_id": [1, 2]}"#);
+    replace(
+        &directory,
+        "generation_config.json",
+        r#"{"eos_token_id": [1, 2]}"#,
+    );
     assert_eq!(end_of_text(), [1, 2]);
-    replace(&directory, "generation_config.json", r#"{"temperature": 0.5}"#);
+    replace(
+        &directory,
+        "generation_config.json",
+        r#"{"temperature": 0.5}"#,
+    );
     assert_eq!(end_of_text(), [END_OF_TEXT]);
 
     let mut config = tiny_model::config();
@@ -334,7 +386,11 @@ fn a_directory_is_a_source_and_gives_the_model_its_name() {
 #[cfg(feature = "builtin-model")]
 #[test]
 fn the_built_in_model_is_whole() {
-    let files = "builtin".parse::<ModelSource>().unwrap().fetch(false).unwrap();
+    let files = "builtin"
+        .parse::<ModelSource>()
+        .unwrap()
+        .fetch(false)
+        .unwrap();
     assert_eq!(files.name, "fairy-tales");
     files.checkpoint.validate(&files.config).unwrap();
     assert_eq!(files.config.parameters(), 6_049_792);
@@ -354,8 +410,14 @@ fn a_build_without_the_built_in_model_says_so() {
 fn the_shape_is_read_as_the_file_has_it() {
     let config = tiny_model::config().to_string();
     let config = Gpt2Config::from_json("config.json", config.as_bytes()).unwrap();
-    assert_eq!((config.n_layer, config.n_head, config.head_dim()), (2, 2, 2));
+    assert_eq!(
+        (config.n_layer, config.n_head, config.head_dim()),
+        (2, 2, 2)
+    );
     assert_eq!(config.n_inner, 4 * N_EMBD);
-    let tensors: usize = shapes().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+    let tensors: usize = shapes()
+        .iter()
+        .map(|(_, s)| s.iter().product::<usize>())
+        .sum();
     assert_eq!(config.parameters(), tensors);
 }

@@ -68,7 +68,10 @@ fn pull(settings: &HubSettings, id: &str, revision: Option<&str>) -> Result<Path
 fn other_files() -> Files {
     let mut files = tiny_model::files();
     let weights = tiny_model::tensors("transformer.", Dtype::F16);
-    files.insert("model.safetensors".to_owned(), tiny_model::safetensors(&weights));
+    files.insert(
+        "model.safetensors".to_owned(),
+        tiny_model::safetensors(&weights),
+    );
     files
 }
 
@@ -127,7 +130,10 @@ fn only_files_that_are_needed_are_fetched_and_only_once() {
 
     fixture.hub.forget_requests();
     assert_eq!(fixture.pull().unwrap(), snapshot);
-    assert_eq!(fixture.hub.requests(), ["GET /api/models/org/tiny/revision/main"]);
+    assert_eq!(
+        fixture.hub.requests(),
+        ["GET /api/models/org/tiny/revision/main"]
+    );
 }
 
 #[test]
@@ -135,7 +141,10 @@ fn shards_are_fetched_as_their_index_names_them() {
     let mut files = tiny_model::files();
     files.remove("model.safetensors");
     files.extend(tiny_model::shards(&tiny_model::tensors("", Dtype::BF16)));
-    files.insert("model-00003-of-00002.safetensors".to_owned(), b"not named".to_vec());
+    files.insert(
+        "model-00003-of-00002.safetensors".to_owned(),
+        b"not named".to_vec(),
+    );
     let fixture = Fixture::with(files);
     let snapshot = fixture.pull().unwrap();
     assert_whole(&snapshot);
@@ -164,7 +173,9 @@ fn an_old_repository_has_vocab_and_merges() {
 #[test]
 fn a_model_may_have_no_organization() {
     let fixture = Fixture::new();
-    fixture.hub.publish("tiny", Repository::new(FIRST, other_files()));
+    fixture
+        .hub
+        .publish("tiny", Repository::new(FIRST, other_files()));
     let snapshot = pull(&fixture.settings(), "tiny", None).unwrap();
     assert_whole(&snapshot);
     assert!(snapshot.starts_with(fixture.cache.path().join("models--tiny")));
@@ -193,7 +204,9 @@ fn a_revision_is_a_model_of_its_own() {
 fn a_branch_that_moved_is_fetched_anew_where_files_differ() {
     let fixture = Fixture::new();
     fixture.pull().unwrap();
-    fixture.hub.publish("org/tiny", Repository::new(SECOND, other_files()));
+    fixture
+        .hub
+        .publish("org/tiny", Repository::new(SECOND, other_files()));
     fixture.hub.forget_requests();
     let snapshot = fixture.pull().unwrap();
     assert!(snapshot.ends_with(SECOND));
@@ -219,7 +232,10 @@ fn a_repository_without_safetensors_is_refused_before_anything_is_fetched() {
     files.insert("pytorch_model.bin".to_owned(), b"pickled".to_vec());
     let fixture = Fixture::with(files);
     let message = fixture.pull().unwrap_err();
-    assert_names(&message, &["org/tiny@main", "only pytorch_model.bin", "save_pretrained"]);
+    assert_names(
+        &message,
+        &["org/tiny@main", "only pytorch_model.bin", "save_pretrained"],
+    );
     assert!(fixture.hub.fetched().is_empty());
 }
 
@@ -227,7 +243,9 @@ fn a_repository_without_safetensors_is_refused_before_anything_is_fetched() {
 fn a_gated_model_needs_the_right_token() {
     let fixture = Fixture::new();
     let repository = Repository::new(FIRST, tiny_model::files());
-    fixture.hub.publish("org/tiny", repository.gated("hf_right"));
+    fixture
+        .hub
+        .publish("org/tiny", repository.gated("hf_right"));
     let with_token = |token: &str| HubSettings {
         token: Some(token.to_owned()),
         ..fixture.settings()
@@ -249,7 +267,10 @@ fn offline_only_the_cache_is_used() {
         ..fixture.settings()
     };
     let message = pull(&offline, "org/tiny", None).unwrap_err();
-    assert_names(&message, &["`org/tiny@main`", "not in the cache", "HF_HUB_OFFLINE"]);
+    assert_names(
+        &message,
+        &["`org/tiny@main`", "not in the cache", "HF_HUB_OFFLINE"],
+    );
     assert!(fixture.hub.requests().is_empty());
 
     let snapshot = fixture.pull().unwrap();
@@ -268,7 +289,10 @@ fn a_hub_that_is_gone_leaves_what_is_in_the_cache() {
     fixture.hub.stop();
     assert_eq!(pull(&settings, "org/tiny", None).unwrap(), snapshot);
     let message = pull(&settings, "org/other", None).unwrap_err();
-    assert_names(&message, &[&settings.endpoint, "`org/other@main`", "refused"]);
+    assert_names(
+        &message,
+        &[&settings.endpoint, "`org/other@main`", "refused"],
+    );
 }
 
 #[test]
@@ -289,7 +313,10 @@ fn a_hub_that_does_not_answer_is_not_waited_for_without_end() {
 
 #[test]
 fn a_hub_that_fails_or_is_no_hub_leaves_what_is_in_the_cache() {
-    for (fault, words) in [(Fault::Status(503), "503"), (Fault::WebPage, "expected value")] {
+    for (fault, words) in [
+        (Fault::Status(503), "503"),
+        (Fault::WebPage, "expected value"),
+    ] {
         let fixture = Fixture::new();
         let snapshot = fixture.pull().unwrap();
         fixture.hub.break_with(fault);
@@ -313,7 +340,9 @@ fn a_download_that_breaks_off_never_becomes_a_model() {
         assert_whole(&fixture.pull().unwrap());
 
         // With an older commit in the cache, that one is used, and stays what the name means.
-        fixture.hub.publish("org/tiny", Repository::new(SECOND, other_files()));
+        fixture
+            .hub
+            .publish("org/tiny", Repository::new(SECOND, other_files()));
         fixture.hub.break_with(fault);
         assert!(fixture.pull().unwrap().ends_with(FIRST));
         assert_eq!(fixture.reference("main").as_deref(), Some(FIRST));

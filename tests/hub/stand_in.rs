@@ -48,7 +48,11 @@ impl Repository {
 
     fn find(&self, revision: &str) -> Option<&(String, Files)> {
         let by_name = self.revisions.get(revision);
-        by_name.or_else(|| self.revisions.values().find(|(commit, _)| commit == revision))
+        by_name.or_else(|| {
+            self.revisions
+                .values()
+                .find(|(commit, _)| commit == revision)
+        })
     }
 }
 
@@ -188,13 +192,25 @@ async fn answer(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Res
 type Refusal = (StatusCode, [(&'static str, &'static str); 2]);
 
 fn refusal(status: StatusCode, code: &'static str, message: &'static str) -> Refusal {
-    (status, [("x-error-code", code), ("x-error-message", message)])
+    (
+        status,
+        [("x-error-code", code), ("x-error-message", message)],
+    )
 }
 
 fn route(inner: &Inner, request: &Request, path: &str) -> Result<Response, Refusal> {
-    let no_model = || refusal(StatusCode::NOT_FOUND, "RepoNotFound", "Repository not found");
+    let no_model = || {
+        refusal(
+            StatusCode::NOT_FOUND,
+            "RepoNotFound",
+            "Repository not found",
+        )
+    };
     if let Some(file) = path.strip_prefix("/content/") {
-        let files = inner.repositories.values().flat_map(|r| r.revisions.values());
+        let files = inner
+            .repositories
+            .values()
+            .flat_map(|r| r.revisions.values());
         let mut files = files.flat_map(|(_, files)| files.values());
         let content = files.find(|content| etag(content) == file);
         return Ok(body(inner.fault, content.ok_or_else(no_model)?.clone()));
@@ -209,9 +225,9 @@ fn route(inner: &Inner, request: &Request, path: &str) -> Result<Response, Refus
     authorize(repository, request.headers())?;
     let (revision, file) = rest.split_once('/').unwrap_or((rest, ""));
     let revision = revision.replace("%2F", "/");
-    let (commit, files) = repository.find(&revision).ok_or_else(|| {
-        refusal(StatusCode::NOT_FOUND, "RevisionNotFound", "Invalid rev id")
-    })?;
+    let (commit, files) = repository
+        .find(&revision)
+        .ok_or_else(|| refusal(StatusCode::NOT_FOUND, "RevisionNotFound", "Invalid rev id"))?;
     if info.is_some() {
         let siblings: Vec<_> = files
             .keys()
@@ -220,9 +236,9 @@ fn route(inner: &Inner, request: &Request, path: &str) -> Result<Response, Refus
         let info = serde_json::json!({"id": id, "sha": commit, "siblings": siblings});
         return Ok(axum::Json(info).into_response());
     }
-    let content = files.get(file).ok_or_else(|| {
-        refusal(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found")
-    })?;
+    let content = files
+        .get(file)
+        .ok_or_else(|| refusal(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"))?;
     Ok(resolve(inner.fault, request, commit, file, content))
 }
 

@@ -56,13 +56,15 @@ impl Tensor {
     /// Multiples of 1/16 between -1 and 1, which F32, F16 and BF16 all hold exactly; other for
     /// every `seed`.
     pub fn new(seed: usize, shape: &[usize], dtype: Dtype) -> Self {
-        let bytes = values(seed, shape).into_iter().flat_map(|value| match dtype {
-            Dtype::F32 => value.to_le_bytes().to_vec(),
-            Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
-            Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
-            Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
-            other => panic!("no values of type {other:?}"),
-        });
+        let bytes = values(seed, shape)
+            .into_iter()
+            .flat_map(|value| match dtype {
+                Dtype::F32 => value.to_le_bytes().to_vec(),
+                Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+                other => panic!("no values of type {other:?}"),
+            });
         Self {
             dtype,
             shape: shape.to_vec(),
@@ -133,10 +135,16 @@ pub fn shards(tensors: &Tensors) -> Vec<(String, Vec<u8>)> {
     let mut weight_map = BTreeMap::new();
     for (i, (name, tensor)) in tensors.iter().enumerate() {
         halves[i % 2].insert(name.clone(), tensor.clone());
-        weight_map.insert(name, format!("model-0000{}-of-00002.safetensors", i % 2 + 1));
+        weight_map.insert(
+            name,
+            format!("model-0000{}-of-00002.safetensors", i % 2 + 1),
+        );
     }
     let index = json!({"metadata": {}, "weight_map": weight_map}).to_string();
-    let mut files = vec![("model.safetensors.index.json".to_owned(), index.into_bytes())];
+    let mut files = vec![(
+        "model.safetensors.index.json".to_owned(),
+        index.into_bytes(),
+    )];
     for (i, half) in halves.iter().enumerate() {
         let file = format!("model-0000{}-of-00002.safetensors", i + 1);
         files.push((file, safetensors(half)));
@@ -148,8 +156,14 @@ pub fn shards(tensors: &Tensors) -> Vec<(String, Vec<u8>)> {
 pub fn files() -> BTreeMap<String, Vec<u8>> {
     BTreeMap::from([
         ("config.json".to_owned(), config().to_string().into_bytes()),
-        ("tokenizer.json".to_owned(), tokenizer().to_string().into_bytes()),
-        ("model.safetensors".to_owned(), safetensors(&tensors("", Dtype::F32))),
+        (
+            "tokenizer.json".to_owned(),
+            tokenizer().to_string().into_bytes(),
+        ),
+        (
+            "model.safetensors".to_owned(),
+            safetensors(&tensors("", Dtype::F32)),
+        ),
     ])
 }
 
