@@ -7,11 +7,13 @@
 //! |---|---|
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sessions, sampling |
+//! | [`model`] | where a model comes from, its files, its forward pass |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
 //! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.
 
 pub mod engine;
 pub mod kernels;
+pub mod model;
 pub mod request;
 pub mod text;
