@@ -6,8 +6,9 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | what every dialect's request becomes, and its validation |
+//! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sessions, sampling |
-//! | [`model`] | where a model comes from, its files, its forward pass |
+//! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
 //! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.

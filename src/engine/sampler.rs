@@ -8,8 +8,8 @@
 //! 2. frequency and presence penalty: `logit -= count * frequency + (count > 0) * presence`,
 //!    counted over generated tokens (OpenAI);
 //! 3. `logit += logit_bias`; tokens that may not be drawn yet (`min_tokens`) get -inf;
-//! 4. temperature 0: the highest logit, the lowest id among equals. Else logits are divided by
-//!    the temperature, and weights are `exp(logit - highest logit)`;
+//! 4. temperature 0: the highest logit, the lowest id among equals. Else every logit becomes
+//!    `(logit - highest) / temperature`, and its weight is `exp` of that (`kernels::math`);
 //! 5. `top_k`: the k highest logits; `top_p`: the shortest run from the highest whose weights
 //!    reach that share (Holtzman et al. 2019, <https://arxiv.org/abs/1904.09751>); `min_p`:
 //!    weights of at least that share of the highest; `typical_p`: the shortest run from the one
@@ -103,10 +103,15 @@ impl Sampler {
         n: usize,
         banned: &[u32],
     ) -> Result<u32, GenerateError> {
+        self.penalize(logits);
         if !rows::all_finite(logits) {
             return Err(GenerateError::NotFinite);
         }
-        self.penalize(logits, banned);
+        for &token in banned {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         let (best, highest) = rows::argmax(logits).ok_or(GenerateError::NoCandidates)?;
         if highest == f32::NEG_INFINITY {
             return Err(GenerateError::NoCandidates);
@@ -114,13 +119,28 @@ impl Sampler {
         if self.params.temperature <= 0.0 {
             return u32::try_from(best).map_err(|_| GenerateError::NoCandidates);
         }
-        let candidates = self.candidates(logits, highest);
         let u = self.uniform(n);
-        pick(&candidates, u).ok_or(GenerateError::NoCandidates)
+        for logit in logits.iter_mut() {
+            *logit = (*logit - highest) / self.params.temperature;
+        }
+        let drawn = if self.filters() {
+            let candidates = self.candidates(logits);
+            pick(candidates.iter().map(|c| (c.id, c.weight)), u)
+        } else {
+            rows::exp_in_place(logits);
+            pick((0..).zip(logits.iter().copied()), u)
+        };
+        drawn.ok_or(GenerateError::NoCandidates)
     }
 
-    /// Steps 1 to 3.
-    fn penalize(&self, logits: &mut [f32], banned: &[u32]) {
+    /// Whether step 5 has anything to do.
+    fn filters(&self) -> bool {
+        let params = &self.params;
+        params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0 || params.typical_p < 1.0
+    }
+
+    /// Steps 1 to 3, but for what is banned.
+    fn penalize(&self, logits: &mut [f32]) {
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -144,26 +164,18 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        for &token in banned {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
     }
 
-    /// Steps 4 and 5: what may be drawn, in order of id.
-    fn candidates(&self, logits: &[f32], highest: f32) -> Vec<Candidate> {
+    /// Step 5: what may be drawn of logits already divided by the temperature, less the highest;
+    /// in order of id.
+    fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
         let params = &self.params;
+        let mut weights = logits.to_vec();
+        rows::exp_in_place(&mut weights);
         let mut candidates: Vec<Candidate> = (0..)
             .zip(logits)
-            .map(|(id, &logit)| {
-                let logit = (logit - highest) / params.temperature;
-                Candidate {
-                    id,
-                    logit,
-                    weight: 0.0,
-                }
-            })
+            .zip(&weights)
+            .map(|((id, &logit), &weight)| Candidate { id, logit, weight })
             .collect();
         if (1..candidates.len()).contains(&params.top_k) {
             candidates.select_nth_unstable_by(params.top_k - 1, |a, b| {
@@ -171,9 +183,6 @@ impl Sampler {
             });
             candidates.truncate(params.top_k);
             candidates.sort_unstable_by_key(|c| c.id);
-        }
-        for candidate in &mut candidates {
-            candidate.weight = rows::exp(candidate.logit);
         }
         // A weight that vanishes can never be drawn.
         candidates.retain(|c| c.weight > 0.0);
@@ -208,17 +217,22 @@ fn total_weight(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
-/// Walks the candidates in order of id to the one `u` falls on.
-fn pick(candidates: &[Candidate], u: f64) -> Option<u32> {
-    let threshold = u * total_weight(candidates);
+/// Walks tokens and their weights in order of id to the one `u` falls on.
+fn pick(candidates: impl Iterator<Item = (u32, f32)> + Clone, u: f64) -> Option<u32> {
+    let total: f64 = candidates.clone().map(|c| f64::from(c.1)).sum();
+    let threshold = u * total;
     let mut sum = 0.0;
-    for candidate in candidates {
-        sum += f64::from(candidate.weight);
+    let mut last = None;
+    for (id, weight) in candidates {
+        sum += f64::from(weight);
         if sum > threshold {
-            return Some(candidate.id);
+            return Some(id);
+        }
+        if weight > 0.0 {
+            last = Some(id);
         }
     }
-    candidates.last().map(|c| c.id)
+    last
 }
 
 /// Keeps the shortest run of candidates, lowest `rank` first, whose weights reach `share` of the
@@ -325,8 +339,10 @@ mod tests {
 
     fn kept(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let temperature = params.temperature;
         let sampler = Sampler::new(params, &[], logits.len());
-        let candidates = sampler.candidates(logits, highest);
+        let logits: Vec<f32> = logits.iter().map(|l| (l - highest) / temperature).collect();
+        let candidates = sampler.candidates(&logits);
         candidates.iter().map(|c| c.id).collect()
     }
 
@@ -389,8 +405,8 @@ mod tests {
         sampler.accept(2);
         sampler.accept(2);
         let mut logits = [1.0, -1.0, 1.0, 1.0, 1.0];
-        sampler.penalize(&mut logits, &[4]);
-        assert_eq!(logits, [0.5, -2.75, -0.5, 11.0, f32::NEG_INFINITY]);
+        sampler.penalize(&mut logits);
+        assert_eq!(logits, [0.5, -2.75, -0.5, 11.0, 1.0]);
     }
 
     #[test]

@@ -1,12 +1,31 @@
 //! The compute kernels, as candle custom ops: packed linear layers, attention over KV blocks,
 //! layer norm, and the element-wise functions between them.
 //!
+//! - [`linear`]: linear layers; `pack` lays their operands out, `linear_tile` computes a tile.
+//! - [`attention`]: attention over the blocks of a [`kv`] cache.
+//! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
+//!   `lanes` is how all of them order their sums.
+//! - [`isa`] is what they run on, [`pool`] the threads they run on.
+//! - `x86` has the paths of single instruction sets.
+//!
 //! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
 //! what makes a request's tokens independent of the batch it runs in.
 
+pub mod attention;
 pub mod isa;
+pub mod kv;
+mod lanes;
+pub mod linear;
+mod linear_tile;
+pub mod math;
+pub mod norm;
+mod pack;
 pub mod pool;
+pub mod rows;
+mod shared_slice;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use isa::Isa;
 pub use pool::Pool;

@@ -1,0 +1,253 @@
+//! Packed layers against plain ones, over odd shapes, on every instruction set of the machine.
+
+use std::num::NonZeroUsize;
+
+use super::*;
+
+const SHAPES: [(usize, usize); 9] = [
+    (1, 1),
+    (3, 5),
+    (17, 33),
+    (63, 31),
+    (128, 64),
+    (129, 100),
+    (256, 768),
+    (300, 257),
+    (1000, 97),
+];
+const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8];
+
+/// Numbers that look random, about -1 to 1.
+fn noise(count: usize, salt: u32) -> Vec<f32> {
+    let mut state = salt.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+struct Case {
+    bytes: Vec<u8>,
+    bias: Vec<f32>,
+    in_features: usize,
+    out_features: usize,
+}
+
+impl Case {
+    fn new((in_features, out_features): (usize, usize)) -> Self {
+        let weights = noise(in_features * out_features, 1);
+        Self {
+            bytes: weights.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            bias: noise(out_features, 2),
+            in_features,
+            out_features,
+        }
+    }
+
+    fn raw(&self, layout: Layout) -> RawWeight<'_> {
+        RawWeight {
+            bytes: &self.bytes,
+            dtype: DType::F32,
+            layout,
+            in_features: self.in_features,
+            out_features: self.out_features,
+        }
+    }
+
+    fn plain(&self) -> Linear {
+        Linear::plain(&Device::Cpu, self.raw(Layout::InOut), Some(&self.bias)).unwrap()
+    }
+
+    fn packed(&self, isa: Isa, dtype: WeightDtype) -> Linear {
+        let raw = self.raw(Layout::InOut);
+        Linear::pack(&pool(), isa, dtype, raw, Some(&self.bias)).unwrap()
+    }
+
+    fn x(&self, rows: usize) -> Tensor {
+        let values = noise(rows * self.in_features, 3);
+        Tensor::from_vec(values, (rows, self.in_features), &Device::Cpu).unwrap()
+    }
+}
+
+fn pool() -> Arc<Pool> {
+    Pool::new(NonZeroUsize::new(2).unwrap())
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    values(tensor).into_iter().map(f32::to_bits).collect()
+}
+
+/// Root mean square of the difference over that of the expected values.
+fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
+    let (found, expected) = (values(found), values(expected));
+    let difference: f32 = found
+        .iter()
+        .zip(&expected)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
+    (difference / expected.iter().map(|b| b * b).sum::<f32>()).sqrt()
+}
+
+#[test]
+fn every_dtype_is_as_near_to_plain_candle_as_its_precision_allows() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let raw = case.raw(Layout::InOut);
+        let plain = Linear::plain(&Device::Cpu, raw, None).unwrap();
+        for rows in [1, 2, 5, 7, 13, 40] {
+            let x = case.x(rows);
+            let expected = plain.forward(&x, Epilogue::None).unwrap();
+            for isa in Isa::available() {
+                for (dtype, tolerance) in DTYPES.into_iter().zip([2e-6, 6e-3, 1.2e-2]) {
+                    let linear = Linear::pack(&pool(), isa, dtype, raw, None).unwrap();
+                    let found = linear.forward(&x, Epilogue::None).unwrap();
+                    assert_eq!(found.dims(), expected.dims());
+                    let error = relative_error(&found, &expected);
+                    assert!(
+                        error < tolerance,
+                        "{shape:?} {rows} {isa:?} {dtype:?}: {error}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn epilogues_are_applied_after_the_bias() {
+    let case = Case::new((100, 70));
+    let x = case.x(9);
+    let residual = Tensor::from_vec(noise(9 * 70, 4), (9, 70), &Device::Cpu).unwrap();
+    for epilogue in [Epilogue::Gelu, Epilogue::Add(&residual)] {
+        let expected = case.plain().forward(&x, epilogue).unwrap();
+        for isa in Isa::available() {
+            let found = case
+                .packed(isa, WeightDtype::F32)
+                .forward(&x, epilogue)
+                .unwrap();
+            assert!(relative_error(&found, &expected) < 2e-6, "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    let case = Case::new((300, 130));
+    let x = case.x(70);
+    for isa in Isa::available() {
+        for dtype in DTYPES {
+            let linear = case.packed(isa, dtype);
+            let alone: Vec<Vec<u32>> = (0..70)
+                .map(|r| x.narrow(0, r, 1).unwrap())
+                .map(|row| bits(&linear.forward(&row, Epilogue::Gelu).unwrap()))
+                .collect();
+            for rows in [2, 3, 6, 11, 12, 13, 25, 70] {
+                let together = x.narrow(0, 0, rows).unwrap();
+                let together = bits(&linear.forward(&together, Epilogue::Gelu).unwrap());
+                assert_eq!(together, alone[..rows].concat(), "{isa:?} {dtype:?} {rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_and_q8_have_the_same_bits_on_every_instruction_set() {
+    let case = Case::new((300, 130));
+    let x = case.x(14);
+    for dtype in [WeightDtype::F32, WeightDtype::Q8] {
+        let of = |isa| bits(&case.packed(isa, dtype).forward(&x, Epilogue::Gelu).unwrap());
+        let expected = of(Isa::Portable);
+        assert!(
+            Isa::available().into_iter().all(|isa| of(isa) == expected),
+            "{dtype:?}"
+        );
+    }
+}
+
+#[test]
+fn the_layout_and_type_on_disk_do_not_matter() {
+    let case = Case::new((50, 37));
+    let x = case.x(3);
+    let expected = bits(
+        &case
+            .packed(Isa::detect(), WeightDtype::F32)
+            .forward(&x, Epilogue::None)
+            .unwrap(),
+    );
+    let weights = noise(50 * 37, 1);
+    let transposed: Vec<u8> = (0..37)
+        .flat_map(|n| (0..50).map(move |k| (n, k)))
+        .flat_map(|(n, k)| weights[k * 37 + n].to_le_bytes())
+        .collect();
+    let raw = RawWeight {
+        bytes: &transposed,
+        ..case.raw(Layout::OutIn)
+    };
+    let linear = Linear::pack(
+        &pool(),
+        Isa::detect(),
+        WeightDtype::F32,
+        raw,
+        Some(&case.bias),
+    )
+    .unwrap();
+    assert_eq!(bits(&linear.forward(&x, Epilogue::None).unwrap()), expected);
+
+    let halves: Vec<u8> = weights
+        .iter()
+        .flat_map(|&w| half::f16::from_f32(w).to_le_bytes())
+        .collect();
+    let raw = RawWeight {
+        bytes: &halves,
+        dtype: DType::F16,
+        ..case.raw(Layout::InOut)
+    };
+    let packed = Linear::pack(&pool(), Isa::detect(), WeightDtype::F32, raw, None).unwrap();
+    let plain = Linear::plain(&Device::Cpu, raw, None).unwrap();
+    let (found, expected) = (
+        packed.forward(&x, Epilogue::None),
+        plain.forward(&x, Epilogue::None),
+    );
+    assert!(relative_error(&found.unwrap(), &expected.unwrap()) < 2e-6);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let case = Case::new((8, 4));
+    let linear = case.packed(Isa::detect(), WeightDtype::F32);
+    let wrong = Tensor::zeros((2, 7), DType::F32, &Device::Cpu).unwrap();
+    assert!(linear.forward(&wrong, Epilogue::None).is_err());
+    let doubles = Tensor::zeros((2, 8), DType::F64, &Device::Cpu).unwrap();
+    assert!(linear.forward(&doubles, Epilogue::None).is_err());
+    let x = case.x(2);
+    assert!(linear.forward(&x, Epilogue::Add(&wrong)).is_err());
+    assert!(
+        linear
+            .forward(
+                &case.x(4).t().unwrap().contiguous().unwrap(),
+                Epilogue::None
+            )
+            .is_err()
+    );
+    let short = RawWeight {
+        bytes: &case.bytes[4..],
+        ..case.raw(Layout::InOut)
+    };
+    assert!(Linear::pack(&pool(), Isa::detect(), WeightDtype::F32, short, None).is_err());
+    let raw = case.raw(Layout::InOut);
+    assert!(
+        Linear::pack(
+            &pool(),
+            Isa::detect(),
+            WeightDtype::F32,
+            raw,
+            Some(&[0.0; 3])
+        )
+        .is_err()
+    );
+}

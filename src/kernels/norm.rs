@@ -1,0 +1,346 @@
+//! Layer normalization (Ba, Kiros and Hinton 2016, <https://arxiv.org/abs/1607.06450>):
+//! `y = (x - mean) / sqrt(variance + eps) * weight + bias` over each row, with the variance of
+//! the whole population, taken about the mean in a second pass.
+//!
+//! A row's result must never depend on the rows around it or on the number of threads.
+
+#![allow(clippy::inline_always)] // the function must be compiled with its caller's features
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+
+use super::lanes::{accumulate, fold, per_isa};
+use super::{Isa, Pool};
+
+/// With this many elements or fewer, waking the pool costs more than it gains.
+const INLINE_ELEMENTS: usize = 16 * 1024;
+/// About how many elements a task of the pool normalizes.
+const TASK_ELEMENTS: usize = 4 * 1024;
+
+/// Layer normalization over rows of a fixed length.
+pub struct LayerNorm(Form);
+
+enum Form {
+    Kernel(Kernel),
+    Plain {
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+    },
+}
+
+impl LayerNorm {
+    /// A layer norm over rows of `weight.len()` elements that runs on `pool` with the kernels of
+    /// `isa`. The result's bits do not depend on either.
+    ///
+    /// # Errors
+    /// If `weight` is empty or of another length than `bias`, or `eps` is negative or not finite.
+    pub fn new(pool: &Arc<Pool>, isa: Isa, weight: &[f32], bias: &[f32], eps: f64) -> Result<Self> {
+        check_parameters(weight, bias, eps)?;
+        Ok(Self(Form::Kernel(Kernel {
+            pool: Arc::clone(pool),
+            isa,
+            weight: weight.into(),
+            bias: bias.into(),
+            eps: eps as f32,
+        })))
+    }
+
+    /// The same in candle's own operations, on any device: the reference for the kernel.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or if the device cannot hold the parameters.
+    pub fn plain(device: &Device, weight: &[f32], bias: &[f32], eps: f64) -> Result<Self> {
+        check_parameters(weight, bias, eps)?;
+        Ok(Self(Form::Plain {
+            weight: Tensor::new(weight, device)?,
+            bias: Tensor::new(bias, device)?,
+            eps,
+        }))
+    }
+
+    /// Normalizes each row of `x`, `[rows, n]` f32, into a tensor of the same shape.
+    ///
+    /// # Errors
+    /// If `x` has another shape or type or, for the kernel, is not contiguous on the CPU.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let n = match &self.0 {
+            Form::Kernel(kernel) => kernel.weight.len(),
+            Form::Plain { weight, .. } => weight.elem_count(),
+        };
+        if x.dtype() != DType::F32 {
+            bail!("layer norm: x is {:?}, it must be F32", x.dtype());
+        }
+        if x.rank() != 2 || x.dims()[1] != n {
+            bail!(
+                "layer norm: x has shape {:?}, it must be [rows, {n}]",
+                x.dims()
+            );
+        }
+        match &self.0 {
+            Form::Kernel(kernel) => x.apply_op1_no_bwd(kernel),
+            Form::Plain { weight, bias, eps } => {
+                let centered = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+                let deviation = (centered.sqr()?.mean_keepdim(1)? + *eps)?.sqrt()?;
+                centered
+                    .broadcast_div(&deviation)?
+                    .broadcast_mul(weight)?
+                    .broadcast_add(bias)
+            }
+        }
+    }
+}
+
+fn check_parameters(weight: &[f32], bias: &[f32], eps: f64) -> Result<()> {
+    if weight.is_empty() || weight.len() != bias.len() {
+        bail!(
+            "layer norm: weight has {} elements and bias {}, they must have as many, at least 1",
+            weight.len(),
+            bias.len()
+        );
+    }
+    if !(0.0..f64::INFINITY).contains(&eps) {
+        bail!("layer norm: eps is {eps}, it must be finite and not negative");
+    }
+    Ok(())
+}
+
+struct Kernel {
+    pool: Arc<Pool>,
+    isa: Isa,
+    weight: Box<[f32]>,
+    bias: Box<[f32]>,
+    eps: f32,
+}
+
+/// Where the tasks of one call write; each to rows of its own.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+// SAFETY: tasks only make slices of ranges that do not overlap, see `Kernel::normalize`.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// # Safety
+    /// `start..start + len` must lie in the buffer, and nothing else may use that range while
+    /// the slice lives.
+    unsafe fn range<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: what the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+impl Kernel {
+    fn normalize(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        let rows = |x: &[f32], y: &mut [f32]| {
+            normalize_rows(self.isa, x, y, &self.weight, &self.bias, self.eps);
+        };
+        if x.len() <= INLINE_ELEMENTS {
+            rows(x, &mut y);
+            return y;
+        }
+        let n = self.weight.len();
+        let task_len = (TASK_ELEMENTS / n).max(1) * n;
+        let output = Output(y.as_mut_ptr());
+        self.pool.run(x.len().div_ceil(task_len), |task| {
+            let start = task * task_len;
+            let x = &x[start..x.len().min(start + task_len)];
+            // SAFETY: `y` is as long as the whole `x` and untouched until `run` returns, and the
+            // ranges of two tasks do not overlap.
+            rows(x, unsafe { output.range(start, x.len()) });
+        });
+        y
+    }
+}
+
+impl CustomOp1 for Kernel {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let CpuStorage::F32(x) = storage else {
+            bail!("layer norm: x must be F32");
+        };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!(
+                "layer norm: x must be contiguous, its strides are {:?}",
+                layout.stride()
+            );
+        };
+        let y = self.normalize(&x[start..end]);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
+
+per_isa! {
+    /// Normalizes each row of `x`, as long as `weight`, into `y`.
+    fn normalize_rows(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], eps: f32)
+        => normalize_rows_body;
+}
+
+#[inline(always)]
+fn normalize_rows_body(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let n = weight.len();
+    for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+        let mean = fold(accumulate(x, 0.0, |sum, x| sum + x), |a, b| a + b) / n as f32;
+        let squares = accumulate(x, 0.0, |sum: f32, x| (x - mean).mul_add(x - mean, sum));
+        let variance = fold(squares, |a, b| a + b) / n as f32;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+            *y = ((x - mean) * scale).mul_add(weight, bias);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    const EPS: f64 = 1e-5;
+
+    /// Values in [-1, 1), from a linear congruential generator.
+    fn noise(len: usize, mut state: u32) -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// Rows like a transformer's: off center, with a feature that towers over the others.
+    fn rows(rows: usize, n: usize) -> Vec<f32> {
+        let mut x = noise(rows * n, 3);
+        for row in x.chunks_mut(n) {
+            for x in row.iter_mut() {
+                *x += 0.5;
+            }
+            row[n / 2] *= 100.0;
+        }
+        x
+    }
+
+    fn pool(threads: usize) -> Arc<Pool> {
+        Pool::new(NonZeroUsize::new(threads).unwrap())
+    }
+
+    fn forward(norm: &LayerNorm, x: &[f32], n: usize) -> Vec<f32> {
+        let x = Tensor::from_slice(x, (x.len() / n, n), &Device::Cpu).unwrap();
+        let y = norm.forward(&x).unwrap();
+        assert_eq!(y.dims(), x.dims());
+        y.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn in_f64(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+        let n = weight.len() as f64;
+        let mut y = Vec::new();
+        for x in x.chunks(weight.len()) {
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+            let square = |&x: &f32| (f64::from(x) - mean).powi(2);
+            let variance = x.iter().map(square).sum::<f64>() / n;
+            y.extend(x.iter().zip(weight).zip(bias).map(|((&x, &w), &b)| {
+                (f64::from(x) - mean) / (variance + EPS).sqrt() * f64::from(w) + f64::from(b)
+            }));
+        }
+        y
+    }
+
+    #[test]
+    fn kernel_and_plain_form_are_both_right() {
+        let pool = pool(2);
+        for n in [1, 15, 16, 17, 63, 768, 1600] {
+            let (x, weight, bias) = (rows(5, n), noise(n, 1), noise(n, 2));
+            let truth = in_f64(&x, &weight, &bias);
+            for (name, norm) in [
+                (
+                    "kernel",
+                    LayerNorm::new(&pool, Isa::detect(), &weight, &bias, EPS),
+                ),
+                ("plain", LayerNorm::plain(&Device::Cpu, &weight, &bias, EPS)),
+            ] {
+                for (y, truth) in forward(&norm.unwrap(), &x, n).iter().zip(&truth) {
+                    let error = (f64::from(*y) - truth).abs();
+                    assert!(
+                        error <= 2e-6 * truth.abs().max(1.0),
+                        "{name}, {n}: off by {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_or_among_others_on_all_instruction_sets() {
+        let (one, three) = (pool(1), pool(3));
+        for n in [1, 15, 16, 17, 63, 768, 1600] {
+            // Enough rows that the pool is used, with a last task shorter than the others.
+            let count = 2 * INLINE_ELEMENTS / n + 1;
+            let (x, weight, bias) = (rows(count, n), noise(n, 1), noise(n, 2));
+            let reference = LayerNorm::new(&one, Isa::Portable, &weight, &bias, EPS).unwrap();
+            let expected = forward(&reference, &x, n);
+            for isa in Isa::available() {
+                let norm = LayerNorm::new(&three, isa, &weight, &bias, EPS).unwrap();
+                assert!(forward(&norm, &x, n) == expected, "{n} on {}", isa.name());
+                for row in [0, 1, count / 2, count - 1] {
+                    let range = row * n..(row + 1) * n;
+                    let alone = forward(&norm, &x[range.clone()], n);
+                    assert!(
+                        alone == expected[range],
+                        "row {row} of {n} on {}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_view_into_a_larger_tensor_is_read_where_it_lies() {
+        let (x, weight, bias) = (rows(4, 17), noise(17, 1), noise(17, 2));
+        let norm = LayerNorm::new(&pool(1), Isa::detect(), &weight, &bias, EPS).unwrap();
+        let all = Tensor::from_slice(&x, (4, 17), &Device::Cpu).unwrap();
+        let middle = norm.forward(&all.narrow(0, 1, 2).unwrap()).unwrap();
+        let middle: Vec<f32> = middle.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(middle, forward(&norm, &x, 17)[17..51]);
+        assert_eq!(
+            norm.forward(&all.narrow(0, 0, 0).unwrap()).unwrap().dims(),
+            [0, 17]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_that_says_so() {
+        let pool = pool(1);
+        let kernel = |weight: &[f32], bias: &[f32], eps| {
+            LayerNorm::new(&pool, Isa::detect(), weight, bias, eps)
+        };
+        let error = |result: Result<LayerNorm>| result.err().unwrap().to_string();
+        assert!(error(kernel(&[], &[], EPS)).contains("at least 1"));
+        assert!(error(kernel(&[1.0; 3], &[1.0; 2], EPS)).contains("3 elements and bias 2"));
+        for eps in [-1.0, f64::NAN, f64::INFINITY] {
+            assert!(error(kernel(&[1.0], &[1.0], eps)).contains("eps"));
+        }
+        let plain = LayerNorm::plain(&Device::Cpu, &[1.0; 3], &[0.0; 3], EPS).unwrap();
+        for norm in [kernel(&[1.0; 3], &[0.0; 3], EPS).unwrap(), plain] {
+            let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+            let error = |x| norm.forward(&x).unwrap_err().to_string();
+            assert!(error(zeros(&[2, 4], DType::F32)).contains("[2, 4]"));
+            assert!(error(zeros(&[3], DType::F32)).contains("[rows, 3]"));
+            assert!(error(zeros(&[2, 3], DType::F64)).contains("F64"));
+        }
+        let transposed = Tensor::zeros((3, 2), DType::F32, &Device::Cpu)
+            .unwrap()
+            .t()
+            .unwrap();
+        let norm = kernel(&[1.0; 3], &[0.0; 3], EPS).unwrap();
+        assert!(
+            norm.forward(&transposed)
+                .unwrap_err()
+                .to_string()
+                .contains("contiguous")
+        );
+    }
+}

@@ -1,0 +1,365 @@
+//! How the operands of a linear layer lie in memory.
+//!
+//! **Weights** are packed once, into panels of [`PANEL`] output features. Within a panel the
+//! kernel walks the input features; at every step it finds one 32-bit word for each of the
+//! panel's outputs, side by side:
+//!
+//! | dtype | word | input features per word |
+//! |---|---|---|
+//! | f32 | the weight | 1 |
+//! | bf16 | two weights, the even one low | 2 |
+//! | q8 | four signed bytes, the first lowest | 4 |
+//!
+//! so a panel is one stream from its first byte to its last, whatever the number of rows.
+//!
+//! **Activations** are packed for every call into blocks of rows, word by word: the words of all
+//! rows of a block at one step stand side by side. f32 is copied, bf16 rounded to nearest even,
+//! and q8 quantized row by row in groups of [`Q8_GROUP`] features: `x = scale * (u - 128)`.
+//!
+//! Missing features and outputs are zero, so kernels never look at edges.
+
+use half::{bf16, f16};
+
+use super::Pool;
+use super::linear::{Layout, RawWeight, WeightDtype};
+use super::shared_slice::SharedSlice;
+
+/// Output features per panel.
+pub(super) const PANEL: usize = 32;
+
+/// Input features that share one activation scale in q8.
+pub(super) const Q8_GROUP: usize = 128;
+
+/// 64 bytes, aligned as a cache line and a 512-bit register want it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [u32; 16]);
+
+impl Line {
+    const ZERO: Self = Self([0; 16]);
+}
+
+/// Packed weights of one layer.
+pub(super) struct PackedWeights {
+    pub dtype: WeightDtype,
+    pub in_features: usize,
+    pub out_features: usize,
+    /// Panels one after the other, [`words`](Self::words) steps of two lines each.
+    lines: Vec<Line>,
+    /// q8: what a weight's integer is multiplied with, per output (padded).
+    pub scales: Vec<f32>,
+    /// q8: `-128 *` the sum of an output's integers, `[panel][group][PANEL]`: what the
+    /// accumulators start from, so that activations can be unsigned.
+    pub corrections: Vec<i32>,
+}
+
+impl WeightDtype {
+    /// Input features in one word.
+    pub(super) const fn features_per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+            Self::Q8 => 4,
+        }
+    }
+}
+
+impl PackedWeights {
+    /// Packs on all threads of the pool. The caller has checked the lengths.
+    pub fn pack(pool: &Pool, dtype: WeightDtype, raw: &RawWeight<'_>) -> Self {
+        let words = raw.in_features.div_ceil(dtype.features_per_word());
+        let panels = raw.out_features.div_ceil(PANEL);
+        let groups = raw.in_features.div_ceil(Q8_GROUP);
+        let quantized = dtype == WeightDtype::Q8;
+        let mut packed = Self {
+            dtype,
+            in_features: raw.in_features,
+            out_features: raw.out_features,
+            lines: zeroed_lines(panels * words * 2),
+            scales: vec![0.0; if quantized { panels * PANEL } else { 0 }],
+            corrections: vec![
+                0;
+                if quantized {
+                    panels * groups * PANEL
+                } else {
+                    0
+                }
+            ],
+        };
+        let lines = SharedSlice::new(&mut packed.lines);
+        let scales = SharedSlice::new(&mut packed.scales);
+        let corrections = SharedSlice::new(&mut packed.corrections);
+        pool.run(panels, |panel| {
+            // SAFETY: every task has panels of its own, and the parts lie in the slices by
+            // construction of their lengths.
+            let (lines, scales, corrections) = unsafe {
+                let quantized = usize::from(quantized);
+                (
+                    lines.part(panel * words * 2, words * 2),
+                    scales.part(panel * PANEL * quantized, PANEL * quantized),
+                    corrections.part(
+                        panel * groups * PANEL * quantized,
+                        groups * PANEL * quantized,
+                    ),
+                )
+            };
+            let columns = Columns::read(raw, panel * PANEL);
+            match dtype {
+                WeightDtype::F32 => pack_f32(&columns, lines),
+                WeightDtype::Bf16 => pack_bf16(&columns, lines),
+                WeightDtype::Q8 => pack_q8(&columns, lines, scales, corrections),
+            }
+        });
+        packed
+    }
+
+    /// Steps of a panel.
+    pub fn words(&self) -> usize {
+        self.in_features.div_ceil(self.dtype.features_per_word())
+    }
+
+    pub fn panels(&self) -> usize {
+        self.out_features.div_ceil(PANEL)
+    }
+
+    /// q8: groups of input features.
+    pub fn groups(&self) -> usize {
+        self.in_features.div_ceil(Q8_GROUP)
+    }
+
+    /// A panel's words, two lines a step.
+    pub fn panel(&self, panel: usize) -> &[Line] {
+        let lines = self.words() * 2;
+        &self.lines[panel * lines..(panel + 1) * lines]
+    }
+
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+            + size_of_val(&self.scales[..])
+            + size_of_val(&self.corrections[..])
+    }
+}
+
+/// The weights of up to [`PANEL`] outputs, widened: `[in_features][PANEL]`.
+struct Columns {
+    values: Vec<[f32; PANEL]>,
+}
+
+impl Columns {
+    fn read(raw: &RawWeight<'_>, first: usize) -> Self {
+        let width = PANEL.min(raw.out_features - first);
+        let mut values = vec![[0.0; PANEL]; raw.in_features];
+        match raw.layout {
+            Layout::InOut => {
+                for (k, row) in values.iter_mut().enumerate() {
+                    raw.widen(k * raw.out_features + first, &mut row[..width]);
+                }
+            }
+            Layout::OutIn => {
+                let mut weights = vec![0.0; raw.in_features];
+                for column in 0..width {
+                    raw.widen((first + column) * raw.in_features, &mut weights);
+                    for (row, &weight) in values.iter_mut().zip(&weights) {
+                        row[column] = weight;
+                    }
+                }
+            }
+        }
+        Self { values }
+    }
+}
+
+impl RawWeight<'_> {
+    /// Reads consecutive weights from an element on.
+    fn widen(&self, at: usize, out: &mut [f32]) {
+        let size = self.dtype.size_in_bytes();
+        let bytes = &self.bytes[at * size..(at + out.len()) * size];
+        match self.dtype {
+            candle_core::DType::F16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            candle_core::DType::BF16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            _ => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+}
+
+/// The word of output `column` at a step.
+fn word(lines: &mut [Line], step: usize, column: usize) -> &mut u32 {
+    &mut lines[step * 2 + column / 16].0[column % 16]
+}
+
+fn pack_f32(columns: &Columns, lines: &mut [Line]) {
+    for (step, row) in columns.values.iter().enumerate() {
+        for (column, weight) in row.iter().enumerate() {
+            *word(lines, step, column) = weight.to_bits();
+        }
+    }
+}
+
+fn pack_bf16(columns: &Columns, lines: &mut [Line]) {
+    for (step, rows) in columns.values.chunks(2).enumerate() {
+        for column in 0..PANEL {
+            let low = round_to_bf16(rows[0][column]);
+            let high = rows.get(1).map_or(0, |row| round_to_bf16(row[column]));
+            *word(lines, step, column) = low | high << 16;
+        }
+    }
+}
+
+/// Symmetric 8-bit integers with one scale per output: the largest weight becomes 127.
+fn pack_q8(columns: &Columns, lines: &mut [Line], scales: &mut [f32], corrections: &mut [i32]) {
+    for column in 0..PANEL {
+        let largest = columns
+            .values
+            .iter()
+            .fold(0f32, |largest, row| largest.max(row[column].abs()));
+        scales[column] = largest / 127.0;
+    }
+    for (k, row) in columns.values.iter().enumerate() {
+        for column in 0..PANEL {
+            let integer = if scales[column] > 0.0 {
+                (row[column] / scales[column]).round_ties_even() as i32
+            } else {
+                0
+            };
+            let byte = u32::from(integer.clamp(-127, 127) as i8 as u8);
+            *word(lines, k / 4, column) |= byte << (8 * (k % 4));
+            corrections[k / Q8_GROUP * PANEL + column] -= 128 * integer;
+        }
+    }
+}
+
+/// The upper half of an f32 rounded to nearest even, as the low 16 bits.
+#[inline(always)]
+fn round_to_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    // A NaN must not be rounded to infinity.
+    if value.is_nan() {
+        (bits >> 16) | 0x40
+    } else {
+        rounded
+    }
+}
+
+/// Lines of zeros that the system is asked to back with huge pages.
+fn zeroed_lines(count: usize) -> Vec<Line> {
+    let lines = vec![Line::ZERO; count];
+    #[cfg(target_os = "linux")]
+    advise_huge_pages(&lines);
+    lines
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(lines: &[Line]) {
+    const PAGE: usize = 4096;
+    let start = lines.as_ptr().addr().next_multiple_of(PAGE);
+    let end = lines.as_ptr_range().end.addr() / PAGE * PAGE;
+    if end > start {
+        // SAFETY: the range lies within memory we own, and this advice does not change it.
+        unsafe {
+            let start = lines.as_ptr().with_addr(start).cast_mut().cast();
+            libc::madvise(
+                start,
+                end - lines.as_ptr().with_addr(start as usize).addr(),
+                libc::MADV_HUGEPAGE,
+            );
+        }
+    }
+}
+
+/// Packs a block of rows (`rows.len() / in_features` of them, `[row][in_features]`) into
+/// `out[word][row]`; q8 also gives `scales[group][row]`.
+#[inline(always)]
+pub(super) fn pack_rows(
+    dtype: WeightDtype,
+    rows: &[f32],
+    in_features: usize,
+    out: &mut [u32],
+    scales: &mut [f32],
+) {
+    let count = rows.len() / in_features;
+    for (r, row) in rows.chunks_exact(in_features).enumerate() {
+        match dtype {
+            WeightDtype::F32 => {
+                for (word, x) in out[r..].iter_mut().step_by(count).zip(row) {
+                    *word = x.to_bits();
+                }
+            }
+            WeightDtype::Bf16 => {
+                for (word, pair) in out[r..].iter_mut().step_by(count).zip(row.chunks(2)) {
+                    let high = pair.get(1).map_or(0, |&x| round_to_bf16(x));
+                    *word = round_to_bf16(pair[0]) | high << 16;
+                }
+            }
+            WeightDtype::Q8 => {
+                let groups = row.chunks(Q8_GROUP);
+                for (group, values) in groups.enumerate() {
+                    let largest = values.iter().fold(0f32, |l, x| l.max(x.abs()));
+                    scales[group * count + r] = largest / 127.0;
+                    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                    let first = (group * Q8_GROUP / 4) * count + r;
+                    let words = out[first..].iter_mut().step_by(count);
+                    for (word, four) in words.zip(values.chunks(4)) {
+                        *word = 0;
+                        for (byte, x) in four.iter().enumerate() {
+                            *word |= quantize(x * inverse) << (8 * byte);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounds a value of -127 to 127 to the nearest integer, ties to even, and adds 128: at this
+/// magnitude the integers are the last bits of an f32's mantissa.
+#[inline(always)]
+fn quantize(x: f32) -> u32 {
+    const MAGIC: f32 = 12_582_912.0 + 128.0; // 1.5 * 2^23 + 128
+    (x + MAGIC).to_bits() & 0xff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantizing_rounds_to_nearest_even() {
+        for (x, expected) in [
+            (0.0, 128),
+            (0.5, 128),
+            (1.5, 130),
+            (-0.5, 128),
+            (-127.0, 1),
+            (127.0, 255),
+            (-1.5, 126),
+        ] {
+            assert_eq!(quantize(x), expected, "{x}");
+        }
+    }
+
+    #[test]
+    fn rounding_to_bf16_is_that_of_half() {
+        for bits in (0..u32::MAX).step_by(65_521) {
+            let value = f32::from_bits(bits);
+            let expected = bf16::from_f32(value);
+            let found = bf16::from_bits(round_to_bf16(value) as u16);
+            assert_eq!(expected.is_nan(), found.is_nan());
+            if !expected.is_nan() {
+                assert_eq!(expected.to_bits(), found.to_bits(), "{value}");
+            }
+        }
+    }
+}

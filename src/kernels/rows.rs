@@ -1,0 +1,239 @@
+//! What sampling asks of a row of logits.
+//!
+//! The functions choose the instruction set themselves: it decides how fast they are, never what
+//! they return. They must never allocate; a row is as long as the vocabulary.
+
+#![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
+
+use super::lanes::{accumulate, best, fold, per_isa};
+use super::math;
+
+/// Elements checked for NaN and infinity between two chances to stop.
+const FINITE_BLOCK: usize = 4096;
+
+/// [`math::exp`] of one element. For many of them [`exp_in_place`] is some ten times as fast.
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    exp_one(best(), x)
+}
+
+/// Replaces every element by [`exp`] of it.
+pub fn exp_in_place(row: &mut [f32]) {
+    math::exp_in_place(best(), row);
+}
+
+/// Whether no element is NaN or infinite.
+#[must_use]
+pub fn all_finite(row: &[f32]) -> bool {
+    row.chunks(FINITE_BLOCK)
+        .all(|block| largest_magnitude(best(), block) < f32::INFINITY.to_bits())
+}
+
+/// The index and value of the greatest element, the first of equals. NaN is passed over; `None`
+/// if nothing else is there.
+#[must_use]
+pub fn argmax(row: &[f32]) -> Option<(usize, f32)> {
+    let isa = best();
+    let index = position(isa, row, greatest(isa, row));
+    row.get(index).map(|&x| (index, x))
+}
+
+/// `ln(sum(exp(row)))`, computed about the greatest element so that it does not overflow.
+/// Negative infinity for an empty row, NaN if any element is.
+#[must_use]
+pub fn log_sum_exp(row: &[f32]) -> f32 {
+    let isa = best();
+    let highest = greatest(isa, row);
+    if highest.is_infinite() {
+        let nan = row.iter().copied().find(|x| x.is_nan());
+        return nan.unwrap_or(highest);
+    }
+    let sum = sum_exp_below(isa, row, highest);
+    (f64::from(highest) + sum.ln()) as f32
+}
+
+#[inline(always)]
+fn largest_magnitude_body(row: &[f32]) -> u32 {
+    // Without its sign, a float compares like its bits, NaN above infinity.
+    let lanes = accumulate(row, 0, |most: u32, x| most.max(x.abs().to_bits()));
+    fold(lanes, u32::max)
+}
+
+#[inline(always)]
+fn greatest_body(row: &[f32]) -> f32 {
+    let greater = |most: f32, x: f32| if x > most { x } else { most };
+    fold(accumulate(row, f32::NEG_INFINITY, greater), greater)
+}
+
+#[inline(always)]
+#[allow(clippy::float_cmp)] // `value` is one of the elements
+fn position_body(row: &[f32], value: f32) -> usize {
+    let (chunks, rest) = row.as_chunks::<64>();
+    for (n, chunk) in chunks.iter().enumerate() {
+        if chunk.iter().map(|&x| u32::from(x == value)).sum::<u32>() > 0 {
+            let within = chunk.iter().position(|&x| x == value);
+            return n * 64 + within.unwrap_or(0);
+        }
+    }
+    let within = rest.iter().position(|&x| x == value);
+    within.map_or(row.len(), |within| chunks.len() * 64 + within)
+}
+
+#[inline(always)]
+fn sum_exp_below_body(row: &[f32], highest: f32) -> f64 {
+    let lanes = accumulate(row, 0.0, |sum: f64, x| {
+        sum + f64::from(math::exp(x - highest))
+    });
+    fold(lanes, |a, b| a + b)
+}
+
+per_isa! {
+    /// `math::exp` with the processor's fused multiply-add.
+    fn exp_one(x: f32) -> f32 => math::exp;
+}
+
+per_isa! {
+    /// The bits of the greatest magnitude; those of NaN count as greater than infinity.
+    fn largest_magnitude(row: &[f32]) -> u32 => largest_magnitude_body;
+}
+
+per_isa! {
+    /// The greatest element but NaN, negative infinity if there is none.
+    fn greatest(row: &[f32]) -> f32 => greatest_body;
+}
+
+per_isa! {
+    /// The first index of `value`, the length of the row if it is not there.
+    fn position(row: &[f32], value: f32) -> usize => position_body;
+}
+
+per_isa! {
+    /// The sum of `exp(x - highest)`, in f64: 50 000 terms lose no digits.
+    fn sum_exp_below(row: &[f32], highest: f32) -> f64 => sum_exp_below_body;
+}
+
+#[cfg(test)]
+#[allow(clippy::float_cmp)] // exact results are what is tested
+mod tests {
+    use super::super::Isa;
+    use super::*;
+
+    const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 768, 1600, 50_257];
+
+    /// Values between -20 and 20 with many ties, from a linear congruential generator.
+    fn row(len: usize, mut state: u32) -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 20) as f32 / 102.4 - 20.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn exp_of_one_and_of_a_row_are_the_same() {
+        let row = row(1600, 5);
+        let mut each = row.clone();
+        exp_in_place(&mut each);
+        for (&x, y) in row.iter().zip(each) {
+            assert_eq!(exp(x).to_bits(), y.to_bits());
+            assert_eq!(math::exp(x).to_bits(), y.to_bits());
+        }
+    }
+
+    #[test]
+    fn one_bad_element_anywhere_is_found() {
+        for len in LENGTHS {
+            let mut row = row(len, 1);
+            row[0] = f32::MAX;
+            assert!(all_finite(&row));
+            for at in [0, len / 2, len - 1] {
+                for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let good = std::mem::replace(&mut row[at], bad);
+                    assert!(!all_finite(&row), "{bad} at {at} of {len}");
+                    row[at] = good;
+                }
+            }
+        }
+        assert!(all_finite(&[]));
+    }
+
+    #[test]
+    fn argmax_is_the_first_of_the_greatest() {
+        for len in LENGTHS {
+            for seed in 0..20 {
+                let row = row(len, seed);
+                let expected = (0..len).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]));
+                let expected = expected.map(|index| (index, row[index]));
+                assert_eq!(argmax(&row), expected, "{len} elements, seed {seed}");
+            }
+        }
+        assert_eq!(argmax(&[]), None);
+        assert_eq!(argmax(&[f32::NAN; 70]), None);
+        assert_eq!(
+            argmax(&[f32::NEG_INFINITY; 70]),
+            Some((0, f32::NEG_INFINITY))
+        );
+        assert_eq!(argmax(&[f32::NAN, -1.0, f32::NAN]), Some((1, -1.0)));
+        assert_eq!(argmax(&[1.0, f32::INFINITY]), Some((1, f32::INFINITY)));
+    }
+
+    #[test]
+    fn log_sum_exp_is_that_of_f64() {
+        for len in LENGTHS {
+            for offset in [0.0, 1000.0, -1000.0] {
+                let row: Vec<f32> = row(len, 7).iter().map(|x| x + offset).collect();
+                let wide = |x: &f32| f64::from(*x) - f64::from(offset);
+                let truth = row.iter().map(|x| wide(x).exp()).sum::<f64>().ln();
+                let truth = truth + f64::from(offset);
+                let error = (f64::from(log_sum_exp(&row)) - truth).abs();
+                assert!(
+                    error <= 1e-7 * truth.abs().max(5.0),
+                    "{len} elements: off by {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn log_sum_exp_of_infinities_and_nan() {
+        const INFINITY: f32 = f32::INFINITY;
+        assert_eq!(log_sum_exp(&[]), -INFINITY);
+        assert_eq!(log_sum_exp(&[-INFINITY; 3]), -INFINITY);
+        assert_eq!(log_sum_exp(&[1.0, -INFINITY]), 1.0);
+        assert_eq!(log_sum_exp(&[1.0, INFINITY, INFINITY]), INFINITY);
+        for row in [
+            [f32::NAN, 1.0],
+            [1.0, f32::NAN],
+            [f32::NAN, INFINITY],
+            [f32::NAN; 2],
+        ] {
+            assert!(log_sum_exp(&row).is_nan(), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_give_the_same_bits() {
+        for len in LENGTHS {
+            for seed in 0..5 {
+                let row = row(len, seed);
+                let results = |isa| {
+                    let highest = greatest(isa, &row);
+                    (
+                        highest.to_bits(),
+                        position(isa, &row, highest),
+                        largest_magnitude(isa, &row),
+                        sum_exp_below(isa, &row, highest).to_bits(),
+                    )
+                };
+                for isa in Isa::available() {
+                    assert_eq!(
+                        results(isa),
+                        results(Isa::Portable),
+                        "{} of {len}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Tiles of a linear layer with AVX-512: a block of rows times one panel, the sums in registers
+//! from the first input feature to the last.
+//!
+//! A step loads two registers of weight words and, for every row, broadcasts one activation word.
+//! For f32 the additions are those of the portable tile, in the same order, so the bits are the
+//! same; for q8 the integers are the same.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
+    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps,
+};
+
+use crate::kernels::linear_tile::{Q8Panel, Tile};
+use crate::kernels::pack::{Line, PANEL, Q8_GROUP};
+
+/// How far ahead of the loads a panel is prefetched, in lines: past the end of a page, where the
+/// hardware's own prefetchers stop.
+const AHEAD: usize = 32;
+
+/// f32: `tile[r] = sum over steps of a[step][r] * panel[step]`.
+///
+/// # Safety
+/// The processor has AVX-512F. `a` holds `ROWS` words per step of the panel.
+#[target_feature(enable = "avx512f")]
+pub(in crate::kernels) unsafe fn f32_tile<const ROWS: usize>(
+    a: &[u32],
+    panel: &[Line],
+    tile: &mut Tile,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
+    for _ in 0..panel.len() / 2 {
+        // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past the
+        // end is harmless.
+        unsafe {
+            prefetch(b.wrapping_add(AHEAD));
+            prefetch(b.wrapping_add(AHEAD + 1));
+            let b0 = _mm512_castsi512_ps(_mm512_load_si512(b.cast()));
+            let b1 = _mm512_castsi512_ps(_mm512_load_si512(b.add(1).cast()));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(f32::from_bits(*a.add(r)));
+                sums[0] = _mm512_fmadd_ps(x, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(x, b1, sums[1]);
+            }
+            a = a.add(ROWS);
+            b = b.add(2);
+        }
+    }
+    store(&sums, tile);
+}
+
+/// bf16: two products a word, accumulated by `vdpbf16ps`.
+///
+/// # Safety
+/// The processor has AVX-512F and BF16. `a` holds `ROWS` words per step of the panel.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(in crate::kernels) unsafe fn bf16_tile<const ROWS: usize>(
+    a: &[u32],
+    panel: &[Line],
+    tile: &mut Tile,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
+    for _ in 0..panel.len() / 2 {
+        // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past the
+        // end is harmless.
+        unsafe {
+            prefetch(b.wrapping_add(AHEAD));
+            prefetch(b.wrapping_add(AHEAD + 1));
+            let b0 = _mm512_load_si512(b.cast());
+            let b1 = _mm512_load_si512(b.add(1).cast());
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
+                sums[0] = dot_bf16(sums[0], x, b0);
+                sums[1] = dot_bf16(sums[1], x, b1);
+            }
+            a = a.add(ROWS);
+            b = b.add(2);
+        }
+    }
+    store(&sums, tile);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
+    // SAFETY: the types differ in name only: 512 bits each.
+    unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(x), std::mem::transmute(weights)) }
+}
+
+/// q8: integer sums over a group of features, scaled and added in f32.
+///
+/// # Safety
+/// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel, the panel
+/// is whole, with its corrections, and `ROWS` activation scales per group.
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
+    a: &[u32],
+    panel: &Q8Panel<'_>,
+    tile: &mut Tile,
+) {
+    const GROUP_STEPS: usize = Q8_GROUP / 4;
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    let (mut a, mut b) = (a.as_ptr(), panel.lines.as_ptr());
+    let mut left = panel.lines.len() / 2;
+    let corrections = panel.corrections.as_chunks::<PANEL>().0;
+    for (correction, scales) in corrections.iter().zip(panel.row_scales.chunks_exact(ROWS)) {
+        // SAFETY: a correction is two registers long.
+        let start = unsafe {
+            [
+                _mm512_loadu_si512(correction.as_ptr().cast()),
+                _mm512_loadu_si512(correction.as_ptr().add(16).cast()),
+            ]
+        };
+        let mut integers = [start; ROWS];
+        let steps = left.min(GROUP_STEPS);
+        left -= steps;
+        for _ in 0..steps {
+            // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past
+            // the end is harmless.
+            unsafe {
+                prefetch(b.wrapping_add(AHEAD));
+                prefetch(b.wrapping_add(AHEAD + 1));
+                let b0 = _mm512_load_si512(b.cast());
+                let b1 = _mm512_load_si512(b.add(1).cast());
+                for (r, integers) in integers.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
+                    integers[0] = _mm512_dpbusd_epi32(integers[0], x, b0);
+                    integers[1] = _mm512_dpbusd_epi32(integers[1], x, b1);
+                }
+                a = a.add(ROWS);
+                b = b.add(2);
+            }
+        }
+        for ((sums, integers), &scale) in sums.iter_mut().zip(&integers).zip(scales) {
+            let scale = _mm512_set1_ps(scale);
+            for (sum, &integer) in sums.iter_mut().zip(integers) {
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integer), scale, *sum);
+            }
+        }
+    }
+    // SAFETY: a panel has two registers of weight scales.
+    let weight_scales = unsafe {
+        [
+            _mm512_loadu_ps(panel.scales.as_ptr()),
+            _mm512_loadu_ps(panel.scales.as_ptr().add(16)),
+        ]
+    };
+    for sums in &mut sums {
+        for (sum, &scale) in sums.iter_mut().zip(&weight_scales) {
+            *sum = _mm512_mul_ps(*sum, scale);
+        }
+    }
+    store(&sums, tile);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store<const ROWS: usize>(sums: &[[__m512; 2]; ROWS], tile: &mut Tile) {
+    for (row, sums) in tile.iter_mut().zip(sums) {
+        // SAFETY: a tile's row is two registers long.
+        unsafe {
+            _mm512_storeu_ps(row.as_mut_ptr(), sums[0]);
+            _mm512_storeu_ps(row.as_mut_ptr().add(16), sums[1]);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch(line: *const Line) {
+    _mm_prefetch::<_MM_HINT_T0>(line.cast());
+}
