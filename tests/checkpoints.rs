@@ -140,7 +140,7 @@ fn an_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
     let files = open(model_of(&tensors("", Dtype::F16)).path()).unwrap();
     let wte = files.checkpoint.embedding(&files.config).unwrap();
     let expected = values(0, &[VOCAB_SIZE, N_EMBD]);
-    let mut row = [0.0; N_EMBD];
+    let mut row = vec![0.0; N_EMBD];
     for (id, expected) in expected.chunks(N_EMBD).enumerate() {
         wte.row_into(u32::try_from(id).unwrap(), &mut row).unwrap();
         assert_eq!(row, expected);

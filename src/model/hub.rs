@@ -5,119 +5,29 @@
 //! when the hub can't be reached. Nothing in the cache is ever trusted to be a model; that is
 //! checked when its files are opened.
 
+mod error;
+mod meter;
+
 use std::collections::HashSet;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{HFRepository, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::source::{Layout, SourceError, WEIGHTS_INDEX};
+use meter::Meter;
+
+pub use error::HubError;
+
+use super::layout::{Layout, WEIGHTS_INDEX};
+use super::source::SourceError;
 use super::weights::shards;
 
 const ENDPOINT: &str = "https://huggingface.co";
 const MAIN: &str = "main";
 /// Attempts after a failed one, each after a longer pause: 1.4 s of pauses in all, at most.
 const RETRIES: usize = 3;
-
-/// Why the hub did not give a model.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// There is no such repository that all may see.
-    #[error("{endpoint} has no model `{id}`")]
-    NoModel {
-        /// The hub.
-        endpoint: String,
-        /// The model.
-        id: String,
-    },
-    /// The repository has no such branch, tag or commit.
-    #[error("the model `{id}` has no revision `{revision}` at {endpoint}")]
-    NoRevision {
-        /// The hub.
-        endpoint: String,
-        /// The model.
-        id: String,
-        /// The revision.
-        revision: String,
-    },
-    /// The hub wants a token, or another one.
-    #[error(
-        "{endpoint} gives `{id}` to known users only ({reason}): it is private or gated, or does \
-         not exist; set HF_TOKEN to a token that may read it"
-    )]
-    Token {
-        /// The hub.
-        endpoint: String,
-        /// The model.
-        id: String,
-        /// What the hub says.
-        reason: String,
-    },
-    /// The token is known, but may not read the repository.
-    #[error(
-        "{endpoint} refuses `{id}` to this token ({reason}); a gated model's terms are accepted \
-         at {endpoint}/{id}"
-    )]
-    Forbidden {
-        /// The hub.
-        endpoint: String,
-        /// The model.
-        id: String,
-        /// What the hub says.
-        reason: String,
-    },
-    /// The hub can't be reached, or fails, or is no hub.
-    #[error("{endpoint} gives no usable answer for `{id}`: {reason}")]
-    NoAnswer {
-        /// The hub.
-        endpoint: String,
-        /// The model, with its revision.
-        id: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// Fetching is forbidden and the cache does not have the model, or not all of it.
-    #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids to fetch it")]
-    Offline {
-        /// The model, with its revision.
-        id: String,
-        /// The cache's directory for the model.
-        cache: String,
-    },
-    /// A file arrived that is not as long as announced.
-    #[error("{file} of `{id}` arrived with {found} bytes, expected {expected}")]
-    Incomplete {
-        /// The model.
-        id: String,
-        /// The file.
-        file: String,
-        /// Bytes that arrived.
-        found: u64,
-        /// Bytes the hub announced.
-        expected: u64,
-    },
-    /// Anything else that went wrong while fetching.
-    #[error("`{id}` can't be fetched: {source}")]
-    Other {
-        /// The model.
-        id: String,
-        /// What went wrong.
-        source: Box<HFError>,
-    },
-}
-
-impl HubError {
-    /// Whether the same request may succeed at another time, so that what the cache has will do.
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. } | Self::Incomplete { .. })
-    }
-}
 
 /// How to reach the hub, and where its cache is.
 #[derive(Debug, Clone)]
@@ -139,7 +49,11 @@ impl HubSettings {
     /// (1, on, yes or true), `HF_HUB_ETAG_TIMEOUT` (seconds, 10 if absent).
     #[must_use]
     pub fn from_env() -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let variable = |name| variable(name).filter(|value| !value.is_empty());
         let offline = variable("HF_HUB_OFFLINE").unwrap_or_default();
         let seconds = variable("HF_HUB_ETAG_TIMEOUT").and_then(|value| value.parse().ok());
         Self {
@@ -292,13 +206,11 @@ impl Pull<'_> {
         let repository = self.repository()?;
         let info = repository.info().revision(self.revision).send();
         let info = tokio::time::timeout(self.settings.answer_within, info).await;
-        let info = match info {
-            Ok(info) => info.map_err(|error| self.explain(error))?,
-            Err(_) => {
-                let waited = humantime::format_duration(self.settings.answer_within);
-                return Err(self.no_answer(format!("none within {waited}")).into());
-            }
+        let Ok(info) = info else {
+            let waited = humantime::format_duration(self.settings.answer_within);
+            return Err(self.no_answer(format!("none within {waited}")).into());
         };
+        let info = info.map_err(|error| self.explain(error))?;
         let Some(commit) = info.sha else {
             return Err(self.no_answer("it names no commit".to_owned()).into());
         };
@@ -356,7 +268,7 @@ impl Pull<'_> {
             }
         };
         // The client takes whatever body it gets for the file, even that of an error.
-        let expected = meter.announced.load(Ordering::Relaxed);
+        let expected = meter.announced();
         let found = path.metadata().map_or(0, |metadata| metadata.len());
         if expected != 0 && found != expected {
             remove(&path);
@@ -386,59 +298,6 @@ impl Pull<'_> {
             tracing::warn!(%file, %error, "the cache can't be used offline for this revision");
         }
     }
-
-    fn no_answer(&self, reason: String) -> HubError {
-        HubError::NoAnswer {
-            endpoint: self.settings.endpoint.clone(),
-            id: self.name(),
-            reason,
-        }
-    }
-
-    fn other(&self, error: HFError) -> HubError {
-        HubError::Other {
-            id: self.name(),
-            source: Box::new(error),
-        }
-    }
-
-    /// What the client reports, in terms of what can be done about it.
-    fn explain(&self, error: HFError) -> HubError {
-        let (endpoint, id) = (self.settings.endpoint.clone(), self.id.to_owned());
-        match error {
-            HFError::AuthRequired { context } => HubError::Token {
-                endpoint,
-                id,
-                reason: context.server_message.unwrap_or(context.status.to_string()),
-            },
-            HFError::Forbidden { context } => HubError::Forbidden {
-                endpoint,
-                id,
-                reason: context.server_message.unwrap_or(context.status.to_string()),
-            },
-            HFError::RepoNotFound { .. } => HubError::NoModel { endpoint, id },
-            // The hub answers 404 for both, and tells them apart in a header.
-            HFError::RevisionNotFound { context, .. } => {
-                let code = context.and_then(|context| context.error_code);
-                if code.as_deref() == Some("RepoNotFound") {
-                    HubError::NoModel { endpoint, id }
-                } else {
-                    HubError::NoRevision {
-                        endpoint,
-                        id,
-                        revision: self.revision.to_owned(),
-                    }
-                }
-            }
-            HFError::Request { source, .. } => self.no_answer(with_causes(&source)),
-            HFError::Http { context } if context.status.is_server_error() => {
-                self.no_answer(context.status.to_string())
-            }
-            HFError::RateLimited { context, .. } => self.no_answer(context.status.to_string()),
-            HFError::MalformedResponse { what, .. } => self.no_answer(what),
-            error => self.other(error),
-        }
-    }
 }
 
 /// Whether a directory of the cache has all files of a model.
@@ -462,72 +321,31 @@ fn remove(path: &Path) {
     }
 }
 
-/// An error and all that lies under it: the client's own text leaves out the reason.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-/// Watches one file arrive.
-struct Meter {
-    bar: ProgressBar,
-    /// The length the hub announced, in bytes; 0 if it did not.
-    announced: AtomicU64,
-}
-
-impl Meter {
-    fn new(visible: bool, file: &str) -> Self {
-        let target = if visible {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let style = ProgressStyle::with_template(
-            "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        );
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(None, target);
-        Self {
-            bar: bar.with_style(style).with_message(file.to_owned()),
-            announced: AtomicU64::new(0),
-        }
-    }
-}
-
-impl ProgressHandler for Meter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else {
-            return;
-        };
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                self.announced.store(*total_bytes, Ordering::Relaxed);
-                self.bar.set_length(*total_bytes);
-            }
-            DownloadEvent::Progress { files } => {
-                if let Some(file) = files.last() {
-                    self.bar.set_position(file.bytes_completed);
-                }
-            }
-            DownloadEvent::AggregateProgress {
-                bytes_completed, ..
-            } => {
-                self.bar.set_position(*bytes_completed);
-            }
-            DownloadEvent::Complete => self.bar.finish(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_may_name_another_hub_or_none() {
+        let settings = |set: &[(&str, &str)]| {
+            HubSettings::from_variables(|name| {
+                let found = set.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let default = settings(&[("HF_ENDPOINT", ""), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!(default.endpoint, ENDPOINT);
+        assert!(!default.offline);
+        assert_eq!(default.answer_within, Duration::from_secs(10));
+        let other = settings(&[
+            ("HF_ENDPOINT", "http://mirror"),
+            ("HF_HUB_OFFLINE", "TRUE"),
+            ("HF_HUB_ETAG_TIMEOUT", "3"),
+        ]);
+        assert_eq!(other.endpoint, "http://mirror");
+        assert!(other.offline);
+        assert_eq!(other.answer_within, Duration::from_secs(3));
+    }
 
     #[test]
     fn ids_and_revisions_that_could_leave_the_cache_are_refused() {

@@ -15,6 +15,7 @@ pub mod config;
 pub mod generation_config;
 pub mod gpt2;
 pub mod hub;
+mod layout;
 pub mod source;
 pub mod weights;
 

@@ -11,25 +11,9 @@ use std::str::FromStr;
 use super::config::{ConfigError, Gpt2Config};
 use super::generation_config::GenerationConfig;
 use super::hub::{self, HubError};
+use super::layout::{CONFIG, GENERATION_CONFIG, Layout, MERGES, TOKENIZER, TokenizerFiles, VOCAB};
 use super::weights::{Checkpoint, WeightsError};
 use crate::text::{TextError, Tokenizer};
-
-pub(super) const CONFIG: &str = "config.json";
-pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const VOCAB: &str = "vocab.json";
-const MERGES: &str = "merges.txt";
-const WEIGHTS: &str = "model.safetensors";
-pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-
-/// Weights in formats of other frameworks, to say so when there is nothing else.
-const FOREIGN_WEIGHTS: [&str; 4] = [
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "tf_model.h5",
-    "flax_model.msgpack",
-];
 
 /// Why a model can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -252,11 +236,17 @@ impl ModelFiles {
         } else {
             GenerationConfig::default()
         };
-        let path = directory.join(layout.tokenizer[0]);
-        let tokenizer = if layout.tokenizer == VOCAB_AND_MERGES {
-            Tokenizer::from_vocab_and_merges(&path, &directory.join(MERGES))
-        } else {
-            Tokenizer::from_json(&read(&path)?)
+        let (path, tokenizer) = match layout.tokenizer {
+            TokenizerFiles::Json => {
+                let path = directory.join(TOKENIZER);
+                let tokenizer = Tokenizer::from_json(&read(&path)?);
+                (path, tokenizer)
+            }
+            TokenizerFiles::VocabAndMerges => {
+                let path = directory.join(VOCAB);
+                let tokenizer = Tokenizer::from_vocab_and_merges(&path, &directory.join(MERGES));
+                (path, tokenizer)
+            }
         };
         let file = path.display().to_string();
         let tokenizer = tokenizer.map_err(|source| SourceError::Tokenizer {
@@ -353,73 +343,6 @@ fn check_vocabulary(
     })
 }
 
-const VOCAB_AND_MERGES: &[&str] = &[VOCAB, MERGES];
-
-/// Which of the layout's alternatives a directory or repository has.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// `tokenizer.json`, or `vocab.json` and `merges.txt`.
-    tokenizer: &'static [&'static str],
-    /// `model.safetensors`, or the index of its shards.
-    pub(super) weights: &'static str,
-}
-
-impl Layout {
-    /// Looks for a whole model in `place` (named in messages); `present` tells whether a file is
-    /// there.
-    pub(super) fn find(place: &str, present: impl Fn(&str) -> bool) -> Result<Self, SourceError> {
-        let lacks = |missing, hint| {
-            Err(SourceError::Lacks {
-                place: place.to_owned(),
-                missing,
-                hint,
-            })
-        };
-        if !present(CONFIG) {
-            return lacks(CONFIG, String::new());
-        }
-        let tokenizer: &[&str] = if present(TOKENIZER) {
-            &[TOKENIZER]
-        } else if present(VOCAB) && present(MERGES) {
-            VOCAB_AND_MERGES
-        } else {
-            return lacks(
-                "tokenizer.json, nor vocab.json with merges.txt",
-                String::new(),
-            );
-        };
-        let weights = if present(WEIGHTS) {
-            WEIGHTS
-        } else if present(WEIGHTS_INDEX) {
-            WEIGHTS_INDEX
-        } else {
-            let foreign = FOREIGN_WEIGHTS.into_iter().find(|file| present(file));
-            let hint = foreign.map(|file| {
-                format!(
-                    ", only {file}, which is not read: convert it with `save_pretrained(..., \
-                     safe_serialization=True)` of the Python package transformers"
-                )
-            });
-            return lacks(WEIGHTS, hint.unwrap_or_default());
-        };
-        Ok(Self { tokenizer, weights })
-    }
-
-    /// All files to fetch, but for the shards an index names; `present` as in
-    /// [`find`](Self::find).
-    pub(super) fn files(&self, present: impl Fn(&str) -> bool) -> Vec<&'static str> {
-        let optional = [GENERATION_CONFIG, TOKENIZER_CONFIG];
-        let optional = optional.into_iter().filter(|file| present(file));
-        let tokenizer = self.tokenizer.iter().copied();
-        [CONFIG]
-            .into_iter()
-            .chain(optional)
-            .chain(tokenizer)
-            .chain([self.weights])
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,42 +386,5 @@ mod tests {
             let error = text.parse::<ModelSource>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn only_what_is_needed_of_a_repository_is_fetched() {
-        let repository = [
-            "config.json",
-            "merges.txt",
-            "model.safetensors",
-            "pytorch_model.bin",
-            "tf_model.h5",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "vocab.json",
-        ];
-        let present = |file: &str| repository.contains(&file);
-        let layout = Layout::find("gpt2", present).unwrap();
-        let files = [
-            "config.json",
-            "tokenizer_config.json",
-            "tokenizer.json",
-            "model.safetensors",
-        ];
-        assert_eq!(layout.files(present), files);
-    }
-
-    #[test]
-    fn pytorch_weights_alone_are_refused_with_a_way_out() {
-        let repository = [
-            "config.json",
-            "vocab.json",
-            "merges.txt",
-            "pytorch_model.bin",
-        ];
-        let error = Layout::find("old/model", |file| repository.contains(&file)).unwrap_err();
-        let error = error.to_string();
-        assert!(error.starts_with("old/model has no model.safetensors, only pytorch_model.bin"));
-        assert!(error.contains("save_pretrained"), "{error}");
     }
 }

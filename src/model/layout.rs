@@ -1,0 +1,136 @@
+//! The files of a model in the Hugging Face layout, and which of its alternatives one has.
+
+use super::source::SourceError;
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const VOCAB: &str = "vocab.json";
+pub(super) const MERGES: &str = "merges.txt";
+const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// Weights in formats of other frameworks, to say so when there is nothing else.
+const FOREIGN_WEIGHTS: [&str; 4] = [
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+];
+
+/// The two ways a tokenizer is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenizerFiles {
+    /// `tokenizer.json`.
+    Json,
+    /// `vocab.json` and `merges.txt`.
+    VocabAndMerges,
+}
+
+/// Which of the layout's alternatives a directory or repository has.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) tokenizer: TokenizerFiles,
+    /// `model.safetensors`, or the index of its shards.
+    pub(super) weights: &'static str,
+}
+
+impl Layout {
+    /// Looks for a whole model in `place` (named in messages); `present` tells whether a file is
+    /// there.
+    pub(super) fn find(place: &str, present: impl Fn(&str) -> bool) -> Result<Self, SourceError> {
+        let lacks = |missing, hint| {
+            Err(SourceError::Lacks {
+                place: place.to_owned(),
+                missing,
+                hint,
+            })
+        };
+        if !present(CONFIG) {
+            return lacks(CONFIG, String::new());
+        }
+        let tokenizer = if present(TOKENIZER) {
+            TokenizerFiles::Json
+        } else if present(VOCAB) && present(MERGES) {
+            TokenizerFiles::VocabAndMerges
+        } else {
+            return lacks(
+                "tokenizer.json, nor vocab.json with merges.txt",
+                String::new(),
+            );
+        };
+        let weights = if present(WEIGHTS) {
+            WEIGHTS
+        } else if present(WEIGHTS_INDEX) {
+            WEIGHTS_INDEX
+        } else {
+            let foreign = FOREIGN_WEIGHTS.into_iter().find(|file| present(file));
+            let hint = foreign.map(|file| {
+                format!(
+                    ", only {file}, which is not read: convert it with `save_pretrained(..., \
+                     safe_serialization=True)` of the Python package transformers"
+                )
+            });
+            return lacks(WEIGHTS, hint.unwrap_or_default());
+        };
+        Ok(Self { tokenizer, weights })
+    }
+
+    /// All files to fetch, but for the shards an index names; `present` as in
+    /// [`find`](Self::find).
+    pub(super) fn files(&self, present: impl Fn(&str) -> bool) -> Vec<&'static str> {
+        let tokenizer: &[&str] = match self.tokenizer {
+            TokenizerFiles::Json => &[TOKENIZER],
+            TokenizerFiles::VocabAndMerges => &[VOCAB, MERGES],
+        };
+        let optional = [GENERATION_CONFIG, TOKENIZER_CONFIG];
+        let mut files = vec![CONFIG];
+        files.extend(optional.into_iter().filter(|file| present(file)));
+        files.extend(tokenizer);
+        files.push(self.weights);
+        files
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_of_a_repository_is_fetched() {
+        let repository = [
+            "config.json",
+            "merges.txt",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "tf_model.h5",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.json",
+        ];
+        let present = |file: &str| repository.contains(&file);
+        let layout = Layout::find("gpt2", present).unwrap();
+        let files = [
+            "config.json",
+            "tokenizer_config.json",
+            "tokenizer.json",
+            "model.safetensors",
+        ];
+        assert_eq!(layout.files(present), files);
+    }
+
+    #[test]
+    fn pytorch_weights_alone_are_refused_with_a_way_out() {
+        let repository = [
+            "config.json",
+            "vocab.json",
+            "merges.txt",
+            "pytorch_model.bin",
+        ];
+        let error = Layout::find("old/model", |file| repository.contains(&file)).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("old/model has no model.safetensors, only pytorch_model.bin"));
+        assert!(error.contains("save_pretrained"), "{error}");
+    }
+}
