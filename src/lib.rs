@@ -1,10 +1,14 @@
 //! Skald, an HTTP text-generation server for GPT-2 class language models.
 //!
-//! The way of a request: [`http`](crate) validates and tokenizes, [`engine`] runs it in a batch
+//! The way of a request: [`http`] validates and tokenizes, [`engine`] runs it in a batch
 //! with others, the front end turns the tokens back into text and streams it.
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`cli`] | the command line, one file per subcommand |
+//! | [`config`] | settings: flags > environment > file > defaults |
+//! | [`telemetry`] | logs |
+//! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sessions, sampling |
@@ -13,9 +17,12 @@
 //!
 //! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.
 
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod http;
 pub mod kernels;
 pub mod model;
 pub mod request;
+pub mod telemetry;
 pub mod text;

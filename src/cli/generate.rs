@@ -1,0 +1,235 @@
+//! `skald generate`: one prompt, streamed to the terminal, through the same engine as the server.
+
+use std::io::{Read, Write};
+use std::num::NonZeroUsize;
+
+use anyhow::{Context, anyhow};
+use bytesize::ByteSize;
+use clap::Args;
+use serde_json::json;
+
+use super::model::ModelSettings;
+use super::{Failure, runtime};
+use crate::config::{Dtype, GenerationDefaults, LogFormat};
+use crate::engine::{EngineConfig, FinishReason, TokenEvent};
+use crate::http::Serving;
+use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle};
+use crate::telemetry;
+use crate::text::TextStream;
+
+/// Generate from one prompt in the terminal
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What is not given comes from the model's generation_config.json, else greedy.\n\n\
+        Examples:\n  \
+        skald generate \"Once upon a time\"\n  \
+        skald generate \"Once upon a time\" --temperature 0.8 --seed 7 --max-tokens 200\n  \
+        echo -n \"The wolf said\" | skald generate - --json"
+)]
+pub struct Generate {
+    /// The prompt; `-` reads it from standard input
+    prompt: String,
+    /// The model: `builtin`, a directory, or a hub id
+    #[arg(long, env = "SKALD_MODEL", default_value = "builtin")]
+    model: String,
+    /// How weights are held
+    #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
+    dtype: Dtype,
+    /// Compute threads [default: all cores]
+    #[arg(long, env = "SKALD_THREADS")]
+    threads: Option<NonZeroUsize>,
+    /// Whether the model's `generation_config.json` fills in what is not given
+    #[arg(
+        long,
+        env = "SKALD_GENERATION_CONFIG",
+        value_enum,
+        default_value = "auto"
+    )]
+    generation_config: GenerationDefaults,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, default_value = "100")]
+    max_tokens: usize,
+    /// 0 always takes the most likely token
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Only the K most likely tokens
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// The most likely tokens that make up this probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Tokens at least this fraction as likely as the most likely one
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Makes what was said already less likely; 1 is none
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+    /// The same seed gives the same text
+    #[arg(long)]
+    seed: Option<u64>,
+    /// A text that ends the generation; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past the model's window
+    #[arg(long)]
+    slide: bool,
+    /// One JSON object at the end instead of a stream of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl Generate {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let _ = telemetry::start(LogFormat::Auto, "warn");
+        let prompt = self.read_prompt().map_err(Failure::Running)?;
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let model = ModelSettings {
+            model: self.model.clone(),
+            served_model_name: None,
+            dtype: self.dtype,
+            threads: self.threads.unwrap_or(cores),
+            generation_config: self.generation_config,
+        };
+        let engine = EngineConfig {
+            kv_memory: ByteSize::mib(512),
+            ..EngineConfig::default()
+        };
+        let serving = model.start(engine).map_err(Failure::Unusable)?;
+        let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
+        let outcome = runtime()?.block_on(self.stream(&serving, request));
+        outcome.map_err(Failure::Running)
+    }
+
+    fn read_prompt(&self) -> anyhow::Result<String> {
+        if self.prompt != "-" {
+            return Ok(self.prompt.clone());
+        }
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("standard input is no text")?;
+        Ok(text)
+    }
+
+    fn request(&self, serving: &Serving, prompt: &str) -> anyhow::Result<GenerateRequest> {
+        let mut ids = serving.tokenizer.encode(prompt, true)?;
+        if ids.is_empty() {
+            ids.extend(serving.tokenizer.end_of_text());
+        }
+        check(
+            "--temperature",
+            self.temperature,
+            |t| (0.0..=100.0).contains(&t),
+            "0 to 100",
+        )?;
+        check(
+            "--top-p",
+            self.top_p,
+            |p| p > 0.0 && p <= 1.0,
+            "above 0, up to 1",
+        )?;
+        check(
+            "--min-p",
+            self.min_p,
+            |p| (0.0..=1.0).contains(&p),
+            "0 to 1",
+        )?;
+        check(
+            "--repetition-penalty",
+            self.repetition_penalty,
+            |r| r > 0.0 && r <= 100.0,
+            "above 0, up to 100",
+        )?;
+        let draft = RequestDraft {
+            max_tokens_field: "--max-tokens",
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop_strings: self.stop.clone(),
+            overflow: if self.slide {
+                Overflow::Slide
+            } else {
+                Overflow::Stop
+            },
+            ..RequestDraft::new(
+                RequestId::random(),
+                ids,
+                self.max_tokens,
+                SamplingStyle::Greedy,
+            )
+        };
+        Ok(serving.limits.admit(draft)?)
+    }
+
+    async fn stream(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
+        let seed = request.sampling.seed;
+        let mut text =
+            TextStream::new(serving.tokenizer.clone(), &request.stop.stop_strings, false);
+        let mut generation = serving.engine.submit(request).await?;
+        let mut whole = String::new();
+        let mut show = |piece: &str| -> std::io::Result<()> {
+            whole.push_str(piece);
+            if self.json {
+                return Ok(());
+            }
+            let mut out = std::io::stdout().lock();
+            out.write_all(piece.as_bytes())?;
+            out.flush()
+        };
+        let mut generated = 0;
+        let mut reason = FinishReason::Length;
+        while let Some(event) = generation.next().await {
+            match event {
+                TokenEvent::Prefilled(_) => (),
+                TokenEvent::Failed(error) => return Err(anyhow!(error)),
+                TokenEvent::Token(token) => {
+                    generated += 1;
+                    reason = token.finish.unwrap_or(reason);
+                    let ends = matches!(
+                        token.finish,
+                        Some(FinishReason::EndOfText | FinishReason::Stop)
+                    );
+                    if !ends {
+                        let piece = text.push(token.token.id);
+                        show(&piece.text)?;
+                        if piece.stopped {
+                            reason = FinishReason::Stop;
+                            break;
+                        }
+                    }
+                    if token.finish.is_some() {
+                        show(&text.finish().text)?;
+                    }
+                }
+            }
+        }
+        if self.json {
+            let reason = match reason {
+                FinishReason::Length => "length",
+                FinishReason::EndOfText | FinishReason::Stop => "stop",
+            };
+            println!(
+                "{}",
+                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed})
+            );
+        } else {
+            println!();
+        }
+        Ok(())
+    }
+}
+
+fn check(
+    flag: &str,
+    value: Option<f32>,
+    allowed: impl Fn(f32) -> bool,
+    range: &str,
+) -> anyhow::Result<()> {
+    match value {
+        Some(value) if !allowed(value) => Err(anyhow!("{flag} must be {range}, got {value}")),
+        _ => Ok(()),
+    }
+}

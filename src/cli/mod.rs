@@ -1,0 +1,87 @@
+//! The command line: one file per subcommand.
+//!
+//! Exit codes: 0 success (a graceful stop included), 1 something failed while running, 2 the
+//! command line, the settings or the model can't be used.
+
+mod generate;
+mod model;
+mod openapi;
+mod pull;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The exit code for settings and models that can't be used; clap's own for bad flags.
+const UNUSABLE: u8 = 2;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "skald",
+    version,
+    about = "A text-generation server for GPT-2 class language models",
+    after_help = "Examples:\n  \
+        skald serve\n  \
+        curl -N localhost:8080/generate -d '{\"inputs\":\"Once upon a time\",\"stream\":true}'\n\n  \
+        skald serve --model openai-community/gpt2 --dtype q8 --threads 4\n  \
+        skald generate \"Once upon a time\" --seed 7\n  \
+        skald pull openai-community/gpt2"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over HTTP
+    Serve(serve::Serve),
+    /// Generate from one prompt in the terminal
+    Generate(generate::Generate),
+    /// Fetch a model from the hub into the cache, without serving it
+    Pull(pull::Pull),
+    /// Print the HTTP contract as `OpenAPI`
+    Openapi(openapi::Openapi),
+}
+
+/// Why a command ended early.
+#[derive(Debug)]
+enum Failure {
+    /// Settings or model can't be used.
+    Unusable(anyhow::Error),
+    /// Something failed while running.
+    Running(anyhow::Error),
+}
+
+impl Cli {
+    /// Runs the command to its end; failures are told on standard error.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Serve(command) => command.run(),
+            Command::Generate(command) => command.run(),
+            Command::Pull(command) => command.run(),
+            Command::Openapi(command) => command.run(),
+        };
+        let (code, error) = match outcome {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(Failure::Unusable(error)) => (UNUSABLE, error),
+            Err(Failure::Running(error)) => (1, error),
+        };
+        eprintln!("skald: {error:#}");
+        ExitCode::from(code)
+    }
+}
+
+/// An asynchronous runtime of a few threads: the front end's work is small, and the cores belong
+/// to the compute threads.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("skald-http")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Running(error.into()))
+}

@@ -1,0 +1,134 @@
+//! From settings to a running engine: what `serve` and `generate` share.
+
+use std::io::IsTerminal;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytesize::ByteSize;
+use candle_core::DType;
+use tracing::info;
+
+use crate::config::{Dtype, GenerationDefaults};
+use crate::engine::{self, EngineConfig, blocks::BLOCK_SIZE};
+use crate::http::{ModelInfo, Serving};
+use crate::kernels::Isa;
+use crate::kernels::linear::WeightDtype;
+use crate::model::gpt2::{Gpt2, Runtime};
+use crate::model::{ModelFiles, ModelSource};
+use crate::request::Limits;
+
+/// What decides which model runs, and how.
+#[derive(Debug, Clone)]
+pub(super) struct ModelSettings {
+    pub model: String,
+    pub served_model_name: Option<String>,
+    pub dtype: Dtype,
+    pub threads: NonZeroUsize,
+    pub generation_config: GenerationDefaults,
+}
+
+impl ModelSettings {
+    /// Fetches, loads and starts the model; blocks.
+    pub fn start(&self, engine: EngineConfig) -> anyhow::Result<Serving> {
+        let started = Instant::now();
+        let source: ModelSource = self.model.parse()?;
+        let files = source.fetch(std::io::stderr().is_terminal())?;
+        let dtype = self.weight_dtype(files.checkpoint.dtype());
+        let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
+        let weights = ByteSize::b(model.weight_bytes() as u64);
+        let kv_memory = engine.kv_memory;
+        let kv_tokens =
+            engine.kv_memory.as_u64() / model.kv_block_bytes() as u64 * BLOCK_SIZE as u64;
+        let handle = engine::start(model, engine)?;
+        let name = self
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| files.name.clone());
+        info!(
+            model = name,
+            parameters = files.config.parameters(),
+            dtype = dtype_name(dtype),
+            weights = %weights,
+            kv_cache = %kv_memory,
+            kv_tokens,
+            threads = self.threads,
+            isa = Isa::detect().name(),
+            seconds = started.elapsed().as_secs_f32(),
+            "model loaded"
+        );
+        if self.dtype == Dtype::Auto {
+            self.advise(dtype);
+        }
+        Ok(Serving {
+            engine: handle,
+            limits: self.limits(&files),
+            info: model_info(&files, name, dtype),
+            tokenizer: Arc::new(files.tokenizer),
+        })
+    }
+
+    /// `auto` is the checkpoint's own precision.
+    fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
+        match self.dtype {
+            Dtype::F32 => WeightDtype::F32,
+            Dtype::Bf16 => WeightDtype::Bf16,
+            Dtype::Q8 => WeightDtype::Q8,
+            Dtype::Auto if on_disk == Some(DType::F32) => WeightDtype::F32,
+            Dtype::Auto => WeightDtype::Bf16,
+        }
+    }
+
+    /// Says what a faster choice would bring: generation is bound by how many bytes of weights
+    /// are read per token.
+    fn advise(&self, dtype: WeightDtype) {
+        match dtype {
+            WeightDtype::F32 => info!(
+                "--dtype bf16 would read half as many bytes of weights per token, q8 a quarter"
+            ),
+            WeightDtype::Bf16 => {
+                info!("--dtype q8 would read half as many bytes of weights per token");
+            }
+            WeightDtype::Q8 => (),
+        }
+    }
+
+    fn limits(&self, files: &ModelFiles) -> Limits {
+        let config = &files.config;
+        let mut limits =
+            Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
+        if self.generation_config == GenerationDefaults::Auto {
+            limits.defaults = files.generation_config.sampling();
+        }
+        limits
+    }
+}
+
+fn dtype_name(dtype: WeightDtype) -> &'static str {
+    match dtype {
+        WeightDtype::F32 => "f32",
+        WeightDtype::Bf16 => "bf16",
+        WeightDtype::Q8 => "q8",
+    }
+}
+
+fn model_info(files: &ModelFiles, id: String, dtype: WeightDtype) -> ModelInfo {
+    let config = &files.config;
+    let isa = Isa::detect().name();
+    ModelInfo {
+        id,
+        parameters: config.parameters() as u64,
+        dtype: dtype_name(dtype).to_owned(),
+        n_layer: config.n_layer,
+        n_head: config.n_head,
+        n_embd: config.n_embd,
+        n_positions: config.n_positions,
+        vocab_size: config.vocab_size,
+        fingerprint: format!(
+            "skald-{}-{}-{isa}",
+            env!("CARGO_PKG_VERSION"),
+            dtype_name(dtype)
+        ),
+        created: SystemTime::now(),
+    }
+}

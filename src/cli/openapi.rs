@@ -1,0 +1,28 @@
+//! `skald openapi`: prints the HTTP contract, generated from the code that serves it.
+
+use clap::Args;
+
+use super::Failure;
+use crate::http;
+
+/// Print the HTTP contract as `OpenAPI`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  skald openapi > openapi.yaml")]
+pub struct Openapi {
+    /// JSON instead of YAML
+    #[arg(long)]
+    json: bool,
+}
+
+impl Openapi {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let contract = http::openapi();
+        let text = if self.json {
+            contract.to_pretty_json().map_err(anyhow::Error::from)
+        } else {
+            contract.to_yaml().map_err(anyhow::Error::from)
+        };
+        print!("{}", text.map_err(Failure::Running)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! `skald serve`: listens first, so that probes are answered, then loads the model.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::model::ModelSettings;
+use super::{Failure, runtime};
+use crate::config::{Layer, Settings, unknown_variables};
+use crate::engine::EngineConfig;
+use crate::http::{self, App, HttpConfig};
+use crate::telemetry;
+
+/// The exit code after a second signal, as shells have it for Ctrl-C.
+const EXIT_BY_SIGNAL: i32 = 130;
+
+/// Serve a model over HTTP
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Flags win over SKALD_* environment variables, those over the file given by \
+        --config, that over the defaults. config/skald.toml documents every setting.\n\n\
+        Examples:\n  \
+        skald serve\n  \
+        skald serve --model openai-community/gpt2 --dtype bf16\n  \
+        skald serve --model ./checkpoint --listen 0.0.0.0:8080 --kv-memory 4GiB"
+)]
+pub struct Serve {
+    /// A TOML file with settings
+    #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Layer,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let settings = self.settings().map_err(Failure::Unusable)?;
+        telemetry::start(settings.log_format, &settings.log)
+            .context("`log` is no filter")
+            .map_err(Failure::Unusable)?;
+        for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
+            warn!(name, nearest, "an environment variable that sets nothing");
+        }
+        let runtime = runtime()?;
+        let outcome = runtime.block_on(serve(settings));
+        // A model that is still loading is not waited for.
+        runtime.shutdown_background();
+        outcome
+    }
+
+    fn settings(self) -> anyhow::Result<Settings> {
+        let file = match &self.config {
+            Some(file) => Layer::from_file(file)?,
+            None => Layer::default(),
+        };
+        Ok(self.flags.over(file).settle()?)
+    }
+}
+
+async fn serve(settings: Settings) -> Result<(), Failure> {
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("can't listen on {}", settings.listen))
+        .map_err(Failure::Running)?;
+    let address = listener
+        .local_addr()
+        .map_err(|e| Failure::Running(e.into()))?;
+    let app = App::new(HttpConfig {
+        drain_timeout: settings.drain_timeout,
+        keep_alive: settings.keep_alive,
+        header_timeout: settings.header_timeout,
+        body_timeout: settings.body_timeout,
+        max_body: settings.max_body,
+    });
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop).map_err(Failure::Running)?;
+    let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
+    let model = ModelSettings {
+        model: settings.model,
+        served_model_name: settings.served_model_name,
+        dtype: settings.dtype,
+        threads: settings.threads,
+        generation_config: settings.generation_config,
+    };
+    let engine = EngineConfig {
+        kv_memory: settings.kv_memory,
+        max_batch: settings.max_batch,
+        max_step_tokens: settings.max_step_tokens,
+        queue_limit: settings.max_queue,
+        max_sessions: settings.max_sessions,
+        step_hook: None,
+    };
+    let loading = tokio::task::spawn_blocking(move || model.start(engine));
+    tokio::select! {
+        loaded = loading => match loaded {
+            Ok(Ok(serving)) => {
+                app.ready(serving);
+                info!("ready at http://{address}");
+            }
+            Ok(Err(error)) => return Err(Failure::Unusable(error)),
+            Err(panic) => return Err(Failure::Running(anyhow!("loading the model failed: {panic}"))),
+        },
+        () = stop.cancelled() => (),
+    }
+    let outcome = serving.await.map_err(|e| Failure::Running(e.into()))?;
+    outcome.map_err(|e| Failure::Running(e.into()))?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Cancels the token at SIGTERM or Ctrl-C; a second one ends the process at once.
+fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        for count in 0.. {
+            tokio::select! {
+                _ = terminate.recv() => (),
+                _ = interrupt.recv() => (),
+            }
+            if count > 0 {
+                error!("a second signal: stopping at once");
+                std::process::exit(EXIT_BY_SIGNAL);
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
+}

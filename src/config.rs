@@ -1,0 +1,463 @@
+//! The server's settings: flags > `SKALD_*` environment > file > defaults.
+//!
+//! Every setting is defined once, in [`Layer`]: its documentation is its help, its flag is its
+//! key in the file, and its environment variable is its name in capitals. A layer has a value or
+//! not; [`Settings`] has all of them, checked, and is what the rest of the program sees.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+/// Why the settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("the configuration file {}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a value has the wrong type or form.
+    #[error("the configuration file {}: {reason}", file.display())]
+    Toml {
+        /// The file.
+        file: PathBuf,
+        /// The parser's message, with the line.
+        reason: String,
+    },
+    /// The file has a key that is no setting.
+    #[error("the configuration file {}, line {line}: there is no setting `{key}`{}", file.display(), suggestion(nearest.as_deref()))]
+    UnknownKey {
+        /// The file.
+        file: PathBuf,
+        /// Where the key stands.
+        line: usize,
+        /// The key.
+        key: String,
+        /// The setting whose name is nearest.
+        nearest: Option<String>,
+    },
+    /// A value is out of its range.
+    #[error("`{setting}` is {value}; {expected}")]
+    Range {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |key| format!("; did you mean `{key}`?"))
+}
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// The checkpoint's own precision: f32 stays f32, f16 and bf16 run as bf16.
+    Auto,
+    /// 32-bit floats: the reference.
+    F32,
+    /// bfloat16: half the memory, twice the speed.
+    Bf16,
+    /// 8-bit integers: a quarter of the memory, the fastest.
+    Q8,
+}
+
+/// Whether the model's `generation_config.json` fills in what requests leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum GenerationDefaults {
+    /// It does, where the model has one.
+    Auto,
+    /// It does not.
+    None,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A duration as people write it: `30s`, `1m 30s`, `500ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HumanDuration(pub Duration);
+
+impl FromStr for HumanDuration {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Self)
+    }
+}
+
+impl fmt::Display for HumanDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|e| {
+            serde::de::Error::custom(format!("{text:?} is no duration ({e}); write 30s or 500ms"))
+        })
+    }
+}
+
+/// One source's values of the settings; `None` where it says nothing.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Layer {
+    /// The model: `builtin`, a directory in the Hugging Face layout, or a hub id such as
+    /// openai-community/gpt2, with @revision if need be [default: builtin]
+    #[arg(
+        long,
+        env = "SKALD_MODEL",
+        value_name = "MODEL",
+        help_heading = "Model"
+    )]
+    pub model: Option<String>,
+    /// The name clients call the model by [default: where it comes from]
+    #[arg(
+        long,
+        env = "SKALD_SERVED_MODEL_NAME",
+        value_name = "NAME",
+        help_heading = "Model"
+    )]
+    pub served_model_name: Option<String>,
+    /// How weights are held [default: auto]
+    #[arg(long, env = "SKALD_DTYPE", value_enum, help_heading = "Model")]
+    pub dtype: Option<Dtype>,
+    /// Whether the model's generation_config.json fills in what requests leave out
+    /// [default: auto]
+    #[arg(
+        long,
+        env = "SKALD_GENERATION_CONFIG",
+        value_enum,
+        help_heading = "Model"
+    )]
+    pub generation_config: Option<GenerationDefaults>,
+    /// Compute threads [default: all cores]
+    #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
+    pub threads: Option<NonZeroUsize>,
+    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB]
+    #[arg(
+        long,
+        env = "SKALD_KV_MEMORY",
+        value_name = "SIZE",
+        help_heading = "Engine"
+    )]
+    pub kv_memory: Option<ByteSize>,
+    /// Requests in a batch at most [default: 64]
+    #[arg(
+        long,
+        env = "SKALD_MAX_BATCH",
+        value_name = "N",
+        help_heading = "Engine"
+    )]
+    pub max_batch: Option<usize>,
+    /// Tokens in a step at most; long prompts are read in chunks of what is left of it
+    /// [default: 256]
+    #[arg(
+        long,
+        env = "SKALD_MAX_STEP_TOKENS",
+        value_name = "N",
+        help_heading = "Engine"
+    )]
+    pub max_step_tokens: Option<usize>,
+    /// Requests that may wait for a place in the batch; more get a 429 [default: 256]
+    #[arg(
+        long,
+        env = "SKALD_MAX_QUEUE",
+        value_name = "N",
+        help_heading = "Engine"
+    )]
+    pub max_queue: Option<usize>,
+    /// Sessions kept; beyond that the least recently used is forgotten [default: 10000]
+    #[arg(
+        long,
+        env = "SKALD_MAX_SESSIONS",
+        value_name = "N",
+        help_heading = "Engine"
+    )]
+    pub max_sessions: Option<usize>,
+    /// The address to listen on; port 0 lets the system choose [default: 127.0.0.1:8080]
+    #[arg(
+        long,
+        env = "SKALD_LISTEN",
+        value_name = "ADDRESS:PORT",
+        help_heading = "HTTP"
+    )]
+    pub listen: Option<SocketAddr>,
+    /// How long streams in flight may go on after SIGTERM or Ctrl-C [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_DRAIN_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub drain_timeout: Option<HumanDuration>,
+    /// After so long without a token a stream sends a comment, so that proxies keep it open
+    /// [default: 15s]
+    #[arg(
+        long,
+        env = "SKALD_KEEP_ALIVE",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub keep_alive: Option<HumanDuration>,
+    /// How long a client may take to send the head of a request [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_HEADER_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub header_timeout: Option<HumanDuration>,
+    /// How long a client may take to send the body of a request [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_BODY_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub body_timeout: Option<HumanDuration>,
+    /// The largest body of a request [default: 2MiB]
+    #[arg(
+        long,
+        env = "SKALD_MAX_BODY",
+        value_name = "SIZE",
+        help_heading = "HTTP"
+    )]
+    pub max_body: Option<ByteSize>,
+    /// How log lines look [default: auto]
+    #[arg(long, env = "SKALD_LOG_FORMAT", value_enum, help_heading = "Logs")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as
+    /// `info,skald::engine=debug` [default: info]
+    #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
+    pub log: Option<String>,
+}
+
+/// All settings, checked.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // each is documented in `Layer`
+pub struct Settings {
+    pub model: String,
+    pub served_model_name: Option<String>,
+    pub dtype: Dtype,
+    pub generation_config: GenerationDefaults,
+    pub threads: NonZeroUsize,
+    pub kv_memory: ByteSize,
+    pub max_batch: usize,
+    pub max_step_tokens: usize,
+    pub max_queue: usize,
+    pub max_sessions: usize,
+    pub listen: SocketAddr,
+    pub drain_timeout: Duration,
+    pub keep_alive: Duration,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub max_body: ByteSize,
+    pub log_format: LogFormat,
+    pub log: String,
+}
+
+impl Layer {
+    /// The names of all settings, as flags and file have them.
+    #[must_use]
+    pub fn names() -> Vec<String> {
+        let command = Self::augment_args(clap::Command::new("settings"));
+        let longs = command.get_arguments().filter_map(clap::Arg::get_long);
+        longs.map(str::to_owned).collect()
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line and key.
+    pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Io {
+            file: file.to_owned(),
+            source,
+        })?;
+        Self::from_toml(file, &text)
+    }
+
+    /// Reads a file's content.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line and key.
+    pub fn from_toml(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let toml_error = |error: toml::de::Error| ConfigError::Toml {
+            file: file.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        };
+        let table: toml::Table = text.parse().map_err(toml_error)?;
+        let names = Self::names();
+        if let Some(key) = table.keys().find(|key| !names.contains(key)) {
+            let starts = |line: &str| {
+                line.trim_start()
+                    .trim_start_matches(['[', '"'])
+                    .starts_with(key.as_str())
+            };
+            return Err(ConfigError::UnknownKey {
+                file: file.to_owned(),
+                line: 1 + text.lines().position(starts).unwrap_or(0),
+                nearest: nearest(key, &names),
+                key: key.clone(),
+            });
+        }
+        toml::from_str(text).map_err(toml_error)
+    }
+
+    /// Fills in from `below` what this layer does not say.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            model: self.model.or(below.model),
+            served_model_name: self.served_model_name.or(below.served_model_name),
+            dtype: self.dtype.or(below.dtype),
+            generation_config: self.generation_config.or(below.generation_config),
+            threads: self.threads.or(below.threads),
+            kv_memory: self.kv_memory.or(below.kv_memory),
+            max_batch: self.max_batch.or(below.max_batch),
+            max_step_tokens: self.max_step_tokens.or(below.max_step_tokens),
+            max_queue: self.max_queue.or(below.max_queue),
+            max_sessions: self.max_sessions.or(below.max_sessions),
+            listen: self.listen.or(below.listen),
+            drain_timeout: self.drain_timeout.or(below.drain_timeout),
+            keep_alive: self.keep_alive.or(below.keep_alive),
+            header_timeout: self.header_timeout.or(below.header_timeout),
+            body_timeout: self.body_timeout.or(below.body_timeout),
+            max_body: self.max_body.or(below.max_body),
+            log_format: self.log_format.or(below.log_format),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// Fills in the defaults and checks all values.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`] naming setting, value and what would do.
+    pub fn settle(self) -> Result<Settings, ConfigError> {
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let seconds = |duration: Option<HumanDuration>, default| {
+            duration.map_or(Duration::from_secs(default), |d| d.0)
+        };
+        let settings = Settings {
+            model: self.model.unwrap_or_else(|| "builtin".to_owned()),
+            served_model_name: self.served_model_name,
+            dtype: self.dtype.unwrap_or(Dtype::Auto),
+            generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
+            threads: self.threads.unwrap_or(cores),
+            kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
+            max_batch: self.max_batch.unwrap_or(64),
+            max_step_tokens: self.max_step_tokens.unwrap_or(256),
+            max_queue: self.max_queue.unwrap_or(256),
+            max_sessions: self.max_sessions.unwrap_or(10_000),
+            listen: self
+                .listen
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            drain_timeout: seconds(self.drain_timeout, 30),
+            keep_alive: seconds(self.keep_alive, 15),
+            header_timeout: seconds(self.header_timeout, 30),
+            body_timeout: seconds(self.body_timeout, 30),
+            max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
+            log_format: self.log_format.unwrap_or(LogFormat::Auto),
+            log: self.log.unwrap_or_else(|| "info".to_owned()),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), ConfigError> {
+        let between = |setting, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(ConfigError::Range {
+                setting,
+                value: value.to_string(),
+                expected: format!("it must be {least} to {most}"),
+            })
+        };
+        between("threads", self.threads.get(), 1, 1024)?;
+        between("max-batch", self.max_batch, 1, 4096)?;
+        between(
+            "max-step-tokens",
+            self.max_step_tokens,
+            self.max_batch,
+            1 << 16,
+        )?;
+        between("max-queue", self.max_queue, 1, 1 << 20)?;
+        between("max-sessions", self.max_sessions, 1, 1 << 30)?;
+        for (setting, duration) in [
+            ("keep-alive", self.keep_alive),
+            ("header-timeout", self.header_timeout),
+            ("body-timeout", self.body_timeout),
+        ] {
+            if duration.is_zero() {
+                return Err(ConfigError::Range {
+                    setting,
+                    value: "0s".to_owned(),
+                    expected: "it must be longer than nothing".to_owned(),
+                });
+            }
+        }
+        if self.max_body < ByteSize::kib(1) || self.max_body > ByteSize::gib(1) {
+            return Err(ConfigError::Range {
+                setting: "max-body",
+                value: self.max_body.to_string(),
+                expected: "it must be 1 KiB to 1 GiB".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The name that is nearest to a misspelt one, if any is near.
+#[must_use]
+pub fn nearest(name: &str, names: &[String]) -> Option<String> {
+    let near = names.iter().map(|n| (strsim::jaro_winkler(name, n), n));
+    let best = near.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 > 0.75).then(|| best.1.clone())
+}
+
+/// `SKALD_*` variables that set nothing, each with the variable whose name is nearest.
+#[must_use]
+pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
+    let mut known: Vec<String> = Layer::names()
+        .iter()
+        .map(|name| format!("SKALD_{}", name.replace('-', "_").to_uppercase()))
+        .collect();
+    known.push("SKALD_CONFIG".to_owned());
+    variables
+        .filter(|name| name.starts_with("SKALD_") && !name.starts_with("SKALD_TEST_"))
+        .filter(|name| !known.contains(name))
+        .map(|name| (name.clone(), nearest(&name, &known)))
+        .collect()
+}
