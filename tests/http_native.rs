@@ -14,7 +14,10 @@ fn body(inputs: &str, parameters: Value) -> Value {
 }
 
 async fn generate(inputs: &str, parameters: Value) -> Value {
-    SERVER.post("/generate", body(inputs, parameters)).await.ok()
+    SERVER
+        .post("/generate", body(inputs, parameters))
+        .await
+        .ok()
 }
 
 #[tokio::test]
@@ -52,7 +55,10 @@ async fn the_three_endpoints_answer_each_in_its_way() {
 
 #[tokio::test]
 async fn a_body_without_parameters_is_enough() {
-    let answer = SERVER.post_text("/generate", r#"{"inputs":"A"}"#.to_owned()).await.ok();
+    let answer = SERVER
+        .post_text("/generate", r#"{"inputs":"A"}"#.to_owned())
+        .await
+        .ok();
     let text = answer["generated_text"].as_str().unwrap();
     assert!(!text.is_empty());
     let nulls = body(
@@ -84,7 +90,10 @@ async fn details_tell_of_every_token() {
     assert_eq!(prefill.len(), SERVER.ids("The little girl").len());
     assert_eq!(prefill[0]["logprob"], Value::Null);
     assert!(prefill[1]["logprob"].as_f64().unwrap() < 0.0);
-    let joined: String = prefill.iter().map(|t| t["text"].as_str().unwrap()).collect();
+    let joined: String = prefill
+        .iter()
+        .map(|t| t["text"].as_str().unwrap())
+        .collect();
     assert_eq!(joined, "The little girl");
     let tokens = details["tokens"].as_array().unwrap();
     let joined: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
@@ -129,7 +138,10 @@ async fn end_of_text_is_told_of_but_not_shown() {
         ..Setup::default()
     });
     let parameters = json!({"max_new_tokens": 9, "details": true});
-    let answer = server.post("/generate", body("!", parameters.clone())).await.ok();
+    let answer = server
+        .post("/generate", body("!", parameters.clone()))
+        .await
+        .ok();
     assert_eq!(answer["generated_text"], " end");
     let details = &answer["details"];
     assert_eq!(details["finish_reason"], "eos_token");
@@ -139,7 +151,9 @@ async fn end_of_text_is_told_of_but_not_shown() {
         (&special["id"], &special["text"], &special["special"]),
         (&json!(end), &json!("<|endoftext|>"), &json!(true))
     );
-    let events = server.stream("/generate_stream", body("!", parameters)).await;
+    let events = server
+        .stream("/generate_stream", body("!", parameters))
+        .await;
     assert_eq!(events.native_text(), " end");
     let last = events.data.last().unwrap();
     assert_eq!(last["token"]["special"], true);
@@ -247,7 +261,10 @@ async fn the_models_own_defaults_fill_in_what_is_left_out() {
     let ask = |parameters: Value| {
         let server = &server;
         async move {
-            let answer = server.post("/generate", body("The bird", parameters)).await.ok();
+            let answer = server
+                .post("/generate", body("The bird", parameters))
+                .await
+                .ok();
             answer["details"]["seed"].clone()
         }
     };
@@ -263,7 +280,10 @@ async fn the_models_own_defaults_fill_in_what_is_left_out() {
 #[tokio::test]
 async fn tokens_and_back_as_llama_cpp_has_it() {
     let text = "Zwölf 🐉 and <|endoftext|>";
-    let answer = SERVER.post("/tokenize", json!({"content": text})).await.ok();
+    let answer = SERVER
+        .post("/tokenize", json!({"content": text}))
+        .await
+        .ok();
     assert_eq!(answer["tokens"], json!(SERVER.ids(text)));
     let back = json!({"tokens": answer["tokens"]});
     assert_eq!(SERVER.post("/detokenize", back).await.ok()["content"], text);
@@ -275,7 +295,10 @@ async fn tokens_and_back_as_llama_cpp_has_it() {
         match &piece["piece"] {
             Value::String(text) => bytes.extend(text.bytes()),
             Value::Array(list) => {
-                bytes.extend(list.iter().map(|b| u8::try_from(b.as_u64().unwrap()).unwrap()));
+                bytes.extend(
+                    list.iter()
+                        .map(|b| u8::try_from(b.as_u64().unwrap()).unwrap()),
+                );
             }
             other => panic!("a piece is {other}"),
         }
@@ -287,7 +310,10 @@ async fn tokens_and_back_as_llama_cpp_has_it() {
     let request = json!({"content": text, "parse_special": false});
     let plain = SERVER.post("/tokenize", request).await.ok();
     assert!(!plain["tokens"].as_array().unwrap().contains(&json!(end)));
-    assert_eq!(SERVER.post("/tokenize", json!({"content": ""})).await.ok()["tokens"], json!([]));
+    assert_eq!(
+        SERVER.post("/tokenize", json!({"content": ""})).await.ok()["tokens"],
+        json!([])
+    );
 }
 
 #[tokio::test]
@@ -309,6 +335,9 @@ async fn tokens_with_places_as_tgi_has_it() {
 async fn a_long_text_is_tokenized_like_a_short_one() {
     let line = "There was once a miller who was poor, but he had a beautiful daughter.\n";
     let text = line.repeat(400);
-    let answer = SERVER.post("/tokenize", json!({"content": text})).await.ok();
+    let answer = SERVER
+        .post("/tokenize", json!({"content": text}))
+        .await
+        .ok();
     assert_eq!(answer["tokens"], json!(SERVER.ids(&text)));
 }

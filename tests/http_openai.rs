@@ -88,7 +88,10 @@ async fn a_stream_is_the_same_text_and_ends_with_done() {
     let ids: HashSet<_> = events.data.iter().map(|event| &event["id"]).collect();
     assert_eq!(ids.len(), 1, "one id throughout");
     let last = events.choices(0).last().unwrap();
-    assert_eq!((&last["text"], &last["finish_reason"]), (&json!(""), &json!("length")));
+    assert_eq!(
+        (&last["text"], &last["finish_reason"]),
+        (&json!(""), &json!("length"))
+    );
     assert!(last["seed"].is_i64());
     for event in &events.data {
         assert_eq!(event["object"], "text_completion");
@@ -297,7 +300,9 @@ async fn logprobs_of_text_are_the_same_streamed_and_at_once() {
     // Greedy: the token is the most likely one, and comes first.
     let generated = SERVER.ids(prompt).len();
     let top = logprobs["top_logprobs"][generated].as_object().unwrap();
-    let best = top.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap()));
+    let best = top
+        .iter()
+        .max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap()));
     assert_eq!(*best.unwrap().0, logprobs["tokens"][generated]);
 }
 
@@ -315,11 +320,17 @@ async fn logprobs_0_is_not_logprobs_left_out() {
 async fn logit_bias_forces_and_forbids_tokens() {
     let id = SERVER.ids(" wolf")[0];
     let piece = String::from_utf8(SERVER.tokenizer().token_bytes(id).unwrap().to_vec()).unwrap();
-    let forced = with(greedy("The", 3), json!({"logit_bias": {id.to_string(): 100}}));
+    let forced = with(
+        greedy("The", 3),
+        json!({"logit_bias": {id.to_string(): 100}}),
+    );
     assert_eq!(text(&complete(forced).await, 0), piece.repeat(3));
     let plain = complete(greedy("The", 1)).await;
     let first = SERVER.ids(text(&plain, 0))[0];
-    let forbidden = with(greedy("The", 1), json!({"logit_bias": {first.to_string(): -100}}));
+    let forbidden = with(
+        greedy("The", 1),
+        json!({"logit_bias": {first.to_string(): -100}}),
+    );
     assert_ne!(text(&complete(forbidden).await, 0), text(&plain, 0));
 }
 
@@ -330,7 +341,10 @@ async fn stop_strings_are_not_part_of_the_text() {
     // A stop string that is no token of its own: from the middle of one into the next.
     let stop: String = whole.chars().skip(10).take(5).collect();
     let expected = whole.split(&stop).next().unwrap();
-    let body = with(greedy("Once upon a time", 24), json!({"stop": [stop, "\u{1}"]}));
+    let body = with(
+        greedy("Once upon a time", 24),
+        json!({"stop": [stop, "\u{1}"]}),
+    );
     let stopped = complete(body.clone()).await;
     assert_eq!(text(&stopped, 0), expected);
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
@@ -388,12 +402,9 @@ async fn what_does_not_fit_the_context_is_refused_unless_overflow_says_otherwise
 
 #[tokio::test]
 async fn thirty_two_streams_are_each_what_they_are_alone() {
-    let body = |seed: usize| {
-        json!({"prompt": format!("Tale {seed}:"), "max_tokens": 16, "seed": seed, "temperature": 0.9})
-    };
-    let streams = (0..32).map(|seed| {
-        SERVER.stream(PATH, with(body(seed), json!({"stream": true})))
-    });
+    let body = |seed: usize| json!({"prompt": format!("Tale {seed}:"), "max_tokens": 16, "seed": seed, "temperature": 0.9});
+    let streams =
+        (0..32).map(|seed| SERVER.stream(PATH, with(body(seed), json!({"stream": true}))));
     let together = futures_util::future::join_all(streams).await;
     for (seed, events) in together.iter().enumerate() {
         let alone = complete(body(seed)).await;

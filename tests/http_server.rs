@@ -1,5 +1,5 @@
 //! The server around the dialects: probes, request ids, limits, clients that go away, a worker
-//! that panics, a full queue, and the graceful stop.
+//! that panics, a full queue.
 
 mod support;
 
@@ -11,49 +11,21 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use skald::engine::EngineConfig;
 use skald::http::HttpConfig;
+use support::load::{begun, endless, slow, streamed};
 use support::{Setup, TestServer, client, sse::Events};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
-/// Never ends by itself.
-fn endless() -> Value {
-    json!({
-        "prompt": "On and on", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
-    })
-}
-
-fn streamed(mut body: Value) -> Value {
-    body["stream"] = json!(true);
-    body
-}
-
-/// A stream that has begun.
-async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
-    let mut response = server.send("/v1/completions", streamed(body).to_string()).await;
-    assert_eq!(response.status(), 200);
-    response.chunk().await.unwrap().expect("an event");
-    response
-}
-
-/// A server whose every step takes a while, so that there is time to act.
-fn slow(step: Duration, change: impl FnOnce(&mut Setup)) -> TestServer {
-    let mut setup = Setup {
-        engine: EngineConfig {
-            step_hook: Some(Arc::new(move |_| std::thread::sleep(step))),
-            ..Setup::default().engine
-        },
-        ..Setup::default()
-    };
-    change(&mut setup);
-    TestServer::with(setup)
-}
-
 #[tokio::test]
 async fn probes_and_info_tell_how_the_server_is() {
     for path in ["/livez", "/readyz", "/health"] {
-        assert_eq!(SERVER.get(path).await.ok(), json!({"status": "ok"}), "{path}");
+        assert_eq!(
+            SERVER.get(path).await.ok(),
+            json!({"status": "ok"}),
+            "{path}"
+        );
     }
     let info = SERVER.get("/info").await.ok();
     assert_eq!(info["model_id"], "fairy-tales");
@@ -62,7 +34,12 @@ async fn probes_and_info_tell_how_the_server_is() {
     assert_eq!(info["limits"]["max_context_tokens"], 1024);
     assert_eq!(info["limits"]["max_stop_strings"], 16);
     assert_eq!(info["engine"]["alive"], true);
-    assert!(info["features"].as_array().unwrap().contains(&json!("sessions")));
+    assert!(
+        info["features"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("sessions"))
+    );
 }
 
 #[tokio::test]
@@ -74,7 +51,10 @@ async fn without_a_model_the_server_is_alive_but_not_ready() {
     assert_eq!(server.get("/livez").await.status, 200);
     for path in ["/readyz", "/health"] {
         let answer = server.get(path).await;
-        assert_eq!((answer.status, &answer.body["status"]), (503, &json!("loading")));
+        assert_eq!(
+            (answer.status, &answer.body["status"]),
+            (503, &json!("loading"))
+        );
     }
     let openai = server.post("/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!(openai.status, 503);
@@ -89,7 +69,10 @@ async fn without_a_model_the_server_is_alive_but_not_ready() {
     // It never will be there.
     server.app.fail("disk on fire".to_owned());
     let answer = server.get("/readyz").await;
-    assert_eq!((answer.status, &answer.body["error"]), (503, &json!("disk on fire")));
+    assert_eq!(
+        (answer.status, &answer.body["error"]),
+        (503, &json!("disk on fire"))
+    );
     let failed = server.post("/generate", json!({"inputs": "a"})).await;
     assert!(failed.message().contains("disk on fire"));
 }
@@ -97,9 +80,14 @@ async fn without_a_model_the_server_is_alive_but_not_ready() {
 #[tokio::test]
 async fn every_answer_bears_a_request_id() {
     let send = |id: &'static str| async move {
-        let request = client().get(SERVER.url("/nowhere")).header("x-request-id", id);
+        let request = client()
+            .get(SERVER.url("/nowhere"))
+            .header("x-request-id", id);
         let answer = request.send().await.unwrap();
-        answer.headers()["x-request-id"].to_str().unwrap().to_owned()
+        answer.headers()["x-request-id"]
+            .to_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(send("mine-1.2:3").await, "mine-1.2:3");
     assert_ne!(send("not mine").await, "not mine");
@@ -115,7 +103,10 @@ async fn unknown_paths_and_methods_are_told_in_the_dialect_of_the_path() {
     assert_eq!(openai.status, 404);
     assert_eq!(openai.body["error"]["code"], "not_found");
     let native = SERVER.get("/nothing").await;
-    assert_eq!((native.status, &native.body["error_type"]), (404, &json!("not_found")));
+    assert_eq!(
+        (native.status, &native.body["error_type"]),
+        (404, &json!("not_found"))
+    );
     let openai = SERVER.get("/v1/completions").await;
     assert_eq!(openai.status, 405);
     assert_eq!(openai.body["error"]["code"], "method_not_allowed");
@@ -129,7 +120,11 @@ async fn unknown_paths_and_methods_are_told_in_the_dialect_of_the_path() {
 
 #[tokio::test]
 async fn the_content_type_does_not_matter() {
-    for kind in ["application/json", "text/plain", "application/x-www-form-urlencoded"] {
+    for kind in [
+        "application/json",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+    ] {
         let request = client()
             .post(SERVER.url("/generate"))
             .header("content-type", kind)
@@ -158,7 +153,11 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
     let declared = server.post_text("/v1/completions", large.clone()).await;
     assert_eq!(declared.status, 413);
     assert_eq!(declared.body["error"]["code"], "request_too_large");
-    assert!(declared.message().contains("1024"), "{}", declared.message());
+    assert!(
+        declared.message().contains("1024"),
+        "{}",
+        declared.message()
+    );
     // Without a content length: counted while it is read.
     let chunked = raw(
         &server,
@@ -206,13 +205,7 @@ async fn http_2_without_tls_is_spoken() {
         [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
     };
     // :method GET, :scheme http, :path /livez, :authority x
-    let headers = [
-        &[0x82, 0x86, 0x04, 6][..],
-        b"/livez",
-        &[0x01, 1],
-        b"x",
-    ]
-    .concat();
+    let headers = [&[0x82, 0x86, 0x04, 6][..], b"/livez", &[0x01, 1], b"x"].concat();
     let mut request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     request.extend(frame(4, 0, 0, &[]));
     request.extend(frame(1, 5, 1, &headers));
@@ -254,7 +247,11 @@ async fn a_client_that_goes_away_frees_its_place() {
     let response = begun(&server, several).await;
     server.until("running", |status| status.running == 3).await;
     drop(response);
-    server.until("free", |status| status.running == 0 && status.kv_blocks_used == 0).await;
+    server
+        .until("free", |status| {
+            status.running == 0 && status.kv_blocks_used == 0
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -289,13 +286,23 @@ async fn a_full_queue_is_told_before_the_stream_begins() {
     assert_eq!(refused.status, 429);
     assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
     assert_eq!(refused.header("retry-after"), "1");
-    let refused = server.post("/generate_stream", json!({"inputs": "a"})).await;
-    assert_eq!((refused.status, &refused.body["error_type"]), (429, &json!("overloaded")));
+    let refused = server
+        .post("/generate_stream", json!({"inputs": "a"}))
+        .await;
+    assert_eq!(
+        (refused.status, &refused.body["error_type"]),
+        (429, &json!("overloaded"))
+    );
     assert_eq!(refused.header("retry-after"), "1");
     drop(running);
     waiting.abort();
-    server.until("free", |status| status.running + status.waiting == 0).await;
-    let served = server.post("/generate", json!({"inputs": "a", "parameters": {"max_new_tokens": 1}}));
+    server
+        .until("free", |status| status.running + status.waiting == 0)
+        .await;
+    let served = server.post(
+        "/generate",
+        json!({"inputs": "a", "parameters": {"max_new_tokens": 1}}),
+    );
     assert_eq!(served.await.status, 200);
 }
 
@@ -317,11 +324,18 @@ async fn a_panic_in_the_worker_fails_its_requests_and_no_others() {
     let failed = server.post("/v1/completions", small.clone()).await;
     assert_eq!(failed.status, 500);
     assert_eq!(failed.body["error"]["type"], "server_error");
-    assert!(failed.message().contains("injected"), "{}", failed.message());
+    assert!(
+        failed.message().contains("injected"),
+        "{}",
+        failed.message()
+    );
     panics.store(true, Ordering::SeqCst);
     let native = json!({"inputs": "A", "parameters": {"max_new_tokens": 3}});
     let failed = server.post("/generate", native.clone()).await;
-    assert_eq!((failed.status, &failed.body["error_type"]), (424, &json!("generation")));
+    assert_eq!(
+        (failed.status, &failed.body["error_type"]),
+        (424, &json!("generation"))
+    );
 
     // In a stream that has begun the error is an event, and the last.
     let response = begun(&server, endless()).await;
@@ -330,7 +344,14 @@ async fn a_panic_in_the_worker_fails_its_requests_and_no_others() {
     assert!(!events.done);
     let last = events.data.last().unwrap();
     assert_eq!(last["error"]["type"], "server_error");
-    assert_eq!(events.data.iter().filter(|event| event.get("error").is_some()).count(), 1);
+    assert_eq!(
+        events
+            .data
+            .iter()
+            .filter(|event| event.get("error").is_some())
+            .count(),
+        1
+    );
 
     assert_eq!(server.post("/v1/completions", small).await.status, 200);
     assert_eq!(server.post("/generate", native).await.status, 200);
@@ -344,7 +365,10 @@ async fn a_worker_that_is_gone_is_not_healthy() {
     server.until("stopped", |status| !status.alive).await;
     for path in ["/livez", "/readyz", "/health"] {
         let answer = server.get(path).await;
-        assert_eq!((answer.status, &answer.body["status"]), (503, &json!("worker stopped")));
+        assert_eq!(
+            (answer.status, &answer.body["status"]),
+            (503, &json!("worker stopped"))
+        );
     }
     let refused = server.post("/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!(refused.status, 503);
@@ -364,74 +388,6 @@ async fn a_silent_stream_sends_comments() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_streams_finish_and_refuses_new_ones() {
-    let server = slow(Duration::from_millis(10), |_| {});
-    let mut body = endless();
-    body["max_tokens"] = json!(60);
-    let response = begun(&server, body).await;
-    server.stop();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while server.get("/readyz").await.status == 200 {
-        assert!(Instant::now() < deadline, "still ready");
-    }
-    let health = server.get("/health").await;
-    assert_eq!((health.status, &health.body["status"]), (503, &json!("draining")));
-    assert_eq!(server.get("/livez").await.status, 200);
-    let refused = server.post("/v1/completions", json!({"prompt": "a"})).await;
-    assert_eq!(refused.status, 503);
-    assert_eq!(refused.body["error"]["code"], "shutting_down");
-    assert!(!refused.header("retry-after").is_empty());
-    let events = Events::parse(&response.text().await.unwrap());
-    assert!(events.done, "the stream ran to its end");
-    assert_eq!(events.finish_reason(0), ["length"]);
-    server.join();
-}
-
-#[tokio::test]
-async fn streams_that_outlast_the_drain_end_with_an_error() {
-    let server = slow(Duration::from_millis(5), |setup| {
-        setup.http.drain_timeout = Duration::from_millis(200);
-    });
-    let openai = begun(&server, endless()).await;
-    let native = json!({"inputs": "A", "overflow": "slide", "parameters": {"max_new_tokens": 1_000_000}});
-    let mut native = server.send("/generate_stream", native.to_string()).await;
-    native.chunk().await.unwrap();
-    server.stop();
-    let began = Instant::now();
-    let (openai, native) = tokio::join!(openai.text(), native.text());
-    assert!(began.elapsed() < Duration::from_secs(3));
-    let openai = Events::parse(&openai.unwrap());
-    assert!(!openai.done);
-    assert_eq!(openai.data.last().unwrap()["error"]["code"], "shutting_down");
-    let native = Events::parse(&native.unwrap());
-    assert_eq!(native.data.last().unwrap()["error_type"], "unavailable");
-    server.join();
-}
-
-#[tokio::test]
-async fn a_stop_while_loading_ends_at_once() {
-    let server = TestServer::with(Setup {
-        load: false,
-        ..Setup::default()
-    });
-    server.stop();
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while !server.has_ended() {
-        assert!(Instant::now() < deadline, "it does not end");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // A model that arrives now is not served: its engine is stopped.
-    let late = support::serving(&Setup::default());
-    let engine = late.engine.clone();
-    server.app.ready(late);
-    while engine.status().alive {
-        assert!(Instant::now() < deadline + Duration::from_secs(10), "it runs on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    server.join();
-}
-
-#[tokio::test]
 async fn events_arrive_one_by_one() {
     let server = slow(Duration::from_millis(30), |_| {});
     let body = json!({"prompt": "A", "max_tokens": 6, "ignore_eos": true, "stream": true});
@@ -443,5 +399,8 @@ async fn events_arrive_one_by_one() {
         arrivals.push(Instant::now());
     }
     let spread = *arrivals.last().unwrap() - arrivals[0];
-    assert!(arrivals.len() >= 5 && spread > Duration::from_millis(100), "{spread:?}");
+    assert!(
+        arrivals.len() >= 5 && spread > Duration::from_millis(100),
+        "{spread:?}"
+    );
 }

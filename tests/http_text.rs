@@ -119,11 +119,22 @@ async fn a_stop_string_split_over_tokens_is_never_shown_in_part() {
 #[tokio::test]
 async fn a_false_start_of_a_stop_string_is_not_lost() {
     let scripted = scripted(Script::bytes(b"a <sto b <st"));
-    let whole = scripted.whole(json!({"stop": "<stop>", "logprobs": 1})).await;
+    let whole = scripted
+        .whole(json!({"stop": "<stop>", "logprobs": 1}))
+        .await;
     assert_eq!(text(&whole), "a <sto b <st");
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
-    assert_eq!(whole["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 12);
-    assert_eq!(scripted.pieces(json!({"stop": "<stop>"})).await.concat(), "a <sto b <st");
+    assert_eq!(
+        whole["choices"][0]["logprobs"]["tokens"]
+            .as_array()
+            .unwrap()
+            .len(),
+        12
+    );
+    assert_eq!(
+        scripted.pieces(json!({"stop": "<stop>"})).await.concat(),
+        "a <sto b <st"
+    );
 }
 
 #[tokio::test]
@@ -151,7 +162,10 @@ async fn logprobs_stop_where_the_text_does() {
 async fn special_tokens_within_a_text_are_not_shown() {
     let tokenizer = support::script::tokenizer();
     let end = tokenizer.end_of_text().unwrap();
-    let (a, b) = (tokenizer.encode("left", true).unwrap(), tokenizer.encode("right", true).unwrap());
+    let (a, b) = (
+        tokenizer.encode("left", true).unwrap(),
+        tokenizer.encode("right", true).unwrap(),
+    );
     let ids = [a.as_slice(), &[end], &b].concat();
     let scripted = scripted(Script::new(&ids));
     let on = scripted.whole(json!({"ignore_eos": true})).await;
@@ -168,7 +182,9 @@ async fn special_tokens_within_a_text_are_not_shown() {
 async fn a_session_keeps_prompt_and_text() {
     let scripted = scripted(Script::text("There lived a king."));
     let ids = scripted.script.ids.clone();
-    let first = scripted.whole(json!({"max_tokens": 3, "session_id": "tale"})).await;
+    let first = scripted
+        .whole(json!({"max_tokens": 3, "session_id": "tale"}))
+        .await;
     let session = scripted.session("tale").await;
     assert_eq!(session["tokens"], json!([&[0], &ids[..3]].concat()));
     assert_eq!(session["token_count"], 4);
@@ -176,7 +192,10 @@ async fn a_session_keeps_prompt_and_text() {
     // Continuing without a prompt: the next tokens of the script.
     let body = json!({"session_id": "tale", "max_tokens": ids.len() - 3, "temperature": 0});
     let rest = scripted.server.post(PATH, body).await.ok();
-    assert_eq!(format!("{}{}", text(&first), text(&rest)), "There lived a king.");
+    assert_eq!(
+        format!("{}{}", text(&first), text(&rest)),
+        "There lived a king."
+    );
     assert_eq!(rest["usage"]["prompt_tokens"], 4, "the history counts");
     let session = scripted.session("tale").await;
     let said = session["text"].as_str().unwrap();
@@ -219,7 +238,9 @@ async fn a_session_keeps_neither_stop_string_nor_end_of_text() {
     let tokenizer = support::script::tokenizer();
     // The stop string begins within a token: " king" is cut after " k".
     let said = scripted(Script::text("There lived a king."));
-    let stopped = said.whole(json!({"stop": "ing", "session_id": "cut"})).await;
+    let stopped = said
+        .whole(json!({"stop": "ing", "session_id": "cut"}))
+        .await;
     assert_eq!(text(&stopped), "There lived a k");
     let session = said.session("cut").await;
     let prompt = tokenizer.decode(&[0]);
@@ -229,7 +250,10 @@ async fn a_session_keeps_neither_stop_string_nor_end_of_text() {
     let a = tokenizer.encode(" once", true).unwrap();
     let ended = scripted(Script::new(&[a.as_slice(), &[end]].concat()));
     ended.whole(json!({"session_id": "eos"})).await;
-    assert_eq!(ended.session("eos").await["tokens"], json!([&[0], a.as_slice()].concat()));
+    assert_eq!(
+        ended.session("eos").await["tokens"],
+        json!([&[0], a.as_slice()].concat())
+    );
 }
 
 #[tokio::test]
@@ -248,7 +272,10 @@ async fn a_session_that_is_too_long_is_refused_before_the_stream_begins() {
     let long: Vec<u32> = vec![5; 120];
     scripted
         .server
-        .post(PATH, json!({"prompt": long, "max_tokens": 1, "session_id": "long"}))
+        .post(
+            PATH,
+            json!({"prompt": long, "max_tokens": 1, "session_id": "long"}),
+        )
         .await
         .ok();
     let more = json!({"prompt": [5], "max_tokens": 20, "session_id": "long", "stream": true});
@@ -258,5 +285,9 @@ async fn a_session_that_is_too_long_is_refused_before_the_stream_begins() {
     let empty = json!({"max_tokens": 2, "session_id": "never-seen"});
     let refused = scripted.server.post(PATH, empty).await;
     assert_eq!(refused.status, 400);
-    assert!(refused.message().contains("no history"), "{}", refused.message());
+    assert!(
+        refused.message().contains("no history"),
+        "{}",
+        refused.message()
+    );
 }

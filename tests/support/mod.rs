@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod load;
 pub mod script;
 pub mod sse;
 
@@ -68,8 +69,7 @@ pub fn serving(setup: &Setup) -> Serving {
     let model = Gpt2::load(&files, &Runtime::kernels(threads, WeightDtype::F32)).expect("it loads");
     let config = model.config().clone();
     let engine = skald::engine::start(model, setup.engine.clone()).expect("the engine starts");
-    let mut limits =
-        Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
+    let mut limits = Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
     if setup.model_defaults {
         limits.defaults = files.generation_config.sampling();
     }
@@ -126,7 +126,9 @@ impl TestServer {
                     .expect("a runtime");
                 runtime.block_on(async move {
                     let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
-                    skald::http::run(listener, app, stop).await.expect("it serves");
+                    skald::http::run(listener, app, stop)
+                        .await
+                        .expect("it serves");
                 });
             }
         });
@@ -152,7 +154,9 @@ impl TestServer {
     }
 
     pub fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+        self.thread
+            .as_ref()
+            .is_none_or(std::thread::JoinHandle::is_finished)
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -169,15 +173,31 @@ impl TestServer {
 
     /// The ids of a text.
     pub fn ids(&self, text: &str) -> Vec<u32> {
-        self.tokenizer().encode(text, true).expect("it is tokenized")
+        self.tokenizer()
+            .encode(text, true)
+            .expect("it is tokenized")
     }
 
     pub async fn get(&self, path: &str) -> Answer {
-        Answer::of(client().get(self.url(path)).send().await.expect("an answer")).await
+        Answer::of(
+            client()
+                .get(self.url(path))
+                .send()
+                .await
+                .expect("an answer"),
+        )
+        .await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
-        Answer::of(client().delete(self.url(path)).send().await.expect("an answer")).await
+        Answer::of(
+            client()
+                .delete(self.url(path))
+                .send()
+                .await
+                .expect("an answer"),
+        )
+        .await
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {

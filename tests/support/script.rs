@@ -120,7 +120,10 @@ fn weights(script: &[u32]) -> Vec<u8> {
     let bytes: HashMap<_, (Vec<usize>, Vec<u8>)> = tensors
         .into_iter()
         .map(|(name, (shape, values))| {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             (name, (shape, bytes))
         })
         .collect();
