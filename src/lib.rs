@@ -6,7 +6,9 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | what every dialect's request becomes, and its validation |
+//! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sessions, sampling |
+//! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
 //! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.
@@ -14,5 +16,6 @@
 pub mod engine;
 pub mod http;
 pub mod kernels;
+pub mod model;
 pub mod request;
 pub mod text;

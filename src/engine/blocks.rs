@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 /// Tokens whose keys and values one block holds.
-pub const BLOCK_SIZE: usize = 16;
+pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
 
 /// A block of the KV pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

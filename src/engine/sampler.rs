@@ -103,10 +103,15 @@ impl Sampler {
         n: usize,
         banned: &[u32],
     ) -> Result<u32, GenerateError> {
+        self.penalize(logits);
         if !rows::all_finite(logits) {
             return Err(GenerateError::NotFinite);
         }
-        self.penalize(logits, banned);
+        for &token in banned {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         let (best, highest) = rows::argmax(logits).ok_or(GenerateError::NoCandidates)?;
         if highest == f32::NEG_INFINITY {
             return Err(GenerateError::NoCandidates);
@@ -134,8 +139,8 @@ impl Sampler {
         params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0 || params.typical_p < 1.0
     }
 
-    /// Steps 1 to 3.
-    fn penalize(&self, logits: &mut [f32], banned: &[u32]) {
+    /// Steps 1 to 3, but for what is banned.
+    fn penalize(&self, logits: &mut [f32]) {
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -157,11 +162,6 @@ impl Sampler {
         for &(token, bias) in &self.params.logit_bias {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit += bias;
-            }
-        }
-        for &token in banned {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
             }
         }
     }
@@ -405,8 +405,8 @@ mod tests {
         sampler.accept(2);
         sampler.accept(2);
         let mut logits = [1.0, -1.0, 1.0, 1.0, 1.0];
-        sampler.penalize(&mut logits, &[4]);
-        assert_eq!(logits, [0.5, -2.75, -0.5, 11.0, f32::NEG_INFINITY]);
+        sampler.penalize(&mut logits);
+        assert_eq!(logits, [0.5, -2.75, -0.5, 11.0, 1.0]);
     }
 
     #[test]

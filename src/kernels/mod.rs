@@ -2,6 +2,7 @@
 //! layer norm, and the element-wise functions between them.
 //!
 //! - [`linear`]: linear layers; `pack` lays their operands out, `linear_tile` computes a tile.
+//! - [`attention`]: attention over the blocks of a [`kv`] cache.
 //! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
 //!   `lanes` is how all of them order their sums.
 //! - [`isa`] is what they run on, [`pool`] the threads they run on.
@@ -11,7 +12,9 @@
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
 //! what makes a request's tokens independent of the batch it runs in.
 
+pub mod attention;
 pub mod isa;
+pub mod kv;
 mod lanes;
 pub mod linear;
 mod linear_tile;

@@ -189,7 +189,11 @@ impl Raw {
         }
         if self.scale_attn_by_inverse_layer_idx {
             let expected = "scaling by layer is not supported";
-            return refuse("scale_attn_by_inverse_layer_idx", "true".to_owned(), expected);
+            return refuse(
+                "scale_attn_by_inverse_layer_idx",
+                "true".to_owned(),
+                expected,
+            );
         }
         Ok(())
     }

@@ -146,7 +146,9 @@ impl Gpt2 {
             config: &config,
         };
         let n_embd = config.n_embd;
-        let h = (0..config.n_layer).map(|i| loader.block(i)).collect::<std::result::Result<_, _>>()?;
+        let h = (0..config.n_layer)
+            .map(|i| loader.block(i))
+            .collect::<std::result::Result<_, _>>()?;
         let wpe = loader.tensor("wpe.weight", &[config.n_positions, n_embd])?;
         let wpe = wpe.to_f32();
         Ok(Self {
@@ -177,7 +179,12 @@ impl Gpt2 {
     #[must_use]
     pub fn kv_block_bytes(&self) -> usize {
         let config = &self.config;
-        KvCache::block_bytes(KvDtype::F32, config.n_layer, config.n_head, config.head_dim())
+        KvCache::block_bytes(
+            KvDtype::F32,
+            config.n_layer,
+            config.n_head,
+            config.head_dim(),
+        )
     }
 
     /// An empty KV cache for this model.
@@ -246,7 +253,9 @@ impl Gpt2 {
             let Some(wpe) = self.wpe.get(at..at + n_embd) else {
                 candle_core::bail!("position {position} is outside the model's window");
             };
-            self.wte.row_into(id, row).map_err(candle_core::Error::wrap)?;
+            self.wte
+                .row_into(id, row)
+                .map_err(candle_core::Error::wrap)?;
             for (x, p) in row.iter_mut().zip(wpe) {
                 *x += p;
             }
@@ -341,7 +350,9 @@ impl Loader<'_> {
     fn conv1d(&self, name: &str, in_features: usize, out_features: usize) -> Loaded<Linear> {
         let shape = [in_features, out_features];
         let weight = self.tensor(&format!("{name}.weight"), &shape)?;
-        let bias = self.tensor(&format!("{name}.bias"), &[out_features])?.to_f32();
+        let bias = self
+            .tensor(&format!("{name}.bias"), &[out_features])?
+            .to_f32();
         let weight = RawWeight {
             bytes: weight.bytes,
             dtype: weight.dtype,

@@ -72,8 +72,8 @@ pub enum HubError {
         /// What the hub says.
         reason: String,
     },
-    /// The hub can't be reached, or fails, or is no hub, and the cache can't help.
-    #[error("{endpoint} gives no usable answer ({reason}), and `{id}` is not in the cache {cache}")]
+    /// The hub can't be reached, or fails, or is no hub.
+    #[error("{endpoint} gives no usable answer for `{id}`: {reason}")]
     NoAnswer {
         /// The hub.
         endpoint: String,
@@ -81,8 +81,6 @@ pub enum HubError {
         id: String,
         /// What went wrong.
         reason: String,
-        /// The cache's directory for the model.
-        cache: String,
     },
     /// Fetching is forbidden and the cache does not have the model, or not all of it.
     #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids to fetch it")]
@@ -112,6 +110,13 @@ pub enum HubError {
         /// What went wrong.
         source: Box<HFError>,
     },
+}
+
+impl HubError {
+    /// Whether the same request may succeed at another time, so that what the cache has will do.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. } | Self::Incomplete { .. })
+    }
 }
 
 /// How to reach the hub, and where its cache is.
@@ -187,15 +192,20 @@ pub(super) fn is_id(text: &str) -> bool {
             && !part.ends_with(['-', '.'])
             && !part.contains("--")
             && !part.contains("..")
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     text.len() <= 96 && text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
 /// Whether a text may name a branch, tag or commit. It becomes part of a path in the cache.
 pub(super) fn is_revision(text: &str) -> bool {
-    text.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(".."))
-        && text.chars().all(|c| c.is_ascii_graphic() && !r"\~^:?*[".contains(c))
+    text.split('/')
+        .all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(".."))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !r"\~^:?*[".contains(c))
 }
 
 fn is_commit(revision: &str) -> bool {
@@ -229,20 +239,13 @@ impl Pull<'_> {
             .into());
         }
         let error = match self.download_in_own_runtime() {
-            Err(SourceError::Hub(error @ HubError::NoAnswer { .. })) => error,
+            Err(SourceError::Hub(error)) if error.may_pass() => error,
             done => return done,
         };
         let Some(snapshot) = self.cached() else {
             return Err(error.into());
         };
-        if let HubError::NoAnswer { reason, .. } = error {
-            tracing::warn!(
-                model = self.name(),
-                hub = self.settings.endpoint,
-                reason,
-                "the hub gives no usable answer; using the copy in the cache, which may be old"
-            );
-        }
+        tracing::warn!(%error, "using the copy in the cache, which may be old");
         Ok(snapshot)
     }
 
@@ -389,7 +392,6 @@ impl Pull<'_> {
             endpoint: self.settings.endpoint.clone(),
             id: self.name(),
             reason,
-            cache: self.directory.display().to_string(),
         }
     }
 
@@ -513,7 +515,9 @@ impl ProgressHandler for Meter {
                     self.bar.set_position(file.bytes_completed);
                 }
             }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => {
+            DownloadEvent::AggregateProgress {
+                bytes_completed, ..
+            } => {
                 self.bar.set_position(*bytes_completed);
             }
             DownloadEvent::Complete => self.bar.finish(),
@@ -530,13 +534,22 @@ mod tests {
         for id in ["gpt2", "openai-community/gpt2", "a_b/c.d-1"] {
             assert!(is_id(id), "{id}");
         }
-        for id in ["", "/gpt2", "a/b/c", "../gpt2", "a--b/c", "a/b..c", "a b", "-a", "a/.."] {
+        for id in [
+            "", "/gpt2", "a/b/c", "../gpt2", "a--b/c", "a/b..c", "a b", "-a", "a/..",
+        ] {
             assert!(!is_id(id), "{id}");
         }
-        for revision in ["main", "v1.0", "refs/pr/3", "607a30d783dfa663caf39e06633721c8d4cfcd7e"] {
+        for revision in [
+            "main",
+            "v1.0",
+            "refs/pr/3",
+            "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        ] {
             assert!(is_revision(revision), "{revision}");
         }
-        for revision in ["", "/main", "a//b", "..", "a/../b", "a b", r"a\b", "a:b", "./a"] {
+        for revision in [
+            "", "/main", "a//b", "..", "a/../b", "a b", r"a\b", "a:b", "./a",
+        ] {
             assert!(!is_revision(revision), "{revision}");
         }
     }

@@ -367,10 +367,7 @@ pub(super) struct Layout {
 impl Layout {
     /// Looks for a whole model in `place` (named in messages); `present` tells whether a file is
     /// there.
-    pub(super) fn find(
-        place: &str,
-        present: impl Fn(&str) -> bool,
-    ) -> Result<Self, SourceError> {
+    pub(super) fn find(place: &str, present: impl Fn(&str) -> bool) -> Result<Self, SourceError> {
         let lacks = |missing, hint| {
             Err(SourceError::Lacks {
                 place: place.to_owned(),
@@ -386,7 +383,10 @@ impl Layout {
         } else if present(VOCAB) && present(MERGES) {
             VOCAB_AND_MERGES
         } else {
-            return lacks("tokenizer.json, nor vocab.json with merges.txt", String::new());
+            return lacks(
+                "tokenizer.json, nor vocab.json with merges.txt",
+                String::new(),
+            );
         };
         let weights = if present(WEIGHTS) {
             WEIGHTS
@@ -436,7 +436,10 @@ mod tests {
         let parse = |text: &str| text.parse::<ModelSource>().unwrap();
         assert_eq!(parse("builtin"), ModelSource::Builtin);
         assert_eq!(parse("gpt2"), hub("gpt2", None));
-        assert_eq!(parse("openai-community/gpt2-xl"), hub("openai-community/gpt2-xl", None));
+        assert_eq!(
+            parse("openai-community/gpt2-xl"),
+            hub("openai-community/gpt2-xl", None)
+        );
         assert_eq!(parse("gpt2@refs/pr/3"), hub("gpt2", Some("refs/pr/3")));
         // The tests' working directory is the package's, which has a directory `src`.
         assert_eq!(parse("src"), ModelSource::Directory("src".into()));
@@ -476,13 +479,23 @@ mod tests {
         ];
         let present = |file: &str| repository.contains(&file);
         let layout = Layout::find("gpt2", present).unwrap();
-        let files = ["config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"];
+        let files = [
+            "config.json",
+            "tokenizer_config.json",
+            "tokenizer.json",
+            "model.safetensors",
+        ];
         assert_eq!(layout.files(present), files);
     }
 
     #[test]
     fn pytorch_weights_alone_are_refused_with_a_way_out() {
-        let repository = ["config.json", "vocab.json", "merges.txt", "pytorch_model.bin"];
+        let repository = [
+            "config.json",
+            "vocab.json",
+            "merges.txt",
+            "pytorch_model.bin",
+        ];
         let error = Layout::find("old/model", |file| repository.contains(&file)).unwrap_err();
         let error = error.to_string();
         assert!(error.starts_with("old/model has no model.safetensors, only pytorch_model.bin"));

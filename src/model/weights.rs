@@ -281,7 +281,14 @@ impl Checkpoint {
     pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
         let shape = [config.vocab_size, config.n_embd];
         let separate = self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings;
-        self.tensor(if separate { "lm_head.weight" } else { "wte.weight" }, &shape)
+        self.tensor(
+            if separate {
+                "lm_head.weight"
+            } else {
+                "wte.weight"
+            },
+            &shape,
+        )
     }
 
     /// The token embeddings, to read single rows of.

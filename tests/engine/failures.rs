@@ -66,6 +66,9 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let refused = engine.submit(long()).await.err();
     assert_eq!(refused, Some(GenerateError::QueueFull { limit: 2 }));
     drop((running, waiting));
+    while engine.status().waiting > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!(
         run(&engine, greedy(&prompt(10, 1), 3)).await.tokens.len(),
         3

@@ -171,6 +171,5 @@ fn store<const ROWS: usize>(sums: &[[__m512; 2]; ROWS], tile: &mut Tile) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch(line: *const Line) {
-    // SAFETY: a prefetch never faults.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    _mm_prefetch::<_MM_HINT_T0>(line.cast());
 }
