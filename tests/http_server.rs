@@ -1,5 +1,5 @@
 //! The server around the dialects: probes, request ids, limits, clients that go away, a worker
-//! that panics, a full queue, and the graceful stop.
+//! that panics, a full queue.
 
 mod support;
 
@@ -11,46 +11,12 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use skald::engine::EngineConfig;
 use skald::http::HttpConfig;
+use support::load::{begun, endless, slow, streamed};
 use support::{Setup, TestServer, client, sse::Events};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
-
-/// Never ends by itself.
-fn endless() -> Value {
-    json!({
-        "prompt": "On and on", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
-    })
-}
-
-fn streamed(mut body: Value) -> Value {
-    body["stream"] = json!(true);
-    body
-}
-
-/// A stream that has begun.
-async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
-    let mut response = server
-        .send("/v1/completions", streamed(body).to_string())
-        .await;
-    assert_eq!(response.status(), 200);
-    response.chunk().await.unwrap().expect("an event");
-    response
-}
-
-/// A server whose every step takes a while, so that there is time to act.
-fn slow(step: Duration, change: impl FnOnce(&mut Setup)) -> TestServer {
-    let mut setup = Setup {
-        engine: EngineConfig {
-            step_hook: Some(Arc::new(move |_| std::thread::sleep(step))),
-            ..Setup::default().engine
-        },
-        ..Setup::default()
-    };
-    change(&mut setup);
-    TestServer::with(setup)
-}
 
 #[tokio::test]
 async fn probes_and_info_tell_how_the_server_is() {
@@ -419,84 +385,6 @@ async fn a_silent_stream_sends_comments() {
     assert!(events.comments >= 2, "{events:?}");
     assert!(events.done);
     assert_eq!(events.finish_reason(0), ["length"]);
-}
-
-#[tokio::test]
-async fn a_stop_lets_streams_finish_and_refuses_new_ones() {
-    let server = slow(Duration::from_millis(10), |_| {});
-    let mut body = endless();
-    body["max_tokens"] = json!(60);
-    let response = begun(&server, body).await;
-    server.stop();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while server.get("/readyz").await.status == 200 {
-        assert!(Instant::now() < deadline, "still ready");
-    }
-    let health = server.get("/health").await;
-    assert_eq!(
-        (health.status, &health.body["status"]),
-        (503, &json!("draining"))
-    );
-    assert_eq!(server.get("/livez").await.status, 200);
-    let refused = server.post("/v1/completions", json!({"prompt": "a"})).await;
-    assert_eq!(refused.status, 503);
-    assert_eq!(refused.body["error"]["code"], "shutting_down");
-    assert!(!refused.header("retry-after").is_empty());
-    let events = Events::parse(&response.text().await.unwrap());
-    assert!(events.done, "the stream ran to its end");
-    assert_eq!(events.finish_reason(0), ["length"]);
-    server.join();
-}
-
-#[tokio::test]
-async fn streams_that_outlast_the_drain_end_with_an_error() {
-    let server = slow(Duration::from_millis(5), |setup| {
-        setup.http.drain_timeout = Duration::from_millis(200);
-    });
-    let openai = begun(&server, endless()).await;
-    let native =
-        json!({"inputs": "A", "overflow": "slide", "parameters": {"max_new_tokens": 1_000_000}});
-    let mut native = server.send("/generate_stream", native.to_string()).await;
-    native.chunk().await.unwrap();
-    server.stop();
-    let began = Instant::now();
-    let (openai, native) = tokio::join!(openai.text(), native.text());
-    assert!(began.elapsed() < Duration::from_secs(3));
-    let openai = Events::parse(&openai.unwrap());
-    assert!(!openai.done);
-    assert_eq!(
-        openai.data.last().unwrap()["error"]["code"],
-        "shutting_down"
-    );
-    let native = Events::parse(&native.unwrap());
-    assert_eq!(native.data.last().unwrap()["error_type"], "unavailable");
-    server.join();
-}
-
-#[tokio::test]
-async fn a_stop_while_loading_ends_at_once() {
-    let server = TestServer::with(Setup {
-        load: false,
-        ..Setup::default()
-    });
-    server.stop();
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while !server.has_ended() {
-        assert!(Instant::now() < deadline, "it does not end");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // A model that arrives now is not served: its engine is stopped.
-    let late = support::serving(&Setup::default());
-    let engine = late.engine.clone();
-    server.app.ready(late);
-    while engine.status().alive {
-        assert!(
-            Instant::now() < deadline + Duration::from_secs(10),
-            "it runs on"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    server.join();
 }
 
 #[tokio::test]

@@ -200,7 +200,9 @@ impl TextGeneration {
                 Step::Prompt(report) => prompt = Some(report),
                 Step::Text(mut step) => {
                     tokens.append(&mut step.tokens);
-                    if let (Some(finish), Some(prompt)) = (step.finish, prompt.take()) {
+                    if let Some(finish) = step.finish
+                        && let Some(prompt) = prompt.take()
+                    {
                         return Ok(Whole {
                             prompt,
                             text: std::mem::take(&mut self.ledger).into_text(),

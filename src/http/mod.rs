@@ -127,11 +127,3 @@ async fn wrong_method(request: Request) -> ApiError {
         request.uri().path()
     ))
 }
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn dump() {
-        std::fs::write("/tmp/openapi.yaml", super::openapi().to_yaml().unwrap()).unwrap();
-    }
-}

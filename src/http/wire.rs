@@ -14,7 +14,7 @@ use crate::request::{InvalidRequest, Overflow, in_range};
 /// What happens when the context reaches the model's window: `stop` ends the generation with
 /// reason `length`; `error` refuses the request up front if prompt and tokens to generate do not
 /// fit; `slide` goes on without end, the context being cut to its last half whenever it is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OverflowField {
     /// End with reason `length`.
@@ -23,6 +23,21 @@ pub(super) enum OverflowField {
     Error,
     /// Go on with the last half of the context.
     Slide,
+}
+
+impl<'de> Deserialize<'de> for OverflowField {
+    /// By way of a string: of a number in place of an enum, `serde_json` says it is broken JSON.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "stop" => Ok(Self::Stop),
+            "error" => Ok(Self::Error),
+            "slide" => Ok(Self::Slide),
+            other => Err(D::Error::unknown_variant(
+                other,
+                &["stop", "error", "slide"],
+            )),
+        }
+    }
 }
 
 impl From<OverflowField> for Overflow {

@@ -1,16 +1,16 @@
 //! The four forms of `prompt`: a string, strings, token ids, lists of token ids.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{Error, SeqAccess, Unexpected, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use crate::http::app::Serving;
 use crate::http::error::ApiError;
-use crate::http::generation::tokenize;
+use crate::http::generation::off_thread;
 use crate::http::offsets::Offsets;
-use crate::text::Tokenizer;
+use crate::text::{TextError, Tokenizer};
 
 /// A string, a list of strings, a list of token ids, or a list of lists of token ids. `""` stands
 /// for the end-of-text token.
@@ -33,6 +33,16 @@ pub(in crate::http) enum Prompt {
 pub(super) enum OnePrompt {
     Text(String),
     Tokens(Vec<u32>),
+}
+
+impl OnePrompt {
+    /// How long it is to be read.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(ids) => size_of_val(ids.as_slice()),
+        }
+    }
 }
 
 impl Prompt {
@@ -135,31 +145,40 @@ impl TokenizedPrompt {
     /// Tokenizes one prompt. An empty text becomes the end-of-text token, unless a session goes on.
     ///
     /// # Errors
-    /// If an id is not in the vocabulary, or the tokenizer fails.
-    pub(super) async fn new(
-        prompt: OnePrompt,
-        serving: &Serving,
-        in_session: bool,
-    ) -> Result<Self, ApiError> {
-        let tokenizer = &serving.tokenizer;
-        match prompt {
-            OnePrompt::Text(text) if text.is_empty() => Ok(Self::empty(tokenizer, in_session)),
-            OnePrompt::Text(text) => {
-                let ids = tokenize(tokenizer, text.clone(), true).await?;
-                Ok(Self::with_text(ids, text))
-            }
+    /// If the tokenizer fails.
+    fn new(prompt: OnePrompt, tokenizer: &Tokenizer, in_session: bool) -> Result<Self, TextError> {
+        Ok(match prompt {
+            OnePrompt::Text(text) if text.is_empty() => Self::empty(tokenizer, in_session),
+            OnePrompt::Text(text) => Self::with_text(tokenizer.encode(&text, true)?, text),
             OnePrompt::Tokens(ids) => {
                 let bytes: Vec<u8> = ids
                     .iter()
                     .flat_map(|&id| tokenizer.token_bytes(id).unwrap_or_default())
                     .copied()
                     .collect();
-                Ok(Self::with_text(
-                    ids,
-                    String::from_utf8_lossy(&bytes).into_owned(),
-                ))
+                Self::with_text(ids, String::from_utf8_lossy(&bytes).into_owned())
             }
-        }
+        })
+    }
+
+    /// Tokenizes all prompts of a request.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub(super) async fn all(
+        prompts: Vec<OnePrompt>,
+        tokenizer: &Arc<Tokenizer>,
+        in_session: bool,
+    ) -> Result<Vec<Self>, ApiError> {
+        let bytes = prompts.iter().map(OnePrompt::bytes).sum();
+        let tokenizer = Arc::clone(tokenizer);
+        off_thread(bytes, move || {
+            let tokenized = prompts
+                .into_iter()
+                .map(|prompt| Self::new(prompt, &tokenizer, in_session));
+            tokenized.collect()
+        })
+        .await
     }
 
     fn with_text(ids: Vec<u32>, text: String) -> Self {
@@ -177,7 +196,7 @@ impl TokenizedPrompt {
     }
 
     /// No prompt.
-    pub(super) fn empty(tokenizer: &Tokenizer, in_session: bool) -> Self {
+    fn empty(tokenizer: &Tokenizer, in_session: bool) -> Self {
         Self {
             ids: if in_session {
                 Vec::new()

@@ -158,30 +158,12 @@ impl CompletionRequest {
         let include_usage = self.check_stream_options(stream)?;
         let choices = self.check_choices(serving, stream)?;
         let session = scope.session(self.session_id.as_deref())?;
-        let prompt = self.prompt.take();
+        // No prompt is an empty one.
+        let prompt = self.prompt.take().unwrap_or(Prompt::Text(String::new()));
+        let prompts = prompt.split();
+        let total = check_total(prompts.len(), &choices, serving, session.is_some())?;
         let draft = self.draft(serving, scope, session.clone())?;
-        let echo = self.echo.unwrap_or(false);
-
-        let prompts = tokenized(prompt, serving, session.is_some()).await?;
-        let total = prompts.len() * choices.best_of;
-        if total > serving.limits.max_choices {
-            return Err(ApiError::invalid(
-                "n",
-                format!(
-                    "{} prompts with {} choices each are {total} generations; one request can ask for at most {}",
-                    prompts.len(),
-                    choices.best_of,
-                    serving.limits.max_choices
-                ),
-            ));
-        }
-        if session.is_some() && total > 1 {
-            let field = if prompts.len() > 1 { "prompt" } else { "n" };
-            return Err(ApiError::invalid(
-                field,
-                format!("a session takes one prompt and one choice at a time, got {total}"),
-            ));
-        }
+        let prompts = TokenizedPrompt::all(prompts, &serving.tokenizer, session.is_some()).await?;
         let mut requests = Vec::with_capacity(total);
         for prompt in &prompts {
             let draft = RequestDraft {
@@ -201,7 +183,7 @@ impl CompletionRequest {
             prompts,
             n: choices.n,
             best_of: choices.best_of,
-            echo,
+            echo: self.echo.unwrap_or(false),
             logprobs: self.logprobs.is_some(),
             stream,
             include_usage,
@@ -313,17 +295,29 @@ impl CompletionRequest {
     }
 }
 
-async fn tokenized(
-    prompt: Option<Prompt>,
+/// How many generations a request asks for.
+fn check_total(
+    prompts: usize,
+    choices: &Choices,
     serving: &Serving,
     in_session: bool,
-) -> Result<Vec<TokenizedPrompt>, ApiError> {
-    let Some(prompt) = prompt else {
-        return Ok(vec![TokenizedPrompt::empty(&serving.tokenizer, in_session)]);
-    };
-    let mut prompts = Vec::new();
-    for prompt in prompt.split() {
-        prompts.push(TokenizedPrompt::new(prompt, serving, in_session).await?);
+) -> Result<usize, ApiError> {
+    let total = prompts.saturating_mul(choices.best_of);
+    let most = serving.limits.max_choices;
+    if total > most {
+        return Err(ApiError::invalid(
+            "n",
+            format!(
+                "{prompts} prompts with {} choices each are {total} generations; one request can ask for at most {most}",
+                choices.best_of
+            ),
+        ));
     }
-    Ok(prompts)
+    if in_session && total > 1 {
+        return Err(ApiError::invalid(
+            if prompts > 1 { "prompt" } else { "n" },
+            format!("a session takes one prompt and one choice at a time, got {total}"),
+        ));
+    }
+    Ok(total)
 }

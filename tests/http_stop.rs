@@ -1,0 +1,87 @@
+//! The graceful stop: no new requests, streams in flight finish, or end with an error.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::load::{begun, endless, slow};
+use support::{Setup, TestServer, sse::Events};
+
+#[tokio::test]
+async fn a_stop_lets_streams_finish_and_refuses_new_ones() {
+    let server = slow(Duration::from_millis(10), |_| {});
+    let mut body = endless();
+    body["max_tokens"] = json!(60);
+    let response = begun(&server, body).await;
+    server.stop();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while server.get("/readyz").await.status == 200 {
+        assert!(Instant::now() < deadline, "still ready");
+    }
+    let health = server.get("/health").await;
+    assert_eq!(
+        (health.status, &health.body["status"]),
+        (503, &json!("draining"))
+    );
+    assert_eq!(server.get("/livez").await.status, 200);
+    let refused = server.post("/v1/completions", json!({"prompt": "a"})).await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.body["error"]["code"], "shutting_down");
+    assert!(!refused.header("retry-after").is_empty());
+    let events = Events::parse(&response.text().await.unwrap());
+    assert!(events.done, "the stream ran to its end");
+    assert_eq!(events.finish_reason(0), ["length"]);
+    server.join();
+}
+
+#[tokio::test]
+async fn streams_that_outlast_the_drain_end_with_an_error() {
+    let server = slow(Duration::from_millis(5), |setup| {
+        setup.http.drain_timeout = Duration::from_millis(200);
+    });
+    let openai = begun(&server, endless()).await;
+    let native =
+        json!({"inputs": "A", "overflow": "slide", "parameters": {"max_new_tokens": 1_000_000}});
+    let mut native = server.send("/generate_stream", native.to_string()).await;
+    native.chunk().await.unwrap();
+    server.stop();
+    let began = Instant::now();
+    let (openai, native) = tokio::join!(openai.text(), native.text());
+    assert!(began.elapsed() < Duration::from_secs(3));
+    let openai = Events::parse(&openai.unwrap());
+    assert!(!openai.done);
+    assert_eq!(
+        openai.data.last().unwrap()["error"]["code"],
+        "shutting_down"
+    );
+    let native = Events::parse(&native.unwrap());
+    assert_eq!(native.data.last().unwrap()["error_type"], "unavailable");
+    server.join();
+}
+
+#[tokio::test]
+async fn a_stop_while_loading_ends_at_once() {
+    let server = TestServer::with(Setup {
+        load: false,
+        ..Setup::default()
+    });
+    server.stop();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !server.has_ended() {
+        assert!(Instant::now() < deadline, "it does not end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // A model that arrives now is not served: its engine is stopped.
+    let late = support::serving(&Setup::default());
+    let engine = late.engine.clone();
+    server.app.ready(late);
+    while engine.status().alive {
+        assert!(
+            Instant::now() < deadline + Duration::from_secs(10),
+            "it runs on"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.join();
+}

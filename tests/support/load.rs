@@ -1,0 +1,44 @@
+//! Requests that keep a server busy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skald::engine::EngineConfig;
+
+use super::{Setup, TestServer};
+
+/// Never ends by itself.
+pub fn endless() -> Value {
+    json!({
+        "prompt": "On and on", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
+    })
+}
+
+pub fn streamed(mut body: Value) -> Value {
+    body["stream"] = json!(true);
+    body
+}
+
+/// A stream that has begun.
+pub async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
+    let mut response = server
+        .send("/v1/completions", streamed(body).to_string())
+        .await;
+    assert_eq!(response.status(), 200);
+    response.chunk().await.unwrap().expect("an event");
+    response
+}
+
+/// A server whose every step takes a while, so that there is time to act.
+pub fn slow(step: Duration, change: impl FnOnce(&mut Setup)) -> TestServer {
+    let mut setup = Setup {
+        engine: EngineConfig {
+            step_hook: Some(Arc::new(move |_| std::thread::sleep(step))),
+            ..Setup::default().engine
+        },
+        ..Setup::default()
+    };
+    change(&mut setup);
+    TestServer::with(setup)
+}
