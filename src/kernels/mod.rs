@@ -12,6 +12,10 @@
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
 //! what makes a request's tokens independent of the batch it runs in.
 
+// A kernel's body is compiled once per instruction set: it has to be inlined into the function
+// that enables it.
+#![allow(clippy::inline_always)]
+
 pub mod attention;
 pub mod isa;
 pub mod kv;
