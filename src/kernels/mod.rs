@@ -5,7 +5,9 @@
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
 //! what makes a request's tokens independent of the batch it runs in.
 
+pub mod attention;
 pub mod isa;
+pub mod kv;
 mod lanes;
 pub mod math;
 pub mod norm;
