@@ -19,6 +19,10 @@
 //! What a row does not see never enters its arithmetic, not even with weight 0: stale bytes may
 //! be NaN.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod kernel;
 mod plain;
 mod plan;
@@ -210,6 +214,10 @@ impl Attend<'_> {
 /// The function that runs a unit on an instruction set, which the processor must have.
 fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_, E>) {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::attend_avx512::<E>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::attend_avx2::<E>,
         _ => kernel::attend_portable::<E>,
     }
 }
