@@ -147,7 +147,7 @@ async fn run(
     });
     let firsts = futures_util::future::join_all(each).await;
     let first = firsts.into_iter().max().expect("a request");
-    (first, started.elapsed() - first)
+    (first, started.elapsed().saturating_sub(first))
 }
 
 /// Bytes per second at which all threads together read memory far larger than the caches; the

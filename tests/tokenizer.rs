@@ -29,7 +29,9 @@ fn vectors(name: &str) -> Vec<(String, Vec<u32>)> {
             let ids = ids.iter().map(|id| id.as_u64().expect("an id") as u32);
             found.push((text.to_owned(), ids.collect()));
         } else if let Some(values) = value.as_array() {
-            values.iter().for_each(|value| collect(value, found));
+            for value in values {
+                collect(value, found);
+            }
         } else if let Some(values) = value.as_object() {
             values.values().for_each(|value| collect(value, found));
         }

@@ -58,7 +58,7 @@ impl ModelSettings {
             "model loaded"
         );
         if self.dtype == Dtype::Auto {
-            self.advise(dtype);
+            advise(dtype);
         }
         Ok(Serving {
             engine: handle,
@@ -72,24 +72,9 @@ impl ModelSettings {
     fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
-            Dtype::Bf16 => WeightDtype::Bf16,
             Dtype::Q8 => WeightDtype::Q8,
             Dtype::Auto if on_disk == Some(DType::F32) => WeightDtype::F32,
-            Dtype::Auto => WeightDtype::Bf16,
-        }
-    }
-
-    /// Says what a faster choice would bring: generation is bound by how many bytes of weights
-    /// are read per token.
-    fn advise(&self, dtype: WeightDtype) {
-        match dtype {
-            WeightDtype::F32 => info!(
-                "--dtype bf16 would read half as many bytes of weights per token, q8 a quarter"
-            ),
-            WeightDtype::Bf16 => {
-                info!("--dtype q8 would read half as many bytes of weights per token");
-            }
-            WeightDtype::Q8 => (),
+            Dtype::Auto | Dtype::Bf16 => WeightDtype::Bf16,
         }
     }
 
@@ -101,6 +86,20 @@ impl ModelSettings {
             limits.defaults = files.generation_config.sampling();
         }
         limits
+    }
+}
+
+/// Says what a faster choice would bring: generation is bound by how many bytes of weights
+/// are read per token.
+fn advise(dtype: WeightDtype) {
+    match dtype {
+        WeightDtype::F32 => {
+            info!("--dtype bf16 would read half as many bytes of weights per token, q8 a quarter")
+        }
+        WeightDtype::Bf16 => {
+            info!("--dtype q8 would read half as many bytes of weights per token");
+        }
+        WeightDtype::Q8 => (),
     }
 }
 

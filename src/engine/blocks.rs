@@ -177,6 +177,9 @@ impl BlockPool {
     /// Takes a holder away. The last one leaves the block idle if its content is known, else
     /// unused. Release a sequence's blocks from the last to the first: then the ends of prefixes
     /// are evicted before their beginnings.
+    ///
+    /// # Panics
+    /// If no one holds the block: the accounts are wrong, and going on would mix contexts.
     pub fn release(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
         assert!(entry.holders > 0, "block {} is released twice", block.0);
@@ -194,6 +197,9 @@ impl BlockPool {
     }
 
     /// Checks every invariant of the bookkeeping against the holders given; for tests.
+    ///
+    /// # Panics
+    /// If one does not hold.
     #[cfg(test)]
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) {
         let mut holders = vec![0; self.blocks.len()];

@@ -16,7 +16,7 @@
 //!    whose surprise is nearest to the entropy that reaches that share (Meister et al. 2022,
 //!    <https://arxiv.org/abs/2202.00666>). Each works on what the one before left; among equals
 //!    the lower id goes first;
-//! 6. the n-th token (from 0) of a request takes 64 bits at word position `2 n` of the ChaCha20
+//! 6. the n-th token (from 0) of a request takes 64 bits at word position `2 n` of the `ChaCha20`
 //!    stream whose 256-bit key is the seed in little endian, then zeros; their upper 53 bits over
 //!    2^53 are `u`. The tokens left are walked in order of id, and the first whose running sum of
 //!    weights (in f64) exceeds `u` times the whole sum is drawn.

@@ -239,6 +239,9 @@ impl Scheduler {
     }
 
     /// Checks every invariant of the accounts; for tests.
+    ///
+    /// # Panics
+    /// If one does not hold.
     #[cfg(test)]
     pub fn check(&self) {
         self.blocks

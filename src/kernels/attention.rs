@@ -19,6 +19,10 @@
 //! What a row does not see never enters its arithmetic, not even with weight 0: stale bytes may
 //! be NaN.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod kernel;
 mod plain;
 mod plan;
@@ -26,7 +30,8 @@ mod vector;
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 pub use plan::{AttentionPlan, SequenceSpan};
 
@@ -114,6 +119,9 @@ impl Attention {
         if qkv.dims() != expected {
             bail!("qkv must be {expected:?}, is {:?}", qkv.dims());
         }
+        if qkv.dtype() != DType::F32 {
+            bail!("qkv must be f32, is {}", qkv.dtype().as_str());
+        }
         plan.check_blocks(kv.shape.n_blocks)
     }
 }
@@ -142,7 +150,7 @@ impl CustomOp2 for Attend<'_> {
         let out = match kv {
             CpuStorage::F32(kv) => self.run(qkv, kv),
             CpuStorage::BF16(kv) => self.run(qkv, kv),
-            _ => bail!("the KV cache holds f32 or bf16"),
+            _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
         }?;
         let n_embd = self.shape.n_head * self.shape.head_dim;
         Ok((CpuStorage::F32(out), (self.plan.rows(), n_embd).into()))
@@ -206,6 +214,13 @@ impl Attend<'_> {
 /// The function that runs a unit on an instruction set, which the processor must have.
 fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_, E>) {
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::attend_avx512::<E>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::attend_avx2::<E>,
         _ => kernel::attend_portable::<E>,
     }
 }
+
+#[cfg(test)]
+mod tests;

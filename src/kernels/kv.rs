@@ -12,6 +12,7 @@
 
 use std::alloc::{Layout as Allocation, alloc_zeroed};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 use half::bf16;
 
@@ -221,7 +222,7 @@ impl InplaceOp2 for Write<'_> {
         match kv {
             CpuStorage::F32(kv) => self.run(kv, qkv, |x| x),
             CpuStorage::BF16(kv) => self.run(kv, qkv, bf16::from_f32),
-            _ => bail!("the KV cache holds f32 or bf16"),
+            _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
         }
     }
 }
@@ -298,4 +299,76 @@ pub(super) fn contiguous<'a>(
         bail!("{what} must be contiguous");
     };
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_block_is_that_of_the_memory() {
+        for (dtype, bytes) in [(KvDtype::F32, 4), (KvDtype::Bf16, 2)] {
+            let cache = KvCache::new(&Device::Cpu, dtype, 3, 5, 2, 7).unwrap();
+            let elements: usize = (0..3)
+                .map(|i| cache.layer(i).unwrap().tensor.elem_count())
+                .sum();
+            assert_eq!(KvCache::block_bytes(dtype, 3, 2, 7) * 5, elements * bytes);
+        }
+        // GPT-2 124M: 12 layers of 2 x 768 f32 for 16 positions.
+        assert_eq!(KvCache::block_bytes(KvDtype::F32, 12, 12, 64), 1_179_648);
+    }
+
+    #[test]
+    fn a_new_cache_is_zero() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let cache = KvCache::new(&Device::Cpu, dtype, 1, 3, 2, 5).unwrap();
+            let tensor = cache.layer(0).unwrap().tensor.to_dtype(DType::F32).unwrap();
+            assert_eq!(
+                tensor
+                    .abs()
+                    .unwrap()
+                    .max_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap(),
+                0.0
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_reason() {
+        let new = |n_blocks, n_head, head_dim| {
+            KvCache::new(&Device::Cpu, KvDtype::F32, 2, n_blocks, n_head, head_dim)
+                .map(|_| ())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(new(1, 0, 64).contains("at least one head"));
+        assert!(new(1, 1, 0).contains("at least one head"));
+        assert!(new(usize::MAX / 8, 12, 64).contains("does not fit in memory"));
+        assert!(new(1 << 45, 12, 64).contains("no memory for a KV cache layer"));
+        let cache = KvCache::new(&Device::Cpu, KvDtype::F32, 2, 1, 1, 1).unwrap();
+        let error = cache.layer(2).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("has 2 layers, no layer 2"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_cache_takes_no_memory_before_it_is_written() {
+        let resident = || -> usize {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let before = resident();
+            let cache = KvCache::new(&Device::Cpu, dtype, 1, 16 * 1024, 12, 64).unwrap();
+            let grown = resident().saturating_sub(before);
+            let bytes = cache.layer(0).unwrap().tensor.elem_count() * 2;
+            assert!(
+                bytes > 700 << 20 && grown < 200 << 20,
+                "{grown} of {bytes} bytes"
+            );
+        }
+    }
 }

@@ -233,7 +233,7 @@ fn pack_q8(columns: &Columns, lines: &mut [Line], scales: &mut [f32], correction
             } else {
                 0
             };
-            let byte = u32::from(integer.clamp(-127, 127) as i8 as u8);
+            let byte = u32::from((integer.clamp(-127, 127) as i8).cast_unsigned());
             *word(lines, k / 4, column) |= byte << (8 * (k % 4));
             corrections[k / Q8_GROUP * PANEL + column] -= 128 * integer;
         }

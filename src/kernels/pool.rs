@@ -115,7 +115,9 @@ impl Pool {
         let borrowed: *const Task<'_> = &raw const task;
         // SAFETY: only the lifetime changes; every thread is done with the pointer before `run`
         // returns, also when a task panics.
-        let erased: *const Task<'static> = unsafe { std::mem::transmute(borrowed) };
+        #[allow(clippy::transmute_ptr_to_ptr)] // a cast can't change a lifetime
+        let erased =
+            unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(borrowed) };
         {
             let mut job = lock(&shared.job);
             job.task = Some(TaskPointer(erased));

@@ -188,7 +188,7 @@ impl Tokenizer {
     }
 }
 
-fn load(file: &str, reason: impl ToString) -> TextError {
+fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
     TextError::Load {
         file: file.to_owned(),
         reason: reason.to_string(),

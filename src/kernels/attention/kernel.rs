@@ -281,7 +281,7 @@ impl<V: Vector, E: Element> ValueTile<'_, V, E> {
             let mut sums = [[V::splat(0.0); W]; R];
             if from > 0 || !self.begin {
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    // Positions from 0 on are the first of their tile.
+                    // The start of a tile has corrected its sums already.
                     let correction = if from > 0 {
                         1.0
                     } else {

@@ -6,7 +6,7 @@
 //! same; for q8 the integers are the same.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
+    __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
     _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     _mm512_storeu_ps,
@@ -87,7 +87,8 @@ pub(in crate::kernels) unsafe fn bf16_tile<const ROWS: usize>(
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
     // SAFETY: the types differ in name only: 512 bits each.
-    unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(x), std::mem::transmute(weights)) }
+    let bf16 = |words| unsafe { std::mem::transmute::<__m512i, __m512bh>(words) };
+    _mm512_dpbf16_ps(sum, bf16(x), bf16(weights))
 }
 
 /// q8: integer sums over a group of features, scaled and added in f32.

@@ -1,0 +1,140 @@
+//! Attention of one GPT-2 124M layer (12 heads of 64) in the shapes a server sees: a prompt at
+//! once, and decoding for few or many sequences with short or long contexts.
+//!
+//! Decoding reads another layer's cache each time, as a model does, so that no cache is warm
+//! that would not be in use.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use candle_core::{Device, Tensor};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use skald::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
+use skald::kernels::kv::{BLOCK_SIZE, KvCache, KvDtype};
+use skald::kernels::{Isa, Pool};
+
+const LAYERS: usize = 12;
+const HEADS: usize = 12;
+const HEAD_DIM: usize = 64;
+
+/// Rows of `sequences` sequences, each of `rows` new positions after `past` others.
+struct Shape {
+    sequences: usize,
+    past: usize,
+    rows: usize,
+}
+
+impl Shape {
+    fn name(&self) -> String {
+        format!("{}x{}after{}", self.sequences, self.rows, self.past)
+    }
+
+    fn blocks(&self) -> usize {
+        (self.past + self.rows).div_ceil(BLOCK_SIZE)
+    }
+
+    fn plan(&self) -> Arc<AttentionPlan> {
+        let spans: Vec<_> = (0..self.sequences)
+            .map(|i| SequenceSpan {
+                rows: i * self.rows..(i + 1) * self.rows,
+                first_position: self.past,
+                block_table: (i * self.blocks()..(i + 1) * self.blocks())
+                    .map(|block| block as u32)
+                    .collect(),
+            })
+            .collect();
+        AttentionPlan::new(&spans, self.sequences * self.rows, HEADS).unwrap()
+    }
+}
+
+const SHAPES: [Shape; 6] = [
+    Shape {
+        sequences: 1,
+        past: 0,
+        rows: 128,
+    },
+    Shape {
+        sequences: 1,
+        past: 0,
+        rows: 512,
+    },
+    Shape {
+        sequences: 1,
+        past: 0,
+        rows: 1024,
+    },
+    Shape {
+        sequences: 1,
+        past: 100,
+        rows: 1,
+    },
+    Shape {
+        sequences: 1,
+        past: 1000,
+        rows: 1,
+    },
+    Shape {
+        sequences: 32,
+        past: 500,
+        rows: 1,
+    },
+];
+
+fn attention(criterion: &mut Criterion) {
+    let threads = available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let pool = Pool::new(threads);
+    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        let mut group = criterion.benchmark_group(format!("attention/{LAYERS} layers/{dtype:?}"));
+        for shape in &SHAPES {
+            let plan = shape.plan();
+            let rows = shape.sequences * shape.rows;
+            let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
+            let blocks = shape.sequences * shape.blocks();
+            let kv = KvCache::new(&Device::Cpu, dtype, LAYERS, blocks, HEADS, HEAD_DIM).unwrap();
+            fill(&kv, shape);
+            for isa in Isa::available() {
+                let attention = Attention::new(&pool, isa, HEADS, HEAD_DIM);
+                let id = BenchmarkId::new(shape.name(), isa.name());
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        for layer in 0..LAYERS {
+                            let kv = kv.layer(layer).unwrap();
+                            black_box(attention.forward(&qkv, kv, &plan).unwrap());
+                        }
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// Writes every position before the shape's rows, so that reading them reads real memory.
+fn fill(kv: &KvCache, shape: &Shape) {
+    if shape.past == 0 {
+        return;
+    }
+    let past = Shape {
+        sequences: shape.sequences,
+        past: 0,
+        rows: shape.past + 1,
+    };
+    let rows = past.sequences * past.rows;
+    let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
+    let attention = Attention::new(
+        &Pool::new(NonZeroUsize::MIN),
+        Isa::detect(),
+        HEADS,
+        HEAD_DIM,
+    );
+    for layer in 0..LAYERS {
+        attention
+            .forward(&qkv, kv.layer(layer).unwrap(), &past.plan())
+            .unwrap();
+    }
+}
+
+criterion_group!(benches, attention);
+criterion_main!(benches);
