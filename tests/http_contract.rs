@@ -21,9 +21,9 @@ async fn the_committed_contract_is_the_one_of_the_code() {
         load: false,
         ..Setup::default()
     });
-    let served = server.get("/openapi.json").await.ok();
+    let answer = server.get("/openapi.json").await.ok();
     let made: Value = serde_json::from_str(&skald::http::openapi().to_json().unwrap()).unwrap();
-    assert_eq!(served, made);
+    assert_eq!(answer, made);
 }
 
 #[test]

@@ -1,5 +1,10 @@
 //! The native (TGI) dialect over a real socket, with the built-in model; and the token helpers.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json!() in a call reads better without a reference"
+)]
+
 mod support;
 
 use std::sync::LazyLock;
@@ -27,8 +32,8 @@ async fn the_three_endpoints_answer_each_in_its_way() {
     let text = object["generated_text"].as_str().unwrap();
     assert_eq!(SERVER.ids(text).len(), 6);
     assert!(object.get("details").is_none());
-    let list = SERVER.post("/", request.clone()).await.ok();
-    assert_eq!(list, json!([object]));
+    let in_list = SERVER.post("/", request.clone()).await.ok();
+    assert_eq!(in_list, json!([object]));
 
     let mut streaming = request.clone();
     streaming["stream"] = json!(true);

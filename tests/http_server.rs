@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use skald::engine::EngineConfig;
 use skald::http::HttpConfig;
 use support::load::{begun, endless, slow, streamed};
@@ -299,11 +299,11 @@ async fn a_full_queue_is_told_before_the_stream_begins() {
     server
         .until("free", |status| status.running + status.waiting == 0)
         .await;
-    let served = server.post(
+    let at_last = server.post(
         "/generate",
         json!({"inputs": "a", "parameters": {"max_new_tokens": 1}}),
     );
-    assert_eq!(served.await.status, 200);
+    assert_eq!(at_last.await.status, 200);
 }
 
 #[tokio::test]

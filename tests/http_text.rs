@@ -1,6 +1,11 @@
 //! Text over the wire with a model that says what it is told, token by token: characters and stop
 //! strings split over tokens, and what sessions keep of them.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json!() in a call reads better without a reference"
+)]
+
 mod support;
 
 use serde_json::{Value, json};

@@ -202,7 +202,7 @@ async fn every_wrong_field_around_the_parameters_is_refused() {
         (
             "/generate",
             json!({"inputs": "A", "stream": true, "parameters": {"decoder_input_details": true}}),
-            &["`decoder_input_details`", "stream"],
+            &["`decoder_input_details", "stream"],
         ),
         (
             "/generate",

@@ -101,6 +101,10 @@ impl TestServer {
     }
 
     /// Starts a server on a thread of its own, so that tests with runtimes of their own share it.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a setup is made for one server"
+    )]
     pub fn with(setup: Setup) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");

@@ -63,7 +63,8 @@ impl Script {
     pub fn bytes(bytes: &[u8]) -> Self {
         let tokenizer = tokenizer();
         let id_of = |byte: u8| {
-            (0..VOCAB_SIZE as u32)
+            (0..u32::MAX)
+                .take(VOCAB_SIZE)
                 .find(|&id| !tokenizer.is_special(id) && tokenizer.token_bytes(id) == Some(&[byte]))
                 .expect("every byte is a token")
         };
@@ -87,7 +88,7 @@ fn config() -> String {
 
 fn weights(script: &[u32]) -> Vec<u8> {
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    let mut uniform = || f32::from(random.next_u32() as u16) / 65_535.0 - 0.5;
+    let mut uniform = || f32::from(random.next_u32().to_le_bytes()[0]) / 255.0 - 0.5;
     let wte: Vec<f32> = (0..VOCAB_SIZE * N_EMBD).map(|_| uniform()).collect();
     let direction = |id: u32| wte[id as usize * N_EMBD..][..N_EMBD].iter();
     let last = script.last().copied().unwrap_or(0);

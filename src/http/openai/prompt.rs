@@ -173,10 +173,10 @@ impl TokenizedPrompt {
         let bytes = prompts.iter().map(OnePrompt::bytes).sum();
         let tokenizer = Arc::clone(tokenizer);
         off_thread(bytes, move || {
-            let tokenized = prompts
-                .into_iter()
-                .map(|prompt| Self::new(prompt, &tokenizer, in_session));
-            tokenized.collect()
+            let prompts = prompts.into_iter();
+            prompts
+                .map(|prompt| Self::new(prompt, &tokenizer, in_session))
+                .collect()
         })
         .await
     }
