@@ -149,7 +149,7 @@ pub struct Layer {
     /// How weights are held [default: auto]
     #[arg(long, env = "SKALD_DTYPE", value_enum, help_heading = "Model")]
     pub dtype: Option<Dtype>,
-    /// Whether the model's generation_config.json fills in what requests leave out
+    /// Whether the model's `generation_config.json` fills in what requests leave out
     /// [default: auto]
     #[arg(
         long,

@@ -94,7 +94,7 @@ impl ModelSettings {
 fn advise(dtype: WeightDtype) {
     match dtype {
         WeightDtype::F32 => {
-            info!("--dtype bf16 would read half as many bytes of weights per token, q8 a quarter")
+            info!("--dtype bf16 would read half as many bytes of weights per token, q8 a quarter");
         }
         WeightDtype::Bf16 => {
             info!("--dtype q8 would read half as many bytes of weights per token");

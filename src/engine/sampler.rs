@@ -250,6 +250,7 @@ fn keep_share(candidates: &mut Vec<Candidate>, rank: impl Fn(&Candidate) -> f32,
             (lo.min(r), hi.max(r))
         });
     let scale = BUCKETS as f32 / (highest - lowest).max(f32::MIN_POSITIVE);
+    #[allow(clippy::cast_sign_loss)] // `lowest` is the lowest
     let bucket = |c: &Candidate| (((rank(c) - lowest) * scale) as usize).min(BUCKETS - 1);
     let mut weights = [0.0f64; BUCKETS];
     for candidate in candidates.iter() {

@@ -130,9 +130,9 @@ impl SessionStore {
     }
 
     /// Takes out every waiting submission.
-    pub fn drain_queues(&mut self) -> Vec<Box<Submission>> {
+    pub fn drain_queues(&mut self) -> impl Iterator<Item = Box<Submission>> {
         let queues = self.sessions.values_mut().map(|s| &mut s.queue);
-        queues.flat_map(|queue| queue.drain(..)).collect()
+        queues.flat_map(|queue| queue.drain(..))
     }
 
     /// Forgets the least recently used sessions that no generation runs on.

@@ -195,7 +195,9 @@ fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
                 allocation.size()
             );
         }
-        Ok(Vec::from_raw_parts(data, len, len))
+        // A boxed slice is exactly as long as its allocation.
+        let zeros = std::ptr::slice_from_raw_parts_mut(data, len);
+        Ok(Box::from_raw(zeros).into_vec())
     }
 }
 

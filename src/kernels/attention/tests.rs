@@ -328,12 +328,12 @@ fn great_scores_do_not_overflow() {
         first_position: 0,
         block_table: (0..7).collect(),
     };
-    let plan = AttentionPlan::new(&[span], 100, 1).unwrap();
+    let one = AttentionPlan::new(&[span], 100, 1).unwrap();
     let cache = setup.cache();
     let layer = cache.layer(0).unwrap();
-    let plain = Attention::plain(1, 64).forward(&qkv, layer, &plan).unwrap();
+    let plain = Attention::plain(1, 64).forward(&qkv, layer, &one).unwrap();
     for isa in Isa::available() {
-        let fast = setup.kernels(isa).forward(&qkv, layer, &plan).unwrap();
+        let fast = setup.kernels(isa).forward(&qkv, layer, &one).unwrap();
         let worst = (fast - &plain).unwrap().abs().unwrap().max_all().unwrap();
         let worst: f32 = worst.to_scalar().unwrap();
         assert!(worst < 0.05, "{worst}");
