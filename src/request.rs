@@ -214,6 +214,8 @@ pub struct SamplingDefaults {
     pub typical_p: Option<f32>,
     /// `repetition_penalty`.
     pub repetition_penalty: Option<f32>,
+    /// `max_new_tokens`.
+    pub max_tokens: Option<usize>,
 }
 
 /// How a dialect samples where neither the request nor the model's defaults say.
@@ -463,20 +465,24 @@ impl Limits {
     /// How many tokens may really be generated. A session's history counts too, but only the
     /// engine knows it: it checks again, by [`window_room`].
     fn fit_window(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
-        if draft.max_tokens > self.max_tokens {
+        let max_tokens = match self.defaults.max_tokens {
+            Some(default) if !draft.max_tokens_given => default.min(self.max_tokens),
+            _ => draft.max_tokens,
+        };
+        if max_tokens > self.max_tokens {
             return Err(InvalidRequest::new(
                 draft.max_tokens_field,
                 format!(
                     "`{}` must be at most {}, got {}",
-                    draft.max_tokens_field, self.max_tokens, draft.max_tokens
+                    draft.max_tokens_field, self.max_tokens, max_tokens
                 ),
             ));
         }
         let room = window_room(self.n_positions, draft.prompt.len(), draft.overflow);
         match room {
-            None => Ok(draft.max_tokens),
+            None => Ok(max_tokens),
             Some(room)
-                if draft.prompt.len() > self.n_positions || (room == 0 && draft.max_tokens > 0) =>
+                if draft.prompt.len() > self.n_positions || (room == 0 && max_tokens > 0) =>
             {
                 Err(InvalidRequest::context_length(
                     draft.prompt_field,
@@ -489,7 +495,7 @@ impl Limits {
                 ))
             }
             Some(room)
-                if draft.max_tokens > room
+                if max_tokens > room
                     && draft.max_tokens_given
                     && draft.overflow == Overflow::Error =>
             {
@@ -499,12 +505,12 @@ impl Limits {
                         "{} prompt tokens and `{}` {} together exceed the model's context of {} tokens",
                         draft.prompt.len(),
                         draft.max_tokens_field,
-                        draft.max_tokens,
+                        max_tokens,
                         self.n_positions
                     ),
                 ))
             }
-            Some(room) => Ok(draft.max_tokens.min(room)),
+            Some(room) => Ok(max_tokens.min(room)),
         }
     }
 

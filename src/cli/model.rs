@@ -63,7 +63,7 @@ impl ModelSettings {
         Ok(Serving {
             engine: handle,
             limits: self.limits(&files),
-            info: model_info(&files, name, dtype),
+            info: model_info(&files, name, &source, dtype),
             tokenizer: Arc::new(files.tokenizer),
         })
     }
@@ -111,11 +111,17 @@ fn dtype_name(dtype: WeightDtype) -> &'static str {
     }
 }
 
-fn model_info(files: &ModelFiles, id: String, dtype: WeightDtype) -> ModelInfo {
+fn model_info(
+    files: &ModelFiles,
+    id: String,
+    source: &ModelSource,
+    dtype: WeightDtype,
+) -> ModelInfo {
     let config = &files.config;
     let isa = Isa::detect().name();
     ModelInfo {
         id,
+        source: source.to_string(),
         parameters: config.parameters() as u64,
         dtype: dtype_name(dtype).to_owned(),
         n_layer: config.n_layer,

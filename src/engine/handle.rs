@@ -78,7 +78,7 @@ pub struct SessionInfo {
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub running: AtomicUsize,
-    pub waiting: AtomicUsize,
+    pub preempted: AtomicUsize,
     pub kv_blocks_used: AtomicUsize,
     pub kv_blocks_cached: AtomicUsize,
     pub sessions: AtomicUsize,
@@ -92,7 +92,7 @@ pub struct EngineStatus {
     pub alive: bool,
     /// Requests in the batch.
     pub running: usize,
-    /// Requests that wait.
+    /// Requests that wait to run: in the queue, for their session, or preempted.
     pub waiting: usize,
     /// KV blocks that running requests hold.
     pub kv_blocks_used: usize,
@@ -218,7 +218,8 @@ impl EngineHandle {
         EngineStatus {
             alive: !self.commands.is_closed(),
             running: read(&self.gauges.running),
-            waiting: read(&self.gauges.waiting),
+            waiting: self.queue_limit - self.queue.available_permits()
+                + read(&self.gauges.preempted),
             kv_blocks_used: read(&self.gauges.kv_blocks_used),
             kv_blocks_cached: read(&self.gauges.kv_blocks_cached),
             kv_blocks: self.kv_blocks,

@@ -43,7 +43,10 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: StepLimits,
+    /// Preempted ones first.
     waiting: VecDeque<Sequence>,
+    /// How many of `waiting` were preempted.
+    preempted: usize,
     /// Oldest first.
     running: Vec<Sequence>,
     blocks: BlockPool,
@@ -57,6 +60,7 @@ impl Scheduler {
         Self {
             limits,
             waiting: VecDeque::new(),
+            preempted: 0,
             running: Vec::new(),
             blocks: BlockPool::new(blocks),
             preemptions: 0,
@@ -79,6 +83,12 @@ impl Scheduler {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Sequences that wait because they were preempted.
+    #[must_use]
+    pub fn preempted(&self) -> usize {
+        self.preempted
     }
 
     /// How often a sequence was preempted.
@@ -161,6 +171,7 @@ impl Scheduler {
 
     fn preempt(&mut self, mut sequence: Sequence) {
         self.preemptions += 1;
+        self.preempted += 1;
         release(&mut self.blocks, &mut sequence);
         self.waiting.push_front(sequence);
     }
@@ -181,6 +192,7 @@ impl Scheduler {
             let Some(mut sequence) = self.waiting.pop_front() else {
                 break;
             };
+            self.preempted = self.preempted.saturating_sub(1);
             attach(&mut self.blocks, &mut sequence, &cached);
             let tokens = sequence.pending().min(budget);
             self.running.push(sequence);
@@ -232,6 +244,7 @@ impl Scheduler {
             self.running.remove(at)
         } else {
             let at = self.waiting.iter().position(|s| s.id == id)?;
+            self.preempted -= usize::from(at < self.preempted);
             self.waiting.remove(at)?
         };
         release(&mut self.blocks, &mut sequence);

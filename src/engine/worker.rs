@@ -412,7 +412,7 @@ impl Worker {
             gauge.store(value, Ordering::Relaxed);
         };
         set(&gauges.running, self.scheduler.running());
-        set(&gauges.waiting, self.scheduler.waiting());
+        set(&gauges.preempted, self.scheduler.preempted());
         set(
             &gauges.kv_blocks_used,
             blocks.capacity() - blocks.available(),

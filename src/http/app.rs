@@ -48,6 +48,8 @@ impl Default for HttpConfig {
 pub struct ModelInfo {
     /// The name clients call it by.
     pub id: String,
+    /// The name it was started by (`--model`), by which clients may call it too.
+    pub source: String,
     /// Number of weights.
     pub parameters: u64,
     /// How the weights are held: `f32`, `bf16`, `q8`.
@@ -66,6 +68,14 @@ pub struct ModelInfo {
     pub fingerprint: String,
     /// When the model was made available, in OpenAI's `created`.
     pub created: SystemTime,
+}
+
+impl ModelInfo {
+    /// Whether a client that asks for this name means this model.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        name == self.id || name == self.source
+    }
 }
 
 /// A loaded model, ready to generate.

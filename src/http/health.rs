@@ -193,6 +193,8 @@ struct SamplingFacts {
     typical_p: Option<f32>,
     /// Penalty on tokens that were there before.
     repetition_penalty: Option<f32>,
+    /// Tokens to generate at most.
+    max_new_tokens: Option<usize>,
 }
 
 /// The engine at this moment.

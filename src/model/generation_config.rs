@@ -16,6 +16,7 @@ pub struct GenerationConfig {
     min_p: Option<f32>,
     typical_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    max_new_tokens: Option<usize>,
     eos_token_id: Option<TokenIds>,
 }
 
@@ -23,9 +24,37 @@ impl GenerationConfig {
     /// Reads the file's content.
     ///
     /// # Errors
-    /// If it is not JSON or a field has the wrong type.
+    /// If it is not JSON, or a field has the wrong type or a value that no request may have.
     pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+        let config: Self = serde_json::from_slice(bytes)?;
+        config.check().map_err(serde::de::Error::custom)?;
+        Ok(config)
+    }
+
+    /// Checks the ranges that a request's own fields have.
+    fn check(&self) -> Result<(), String> {
+        let at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
+        let share = |x: f32| x > 0.0 && x <= 1.0;
+        let fraction = |x: f32| (0.0..=1.0).contains(&x);
+        let factor = |x: f32| x.is_finite() && x > 0.0;
+        let fields: [(&str, Option<f32>, &dyn Fn(f32) -> bool, &str); 5] = [
+            ("temperature", self.temperature, &at_least_0, "at least 0"),
+            ("top_p", self.top_p, &share, "above 0, up to 1"),
+            ("min_p", self.min_p, &fraction, "0 to 1"),
+            ("typical_p", self.typical_p, &share, "above 0, up to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                &factor,
+                "above 0",
+            ),
+        ];
+        for (field, value, allowed, range) in fields {
+            if let Some(value) = value.filter(|&value| !allowed(value)) {
+                return Err(format!("`{field}` must be {range}, is {value}"));
+            }
+        }
+        Ok(())
     }
 
     /// What stands in for sampling fields a request leaves out.
@@ -39,6 +68,7 @@ impl GenerationConfig {
             min_p: self.min_p,
             typical_p: self.typical_p,
             repetition_penalty: self.repetition_penalty,
+            max_tokens: self.max_new_tokens,
         }
     }
 
@@ -46,5 +76,31 @@ impl GenerationConfig {
     #[must_use]
     pub fn end_of_text(&self) -> Option<Vec<u32>> {
         self.eos_token_id.clone().map(TokenIds::into_vec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_are_ignored_and_bad_values_refused() {
+        let config = GenerationConfig::from_json(
+            br#"{"_from_model_config": true, "top_k": 50, "max_new_tokens": 30, "eos_token_id": 7}"#,
+        )
+        .unwrap();
+        assert_eq!(config.sampling().top_k, Some(50));
+        assert_eq!(config.sampling().max_tokens, Some(30));
+        assert_eq!(config.end_of_text(), Some(vec![7]));
+        for (json, word) in [
+            (r#"{"temperature": -1}"#, "temperature"),
+            (r#"{"top_p": 0}"#, "top_p"),
+            (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),
+            (r#"{"top_k": "many"}"#, "many"),
+            ("{", "EOF"),
+        ] {
+            let error = GenerationConfig::from_json(json.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
     }
 }

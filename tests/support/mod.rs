@@ -75,6 +75,7 @@ pub fn serving(setup: &Setup) -> Serving {
     }
     let info = ModelInfo {
         id: files.name.clone(),
+        source: setup.source.to_string(),
         parameters: config.parameters() as u64,
         dtype: "f32".to_owned(),
         n_layer: config.n_layer,

@@ -76,7 +76,7 @@ pub(in crate::http) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
     let serving = app.serving()?;
-    if id == serving.info.id {
+    if serving.info.is_called(&id) {
         Ok(Json(Model::of(&serving)))
     } else {
         Err(ApiError::model_not_found(&id, &serving.info.id))

@@ -192,7 +192,7 @@ impl CompletionRequest {
 
     fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
         match &self.model {
-            Some(model) if *model != serving.info.id => {
+            Some(model) if !serving.info.is_called(model) => {
                 Err(ApiError::model_not_found(model, &serving.info.id))
             }
             _ => Ok(()),

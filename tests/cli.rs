@@ -1,0 +1,306 @@
+//! The `skald` command from outside: exit codes, messages, layers of settings, a whole life of a
+//! server.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// The command without what this environment might set.
+fn skald(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
+    let ours = std::env::vars().map(|(name, _)| name);
+    for name in ours.filter(|n| n.starts_with("SKALD_") || n.starts_with("HF_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().expect("skald runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Asserts that a command can't be used: exit code 2, and all of `words` in its message.
+#[track_caller]
+fn is_refused(command: &mut Command, words: &[&str]) {
+    let output = output(command);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} in {message}");
+    }
+}
+
+fn toml(content: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(content.as_bytes()).expect("written");
+    file
+}
+
+fn config(file: &tempfile::NamedTempFile) -> Command {
+    let path = file.path().to_str().expect("a path");
+    skald(&["serve", "--config", path])
+}
+
+/// A server in a process of its own; killed when dropped.
+struct Server {
+    child: Child,
+    address: String,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    /// Starts `skald serve` on a free port and waits until it is ready.
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("skald runs");
+        let mut log = BufReader::new(child.stderr.take().expect("a pipe"));
+        let address = loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).expect("a log") > 0, "it ended");
+            let line: Value = serde_json::from_str(&line).expect("every log line is JSON");
+            let message = line["message"].as_str().unwrap_or_default();
+            if let Some(address) = message.strip_prefix("ready at http://") {
+                break address.to_owned();
+            }
+        };
+        Self {
+            child,
+            address,
+            log,
+        }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: skald\r\nConnection: close\r\n\r\n"
+        )
+        .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    fn info(&self) -> Value {
+        let answer = self.get("/info");
+        let body = answer.split("\r\n\r\n").nth(1).expect("a body");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_names_every_subcommand_and_gives_examples() {
+    let help = text(&output(&mut skald(&["--help"])).stdout);
+    for word in ["serve", "generate", "pull", "openapi", "curl -N"] {
+        assert!(help.contains(word), "{word} in {help}");
+    }
+    let serve = text(&output(&mut skald(&["serve", "--help"])).stdout);
+    for word in [
+        "--kv-memory",
+        "SKALD_KV_MEMORY",
+        "default: 1GiB",
+        "Examples",
+    ] {
+        assert!(serve.contains(word), "{word} in {serve}");
+    }
+}
+
+#[test]
+fn a_misspelt_flag_or_value_is_refused_with_the_nearest() {
+    is_refused(&mut skald(&["serve", "--thread", "2"]), &["--threads"]);
+    is_refused(&mut skald(&["serve", "--dtype", "q4"]), &["q8", "bf16"]);
+    is_refused(&mut skald(&["serve", "--threads", "0"]), &["--threads"]);
+    is_refused(
+        &mut skald(&["serve", "--max-batch", "9000"]),
+        &["max-batch", "9000", "4096"],
+    );
+    is_refused(&mut skald(&["sreve"]), &["serve"]);
+}
+
+#[test]
+fn a_configuration_file_that_is_wrong_is_refused_with_file_and_line() {
+    let misspelt = toml("model = \"builtin\"\n\nkv_memory = \"1GiB\"\n");
+    let name = misspelt.path().to_str().expect("a path");
+    is_refused(
+        &mut config(&misspelt),
+        &[name, "line 3", "kv_memory", "kv-memory"],
+    );
+    is_refused(&mut config(&toml("model = 3\n")), &["model", "string"]);
+    is_refused(&mut config(&toml("model = \n")), &["line 1"]);
+    is_refused(
+        &mut config(&toml("drain-timeout = \"soon\"\n")),
+        &["soon", "30s"],
+    );
+    is_refused(
+        &mut skald(&["serve", "--config", "no-such-file.toml"]),
+        &["no-such-file.toml"],
+    );
+}
+
+#[test]
+fn a_model_that_can_not_be_used_is_refused() {
+    is_refused(&mut skald(&["serve", "--model", "a/b/c"]), &["a/b/c"]);
+    let empty = tempfile::tempdir().expect("a directory");
+    let path = empty.path().to_str().expect("a path");
+    is_refused(
+        &mut skald(&["serve", "--listen", "127.0.0.1:0", "--model", path]),
+        &["config.json", path],
+    );
+    is_refused(&mut skald(&["pull", "builtin"]), &["builtin"]);
+    is_refused(
+        &mut skald(&["generate", "Once", "--temperature", "-1"]),
+        &["temperature"],
+    );
+}
+
+/// The file of all settings stays what the program knows.
+#[test]
+fn the_documented_file_names_every_setting_at_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/skald.toml");
+    let text = std::fs::read_to_string(&path).expect("the file");
+    let named: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.trim_start_matches("# ").split_once(" = "))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    for name in skald::config::Layer::names() {
+        assert!(named.contains(&name), "{name} is not in config/skald.toml");
+    }
+    let layer = skald::config::Layer::from_toml(&path, &text).expect("it is valid");
+    let defaults = skald::config::Layer::default().settle().expect("defaults");
+    assert_eq!(layer.settle().expect("valid"), defaults);
+}
+
+#[test]
+fn flags_win_over_the_environment_that_over_the_file_that_over_defaults() {
+    let file = toml("max-queue = 11\nmax-batch = 12\nserved-model-name = \"teller\"\n");
+    let server = Server::start(
+        config(&file)
+            .env("SKALD_MAX_QUEUE", "21")
+            .env("SKALD_MAX_BATCH", "22")
+            .args(["--max-queue", "31"]),
+    );
+    let info = server.info();
+    assert_eq!(info["model_id"], "teller");
+    let settings = format!("{info}");
+    assert!(settings.contains("31"), "{settings}");
+    assert!(server.get("/v1/models/builtin").contains("200 OK"));
+    assert!(server.get("/v1/models/gpt2").contains("404"));
+}
+
+#[test]
+fn a_server_tells_what_it_runs_and_stops_at_sigterm() {
+    let mut server = Server::start(&mut skald(&["serve"]));
+    assert!(server.get("/health").contains("200 OK"));
+    server.signal("TERM");
+    let mut rest = String::new();
+    server.log.read_to_string(&mut rest).expect("a log");
+    assert!(rest.contains("stopped"), "{rest}");
+    let status = server.child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let failed = output(&mut skald(&["serve", "--listen", &address]));
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(text(&failed.stderr).contains(&address));
+}
+
+#[test]
+fn generate_gives_the_same_text_for_the_same_seed() {
+    let tell = || {
+        let mut command = skald(&["generate", "Once upon a time", "--seed", "7", "-n", "20"]);
+        let output = output(&mut command);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let tale = tell();
+    assert!(tale.len() > 20);
+    assert_eq!(tale, tell());
+}
+
+#[test]
+fn generate_reads_standard_input_and_writes_json() {
+    let mut child = skald(&["generate", "-", "--json", "-n", "5", "--temperature", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("skald runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"The wolf said").expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer["tokens"], 5);
+    assert_eq!(answer["finish_reason"], "length");
+    assert!(answer["seed"].is_u64() && answer["text"].is_string());
+}
+
+#[test]
+fn openapi_prints_the_contract_that_is_in_the_repository() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.yaml");
+    let committed = std::fs::read_to_string(path).expect("the contract");
+    assert_eq!(text(&output(&mut skald(&["openapi"])).stdout), committed);
+    let json = output(&mut skald(&["openapi", "--json"])).stdout;
+    let contract: Value = serde_json::from_slice(&json).expect("JSON");
+    assert!(contract["paths"]["/generate"].is_object());
+}
+
+#[test]
+fn an_environment_variable_that_sets_nothing_is_pointed_out() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut command = skald(&["serve", "--listen", &address]);
+    let log = text(&output(command.env("SKALD_KV_MEMROY", "1GiB")).stderr);
+    assert!(log.contains("SKALD_KV_MEMROY") && log.contains("SKALD_KV_MEMORY"));
+}
+
+/// Nothing hangs: a server whose log no one reads still answers.
+#[test]
+fn a_second_signal_ends_a_draining_server_at_once() {
+    let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "60s"]));
+    let mut stream = TcpStream::connect(&server.address).expect("a connection");
+    let body = r#"{"inputs":"Once","stream":true,"overflow":"slide","parameters":{"max_new_tokens":100000}}"#;
+    write!(
+        stream,
+        "POST /generate HTTP/1.1\r\nHost: skald\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("sent");
+    let mut begun = [0; 64];
+    stream.read_exact(&mut begun).expect("the answer begins");
+    server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(server.child.try_wait().expect("a status").is_none());
+    server.signal("TERM");
+    assert_eq!(server.child.wait().expect("it ends").code(), Some(130));
+}
