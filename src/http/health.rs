@@ -294,6 +294,7 @@ impl SamplingFacts {
             min_p: defaults.min_p,
             typical_p: defaults.typical_p,
             repetition_penalty: defaults.repetition_penalty,
+            max_new_tokens: defaults.max_tokens,
         }
     }
 }
