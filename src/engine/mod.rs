@@ -39,7 +39,7 @@ pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,
 };
-pub use handle::{EngineHandle, EngineStatus, Generation, KeptOutput, SessionInfo};
+pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation, KeptOutput, SessionInfo};
 
 use crate::model::gpt2::Gpt2;
 use crate::request::RequestId;
@@ -123,7 +123,12 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
     let gauges = Arc::default();
     let handle = EngineHandle::new(
         sender,
-        config.queue_limit,
+        EngineLimits {
+            max_batch: config.max_batch,
+            max_step_tokens: config.max_step_tokens,
+            max_queue: config.queue_limit,
+            max_sessions: config.max_sessions,
+        },
         EVENT_CAPACITY,
         kv_blocks,
         Arc::clone(&gauges),
