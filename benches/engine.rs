@@ -14,11 +14,17 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
+use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
 use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
+
+mod limits;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PROMPT: usize = 64;
 const NEW: usize = 128;
@@ -47,7 +53,7 @@ fn main() {
     let source: ModelSource = arguments.model.parse().expect("a model");
     let files = source.fetch(false).expect("the model's files");
     let pool = Pool::new(arguments.threads);
-    let limit = memory_bandwidth(&pool);
+    let limit = limits::Memory::new().bandwidth(&pool);
     println!(
         "{}: {:.1} M parameters, {} threads, {}; reading memory: {:.1} GB/s",
         files.name,
@@ -78,6 +84,11 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
     let weights = model.weight_bytes() as f64;
     let config = EngineConfig {
         kv_memory: bytesize::ByteSize::gib(4),
+        kv_dtype: if dtype == WeightDtype::F32 {
+            KvDtype::F32
+        } else {
+            KvDtype::Bf16
+        },
         max_step_tokens: 512,
         ..EngineConfig::default()
     };
@@ -148,28 +159,6 @@ async fn run(
     let firsts = futures_util::future::join_all(each).await;
     let first = firsts.into_iter().max().expect("a request");
     (first, started.elapsed().saturating_sub(first))
-}
-
-/// Bytes per second at which all threads together read memory far larger than the caches; the
-/// best of five.
-fn memory_bandwidth(pool: &Pool) -> f64 {
-    const PART: usize = 1 << 21;
-    let memory: Vec<u64> = vec![1; 1 << 26];
-    let best = (0..5).map(|_| {
-        let started = Instant::now();
-        pool.run(memory.len() / PART, |part| {
-            let words = memory[part * PART..(part + 1) * PART].as_chunks::<32>().0;
-            let mut sums = [0u64; 32];
-            for chunk in words {
-                for (sum, word) in sums.iter_mut().zip(chunk) {
-                    *sum = sum.wrapping_add(*word);
-                }
-            }
-            std::hint::black_box(sums);
-        });
-        size_of_val(&memory[..]) as f64 / started.elapsed().as_secs_f64()
-    });
-    best.fold(0.0, f64::max)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -76,6 +76,18 @@ pub enum Dtype {
     Q8,
 }
 
+/// How keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KvPrecision {
+    /// f32 with f32 weights, bf16 with others.
+    Auto,
+    /// 32-bit floats, as computed.
+    F32,
+    /// bfloat16: twice as many tokens in the same memory, read twice as fast.
+    Bf16,
+}
+
 /// Whether the model's `generation_config.json` fills in what requests leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -169,6 +181,10 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub kv_memory: Option<ByteSize>,
+    /// How the KV cache holds keys and values: auto is f32 with f32 weights, bf16 with others
+    /// [default: auto]
+    #[arg(long, env = "SKALD_KV_DTYPE", value_enum, help_heading = "Engine")]
+    pub kv_dtype: Option<KvPrecision>,
     /// Requests in a batch at most [default: 64]
     #[arg(
         long,
@@ -270,6 +286,7 @@ pub struct Settings {
     pub generation_config: GenerationDefaults,
     pub threads: NonZeroUsize,
     pub kv_memory: ByteSize,
+    pub kv_dtype: KvPrecision,
     pub max_batch: usize,
     pub max_step_tokens: usize,
     pub max_queue: usize,
@@ -342,6 +359,7 @@ impl Layer {
             generation_config: self.generation_config.or(below.generation_config),
             threads: self.threads.or(below.threads),
             kv_memory: self.kv_memory.or(below.kv_memory),
+            kv_dtype: self.kv_dtype.or(below.kv_dtype),
             max_batch: self.max_batch.or(below.max_batch),
             max_step_tokens: self.max_step_tokens.or(below.max_step_tokens),
             max_queue: self.max_queue.or(below.max_queue),
@@ -373,6 +391,7 @@ impl Layer {
             generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
             threads: self.threads.unwrap_or(cores),
             kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
+            kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),
             max_batch: self.max_batch.unwrap_or(64),
             max_step_tokens: self.max_step_tokens.unwrap_or(256),
             max_queue: self.max_queue.unwrap_or(256),

@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 
 use serde_json::Value;
 use skald::kernels::attention::SequenceSpan;
+use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::rows;
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
@@ -48,7 +49,7 @@ impl Real {
             }],
             logits_rows: (0..n).collect(),
         };
-        let kv = self.model.kv_cache(64).expect("a cache");
+        let kv = self.model.kv_cache(KvDtype::F32, 64).expect("a cache");
         let logits = self.model.forward(&batch, &kv).expect("logits");
         logits.to_vec2().expect("rows")
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
-use crate::config::{Dtype, GenerationDefaults, LogFormat};
+use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
 use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle};
@@ -87,6 +87,7 @@ impl Generate {
             model: self.model.clone(),
             served_model_name: None,
             dtype: self.dtype,
+            kv_dtype: KvPrecision::Auto,
             threads: self.threads.unwrap_or(cores),
             generation_config: self.generation_config,
         };

@@ -9,10 +9,11 @@ use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::info;
 
-use crate::config::{Dtype, GenerationDefaults};
+use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, blocks::BLOCK_SIZE};
 use crate::http::{ModelInfo, Serving};
 use crate::kernels::Isa;
+use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
 use crate::model::{ModelFiles, ModelSource};
@@ -24,22 +25,24 @@ pub(super) struct ModelSettings {
     pub model: String,
     pub served_model_name: Option<String>,
     pub dtype: Dtype,
+    pub kv_dtype: KvPrecision,
     pub threads: NonZeroUsize,
     pub generation_config: GenerationDefaults,
 }
 
 impl ModelSettings {
     /// Fetches, loads and starts the model; blocks.
-    pub fn start(&self, engine: EngineConfig) -> anyhow::Result<Serving> {
+    pub fn start(&self, mut engine: EngineConfig) -> anyhow::Result<Serving> {
         let started = Instant::now();
         let source: ModelSource = self.model.parse()?;
         let files = source.fetch(std::io::stderr().is_terminal())?;
         let dtype = self.weight_dtype(files.checkpoint.dtype());
+        engine.kv_dtype = self.kv_dtype(dtype);
         let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let kv_memory = engine.kv_memory;
-        let kv_tokens =
-            engine.kv_memory.as_u64() / model.kv_block_bytes() as u64 * BLOCK_SIZE as u64;
+        let kv_tokens = engine.kv_memory.as_u64() / model.kv_block_bytes(engine.kv_dtype) as u64
+            * BLOCK_SIZE as u64;
         let handle = engine::start(model, engine)?;
         let name = self
             .served_model_name
@@ -75,6 +78,14 @@ impl ModelSettings {
             Dtype::Q8 => WeightDtype::Q8,
             Dtype::Auto if on_disk == Some(DType::F32) => WeightDtype::F32,
             Dtype::Auto | Dtype::Bf16 => WeightDtype::Bf16,
+        }
+    }
+
+    fn kv_dtype(&self, weights: WeightDtype) -> KvDtype {
+        match self.kv_dtype {
+            KvPrecision::F32 => KvDtype::F32,
+            KvPrecision::Auto if weights == WeightDtype::F32 => KvDtype::F32,
+            KvPrecision::Auto | KvPrecision::Bf16 => KvDtype::Bf16,
         }
     }
 

@@ -84,6 +84,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         model: settings.model,
         served_model_name: settings.served_model_name,
         dtype: settings.dtype,
+        kv_dtype: settings.kv_dtype,
         threads: settings.threads,
         generation_config: settings.generation_config,
     };
@@ -93,7 +94,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         max_step_tokens: settings.max_step_tokens,
         queue_limit: settings.max_queue,
         max_sessions: settings.max_sessions,
-        step_hook: None,
+        ..EngineConfig::default()
     };
     let loading = tokio::task::spawn_blocking(move || model.start(engine));
     tokio::select! {

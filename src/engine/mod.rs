@@ -45,6 +45,7 @@ pub use event::{
 };
 pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation, KeptOutput, SessionInfo};
 
+use crate::kernels::kv::KvDtype;
 use crate::model::gpt2::Gpt2;
 use crate::request::RequestId;
 
@@ -60,6 +61,8 @@ pub type StepHook = Arc<dyn Fn(&[RequestId]) + Send + Sync>;
 pub struct EngineConfig {
     /// Memory for the KV cache.
     pub kv_memory: ByteSize,
+    /// How it holds keys and values.
+    pub kv_dtype: KvDtype,
     /// Requests in a batch at most.
     pub max_batch: usize,
     /// Tokens in a step at most; long prompts are read in chunks of what is left of it.
@@ -76,6 +79,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             kv_memory: ByteSize::gib(1),
+            kv_dtype: KvDtype::F32,
             max_batch: 64,
             max_step_tokens: 256,
             queue_limit: 256,
@@ -113,7 +117,7 @@ pub enum EngineError {
 /// # Errors
 /// [`EngineError`] if there is no memory for the KV cache or no thread to be had.
 pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineError> {
-    let block_bytes = model.kv_block_bytes();
+    let block_bytes = model.kv_block_bytes(config.kv_dtype);
     let kv_blocks = usize::try_from(config.kv_memory.as_u64()).unwrap_or(usize::MAX) / block_bytes;
     if kv_blocks == 0 {
         return Err(EngineError::NoKvMemory {
@@ -122,7 +126,7 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
             block_bytes: ByteSize::b(block_bytes as u64),
         });
     }
-    let kv = model.kv_cache(kv_blocks)?;
+    let kv = model.kv_cache(config.kv_dtype, kv_blocks)?;
     let (sender, commands) = mpsc::unbounded_channel();
     let gauges = Arc::default();
     let handle = EngineHandle::new(

@@ -22,6 +22,7 @@ use super::lanes::per_isa;
 use super::linear_tile::{Tile, block_rows, compute};
 use super::pack::{PANEL, PackedWeights, pack_rows};
 use super::shared_slice::SharedSlice;
+use super::weight_memory::WeightMemory;
 use super::{Isa, Pool, math};
 
 /// Tasks per thread, at least: enough that all threads finish at about the same time.
@@ -136,13 +137,15 @@ struct Activations {
 }
 
 impl Linear {
-    /// A layer on our own kernels, its weights packed in `dtype`.
+    /// A layer on our own kernels, its weights packed into `memory` in `dtype`.
     ///
     /// # Errors
-    /// If lengths do not fit the shape, or the checkpoint's type is not supported.
+    /// If lengths do not fit the shape, the checkpoint's type is not supported, or there is no
+    /// memory.
     pub fn pack(
         pool: &Arc<Pool>,
         isa: Isa,
+        memory: &WeightMemory,
         dtype: WeightDtype,
         weight: RawWeight<'_>,
         bias: Option<&[f32]>,
@@ -151,7 +154,7 @@ impl Linear {
         Ok(Self(Kind::Packed(Arc::new(Packed {
             pool: Arc::clone(pool),
             isa,
-            weights: PackedWeights::pack(pool, dtype, &weight),
+            weights: PackedWeights::pack(pool, isa, memory, dtype, &weight)?,
             bias: padded(bias.unwrap_or_default(), weight.out_features),
             scratch: Mutex::default(),
         }))))

@@ -61,7 +61,8 @@ impl Case {
 
     fn packed(&self, isa: Isa, dtype: WeightDtype) -> Linear {
         let raw = self.raw(Layout::InOut);
-        Linear::pack(&pool(), isa, dtype, raw, Some(&self.bias)).unwrap()
+        let memory = WeightMemory::default();
+        Linear::pack(&pool(), isa, &memory, dtype, raw, Some(&self.bias)).unwrap()
     }
 
     fn x(&self, rows: usize) -> Tensor {

@@ -3,7 +3,8 @@
 
 use super::Isa;
 use super::linear::WeightDtype;
-use super::pack::{Line, PANEL, PackedWeights, Q8_GROUP};
+use super::pack::{PANEL, PackedWeights, Q8_GROUP};
+use super::weight_memory::Line;
 
 /// Rows in a block at most. Twelve rows of two registers each, two of weights and one broadcast
 /// fill the 32 registers of AVX-512; q8 needs every sum twice, so half of it.

@@ -1,7 +1,8 @@
 //! The compute kernels, as candle custom ops: packed linear layers, attention over KV blocks,
 //! layer norm, and the element-wise functions between them.
 //!
-//! - [`linear`]: linear layers; `pack` lays their operands out, `linear_tile` computes a tile.
+//! - [`linear`]: linear layers; `pack` lays their operands out in [`weight_memory`],
+//!   `linear_tile` computes a tile.
 //! - [`attention`]: attention over the blocks of a [`kv`] cache.
 //! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
 //!   `lanes` is how all of them order their sums.
@@ -28,6 +29,7 @@ mod pack;
 pub mod pool;
 pub mod rows;
 mod shared_slice;
+pub mod weight_memory;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

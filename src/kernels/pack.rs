@@ -18,11 +18,15 @@
 //!
 //! Missing features and outputs are zero, so kernels never look at edges.
 
+use std::io;
+
 use half::{bf16, f16};
 
-use super::Pool;
+use super::lanes::per_isa;
 use super::linear::{Layout, RawWeight, WeightDtype};
 use super::shared_slice::SharedSlice;
+use super::weight_memory::{Line, Lines, WeightMemory};
+use super::{Isa, Pool};
 
 /// Output features per panel.
 pub(super) const PANEL: usize = 32;
@@ -30,22 +34,13 @@ pub(super) const PANEL: usize = 32;
 /// Input features that share one activation scale in q8.
 pub(super) const Q8_GROUP: usize = 128;
 
-/// 64 bytes, aligned as a cache line and a 512-bit register want it.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub [u32; 16]);
-
-impl Line {
-    const ZERO: Self = Self([0; 16]);
-}
-
 /// Packed weights of one layer.
 pub(super) struct PackedWeights {
     pub dtype: WeightDtype,
     pub in_features: usize,
     pub out_features: usize,
     /// Panels one after the other, [`words`](Self::words) steps of two lines each.
-    lines: Vec<Line>,
+    lines: Lines,
     /// q8: what a weight's integer is multiplied with, per output (padded).
     pub scales: Vec<f32>,
     /// q8: `-128 *` the sum of an output's integers, `[panel][group][PANEL]`: what the
@@ -66,51 +61,45 @@ impl WeightDtype {
 
 impl PackedWeights {
     /// Packs on all threads of the pool. The caller has checked the lengths.
-    pub fn pack(pool: &Pool, dtype: WeightDtype, raw: &RawWeight<'_>) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn pack(
+        pool: &Pool,
+        isa: Isa,
+        memory: &WeightMemory,
+        dtype: WeightDtype,
+        raw: &RawWeight<'_>,
+    ) -> io::Result<Self> {
         let words = raw.in_features.div_ceil(dtype.features_per_word());
         let panels = raw.out_features.div_ceil(PANEL);
         let groups = raw.in_features.div_ceil(Q8_GROUP);
-        let quantized = dtype == WeightDtype::Q8;
+        let quantized = usize::from(dtype == WeightDtype::Q8);
         let mut packed = Self {
             dtype,
             in_features: raw.in_features,
             out_features: raw.out_features,
-            lines: zeroed_lines(panels * words * 2),
-            scales: vec![0.0; if quantized { panels * PANEL } else { 0 }],
-            corrections: vec![
-                0;
-                if quantized {
-                    panels * groups * PANEL
-                } else {
-                    0
-                }
-            ],
+            lines: memory.lines(panels * words * 2)?,
+            scales: vec![0.0; quantized * panels * PANEL],
+            corrections: vec![0; quantized * panels * groups * PANEL],
         };
         let lines = SharedSlice::new(&mut packed.lines);
         let scales = SharedSlice::new(&mut packed.scales);
         let corrections = SharedSlice::new(&mut packed.corrections);
         pool.run(panels, |panel| {
-            // SAFETY: every task has panels of its own, and the parts lie in the slices by
-            // construction of their lengths.
-            let (lines, scales, corrections) = unsafe {
-                let quantized = usize::from(quantized);
-                (
-                    lines.part(panel * words * 2, words * 2),
-                    scales.part(panel * PANEL * quantized, PANEL * quantized),
-                    corrections.part(
-                        panel * groups * PANEL * quantized,
-                        groups * PANEL * quantized,
-                    ),
-                )
+            // SAFETY: every task has panels of its own.
+            let mut packed = unsafe {
+                let corrections_per_panel = groups * PANEL * quantized;
+                PackedPanel {
+                    lines: lines.part(panel * words * 2, words * 2),
+                    scales: scales.part(panel * PANEL * quantized, PANEL * quantized),
+                    corrections: corrections
+                        .part(panel * corrections_per_panel, corrections_per_panel),
+                }
             };
-            let columns = Columns::read(raw, panel * PANEL);
-            match dtype {
-                WeightDtype::F32 => pack_f32(&columns, lines),
-                WeightDtype::Bf16 => pack_bf16(&columns, lines),
-                WeightDtype::Q8 => pack_q8(&columns, lines, scales, corrections),
-            }
+            pack_panel(isa, dtype, raw, panel, &mut packed);
         });
-        packed
+        Ok(packed)
     }
 
     /// Steps of a panel.
@@ -140,37 +129,64 @@ impl PackedWeights {
     }
 }
 
-/// The weights of up to [`PANEL`] outputs, widened: `[in_features][PANEL]`.
-struct Columns {
-    values: Vec<[f32; PANEL]>,
+/// Where one panel is packed to.
+struct PackedPanel<'a> {
+    lines: &'a mut [Line],
+    /// Empty but for q8.
+    scales: &'a mut [f32],
+    /// Empty but for q8.
+    corrections: &'a mut [i32],
 }
 
-impl Columns {
-    fn read(raw: &RawWeight<'_>, first: usize) -> Self {
-        let width = PANEL.min(raw.out_features - first);
-        let mut values = vec![[0.0; PANEL]; raw.in_features];
-        match raw.layout {
-            Layout::InOut => {
-                for (k, row) in values.iter_mut().enumerate() {
-                    raw.widen(k * raw.out_features + first, &mut row[..width]);
-                }
+per_isa! {
+    /// Packs one panel.
+    fn pack_panel(
+        dtype: WeightDtype, raw: &RawWeight<'_>, panel: usize, packed: &mut PackedPanel<'_>,
+    ) => pack_panel_body;
+}
+
+#[inline(always)]
+fn pack_panel_body(
+    dtype: WeightDtype,
+    raw: &RawWeight<'_>,
+    panel: usize,
+    packed: &mut PackedPanel<'_>,
+) {
+    let columns = columns(raw, panel * PANEL);
+    match dtype {
+        WeightDtype::F32 => pack_f32(&columns, packed.lines),
+        WeightDtype::Bf16 => pack_bf16(&columns, packed.lines),
+        WeightDtype::Q8 => pack_q8(&columns, packed),
+    }
+}
+
+/// The weights of up to [`PANEL`] outputs, widened: `[in_features][PANEL]`.
+#[inline(always)]
+fn columns(raw: &RawWeight<'_>, first: usize) -> Vec<[f32; PANEL]> {
+    let width = PANEL.min(raw.out_features - first);
+    let mut values = vec![[0.0; PANEL]; raw.in_features];
+    match raw.layout {
+        Layout::InOut => {
+            for (k, row) in values.iter_mut().enumerate() {
+                raw.widen(k * raw.out_features + first, &mut row[..width]);
             }
-            Layout::OutIn => {
-                let mut weights = vec![0.0; raw.in_features];
-                for column in 0..width {
-                    raw.widen((first + column) * raw.in_features, &mut weights);
-                    for (row, &weight) in values.iter_mut().zip(&weights) {
-                        row[column] = weight;
-                    }
+        }
+        Layout::OutIn => {
+            let mut weights = vec![0.0; raw.in_features];
+            for column in 0..width {
+                raw.widen((first + column) * raw.in_features, &mut weights);
+                for (row, &weight) in values.iter_mut().zip(&weights) {
+                    row[column] = weight;
                 }
             }
         }
-        Self { values }
     }
+    values
 }
 
 impl RawWeight<'_> {
     /// Reads consecutive weights from an element on.
+    #[inline(always)]
     fn widen(&self, at: usize, out: &mut [f32]) {
         let size = self.dtype.size_in_bytes();
         let bytes = &self.bytes[at * size..(at + out.len()) * size];
@@ -194,50 +210,79 @@ impl RawWeight<'_> {
     }
 }
 
-/// The word of output `column` at a step.
-fn word(lines: &mut [Line], step: usize, column: usize) -> &mut u32 {
-    &mut lines[step * 2 + column / 16].0[column % 16]
-}
-
-fn pack_f32(columns: &Columns, lines: &mut [Line]) {
-    for (step, row) in columns.values.iter().enumerate() {
-        for (column, weight) in row.iter().enumerate() {
-            *word(lines, step, column) = weight.to_bits();
-        }
+/// Writes a step's words, one for each output.
+#[inline(always)]
+fn write_step(step: &mut [Line], words: &[u32; PANEL]) {
+    for (line, words) in step.iter_mut().zip(words.as_chunks().0) {
+        line.0 = *words;
     }
 }
 
-fn pack_bf16(columns: &Columns, lines: &mut [Line]) {
-    for (step, rows) in columns.values.chunks(2).enumerate() {
-        for column in 0..PANEL {
-            let low = round_to_bf16(rows[0][column]);
-            let high = rows.get(1).map_or(0, |row| round_to_bf16(row[column]));
-            *word(lines, step, column) = low | high << 16;
+#[inline(always)]
+fn pack_f32(columns: &[[f32; PANEL]], lines: &mut [Line]) {
+    for (step, row) in lines.chunks_exact_mut(2).zip(columns) {
+        write_step(step, &row.map(f32::to_bits));
+    }
+}
+
+#[inline(always)]
+fn pack_bf16(columns: &[[f32; PANEL]], lines: &mut [Line]) {
+    for (step, rows) in lines.chunks_exact_mut(2).zip(columns.chunks(2)) {
+        let mut words = rows[0].map(round_to_bf16);
+        if let Some(odd) = rows.get(1) {
+            for (word, &weight) in words.iter_mut().zip(odd) {
+                *word |= round_to_bf16(weight) << 16;
+            }
         }
+        write_step(step, &words);
     }
 }
 
 /// Symmetric 8-bit integers with one scale per output: the largest weight becomes 127.
-fn pack_q8(columns: &Columns, lines: &mut [Line], scales: &mut [f32], corrections: &mut [i32]) {
-    for column in 0..PANEL {
-        let largest = columns
-            .values
-            .iter()
-            .fold(0f32, |largest, row| largest.max(row[column].abs()));
-        scales[column] = largest / 127.0;
-    }
-    for (k, row) in columns.values.iter().enumerate() {
-        for column in 0..PANEL {
-            let integer = if scales[column] > 0.0 {
-                (row[column] / scales[column]).round_ties_even() as i32
-            } else {
-                0
-            };
-            let byte = u32::from((integer.clamp(-127, 127) as i8).cast_unsigned());
-            *word(lines, k / 4, column) |= byte << (8 * (k % 4));
-            corrections[k / Q8_GROUP * PANEL + column] -= 128 * integer;
+#[inline(always)]
+fn pack_q8(columns: &[[f32; PANEL]], packed: &mut PackedPanel<'_>) {
+    let mut largest = [0f32; PANEL];
+    for row in columns {
+        for (largest, weight) in largest.iter_mut().zip(row) {
+            *largest = largest.max(weight.abs());
         }
     }
+    let inverse = largest.map(|l| if l > 0.0 { 127.0 / l } else { 0.0 });
+    for (scale, largest) in packed.scales.iter_mut().zip(largest) {
+        *scale = largest / 127.0;
+    }
+    let groups = columns.chunks(Q8_GROUP);
+    let group_lines = packed.lines.chunks_mut(Q8_GROUP / 4 * 2);
+    let corrections = packed.corrections.chunks_exact_mut(PANEL);
+    for ((columns, lines), corrections) in groups.zip(group_lines).zip(corrections) {
+        let mut sums = [0i32; PANEL];
+        for (step, rows) in lines.chunks_exact_mut(2).zip(columns.chunks(4)) {
+            let mut words = [0u32; PANEL];
+            for (byte, row) in rows.iter().enumerate() {
+                for (column, word) in words.iter_mut().enumerate() {
+                    let integer = round_to_integer(row[column] * inverse[column]);
+                    sums[column] += integer;
+                    *word |= (integer.cast_unsigned() & 0xff) << (8 * byte);
+                }
+            }
+            write_step(step, &words);
+        }
+        for (correction, sum) in corrections.iter_mut().zip(sums) {
+            *correction = -128 * sum;
+        }
+    }
+}
+
+/// Added to a number of small magnitude, rounds it to the nearest integer, ties to even, which
+/// then is what the sum's bits exceed the bits of this number by.
+const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+
+#[inline(always)]
+fn round_to_integer(x: f32) -> i32 {
+    (x + ROUND)
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed()
 }
 
 /// The upper half of an f32 rounded to nearest even, as the low 16 bits.
@@ -250,32 +295,6 @@ fn round_to_bf16(value: f32) -> u32 {
         (bits >> 16) | 0x40
     } else {
         rounded
-    }
-}
-
-/// Lines of zeros that the system is asked to back with huge pages.
-fn zeroed_lines(count: usize) -> Vec<Line> {
-    let lines = vec![Line::ZERO; count];
-    #[cfg(target_os = "linux")]
-    advise_huge_pages(&lines);
-    lines
-}
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(lines: &[Line]) {
-    const PAGE: usize = 4096;
-    let start = lines.as_ptr().addr().next_multiple_of(PAGE);
-    let end = lines.as_ptr_range().end.addr() / PAGE * PAGE;
-    if end > start {
-        // SAFETY: the range lies within memory we own, and this advice does not change it.
-        unsafe {
-            let start = lines.as_ptr().with_addr(start).cast_mut().cast();
-            libc::madvise(
-                start,
-                end - lines.as_ptr().with_addr(start as usize).addr(),
-                libc::MADV_HUGEPAGE,
-            );
-        }
     }
 }
 
@@ -323,12 +342,10 @@ pub(super) fn pack_rows(
     }
 }
 
-/// Rounds a value of -127 to 127 to the nearest integer, ties to even, and adds 128: at this
-/// magnitude the integers are the last bits of an f32's mantissa.
+/// Rounds a value of -127 to 127 to the nearest integer, ties to even, and adds 128.
 #[inline(always)]
 fn quantize(x: f32) -> u32 {
-    const MAGIC: f32 = 12_582_912.0 + 128.0; // 1.5 * 2^23 + 128
-    (x + MAGIC).to_bits() & 0xff
+    (round_to_integer(x) + 128).cast_unsigned() & 0xff
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
 use crate::kernels::kv::{KvCache, KvDtype, LayerKv};
 use crate::kernels::linear::{Epilogue, Layout, Linear, RawWeight, WeightDtype};
 use crate::kernels::norm::LayerNorm;
+use crate::kernels::weight_memory::WeightMemory;
 use crate::kernels::{Isa, Pool};
 
 /// What the model computes with.
@@ -30,6 +31,8 @@ pub enum Runtime {
         pool: Arc<Pool>,
         /// The instruction set.
         isa: Isa,
+        /// Where packed weights lie.
+        memory: WeightMemory,
         /// How weights are held.
         dtype: WeightDtype,
     },
@@ -41,9 +44,16 @@ impl Runtime {
     /// Our own kernels on `threads` threads, with the best instruction set the machine has.
     #[must_use]
     pub fn kernels(threads: NonZeroUsize, dtype: WeightDtype) -> Self {
+        Self::on(Pool::new(threads), Isa::detect(), dtype)
+    }
+
+    /// Our own kernels on given threads and an instruction set that the processor has.
+    #[must_use]
+    pub fn on(pool: Arc<Pool>, isa: Isa, dtype: WeightDtype) -> Self {
         Self::Kernels {
-            pool: Pool::new(threads),
-            isa: Isa::detect(),
+            pool,
+            isa,
+            memory: WeightMemory::default(),
             dtype,
         }
     }
@@ -64,7 +74,12 @@ impl Runtime {
 
     fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Linear> {
         match self {
-            Self::Kernels { pool, isa, dtype } => Linear::pack(pool, *isa, *dtype, weight, bias),
+            Self::Kernels {
+                pool,
+                isa,
+                memory,
+                dtype,
+            } => Linear::pack(pool, *isa, memory, *dtype, weight, bias),
             Self::Plain(device) => Linear::plain(device, weight, bias),
         }
     }
@@ -159,6 +174,9 @@ impl Gpt2 {
             .collect::<std::result::Result<_, _>>()?;
         let wpe = loader.tensor("wpe.weight", &[config.n_positions, n_embd])?;
         let wpe = wpe.to_f32();
+        let lm_head = loader.lm_head()?;
+        // The weights are packed: of the file only the embeddings are read from now on.
+        checkpoint.release_pages();
         Ok(Self {
             device: runtime.device(),
             pool: runtime.pool(),
@@ -166,7 +184,7 @@ impl Gpt2 {
             wpe,
             h,
             ln_f: loader.layer_norm("ln_f")?,
-            lm_head: loader.lm_head()?,
+            lm_head,
             config,
         })
     }
@@ -192,25 +210,20 @@ impl Gpt2 {
 
     /// Bytes that one KV block of all layers takes.
     #[must_use]
-    pub fn kv_block_bytes(&self) -> usize {
+    pub fn kv_block_bytes(&self, dtype: KvDtype) -> usize {
         let config = &self.config;
-        KvCache::block_bytes(
-            KvDtype::F32,
-            config.n_layer,
-            config.n_head,
-            config.head_dim(),
-        )
+        KvCache::block_bytes(dtype, config.n_layer, config.n_head, config.head_dim())
     }
 
     /// An empty KV cache for this model.
     ///
     /// # Errors
     /// If the memory cannot be had.
-    pub fn kv_cache(&self, blocks: usize) -> Result<KvCache> {
+    pub fn kv_cache(&self, dtype: KvDtype, blocks: usize) -> Result<KvCache> {
         let config = &self.config;
         KvCache::new(
             &self.device,
-            KvDtype::F32,
+            dtype,
             config.n_layer,
             blocks,
             config.n_head,

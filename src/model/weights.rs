@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::config::Gpt2Config;
@@ -289,6 +289,21 @@ impl Checkpoint {
             },
             &shape,
         )
+    }
+
+    /// Gives back the memory of what was read so far; what is read again comes from the file.
+    pub fn release_pages(&self) {
+        for file in &self.files {
+            if let FileBytes::Mapped(mapped) = &file.bytes {
+                // SAFETY: of a read-only mapping of a file this only drops pages that are read
+                // again from the file when they are needed.
+                #[allow(unsafe_code)]
+                let released = unsafe { mapped.unchecked_advise(UncheckedAdvice::DontNeed) };
+                if let Err(error) = released {
+                    tracing::debug!(%error, file = file.name, "its pages stay in memory");
+                }
+            }
+        }
     }
 
     /// The token embeddings, to read single rows of.

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use skald::engine::EngineConfig;
 use skald::kernels::attention::SequenceSpan;
+use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
@@ -56,7 +57,7 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 fn logits(model: &Gpt2, ids: &[u32], wanted: usize) -> Tensor {
-    let kv = model.kv_cache(64).expect("a cache");
+    let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     model.forward(&whole(ids, wanted), &kv).expect("logits")
 }
 
@@ -66,9 +67,8 @@ fn logits_are_the_references_on_every_instruction_set_and_in_plain_candle() {
     let pool = Pool::new(NonZeroUsize::new(2).expect("not zero"));
     let mut runtimes = vec![("plain", Runtime::Plain(Device::Cpu))];
     for isa in Isa::available() {
-        let pool = pool.clone();
-        let dtype = WeightDtype::F32;
-        runtimes.push((isa.name(), Runtime::Kernels { pool, isa, dtype }));
+        let runtime = Runtime::on(pool.clone(), isa, WeightDtype::F32);
+        runtimes.push((isa.name(), runtime));
     }
     for (name, runtime) in runtimes {
         let model = Gpt2::load(&files(), &runtime).expect("the model loads");
@@ -93,7 +93,7 @@ fn the_hidden_states_are_the_references_layer_by_layer() {
     let model = gpt2();
     let ids = references["case0.ids"].to_dtype(DType::U32).expect("ids");
     let ids: Vec<u32> = ids.to_vec1().expect("ids");
-    let kv = model.kv_cache(64).expect("a cache");
+    let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     let mut states = Vec::new();
     let last = model
         .hidden_states(&whole(&ids, 0), &kv, |_, x| {

@@ -1,12 +1,17 @@
 //! A request's tokens depend on nothing but the request, bit for bit.
 
 use skald::engine::EngineConfig;
+use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::request::RequestDraft;
 
 use crate::model::{engine, gpt2_in, greedy, on_session, prompt, run, run_all, sampled};
 
-const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8];
+const DTYPES: [(WeightDtype, KvDtype); 3] = [
+    (WeightDtype::F32, KvDtype::F32),
+    (WeightDtype::Bf16, KvDtype::Bf16),
+    (WeightDtype::Q8, KvDtype::Bf16),
+];
 
 /// 32 requests of different lengths, parameters and seeds.
 fn mixed_requests() -> Vec<RequestDraft> {
@@ -29,10 +34,11 @@ fn mixed_requests() -> Vec<RequestDraft> {
 /// Outcomes are compared whole: ids, and the bits of every log-probability.
 #[tokio::test]
 async fn alone_or_among_32_prefilled_at_once_or_in_chunks_the_outcome_is_the_same() {
-    for dtype in DTYPES {
+    for (dtype, kv_dtype) in DTYPES {
         let start = |max_step_tokens| {
             let config = EngineConfig {
                 max_step_tokens,
+                kv_dtype,
                 ..EngineConfig::default()
             };
             skald::engine::start(gpt2_in(dtype), config).expect("the engine starts")
@@ -92,7 +98,7 @@ async fn requests_that_are_preempted_for_want_of_blocks_give_the_same_tokens() {
             .collect()
     };
     let roomy = run_all(&engine(EngineConfig::default()), requests()).await;
-    let block = gpt2_in(WeightDtype::F32).kv_block_bytes() as u64;
+    let block = gpt2_in(WeightDtype::F32).kv_block_bytes(KvDtype::F32) as u64;
     let tight = engine(EngineConfig {
         // Blocks for three of the six at their full length.
         kv_memory: bytesize::ByteSize::b(block * 24),

@@ -1,6 +1,7 @@
 //! Sessions: what is kept, what is forgotten, and who waits.
 
 use skald::engine::{EngineConfig, EngineHandle, GenerateError, KeptOutput, TokenEvent};
+use skald::kernels::kv::KvDtype;
 use skald::request::SessionId;
 
 use crate::model::{admit, engine, finish, greedy, on_session, prompt, run};
@@ -109,7 +110,7 @@ async fn a_deleted_session_starts_anew_and_a_running_turn_does_not_bring_it_back
 
 #[tokio::test]
 async fn an_evicted_cache_changes_nothing_but_the_time() {
-    let block = crate::model::gpt2().kv_block_bytes() as u64;
+    let block = crate::model::gpt2().kv_block_bytes(KvDtype::F32) as u64;
     let engine = engine(EngineConfig {
         kv_memory: bytesize::ByteSize::b(block * 20),
         ..EngineConfig::default()

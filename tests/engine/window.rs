@@ -2,6 +2,7 @@
 
 use skald::engine::sequence::context_start;
 use skald::engine::{EngineConfig, FinishReason, GenerateError};
+use skald::kernels::kv::KvDtype;
 use skald::request::{Overflow, RequestDraft};
 
 use crate::model::{admit, engine, greedy, limits, on_session, prompt, run, sampled};
@@ -70,7 +71,7 @@ async fn sliding_generation_equals_the_model_on_the_defined_context() {
 
 #[tokio::test]
 async fn a_request_the_cache_can_never_hold_is_refused_at_once() {
-    let block = crate::model::gpt2().kv_block_bytes() as u64;
+    let block = crate::model::gpt2().kv_block_bytes(KvDtype::F32) as u64;
     let engine = engine(EngineConfig {
         kv_memory: bytesize::ByteSize::b(block * 4),
         ..EngineConfig::default()

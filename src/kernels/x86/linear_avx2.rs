@@ -11,7 +11,8 @@ use std::arch::x86_64::{
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
-use crate::kernels::pack::{Line, PANEL, Q8_GROUP};
+use crate::kernels::pack::{PANEL, Q8_GROUP};
+use crate::kernels::weight_memory::Line;
 
 /// Outputs per register.
 const LANES: usize = 8;

@@ -13,7 +13,8 @@ use std::arch::x86_64::{
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
-use crate::kernels::pack::{Line, PANEL, Q8_GROUP};
+use crate::kernels::pack::{PANEL, Q8_GROUP};
+use crate::kernels::weight_memory::Line;
 
 /// How far ahead of the loads a panel is prefetched, in lines: past the end of a page, where the
 /// hardware's own prefetchers stop.

@@ -1,0 +1,131 @@
+//! Where packed weights lie: large mappings that the system is asked to back with huge pages.
+//!
+//! A step reads every weight once, so with ordinary pages it would also look up every page of
+//! them. The weights of all layers stand one after the other, because a layer alone is often
+//! smaller than a huge page. Memory is touched first by the thread that packs into it, and stays
+//! as long as a layer uses it.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::MmapMut;
+
+/// 64 bytes, aligned as a cache line and a 512-bit register want it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [u32; 16]);
+
+/// A huge page, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
+/// The least size of a mapping, in bytes; only what is written to takes memory.
+const CHUNK: usize = 64 << 20;
+
+/// Hands out memory for weights. Clones hand out the same memory.
+#[derive(Clone, Default)]
+pub struct WeightMemory(Arc<Mutex<Option<Chunk>>>);
+
+struct Chunk {
+    mapping: Arc<MmapMut>,
+    start: NonNull<Line>,
+    lines: usize,
+    used: usize,
+}
+
+// SAFETY: the pointer is into the mapping, which may be used from any thread; what is handed out
+// of it is handed out once.
+unsafe impl Send for Chunk {}
+
+/// Lines of zeros, or of whatever was written to them since.
+pub(super) struct Lines {
+    start: NonNull<Line>,
+    count: usize,
+    /// Keeps the memory.
+    _mapping: Arc<MmapMut>,
+}
+
+// SAFETY: it owns its lines, as a vector would.
+unsafe impl Send for Lines {}
+// SAFETY: as above.
+unsafe impl Sync for Lines {}
+
+impl WeightMemory {
+    /// Memory for `count` lines, all zero.
+    ///
+    /// # Errors
+    /// If the system has none.
+    pub(super) fn lines(&self, count: usize) -> io::Result<Lines> {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunk = match &mut *current {
+            Some(chunk) if chunk.lines - chunk.used >= count => chunk,
+            current => current.insert(Chunk::map(count)?),
+        };
+        // SAFETY: there are `count` lines left behind those used.
+        let start = unsafe { chunk.start.add(chunk.used) };
+        chunk.used += count;
+        Ok(Lines {
+            start,
+            count,
+            _mapping: Arc::clone(&chunk.mapping),
+        })
+    }
+}
+
+impl Chunk {
+    fn map(count: usize) -> io::Result<Self> {
+        let bytes = (count * size_of::<Line>()).max(CHUNK);
+        let mut mapping = MmapMut::map_anon(bytes + HUGE_PAGE)?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = mapping.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages for the weights");
+        }
+        let offset = mapping.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // SAFETY: the offset is within the mapping, and a huge page's start is aligned for lines.
+        let start = unsafe { NonNull::new_unchecked(mapping.as_mut_ptr().add(offset)) };
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            start: start.cast(),
+            lines: bytes / size_of::<Line>(),
+            used: 0,
+        })
+    }
+}
+
+impl Deref for Lines {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        // SAFETY: the lines are this value's alone, in a mapping that it keeps; any bits are a
+        // valid line.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.count) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_zero_and_do_not_overlap() {
+        let memory = WeightMemory::default();
+        let sizes = [0, 1, 1000, CHUNK / size_of::<Line>(), 5];
+        let mut parts: Vec<Lines> = sizes.map(|n| memory.lines(n).unwrap()).into();
+        drop(memory);
+        for (n, part) in parts.iter_mut().enumerate() {
+            assert!(part.iter().all(|line| line.0 == [0; 16]));
+            part.fill(Line([n as u32; 16]));
+        }
+        for ((n, part), size) in parts.iter().enumerate().zip(sizes) {
+            assert_eq!(part.len(), size);
+            assert!(part.iter().all(|line| line.0 == [n as u32; 16]));
+        }
+    }
+}
