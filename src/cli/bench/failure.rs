@@ -1,5 +1,6 @@
 //! Why a request was not answered in full.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 
@@ -50,6 +51,39 @@ impl Failure {
     }
 }
 
+/// All failures of a run, counted, with the first message of each kind: a server that refuses
+/// everything does so thousands of times a second.
+#[derive(Debug, Default)]
+pub(super) struct FailureCounts(BTreeMap<FailureKind, (usize, String)>);
+
+impl FailureCounts {
+    /// Counts one.
+    pub fn add(&mut self, failure: Failure) {
+        self.0.entry(failure.kind).or_insert((0, failure.message)).0 += 1;
+    }
+
+    /// Of all kinds.
+    pub fn total(&self) -> usize {
+        self.0.values().map(|(count, _)| count).sum()
+    }
+
+    /// With status 429.
+    pub fn rejected(&self) -> usize {
+        let rejected = self.0.iter().filter(|(kind, _)| kind.is_rejection());
+        rejected.map(|(_, (count, _))| count).sum()
+    }
+
+    /// Kinds with count and first message, the most frequent first.
+    pub fn most_frequent(&self) -> Vec<(FailureKind, usize, &str)> {
+        let kinds = self.0.iter();
+        let mut kinds: Vec<_> = kinds
+            .map(|(&kind, (count, message))| (kind, *count, message.as_str()))
+            .collect();
+        kinds.sort_by_key(|&(_, count, _)| std::cmp::Reverse(count));
+        kinds
+    }
+}
+
 impl FailureKind {
     /// Refused because too much is asked of the server (429).
     pub fn is_rejection(self) -> bool {
@@ -95,6 +129,19 @@ mod tests {
         assert_eq!(
             Failure::new(FailureKind::NoStream, "short").message,
             "short"
+        );
+    }
+
+    #[test]
+    fn failures_are_counted_by_kind_with_the_first_message() {
+        let mut counts = FailureCounts::default();
+        for (status, message) in [(429, "busy"), (500, "oh"), (400, "long"), (500, "ah")] {
+            counts.add(Failure::new(FailureKind::Status(status), message));
+        }
+        assert_eq!((counts.total(), counts.rejected()), (4, 1));
+        assert_eq!(
+            counts.most_frequent()[0],
+            (FailureKind::Status(500), 2, "oh")
         );
     }
 

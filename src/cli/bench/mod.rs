@@ -20,8 +20,8 @@
 //!   inter-token latency is one between events; both agree at one token in an event.
 //! - Every request counts: with `--duration` those in flight at its end are waited for. Only
 //!   Ctrl-C cancels, which the report tells of.
-//! - Prompts differ from their first word on, so a prefix cache does not help, except with
-//!   `--shared-prefix`.
+//! - Prompts differ from their first words on, so a prefix cache does not help, except with
+//!   `--shared-prefix`. Runs differ too, unless they are given the same `--seed`.
 
 mod client;
 mod dialect;
@@ -38,13 +38,14 @@ mod workload;
 
 use std::fs::File;
 use std::io::Write;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{ArgAction, Args};
 use reqwest::Url;
+use uuid::Uuid;
 
 use self::client::Target;
 use self::dialect::{BodyOptions, Dialect};
@@ -88,7 +89,7 @@ pub struct Bench {
     )]
     api_key: Option<String>,
     /// Requests in flight; with --rate, at most so many [default: 1; with --rate any number]
-    #[arg(short, long, value_name = "N", help_heading = "Load")]
+    #[arg(short, long, value_name = "N", value_parser = concurrency, help_heading = "Load")]
     concurrency: Option<NonZeroUsize>,
     /// Requests that arrive each second, on average
     #[arg(long, value_name = "R", value_parser = rate, help_heading = "Load")]
@@ -158,9 +159,10 @@ pub struct Bench {
         help_heading = "Requests"
     )]
     temperature: f64,
-    /// The same seed gives the same prompts, lengths and arrivals
-    #[arg(long, default_value = "0", help_heading = "Requests")]
-    seed: u64,
+    /// The same seed gives the same prompts, lengths and arrivals; a server that has seen them
+    /// before may have them cached [default: a new one]
+    #[arg(long, help_heading = "Requests")]
+    seed: Option<u64>,
     /// One JSON object instead of a table
     #[arg(long, help_heading = "Report")]
     json: bool,
@@ -181,15 +183,14 @@ impl Bench {
         if !measured.answered.is_empty() {
             return Ok(());
         }
-        Err(Failure::Running(match measured.failed.first() {
-            Some(first) => anyhow!(
-                "none of {} requests was answered; the first: {}: {}",
-                measured.failed.len(),
-                first.kind,
-                first.message
+        let error = match measured.failed.most_frequent().first() {
+            Some((kind, _, example)) => anyhow!(
+                "none of {} requests was answered: {kind}: {example}",
+                measured.failed.total()
             ),
             None => anyhow!("ended before anything was measured"),
-        }))
+        };
+        Err(Failure::Running(error))
     }
 
     fn target(&self) -> anyhow::Result<Target> {
@@ -226,14 +227,18 @@ impl Bench {
             .map_err(|failure| anyhow!("nothing answers at {}: {}", self.url, failure.message))?;
         let model = self.model.clone().or(listed);
         let model = model.filter(|_| self.api == Dialect::Openai);
-        let setup = self.setup(model.clone());
+        // Short enough to be typed again.
+        let seed = self
+            .seed
+            .unwrap_or_else(|| Uuid::new_v4().as_u128() as u64 % 1_000_000_000);
+        let setup = self.setup(model.clone(), seed);
         let options = BodyOptions {
             model,
             temperature: self.temperature,
             ignore_eos: self.ignore_eos,
         };
         let workload = Workload {
-            seed: self.seed,
+            seed,
             prompt: self.prompt_tokens,
             output: self.output_tokens,
             shared_prefix: self.shared_prefix,
@@ -272,7 +277,7 @@ impl Bench {
         }
     }
 
-    fn setup(&self, model: Option<String>) -> Setup {
+    fn setup(&self, model: Option<String>, seed: u64) -> Setup {
         Setup {
             url: self.url.to_string(),
             api: self.api.name(),
@@ -290,7 +295,7 @@ impl Bench {
             output_tokens: self.output_tokens.to_string(),
             shared_prefix: self.shared_prefix,
             temperature: self.temperature,
-            seed: self.seed,
+            seed,
             warmup: self.warmup,
         }
     }
@@ -320,6 +325,14 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; such as 30s or 5m")),
     }
+}
+
+/// A connection each: there are no more ports.
+fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
+    let number: NonZeroU16 = text
+        .parse()
+        .map_err(|_| format!("expected a number from 1 to {}", u16::MAX))?;
+    Ok(number.into())
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -35,15 +35,14 @@ impl Bar {
 
     /// Shows how far it is.
     pub fn draw(&self, measured: &Measured, elapsed: Duration) {
-        let over = (measured.answered.len() + measured.failed.len()) as u64;
+        let unfinished = measured.unfinished();
         self.bar.set_position(match self.extent {
-            Extent::Requests(_) => over,
+            Extent::Requests(_) => measured.arrived - unfinished,
             Extent::Duration(duration) => elapsed.min(duration).as_secs(),
         });
-        let in_flight = measured.arrived.saturating_sub(over);
-        let failed = measured.failed.len();
+        let failed = measured.failed.total();
         self.bar
-            .set_message(format!("{in_flight} in flight, {failed} failed"));
+            .set_message(format!("{unfinished} in flight, {failed} failed"));
     }
 }
 

@@ -4,13 +4,12 @@
 //! except where the name says `_s`; a distribution is an object with `mean`, `p50`, `p90`, `p95`,
 //! `p99` and `max`, or null if there was nothing to measure.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::failure::{Failure, FailureKind};
+use super::failure::FailureCounts;
 use super::stats::Summary;
 use super::timeline::{Answered, ms};
 
@@ -65,11 +64,19 @@ pub(super) struct Measured {
     /// Answered in full.
     pub answered: Vec<Answered>,
     /// Not so.
-    pub failed: Vec<Failure>,
+    pub failed: FailureCounts,
     /// From the start until the last request was over.
     pub elapsed: Duration,
     /// Ended early, with Ctrl-C.
     pub interrupted: bool,
+}
+
+impl Measured {
+    /// Requests that came in and are not over.
+    pub fn unfinished(&self) -> u64 {
+        let over = self.answered.len() + self.failed.total();
+        self.arrived.saturating_sub(over as u64)
+    }
 }
 
 /// The report on a run: the schema of the JSON output.
@@ -151,6 +158,7 @@ pub(super) struct Tokens {
 
 /// Completed requests and their tokens over time.
 #[derive(Debug, Clone, Copy, Serialize)]
+#[expect(clippy::struct_field_names, reason = "JSON has no units but in names")]
 pub(super) struct Throughput {
     /// Requests.
     pub requests_per_s: f64,
@@ -164,9 +172,7 @@ impl Report {
     /// Makes the figures.
     pub fn new(setup: Setup, measured: &Measured) -> Self {
         let answered = &measured.answered;
-        let rejected = measured.failed.iter().filter(|f| f.kind.is_rejection());
-        let rejected = rejected.count();
-        let over = (answered.len() + measured.failed.len()) as u64;
+        let (failed, rejected) = (measured.failed.total(), measured.failed.rejected());
         let total = |tokens: fn(&Answered) -> usize| answered.iter().map(tokens).sum::<usize>();
         let (prompt, output) = (total(|a| a.prompt_tokens), total(|a| a.output_tokens));
         let seconds = measured.elapsed.as_secs_f64();
@@ -184,10 +190,10 @@ impl Report {
             requests: Requests {
                 completed: answered.len(),
                 rejected,
-                failed: measured.failed.len() - rejected,
-                cancelled: measured.arrived.saturating_sub(over),
+                failed: failed - rejected,
+                cancelled: measured.unfinished(),
             },
-            errors: count_errors(&measured.failed),
+            errors: errors(&measured.failed),
             tokens: Tokens {
                 prompt,
                 output,
@@ -211,43 +217,29 @@ impl Report {
     }
 }
 
-/// By kind, the most frequent first; rejections have a count of their own.
-fn count_errors(failed: &[Failure]) -> Vec<ErrorCount> {
-    let mut kinds: BTreeMap<FailureKind, (usize, &str)> = BTreeMap::new();
-    for failure in failed.iter().filter(|f| !f.kind.is_rejection()) {
-        kinds.entry(failure.kind).or_insert((0, &failure.message)).0 += 1;
-    }
-    let mut counts: Vec<ErrorCount> = kinds
-        .into_iter()
-        .map(|(kind, (count, example))| ErrorCount {
+/// Rejections have a count of their own.
+fn errors(failed: &FailureCounts) -> Vec<ErrorCount> {
+    let kinds = failed.most_frequent().into_iter();
+    let errors = kinds.filter(|(kind, ..)| !kind.is_rejection());
+    errors
+        .map(|(kind, count, example)| ErrorCount {
             kind: kind.to_string(),
             count,
             example: example.to_owned(),
         })
-        .collect();
-    counts.sort_by_key(|error| std::cmp::Reverse(error.count));
-    counts
+        .collect()
 }
 
 /// The table.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setup = &self.setup;
+        let model = setup.model.as_deref().unwrap_or("no model named");
+        writeln!(f, "{} ({}, {model})", setup.url, setup.api)?;
         writeln!(
             f,
-            "{} ({}{})",
-            setup.url,
-            setup.api,
-            setup
-                .model
-                .iter()
-                .map(|m| format!(", {m}"))
-                .collect::<String>()
-        )?;
-        writeln!(
-            f,
-            "{}; prompts of {} tokens, outputs of {}",
-            setup.load, setup.prompt_tokens, setup.output_tokens
+            "{}; prompts of {} tokens, outputs of {}; seed {}",
+            setup.load, setup.prompt_tokens, setup.output_tokens, setup.seed
         )?;
         let interrupted = if self.interrupted {
             ", ended early"
@@ -354,6 +346,7 @@ impl fmt::Display for LoadSetup {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::failure::{Failure, FailureKind};
     use super::*;
 
     fn setup(load: LoadSetup) -> Setup {
@@ -385,16 +378,14 @@ mod tests {
     }
 
     fn measured() -> Measured {
-        let failure = |status, message| Failure::new(FailureKind::Status(status), message);
+        let mut failed = FailureCounts::default();
+        for (status, message) in [(429, "busy"), (500, "oh"), (400, "too long"), (500, "ah")] {
+            failed.add(Failure::new(FailureKind::Status(status), message));
+        }
         Measured {
             arrived: 8,
             answered: vec![answered(2), answered(4)],
-            failed: vec![
-                failure(429, "busy"),
-                failure(500, "oh"),
-                failure(400, "too long"),
-                failure(500, "ah"),
-            ],
+            failed,
             elapsed: Duration::from_secs(2),
             interrupted: true,
         }

@@ -69,7 +69,7 @@ impl Run {
                         measured.elapsed = started.elapsed();
                         match outcome {
                             Ok(answered) => measured.answered.push(answered),
-                            Err(failure) => measured.failed.push(failure),
+                            Err(failure) => measured.failed.add(failure),
                         }
                     }
                     // The load is through, and all is read.
