@@ -16,12 +16,17 @@
 //! - Events that arrive in one piece have the same time. Time to first token ends with the first
 //!   event that has content, not with the headers.
 //! - Tokens are those the server reports at the end of a stream. Where it sent several in one
-//!   event, each has its share of the gap. vLLM's `bench serve` has such gaps whole, so its
-//!   inter-token latency is one between events; both agree at one token in an event.
+//!   event, each has its share of the gap.
 //! - Every request counts: with `--duration` those in flight at its end are waited for. Only
 //!   Ctrl-C cancels, which the report tells of.
 //! - Prompts differ from their first words on, so a prefix cache does not help, except with
 //!   `--shared-prefix`. Runs differ too, unless they are given the same `--seed`.
+//!
+//! Where it differs from its like: vLLM's `bench serve` has Poisson arrivals and a cap too, but
+//! counts latencies from when a request was really sent, leaves gaps whole whatever an event holds,
+//! and has one seed by default, so a second run meets the first one's prefix cache. TGI's benchmark
+//! talks to the model server below HTTP, with batches of one size; here the way of a user's request
+//! is measured.
 
 mod client;
 mod dialect;
