@@ -232,10 +232,10 @@ mod tests {
     /// Runs a load of requests that take a step each; their tickets as they end, the moments they
     /// were sent, and how many were in flight at most.
     async fn run(pace: Pace, extent: Extent) -> (Vec<(Ticket, Instant)>, usize) {
-        let (send, mut receive) = unbounded_channel();
+        let (progress, mut receive) = unbounded_channel();
         let (in_flight, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let peak = Arc::clone(&most);
-        drive(pace, extent, 7, send, move |ticket| {
+        drive(pace, extent, 7, progress, move |ticket| {
             let (in_flight, most) = (Arc::clone(&in_flight), Arc::clone(&most));
             async move {
                 let sent = Instant::now();
@@ -325,7 +325,7 @@ mod tests {
         // Of an exponential distribution the deviation is the mean, and 1 - 1/e is below it.
         let gaps = times
             .windows(2)
-            .map(|pair| (pair[1] - pair[0]).as_secs_f64());
+            .map(|pair| pair[1].as_secs_f64() - pair[0].as_secs_f64());
         let below = gaps.filter(|&gap| gap < 0.02).count() as f64 / times.len() as f64;
         assert!((below - 0.632).abs() < 0.015, "{below}");
     }
