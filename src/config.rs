@@ -474,6 +474,8 @@ pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<(String
         .map(|name| format!("SKALD_{}", name.replace('-', "_").to_uppercase()))
         .collect();
     known.push("SKALD_CONFIG".to_owned());
+    // Of `skald bench`, which may share an environment with the server.
+    known.push("SKALD_BENCH_API_KEY".to_owned());
     variables
         .filter(|name| name.starts_with("SKALD_") && !name.starts_with("SKALD_TEST_"))
         .filter(|name| !known.contains(name))

@@ -117,7 +117,7 @@ impl Drop for Server {
 #[test]
 fn help_names_every_subcommand_and_gives_examples() {
     let help = text(&output(&mut skald(&["--help"])).stdout);
-    for word in ["serve", "generate", "pull", "openapi", "curl -N"] {
+    for word in ["serve", "generate", "bench", "pull", "openapi", "curl -N"] {
         assert!(help.contains(word), "{word} in {help}");
     }
     let serve = text(&output(&mut skald(&["serve", "--help"])).stdout);

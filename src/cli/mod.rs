@@ -3,6 +3,7 @@
 //! Exit codes: 0 success (a graceful stop included), 1 something failed while running, 2 the
 //! command line, the settings or the model can't be used.
 
+mod bench;
 mod generate;
 mod model;
 mod openapi;
@@ -27,6 +28,7 @@ const UNUSABLE: u8 = 2;
         curl -N localhost:8080/generate -d '{\"inputs\":\"Once upon a time\",\"stream\":true}'\n\n  \
         skald serve --model openai-community/gpt2 --dtype q8 --threads 4\n  \
         skald generate \"Once upon a time\" --seed 7\n  \
+        skald bench --concurrency 8\n  \
         skald pull openai-community/gpt2"
 )]
 pub struct Cli {
@@ -40,6 +42,8 @@ enum Command {
     Serve(serve::Serve),
     /// Generate from one prompt in the terminal
     Generate(generate::Generate),
+    /// Measure how fast a server answers under load
+    Bench(bench::Bench),
     /// Fetch a model from the hub into the cache, without serving it
     Pull(pull::Pull),
     /// Print the HTTP contract as `OpenAPI`
@@ -62,6 +66,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Serve(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Pull(command) => command.run(),
             Command::Openapi(command) => command.run(),
         };

@@ -1,0 +1,88 @@
+//! A whole load: every request is sent, and what came of it collected.
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::client::Target;
+use super::dialect::BodyOptions;
+use super::load::{self, Extent, Pace, Progress};
+use super::progress::Bar;
+use super::report::Measured;
+use super::workload::{Number, Workload};
+
+/// How often the progress bar is drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// What all requests need.
+pub(super) struct Run {
+    target: Arc<Target>,
+    options: Arc<BodyOptions>,
+    workload: Arc<Workload>,
+}
+
+impl Run {
+    /// A run against a server.
+    pub fn new(target: Target, options: BodyOptions, workload: Workload) -> Self {
+        Self {
+            target: Arc::new(target),
+            options: Arc::new(options),
+            workload: Arc::new(workload),
+        }
+    }
+
+    /// Puts a load on the server until it is through, or until Ctrl-C, which cancels what is in
+    /// flight.
+    pub async fn load(&self, pace: Pace, extent: Extent, number: fn(u64) -> Number) -> Measured {
+        let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
+        let workload = Arc::clone(&self.workload);
+        let one = move |ticket: load::Ticket| {
+            let (target, options) = (Arc::clone(&target), Arc::clone(&options));
+            let workload = Arc::clone(&workload);
+            async move {
+                let ask = workload.ask(number(ticket.number));
+                target.stream(&ask, &options, ticket.arrival).await
+            }
+        };
+        let (send, mut progress) = unbounded_channel();
+        let started = Instant::now();
+        let mut load = pin!(load::drive(pace, extent, self.workload.seed, send, one));
+        let mut loading = true;
+        let mut interrupt = pin!(interrupt());
+        let mut redraw = tokio::time::interval(REDRAW);
+        let bar = Bar::new(number(0), extent);
+        let mut measured = Measured::default();
+        loop {
+            tokio::select! {
+                () = &mut load, if loading => loading = false,
+                () = &mut interrupt => {
+                    measured.interrupted = true;
+                    return measured;
+                }
+                _ = redraw.tick() => bar.draw(&measured, started.elapsed()),
+                event = progress.recv() => match event {
+                    Some(Progress::Arrived) => measured.arrived += 1,
+                    Some(Progress::Done(outcome)) => {
+                        measured.elapsed = started.elapsed();
+                        match outcome {
+                            Ok(answered) => measured.answered.push(answered),
+                            Err(failure) => measured.failed.add(failure),
+                        }
+                    }
+                    // The load is through, and all is read.
+                    None => return measured,
+                },
+            }
+        }
+    }
+}
+
+/// Ends at Ctrl-C; never, if that can't be listened to.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        pending::<()>().await;
+    }
+}
