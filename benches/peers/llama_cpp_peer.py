@@ -46,6 +46,10 @@ class LlamaCpp:
         llama_cpp.llama_batch_free(self.batch)
         llama_cpp.llama_free(self.context)
 
+    def clear(self):
+        """Forgets all sequences."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
+
     def decode(self, rows):
         """Computes rows of (token, position, sequence, whether its logits are wanted)."""
         batch = self.batch
@@ -66,7 +70,7 @@ class LlamaCpp:
 
     def prefill(self, prompts):
         """Computes the prompts from an empty cache; gives the rows with the last ones' logits."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
+        self.clear()
         rows = [
             (token, position, sequence, position + 1 == len(prompt))
             for sequence, prompt in enumerate(prompts)
