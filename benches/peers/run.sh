@@ -30,7 +30,7 @@ if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
     llama=$(grep '^llama-cpp-python' "$here/requirements.txt")
     CMAKE_ARGS=-DLLAMA_BUILD=OFF "$python" -m pip install --quiet --no-cache-dir "$llama"
     rm -rf "$work/llama-cpp-python" "$work/llama.cpp" "$work/download"
-    "$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$work/download" "$llama"
+    "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$work/download" "$llama"
     mkdir "$work/llama-cpp-python"
     tar -xzf "$work"/download/llama_cpp_python-*.tar.gz --strip-components=1 -C "$work/llama-cpp-python"
     cp "$here/requirements.txt" "$venv/requirements.txt"
