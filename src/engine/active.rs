@@ -7,7 +7,8 @@ use super::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
 };
 use super::handle::KeptOutput;
-use super::sampler::{self, Sampler};
+use super::logprobs::logprobs;
+use super::sampler::{Sampler, Scratch};
 use crate::request::GenerateRequest;
 
 /// Events a step can send to one request: the prompt's report and the first token.
@@ -81,15 +82,19 @@ impl Active {
         (self.history..self.history + self.prompt_logprobs.len()).contains(&next)
     }
 
-    /// Takes the logits after history token `index`, where `next` is the token that follows.
-    pub fn take_prompt_logits(&mut self, index: usize, next: u32, logits: &[f32]) {
-        let (token, top) = sampler::logprobs(logits, next, self.request.logprobs.top);
+    /// Takes what the logits after history token `index` say of the token that follows.
+    pub fn take_prompt_token(&mut self, index: usize, token: PromptToken) {
         if let Some(entry) = (index + 1)
             .checked_sub(self.history)
             .and_then(|at| self.prompt_logprobs.get_mut(at))
         {
-            *entry = Some(PromptToken { token, top });
+            *entry = Some(token);
         }
+    }
+
+    /// Whether a token is drawn once the prompt is read.
+    pub fn draws(&self) -> bool {
+        self.max_tokens > 0
     }
 
     /// Reports the prompt once it is read. The reason is given if that was all.
@@ -109,28 +114,31 @@ impl Active {
         finish
     }
 
-    /// Draws the next token from the logits after the last one (`scratch` is overwritten) and
-    /// sends it.
+    /// Draws the next token from the logits after the last one.
     pub fn draw(
         &mut self,
         logits: &[f32],
-        scratch: &mut Vec<f32>,
-    ) -> Result<(u32, Option<FinishReason>), GenerateError> {
-        scratch.clear();
-        scratch.extend_from_slice(logits);
+        scratch: &mut Scratch,
+    ) -> Result<GeneratedToken, GenerateError> {
         let stop = &self.request.stop;
         let banned: Vec<u32> = if self.generated < stop.min_tokens {
             [&stop.end_of_text[..], &stop.stop_tokens[..]].concat()
         } else {
             Vec::new()
         };
-        let id = self.sampler.draw(scratch, self.generated, &banned)?;
+        let id = self
+            .sampler
+            .draw(logits, self.generated, &banned, scratch)?;
         self.sampler.accept(id);
         self.generated += 1;
-        let (token, top) = sampler::logprobs(logits, id, self.request.logprobs.top);
+        let (token, top) = logprobs(logits, id, self.request.logprobs.top);
         let finish = self.finish_reason(id);
-        self.send(TokenEvent::Token(GeneratedToken { token, top, finish }));
-        Ok((id, finish))
+        Ok(GeneratedToken { token, top, finish })
+    }
+
+    /// Sends a token that was drawn.
+    pub fn deliver(&self, token: GeneratedToken) {
+        self.send(TokenEvent::Token(token));
     }
 
     fn finish_reason(&self, token: u32) -> Option<FinishReason> {

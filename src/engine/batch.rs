@@ -21,7 +21,7 @@ pub(super) struct StepBatch {
 pub(super) fn build(
     plan: &[Part],
     scheduler: &Scheduler,
-    active: &HashMap<SequenceId, Active>,
+    active: &HashMap<SequenceId, Box<Active>>,
 ) -> StepBatch {
     let mut batch = Batch::default();
     let mut prompt_rows = Vec::with_capacity(plan.len());

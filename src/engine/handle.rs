@@ -106,12 +106,25 @@ pub struct EngineStatus {
     pub steps: usize,
 }
 
+/// How much the engine takes on; set once at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Requests in a batch at most.
+    pub max_batch: usize,
+    /// Tokens in a step at most.
+    pub max_step_tokens: usize,
+    /// Requests that may wait; more are refused.
+    pub max_queue: usize,
+    /// Sessions kept.
+    pub max_sessions: usize,
+}
+
 /// The front end's handle on the worker; cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
     queue: Arc<Semaphore>,
-    queue_limit: usize,
+    limits: EngineLimits,
     event_capacity: usize,
     kv_blocks: usize,
     gauges: Arc<Gauges>,
@@ -122,15 +135,15 @@ pub struct EngineHandle {
 impl EngineHandle {
     pub(super) fn new(
         commands: mpsc::UnboundedSender<Command>,
-        queue_limit: usize,
+        limits: EngineLimits,
         event_capacity: usize,
         kv_blocks: usize,
         gauges: Arc<Gauges>,
     ) -> Self {
         Self {
             commands,
-            queue: Arc::new(Semaphore::new(queue_limit)),
-            queue_limit,
+            queue: Arc::new(Semaphore::new(limits.max_queue)),
+            limits,
             event_capacity,
             kv_blocks,
             gauges,
@@ -148,7 +161,7 @@ impl EngineHandle {
             Arc::clone(&self.queue)
                 .try_acquire_owned()
                 .map_err(|_| GenerateError::QueueFull {
-                    limit: self.queue_limit,
+                    limit: self.limits.max_queue,
                 })?;
         let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
@@ -211,6 +224,12 @@ impl EngineHandle {
         answer.await.map_err(|_| GenerateError::EngineGone)
     }
 
+    /// How much the engine takes on.
+    #[must_use]
+    pub fn limits(&self) -> EngineLimits {
+        self.limits
+    }
+
     /// The engine's figures after its last step.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
@@ -218,7 +237,7 @@ impl EngineHandle {
         EngineStatus {
             alive: !self.commands.is_closed(),
             running: read(&self.gauges.running),
-            waiting: self.queue_limit - self.queue.available_permits()
+            waiting: self.limits.max_queue - self.queue.available_permits()
                 + read(&self.gauges.preempted),
             kv_blocks_used: read(&self.gauges.kv_blocks_used),
             kv_blocks_cached: read(&self.gauges.kv_blocks_cached),

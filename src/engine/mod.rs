@@ -9,7 +9,8 @@
 //! - [`scheduler`] and [`blocks`] decide who runs and where its KV lives: pure, no tensors, no
 //!   threads.
 //! - [`sequence`] is the token history of one generation and its place in the cache.
-//! - [`sampler`] turns logits into a token.
+//! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
+//!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
 //! - `session` keeps named histories.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
@@ -20,8 +21,11 @@
 mod active;
 mod batch;
 pub mod blocks;
+mod candidates;
+mod draw;
 pub mod event;
 pub mod handle;
+pub mod logprobs;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
@@ -39,7 +43,7 @@ pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,
 };
-pub use handle::{EngineHandle, EngineStatus, Generation, KeptOutput, SessionInfo};
+pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation, KeptOutput, SessionInfo};
 
 use crate::model::gpt2::Gpt2;
 use crate::request::RequestId;
@@ -123,7 +127,12 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
     let gauges = Arc::default();
     let handle = EngineHandle::new(
         sender,
-        config.queue_limit,
+        EngineLimits {
+            max_batch: config.max_batch,
+            max_step_tokens: config.max_step_tokens,
+            max_queue: config.queue_limit,
+            max_sessions: config.max_sessions,
+        },
         EVENT_CAPACITY,
         kv_blocks,
         Arc::clone(&gauges),

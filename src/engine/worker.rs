@@ -5,13 +5,13 @@
 //! or error in the pass fails the requests that were in it, one in drawing a token only its own;
 //! the loop goes on. It must never wait for a client.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use candle_core::Storage;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
@@ -19,7 +19,8 @@ use super::EngineConfig;
 use super::active::Active;
 use super::batch::{StepBatch, build};
 use super::blocks::BLOCK_SIZE;
-use super::event::GenerateError;
+use super::draw::{Row, draw_all, panic_message};
+use super::event::{GenerateError, GeneratedToken};
 use super::handle::{Command, Gauges, KeptOutput, SessionInfo, Submission};
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::{Sequence, SequenceId, context_start};
@@ -33,7 +34,7 @@ const STALL_PAUSE: Duration = Duration::from_millis(2);
 
 /// A finished generation on a session, until the front end says what its client received.
 struct Unsettled {
-    active: Active,
+    active: Box<Active>,
     tokens: Vec<u32>,
 }
 
@@ -44,12 +45,10 @@ pub(super) struct Worker {
     config: EngineConfig,
     scheduler: Scheduler,
     sessions: SessionStore,
-    active: HashMap<SequenceId, Active>,
+    active: HashMap<SequenceId, Box<Active>>,
     unsettled: HashMap<SequenceId, Unsettled>,
     commands: mpsc::UnboundedReceiver<Command>,
     gauges: Arc<Gauges>,
-    /// One row of logits, to draw from.
-    scratch: Vec<f32>,
 }
 
 impl Worker {
@@ -70,7 +69,6 @@ impl Worker {
             sessions: SessionStore::new(config.max_sessions),
             active: HashMap::new(),
             unsettled: HashMap::new(),
-            scratch: Vec::with_capacity(model.config().vocab_size),
             model,
             kv,
             config,
@@ -182,7 +180,7 @@ impl Worker {
             max_tokens,
             self.model.config().vocab_size,
         );
-        self.active.insert(id, active);
+        self.active.insert(id, Box::new(active));
         self.scheduler
             .add(Sequence::new(id, tokens, n_positions, may_reuse));
         // If the client is gone already, a `Close` follows.
@@ -242,7 +240,7 @@ impl Worker {
         let active = &self.active;
         let plan = self
             .scheduler
-            .plan(|id| active.get(&id).is_some_and(Active::can_receive));
+            .plan(|id| active.get(&id).is_some_and(|active| active.can_receive()));
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
             return;
@@ -284,49 +282,94 @@ impl Worker {
         for &part in plan {
             self.scheduler.computed(part);
         }
-        let rows = match logits.flatten_all().and_then(|l| l.to_vec1::<f32>()) {
-            Ok(rows) => rows,
-            Err(error) => {
-                for part in plan {
-                    self.fail(part.id, GenerateError::StepFailed(error.to_string()));
-                }
-                return;
-            }
-        };
+        let mut rows = self.rows(plan, batch);
         let vocab_size = self.model.config().vocab_size;
-        let mut rows = rows.chunks_exact(vocab_size);
+        let pool = self.model.pool();
+        let read = with_values(logits, |logits| {
+            draw_all(pool, &mut rows, logits, vocab_size);
+        });
+        let mut rows = rows.into_iter();
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
-            for &(index, next) in wanted {
-                if let (Some(active), Some(row)) = (self.active.get_mut(&part.id), rows.next()) {
-                    active.take_prompt_logits(index, next, row);
+            let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
+            let drawn = match part.completes.then(|| rows.next()).flatten() {
+                Some(Row::Draw { active, drawn }) => {
+                    self.active.insert(part.id, active);
+                    drawn
                 }
+                _ => None,
+            };
+            self.take_prompt_rows(part.id, wanted, prompt);
+            if part.completes {
+                self.advance(part.id, drawn);
             }
-            if part.completes
-                && let Some(row) = rows.next()
-            {
-                self.advance(part.id, row);
+        }
+        if let Err(error) = read {
+            for part in plan {
+                self.fail(part.id, GenerateError::StepFailed(error.to_string()));
             }
         }
     }
 
-    /// Draws the next token of one sequence and sends it on.
-    fn advance(&mut self, id: SequenceId, logits: &[f32]) {
+    /// What is wanted of the step's rows of logits, in their order.
+    fn rows(&mut self, plan: &[Part], batch: &StepBatch) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(batch.batch.logits_rows.len());
+        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            let active = self.active.get(&part.id);
+            let top = active.map_or(0, |active| active.request.logprobs.top);
+            rows.extend(wanted.iter().map(|&(_, next)| Row::Prompt {
+                next,
+                top,
+                found: None,
+            }));
+            // A request has one such row at most: its prompt's rows are behind it already.
+            if part.completes
+                && let Some(active) = self.active.remove(&part.id)
+            {
+                rows.push(Row::Draw {
+                    active,
+                    drawn: None,
+                });
+            }
+        }
+        rows
+    }
+
+    fn take_prompt_rows(&mut self, id: SequenceId, wanted: &[(usize, u32)], rows: Vec<Row>) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        for (&(index, _), row) in wanted.iter().zip(rows) {
+            if let Row::Prompt {
+                found: Some(found), ..
+            } = row
+            {
+                active.take_prompt_token(index, found);
+            }
+        }
+    }
+
+    /// Sends one sequence the token drawn for it, and takes it in.
+    fn advance(&mut self, id: SequenceId, drawn: Option<Result<GeneratedToken, GenerateError>>) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
         if active.report_prompt().is_some() {
             return self.finish(id, None);
         }
-        let scratch = &mut self.scratch;
-        let drawn = catch_unwind(AssertUnwindSafe(|| active.draw(logits, scratch)))
-            .unwrap_or_else(|panic| Err(GenerateError::StepFailed(panic_message(&*panic))));
         match drawn {
-            Ok((token, None)) => self.scheduler.push_token(id, token),
-            Ok((token, Some(_))) => self.finish(id, Some(token)),
-            Err(error) => {
+            Some(Ok(token)) => {
+                let (drawn, finish) = (token.token.id, token.finish);
+                active.deliver(token);
+                match finish {
+                    None => self.scheduler.push_token(id, drawn),
+                    Some(_) => self.finish(id, Some(drawn)),
+                }
+            }
+            Some(Err(error)) => {
                 error!(request = %active.request.id, %error, "a request failed");
                 self.fail(id, error);
             }
+            None => (),
         }
     }
 
@@ -422,10 +465,18 @@ impl Worker {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "a panic without a message".to_owned())
+/// Gives the values of a tensor of f32, without a copy where they lie in memory.
+fn with_values<T>(
+    tensor: &candle_core::Tensor,
+    read: impl FnOnce(&[f32]) -> T,
+) -> candle_core::Result<T> {
+    {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(storage), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            return Ok(read(&storage.as_slice::<f32>()?[start..end]));
+        }
+    }
+    Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
 }

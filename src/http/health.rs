@@ -168,6 +168,14 @@ struct LimitFacts {
     max_stop_string_bytes: usize,
     /// Most likely tokens reported in each place.
     max_top_logprobs: usize,
+    /// Requests in the batch.
+    max_batch: usize,
+    /// Requests that may wait for a place in it; more get a 429.
+    max_queue: usize,
+    /// Tokens in one step; longer prompts are read in chunks.
+    max_step_tokens: usize,
+    /// Sessions kept; beyond that the least recently used is forgotten.
+    max_sessions: usize,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
     /// Seconds a client may take to send the head of a request.
@@ -267,6 +275,7 @@ const FEATURES: &[&str] = &[
 impl LimitFacts {
     fn of(app: &App, serving: &Serving) -> Self {
         let limits = &serving.limits;
+        let engine = serving.engine.limits();
         let config = app.config();
         Self {
             max_context_tokens: limits.n_positions,
@@ -276,6 +285,10 @@ impl LimitFacts {
             max_stop_strings: limits.max_stop_strings,
             max_stop_string_bytes: limits.max_stop_string_bytes,
             max_top_logprobs: limits.max_top_logprobs,
+            max_batch: engine.max_batch,
+            max_queue: engine.max_queue,
+            max_step_tokens: engine.max_step_tokens,
+            max_sessions: engine.max_sessions,
             max_body_bytes: config.max_body.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
@@ -294,6 +307,7 @@ impl SamplingFacts {
             min_p: defaults.min_p,
             typical_p: defaults.typical_p,
             repetition_penalty: defaults.repetition_penalty,
+            max_new_tokens: defaults.max_tokens,
         }
     }
 }

@@ -9,6 +9,8 @@
 //! threads, so a row's result does not depend on the rows beside it. In f32 and q8 it has the
 //! same bits on every instruction set.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{
@@ -16,13 +18,13 @@ use candle_core::{
     bail,
 };
 
+use super::lanes::per_isa;
 use super::linear_tile::{Tile, block_rows, compute};
 use super::pack::{PANEL, PackedWeights, pack_rows};
 use super::shared_slice::SharedSlice;
 use super::{Isa, Pool, math};
 
-/// Tasks per thread: enough that a thread which loses time to others leaves little undone, few
-/// enough that claiming them costs nothing.
+/// Tasks per thread, at least: enough that all threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 8;
 
 /// How weights are held, and with what arithmetic they are applied.
@@ -121,7 +123,7 @@ struct Packed {
     pool: Arc<Pool>,
     isa: Isa,
     weights: PackedWeights,
-    /// `[out]`, zeros where the layer has none.
+    /// `[out]`, zeros where the layer has none, padded to whole panels.
     bias: Vec<f32>,
     /// Packed activations, kept from call to call.
     scratch: Mutex<Activations>,
@@ -150,7 +152,7 @@ impl Linear {
             pool: Arc::clone(pool),
             isa,
             weights: PackedWeights::pack(pool, dtype, &weight),
-            bias: bias.map_or_else(|| vec![0.0; weight.out_features], <[f32]>::to_vec),
+            bias: padded(bias.unwrap_or_default(), weight.out_features),
             scratch: Mutex::default(),
         }))))
     }
@@ -219,6 +221,13 @@ impl Linear {
             Kind::Plain { weight, .. } => weight.elem_count() * size_of::<f32>(),
         }
     }
+}
+
+/// A bias with zeros behind it, up to the end of the last panel.
+fn padded(bias: &[f32], out_features: usize) -> Vec<f32> {
+    let mut bias = bias.to_vec();
+    bias.resize(out_features.next_multiple_of(PANEL), 0.0);
+    bias
 }
 
 /// The candle operation: one operand, or two with a residual to add.
@@ -296,63 +305,51 @@ impl Packed {
     /// `x: [rows, in]`, `residual: [rows, out]`; gives `[rows, out]`.
     fn forward(&self, x: &[f32], rows: usize, gelu: bool, residual: Option<&[f32]>) -> Vec<f32> {
         let weights = &self.weights;
-        let n_out = weights.out_features;
-        let mut y = vec![0.0; rows * n_out];
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.pack_activations(x, rows, &mut scratch);
-        let Activations { words, scales } = &*scratch;
-        let out = SharedSlice::new(&mut y);
-        let tasks = (self.pool.threads() * TASKS_PER_THREAD).min(weights.panels());
-        self.pool.run(tasks, |task| {
-            let share = |n: usize| n * weights.panels() / tasks;
-            let panels = share(task)..share(task + 1);
-            for panel in panels {
-                self.panel(panel, rows, words, scales, |row, sums| {
-                    let first = panel * PANEL;
-                    let width = PANEL.min(n_out - first);
-                    let at = row * n_out + first;
-                    // SAFETY: each row of each panel is written once, by the task that has it.
-                    let y = unsafe { out.part(at, width) };
-                    for ((y, sum), bias) in y.iter_mut().zip(sums).zip(&self.bias[first..]) {
-                        *y = sum + bias;
-                    }
-                    if let Some(residual) = residual {
-                        for (y, residual) in y.iter_mut().zip(&residual[at..]) {
-                            *y += residual;
-                        }
-                    }
-                    if gelu {
-                        math::gelu_in_place(self.isa, y);
-                    }
-                });
-            }
+        let activations = &*scratch;
+        let elements = rows * weights.out_features;
+        let mut y = Vec::with_capacity(elements);
+        let finish = Finish {
+            bias: &self.bias,
+            residual,
+            gelu,
+            out_features: weights.out_features,
+            y: SharedSlice::new(&mut y.spare_capacity_mut()[..elements]),
+        };
+        // A panel is a task. Where there are few of them, many rows are cut into chunks too.
+        let blocks = rows.div_ceil(block_rows(weights.dtype));
+        let wanted = self.pool.threads() * TASKS_PER_THREAD;
+        let chunks = wanted.div_ceil(weights.panels()).clamp(1, blocks.max(1));
+        self.pool.run(weights.panels() * chunks, |task| {
+            let (panel, chunk) = (task / chunks, task % chunks);
+            let blocks = chunk * blocks / chunks..(chunk + 1) * blocks / chunks;
+            self.panel(panel, rows, blocks, activations, &finish);
         });
+        // SAFETY: every panel's columns of every row have been written.
+        unsafe { y.set_len(elements) };
         y
     }
 
-    /// Computes all rows over one panel, block by block, while it is in the cache.
+    /// Computes blocks of rows over one panel, one after the other, while it is in the cache.
     fn panel(
         &self,
         panel: usize,
         rows: usize,
-        words: &[u32],
-        scales: &[f32],
-        mut write: impl FnMut(usize, &[f32; PANEL]),
+        blocks: Range<usize>,
+        activations: &Activations,
+        finish: &Finish<'_>,
     ) {
         let weights = &self.weights;
         let block = block_rows(weights.dtype);
-        let groups = self.groups();
+        let (words, groups) = (weights.words(), self.groups());
         let mut tile: Tile = [[0.0; PANEL]; 12];
-        let mut first = 0;
-        while first < rows {
+        for first in blocks.map(|n| n * block) {
             let count = block.min(rows - first);
-            let a = &words[first * weights.words()..(first + count) * weights.words()];
-            let row_scales = &scales[first * groups..(first + count) * groups];
-            compute(self.isa, weights, panel, count, a, row_scales, &mut tile);
-            for (row, sums) in (first..).zip(&tile[..count]) {
-                write(row, sums);
-            }
-            first += count;
+            let a = &activations.words[first * words..(first + count) * words];
+            let scales = &activations.scales[first * groups..(first + count) * groups];
+            compute(self.isa, weights, panel, count, a, scales, &mut tile);
+            finish_tile(self.isa, finish, &mut tile[..count], first, panel * PANEL);
         }
     }
 
@@ -392,6 +389,56 @@ impl Packed {
             (0..blocks).for_each(pack);
         } else {
             self.pool.run(blocks, pack);
+        }
+    }
+}
+
+/// What becomes of a tile's sums, and where they go.
+struct Finish<'a> {
+    /// Padded to whole panels.
+    bias: &'a [f32],
+    /// `[rows, out]`
+    residual: Option<&'a [f32]>,
+    gelu: bool,
+    out_features: usize,
+    /// `[rows, out]`
+    y: SharedSlice<'a, MaybeUninit<f32>>,
+}
+
+per_isa! {
+    /// Finishes the sums of the rows from `row` on and writes them to the columns from `column`.
+    fn finish_tile(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, column: usize)
+        => finish_tile_body;
+}
+
+#[inline(always)]
+fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, column: usize) {
+    let n_out = finish.out_features;
+    let width = PANEL.min(n_out - column);
+    let bias: &[f32; PANEL] = finish.bias[column..]
+        .first_chunk()
+        .expect("the bias is padded to whole panels");
+    for (row, sums) in (row..).zip(&mut *tile) {
+        for (sum, bias) in sums.iter_mut().zip(bias) {
+            *sum += bias;
+        }
+        if let Some(residual) = finish.residual {
+            let residual = &residual[row * n_out + column..][..width];
+            for (sum, residual) in sums.iter_mut().zip(residual) {
+                *sum += residual;
+            }
+        }
+    }
+    if finish.gelu {
+        for sum in tile.as_flattened_mut() {
+            *sum = math::gelu(*sum);
+        }
+    }
+    for (row, sums) in (row..).zip(tile) {
+        // SAFETY: no other task has these rows of these columns.
+        let y = unsafe { finish.y.part(row * n_out + column, width) };
+        for (y, sum) in y.iter_mut().zip(sums) {
+            y.write(*sum);
         }
     }
 }

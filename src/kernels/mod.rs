@@ -33,3 +33,4 @@ mod x86;
 
 pub use isa::Isa;
 pub use pool::Pool;
+pub(crate) use shared_slice::SharedSlice;

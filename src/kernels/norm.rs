@@ -11,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::lanes::{accumulate, fold, per_isa};
+use super::shared_slice::SharedSlice;
 use super::{Isa, Pool};
 
 /// With this many elements or fewer, waking the pool costs more than it gains.
@@ -114,22 +115,6 @@ struct Kernel {
     eps: f32,
 }
 
-/// Where the tasks of one call write; each to rows of its own.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-// SAFETY: tasks only make slices of ranges that do not overlap, see `Kernel::normalize`.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// # Safety
-    /// `start..start + len` must lie in the buffer, and nothing else may use that range while
-    /// the slice lives.
-    unsafe fn range<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: what the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
-
 impl Kernel {
     fn normalize(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len()];
@@ -142,13 +127,12 @@ impl Kernel {
         }
         let n = self.weight.len();
         let task_len = (TASK_ELEMENTS / n).max(1) * n;
-        let output = Output(y.as_mut_ptr());
+        let output = SharedSlice::new(&mut y);
         self.pool.run(x.len().div_ceil(task_len), |task| {
             let start = task * task_len;
             let x = &x[start..x.len().min(start + task_len)];
-            // SAFETY: `y` is as long as the whole `x` and untouched until `run` returns, and the
-            // ranges of two tasks do not overlap.
-            rows(x, unsafe { output.range(start, x.len()) });
+            // SAFETY: the parts of two tasks do not overlap.
+            rows(x, unsafe { output.part(start, x.len()) });
         });
         y
     }

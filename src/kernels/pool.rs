@@ -1,9 +1,13 @@
 //! The compute pool: the one set of threads that all kernels share.
 //!
-//! The caller of [`Pool::run`] (the inference worker) is one of the threads; the others wait,
-//! first spinning for a short bounded time, then parked. Tasks are claimed one by one from a
-//! counter, so a core that loses time to the front end simply claims fewer. Nothing is
-//! allocated per call.
+//! The caller of [`Pool::run`] (the inference worker) is one of the threads. A call's tasks are
+//! split into one contiguous range per thread. A thread works its range from the front, so that
+//! neighbouring tasks stream through neighbouring memory; when it is through, it takes tasks from
+//! the back of the range that has most left. So all finish together, also when the front end
+//! takes a core away for a while, and a thread that comes too late is not waited for.
+//!
+//! Between calls the threads wait, first spinning for a bounded time, then parked. Nothing is
+//! allocated per call, and no lock is taken unless a thread has parked.
 //!
 //! It must never be entered from within a task, nor by two callers at once (a lock makes the
 //! second caller wait).
@@ -11,37 +15,89 @@
 use std::any::Any;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// How many spins a thread waits for work or for the others before it parks or yields. At about
-/// 30 ns each this outlasts the gap between two kernels of one step, not the gap between steps
-/// of an idle server.
-const SPINS: usize = 4000;
+/// How long a thread waits for work in a spin before it parks: longer than what lies between two
+/// steps of a busy server, far shorter than what an idle one's power bill would show.
+const SPIN: Duration = Duration::from_micros(500);
+
+/// Spins between two looks at the clock.
+const SPINS_PER_LOOK: usize = 32;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// The task of the current epoch; only dereferenced between the start and the end of one `run`.
-#[derive(Clone, Copy)]
-struct TaskPointer(*const Task<'static>);
-// SAFETY: the pointee is `Sync`, and `run` keeps it alive until every thread is done with it.
-unsafe impl Send for TaskPointer {}
+/// What one call of [`Pool::run`] is about; lies on its caller's stack.
+struct Job<'a> {
+    task: &'a Task<'a>,
+}
 
-struct Job {
-    task: Option<TaskPointer>,
-    tasks: usize,
-    stop: bool,
+/// Tasks that one thread has still to do, `first..end` in the halves of one word, alone on its
+/// cache line.
+#[repr(align(128))]
+#[derive(Default)]
+struct Range(AtomicU64);
+
+impl Range {
+    fn set(&self, first: usize, end: usize) {
+        // Release: who claims from it sees the job it belongs to.
+        self.0
+            .store((first as u64) << 32 | end as u64, Ordering::Release);
+    }
+
+    fn split(word: u64) -> (u64, u64) {
+        (word >> 32, word & 0xffff_ffff)
+    }
+
+    fn left(&self) -> u64 {
+        let (first, end) = Self::split(self.0.load(Ordering::Relaxed));
+        end.saturating_sub(first)
+    }
+
+    /// Claims a task: the first, or for another thread's range the last.
+    ///
+    /// A success is valid whatever happened since the word was read: all that is needed to claim
+    /// is in it, and the job is looked up afterwards.
+    fn claim(&self, own: bool) -> Option<usize> {
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            let (first, end) = Self::split(word);
+            if first >= end {
+                return None;
+            }
+            let (task, rest) = if own {
+                (first, word + (1 << 32))
+            } else {
+                (end - 1, word - 1)
+            };
+            match self
+                .0
+                .compare_exchange_weak(word, rest, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => return Some(task as usize),
+                Err(now) => word = now,
+            }
+        }
+    }
 }
 
 struct Shared {
-    /// Counts jobs; a change is what waiting threads look for.
+    /// Counts calls; a change is what waiting threads look for.
     epoch: AtomicUsize,
-    job: Mutex<Job>,
+    /// One for each thread, the caller's first.
+    ranges: Box<[Range]>,
+    /// The current call; only looked at by a thread that has claimed one of its tasks.
+    job: AtomicPtr<Job<'static>>,
+    /// Tasks of the current call that are not done.
+    pending: AtomicUsize,
+    /// Threads that wait for `wake`, or are about to.
+    parked: AtomicUsize,
+    stop: AtomicBool,
+    sleep: Mutex<()>,
     wake: Condvar,
-    next: AtomicUsize,
-    /// Threads besides the caller that have not finished the current job.
-    busy: AtomicUsize,
     panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -66,14 +122,13 @@ impl Pool {
     pub fn new(threads: NonZeroUsize) -> Arc<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
-            job: Mutex::new(Job {
-                task: None,
-                tasks: 0,
-                stop: false,
-            }),
+            ranges: (0..threads.get()).map(|_| Range::default()).collect(),
+            job: AtomicPtr::new(ptr::null_mut()),
+            pending: AtomicUsize::new(0),
+            parked: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -82,7 +137,7 @@ impl Pool {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("skald-compute-{n}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || shared.serve(n))
                     .expect("the operating system starts a compute thread")
             })
             .collect();
@@ -104,39 +159,34 @@ impl Pool {
     /// on it.
     ///
     /// # Panics
-    /// With the first panic of a task, once no thread is in a task any more.
+    /// With the first panic of a task, once no thread is in a task any more; if `tasks` is 2^32
+    /// or more.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         if tasks <= 1 || self.threads.is_empty() {
             (0..tasks).for_each(task);
             return;
         }
+        assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks");
         let _only_caller = lock(&self.caller);
         let shared = &*self.shared;
-        let borrowed: *const Task<'_> = &raw const task;
-        // SAFETY: only the lifetime changes; every thread is done with the pointer before `run`
-        // returns, also when a task panics.
-        #[allow(clippy::transmute_ptr_to_ptr)] // a cast can't change a lifetime
-        let erased =
-            unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(borrowed) };
-        {
-            let mut job = lock(&shared.job);
-            job.task = Some(TaskPointer(erased));
-            job.tasks = tasks;
-            shared.next.store(0, Ordering::Relaxed);
-            shared.busy.store(self.threads.len(), Ordering::Relaxed);
-            shared.epoch.fetch_add(1, Ordering::Release);
+        let job = Job { task: &task };
+        // Only the lifetime changes; see `Shared::work` for why it holds.
+        let job = ptr::from_ref(&job).cast_mut().cast::<Job<'static>>();
+        shared.job.store(job, Ordering::Relaxed);
+        shared.pending.store(tasks, Ordering::Relaxed);
+        let threads = shared.ranges.len();
+        for (n, range) in shared.ranges.iter().enumerate() {
+            range.set(n * tasks / threads, (n + 1) * tasks / threads);
         }
-        shared.wake.notify_all();
-        shared.claim(&task, tasks);
-        let mut spins = 0;
-        while shared.busy.load(Ordering::Acquire) > 0 {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
+        // Sequentially consistent with `Shared::park`: either we see that a thread is parked, or
+        // it sees the new epoch.
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if shared.parked.load(Ordering::SeqCst) > 0 {
+            let _sleep = lock(&shared.sleep);
+            shared.wake.notify_all();
         }
+        shared.work(0);
+        spin_until(None, || shared.pending.load(Ordering::Acquire) == 0);
         if shared.panicked.swap(false, Ordering::AcqRel) {
             let panic = lock(&shared.panic).take();
             resume_unwind(panic.unwrap_or_else(|| Box::new("a compute task panicked")));
@@ -146,12 +196,12 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
         {
-            let mut job = lock(&self.shared.job);
-            job.stop = true;
-            self.shared.epoch.fetch_add(1, Ordering::Release);
+            let _sleep = lock(&self.shared.sleep);
+            self.shared.wake.notify_all();
         }
-        self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -159,58 +209,90 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Claims and runs tasks until none are left; keeps the first panic.
-    fn claim(&self, task: &Task<'_>, tasks: usize) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= tasks {
-                return;
+    /// Claims and runs tasks as thread `me` until none are left; keeps the first panic.
+    fn work(&self, me: usize) {
+        let mut done = 0;
+        while let Some(task) = self.claim(me) {
+            if !self.panicked.load(Ordering::Relaxed) {
+                // SAFETY: the claim's Acquire saw the range that `run` released after it stored
+                // this job, and `run` does not return before `pending` has counted the claimed
+                // task as done.
+                let job = unsafe { &*self.job.load(Ordering::Relaxed) };
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.task)(task))) {
+                    lock(&self.panic).get_or_insert(panic);
+                    self.panicked.store(true, Ordering::Release);
+                }
             }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
-                lock(&self.panic).get_or_insert(panic);
-                self.panicked.store(true, Ordering::Release);
-                self.next.store(tasks, Ordering::Relaxed);
-                return;
+            done += 1;
+        }
+        if done > 0 {
+            self.pending.fetch_sub(done, Ordering::Release);
+        }
+    }
+
+    /// The next task of the thread's own range, else one of the range that has most left.
+    fn claim(&self, me: usize) -> Option<usize> {
+        if let Some(task) = self.ranges[me].claim(true) {
+            return Some(task);
+        }
+        loop {
+            let fullest = self.ranges.iter().max_by_key(|range| range.left())?;
+            if fullest.left() == 0 {
+                return None;
+            }
+            if let Some(task) = fullest.claim(false) {
+                return Some(task);
             }
         }
     }
 
-    /// A compute thread's life: wait for a new epoch, help with its job, repeat.
-    fn work(&self) {
+    /// A compute thread's life: wait for a new epoch, help with its tasks, repeat.
+    fn serve(&self, me: usize) {
         let mut seen = 0;
         loop {
-            seen = self.wait_for_epoch_after(seen);
-            let (task, tasks) = {
-                let job = lock(&self.job);
-                if job.stop {
-                    return;
-                }
-                (job.task, job.tasks)
-            };
-            if let Some(TaskPointer(task)) = task {
-                // SAFETY: `run` waits for `busy` to reach zero before the task goes away, and
-                // this thread counts down only after its last use.
-                self.claim(unsafe { &*task }, tasks);
+            let is_new = || self.epoch.load(Ordering::Acquire) != seen;
+            if !spin_until(Some(SPIN), is_new) {
+                self.park(seen);
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            seen = self.epoch.load(Ordering::Acquire);
+            self.work(me);
         }
     }
 
-    fn wait_for_epoch_after(&self, seen: usize) -> usize {
-        for _ in 0..SPINS {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
+    /// Sleeps until the epoch is another than `seen`.
+    fn park(&self, seen: usize) {
+        let mut sleep = lock(&self.sleep);
+        self.parked.fetch_add(1, Ordering::SeqCst);
+        while self.epoch.load(Ordering::SeqCst) == seen {
+            sleep = self
+                .wake
+                .wait(sleep)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        self.parked.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits for a condition in a spin; `false` if it did not come true in the time given. Without a
+/// limit the processor is offered to others once [`SPIN`] has passed.
+fn spin_until(limit: Option<Duration>, condition: impl Fn() -> bool) -> bool {
+    let mut since = None;
+    loop {
+        for _ in 0..SPINS_PER_LOOK {
+            if condition() {
+                return true;
             }
             std::hint::spin_loop();
         }
-        let mut job = lock(&self.job);
-        loop {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
-            }
-            job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let waited = now - *since.get_or_insert(now);
+        match limit {
+            Some(limit) if waited > limit => return false,
+            None if waited > SPIN => std::thread::yield_now(),
+            _ => (),
         }
     }
 }
@@ -223,7 +305,7 @@ mod tests {
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in 1..5 {
             let pool = Pool::new(NonZeroUsize::new(threads).unwrap());
-            for tasks in [0, 1, 2, 7, 100] {
+            for tasks in [0, 1, 2, 3, 7, 100] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(tasks, |i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
@@ -231,6 +313,37 @@ mod tests {
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    /// Many short calls in a row, some after a pause in which the threads park.
+    #[test]
+    fn nothing_is_lost_between_calls() {
+        let pool = Pool::new(NonZeroUsize::new(3).unwrap());
+        for round in 0..3000 {
+            let sum = AtomicUsize::new(0);
+            let tasks = 2 + round % 9;
+            pool.run(tasks, |i| {
+                sum.fetch_add(i + 1, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), tasks * (tasks + 1) / 2);
+            if round % 500 == 0 {
+                std::thread::sleep(2 * SPIN);
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_thread_does_not_get_to_another_does() {
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap());
+        let caller = std::thread::current().id();
+        let slow_tasks = AtomicUsize::new(0);
+        pool.run(64, |_| {
+            if std::thread::current().id() == caller {
+                slow_tasks.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert!(slow_tasks.into_inner() < 32);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What sampling asks of a row of logits.
 //!
 //! The functions choose the instruction set themselves: it decides how fast they are, never what
-//! they return. They must never allocate; a row is as long as the vocabulary.
+//! they return. A row is as long as the vocabulary.
 
 #![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
 
@@ -27,6 +27,54 @@ pub fn exp_in_place(row: &mut [f32]) {
 pub fn all_finite(row: &[f32]) -> bool {
     row.chunks(FINITE_BLOCK)
         .all(|block| largest_magnitude(best(), block) < f32::INFINITY.to_bits())
+}
+
+/// Elements in a block of [`block_sums`], [`greatest_of_blocks`] and [`select_at_least`].
+pub const BLOCK: usize = 64;
+
+/// Replaces every element by `(x - highest) * factor`, and writes [`exp`] of that to `weights`.
+pub fn weigh(row: &mut [f32], highest: f32, factor: f32, weights: &mut Vec<f32>) {
+    weights.resize(row.len(), 0.0);
+    weigh_each(best(), row, highest, factor, weights);
+}
+
+/// The sum of each [`BLOCK`] elements, in f64.
+pub fn block_sums(row: &[f32], sums: &mut Vec<f64>) {
+    sums.resize(row.len().div_ceil(BLOCK), 0.0);
+    sum_blocks(best(), row, sums);
+}
+
+/// The greatest of each [`BLOCK`] elements but NaN.
+pub fn greatest_of_blocks(row: &[f32], greatest: &mut Vec<f32>) {
+    greatest.resize(row.len().div_ceil(BLOCK), 0.0);
+    find_greatest_of_blocks(best(), row, greatest);
+}
+
+/// Calls `take` with the index of every element that is at least `floor`, in order. `greatest` is
+/// that of [`greatest_of_blocks`]: a block without such an element costs one comparison.
+pub fn select_at_least(row: &[f32], greatest: &[f32], floor: f32, mut take: impl FnMut(usize)) {
+    for (n, (block, &greatest)) in row.chunks(BLOCK).zip(greatest).enumerate() {
+        if greatest >= floor {
+            for (i, &x) in block.iter().enumerate() {
+                if x >= floor {
+                    take(n * BLOCK + i);
+                }
+            }
+        }
+    }
+}
+
+/// A number that at least `n` elements reach, and few more where the greatest lie scattered:
+/// the n-th greatest of `greatest`, which is that of [`greatest_of_blocks`]. Negative infinity if
+/// there are fewer blocks.
+#[must_use]
+pub fn floor_of_greatest(greatest: &[f32], n: usize) -> f32 {
+    if n == 0 || n > greatest.len() {
+        return f32::NEG_INFINITY;
+    }
+    let mut greatest = greatest.to_vec();
+    let (_, floor, _) = greatest.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a));
+    *floor
 }
 
 /// The index and value of the greatest element, the first of equals. NaN is passed over; `None`
@@ -90,6 +138,45 @@ fn sum_exp_below_body(row: &[f32], highest: f32) -> f64 {
 per_isa! {
     /// `math::exp` with the processor's fused multiply-add.
     fn exp_one(x: f32) -> f32 => math::exp;
+}
+
+#[inline(always)]
+fn weigh_each_body(row: &mut [f32], highest: f32, factor: f32, weights: &mut [f32]) {
+    for (x, weight) in row.iter_mut().zip(weights) {
+        *x = (*x - highest) * factor;
+        *weight = math::exp(*x);
+    }
+}
+
+#[inline(always)]
+fn sum_blocks_body(row: &[f32], sums: &mut [f64]) {
+    for (block, sum) in row.chunks(BLOCK).zip(sums) {
+        let lanes = accumulate(block, 0.0, |sum: f64, x| sum + f64::from(x));
+        *sum = fold(lanes, |a, b| a + b);
+    }
+}
+
+#[inline(always)]
+fn find_greatest_of_blocks_body(row: &[f32], greatest: &mut [f32]) {
+    for (block, greatest) in row.chunks(BLOCK).zip(greatest) {
+        *greatest = greatest_body(block);
+    }
+}
+
+per_isa! {
+    /// See [`weigh`]; both slices are of one length.
+    fn weigh_each(row: &mut [f32], highest: f32, factor: f32, weights: &mut [f32])
+        => weigh_each_body;
+}
+
+per_isa! {
+    /// See [`block_sums`].
+    fn sum_blocks(row: &[f32], sums: &mut [f64]) => sum_blocks_body;
+}
+
+per_isa! {
+    /// See [`greatest_of_blocks`].
+    fn find_greatest_of_blocks(row: &[f32], greatest: &mut [f32]) => find_greatest_of_blocks_body;
 }
 
 per_isa! {
@@ -175,6 +262,27 @@ mod tests {
         );
         assert_eq!(argmax(&[f32::NAN, -1.0, f32::NAN]), Some((1, -1.0)));
         assert_eq!(argmax(&[1.0, f32::INFINITY]), Some((1, f32::INFINITY)));
+    }
+
+    #[test]
+    fn blocks_are_summed_and_searched_like_the_row() {
+        for len in LENGTHS {
+            let row = row(len, 3);
+            let (mut sums, mut greatest) = (Vec::new(), Vec::new());
+            block_sums(&row, &mut sums);
+            greatest_of_blocks(&row, &mut greatest);
+            let total: f64 = row.iter().map(|&x| f64::from(x)).sum();
+            assert!((sums.iter().sum::<f64>() - total).abs() < 1e-6);
+            for n in [1, 5, len] {
+                let floor = floor_of_greatest(&greatest, n);
+                let mut found = Vec::new();
+                select_at_least(&row, &greatest, floor, |i| found.push(i));
+                let expected: Vec<usize> = (0..len).filter(|&i| row[i] >= floor).collect();
+                assert_eq!(found, expected);
+                assert!(found.len() >= n.min(len));
+            }
+        }
+        assert_eq!(floor_of_greatest(&[], 1), f32::NEG_INFINITY);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 /// Hands out parts of a mutable slice to several threads.
-pub(super) struct SharedSlice<'a, T> {
+pub(crate) struct SharedSlice<'a, T> {
     start: *mut T,
     length: usize,
     slice: PhantomData<&'a mut [T]>,

@@ -33,27 +33,30 @@ impl GenerationConfig {
 
     /// Checks the ranges that a request's own fields have.
     fn check(&self) -> Result<(), String> {
-        let at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
         let share = |x: f32| x > 0.0 && x <= 1.0;
-        let fraction = |x: f32| (0.0..=1.0).contains(&x);
-        let factor = |x: f32| x.is_finite() && x > 0.0;
-        let fields: [(&str, Option<f32>, &dyn Fn(f32) -> bool, &str); 5] = [
-            ("temperature", self.temperature, &at_least_0, "at least 0"),
-            ("top_p", self.top_p, &share, "above 0, up to 1"),
-            ("min_p", self.min_p, &fraction, "0 to 1"),
-            ("typical_p", self.typical_p, &share, "above 0, up to 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                &factor,
-                "above 0",
-            ),
-        ];
-        for (field, value, allowed, range) in fields {
-            if let Some(value) = value.filter(|&value| !allowed(value)) {
-                return Err(format!("`{field}` must be {range}, is {value}"));
-            }
-        }
+        let check = |field: &str, value: Option<f32>, allowed: fn(f32) -> bool, range: &str| {
+            value
+                .filter(|&value| !allowed(value))
+                .map_or(Ok(()), |value| {
+                    Err(format!("`{field}` must be {range}, is {value}"))
+                })
+        };
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        check(
+            "temperature",
+            self.temperature,
+            |t| t.is_finite() && t >= 0.0,
+            "at least 0",
+        )?;
+        check("top_p", self.top_p, share, "above 0, up to 1")?;
+        check("min_p", self.min_p, |p| (0.0..=1.0).contains(&p), "0 to 1")?;
+        check("typical_p", self.typical_p, share, "above 0, up to 1")?;
+        check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            positive,
+            "above 0",
+        )?;
         Ok(())
     }
 

@@ -48,6 +48,13 @@ impl Runtime {
         }
     }
 
+    fn pool(&self) -> Arc<Pool> {
+        match self {
+            Self::Kernels { pool, .. } => Arc::clone(pool),
+            Self::Plain(_) => Pool::new(NonZeroUsize::MIN),
+        }
+    }
+
     fn device(&self) -> Device {
         match self {
             Self::Kernels { .. } => Device::Cpu,
@@ -104,6 +111,7 @@ pub enum LoadError {
 /// A loaded model.
 pub struct Gpt2 {
     config: Gpt2Config,
+    pool: Arc<Pool>,
     device: Device,
     wte: Embedding,
     /// `[n_positions * n_embd]`
@@ -153,6 +161,7 @@ impl Gpt2 {
         let wpe = wpe.to_f32();
         Ok(Self {
             device: runtime.device(),
+            pool: runtime.pool(),
             wte: checkpoint.embedding(&config)?,
             wpe,
             h,
@@ -166,6 +175,12 @@ impl Gpt2 {
     #[must_use]
     pub fn config(&self) -> &Gpt2Config {
         &self.config
+    }
+
+    /// The compute threads, for what has to be done with the logits.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Bytes of the packed weights that stay in memory.

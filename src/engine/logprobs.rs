@@ -1,0 +1,51 @@
+//! Log-probabilities under the model's own distribution.
+
+use super::event::TokenLogprob;
+use crate::kernels::rows;
+
+/// The log-probability of one token, and of the `top` most likely ones (the lower id first among
+/// equals), under the distribution these logits stand for.
+#[must_use]
+pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<TokenLogprob>) {
+    let normalizer = rows::log_sum_exp(logits);
+    let logprob = |id: u32| TokenLogprob {
+        id,
+        logprob: logits
+            .get(id as usize)
+            .map_or(f32::NEG_INFINITY, |logit| logit - normalizer),
+    };
+    let best = most_likely(logits, top).into_iter().map(logprob).collect();
+    (logprob(token), best)
+}
+
+/// The ids of the `n` highest logits, highest first, the lower id first among equals.
+fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut greatest = Vec::new();
+    rows::greatest_of_blocks(logits, &mut greatest);
+    let floor = rows::floor_of_greatest(&greatest, n);
+    let mut best: Vec<(f32, u32)> = Vec::new();
+    rows::select_at_least(logits, &greatest, floor, |id| {
+        best.push((logits[id], id as u32));
+    });
+    best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    best.truncate(n);
+    best.into_iter().map(|(_, id)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logprobs_are_those_of_the_softmax() {
+        let halves = [0.0625f32, 0.25, 0.0625, 0.5, 0.125].map(f32::ln);
+        let (token, top) = logprobs(&halves, 4, 3);
+        assert!((token.logprob - 0.125f32.ln()).abs() < 1e-6);
+        assert_eq!(top.iter().map(|t| t.id).collect::<Vec<_>>(), [3, 1, 4]);
+        assert_eq!(most_likely(&[1.0, 2.0, 2.0, 0.0], 3), [1, 2, 0]);
+        assert_eq!(most_likely(&[1.0], 5), [0]);
+    }
+}
