@@ -2,17 +2,18 @@
 //! machine's own limit measured in the same run.
 //!
 //! ```text
-//! cargo bench --bench engine -- MODEL_DIR [--dtype f32,bf16,q8] [--threads 2] [--batch 1,8,32] [--runs 3]
+//! cargo bench --bench engine -- MODEL_DIR [--dtype f32,bf16,q8] [--threads 2] [--batch 1,8,32] [--runs 3] [--json]
 //! ```
 //!
 //! Requests go through the `EngineHandle`, so scheduler, sampling and channels are in the figures;
 //! tokens are greedy, random prompts of 64 tokens, 128 new ones. A figure is the median of the
-//! runs.
+//! runs, after one to warm up.
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use serde_json::json;
 use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
@@ -43,6 +44,9 @@ struct Arguments {
     batch: Vec<usize>,
     #[arg(long, default_value = "3")]
     runs: usize,
+    /// One JSON object per figure instead of a table, for `benches/peers`.
+    #[arg(long)]
+    json: bool,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -54,18 +58,22 @@ fn main() {
     let files = source.fetch(false).expect("the model's files");
     let pool = Pool::new(arguments.threads);
     let limit = limits::Memory::new().bandwidth(&pool);
-    println!(
-        "{}: {:.1} M parameters, {} threads, {}; reading memory: {:.1} GB/s",
-        files.name,
-        files.config.parameters() as f64 / 1e6,
-        arguments.threads,
-        Isa::detect().name(),
-        limit / 1e9
-    );
-    println!(
-        "| dtype | load | weights | prefill {PREFILL} tok/s | batch | decode tok/s | share of the memory limit |"
-    );
-    println!("|---|---|---|---|---|---|---|");
+    if arguments.json {
+        println!("{}", json!({"figure": "memory", "bytes_per_second": limit}));
+    } else {
+        println!(
+            "{}: {:.1} M parameters, {} threads, {}; reading memory: {:.1} GB/s",
+            files.name,
+            files.config.parameters() as f64 / 1e6,
+            arguments.threads,
+            Isa::detect().name(),
+            limit / 1e9
+        );
+        println!(
+            "| dtype | load | weights | prefill {PREFILL} tok/s | batch | decode tok/s | share of the memory limit |"
+        );
+        println!("|---|---|---|---|---|---|---|");
+    }
     for name in &arguments.dtype {
         let dtype = match name.as_str() {
             "f32" => WeightDtype::F32,
@@ -107,6 +115,7 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
             .collect();
         RequestDraft::new(RequestId::random(), ids, new, SamplingStyle::Greedy)
     };
+    runtime.block_on(run(&engine, &limits, vec![request(PREFILL, 1)]));
     let prefill = median((0..arguments.runs).map(|_| {
         let drafts = vec![request(PREFILL, 1)];
         runtime
@@ -114,6 +123,14 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
             .0
             .as_secs_f64()
     }));
+    let report = |figure: &str, batch: usize, rate: f64| {
+        let line = json!({"figure": figure, "batch": batch, "tokens_per_second": rate});
+        println!("{line}");
+    };
+    let prefill = PREFILL as f64 / prefill;
+    if arguments.json {
+        report("prefill", 1, prefill);
+    }
     for &batch in &arguments.batch {
         let seconds = median((0..arguments.runs).map(|_| {
             let drafts = (0..batch).map(|_| request(PROMPT, NEW)).collect();
@@ -123,11 +140,14 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
                 .as_secs_f64()
         }));
         let rate = (batch * (NEW - 1)) as f64 / seconds;
+        if arguments.json {
+            report("decode", batch, rate);
+            continue;
+        }
         println!(
-            "| {name} | {:.2} s | {:.0} MB | {:.0} | {batch} | {rate:.1} | {:.2} |",
+            "| {name} | {:.2} s | {:.0} MB | {prefill:.0} | {batch} | {rate:.1} | {:.2} |",
             load.as_secs_f64(),
             weights / 1e6,
-            PREFILL as f64 / prefill,
             rate / batch as f64 * weights / limit
         );
     }

@@ -70,11 +70,15 @@ pub fn compute() -> Vec<(&'static str, usize, fn())> {
     if skald::kernels::Isa::detect() == skald::kernels::Isa::Avx512 {
         // SAFETY: the processor has the instructions.
         return vec![
-            ("f32", x86::REGISTERS * STEPS * 32, || unsafe { x86::f32() }),
-            ("bf16", x86::REGISTERS * STEPS * 64, || unsafe {
-                x86::bf16()
+            ("f32", x86::REGISTERS * STEPS * 32, || unsafe {
+                x86::f32();
             }),
-            ("q8", x86::REGISTERS * STEPS * 128, || unsafe { x86::q8() }),
+            ("bf16", x86::REGISTERS * STEPS * 64, || unsafe {
+                x86::bf16();
+            }),
+            ("q8", x86::REGISTERS * STEPS * 128, || unsafe {
+                x86::q8();
+            }),
         ];
     }
     Vec::new()

@@ -61,14 +61,17 @@ impl Case {
 
     fn packed(&self, isa: Isa, dtype: WeightDtype) -> Linear {
         let raw = self.raw(Layout::InOut);
-        let memory = WeightMemory::default();
-        Linear::pack(&pool(), isa, &memory, dtype, raw, Some(&self.bias)).unwrap()
+        pack(isa, dtype, raw, Some(&self.bias)).unwrap()
     }
 
     fn x(&self, rows: usize) -> Tensor {
         let values = noise(rows * self.in_features, 3);
         Tensor::from_vec(values, (rows, self.in_features), &Device::Cpu).unwrap()
     }
+}
+
+fn pack(isa: Isa, dtype: WeightDtype, raw: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Linear> {
+    Linear::pack(&pool(), isa, &WeightMemory::default(), dtype, raw, bias)
 }
 
 fn pool() -> Arc<Pool> {
@@ -105,7 +108,7 @@ fn every_dtype_is_as_near_to_plain_candle_as_its_precision_allows() {
             let expected = plain.forward(&x, Epilogue::None).unwrap();
             for isa in Isa::available() {
                 for (dtype, tolerance) in DTYPES.into_iter().zip([2e-6, 6e-3, 1.2e-2]) {
-                    let linear = Linear::pack(&pool(), isa, dtype, raw, None).unwrap();
+                    let linear = pack(isa, dtype, raw, None).unwrap();
                     let found = linear.forward(&x, Epilogue::None).unwrap();
                     assert_eq!(found.dims(), expected.dims());
                     let error = relative_error(&found, &expected);
@@ -189,14 +192,7 @@ fn the_layout_and_type_on_disk_do_not_matter() {
         bytes: &transposed,
         ..case.raw(Layout::OutIn)
     };
-    let linear = Linear::pack(
-        &pool(),
-        Isa::detect(),
-        WeightDtype::F32,
-        raw,
-        Some(&case.bias),
-    )
-    .unwrap();
+    let linear = pack(Isa::detect(), WeightDtype::F32, raw, Some(&case.bias)).unwrap();
     assert_eq!(bits(&linear.forward(&x, Epilogue::None).unwrap()), expected);
 
     let halves: Vec<u8> = weights
@@ -208,7 +204,7 @@ fn the_layout_and_type_on_disk_do_not_matter() {
         dtype: DType::F16,
         ..case.raw(Layout::InOut)
     };
-    let packed = Linear::pack(&pool(), Isa::detect(), WeightDtype::F32, raw, None).unwrap();
+    let packed = pack(Isa::detect(), WeightDtype::F32, raw, None).unwrap();
     let plain = Linear::plain(&Device::Cpu, raw, None).unwrap();
     let (found, expected) = (
         packed.forward(&x, Epilogue::None),
@@ -239,16 +235,7 @@ fn what_does_not_fit_is_an_error() {
         bytes: &case.bytes[4..],
         ..case.raw(Layout::InOut)
     };
-    assert!(Linear::pack(&pool(), Isa::detect(), WeightDtype::F32, short, None).is_err());
+    assert!(pack(Isa::detect(), WeightDtype::F32, short, None).is_err());
     let raw = case.raw(Layout::InOut);
-    assert!(
-        Linear::pack(
-            &pool(),
-            Isa::detect(),
-            WeightDtype::F32,
-            raw,
-            Some(&[0.0; 3])
-        )
-        .is_err()
-    );
+    assert!(pack(Isa::detect(), WeightDtype::F32, raw, Some(&[0.0; 3])).is_err());
 }

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Compares Skald's engine with llama.cpp and CTranslate2 and prints a Markdown table.
+
+    engine_side_by_side.py WORK_DIR NAME [--turns 3] [--threads N] [--batch 1,8,32]
+                           [--precision f32,bf16,f16,q8] [--bench BINARY] [--log FILE]
+
+Needs what run.sh makes. A turn runs every engine once in every precision, each in a process of its
+own, one after the other, and every second turn in the opposite order. What disturbs the machine
+for a while so disturbs all of them. Figures are medians over the turns.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import quiet
+from table import markdown, median, number, ratio
+from workload import PREFILL
+
+HERE = Path(__file__).parent
+SKALD, LLAMA_CPP, CTRANSLATE2 = "Skald", "llama.cpp", "CTranslate2"
+# What stands in one row: the precision each engine runs in. Skald's 16 bits are bfloat16, so its
+# figures stand beside both of llama.cpp's.
+PRECISIONS = {
+    "f32": {SKALD: "f32", LLAMA_CPP: "f32", CTRANSLATE2: "float32"},
+    "bf16": {SKALD: "bf16", LLAMA_CPP: "bf16"},
+    "f16": {SKALD: "bf16", LLAMA_CPP: "f16"},
+    "q8": {SKALD: "q8", LLAMA_CPP: "q8_0", CTRANSLATE2: "int8"},
+}
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="in each turn; a turn counts as their median")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("--precision", default=",".join(PRECISIONS))
+    parser.add_argument("--bench", help="benches/engine.rs, built [default: cargo builds it]")
+    parser.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine")
+    parser.add_argument("--log", type=Path, help="keeps every single figure, a JSON object per line")
+    return parser.parse_args()
+
+
+def build_bench():
+    """Builds benches/engine.rs and gives its binary, so that no turn waits for cargo."""
+    command = ["cargo", "bench", "--bench", "engine", "--no-run", "--message-format=json"]
+    built = subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    return next(
+        message["executable"]
+        for message in messages
+        if message.get("executable") and message["target"]["name"] == "engine"
+    )
+
+
+def command(engine, dtype, bench, arguments):
+    base = arguments.work / arguments.name
+    shared = ["--threads", str(arguments.threads), "--batch", arguments.batch, "--runs", str(arguments.runs)]
+    if engine == SKALD:
+        return [bench, str(base), "--json", "--dtype", dtype, *shared]
+    script, model = {
+        LLAMA_CPP: ("llama_cpp_peer.py", f"{base}-{dtype}.gguf"),
+        CTRANSLATE2: ("ctranslate2_peer.py", f"{base}-ct2-{dtype}"),
+    }[engine]
+    return [sys.executable, str(HERE / script), model, *shared]
+
+
+def measure(arguments):
+    """All figures, by engine, its precision, figure and batch; each a list over the turns."""
+    bench = arguments.bench or build_bench()
+    rows = [PRECISIONS[precision] for precision in arguments.precision.split(",")]
+    # Skald's bf16 stands in two rows and is measured once.
+    jobs = list(dict.fromkeys(job for row in rows for job in row.items()))
+    figures = defaultdict(list)
+    for turn in range(arguments.turns):
+        for engine, dtype in jobs if turn % 2 == 0 else reversed(jobs):
+            print(f"turn {turn + 1} of {arguments.turns}: {engine} {dtype}", file=sys.stderr, flush=True)
+            figures["busy"].append(quiet.wait(arguments.patience))
+            run = subprocess.run(
+                command(engine, dtype, bench, arguments), check=True, stdout=subprocess.PIPE, text=True
+            )
+            for line in run.stdout.splitlines():
+                figure = json.loads(line)
+                if arguments.log:
+                    whole = {"turn": turn, "engine": engine, "dtype": dtype, **figure}
+                    with arguments.log.open("a") as log:
+                        print(json.dumps(whole), file=log)
+                if figure["figure"] == "memory":
+                    figures["memory"].append(figure["bytes_per_second"])
+                    continue
+                key = engine, dtype, figure["figure"], figure["batch"]
+                figures[key].append(figure["tokens_per_second"])
+    return figures
+
+
+def table(figures, arguments):
+    kinds = [("prefill", 1, f"prefill {PREFILL}")]
+    kinds += [("decode", int(n), f"decode, batch {n}") for n in arguments.batch.split(",")]
+    rows = []
+    for precision in arguments.precision.split(","):
+        dtypes = PRECISIONS[precision]
+        for figure, batch, title in kinds:
+            rate = {
+                engine: median(figures[engine, dtype, figure, batch]) for engine, dtype in dtypes.items()
+            }
+            row = [dtypes[SKALD], title, number(rate[SKALD])]
+            for peer in (LLAMA_CPP, CTRANSLATE2):
+                row += [dtypes.get(peer, ""), number(rate.get(peer)), ratio(rate[SKALD], rate.get(peer))]
+            rows.append(row)
+    head = ["Skald", "figure", "tokens/s"]
+    for peer in (LLAMA_CPP, CTRANSLATE2):
+        head += [peer, "tokens/s", "Skald / it"]
+    return markdown(head, rows)
+
+
+def main():
+    arguments = parse()
+    figures = measure(arguments)
+    memory = figures["memory"]
+    print(
+        f"{arguments.name}, {arguments.threads} threads, median of {arguments.turns} turns; reading memory: "
+        f"{median(memory) / 1e9:.1f} GB/s ({min(memory) / 1e9:.1f} to {max(memory) / 1e9:.1f}); others used up "
+        f"to {100 * max(figures['busy']):.0f} % of the machine\n"
+    )
+    print(table(figures, arguments))
+
+
+if __name__ == "__main__":
+    main()
