@@ -19,7 +19,7 @@ use candle_core::{
 };
 
 use super::lanes::per_isa;
-use super::linear_tile::{Tile, block_rows, compute};
+use super::linear_tile::{BLOCK_ROWS, Tile, compute};
 use super::pack::{PANEL, PackedWeights, pack_rows};
 use super::shared_slice::SharedSlice;
 use super::weight_memory::WeightMemory;
@@ -321,10 +321,10 @@ impl Packed {
             y: SharedSlice::new(&mut y.spare_capacity_mut()[..elements]),
         };
         // A panel is a task. Where there are few of them, many rows are cut into chunks too.
-        let blocks = rows.div_ceil(block_rows(weights.dtype));
+        let blocks = rows.div_ceil(BLOCK_ROWS);
         let wanted = self.pool.threads() * TASKS_PER_THREAD;
-        let chunks = wanted.div_ceil(weights.panels()).clamp(1, blocks.max(1));
-        self.pool.run(weights.panels() * chunks, |task| {
+        let chunks = wanted.div_ceil(weights.panels).clamp(1, blocks.max(1));
+        self.pool.run(weights.panels * chunks, |task| {
             let (panel, chunk) = (task / chunks, task % chunks);
             let blocks = chunk * blocks / chunks..(chunk + 1) * blocks / chunks;
             self.panel(panel, rows, blocks, activations, &finish);
@@ -344,11 +344,10 @@ impl Packed {
         finish: &Finish<'_>,
     ) {
         let weights = &self.weights;
-        let block = block_rows(weights.dtype);
-        let (words, groups) = (weights.words(), self.groups());
-        let mut tile: Tile = [[0.0; PANEL]; 12];
-        for first in blocks.map(|n| n * block) {
-            let count = block.min(rows - first);
+        let (words, groups) = (weights.words, weights.groups);
+        let mut tile: Tile = [[0.0; PANEL]; BLOCK_ROWS];
+        for first in blocks.map(|n| n * BLOCK_ROWS) {
+            let count = BLOCK_ROWS.min(rows - first);
             let a = &activations.words[first * words..(first + count) * words];
             let scales = &activations.scales[first * groups..(first + count) * groups];
             compute(self.isa, weights, panel, count, a, scales, &mut tile);
@@ -356,25 +355,16 @@ impl Packed {
         }
     }
 
-    /// Groups of activation scales per row.
-    fn groups(&self) -> usize {
-        match self.weights.dtype {
-            WeightDtype::Q8 => self.weights.groups(),
-            WeightDtype::F32 | WeightDtype::Bf16 => 0,
-        }
-    }
-
     fn pack_activations(&self, x: &[f32], rows: usize, scratch: &mut Activations) {
         let weights = &self.weights;
-        let (words, groups) = (weights.words(), self.groups());
-        let block = block_rows(weights.dtype);
+        let (words, groups) = (weights.words, weights.groups);
         scratch.words.resize(rows * words, 0);
         scratch.scales.resize(rows * groups, 0.0);
         let out = SharedSlice::new(&mut scratch.words);
         let scales = SharedSlice::new(&mut scratch.scales);
         let pack = |n: usize| {
-            let first = n * block;
-            let count = block.min(rows - first);
+            let first = n * BLOCK_ROWS;
+            let count = BLOCK_ROWS.min(rows - first);
             // SAFETY: every block of rows is packed by one task, into parts of its own.
             let (out, scales) = unsafe {
                 (
@@ -386,7 +376,7 @@ impl Packed {
             let x = &x[first * features..(first + count) * features];
             pack_on(self.isa, weights.dtype, x, features, out, scales);
         };
-        let blocks = rows.div_ceil(block);
+        let blocks = rows.div_ceil(BLOCK_ROWS);
         // A few rows are packed faster than another thread is woken.
         if blocks <= 2 {
             (0..blocks).for_each(pack);
@@ -418,32 +408,50 @@ per_isa! {
 fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, column: usize) {
     let n_out = finish.out_features;
     let width = PANEL.min(n_out - column);
-    let bias: &[f32; PANEL] = finish.bias[column..]
-        .first_chunk()
-        .expect("the bias is padded to whole panels");
-    for (row, sums) in (row..).zip(&mut *tile) {
-        for (sum, bias) in sums.iter_mut().zip(bias) {
-            *sum += bias;
+    let mut bias = [0.0; PANEL];
+    bias.copy_from_slice(&finish.bias[column..column + PANEL]);
+    for (row, sums) in (row..).zip(tile) {
+        let at = row * n_out + column;
+        let mut values = *sums;
+        for i in 0..PANEL {
+            values[i] += bias[i];
         }
         if let Some(residual) = finish.residual {
-            let residual = &residual[row * n_out + column..][..width];
-            for (sum, residual) in sums.iter_mut().zip(residual) {
-                *sum += residual;
+            let mut addend = [0.0; PANEL];
+            match residual[at..].first_chunk() {
+                Some(whole) if width == PANEL => addend = *whole,
+                _ => addend[..width].copy_from_slice(&residual[at..at + width]),
+            }
+            for i in 0..PANEL {
+                values[i] += addend[i];
+            }
+        }
+        if finish.gelu {
+            for value in &mut values {
+                *value = math::gelu(*value);
+            }
+        }
+        // SAFETY: no other task has these rows of these columns.
+        let y = unsafe { finish.y.part(at, width) };
+        match y.first_chunk_mut() {
+            Some(whole) => *whole = initialized(&values),
+            None => {
+                for (y, value) in y.iter_mut().zip(values) {
+                    y.write(value);
+                }
             }
         }
     }
-    if finish.gelu {
-        for sum in tile.as_flattened_mut() {
-            *sum = math::gelu(*sum);
-        }
+}
+
+#[inline(always)]
+fn initialized(values: &[f32; PANEL]) -> [MaybeUninit<f32>; PANEL] {
+    // `map` would be a call that is not compiled for the instruction set.
+    let mut written = [MaybeUninit::uninit(); PANEL];
+    for (written, &value) in written.iter_mut().zip(values) {
+        written.write(value);
     }
-    for (row, sums) in (row..).zip(tile) {
-        // SAFETY: no other task has these rows of these columns.
-        let y = unsafe { finish.y.part(row * n_out + column, width) };
-        for (y, sum) in y.iter_mut().zip(sums) {
-            y.write(*sum);
-        }
-    }
+    written
 }
 
 /// [`pack_rows`], compiled for the instruction set.

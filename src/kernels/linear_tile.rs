@@ -6,17 +6,12 @@ use super::linear::WeightDtype;
 use super::pack::{PANEL, PackedWeights, Q8_GROUP};
 use super::weight_memory::Line;
 
-/// Rows in a block at most. Twelve rows of two registers each, two of weights and one broadcast
-/// fill the 32 registers of AVX-512; q8 needs every sum twice, so half of it.
-pub(super) const fn block_rows(dtype: WeightDtype) -> usize {
-    match dtype {
-        WeightDtype::F32 | WeightDtype::Bf16 => 12,
-        WeightDtype::Q8 => 6,
-    }
-}
+/// Rows in a block at most: twelve rows of two registers each, two of weights and one broadcast
+/// fill the 32 registers of AVX-512.
+pub(super) const BLOCK_ROWS: usize = 12;
 
-/// Sums of up to 12 rows over a panel; rows past a block's end are not written.
-pub(super) type Tile = [[f32; PANEL]; 12];
+/// Sums of a block of rows over a panel; rows past a block's end are not written.
+pub(super) type Tile = [[f32; PANEL]; BLOCK_ROWS];
 
 /// A q8 panel with all its scales.
 pub(super) struct Q8Panel<'a> {
@@ -51,9 +46,9 @@ pub(super) fn compute(
     tile: &mut Tile,
 ) {
     let lines = weights.panel(panel);
-    assert!(a.len() == rows * weights.words(), "whole rows of words");
+    assert!(a.len() == rows * weights.words, "whole rows of words");
     if weights.dtype == WeightDtype::Q8 {
-        let groups = weights.groups();
+        let groups = weights.groups;
         assert!(
             row_scales.len() == rows * groups,
             "a scale per row and group"
@@ -104,13 +99,17 @@ fn q8(isa: Isa, rows: usize, a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
-            use super::x86::linear_avx512::q8_tile;
-            by_rows!(rows, q8_tile(a, panel, tile); 1 2 3 4 5 6);
+            use super::x86::linear_avx512::{q8_tall_tile, q8_tile};
+            if rows <= 6 {
+                by_rows!(rows, q8_tile(a, panel, tile); 1 2 3 4 5 6);
+            } else {
+                by_rows!(rows, q8_tall_tile(a, panel, tile); 7 8 9 10 11 12);
+            }
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             use super::x86::linear_avx2::q8_tile;
-            by_rows!(rows, q8_tile(a, panel, tile); 1 2 3 4 5 6);
+            by_rows!(rows, q8_tile(a, panel, tile); 1 2 3 4 5 6 7 8 9 10 11 12);
         }
         _ => q8_portable(rows, a, panel, tile),
     }

@@ -39,6 +39,11 @@ pub(super) struct PackedWeights {
     pub dtype: WeightDtype,
     pub in_features: usize,
     pub out_features: usize,
+    /// Steps of a panel.
+    pub words: usize,
+    pub panels: usize,
+    /// q8: groups of input features.
+    pub groups: usize,
     /// Panels one after the other, [`words`](Self::words) steps of two lines each.
     lines: Lines,
     /// q8: what a weight's integer is multiplied with, per output (padded).
@@ -79,6 +84,9 @@ impl PackedWeights {
             dtype,
             in_features: raw.in_features,
             out_features: raw.out_features,
+            words,
+            panels,
+            groups: quantized * groups,
             lines: memory.lines(panels * words * 2)?,
             scales: vec![0.0; quantized * panels * PANEL],
             corrections: vec![0; quantized * panels * groups * PANEL],
@@ -102,23 +110,9 @@ impl PackedWeights {
         Ok(packed)
     }
 
-    /// Steps of a panel.
-    pub fn words(&self) -> usize {
-        self.in_features.div_ceil(self.dtype.features_per_word())
-    }
-
-    pub fn panels(&self) -> usize {
-        self.out_features.div_ceil(PANEL)
-    }
-
-    /// q8: groups of input features.
-    pub fn groups(&self) -> usize {
-        self.in_features.div_ceil(Q8_GROUP)
-    }
-
     /// A panel's words, two lines a step.
     pub fn panel(&self, panel: usize) -> &[Line] {
-        let lines = self.words() * 2;
+        let lines = self.words * 2;
         &self.lines[panel * lines..(panel + 1) * lines]
     }
 
@@ -210,6 +204,16 @@ impl RawWeight<'_> {
     }
 }
 
+/// `map`, which as a call of its own would not be compiled for the instruction set.
+#[inline(always)]
+fn each<T: Copy + Default, const N: usize>(x: &[f32; N], f: impl Fn(f32) -> T) -> [T; N] {
+    let mut y = [T::default(); N];
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f(x);
+    }
+    y
+}
+
 /// Writes a step's words, one for each output.
 #[inline(always)]
 fn write_step(step: &mut [Line], words: &[u32; PANEL]) {
@@ -221,14 +225,14 @@ fn write_step(step: &mut [Line], words: &[u32; PANEL]) {
 #[inline(always)]
 fn pack_f32(columns: &[[f32; PANEL]], lines: &mut [Line]) {
     for (step, row) in lines.chunks_exact_mut(2).zip(columns) {
-        write_step(step, &row.map(f32::to_bits));
+        write_step(step, &each(row, f32::to_bits));
     }
 }
 
 #[inline(always)]
 fn pack_bf16(columns: &[[f32; PANEL]], lines: &mut [Line]) {
     for (step, rows) in lines.chunks_exact_mut(2).zip(columns.chunks(2)) {
-        let mut words = rows[0].map(round_to_bf16);
+        let mut words = each(&rows[0], round_to_bf16);
         if let Some(odd) = rows.get(1) {
             for (word, &weight) in words.iter_mut().zip(odd) {
                 *word |= round_to_bf16(weight) << 16;
@@ -247,7 +251,7 @@ fn pack_q8(columns: &[[f32; PANEL]], packed: &mut PackedPanel<'_>) {
             *largest = largest.max(weight.abs());
         }
     }
-    let inverse = largest.map(|l| if l > 0.0 { 127.0 / l } else { 0.0 });
+    let inverse = each(&largest, |l| if l > 0.0 { 127.0 / l } else { 0.0 });
     for (scale, largest) in packed.scales.iter_mut().zip(largest) {
         *scale = largest / 127.0;
     }
@@ -310,34 +314,56 @@ pub(super) fn pack_rows(
 ) {
     let count = rows.len() / in_features;
     for (r, row) in rows.chunks_exact(in_features).enumerate() {
+        let words = &mut out[r..];
         match dtype {
             WeightDtype::F32 => {
-                for (word, x) in out[r..].iter_mut().step_by(count).zip(row) {
+                for (word, x) in words.iter_mut().step_by(count).zip(row) {
                     *word = x.to_bits();
                 }
             }
-            WeightDtype::Bf16 => {
-                for (word, pair) in out[r..].iter_mut().step_by(count).zip(row.chunks(2)) {
-                    let high = pair.get(1).map_or(0, |&x| round_to_bf16(x));
-                    *word = round_to_bf16(pair[0]) | high << 16;
-                }
-            }
-            WeightDtype::Q8 => {
-                let groups = row.chunks(Q8_GROUP);
-                for (group, values) in groups.enumerate() {
-                    let largest = values.iter().fold(0f32, |l, x| l.max(x.abs()));
-                    scales[group * count + r] = largest / 127.0;
-                    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-                    let first = (group * Q8_GROUP / 4) * count + r;
-                    let words = out[first..].iter_mut().step_by(count);
-                    for (word, four) in words.zip(values.chunks(4)) {
-                        *word = 0;
-                        for (byte, x) in four.iter().enumerate() {
-                            *word |= quantize(x * inverse) << (8 * byte);
-                        }
-                    }
-                }
-            }
+            WeightDtype::Bf16 => pack_row_bf16(row, words, count),
+            WeightDtype::Q8 => pack_row_q8(row, words, count, &mut scales[r..]),
+        }
+    }
+}
+
+/// Rounds a row; its words go `stride` apart.
+#[inline(always)]
+fn pack_row_bf16(row: &[f32], words: &mut [u32], stride: usize) {
+    const CHUNK: usize = 32;
+    let mut words = words.iter_mut().step_by(stride);
+    for chunk in row.chunks(2 * CHUNK) {
+        // Vectors work on what lies together; only the result is scattered.
+        let mut pairs = [0u32; 2 * CHUNK];
+        for (pair, &x) in pairs.iter_mut().zip(chunk) {
+            *pair = round_to_bf16(x);
+        }
+        for (pair, word) in pairs.as_chunks::<2>().0[..chunk.len().div_ceil(2)]
+            .iter()
+            .zip(&mut words)
+        {
+            *word = pair[0] | pair[1] << 16;
+        }
+    }
+}
+
+/// Quantizes a row group by group; its words and scales go `stride` apart.
+#[inline(always)]
+fn pack_row_q8(row: &[f32], words: &mut [u32], stride: usize, scales: &mut [f32]) {
+    let mut words = words.iter_mut().step_by(stride);
+    let scales = scales.iter_mut().step_by(stride);
+    for (values, scale) in row.chunks(Q8_GROUP).zip(scales) {
+        let mut group = [0f32; Q8_GROUP];
+        group[..values.len()].copy_from_slice(values);
+        // Without its sign, a float compares like its bits; integers can be compared in any order.
+        let largest = group.iter().fold(0, |l: u32, x| l.max(x.abs().to_bits()));
+        let largest = f32::from_bits(largest);
+        *scale = largest / 127.0;
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let bytes = each(&group, |x| quantize(x * inverse) as u8);
+        let used = values.len().div_ceil(4);
+        for (four, word) in bytes.as_chunks::<4>().0[..used].iter().zip(&mut words) {
+            *word = u32::from_le_bytes(*four);
         }
     }
 }

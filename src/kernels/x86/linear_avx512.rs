@@ -92,7 +92,7 @@ fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, bf16(x), bf16(weights))
 }
 
-/// q8: integer sums over a group of features, scaled and added in f32.
+/// q8 for few rows: integer sums over a group of features, scaled and added in f32.
 ///
 /// # Safety
 /// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel, the panel
@@ -156,6 +156,71 @@ pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
         }
     }
     store(&sums, tile);
+}
+
+/// q8 for many rows: as [`q8_tile`], with the f32 sums in the tile, so that the registers hold the
+/// integers of twice as many rows.
+///
+/// # Safety
+/// As for [`q8_tile`].
+#[target_feature(enable = "avx512f,avx512vnni")]
+pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
+    a: &[u32],
+    panel: &Q8Panel<'_>,
+    tile: &mut Tile,
+) {
+    let (mut a, mut b) = (a.as_ptr(), panel.lines.as_ptr());
+    let mut left = panel.lines.len() / 2;
+    tile[..ROWS].fill([0.0; PANEL]);
+    let corrections = panel.corrections.as_chunks::<PANEL>().0;
+    for (correction, scales) in corrections.iter().zip(panel.row_scales.chunks_exact(ROWS)) {
+        // SAFETY: a correction is two registers long.
+        let start = unsafe {
+            [
+                _mm512_loadu_si512(correction.as_ptr().cast()),
+                _mm512_loadu_si512(correction.as_ptr().add(16).cast()),
+            ]
+        };
+        let mut integers = [start; ROWS];
+        let steps = left.min(Q8_GROUP / 4);
+        left -= steps;
+        for _ in 0..steps {
+            // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past
+            // the end is harmless.
+            unsafe {
+                prefetch(b.wrapping_add(AHEAD));
+                prefetch(b.wrapping_add(AHEAD + 1));
+                let b0 = _mm512_load_si512(b.cast());
+                let b1 = _mm512_load_si512(b.add(1).cast());
+                for (r, integers) in integers.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
+                    integers[0] = _mm512_dpbusd_epi32(integers[0], x, b0);
+                    integers[1] = _mm512_dpbusd_epi32(integers[1], x, b1);
+                }
+                a = a.add(ROWS);
+                b = b.add(2);
+            }
+        }
+        let scales: &[f32; ROWS] = scales.try_into().expect("a chunk of so many");
+        // Counted loops, so that the integers stay in their registers.
+        for r in 0..ROWS {
+            let scale = _mm512_set1_ps(scales[r]);
+            for half in 0..2 {
+                // SAFETY: a tile's row is two registers long.
+                unsafe {
+                    let sums = tile[r].as_mut_ptr().add(16 * half);
+                    let products = _mm512_cvtepi32_ps(integers[r][half]);
+                    let sum = _mm512_fmadd_ps(products, scale, _mm512_loadu_ps(sums));
+                    _mm512_storeu_ps(sums, sum);
+                }
+            }
+        }
+    }
+    for sums in &mut tile[..ROWS] {
+        for (sum, scale) in sums.iter_mut().zip(panel.scales) {
+            *sum *= scale;
+        }
+    }
 }
 
 #[inline]
