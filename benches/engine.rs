@@ -97,7 +97,6 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
         } else {
             KvDtype::Bf16
         },
-        max_step_tokens: 512,
         ..EngineConfig::default()
     };
     let engine = skald::engine::start(model, config).expect("the engine");

@@ -98,6 +98,16 @@ pub enum GenerationDefaults {
     None,
 }
 
+/// Whether tokens are guessed ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculation {
+    /// Where it pays: with few streams, whose texts repeat themselves.
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -194,7 +204,7 @@ pub struct Layer {
     )]
     pub max_batch: Option<usize>,
     /// Tokens in a step at most; long prompts are read in chunks of what is left of it
-    /// [default: 256]
+    /// [default: 512]
     #[arg(
         long,
         env = "SKALD_MAX_STEP_TOKENS",
@@ -202,6 +212,19 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub max_step_tokens: Option<usize>,
+    /// How long a step should take at most while requests wait for their next token; the chunks
+    /// that prompts are read in are made to fit [default: 100ms]
+    #[arg(
+        long,
+        env = "SKALD_STEP_TIME",
+        value_name = "DURATION",
+        help_heading = "Engine"
+    )]
+    pub step_time: Option<HumanDuration>,
+    /// Guess tokens from a request's own text and verify several in one pass; the output is the
+    /// same with or without [default: auto]
+    #[arg(long, env = "SKALD_SPECULATION", value_enum, help_heading = "Engine")]
+    pub speculation: Option<Speculation>,
     /// Requests that may wait for a place in the batch; more get a 429 [default: 256]
     #[arg(
         long,
@@ -289,6 +312,8 @@ pub struct Settings {
     pub kv_dtype: KvPrecision,
     pub max_batch: usize,
     pub max_step_tokens: usize,
+    pub step_time: Duration,
+    pub speculation: Speculation,
     pub max_queue: usize,
     pub max_sessions: usize,
     pub listen: SocketAddr,
@@ -362,6 +387,8 @@ impl Layer {
             kv_dtype: self.kv_dtype.or(below.kv_dtype),
             max_batch: self.max_batch.or(below.max_batch),
             max_step_tokens: self.max_step_tokens.or(below.max_step_tokens),
+            step_time: self.step_time.or(below.step_time),
+            speculation: self.speculation.or(below.speculation),
             max_queue: self.max_queue.or(below.max_queue),
             max_sessions: self.max_sessions.or(below.max_sessions),
             listen: self.listen.or(below.listen),
@@ -393,7 +420,9 @@ impl Layer {
             kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
             kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),
             max_batch: self.max_batch.unwrap_or(64),
-            max_step_tokens: self.max_step_tokens.unwrap_or(256),
+            max_step_tokens: self.max_step_tokens.unwrap_or(512),
+            step_time: self.step_time.map_or(Duration::from_millis(100), |d| d.0),
+            speculation: self.speculation.unwrap_or(Speculation::Auto),
             max_queue: self.max_queue.unwrap_or(256),
             max_sessions: self.max_sessions.unwrap_or(10_000),
             listen: self

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
-use crate::config::{Layer, Settings, unknown_variables};
+use crate::config::{Layer, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
 use crate::telemetry;
@@ -92,8 +92,13 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         kv_memory: settings.kv_memory,
         max_batch: settings.max_batch,
         max_step_tokens: settings.max_step_tokens,
+        step_time: settings.step_time,
         queue_limit: settings.max_queue,
         max_sessions: settings.max_sessions,
+        speculative_rows: match settings.speculation {
+            Speculation::Auto => EngineConfig::default().speculative_rows,
+            Speculation::Off => 0,
+        },
         ..EngineConfig::default()
     };
     let loading = tokio::task::spawn_blocking(move || model.start(engine));

@@ -9,10 +9,12 @@ use super::event::{
 use super::handle::KeptOutput;
 use super::logprobs::logprobs;
 use super::sampler::{Sampler, Scratch};
+use super::speculate::MAX_DRAFT;
 use crate::request::GenerateRequest;
 
-/// Events a step can send to one request: the prompt's report and the first token.
-pub(super) const EVENTS_PER_STEP: usize = 2;
+/// Events a step can send to one request: the prompt's report, tokens that were guessed right, and
+/// the one after them.
+pub(super) const EVENTS_PER_STEP: usize = 2 + MAX_DRAFT;
 
 /// One accepted request.
 pub(super) struct Active {

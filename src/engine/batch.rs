@@ -1,5 +1,5 @@
 //! From a plan to the model's ragged batch: which tokens, at which positions, in which blocks,
-//! and which rows' logits are wanted.
+//! and which rows' logits are wanted. A part's guesses are rows like its tokens.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,8 @@ pub(super) struct StepBatch {
 }
 
 /// Lays the parts of a plan out as rows, in the plan's order. Logits come in the same order: per
-/// part first its prompt rows, then, if the part completes its context, its last row.
+/// part first its prompt rows, then, if the part completes its context, its last row and those of
+/// its guesses.
 pub(super) fn build(
     plan: &[Part],
     scheduler: &Scheduler,
@@ -31,8 +32,10 @@ pub(super) fn build(
         {
             let first_row = batch.ids.len();
             let end = part.first_position + part.tokens;
-            let tokens = &sequence.context()[part.first_position..end];
+            let known = end - part.drafted;
+            let tokens = &sequence.context()[part.first_position..known];
             batch.ids.extend_from_slice(tokens);
+            batch.ids.extend_from_slice(&sequence.draft);
             batch
                 .positions
                 .extend((part.first_position..end).map(|position| position as u32));
@@ -41,7 +44,7 @@ pub(super) fn build(
                 first_position: part.first_position,
                 block_table: sequence.table.iter().map(|block| block.0).collect(),
             });
-            for (offset, row) in (first_row..).take(part.tokens).enumerate() {
+            for (offset, row) in (first_row..).take(tokens.len()).enumerate() {
                 let index = sequence.start + part.first_position + offset;
                 if active.wants_prompt_logits(index) {
                     wanted.push((index, sequence.tokens[index + 1]));
@@ -49,7 +52,9 @@ pub(super) fn build(
                 }
             }
             if part.completes {
-                batch.logits_rows.push((first_row + part.tokens - 1) as u32);
+                let last = first_row + tokens.len() - 1;
+                let rows = last..=last + part.drafted;
+                batch.logits_rows.extend(rows.map(|row| row as u32));
             }
         }
         prompt_rows.push(wanted);

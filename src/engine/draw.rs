@@ -28,8 +28,13 @@ pub(super) enum Row {
     Draw {
         /// The request; taken from the worker for the time of the drawing.
         active: Box<Active>,
-        /// Found out; `None` for a request that draws nothing.
-        drawn: Option<Result<GeneratedToken, GenerateError>>,
+        /// Guesses of its next tokens; each has a row of its own behind the request's last.
+        draft: Vec<u32>,
+        /// Found out: a token for every guess that was right, and one more; nothing for a request
+        /// that draws nothing.
+        drawn: Vec<GeneratedToken>,
+        /// Why there are no more.
+        failed: Option<GenerateError>,
     },
 }
 
@@ -37,36 +42,77 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Finds out what is wanted of every row; `logits` are `[rows, vocab_size]`.
+/// Finds out what is wanted of every row; `logits` are `[rows, vocab_size]`, as many for each as
+/// [`Row::logits`] says.
 pub(super) fn draw_all(pool: &Pool, rows: &mut [Row], logits: &[f32], vocab_size: usize) {
-    let count = rows.len().min(logits.len() / vocab_size.max(1));
+    let ends: Vec<usize> = rows
+        .iter()
+        .scan(0, |end, row| {
+            *end += row.logits() * vocab_size;
+            Some(*end)
+        })
+        .collect();
+    let count = ends.partition_point(|&end| end <= logits.len());
     let shared = SharedSlice::new(rows);
     pool.run(count, |n| {
+        let start = if n == 0 { 0 } else { ends[n - 1] };
         // SAFETY: every row is one task's.
         if let [row] = unsafe { shared.part(n, 1) } {
-            row.find_out(&logits[n * vocab_size..][..vocab_size]);
+            row.find_out(&logits[start..ends[n]], vocab_size);
         }
     });
 }
 
 impl Row {
-    fn find_out(&mut self, logits: &[f32]) {
+    /// Rows of logits it takes.
+    fn logits(&self) -> usize {
+        match self {
+            Self::Prompt { .. } => 1,
+            Self::Draw { draft, .. } => 1 + draft.len(),
+        }
+    }
+
+    fn find_out(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
             Self::Prompt { next, top, found } => {
                 let (token, top) = logprobs(logits, *next, *top);
                 *found = Some(PromptToken { token, top });
             }
-            Self::Draw { active, drawn } if active.draws() => {
+            Self::Draw {
+                active,
+                draft,
+                drawn,
+                failed,
+            } if active.draws() => {
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    SCRATCH.with_borrow_mut(|scratch| active.draw(logits, scratch))
+                    draw(active, draft, logits.chunks_exact(vocab_size), drawn)
                 }));
-                *drawn = Some(outcome.unwrap_or_else(|panic| {
-                    Err(GenerateError::StepFailed(panic_message(&*panic)))
-                }));
+                *failed = outcome
+                    .unwrap_or_else(|panic| Err(GenerateError::StepFailed(panic_message(&*panic))))
+                    .err();
             }
             Self::Draw { .. } => (),
         }
     }
+}
+
+/// Draws one token after the other, as long as each is what was guessed in its place.
+fn draw<'a>(
+    active: &mut Active,
+    draft: &[u32],
+    logits: impl Iterator<Item = &'a [f32]>,
+    drawn: &mut Vec<GeneratedToken>,
+) -> Result<(), GenerateError> {
+    let guesses = draft.iter().map(Some).chain([None]);
+    for (logits, guess) in logits.zip(guesses) {
+        let token = SCRATCH.with_borrow_mut(|scratch| active.draw(logits, scratch))?;
+        let goes_on = token.finish.is_none() && guess == Some(&token.token.id);
+        drawn.push(token);
+        if !goes_on {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What a panic said.

@@ -83,6 +83,8 @@ pub(super) struct Gauges {
     pub kv_blocks_cached: AtomicUsize,
     pub sessions: AtomicUsize,
     pub steps: AtomicUsize,
+    pub drafted: AtomicUsize,
+    pub accepted: AtomicUsize,
 }
 
 /// The engine's state at one moment.
@@ -104,6 +106,10 @@ pub struct EngineStatus {
     pub sessions: usize,
     /// Forward passes since the start.
     pub steps: usize,
+    /// Tokens guessed since the start.
+    pub drafted: usize,
+    /// How many of them were right.
+    pub accepted: usize,
 }
 
 /// How much the engine takes on; set once at the start.
@@ -244,6 +250,8 @@ impl EngineHandle {
             kv_blocks: self.kv_blocks,
             sessions: read(&self.gauges.sessions),
             steps: read(&self.gauges.steps),
+            drafted: read(&self.gauges.drafted),
+            accepted: read(&self.gauges.accepted),
         }
     }
 

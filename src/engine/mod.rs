@@ -11,6 +11,7 @@
 //! - [`sequence`] is the token history of one generation and its place in the cache.
 //! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
 //!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
+//! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - `session` keeps named histories.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
@@ -21,6 +22,7 @@
 mod active;
 mod batch;
 pub mod blocks;
+mod budget;
 mod candidates;
 mod draw;
 pub mod event;
@@ -30,10 +32,12 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 mod session;
+mod speculate;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use tokio::sync::mpsc;
@@ -67,6 +71,11 @@ pub struct EngineConfig {
     pub max_batch: usize,
     /// Tokens in a step at most; long prompts are read in chunks of what is left of it.
     pub max_step_tokens: usize,
+    /// How long a step should take at most while requests wait for their next token; the chunks
+    /// of prompts are made to fit.
+    pub step_time: Duration,
+    /// A step that only decodes is filled up to so many rows with guesses to verify; 0 for none.
+    pub speculative_rows: usize,
     /// Requests that may wait; more are refused.
     pub queue_limit: usize,
     /// Sessions kept; beyond that the least recently used is forgotten.
@@ -81,7 +90,9 @@ impl Default for EngineConfig {
             kv_memory: ByteSize::gib(1),
             kv_dtype: KvDtype::F32,
             max_batch: 64,
-            max_step_tokens: 256,
+            max_step_tokens: 512,
+            step_time: Duration::from_millis(100),
+            speculative_rows: 8,
             queue_limit: 256,
             max_sessions: 10_000,
             step_hook: None,

@@ -24,6 +24,8 @@ pub struct StepLimits {
     pub max_batch: usize,
     /// Tokens in a step at most; decodes always go in, prefills fill up the rest.
     pub max_step_tokens: usize,
+    /// A step that only decodes is filled up to so many rows with guesses to verify; 0 for none.
+    pub speculative_rows: usize,
 }
 
 /// One sequence's share of a step: the next `tokens` tokens of its context.
@@ -33,8 +35,10 @@ pub struct Part {
     pub id: SequenceId,
     /// The position of the first of them in the context.
     pub first_position: usize,
-    /// How many, at least 1.
+    /// How many, at least 1; of these the last `drafted` are the sequence's guesses.
     pub tokens: usize,
+    /// How many are guesses.
+    pub drafted: usize,
     /// They reach the end of the context: a token can be drawn.
     pub completes: bool,
 }
@@ -97,6 +101,17 @@ impl Scheduler {
         self.preemptions
     }
 
+    /// Running sequences that need one token to go on.
+    #[must_use]
+    pub fn decoding(&self) -> usize {
+        self.running.iter().filter(|s| s.pending() == 1).count()
+    }
+
+    /// Changes the number of tokens in a step.
+    pub fn set_max_step_tokens(&mut self, tokens: usize) {
+        self.limits.max_step_tokens = tokens;
+    }
+
     /// A running sequence.
     #[must_use]
     pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
@@ -111,6 +126,9 @@ impl Scheduler {
     /// Chooses the next step. `ready` says whether a sequence's client can take another token;
     /// one that can't keeps its blocks and sits the step out.
     pub fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Part> {
+        for sequence in &mut self.running {
+            sequence.draft.clear();
+        }
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         let preemptions = self.preemptions;
         self.plan_running(&mut plan, usize::MAX, |s| s.pending() == 1 && ready(s.id));
@@ -121,7 +139,37 @@ impl Scheduler {
         if self.preemptions == preemptions {
             self.admit(&mut plan, left);
         }
+        self.speculate(&mut plan);
         plan
+    }
+
+    /// Adds guesses to a step that is bound by reading the weights: one with few rows, each
+    /// sequence's next token. They only take blocks that nobody else wants.
+    fn speculate(&mut self, plan: &mut [Part]) {
+        let mut spare = self.limits.speculative_rows.saturating_sub(plan.len());
+        if plan.iter().any(|part| part.tokens > 1 || !part.completes) {
+            return;
+        }
+        for part in plan {
+            let sequence = self.running.iter_mut().find(|s| s.id == part.id);
+            let Some(sequence) = sequence.filter(|_| spare > 0) else {
+                return;
+            };
+            sequence.guess(spare);
+            let positions = sequence.computed + 1 + sequence.draft.len();
+            while sequence.table.len() < positions.div_ceil(BLOCK_SIZE) {
+                match self.blocks.allocate() {
+                    Some(block) => sequence.table.push(block),
+                    None => sequence.draft.clear(),
+                }
+                if sequence.draft.is_empty() {
+                    break;
+                }
+            }
+            part.drafted = sequence.draft.len();
+            part.tokens += part.drafted;
+            spare -= part.drafted;
+        }
     }
 
     /// Gives the running sequences that `eligible` picks their next tokens, up to `budget` in
@@ -206,12 +254,35 @@ impl Scheduler {
         }
     }
 
-    /// Records that the model has computed a part: full blocks become known prefixes.
+    /// Records that the model has computed a part, but for its guesses: full blocks become known
+    /// prefixes.
     pub fn computed(&mut self, part: Part) {
-        let Some(sequence) = self.running.iter_mut().find(|s| s.id == part.id) else {
+        self.advance(part.id, part.tokens - part.drafted);
+    }
+
+    /// Appends the tokens drawn for a part: the guesses among them that were right, and one more.
+    /// What the model computed for right guesses is kept.
+    pub fn push_tokens(&mut self, id: SequenceId, tokens: &[u32]) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            let proposed = std::mem::take(&mut sequence.draft).len();
+            sequence
+                .drafter
+                .judge(proposed, tokens.len().saturating_sub(1));
+        }
+        for (n, &token) in tokens.iter().enumerate() {
+            self.push_token(id, token);
+            if n + 1 < tokens.len() {
+                self.advance(id, 1);
+            }
+        }
+    }
+
+    /// Takes the next `tokens` tokens of a sequence for computed.
+    fn advance(&mut self, id: SequenceId, tokens: usize) {
+        let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) else {
             return;
         };
-        sequence.computed += part.tokens;
+        sequence.computed += tokens;
         while sequence.prefixes.len() < sequence.computed / BLOCK_SIZE {
             let n = sequence.prefixes.len();
             let parent = sequence.prefixes.last().copied().unwrap_or(PrefixId::EMPTY);
@@ -226,7 +297,7 @@ impl Scheduler {
 
     /// Appends a drawn token to a running sequence. If its context slides on, its blocks are
     /// given back and as much as possible of the new context is taken from the cache.
-    pub fn push_token(&mut self, id: SequenceId, token: u32) {
+    fn push_token(&mut self, id: SequenceId, token: u32) {
         let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) else {
             return;
         };
@@ -276,6 +347,7 @@ impl Sequence {
             id: self.id,
             first_position: self.computed,
             tokens,
+            drafted: 0,
             completes: tokens == self.pending(),
         }
     }
@@ -306,6 +378,7 @@ fn release(blocks: &mut BlockPool, sequence: &mut Sequence) {
         blocks.release(block);
     }
     sequence.prefixes.clear();
+    sequence.draft.clear();
     sequence.computed = 0;
 }
 

@@ -10,6 +10,7 @@ fn scheduler(max_batch: usize, max_step_tokens: usize, blocks: usize) -> Schedul
     let limits = StepLimits {
         max_batch,
         max_step_tokens,
+        speculative_rows: 0,
     };
     Scheduler::new(limits, blocks)
 }
@@ -24,7 +25,7 @@ fn step(scheduler: &mut Scheduler, token: u32) -> Vec<(u64, usize, bool)> {
     for &part in &plan {
         scheduler.computed(part);
         if part.completes {
-            scheduler.push_token(part.id, token);
+            scheduler.push_tokens(part.id, &[token]);
         }
     }
     scheduler.check();
@@ -134,8 +135,10 @@ proptest! {
         actions in prop::collection::vec(action(), 1..150),
         blocks in WINDOW / BLOCK_SIZE..20,
         max_step_tokens in 1usize..50,
+        speculative_rows in 0usize..7,
     ) {
-        let mut s = scheduler(4, max_step_tokens, blocks);
+        let limits = StepLimits { max_batch: 4, max_step_tokens, speculative_rows };
+        let mut s = Scheduler::new(limits, blocks);
         let mut alive = Vec::new();
         let mut next = 0;
         for action in actions {
@@ -152,7 +155,11 @@ proptest! {
                     for part in plan {
                         s.computed(part);
                         if part.completes {
-                            s.push_token(part.id, token);
+                            // Some of the guesses were right, then comes another token.
+                            let right = part.drafted.min(token as usize % 3);
+                            let draft = &s.sequence(part.id).unwrap().draft;
+                            let drawn = [&draft[..right], &[token]].concat();
+                            s.push_tokens(part.id, &drawn);
                         }
                     }
                 }
@@ -203,4 +210,30 @@ fn assert_written_blocks_are_not_shared(s: &Scheduler, plan: &[Part]) {
             assert_eq!(holders, 1, "position {position} of {:?} is shared", part.id);
         }
     }
+}
+
+/// A sequence that repeats itself gets its guesses verified in the same step; the right ones are
+/// kept, the wrong ones leave no trace.
+#[test]
+fn guesses_are_rows_of_a_step_and_only_right_ones_are_kept() {
+    let limits = StepLimits {
+        max_batch: 2,
+        max_step_tokens: 100,
+        speculative_rows: 8,
+    };
+    let mut s = Scheduler::new(limits, 100);
+    s.add(sequence(1, (0..6).chain(0..6)));
+    let plan = s.plan(|_| true);
+    assert_eq!((plan[0].tokens, plan[0].drafted), (12, 0));
+    s.computed(plan[0]);
+    s.push_tokens(SequenceId(1), &[0]);
+    let plan = s.plan(|_| true);
+    assert_eq!((plan[0].tokens, plan[0].drafted), (7, 6));
+    s.computed(plan[0]);
+    // Two of the guesses 1, 2, 3, ... were right.
+    s.push_tokens(SequenceId(1), &[1, 2, 9]);
+    s.check();
+    let sequence = s.sequence(SequenceId(1)).unwrap();
+    assert_eq!(sequence.tokens().len(), 16);
+    assert_eq!((sequence.computed, sequence.pending()), (15, 1));
 }

@@ -1,6 +1,7 @@
 //! One generation's tokens, and how far they are in the KV cache.
 
 use super::blocks::{BLOCK_SIZE, BlockId, PrefixId};
+use super::speculate::Drafter;
 
 /// The number of one generation, unique in the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +44,10 @@ pub struct Sequence {
     pub(super) table: Vec<BlockId>,
     /// The prefixes that end with its full blocks; as long as what is computed has full blocks.
     pub(super) prefixes: Vec<PrefixId>,
+    /// Guesses its next tokens.
+    pub(super) drafter: Drafter,
+    /// The guess that the present step verifies.
+    pub(super) draft: Vec<u32>,
 }
 
 impl Sequence {
@@ -59,7 +64,16 @@ impl Sequence {
             computed: 0,
             table: Vec::new(),
             prefixes: Vec::new(),
+            drafter: Drafter::default(),
+            draft: Vec::new(),
         }
+    }
+
+    /// Guesses up to `limit` next tokens, as far as they and the one after them have room in the
+    /// window.
+    pub(super) fn guess(&mut self, limit: usize) {
+        let room = self.n_positions - self.context().len();
+        self.draft = self.drafter.draft(&self.tokens, limit.min(room));
     }
 
     /// The tokens the next one depends on.

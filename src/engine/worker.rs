@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::Storage;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,7 @@ use super::EngineConfig;
 use super::active::Active;
 use super::batch::{StepBatch, build};
 use super::blocks::BLOCK_SIZE;
+use super::budget::StepBudget;
 use super::draw::{Row, draw_all, panic_message};
 use super::event::{GenerateError, GeneratedToken};
 use super::handle::{Command, Gauges, KeptOutput, SessionInfo, Submission};
@@ -44,6 +45,7 @@ pub(super) struct Worker {
     kv: KvCache,
     config: EngineConfig,
     scheduler: Scheduler,
+    budget: StepBudget,
     sessions: SessionStore,
     active: HashMap<SequenceId, Box<Active>>,
     unsettled: HashMap<SequenceId, Unsettled>,
@@ -63,9 +65,11 @@ impl Worker {
         let limits = StepLimits {
             max_batch: config.max_batch,
             max_step_tokens: config.max_step_tokens,
+            speculative_rows: config.speculative_rows,
         };
         Self {
             scheduler: Scheduler::new(limits, kv_blocks),
+            budget: StepBudget::new(config.max_step_tokens, config.step_time),
             sessions: SessionStore::new(config.max_sessions),
             active: HashMap::new(),
             unsettled: HashMap::new(),
@@ -237,6 +241,8 @@ impl Worker {
 
     /// One step of everything that can run.
     fn step(&mut self) {
+        let tokens = self.budget.tokens(self.scheduler.decoding());
+        self.scheduler.set_max_step_tokens(tokens);
         let active = &self.active;
         let plan = self
             .scheduler
@@ -250,7 +256,10 @@ impl Worker {
                 active.planned(part.first_position);
             }
         }
+        let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
+        let tokens = plan.iter().map(|part| part.tokens).sum();
+        self.budget.measured(tokens, started.elapsed());
         let failure = match pass {
             Ok(Ok((batch, logits))) => return self.take_logits(&plan, &batch, &logits),
             Ok(Err(error)) => error.to_string(),
@@ -291,16 +300,19 @@ impl Worker {
         let mut rows = rows.into_iter();
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
-            let drawn = match part.completes.then(|| rows.next()).flatten() {
-                Some(Row::Draw { active, drawn }) => {
-                    self.active.insert(part.id, active);
-                    drawn
-                }
-                _ => None,
-            };
-            self.take_prompt_rows(part.id, wanted, prompt);
-            if part.completes {
-                self.advance(part.id, drawn);
+            let drawn = part.completes.then(|| rows.next()).flatten();
+            if let Some(Row::Draw {
+                active,
+                drawn,
+                failed,
+                ..
+            }) = drawn
+            {
+                self.active.insert(part.id, active);
+                self.take_prompt_rows(part.id, wanted, prompt);
+                self.advance(*part, drawn, failed);
+            } else {
+                self.take_prompt_rows(part.id, wanted, prompt);
             }
         }
         if let Err(error) = read {
@@ -325,9 +337,12 @@ impl Worker {
             if part.completes
                 && let Some(active) = self.active.remove(&part.id)
             {
+                let sequence = self.scheduler.sequence(part.id);
                 rows.push(Row::Draw {
                     active,
-                    drawn: None,
+                    draft: sequence.map(|s| s.draft.clone()).unwrap_or_default(),
+                    drawn: Vec::new(),
+                    failed: None,
                 });
             }
         }
@@ -348,28 +363,31 @@ impl Worker {
         }
     }
 
-    /// Sends one sequence the token drawn for it, and takes it in.
-    fn advance(&mut self, id: SequenceId, drawn: Option<Result<GeneratedToken, GenerateError>>) {
+    /// Sends one sequence the tokens drawn for it, and takes them in.
+    fn advance(&mut self, part: Part, drawn: Vec<GeneratedToken>, failed: Option<GenerateError>) {
+        let id = part.id;
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
         if active.report_prompt().is_some() {
-            return self.finish(id, None);
+            return self.finish(id);
         }
-        match drawn {
-            Some(Ok(token)) => {
-                let (drawn, finish) = (token.token.id, token.finish);
-                active.deliver(token);
-                match finish {
-                    None => self.scheduler.push_token(id, drawn),
-                    Some(_) => self.finish(id, Some(drawn)),
-                }
-            }
-            Some(Err(error)) => {
-                error!(request = %active.request.id, %error, "a request failed");
-                self.fail(id, error);
-            }
-            None => (),
+        let right = drawn.len().saturating_sub(1);
+        self.gauges
+            .drafted
+            .fetch_add(part.drafted, Ordering::Relaxed);
+        self.gauges.accepted.fetch_add(right, Ordering::Relaxed);
+        let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
+        let finished = drawn.last().is_some_and(|token| token.finish.is_some());
+        for token in drawn {
+            active.deliver(token);
+        }
+        self.scheduler.push_tokens(id, &tokens);
+        if finished {
+            self.finish(id);
+        } else if let Some(error) = failed {
+            error!(%error, "a request failed");
+            self.fail(id, error);
         }
     }
 
@@ -377,18 +395,17 @@ impl Worker {
         if let Some(active) = self.active.get(&id) {
             active.fail(error);
         }
-        self.finish(id, None);
+        self.finish(id);
     }
 
     /// Takes a generation out of the batch; on a session, its tokens are kept until it is closed.
-    fn finish(&mut self, id: SequenceId, last: Option<u32>) {
+    fn finish(&mut self, id: SequenceId) {
         let sequence = self.scheduler.remove(id);
         let active = self.active.remove(&id);
         if let (Some(sequence), Some(active)) = (sequence, active)
             && active.request.session.is_some()
         {
-            let mut tokens = sequence.tokens;
-            tokens.extend(last);
+            let tokens = sequence.tokens;
             self.unsettled.insert(id, Unsettled { active, tokens });
         }
     }
@@ -400,7 +417,7 @@ impl Worker {
         kept: Option<&KeptOutput>,
         done: Option<oneshot::Sender<()>>,
     ) {
-        self.finish(id, None);
+        self.finish(id);
         if let Some(Unsettled { active, tokens }) = self.unsettled.remove(&id) {
             if let Some(session) = &active.request.session {
                 let history = kept.map(|kept| active.history_to_keep(&tokens, kept));

@@ -224,6 +224,10 @@ struct EngineFacts {
     sessions: usize,
     /// Forward passes since the start.
     steps: usize,
+    /// Tokens guessed from the requests' own texts since the start.
+    drafted_tokens: usize,
+    /// How many of them were right.
+    accepted_tokens: usize,
 }
 
 impl Info {
@@ -324,6 +328,8 @@ impl EngineFacts {
             kv_blocks: status.kv_blocks,
             sessions: status.sessions,
             steps: status.steps,
+            drafted_tokens: status.drafted,
+            accepted_tokens: status.accepted,
         }
     }
 }

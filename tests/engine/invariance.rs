@@ -108,3 +108,42 @@ async fn requests_that_are_preempted_for_want_of_blocks_give_the_same_tokens() {
         assert_eq!(roomy.tokens, tight.tokens);
     }
 }
+
+/// Tokens that were guessed are drawn all the same: with and without guesses the outcome is the
+/// same, bit for bit, greedy and sampled.
+#[tokio::test]
+async fn guessed_tokens_change_nothing_but_the_number_of_steps() {
+    let (first, second) = (prompt(12, 1), prompt(7, 2));
+    let repeating = [&first[..], &second, &first, &second, &first].concat();
+    let requests = || -> Vec<RequestDraft> {
+        let greedy = RequestDraft {
+            ignore_end_of_text: true,
+            ..greedy(&repeating, 120)
+        };
+        // A bias that makes a text of few words, which so repeats itself.
+        let few = (0..6).map(|id| (300 + id, 100.0)).collect();
+        let sampled = RequestDraft {
+            logit_bias: few,
+            ..sampled(&repeating, 120, 3)
+        };
+        vec![greedy, sampled]
+    };
+    let without = engine(EngineConfig {
+        speculative_rows: 0,
+        ..EngineConfig::default()
+    });
+    let with = engine(EngineConfig::default());
+    for draft in requests() {
+        let expected = run(&without, draft.clone()).await;
+        let found = run(&with, draft).await;
+        assert_eq!(expected.tokens, found.tokens);
+    }
+    let together = run_all(&with, requests()).await;
+    for (draft, found) in requests().into_iter().zip(together) {
+        assert_eq!(run(&without, draft).await.tokens, found.tokens);
+    }
+    assert_eq!(without.status().drafted, 0);
+    let (with, without) = (with.status(), without.status());
+    assert!(with.accepted > 50, "{with:?}");
+    assert!(with.steps < without.steps, "{with:?} {without:?}");
+}

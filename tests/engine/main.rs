@@ -4,5 +4,6 @@ mod exactness;
 mod failures;
 mod invariance;
 mod model;
+mod quality;
 mod sessions;
 mod window;

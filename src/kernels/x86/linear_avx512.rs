@@ -205,20 +205,25 @@ pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
         // Counted loops, so that the integers stay in their registers.
         for r in 0..ROWS {
             let scale = _mm512_set1_ps(scales[r]);
-            for half in 0..2 {
+            for (half, &integers) in integers[r].iter().enumerate() {
                 // SAFETY: a tile's row is two registers long.
                 unsafe {
                     let sums = tile[r].as_mut_ptr().add(16 * half);
-                    let products = _mm512_cvtepi32_ps(integers[r][half]);
+                    let products = _mm512_cvtepi32_ps(integers);
                     let sum = _mm512_fmadd_ps(products, scale, _mm512_loadu_ps(sums));
                     _mm512_storeu_ps(sums, sum);
                 }
             }
         }
     }
-    for sums in &mut tile[..ROWS] {
-        for (sum, scale) in sums.iter_mut().zip(panel.scales) {
-            *sum *= scale;
+    for half in 0..2 {
+        // SAFETY: a panel has two registers of weight scales, a tile's row two of sums.
+        unsafe {
+            let scales = _mm512_loadu_ps(panel.scales[16 * half..].as_ptr());
+            for row in &mut tile[..ROWS] {
+                let sums = row.as_mut_ptr().add(16 * half);
+                _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), scales));
+            }
         }
     }
 }
