@@ -47,6 +47,10 @@ struct Arguments {
     /// One JSON object per figure instead of a table, for `benches/peers`.
     #[arg(long)]
     json: bool,
+    /// Guess tokens ahead, as the server does by default. Off, so that figures are those of the
+    /// kernels: greedy texts of random weights repeat themselves.
+    #[arg(long)]
+    speculation: bool,
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -96,6 +100,11 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
             KvDtype::F32
         } else {
             KvDtype::Bf16
+        },
+        speculative_rows: if arguments.speculation {
+            EngineConfig::default().speculative_rows
+        } else {
+            0
         },
         ..EngineConfig::default()
     };
