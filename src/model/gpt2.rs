@@ -170,12 +170,17 @@ impl Gpt2 {
         };
         let n_embd = config.n_embd;
         let h = (0..config.n_layer)
-            .map(|i| loader.block(i))
+            .map(|i| {
+                let block = loader.block(i);
+                // What is packed is not read again: the file and the packed weights need not be
+                // in memory at once.
+                checkpoint.release_pages();
+                block
+            })
             .collect::<std::result::Result<_, _>>()?;
         let wpe = loader.tensor("wpe.weight", &[config.n_positions, n_embd])?;
         let wpe = wpe.to_f32();
         let lm_head = loader.lm_head()?;
-        // The weights are packed: of the file only the embeddings are read from now on.
         checkpoint.release_pages();
         Ok(Self {
             device: runtime.device(),
