@@ -207,23 +207,9 @@ fn keep_share(candidates: &mut Vec<Candidate>, rank: impl Fn(&Candidate) -> f32,
 
 #[cfg(test)]
 mod tests {
+    use super::super::sampler::params;
     use super::*;
     use proptest::prelude::*;
-
-    fn params() -> SamplingParams {
-        SamplingParams {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            typical_p: 1.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: 1,
-        }
-    }
 
     fn kept(params: &SamplingParams, logits: &[f32]) -> Vec<u32> {
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -386,7 +386,7 @@ impl Worker {
         if finished {
             self.finish(id);
         } else if let Some(error) = failed {
-            error!(%error, "a request failed");
+            error!(request = %active.request.id, %error, "a request failed");
             self.fail(id, error);
         }
     }

@@ -11,17 +11,6 @@ use super::math;
 /// Elements checked for NaN and infinity between two chances to stop.
 const FINITE_BLOCK: usize = 4096;
 
-/// [`math::exp`] of one element. For many of them [`exp_in_place`] is some ten times as fast.
-#[must_use]
-pub fn exp(x: f32) -> f32 {
-    exp_one(best(), x)
-}
-
-/// Replaces every element by [`exp`] of it.
-pub fn exp_in_place(row: &mut [f32]) {
-    math::exp_in_place(best(), row);
-}
-
 /// Whether no element is NaN or infinite.
 #[must_use]
 pub fn all_finite(row: &[f32]) -> bool {
@@ -32,7 +21,7 @@ pub fn all_finite(row: &[f32]) -> bool {
 /// Elements in a block of [`block_sums`], [`greatest_of_blocks`] and [`select_at_least`].
 pub const BLOCK: usize = 64;
 
-/// Replaces every element by `(x - highest) * factor`, and writes [`exp`] of that to `weights`.
+/// Replaces every element by `(x - highest) * factor`, and writes [`math::exp`] of that to `weights`.
 pub fn weigh(row: &mut [f32], highest: f32, factor: f32, weights: &mut Vec<f32>) {
     weights.resize(row.len(), 0.0);
     weigh_each(best(), row, highest, factor, weights);
@@ -135,11 +124,6 @@ fn sum_exp_below_body(row: &[f32], highest: f32) -> f64 {
     fold(lanes, |a, b| a + b)
 }
 
-per_isa! {
-    /// `math::exp` with the processor's fused multiply-add.
-    fn exp_one(x: f32) -> f32 => math::exp;
-}
-
 #[inline(always)]
 fn weigh_each_body(row: &mut [f32], highest: f32, factor: f32, weights: &mut [f32]) {
     for (x, weight) in row.iter_mut().zip(weights) {
@@ -217,12 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn exp_of_one_and_of_a_row_are_the_same() {
+    fn weights_are_exp_of_each_element_alone() {
         let row = row(1600, 5);
-        let mut each = row.clone();
-        exp_in_place(&mut each);
-        for (&x, y) in row.iter().zip(each) {
-            assert_eq!(exp(x).to_bits(), y.to_bits());
+        let mut scaled = row.clone();
+        let mut weights = Vec::new();
+        weigh(&mut scaled, 0.0, 1.0, &mut weights);
+        assert_eq!(scaled, row);
+        for (&x, y) in row.iter().zip(weights) {
             assert_eq!(math::exp(x).to_bits(), y.to_bits());
         }
     }
