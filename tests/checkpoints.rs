@@ -136,18 +136,27 @@ fn tensors_the_model_has_no_use_for_are_ignored_whatever_their_type() {
 }
 
 #[test]
-fn an_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
-    let files = open(model_of(&tensors("", Dtype::F16)).path()).unwrap();
-    let wte = files.checkpoint.embedding(&files.config).unwrap();
+fn a_separate_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
+    let mut tensors = tensors("", Dtype::F16);
+    let tied = open(model_of(&tensors).path()).unwrap();
+    let none = tied.checkpoint.separate_embedding(&tied.config).unwrap();
+    assert!(none.is_none());
+    let separate = Tensor::new(99, &[VOCAB_SIZE, N_EMBD], Dtype::F16);
+    tensors.insert("lm_head.weight".to_owned(), separate);
+    let files = open(model_of(&tensors).path()).unwrap();
+    let wte = files.checkpoint.separate_embedding(&files.config).unwrap();
+    let wte = wte.unwrap();
     let expected = values(0, &[VOCAB_SIZE, N_EMBD]);
-    let mut row = vec![0.0; N_EMBD];
     for (id, expected) in expected.chunks(N_EMBD).enumerate() {
-        wte.row_into(u32::try_from(id).unwrap(), &mut row).unwrap();
+        let mut row = vec![1.0; N_EMBD];
+        wte.add_rows(&[u32::try_from(id).unwrap()], &mut row)
+            .unwrap();
+        let expected: Vec<f32> = expected.iter().map(|e| 1.0 + e).collect();
         assert_eq!(row, expected);
     }
     for id in [8, u32::MAX] {
-        let message = wte.row_into(id, &mut row).unwrap_err().to_string();
-        assert_names(&message, &[&id.to_string(), "vocabulary of 8"]);
+        let refused = wte.add_rows(&[id], &mut [0.0; N_EMBD]).unwrap_err();
+        assert_names(&refused.to_string(), &[&id.to_string(), "vocabulary of 8"]);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Causal multi-head attention over the KV blocks of many sequences at once.
 //!
 //! A row's result is the same bit for bit whether its sequence came at once, in chunks of any
-//! size or token by token, alone or among others, and on every instruction set. Every path must
-//! therefore compute, for each row and head, in exactly this order:
+//! size or token by token, alone or among others; over an f32 cache on every instruction set too.
+//! Every path must therefore compute, for each row and head, in exactly this order:
 //!
-//! - Score of position `j`: a chain of fused multiply-adds `q[d] * k[d][j]` over `d` in order,
-//!   from 0, then one multiplication by `1 / sqrt(head_dim)`.
+//! - Score of position `j`: a chain of products `q[d] * k[d][j]`, added over `d` in order from 0,
+//!   then one multiplication by `1 / sqrt(head_dim)`.
 //! - Softmax as one pass (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) over
 //!   tiles of [`POSITION_TILE`] positions counted from position 0, the last one cut at the row's
 //!   own position. Per tile: the running maximum `m` takes in the tile's scores; the weights
@@ -13,11 +13,15 @@
 //!   `exp(m before - m)`; then the tile's positions are added in order.
 //! - Sum of the weights: position `j` goes to lane `j % 16`; the lanes are folded at the end as
 //!   [`fold`](super::lanes::fold) does.
-//! - Weighted values: a chain of fused multiply-adds `weight[j] * v[j][d]` over `j` in order, at
-//!   the end multiplied by 1 divided by the sum of the weights.
+//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order, at the
+//!   end multiplied by 1 divided by the sum of the weights.
 //!
-//! What a row does not see never enters its arithmetic, not even with weight 0: stale bytes may
-//! be NaN.
+//! Over an f32 cache a product is one fused multiply-add. Over a bf16 cache queries and weights
+//! are rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, as the
+//! instruction set does it (`vdpbf16ps`, or two fused multiply-adds).
+//!
+//! What no row of a unit sees never enters its arithmetic: stale bytes may be NaN. What only a
+//! later row of the unit sees enters with weight 0, which adds nothing.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -179,23 +183,38 @@ impl Attend<'_> {
         }
         let mut out = Vec::<f32>::with_capacity(rows * n_embd);
         let shared = Shared(out.as_mut_ptr());
+        let words = head_dim.div_ceil(E::PER_WORD);
+        let mut queries = Vec::<u32>::new();
+        if E::PER_WORD > 1 {
+            queries.reserve_exact(rows * n_head * words);
+        }
+        let queries = Shared(queries.as_mut_ptr());
+        // Only read through.
+        let kv = Shared(kv.as_ptr().cast_mut().cast::<u32>());
         let attend = unit_kernel::<E>(self.isa);
         self.pool.run(self.plan.tasks(), |task| {
-            let shared = &shared;
+            let (shared, queries, kv) = (&shared, &queries, &kv);
             for unit in self.plan.task(task) {
-                // SAFETY: the plan's rows, heads and blocks are within `qkv`, `out` and `kv` as
-                // checked above; every row and head is in one unit only; `isa` was limited to
-                // what the processor has.
+                // SAFETY: the plan's rows, heads and blocks are within `qkv`, `queries`, `out` and
+                // `kv` as checked above; every row and head is in one unit only; `isa` was
+                // limited to what the processor has.
                 unsafe {
                     attend(&UnitJob {
                         q: qkv
                             .as_ptr()
                             .add(unit.row * 3 * n_embd + unit.head * head_dim),
                         q_stride: 3 * n_embd,
+                        // The words of a unit's rows stand together.
+                        query_words: if E::PER_WORD > 1 {
+                            queries.0.add((unit.row * n_head + unit.rows * unit.head) * words)
+                        } else {
+                            std::ptr::null_mut()
+                        },
                         out: shared.0.add(unit.row * n_embd + unit.head * head_dim),
                         out_stride: n_embd,
-                        kv: kv.as_ptr().add(unit.head * 2 * self.shape.half()),
-                        block_stride: self.shape.block_stride(),
+                        kv: kv.0.add(unit.head * 2 * self.shape.half() / E::PER_WORD),
+                        block_stride: self.shape.block_stride() / E::PER_WORD,
+                        half: self.shape.half() / E::PER_WORD,
                         table: &self.plan.spans()[unit.span].block_table,
                         head_dim,
                         scale: 1.0 / (head_dim as f32).sqrt(),
@@ -212,7 +231,7 @@ impl Attend<'_> {
 }
 
 /// The function that runs a unit on an instruction set, which the processor must have.
-fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_, E>) {
+fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_>) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::attend_avx512::<E>,

@@ -1,10 +1,12 @@
 //! The paged KV cache: the keys and values of all positions, in blocks of [`BLOCK_SIZE`].
 //!
-//! One tensor per layer, `[n_blocks, n_head, 2, BLOCK_SIZE * head_dim]`. Of the two halves the
-//! first holds the keys of one block and head as `[head_dim, BLOCK_SIZE]`, transposed so that 16
+//! One tensor per layer, `[n_blocks, n_head, 2, BLOCK_SIZE * head_dim]` (`head_dim` rounded up to
+//! even). Of the two halves the first holds the keys of one block and head transposed, so that 16
 //! positions' scores are computed side by side without a horizontal sum; the second holds the
-//! values as `[BLOCK_SIZE, head_dim]`. The halves lie next to each other, so a head reads each
-//! of its blocks as one run of memory.
+//! values. Both are made of 32-bit words of values that are multiplied and added together, one in
+//! f32 and two in bf16: the keys as `[head_dim / per word, BLOCK_SIZE]` words of neighbouring
+//! dimensions, the values as `[BLOCK_SIZE / per word, head_dim]` words of neighbouring positions.
+//! The halves lie next to each other, so a head reads each of its blocks as one run of memory.
 //!
 //! The memory is zeroed by the operating system as it is first touched: a cache costs only what
 //! was ever written. Slots that no position was written to hold stale or zero bytes and must
@@ -16,8 +18,10 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 use half::bf16;
 
-use super::Pool;
 use super::attention::AttentionPlan;
+use super::lanes::{best, per_isa};
+use super::pack::round_to_bf16;
+use super::{Isa, Pool};
 
 /// Positions per block; also the lanes of a 512-bit vector of f32.
 pub const BLOCK_SIZE: usize = 16;
@@ -30,7 +34,8 @@ const PARALLEL_WRITE: usize = 32 * 1024;
 pub enum KvDtype {
     /// As computed.
     F32,
-    /// Rounded to the nearest bfloat16 (ties to even): half the memory, and widened when read.
+    /// Rounded to the nearest bfloat16 (ties to even): half the memory. Queries and softmax
+    /// weights are rounded to it too when they meet it.
     Bf16,
 }
 
@@ -68,7 +73,7 @@ pub(super) struct KvShape {
 impl KvShape {
     /// Elements of the keys, and of the values, of one block and head.
     pub const fn half(self) -> usize {
-        BLOCK_SIZE * self.head_dim
+        BLOCK_SIZE * self.head_dim.next_multiple_of(2)
     }
 
     /// Elements from one block to the next.
@@ -78,10 +83,8 @@ impl KvShape {
 
     /// Elements in all, or `None` if a byte count of them cannot be expressed.
     fn elements(self) -> Option<usize> {
-        let block = 2usize
-            .checked_mul(BLOCK_SIZE)?
-            .checked_mul(self.head_dim)?
-            .checked_mul(self.n_head)?;
+        let half = BLOCK_SIZE.checked_mul(self.head_dim.checked_next_multiple_of(2)?)?;
+        let block = half.checked_mul(2)?.checked_mul(self.n_head)?;
         let elements = block.checked_mul(self.n_blocks)?;
         (elements.checked_mul(size_of::<f32>())? <= isize::MAX.unsigned_abs()).then_some(elements)
     }
@@ -114,7 +117,12 @@ impl KvCache {
     /// Bytes that one block takes in all layers, keys and values together.
     #[must_use]
     pub fn block_bytes(dtype: KvDtype, n_layer: usize, n_head: usize, head_dim: usize) -> usize {
-        n_layer * n_head * 2 * BLOCK_SIZE * head_dim * dtype.dtype().size_in_bytes()
+        let shape = KvShape {
+            n_blocks: 1,
+            n_head,
+            head_dim,
+        };
+        n_layer * shape.block_stride() * dtype.dtype().size_in_bytes()
     }
 
     /// The keys and values of layer `i`.
@@ -222,19 +230,19 @@ impl InplaceOp2 for Write<'_> {
     ) -> Result<()> {
         let qkv = contiguous(qkv, qkv_layout, "qkv")?;
         match kv {
-            CpuStorage::F32(kv) => self.run(kv, qkv, |x| x),
-            CpuStorage::BF16(kv) => self.run(kv, qkv, bf16::from_f32),
+            CpuStorage::F32(kv) => self.run(kv, qkv, write_head_f32),
+            CpuStorage::BF16(kv) => self.run(kv, qkv, write_head_bf16),
             _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
         }
     }
 }
 
 impl Write<'_> {
-    fn run<T: Copy + Send>(
+    fn run<T: Send>(
         &self,
         kv: &mut [T],
         qkv: &[f32],
-        convert: impl Fn(f32) -> T + Sync,
+        write_head: fn(Isa, &Self, &[f32], usize, &Shared<u16>),
     ) -> Result<()> {
         let KvShape {
             n_blocks,
@@ -252,35 +260,95 @@ impl Write<'_> {
                 kv.len()
             );
         }
-        let cache = Shared(kv.as_mut_ptr());
-        let write_head = |head: usize| {
-            let cache = &cache;
-            for (row, block, slot) in self.plan.written_slots() {
-                let key = &qkv[row * 3 * n_embd + n_embd + head * head_dim..][..head_dim];
-                let value = &qkv[row * 3 * n_embd + 2 * n_embd + head * head_dim..][..head_dim];
-                let at = block * self.shape.block_stride() + head * 2 * self.shape.half();
-                // SAFETY: `check_blocks` has `block < n_blocks`, `head < n_head`, and a slot is
-                // below BLOCK_SIZE, so both halves lie in `kv`; a head's halves are written by
-                // this one task only.
-                unsafe {
-                    let keys = cache.0.add(at);
-                    for (d, &x) in key.iter().enumerate() {
-                        keys.add(d * BLOCK_SIZE + slot).write(convert(x));
-                    }
-                    let values = keys.add(self.shape.half() + slot * head_dim);
-                    for (d, &x) in value.iter().enumerate() {
-                        values.add(d).write(convert(x));
-                    }
-                }
-            }
-        };
+        let cache = Shared(kv.as_mut_ptr().cast());
+        let write = |head: usize| write_head(best(), self, qkv, head, &cache);
         if self.plan.rows() * 2 * n_embd < PARALLEL_WRITE {
-            (0..n_head).for_each(write_head);
+            (0..n_head).for_each(write);
         } else {
-            self.pool.run(n_head, write_head);
+            self.pool.run(n_head, write);
         }
         Ok(())
     }
+}
+
+per_isa! {
+    /// Writes one head's keys and values into an f32 cache of the right size.
+    fn write_head_f32(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u16>)
+        => write_head::<1>;
+}
+
+per_isa! {
+    /// Writes one head's keys and values into a bf16 cache of the right size.
+    fn write_head_bf16(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u16>)
+        => write_head::<2>;
+}
+
+#[inline(always)]
+fn write_head<const PER_WORD: usize>(
+    write: &Write<'_>,
+    qkv: &[f32],
+    head: usize,
+    cache: &Shared<u16>,
+) {
+    /// Values converted at a time, while they lie together; only the result is scattered.
+    const CHUNK: usize = 32;
+    let KvShape {
+        n_head, head_dim, ..
+    } = write.shape;
+    let n_embd = n_head * head_dim;
+    let half = write.shape.half() / PER_WORD;
+    for (row, block, slot) in write.plan.written_slots() {
+        let at = row * 3 * n_embd + n_embd + head * head_dim;
+        let (key, value) = (
+            &qkv[at..at + head_dim],
+            &qkv[at + n_embd..at + n_embd + head_dim],
+        );
+        let at = (block * n_head + head) * 2 * half;
+        // SAFETY: `check_blocks` has `block < n_blocks`, `head < n_head`, and a slot is below
+        // BLOCK_SIZE, so both halves lie in the cache, in words of four bytes; a head's halves are
+        // written by this one task only.
+        unsafe {
+            let keys = cache.0.cast::<u32>().add(at);
+            for (chunk, key) in key.chunks(CHUNK).enumerate() {
+                let keys = keys.add(chunk * CHUNK / PER_WORD * BLOCK_SIZE + slot);
+                let bits = converted::<PER_WORD, CHUNK>(key);
+                let words = bits[..key.len().next_multiple_of(PER_WORD)].chunks_exact(PER_WORD);
+                for (d, word) in words.enumerate() {
+                    let word = word[0] | word.get(1).map_or(0, |high| high << 16);
+                    keys.add(d * BLOCK_SIZE).write_unaligned(word);
+                }
+            }
+            let values = keys.add(half + slot / PER_WORD * head_dim);
+            for (chunk, value) in value.chunks(CHUNK).enumerate() {
+                let values = values.add(chunk * CHUNK);
+                let bits = converted::<PER_WORD, CHUNK>(value);
+                for (d, &bits) in bits[..value.len()].iter().enumerate() {
+                    let word = values.add(d);
+                    if PER_WORD == 1 {
+                        word.write_unaligned(bits);
+                    } else {
+                        word.cast::<u16>().add(slot % 2).write_unaligned(bits as u16);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The values as a cache holds them: the bits of an f32, or of a bf16.
+#[inline(always)]
+fn converted<const PER_WORD: usize, const N: usize>(values: &[f32]) -> [u32; N] {
+    let mut all = [0f32; N];
+    all[..values.len()].copy_from_slice(values);
+    let mut bits = [0; N];
+    for (bits, &x) in bits.iter_mut().zip(&all) {
+        *bits = if PER_WORD == 1 {
+            x.to_bits()
+        } else {
+            round_to_bf16(x)
+        };
+    }
+    bits
 }
 
 /// A pointer that tasks write disjoint parts of memory through.

@@ -216,6 +216,36 @@ impl Linear {
         }
     }
 
+    /// Adds the weights of single outputs to the rows of `x`, `[outputs, in]`: for token embeddings
+    /// that are tied to this layer.
+    ///
+    /// # Errors
+    /// If there is no such output, or `x` has another length.
+    pub fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) -> Result<()> {
+        let (n_in, n_out) = match &self.0 {
+            Kind::Packed(packed) => (packed.weights.in_features, packed.weights.out_features),
+            Kind::Plain { weight, .. } => weight.dims2()?,
+        };
+        if x.len() != outputs.len() * n_in {
+            bail!("weights of {} outputs for {} values", outputs.len(), x.len());
+        }
+        if let Some(output) = outputs.iter().find(|&&output| output as usize >= n_out) {
+            bail!("token id {output} is outside of the vocabulary of {n_out}");
+        }
+        match &self.0 {
+            Kind::Packed(packed) => packed.add_weights_of(outputs, x),
+            Kind::Plain { weight, .. } => {
+                let index = Tensor::new(outputs, weight.device())?;
+                let rows = weight.t()?.contiguous()?.index_select(&index, 0)?; // [outputs, in]
+                let rows: Vec<f32> = rows.flatten_all()?.to_vec1()?;
+                for (x, weight) in x.iter_mut().zip(rows) {
+                    *x += weight;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes the weights take in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -352,6 +382,23 @@ impl Packed {
             let scales = &activations.scales[first * groups..(first + count) * groups];
             compute(self.isa, weights, panel, count, a, scales, &mut tile);
             finish_tile(self.isa, finish, &mut tile[..count], first, panel * PANEL);
+        }
+    }
+
+    /// `x: [outputs, in]`; the outputs exist.
+    fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) {
+        let n_in = self.weights.in_features;
+        let rows = SharedSlice::new(x);
+        let add = |n: usize| {
+            // SAFETY: every row is one task's.
+            let row = unsafe { rows.part(n * n_in, n_in) };
+            self.weights.add_output(outputs[n] as usize, row);
+        };
+        // A row is a strided walk through a panel: some microseconds.
+        if outputs.len() <= 2 {
+            (0..outputs.len()).for_each(add);
+        } else {
+            self.pool.run(outputs.len(), add);
         }
     }
 

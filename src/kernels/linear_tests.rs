@@ -123,6 +123,30 @@ fn every_dtype_is_as_near_to_plain_candle_as_its_precision_allows() {
 }
 
 #[test]
+fn an_outputs_weights_are_those_it_was_packed_from() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let raw = case.raw(Layout::InOut);
+        let outputs: Vec<u32> = (0..shape.1 as u32).rev().chain([0]).collect();
+        let added = |linear: &Linear| {
+            let mut x = noise(outputs.len() * shape.0, 5);
+            linear.add_weights_of(&outputs, &mut x).unwrap();
+            x
+        };
+        let expected = added(&Linear::plain(&Device::Cpu, raw, None).unwrap());
+        for (dtype, tolerance) in DTYPES.into_iter().zip([0.0, 4e-3, 4.1e-3]) {
+            let linear = pack(Isa::detect(), dtype, raw, None).unwrap();
+            for (found, expected) in added(&linear).iter().zip(&expected) {
+                assert!((found - expected).abs() <= tolerance, "{shape:?} {dtype:?}");
+            }
+            let refused = linear.add_weights_of(&[shape.1 as u32], &mut vec![0.0; shape.0]);
+            assert!(refused.unwrap_err().to_string().contains("vocabulary"));
+            assert!(linear.add_weights_of(&[0], &mut []).is_err());
+        }
+    }
+}
+
+#[test]
 fn epilogues_are_applied_after_the_bias() {
     let case = Case::new((100, 70));
     let x = case.x(9);

@@ -116,6 +116,35 @@ impl PackedWeights {
         &self.lines[panel * lines..(panel + 1) * lines]
     }
 
+    /// Adds an output's weights, as they are held, to `x`, `[in_features]`.
+    pub fn add_output(&self, output: usize, x: &mut [f32]) {
+        let (panel, column) = (output / PANEL, output % PANEL);
+        let words = self.panel(panel)[column / 16..].iter().step_by(2);
+        let words = words.map(|line| line.0[column % 16]);
+        match self.dtype {
+            WeightDtype::F32 => {
+                for (x, word) in x.iter_mut().zip(words) {
+                    *x += f32::from_bits(word);
+                }
+            }
+            WeightDtype::Bf16 => {
+                for (x, word) in x.chunks_mut(2).zip(words) {
+                    for (x, bits) in x.iter_mut().zip([word << 16, word & 0xffff_0000]) {
+                        *x += f32::from_bits(bits);
+                    }
+                }
+            }
+            WeightDtype::Q8 => {
+                let scale = self.scales[output];
+                for (x, word) in x.chunks_mut(4).zip(words) {
+                    for (x, byte) in x.iter_mut().zip(word.to_le_bytes()) {
+                        *x += f32::from(byte.cast_signed()) * scale;
+                    }
+                }
+            }
+        }
+    }
+
     pub fn bytes(&self) -> usize {
         size_of_val(&self.lines[..])
             + size_of_val(&self.scales[..])
@@ -291,7 +320,7 @@ fn round_to_integer(x: f32) -> i32 {
 
 /// The upper half of an f32 rounded to nearest even, as the low 16 bits.
 #[inline(always)]
-fn round_to_bf16(value: f32) -> u32 {
+pub(super) fn round_to_bf16(value: f32) -> u32 {
     let bits = value.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
     // A NaN must not be rounded to infinity.

@@ -128,7 +128,9 @@ pub struct Gpt2 {
     config: Gpt2Config,
     pool: Arc<Pool>,
     device: Device,
-    wte: Embedding,
+    /// Token embeddings of their own; where they are tied to the output projection, the rows of
+    /// [`lm_head`](Self::lm_head) are, and the largest matrix is in memory once.
+    wte: Option<Embedding>,
     /// `[n_positions * n_embd]`
     wpe: Vec<f32>,
     h: Vec<Block>,
@@ -185,7 +187,7 @@ impl Gpt2 {
         Ok(Self {
             device: runtime.device(),
             pool: runtime.pool(),
-            wte: checkpoint.embedding(&config)?,
+            wte: checkpoint.separate_embedding(&config)?,
             wpe,
             h,
             ln_f: loader.layer_norm("ln_f")?,
@@ -279,19 +281,19 @@ impl Gpt2 {
     /// `x = wte[ids] + wpe[positions]`, `[rows, n_embd]`.
     fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let n_embd = self.config.n_embd;
-        let mut x = vec![0f32; batch.ids.len() * n_embd];
-        let rows = batch.ids.iter().zip(&batch.positions);
-        for (row, (&id, &position)) in x.chunks_exact_mut(n_embd).zip(rows) {
+        let mut x = Vec::with_capacity(batch.ids.len() * n_embd);
+        for &position in &batch.positions {
             let at = position as usize * n_embd;
             let Some(wpe) = self.wpe.get(at..at + n_embd) else {
                 candle_core::bail!("position {position} is outside the model's window");
             };
-            self.wte
-                .row_into(id, row)
-                .map_err(candle_core::Error::wrap)?;
-            for (x, p) in row.iter_mut().zip(wpe) {
-                *x += p;
-            }
+            x.extend_from_slice(wpe);
+        }
+        match &self.wte {
+            None => self.lm_head.add_weights_of(&batch.ids, &mut x)?,
+            Some(wte) => wte
+                .add_rows(&batch.ids, &mut x)
+                .map_err(candle_core::Error::wrap)?,
         }
         Tensor::from_vec(x, (batch.ids.len(), n_embd), &self.device)
     }

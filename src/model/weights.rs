@@ -280,9 +280,8 @@ impl Checkpoint {
     /// As [`tensor`](Self::tensor).
     pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
         let shape = [config.vocab_size, config.n_embd];
-        let separate = self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings;
         self.tensor(
-            if separate {
+            if self.has_separate_lm_head(config) {
                 "lm_head.weight"
             } else {
                 "wte.weight"
@@ -306,20 +305,30 @@ impl Checkpoint {
         }
     }
 
-    /// The token embeddings, to read single rows of.
+    /// The token embeddings, if they are not tied to the output projection.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
-    pub fn embedding(&self, config: &Gpt2Config) -> Result<Embedding, WeightsError> {
+    pub fn separate_embedding(
+        &self,
+        config: &Gpt2Config,
+    ) -> Result<Option<Embedding>, WeightsError> {
+        if !self.has_separate_lm_head(config) {
+            return Ok(None);
+        }
         let shape = [config.vocab_size, config.n_embd];
         let (entry, dtype) = self.find("wte.weight", &shape)?;
-        Ok(Embedding {
+        Ok(Some(Embedding {
             bytes: self.files[entry.file].bytes.clone(),
             range: entry.range.clone(),
             dtype,
             n_embd: config.n_embd,
             vocab_size: config.vocab_size,
-        })
+        }))
+    }
+
+    fn has_separate_lm_head(&self, config: &Gpt2Config) -> bool {
+        self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings
     }
 
     /// Checks that every tensor the model needs is there, before any work is done.
@@ -413,8 +422,8 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     Ok(names.into_iter().collect())
 }
 
-/// `wte`, read row by row from where the checkpoint lies: of a mapped file only the pages of
-/// tokens in use are ever resident.
+/// `wte` of a model whose output projection is not tied to it, read row by row from where the
+/// checkpoint lies: of a mapped file only the pages of tokens in use are ever resident.
 pub struct Embedding {
     bytes: FileBytes,
     range: Range<usize>,
@@ -424,23 +433,27 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Writes the embedding of a token, `[n_embd]`.
+    /// Adds the embeddings of tokens to `x`, `[ids, n_embd]`.
     ///
     /// # Errors
-    /// [`WeightsError::TokenId`] if the id is outside of the vocabulary.
-    pub fn row_into(&self, id: u32, out: &mut [f32]) -> Result<(), WeightsError> {
+    /// [`WeightsError::TokenId`] if an id is outside of the vocabulary.
+    pub fn add_rows(&self, ids: &[u32], x: &mut [f32]) -> Result<(), WeightsError> {
         let row = self.n_embd * self.dtype.size_in_bytes();
-        let start = self.range.start + id as usize * row;
-        let bytes = self.bytes.as_ref().get(start..start + row);
-        match bytes.filter(|_| (id as usize) < self.vocab_size) {
-            Some(bytes) => {
-                widen(bytes, self.dtype, out);
-                Ok(())
+        let mut embedding = vec![0.0; self.n_embd];
+        for (&id, x) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)) {
+            let start = self.range.start + id as usize * row;
+            let bytes = self.bytes.as_ref().get(start..start + row);
+            let Some(bytes) = bytes.filter(|_| (id as usize) < self.vocab_size) else {
+                return Err(WeightsError::TokenId {
+                    id,
+                    vocab_size: self.vocab_size,
+                });
+            };
+            widen(bytes, self.dtype, &mut embedding);
+            for (x, e) in x.iter_mut().zip(&embedding) {
+                *x += e;
             }
-            None => Err(WeightsError::TokenId {
-                id,
-                vocab_size: self.vocab_size,
-            }),
         }
+        Ok(())
     }
 }

@@ -1,12 +1,11 @@
 //! Sixteen lanes in one AVX-512 register.
 
 use std::arch::x86_64::{
-    __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    __m512, __m512bh, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+    _mm512_sub_ps,
 };
-
-use half::bf16;
 
 use super::kernel::{UnitJob, attend};
 use super::vector::{Element, Vector};
@@ -15,9 +14,9 @@ use crate::kernels::math;
 /// Runs a unit.
 ///
 /// # Safety
-/// The processor must have AVX-512 F, BW, DQ and VL; for the unit see [`UnitJob`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn attend_avx512<E: Element>(job: &UnitJob<'_, E>) {
+/// The processor must have AVX-512 F, BW, DQ, VL and BF16; for the unit see [`UnitJob`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) unsafe fn attend_avx512<E: Element>(job: &UnitJob<'_>) {
     // 4 rows by 4 vectors: 16 sums, 4 loads and a broadcast of 32 registers.
     // SAFETY: the caller's.
     unsafe { attend::<Lanes, E, 4, 4>(job) }
@@ -38,15 +37,6 @@ impl Vector for Lanes {
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_loadu_ps(p) })
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const bf16) -> Self {
-        // SAFETY: see above; a bf16 is the upper half of the same f32.
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-        }
     }
 
     #[inline(always)]
@@ -74,6 +64,12 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
@@ -83,6 +79,34 @@ impl Vector for Lanes {
     unsafe fn exp(self) -> Self {
         // SAFETY: see above.
         Self(unsafe { math::exp_avx512(self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self {
+        // SAFETY: see above; the types differ in name only, 512 bits each.
+        unsafe {
+            let bf16 = |words| std::mem::transmute::<__m512, __m512bh>(words);
+            Self(_mm512_dpbf16_ps(self.0, bf16(a.0), bf16(b.0)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack_bf16(self, next: Self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let words = _mm512_cvtne2ps_pbh(next.0, self.0);
+            Self(std::mem::transmute::<__m512bh, __m512>(words))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn keep_low_half(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm512_castps_si512(self.0);
+            let low = _mm512_and_si512(words, _mm512_set1_epi32(0xffff));
+            Self(_mm512_castsi512_ps(low))
+        }
     }
 
     #[inline(always)]

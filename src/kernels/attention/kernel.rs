@@ -1,12 +1,13 @@
-//! The attention of one unit, written once for all instruction sets.
+//! The attention of one unit, written once for all instruction sets and element types.
 //!
 //! The order of operations is that of the [module](super); here is only how rows share loads.
+//! Everything that is multiplied is held in 32-bit words: one f32, or two bf16 that are
+//! neighbours in the dimension the products are summed over.
 
 use super::plan::QUERY_TILE;
 use super::vector::{Element, Vector};
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
-use crate::kernels::math;
 
 /// Vectors of scores or columns that a row alone keeps in registers.
 const ALONE: usize = 4;
@@ -14,18 +15,23 @@ const ALONE: usize = 4;
 /// One head's attention for up to [`QUERY_TILE`] rows of one sequence.
 ///
 /// A function that takes a unit needs, for its `unsafe`: `q` and `out` valid for `rows` rows of
-/// `head_dim` elements at their strides, `out` for this unit alone; `kv` the cache at this head's
-/// first block, every block of `table` inside the cache, the table reaching the last row's
-/// position; the slots up to there written; `rows` in `1..=QUERY_TILE` and all of the same query
-/// tile.
-pub(in crate::kernels) struct UnitJob<'a, E> {
+/// `head_dim` elements at their strides, `out` for this unit alone; `query_words`, where the
+/// element has more than one value in a word, for `rows` times the words of `head_dim` values
+/// and this unit alone; `kv` the cache at this head's first block, every block of `table` inside
+/// the cache, the table reaching the last row's position; the slots up to there written; `rows`
+/// in `1..=QUERY_TILE` and all of the same query tile.
+pub(in crate::kernels) struct UnitJob<'a> {
     pub q: *const f32,
     pub q_stride: usize,
+    /// Where queries are packed to, if they are.
+    pub query_words: *mut u32,
     pub out: *mut f32,
     pub out_stride: usize,
-    pub kv: *const E,
-    /// Elements from one block to the next.
+    pub kv: *const u32,
+    /// Words from one block to the next.
     pub block_stride: usize,
+    /// Words of a block's keys, behind which its values stand.
+    pub half: usize,
     pub table: &'a [u32],
     pub head_dim: usize,
     /// What scores are multiplied by.
@@ -35,7 +41,7 @@ pub(in crate::kernels) struct UnitJob<'a, E> {
     pub position: usize,
 }
 
-/// A row's weights of the positions of one tile.
+/// A row's scores of the positions of one tile, then their weights, then those packed in words.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Weights([f32; POSITION_TILE]);
@@ -50,13 +56,22 @@ struct Softmax<V> {
     weights: [Weights; QUERY_TILE],
 }
 
+/// The unit's queries in words.
+struct Queries {
+    words: *const u32,
+    /// Words from one row to the next.
+    stride: usize,
+    /// Words of a row.
+    len: usize,
+}
+
 /// Runs a unit, `R` rows by `W` vectors of scores or columns at a time in registers.
 ///
 /// # Safety
 /// The processor must have the instruction set of `V`; for the unit see [`UnitJob`].
 #[inline(always)]
 pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usize>(
-    job: &UnitJob<'_, E>,
+    job: &UnitJob<'_>,
 ) {
     // SAFETY: the caller's, throughout; a tile's blocks are those of its positions.
     unsafe {
@@ -66,6 +81,7 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             correction: [0.0; QUERY_TILE],
             weights: [Weights([0.0; POSITION_TILE]); QUERY_TILE],
         };
+        let queries = queries::<V, E>(job);
         let context = job.position + job.rows;
         for start in (0..context).step_by(POSITION_TILE) {
             let len = (context - start).min(POSITION_TILE);
@@ -74,12 +90,9 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             for (keys, &block) in keys.iter_mut().zip(blocks) {
                 *keys = job.kv.add(block as usize * job.block_stride);
             }
-            scores::<V, E, R, W>(job, &keys[..blocks.len()], &mut softmax.weights);
-            for row in 0..job.rows {
-                let visible = (job.position + row + 1 - start).min(len);
-                weigh(&mut softmax, row, visible);
-            }
-            values::<V, E, R, W>(job, &keys, start, len, &softmax);
+            scores::<V, E, R, W>(job, &queries, &keys[..blocks.len()], &mut softmax.weights);
+            weigh::<V, E>(&mut softmax, job, start, len);
+            values::<V, E, R, W>(job, &keys, start == 0, len, &softmax);
         }
         for row in 0..job.rows {
             let factor = 1.0 / softmax.sum[row].reduce_sum();
@@ -87,18 +100,56 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             for column in (0..job.head_dim).step_by(BLOCK_SIZE) {
                 let out = out.add(column);
                 let n = (job.head_dim - column).min(BLOCK_SIZE);
-                let sum = load_columns::<V, f32>(out, n).mul(V::splat(factor));
+                let sum = load_columns::<V>(out, n).mul(V::splat(factor));
                 store_columns(sum, out, n);
             }
         }
     }
 }
 
+/// The queries where they lie, or packed.
+#[inline(always)]
+unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
+    let len = job.head_dim.div_ceil(E::PER_WORD);
+    if E::PER_WORD == 1 {
+        return Queries {
+            words: job.q.cast(),
+            stride: job.q_stride,
+            len,
+        };
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        for row in 0..job.rows {
+            let q = job.q.add(row * job.q_stride);
+            let words = job.query_words.add(row * len);
+            for first in (0..job.head_dim).step_by(2 * BLOCK_SIZE) {
+                let left = job.head_dim - first;
+                let low = load_columns::<V>(q.add(first), left.min(BLOCK_SIZE));
+                let high = if left > BLOCK_SIZE {
+                    let n = (left - BLOCK_SIZE).min(BLOCK_SIZE);
+                    load_columns(q.add(first + BLOCK_SIZE), n)
+                } else {
+                    V::splat(0.0)
+                };
+                let n = left.div_ceil(2).min(BLOCK_SIZE);
+                store_columns(low.pack_bf16(high), words.add(first / 2).cast(), n);
+            }
+        }
+    }
+    Queries {
+        words: job.query_words,
+        stride: len,
+        len,
+    }
+}
+
 /// The scaled scores of all rows against the blocks of a tile.
 #[inline(always)]
 unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
-    job: &UnitJob<'_, E>,
-    keys: &[*const E],
+    job: &UnitJob<'_>,
+    queries: &Queries,
+    keys: &[*const u32],
     weights: &mut [Weights; QUERY_TILE],
 ) {
     // SAFETY: the caller's.
@@ -107,11 +158,11 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
         while row + R <= job.rows {
             let mut block = 0;
             while block + W <= keys.len() {
-                scores_of::<V, E, R, W>(job, row, keys, block, weights);
+                scores_of::<V, E, R, W>(job, queries, row, keys, block, weights);
                 block += W;
             }
             while block < keys.len() {
-                scores_of::<V, E, R, 1>(job, row, keys, block, weights);
+                scores_of::<V, E, R, 1>(job, queries, row, keys, block, weights);
                 block += 1;
             }
             row += R;
@@ -119,11 +170,11 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
         while row < job.rows {
             let mut block = 0;
             while block + ALONE <= keys.len() {
-                scores_of::<V, E, 1, ALONE>(job, row, keys, block, weights);
+                scores_of::<V, E, 1, ALONE>(job, queries, row, keys, block, weights);
                 block += ALONE;
             }
             while block < keys.len() {
-                scores_of::<V, E, 1, 1>(job, row, keys, block, weights);
+                scores_of::<V, E, 1, 1>(job, queries, row, keys, block, weights);
                 block += 1;
             }
             row += 1;
@@ -133,25 +184,26 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
 
 #[inline(always)]
 unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
-    job: &UnitJob<'_, E>,
+    job: &UnitJob<'_>,
+    queries: &Queries,
     row: usize,
-    keys: &[*const E],
+    keys: &[*const u32],
     block: usize,
     weights: &mut [Weights; QUERY_TILE],
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let q = job.q.add(row * job.q_stride);
+        let q = queries.words.add(row * queries.stride);
         let mut sums = [[V::splat(0.0); W]; R];
-        for d in 0..job.head_dim {
+        for d in 0..queries.len {
             let mut k = [V::splat(0.0); W];
             for w in 0..W {
-                k[w] = E::load(keys[block + w].add(d * BLOCK_SIZE));
+                k[w] = V::load(keys[block + w].add(d * BLOCK_SIZE).cast());
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let q = V::splat(*q.add(r * job.q_stride + d));
+                let q = V::splat(f32::from_bits(*q.add(r * queries.stride + d)));
                 for w in 0..W {
-                    sums[w] = q.mul_add(k[w], sums[w]);
+                    sums[w] = E::dot(sums[w], q, k[w]);
                 }
             }
         }
@@ -165,100 +217,112 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
     }
 }
 
-/// Turns a row's scores of the first `visible` positions of a tile into weights relative to the
-/// greatest score so far.
+/// Turns the rows' scores of a tile into weights relative to the greatest score so far, in words.
 #[inline(always)]
-unsafe fn weigh<V: Vector>(softmax: &mut Softmax<V>, row: usize, visible: usize) {
-    // SAFETY: the caller's; `visible` is at most the tile's length.
+unsafe fn weigh<V: Vector, E: Element>(
+    softmax: &mut Softmax<V>,
+    job: &UnitJob<'_>,
+    start: usize,
+    len: usize,
+) {
+    // SAFETY: the caller's; `end` is at most the tile's length.
     unsafe {
-        let end = visible.next_multiple_of(BLOCK_SIZE);
-        let weights = &mut softmax.weights[row].0;
-        // e^-inf is 0, which leaves a lane's sum as it is.
-        weights[visible..end].fill(f32::NEG_INFINITY);
-        let weights = weights.as_mut_ptr();
-        let old = softmax.max[row];
-        let mut max = old;
-        for at in (0..end).step_by(BLOCK_SIZE) {
-            max = max.max(V::load(weights.add(at)).reduce_max());
+        let end = len.next_multiple_of(E::PER_WORD * BLOCK_SIZE);
+        let mut fall = [0.0; QUERY_TILE];
+        for row in 0..job.rows {
+            // What a row does not see weighs e^-inf = 0, which leaves every sum as it is.
+            let visible = (job.position + row + 1 - start).min(len);
+            softmax.weights[row].0[visible..end].fill(f32::NEG_INFINITY);
+            let scores = softmax.weights[row].0.as_ptr();
+            let mut max = V::load(scores);
+            for at in (BLOCK_SIZE..end).step_by(BLOCK_SIZE) {
+                max = max.max(V::load(scores.add(at)));
+            }
+            let old = softmax.max[row];
+            let max = old.max(max.reduce_max());
+            fall[row] = old - max;
+            softmax.max[row] = max;
         }
         // e^0 is 1.
-        let correction = if max == old {
-            1.0
-        } else {
-            math::exp(old - max)
-        };
-        let mut sum = softmax.sum[row].mul(V::splat(correction));
-        for at in (0..end).step_by(BLOCK_SIZE) {
-            let weight = V::load(weights.add(at)).sub(V::splat(max)).exp();
-            weight.store(weights.add(at));
-            sum = sum.add(weight);
+        for at in (0..job.rows).step_by(BLOCK_SIZE) {
+            let correction = V::load(fall.as_ptr().add(at)).exp();
+            correction.store(softmax.correction.as_mut_ptr().add(at));
         }
-        softmax.max[row] = max;
-        softmax.sum[row] = sum;
-        softmax.correction[row] = correction;
+        for row in 0..job.rows {
+            let max = V::splat(softmax.max[row]);
+            let mut sum = softmax.sum[row].mul(V::splat(softmax.correction[row]));
+            let weights = softmax.weights[row].0.as_mut_ptr();
+            for at in (0..end).step_by(E::PER_WORD * BLOCK_SIZE) {
+                let low = V::load(weights.add(at)).sub(max).exp();
+                sum = sum.add(low);
+                if E::PER_WORD == 1 {
+                    low.store(weights.add(at));
+                } else {
+                    let high = V::load(weights.add(at + BLOCK_SIZE)).sub(max).exp();
+                    sum = sum.add(high);
+                    low.pack_bf16(high).store(weights.add(at / 2));
+                }
+            }
+            softmax.sum[row] = sum;
+        }
     }
 }
 
 /// Adds a tile's weighted values to the sums in `out`.
 #[inline(always)]
 unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
-    job: &UnitJob<'_, E>,
-    keys: &[*const E; TILE_BLOCKS],
-    start: usize,
+    job: &UnitJob<'_>,
+    keys: &[*const u32; TILE_BLOCKS],
+    begin: bool,
     len: usize,
     softmax: &Softmax<V>,
 ) {
     // SAFETY: the caller's.
     unsafe {
-        // What the first row sees of the tile, all see.
-        let common = (job.position + 1 - start).min(len);
         let tile = ValueTile {
             job,
             keys,
-            begin: start == 0,
+            begin,
+            len,
             softmax,
         };
         let mut row = 0;
         while row + R <= job.rows {
-            tile.add::<R, W>(row, 0, common);
+            tile.add::<E, R, W>(row);
             row += R;
         }
         while row < job.rows {
-            tile.add::<1, ALONE>(row, 0, common);
+            tile.add::<E, 1, ALONE>(row);
             row += 1;
-        }
-        for row in 1..job.rows {
-            let visible = (job.position + row + 1 - start).min(len);
-            if visible > common {
-                tile.add::<1, ALONE>(row, common, visible);
-            }
         }
     }
 }
 
-struct ValueTile<'a, V, E> {
-    job: &'a UnitJob<'a, E>,
-    keys: &'a [*const E; TILE_BLOCKS],
+struct ValueTile<'a, V> {
+    job: &'a UnitJob<'a>,
+    keys: &'a [*const u32; TILE_BLOCKS],
     /// Whether it is the first tile: nothing is in `out` yet.
     begin: bool,
+    /// Positions that the last row sees.
+    len: usize,
     softmax: &'a Softmax<V>,
 }
 
-impl<V: Vector, E: Element> ValueTile<'_, V, E> {
-    /// Adds positions `from..to` of the tile to `R` rows, all columns.
+impl<V: Vector> ValueTile<'_, V> {
+    /// Adds the tile to `R` rows, all columns.
     #[inline(always)]
-    unsafe fn add<const R: usize, const W: usize>(&self, row: usize, from: usize, to: usize) {
+    unsafe fn add<E: Element, const R: usize, const W: usize>(&self, row: usize) {
         // SAFETY: the caller's.
         unsafe {
             let head_dim = self.job.head_dim;
             let mut column = 0;
             while column + W * BLOCK_SIZE <= head_dim {
-                self.add_columns::<R, W>(row, from, to, column, BLOCK_SIZE);
+                self.add_columns::<E, R, W>(row, column, BLOCK_SIZE);
                 column += W * BLOCK_SIZE;
             }
             while column < head_dim {
                 let n = (head_dim - column).min(BLOCK_SIZE);
-                self.add_columns::<R, 1>(row, from, to, column, n);
+                self.add_columns::<E, R, 1>(row, column, n);
                 column += BLOCK_SIZE;
             }
         }
@@ -266,11 +330,9 @@ impl<V: Vector, E: Element> ValueTile<'_, V, E> {
 
     /// The same for `W` vectors of columns, of which the last has `n`.
     #[inline(always)]
-    unsafe fn add_columns<const R: usize, const W: usize>(
+    unsafe fn add_columns<E: Element, const R: usize, const W: usize>(
         &self,
         row: usize,
-        from: usize,
-        to: usize,
         column: usize,
         n: usize,
     ) {
@@ -279,40 +341,27 @@ impl<V: Vector, E: Element> ValueTile<'_, V, E> {
             let job = self.job;
             let out = job.out.add(row * job.out_stride + column);
             let mut sums = [[V::splat(0.0); W]; R];
-            if from > 0 || !self.begin {
+            if !self.begin {
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    // The start of a tile has corrected its sums already.
-                    let correction = if from > 0 {
-                        1.0
-                    } else {
-                        self.softmax.correction[row + r]
-                    };
+                    let correction = V::splat(self.softmax.correction[row + r]);
                     for (w, sum) in sums.iter_mut().enumerate() {
                         let out = out.add(r * job.out_stride + w * BLOCK_SIZE);
-                        *sum = load_columns::<V, f32>(out, n).mul(V::splat(correction));
+                        *sum = load_columns::<V>(out, n).mul(correction);
                     }
                 }
             }
-            let mut position = from;
-            while position < to {
-                let block = position / BLOCK_SIZE;
-                let values = self.keys[block].add(BLOCK_SIZE * job.head_dim + column);
-                let end = to.min((block + 1) * BLOCK_SIZE);
-                for position in position..end {
-                    let value = values.add(position % BLOCK_SIZE * job.head_dim);
-                    let mut v = [V::splat(0.0); W];
-                    for (w, v) in v.iter_mut().enumerate() {
-                        *v = load_columns(value.add(w * BLOCK_SIZE), n);
-                    }
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let weights = self.softmax.weights.get_unchecked(row + r);
-                        let weight = V::splat(*weights.0.get_unchecked(position));
-                        for w in 0..W {
-                            sums[w] = weight.mul_add(v[w], sums[w]);
-                        }
-                    }
+            let whole = self.len / E::PER_WORD;
+            for word in 0..whole {
+                let values = self.word::<E, W>(word, column, n);
+                self.multiply::<E, R, W>(row, word, &values, &mut sums);
+            }
+            // The last word's second position may not have been written yet.
+            if self.len % E::PER_WORD != 0 {
+                let mut values = self.word::<E, W>(whole, column, n);
+                for v in &mut values {
+                    *v = v.keep_low_half();
                 }
-                position = end;
+                self.multiply::<E, R, W>(row, whole, &values, &mut sums);
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (w, sum) in sums.iter().enumerate() {
@@ -321,17 +370,59 @@ impl<V: Vector, E: Element> ValueTile<'_, V, E> {
             }
         }
     }
+
+    /// The values of one word of positions.
+    #[inline(always)]
+    unsafe fn word<E: Element, const W: usize>(
+        &self,
+        word: usize,
+        column: usize,
+        n: usize,
+    ) -> [V; W] {
+        // SAFETY: the caller's; the block of a word below `len` is one of the tile's.
+        unsafe {
+            let per_block = BLOCK_SIZE / E::PER_WORD;
+            let block = *self.keys.get_unchecked(word / per_block);
+            let values = block.add(self.job.half + word % per_block * self.job.head_dim + column);
+            let mut v = [V::splat(0.0); W];
+            for (w, v) in v.iter_mut().enumerate() {
+                *v = load_columns(values.add(w * BLOCK_SIZE).cast(), n);
+            }
+            v
+        }
+    }
+
+    /// Adds one word of positions to the sums.
+    #[inline(always)]
+    unsafe fn multiply<E: Element, const R: usize, const W: usize>(
+        &self,
+        row: usize,
+        word: usize,
+        values: &[V; W],
+        sums: &mut [[V; W]; R],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let weights = self.softmax.weights.get_unchecked(row + r);
+                let weight = V::splat(*weights.0.get_unchecked(word));
+                for w in 0..W {
+                    sums[w] = E::dot(sums[w], weight, values[w]);
+                }
+            }
+        }
+    }
 }
 
 /// `n` columns of 16 lanes, the others 0.
 #[inline(always)]
-unsafe fn load_columns<V: Vector, E: Element>(p: *const E, n: usize) -> V {
+unsafe fn load_columns<V: Vector>(p: *const f32, n: usize) -> V {
     // SAFETY: the caller's.
     unsafe {
         if n == BLOCK_SIZE {
-            E::load(p)
+            V::load(p)
         } else {
-            E::load_first(p, n)
+            V::load_first(p, n)
         }
     }
 }
@@ -353,7 +444,7 @@ unsafe fn store_columns<V: Vector>(vector: V, p: *mut f32, n: usize) {
 ///
 /// # Safety
 /// See [`UnitJob`].
-pub(super) unsafe fn attend_portable<E: Element>(job: &UnitJob<'_, E>) {
+pub(super) unsafe fn attend_portable<E: Element>(job: &UnitJob<'_>) {
     // SAFETY: the caller's; plain Rust runs everywhere.
     unsafe { attend::<super::vector::Portable, E, 1, 2>(job) }
 }

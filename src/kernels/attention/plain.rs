@@ -33,35 +33,24 @@ fn write(qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<()> {
     let KvShape {
         n_head, head_dim, ..
     } = kv.shape;
-    let device = qkv.device();
     let n_embd = n_head * head_dim;
-    // A row's element goes to `block * block_stride + offset + slot * step`.
-    let mut offsets = Vec::with_capacity(2 * n_embd);
-    let mut steps = Vec::with_capacity(2 * n_embd);
-    for i in 0..2 * n_embd {
-        let (head, d) = (i % n_embd / head_dim, i % head_dim);
-        let half = (2 * head + i / n_embd) * kv.shape.half();
-        let (within, step) = if i < n_embd {
-            (d * BLOCK_SIZE, 1)
-        } else {
-            (d, head_dim)
-        };
-        offsets.push((half + within) as i64);
-        steps.push(step as i64);
-    }
-    let (blocks, slots): (Vec<i64>, Vec<i64>) = plan
-        .written_slots()
-        .map(|(_, block, slot)| ((block * kv.shape.block_stride()) as i64, slot as i64))
-        .unzip();
+    let per_word = per_word(kv);
     let rows = plan.rows();
-    let blocks = Tensor::from_vec(blocks, (rows, 1), device)?;
-    let slots = Tensor::from_vec(slots, (rows, 1), device)?;
-    let offsets = Tensor::from_vec(offsets, (1, 2 * n_embd), device)?;
-    let steps = Tensor::from_vec(steps, (1, 2 * n_embd), device)?;
-    let index = slots
-        .broadcast_mul(&steps)?
-        .broadcast_add(&offsets)?
-        .broadcast_add(&blocks)?; // [rows, 2*n_embd]
+    // Where each element of a row's keys and values goes.
+    let mut index = Vec::with_capacity(rows * 2 * n_embd);
+    for (_, block, slot) in plan.written_slots() {
+        for i in 0..2 * n_embd {
+            let (head, d) = (i % n_embd / head_dim, i % head_dim);
+            let half = (2 * head + i / n_embd) * kv.shape.half();
+            let within = if i < n_embd {
+                (d / per_word * BLOCK_SIZE + slot) * per_word + d % per_word
+            } else {
+                (slot / per_word * head_dim + d) * per_word + slot % per_word
+            };
+            index.push((block * kv.shape.block_stride() + half + within) as i64);
+        }
+    }
+    let index = Tensor::from_vec(index, (rows, 2 * n_embd), qkv.device())?;
     let source = qkv
         .narrow(1, n_embd, 2 * n_embd)?
         .to_dtype(kv.tensor.dtype())?
@@ -84,17 +73,28 @@ fn attend(q: &Tensor, kv: &LayerKv, span: &SequenceSpan) -> Result<Tensor> {
     let table = Tensor::new(&span.block_table[..n_blocks], q.device())?;
     let blocks = kv.tensor.index_select(&table, 0)?; // [n_blocks, n_head, 2, half]
     let blocks = blocks.to_dtype(DType::F32)?;
+    let per_word = per_word(kv);
+    let words = head_dim.div_ceil(per_word);
     let k = blocks
         .narrow(2, 0, 1)?
-        .reshape((n_blocks, n_head, head_dim, BLOCK_SIZE))?
-        .permute((1, 2, 0, 3))?
-        .reshape((n_head, head_dim, n_blocks * BLOCK_SIZE))?
+        .narrow(3, 0, words * BLOCK_SIZE * per_word)?
+        .reshape(vec![n_blocks, n_head, words, BLOCK_SIZE, per_word])?
+        .permute(vec![1, 2, 4, 0, 3])?
+        .reshape((n_head, words * per_word, n_blocks * BLOCK_SIZE))?
+        .narrow(1, 0, head_dim)?
         .narrow(2, 0, context)?
         .contiguous()?; // [n_head, head_dim, context]
     let v = blocks
         .narrow(2, 1, 1)?
-        .reshape((n_blocks, n_head, BLOCK_SIZE, head_dim))?
-        .permute((1, 0, 2, 3))?
+        .narrow(3, 0, BLOCK_SIZE * head_dim)?
+        .reshape(vec![
+            n_blocks,
+            n_head,
+            BLOCK_SIZE / per_word,
+            head_dim,
+            per_word,
+        ])?
+        .permute(vec![1, 0, 2, 4, 3])?
         .reshape((n_head, n_blocks * BLOCK_SIZE, head_dim))?
         .narrow(1, 0, context)?
         .contiguous()?; // [n_head, context, head_dim]
@@ -109,6 +109,11 @@ fn attend(q: &Tensor, kv: &LayerKv, span: &SequenceSpan) -> Result<Tensor> {
         .matmul(&v)? // [n_head, rows, head_dim]
         .transpose(0, 1)?
         .reshape((rows, n_head * head_dim))
+}
+
+/// Values in a 32-bit word of the cache.
+fn per_word(kv: &LayerKv) -> usize {
+    size_of::<u32>() / kv.tensor.dtype().size_in_bytes()
 }
 
 /// 0 where a row sees a position, negative infinity where it does not: `[rows, context]`.

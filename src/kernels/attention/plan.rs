@@ -15,7 +15,7 @@ use crate::kernels::kv::BLOCK_SIZE;
 
 /// Rows that share a loaded key or value. It divides [`POSITION_TILE`](super::POSITION_TILE), so
 /// the rows of a query tile see the same number of position tiles.
-pub(super) const QUERY_TILE: usize = 8;
+pub(super) const QUERY_TILE: usize = 16;
 
 /// The least cost of a task (see [`Unit::cost`]): a few microseconds, well above the price of
 /// handing it to another thread.

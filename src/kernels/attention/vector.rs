@@ -1,12 +1,13 @@
-//! Sixteen f32 lanes, as each instruction set has them, and the cache's element types.
+//! Sixteen 32-bit lanes, as each instruction set has them, and the cache's element types.
 //!
-//! Every operation is one IEEE operation per lane, so all implementations give the same bits.
-//! The methods are inlined into functions compiled for the instruction set and must be called
-//! from nowhere else.
+//! Every operation but the products of bf16 is one IEEE operation per lane, so all
+//! implementations give the same bits. The methods are inlined into functions compiled for the
+//! instruction set and must be called from nowhere else.
 
 use half::bf16;
 
 use crate::kernels::kv::BLOCK_SIZE;
+use crate::kernels::pack::round_to_bf16;
 use crate::kernels::{lanes, math};
 
 /// Sixteen f32 lanes.
@@ -17,14 +18,21 @@ use crate::kernels::{lanes, math};
 pub(in crate::kernels) trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
-    unsafe fn load_bf16(p: *const bf16) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    /// The greater of each two lanes, if neither is NaN.
+    unsafe fn max(self, other: Self) -> Self;
     /// `self * factor + addend` with one rounding.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     unsafe fn exp(self) -> Self;
+    /// `self + a . b`, where each lane of `a` and `b` is a word of two bf16.
+    unsafe fn dot_bf16(self, a: Self, b: Self) -> Self;
+    /// Rounds these lanes and those of `next` to 32 bf16 in 16 words, in order.
+    unsafe fn pack_bf16(self, next: Self) -> Self;
+    /// Clears the upper 16 bits of each lane.
+    unsafe fn keep_low_half(self) -> Self;
     /// The greatest lane, if no lane is NaN.
     unsafe fn reduce_max(self) -> f32;
 
@@ -64,54 +72,35 @@ pub(in crate::kernels) trait Vector: Copy {
     }
 }
 
-/// An element type of the KV cache.
+/// An element type of the KV cache, multiplied in words of 32 bits.
 ///
 /// # Safety
 /// As for [`Vector`].
 pub(in crate::kernels) trait Element: Copy + Sync {
-    unsafe fn load<V: Vector>(p: *const Self) -> V;
-    /// The first `n` lanes, the others 0.
-    unsafe fn load_first<V: Vector>(p: *const Self, n: usize) -> V;
+    /// Values in a word.
+    const PER_WORD: usize;
+    /// `sum + a . b`, word by word.
+    unsafe fn dot<V: Vector>(sum: V, a: V, b: V) -> V;
 }
 
 impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
-        // SAFETY: the caller's.
-        unsafe { V::load(p) }
-    }
+    const PER_WORD: usize = 1;
 
     #[inline(always)]
-    unsafe fn load_first<V: Vector>(p: *const Self, n: usize) -> V {
+    unsafe fn dot<V: Vector>(sum: V, a: V, b: V) -> V {
         // SAFETY: the caller's.
-        unsafe { V::load_first(p, n) }
+        unsafe { a.mul_add(b, sum) }
     }
 }
 
 impl Element for bf16 {
+    const PER_WORD: usize = 2;
+
     #[inline(always)]
-    unsafe fn load<V: Vector>(p: *const Self) -> V {
+    unsafe fn dot<V: Vector>(sum: V, a: V, b: V) -> V {
         // SAFETY: the caller's.
-        unsafe { V::load_bf16(p) }
+        unsafe { sum.dot_bf16(a, b) }
     }
-
-    #[inline(always)]
-    unsafe fn load_first<V: Vector>(p: *const Self, n: usize) -> V {
-        let mut lanes = [0.0; BLOCK_SIZE];
-        // SAFETY: the caller has `n` lanes at `p`, and `n` is at most 16.
-        unsafe {
-            for (i, lane) in lanes.iter_mut().take(n).enumerate() {
-                *lane = widen(*p.add(i));
-            }
-            V::load(lanes.as_ptr())
-        }
-    }
-}
-
-/// The same number in f32: its upper 16 bits are those of the bfloat16.
-#[inline(always)]
-fn widen(x: bf16) -> f32 {
-    f32::from_bits(u32::from(x.to_bits()) << 16)
 }
 
 /// The lanes in plain Rust.
@@ -141,12 +130,6 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(p: *const bf16) -> Self {
-        // SAFETY: the caller has 16 lanes at `p`.
-        Self(unsafe { p.cast::<[bf16; BLOCK_SIZE]>().read_unaligned() }.map(widen))
-    }
-
-    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller has room for 16 lanes at `p`.
         unsafe { p.cast::<[f32; BLOCK_SIZE]>().write_unaligned(self.0) }
@@ -168,6 +151,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, f32::max)
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(mut self, factor: Self, addend: Self) -> Self {
         for i in 0..BLOCK_SIZE {
             self.0[i] = self.0[i].mul_add(factor.0[i], addend.0[i]);
@@ -179,6 +167,36 @@ impl Vector for Portable {
     unsafe fn exp(mut self) -> Self {
         for lane in &mut self.0 {
             *lane = math::exp(*lane);
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bf16(mut self, a: Self, b: Self) -> Self {
+        let even = |x: f32| f32::from_bits(x.to_bits() << 16);
+        let odd = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+        for (sum, (&a, &b)) in self.0.iter_mut().zip(a.0.iter().zip(&b.0)) {
+            *sum = even(a).mul_add(even(b), *sum);
+            *sum = odd(a).mul_add(odd(b), *sum);
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn pack_bf16(self, next: Self) -> Self {
+        let mut words = [0.0; BLOCK_SIZE];
+        let pairs = self.0.as_chunks::<2>().0.iter();
+        let pairs = pairs.chain(next.0.as_chunks::<2>().0);
+        for (word, [low, high]) in words.iter_mut().zip(pairs) {
+            *word = f32::from_bits(round_to_bf16(*low) | round_to_bf16(*high) << 16);
+        }
+        Self(words)
+    }
+
+    #[inline(always)]
+    unsafe fn keep_low_half(mut self) -> Self {
+        for lane in &mut self.0 {
+            *lane = f32::from_bits(lane.to_bits() & 0xffff);
         }
         self
     }
