@@ -24,9 +24,6 @@ use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
 
 mod limits;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const PROMPT: usize = 64;
 const NEW: usize = 128;
 const PREFILL: usize = 512;

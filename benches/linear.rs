@@ -107,6 +107,3 @@ criterion_group! {
     targets = machine, linear
 }
 criterion_main!(benches);
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

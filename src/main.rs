@@ -5,9 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use skald::cli::Cli;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     Cli::parse().run()
 }

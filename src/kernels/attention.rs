@@ -206,7 +206,9 @@ impl Attend<'_> {
                         q_stride: 3 * n_embd,
                         // The words of a unit's rows stand together.
                         query_words: if E::PER_WORD > 1 {
-                            queries.0.add((unit.row * n_head + unit.rows * unit.head) * words)
+                            queries
+                                .0
+                                .add((unit.row * n_head + unit.rows * unit.head) * words)
                         } else {
                             std::ptr::null_mut()
                         },

@@ -327,7 +327,9 @@ fn write_head<const PER_WORD: usize>(
                     if PER_WORD == 1 {
                         word.write_unaligned(bits);
                     } else {
-                        word.cast::<u16>().add(slot % 2).write_unaligned(bits as u16);
+                        word.cast::<u16>()
+                            .add(slot % 2)
+                            .write_unaligned(bits as u16);
                     }
                 }
             }

@@ -36,7 +36,7 @@ pub enum WeightDtype {
     /// bfloat16; activations are rounded to it too, products added in f32.
     Bf16,
     /// 8-bit integers with a scale per output; activations are quantized row by row in groups of
-    /// 128 features, products added in integers.
+    /// 256 features, products added in integers.
     Q8,
 }
 
@@ -227,7 +227,11 @@ impl Linear {
             Kind::Plain { weight, .. } => weight.dims2()?,
         };
         if x.len() != outputs.len() * n_in {
-            bail!("weights of {} outputs for {} values", outputs.len(), x.len());
+            bail!(
+                "weights of {} outputs for {} values",
+                outputs.len(),
+                x.len()
+            );
         }
         if let Some(output) = outputs.iter().find(|&&output| output as usize >= n_out) {
             bail!("token id {output} is outside of the vocabulary of {n_out}");
@@ -344,6 +348,7 @@ impl Packed {
         let elements = rows * weights.out_features;
         let mut y = Vec::with_capacity(elements);
         let finish = Finish {
+            scales: (weights.dtype == WeightDtype::Q8).then_some(&weights.scales),
             bias: &self.bias,
             residual,
             gelu,
@@ -435,6 +440,8 @@ impl Packed {
 
 /// What becomes of a tile's sums, and where they go.
 struct Finish<'a> {
+    /// q8: the weights' scales, padded to whole panels.
+    scales: Option<&'a [f32]>,
     /// Padded to whole panels.
     bias: &'a [f32],
     /// `[rows, out]`
@@ -457,9 +464,18 @@ fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, 
     let width = PANEL.min(n_out - column);
     let mut bias = [0.0; PANEL];
     bias.copy_from_slice(&finish.bias[column..column + PANEL]);
+    let mut scales = [1.0; PANEL];
+    if let Some(all) = finish.scales {
+        scales.copy_from_slice(&all[column..column + PANEL]);
+    }
     for (row, sums) in (row..).zip(tile) {
         let at = row * n_out + column;
         let mut values = *sums;
+        if finish.scales.is_some() {
+            for i in 0..PANEL {
+                values[i] *= scales[i];
+            }
+        }
         for i in 0..PANEL {
             values[i] += bias[i];
         }

@@ -13,11 +13,9 @@ pub(super) const BLOCK_ROWS: usize = 12;
 /// Sums of a block of rows over a panel; rows past a block's end are not written.
 pub(super) type Tile = [[f32; PANEL]; BLOCK_ROWS];
 
-/// A q8 panel with all its scales.
+/// A q8 panel and what its sums need besides the weights.
 pub(super) struct Q8Panel<'a> {
     pub lines: &'a [Line],
-    /// Per output.
-    pub scales: &'a [f32],
     /// `[group][PANEL]`
     pub corrections: &'a [i32],
     /// `[group][row]`
@@ -35,7 +33,8 @@ macro_rules! by_rows {
     };
 }
 
-/// Computes `tile[row] = a[row] x panel` for a block of `rows` packed rows.
+/// Computes `tile[row] = a[row] x panel` for a block of `rows` packed rows; in q8 the weights'
+/// scales are still to be multiplied with.
 pub(super) fn compute(
     isa: Isa,
     weights: &PackedWeights,
@@ -56,7 +55,6 @@ pub(super) fn compute(
         let corrections = panel * groups * PANEL..(panel + 1) * groups * PANEL;
         let panel = Q8Panel {
             lines,
-            scales: &weights.scales[panel * PANEL..(panel + 1) * PANEL],
             corrections: &weights.corrections[corrections],
             row_scales,
         };
@@ -135,8 +133,7 @@ fn portable(
 }
 
 /// Integer sums over a group of features start from the correction for unsigned activations; a
-/// group's sum is scaled by its activations' scale and added in f32, in order; at the end comes
-/// the weights' scale.
+/// group's sum is scaled by its activations' scale and added in f32, in order.
 fn q8_portable(rows: usize, a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     tile[..rows].fill([0.0; PANEL]);
     let groups = a
@@ -160,11 +157,6 @@ fn q8_portable(rows: usize, a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
             for (sum, &integer) in sums.iter_mut().zip(&integers) {
                 *sum = (integer as f32).mul_add(scale, *sum);
             }
-        }
-    }
-    for sums in &mut tile[..rows] {
-        for (sum, scale) in sums.iter_mut().zip(panel.scales) {
-            *sum *= scale;
         }
     }
 }

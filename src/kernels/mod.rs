@@ -6,7 +6,8 @@
 //! - [`attention`]: attention over the blocks of a [`kv`] cache.
 //! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
 //!   `lanes` is how all of them order their sums.
-//! - [`isa`] is what they run on, [`pool`] the threads they run on.
+//! - [`isa`] is what they run on, [`pool`] the threads they run on, [`activation_memory`] where
+//!   their results lie.
 //! - `x86` has the paths of single instruction sets.
 //!
 //! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
@@ -17,6 +18,7 @@
 // that enables it.
 #![allow(clippy::inline_always)]
 
+pub mod activation_memory;
 pub mod attention;
 pub mod isa;
 pub mod kv;

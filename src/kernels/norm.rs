@@ -6,6 +6,7 @@
 
 #![allow(clippy::inline_always)] // the function must be compiled with its caller's features
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
@@ -117,23 +118,28 @@ struct Kernel {
 
 impl Kernel {
     fn normalize(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        let rows = |x: &[f32], y: &mut [f32]| {
+        let mut y = Vec::with_capacity(x.len());
+        let uninitialized = &mut y.spare_capacity_mut()[..x.len()];
+        let rows = |x: &[f32], y: &mut [MaybeUninit<f32>]| {
             normalize_rows(self.isa, x, y, &self.weight, &self.bias, self.eps);
         };
         if x.len() <= INLINE_ELEMENTS {
-            rows(x, &mut y);
+            rows(x, uninitialized);
+            // SAFETY: every row has been written.
+            unsafe { y.set_len(x.len()) };
             return y;
         }
         let n = self.weight.len();
         let task_len = (TASK_ELEMENTS / n).max(1) * n;
-        let output = SharedSlice::new(&mut y);
+        let output = SharedSlice::new(uninitialized);
         self.pool.run(x.len().div_ceil(task_len), |task| {
             let start = task * task_len;
             let x = &x[start..x.len().min(start + task_len)];
             // SAFETY: the parts of two tasks do not overlap.
             rows(x, unsafe { output.part(start, x.len()) });
         });
+        // SAFETY: every row has been written.
+        unsafe { y.set_len(x.len()) };
         y
     }
 }
@@ -160,12 +166,20 @@ impl CustomOp1 for Kernel {
 
 per_isa! {
     /// Normalizes each row of `x`, as long as `weight`, into `y`.
-    fn normalize_rows(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], eps: f32)
+    fn normalize_rows(
+        x: &[f32], y: &mut [MaybeUninit<f32>], weight: &[f32], bias: &[f32], eps: f32,
+    )
         => normalize_rows_body;
 }
 
 #[inline(always)]
-fn normalize_rows_body(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+fn normalize_rows_body(
+    x: &[f32],
+    y: &mut [MaybeUninit<f32>],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+) {
     let n = weight.len();
     for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
         let mean = fold(accumulate(x, 0.0, |sum, x| sum + x), |a, b| a + b) / n as f32;
@@ -173,7 +187,7 @@ fn normalize_rows_body(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], e
         let variance = fold(squares, |a, b| a + b) / n as f32;
         let scale = 1.0 / (variance + eps).sqrt();
         for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-            *y = ((x - mean) * scale).mul_add(weight, bias);
+            y.write(((x - mean) * scale).mul_add(weight, bias));
         }
     }
 }

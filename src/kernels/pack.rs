@@ -32,7 +32,7 @@ use super::{Isa, Pool};
 pub(super) const PANEL: usize = 32;
 
 /// Input features that share one activation scale in q8.
-pub(super) const Q8_GROUP: usize = 128;
+pub(super) const Q8_GROUP: usize = 256;
 
 /// Packed weights of one layer.
 pub(super) struct PackedWeights {

@@ -20,7 +20,7 @@ use crate::kernels::kv::{KvCache, KvDtype, LayerKv};
 use crate::kernels::linear::{Epilogue, Layout, Linear, RawWeight, WeightDtype};
 use crate::kernels::norm::LayerNorm;
 use crate::kernels::weight_memory::WeightMemory;
-use crate::kernels::{Isa, Pool};
+use crate::kernels::{Isa, Pool, activation_memory};
 
 /// What the model computes with.
 #[derive(Clone)]
@@ -50,6 +50,7 @@ impl Runtime {
     /// Our own kernels on given threads and an instruction set that the processor has.
     #[must_use]
     pub fn on(pool: Arc<Pool>, isa: Isa, dtype: WeightDtype) -> Self {
+        activation_memory::keep_between_steps();
         Self::Kernels {
             pool,
             isa,

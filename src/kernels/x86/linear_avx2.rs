@@ -5,9 +5,9 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_ps, _mm256_cvtepi32_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi16,
-    _mm256_slli_epi32, _mm256_srai_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
+    _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srai_epi16,
+    _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
@@ -122,11 +122,6 @@ pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
                 let scale = _mm256_set1_ps(scale);
                 *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integer), scale, *sum);
             }
-        }
-        // SAFETY: a quarter is eight of the panel's 32 scales.
-        let scales = unsafe { _mm256_loadu_ps(panel.scales[quarter * LANES..].as_ptr()) };
-        for sum in &mut sums {
-            *sum = _mm256_mul_ps(*sum, scales);
         }
         store(&sums, quarter, tile);
     }

@@ -8,8 +8,7 @@
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
     _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
@@ -92,7 +91,8 @@ fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, bf16(x), bf16(weights))
 }
 
-/// q8 for few rows: integer sums over a group of features, scaled and added in f32.
+/// q8 for few rows: integer sums over a group of features, scaled by its rows' scales and added in
+/// f32.
 ///
 /// # Safety
 /// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel, the panel
@@ -103,56 +103,21 @@ pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
     panel: &Q8Panel<'_>,
     tile: &mut Tile,
 ) {
-    const GROUP_STEPS: usize = Q8_GROUP / 4;
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    let (mut a, mut b) = (a.as_ptr(), panel.lines.as_ptr());
-    let mut left = panel.lines.len() / 2;
-    let corrections = panel.corrections.as_chunks::<PANEL>().0;
-    for (correction, scales) in corrections.iter().zip(panel.row_scales.chunks_exact(ROWS)) {
-        // SAFETY: a correction is two registers long.
-        let start = unsafe {
-            [
-                _mm512_loadu_si512(correction.as_ptr().cast()),
-                _mm512_loadu_si512(correction.as_ptr().add(16).cast()),
-            ]
-        };
-        let mut integers = [start; ROWS];
-        let steps = left.min(GROUP_STEPS);
-        left -= steps;
-        for _ in 0..steps {
-            // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past
-            // the end is harmless.
-            unsafe {
-                prefetch(b.wrapping_add(AHEAD));
-                prefetch(b.wrapping_add(AHEAD + 1));
-                let b0 = _mm512_load_si512(b.cast());
-                let b1 = _mm512_load_si512(b.add(1).cast());
-                for (r, integers) in integers.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
-                    integers[0] = _mm512_dpbusd_epi32(integers[0], x, b0);
-                    integers[1] = _mm512_dpbusd_epi32(integers[1], x, b1);
-                }
-                a = a.add(ROWS);
-                b = b.add(2);
-            }
-        }
-        for ((sums, integers), &scale) in sums.iter_mut().zip(&integers).zip(scales) {
+    let groups = a
+        .chunks(Q8_GROUP / 4 * ROWS)
+        .zip(panel.lines.chunks(Q8_GROUP / 4 * 2))
+        .zip(panel.corrections.as_chunks().0)
+        .zip(panel.row_scales.as_chunks().0);
+    for (((a, lines), correction), scales) in groups {
+        // SAFETY: a group of the panel, and of the rows.
+        let integers = unsafe { q8_integers::<ROWS>(a, lines, correction) };
+        for ((sums, integers), &scale) in sums.iter_mut().zip(&integers).zip::<&[f32; ROWS]>(scales)
+        {
             let scale = _mm512_set1_ps(scale);
             for (sum, &integer) in sums.iter_mut().zip(integers) {
                 *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(integer), scale, *sum);
             }
-        }
-    }
-    // SAFETY: a panel has two registers of weight scales.
-    let weight_scales = unsafe {
-        [
-            _mm512_loadu_ps(panel.scales.as_ptr()),
-            _mm512_loadu_ps(panel.scales.as_ptr().add(16)),
-        ]
-    };
-    for sums in &mut sums {
-        for (sum, &scale) in sums.iter_mut().zip(&weight_scales) {
-            *sum = _mm512_mul_ps(*sum, scale);
         }
     }
     store(&sums, tile);
@@ -169,63 +134,87 @@ pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
     panel: &Q8Panel<'_>,
     tile: &mut Tile,
 ) {
-    let (mut a, mut b) = (a.as_ptr(), panel.lines.as_ptr());
-    let mut left = panel.lines.len() / 2;
     tile[..ROWS].fill([0.0; PANEL]);
-    let corrections = panel.corrections.as_chunks::<PANEL>().0;
-    for (correction, scales) in corrections.iter().zip(panel.row_scales.chunks_exact(ROWS)) {
-        // SAFETY: a correction is two registers long.
-        let start = unsafe {
-            [
-                _mm512_loadu_si512(correction.as_ptr().cast()),
-                _mm512_loadu_si512(correction.as_ptr().add(16).cast()),
-            ]
-        };
-        let mut integers = [start; ROWS];
-        let steps = left.min(Q8_GROUP / 4);
-        left -= steps;
-        for _ in 0..steps {
-            // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past
-            // the end is harmless.
+    let groups = a
+        .chunks(Q8_GROUP / 4 * ROWS)
+        .zip(panel.lines.chunks(Q8_GROUP / 4 * 2))
+        .zip(panel.corrections.as_chunks().0)
+        .zip(panel.row_scales.as_chunks().0);
+    for (((a, lines), correction), scales) in groups {
+        // SAFETY: a group of the panel, and of the rows.
+        unsafe { q8_tall_group::<ROWS>(a, lines, correction, scales, tile) };
+    }
+}
+
+/// Adds a group of features to the sums. A function of its own, so that the sums stay in memory
+/// and the integers have the registers.
+///
+/// # Safety
+/// As for [`q8_integers`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn q8_tall_group<const ROWS: usize>(
+    a: &[u32],
+    lines: &[Line],
+    correction: &[i32; PANEL],
+    scales: &[f32; ROWS],
+    tile: &mut Tile,
+) {
+    // SAFETY: the caller's.
+    let integers = unsafe { q8_integers::<ROWS>(a, lines, correction) };
+    // Counted loops, so that the integers stay in their registers.
+    for r in 0..ROWS {
+        let scale = _mm512_set1_ps(scales[r]);
+        for (half, &integers) in integers[r].iter().enumerate() {
+            // SAFETY: a tile's row is two registers long.
             unsafe {
-                prefetch(b.wrapping_add(AHEAD));
-                prefetch(b.wrapping_add(AHEAD + 1));
-                let b0 = _mm512_load_si512(b.cast());
-                let b1 = _mm512_load_si512(b.add(1).cast());
-                for (r, integers) in integers.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
-                    integers[0] = _mm512_dpbusd_epi32(integers[0], x, b0);
-                    integers[1] = _mm512_dpbusd_epi32(integers[1], x, b1);
-                }
-                a = a.add(ROWS);
-                b = b.add(2);
-            }
-        }
-        let scales: &[f32; ROWS] = scales.try_into().expect("a chunk of so many");
-        // Counted loops, so that the integers stay in their registers.
-        for r in 0..ROWS {
-            let scale = _mm512_set1_ps(scales[r]);
-            for (half, &integers) in integers[r].iter().enumerate() {
-                // SAFETY: a tile's row is two registers long.
-                unsafe {
-                    let sums = tile[r].as_mut_ptr().add(16 * half);
-                    let products = _mm512_cvtepi32_ps(integers);
-                    let sum = _mm512_fmadd_ps(products, scale, _mm512_loadu_ps(sums));
-                    _mm512_storeu_ps(sums, sum);
-                }
+                let sums = tile[r].as_mut_ptr().add(16 * half);
+                let products = _mm512_cvtepi32_ps(integers);
+                let sum = _mm512_fmadd_ps(products, scale, _mm512_loadu_ps(sums));
+                _mm512_storeu_ps(sums, sum);
             }
         }
     }
-    for half in 0..2 {
-        // SAFETY: a panel has two registers of weight scales, a tile's row two of sums.
+}
+
+/// The integer sums of rows over a group of features.
+///
+/// # Safety
+/// The processor has AVX-512F and VNNI. `a` holds `ROWS` words for every two lines.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn q8_integers<const ROWS: usize>(
+    a: &[u32],
+    lines: &[Line],
+    correction: &[i32; PANEL],
+) -> [[__m512i; 2]; ROWS] {
+    // SAFETY: a correction is two registers long.
+    let start = unsafe {
+        [
+            _mm512_loadu_si512(correction.as_ptr().cast()),
+            _mm512_loadu_si512(correction.as_ptr().add(16).cast()),
+        ]
+    };
+    let mut integers = [start; ROWS];
+    let (mut a, mut b) = (a.as_ptr(), lines.as_ptr());
+    for _ in 0..lines.len() / 2 {
+        // SAFETY: two lines and `ROWS` words are left per remaining step; prefetching past the
+        // end is harmless.
         unsafe {
-            let scales = _mm512_loadu_ps(panel.scales[16 * half..].as_ptr());
-            for row in &mut tile[..ROWS] {
-                let sums = row.as_mut_ptr().add(16 * half);
-                _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), scales));
+            prefetch(b.wrapping_add(AHEAD));
+            prefetch(b.wrapping_add(AHEAD + 1));
+            let b0 = _mm512_load_si512(b.cast());
+            let b1 = _mm512_load_si512(b.add(1).cast());
+            for (r, integers) in integers.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(a.add(r).read().cast_signed());
+                integers[0] = _mm512_dpbusd_epi32(integers[0], x, b0);
+                integers[1] = _mm512_dpbusd_epi32(integers[1], x, b1);
             }
+            a = a.add(ROWS);
+            b = b.add(2);
         }
     }
+    integers
 }
 
 #[inline]
