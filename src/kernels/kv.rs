@@ -9,8 +9,8 @@
 //! The halves lie next to each other, so a head reads each of its blocks as one run of memory.
 //!
 //! The memory is zeroed by the operating system as it is first touched: a cache costs only what
-//! was ever written. Slots that no position was written to hold stale or zero bytes and must
-//! never reach a result. Which sequence owns which block is not known here.
+//! was ever written, in huge pages where the system has them. Slots that no position was written
+//! to hold stale or zero bytes and must never reach a result. Which sequence owns which block is not known here.
 
 use std::alloc::{Layout as Allocation, alloc_zeroed};
 
@@ -19,6 +19,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor,
 use half::bf16;
 
 use super::attention::AttentionPlan;
+use super::huge_pages;
 use super::lanes::{best, per_isa};
 use super::pack::round_to_bf16;
 use super::{Isa, Pool};
@@ -194,7 +195,8 @@ fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     }
     let allocation = Allocation::array::<T>(len).map_err(candle_core::Error::wrap)?;
     // SAFETY: the size is not zero; all zero bytes are a valid `T`; pointer, length and capacity
-    // are those of one allocation of the global allocator.
+    // are those of one allocation of the global allocator, which takes memory of this size from
+    // anonymous mappings.
     unsafe {
         let data = alloc_zeroed(allocation).cast::<T>();
         if data.is_null() {
@@ -203,6 +205,7 @@ fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
                 allocation.size()
             );
         }
+        huge_pages::advise_untouched(data.cast(), allocation.size());
         // A boxed slice is exactly as long as its allocation.
         let zeros = std::ptr::slice_from_raw_parts_mut(data, len);
         Ok(Box::from_raw(zeros).into_vec())

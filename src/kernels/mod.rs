@@ -20,6 +20,7 @@
 
 pub mod activation_memory;
 pub mod attention;
+mod huge_pages;
 pub mod isa;
 pub mod kv;
 mod lanes;

@@ -382,14 +382,17 @@ fn pack_row_q8(row: &[f32], words: &mut [u32], stride: usize, scales: &mut [f32]
     let mut words = words.iter_mut().step_by(stride);
     let scales = scales.iter_mut().step_by(stride);
     for (values, scale) in row.chunks(Q8_GROUP).zip(scales) {
-        let mut group = [0f32; Q8_GROUP];
-        group[..values.len()].copy_from_slice(values);
+        let mut padded = [0f32; Q8_GROUP];
+        let group = values.first_chunk().unwrap_or_else(|| {
+            padded[..values.len()].copy_from_slice(values);
+            &padded
+        });
         // Without its sign, a float compares like its bits; integers can be compared in any order.
         let largest = group.iter().fold(0, |l: u32, x| l.max(x.abs().to_bits()));
         let largest = f32::from_bits(largest);
         *scale = largest / 127.0;
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let bytes = each(&group, |x| quantize(x * inverse) as u8);
+        let bytes = each(group, |x| quantize(x * inverse) as u8);
         let used = values.len().div_ceil(4);
         for (four, word) in bytes.as_chunks::<4>().0[..used].iter().zip(&mut words) {
             *word = u32::from_le_bytes(*four);

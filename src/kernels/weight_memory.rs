@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::MmapMut;
 
+use super::huge_pages::{self, HUGE_PAGE};
+
 /// 64 bytes, aligned as a cache line and a 512-bit register want it.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u32; 16]);
 
-/// A huge page, in bytes.
-const HUGE_PAGE: usize = 2 << 20;
 /// The least size of a mapping, in bytes; only what is written to takes memory.
 const CHUNK: usize = 64 << 20;
 
@@ -76,10 +76,7 @@ impl Chunk {
     fn map(count: usize) -> io::Result<Self> {
         let bytes = (count * size_of::<Line>()).max(CHUNK);
         let mut mapping = MmapMut::map_anon(bytes + HUGE_PAGE)?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = mapping.advise(memmap2::Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for the weights");
-        }
+        huge_pages::advise(mapping.as_mut_ptr(), mapping.len());
         let offset = mapping.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
         // SAFETY: the offset is within the mapping, and a huge page's start is aligned for lines.
         let start = unsafe { NonNull::new_unchecked(mapping.as_mut_ptr().add(offset)) };

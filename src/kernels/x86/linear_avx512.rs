@@ -7,8 +7,8 @@
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_si512,
+    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
@@ -134,7 +134,8 @@ pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
     panel: &Q8Panel<'_>,
     tile: &mut Tile,
 ) {
-    tile[..ROWS].fill([0.0; PANEL]);
+    // The first group's sums start from 0, whatever is in the tile.
+    let mut keep = 0;
     let groups = a
         .chunks(Q8_GROUP / 4 * ROWS)
         .zip(panel.lines.chunks(Q8_GROUP / 4 * 2))
@@ -142,11 +143,12 @@ pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
         .zip(panel.row_scales.as_chunks().0);
     for (((a, lines), correction), scales) in groups {
         // SAFETY: a group of the panel, and of the rows.
-        unsafe { q8_tall_group::<ROWS>(a, lines, correction, scales, tile) };
+        unsafe { q8_tall_group::<ROWS>(a, lines, correction, scales, keep, tile) };
+        keep = !0;
     }
 }
 
-/// Adds a group of features to the sums. A function of its own, so that the sums stay in memory
+/// Adds a group of features to those sums whose bit in `keep` is set. A function of its own, so that the sums stay in memory
 /// and the integers have the registers.
 ///
 /// # Safety
@@ -158,6 +160,7 @@ unsafe fn q8_tall_group<const ROWS: usize>(
     lines: &[Line],
     correction: &[i32; PANEL],
     scales: &[f32; ROWS],
+    keep: u16,
     tile: &mut Tile,
 ) {
     // SAFETY: the caller's.
@@ -170,7 +173,7 @@ unsafe fn q8_tall_group<const ROWS: usize>(
             unsafe {
                 let sums = tile[r].as_mut_ptr().add(16 * half);
                 let products = _mm512_cvtepi32_ps(integers);
-                let sum = _mm512_fmadd_ps(products, scale, _mm512_loadu_ps(sums));
+                let sum = _mm512_fmadd_ps(products, scale, _mm512_maskz_loadu_ps(keep, sums));
                 _mm512_storeu_ps(sums, sum);
             }
         }
