@@ -7,9 +7,11 @@
 //!
 //! Requests go through the `EngineHandle`, so scheduler, sampling and channels are in the figures;
 //! tokens are greedy, random prompts of 64 tokens, 128 new ones. A figure is the median of the
-//! runs, after one to warm up.
+//! runs, after one to warm up. Memory is read before and after every decode, and the share of its
+//! limit is the median of the runs' own: neighbours change what memory gives from second to second.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -58,7 +60,11 @@ fn main() {
     let source: ModelSource = arguments.model.parse().expect("a model");
     let files = source.fetch(false).expect("the model's files");
     let pool = Pool::new(arguments.threads);
-    let limit = limits::Memory::new().bandwidth(&pool);
+    let memory = Limit {
+        memory: limits::Memory::new(),
+        pool,
+    };
+    let limit = memory.bandwidth();
     if arguments.json {
         println!("{}", json!({"figure": "memory", "bytes_per_second": limit}));
     } else {
@@ -82,11 +88,30 @@ fn main() {
             "q8" => WeightDtype::Q8,
             other => panic!("no dtype {other}"),
         };
-        measure(&files, &arguments, name, dtype, limit);
+        measure(&files, &arguments, name, dtype, &memory);
     }
 }
 
-fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightDtype, limit: f64) {
+/// What memory gives, to hold against weights read.
+struct Limit {
+    memory: limits::Memory,
+    pool: Arc<Pool>,
+}
+
+impl Limit {
+    /// Bytes per second.
+    fn bandwidth(&self) -> f64 {
+        self.memory.bandwidth(&self.pool)
+    }
+}
+
+fn measure(
+    files: &ModelFiles,
+    arguments: &Arguments,
+    name: &str,
+    dtype: WeightDtype,
+    limit: &Limit,
+) {
     let started = Instant::now();
     let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
     let load = started.elapsed();
@@ -128,32 +153,36 @@ fn measure(files: &ModelFiles, arguments: &Arguments, name: &str, dtype: WeightD
             .0
             .as_secs_f64()
     }));
-    let report = |figure: &str, batch: usize, rate: f64| {
-        let line = json!({"figure": figure, "batch": batch, "tokens_per_second": rate});
-        println!("{line}");
-    };
     let prefill = PREFILL as f64 / prefill;
     if arguments.json {
-        report("prefill", 1, prefill);
+        println!(
+            "{}",
+            json!({"figure": "prefill", "batch": 1, "tokens_per_second": prefill})
+        );
     }
     for &batch in &arguments.batch {
-        let seconds = median((0..arguments.runs).map(|_| {
+        let mut shares = Vec::new();
+        let rate = median((0..arguments.runs).map(|_| {
             let drafts = (0..batch).map(|_| request(PROMPT, NEW)).collect();
-            runtime
-                .block_on(run(&engine, &limits, drafts))
-                .1
-                .as_secs_f64()
+            let before = limit.bandwidth();
+            let (_, took) = runtime.block_on(run(&engine, &limits, drafts));
+            let limit = f64::midpoint(before, limit.bandwidth());
+            let steps = (NEW - 1) as f64 / took.as_secs_f64();
+            shares.push(steps * weights / limit);
+            steps * batch as f64
         }));
-        let rate = (batch * (NEW - 1)) as f64 / seconds;
+        let share = median(shares.into_iter());
         if arguments.json {
-            report("decode", batch, rate);
+            println!(
+                "{}",
+                json!({"figure": "decode", "batch": batch, "tokens_per_second": rate, "share_of_memory_limit": share})
+            );
             continue;
         }
         println!(
-            "| {name} | {:.2} s | {:.0} MB | {prefill:.0} | {batch} | {rate:.1} | {:.2} |",
+            "| {name} | {:.2} s | {:.0} MB | {prefill:.0} | {batch} | {rate:.1} | {share:.2} |",
             load.as_secs_f64(),
             weights / 1e6,
-            rate / batch as f64 * weights / limit
         );
     }
     engine.stop();
