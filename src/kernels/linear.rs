@@ -11,7 +11,7 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout as TensorLayout, Result, Shape, Tensor,
@@ -27,6 +27,9 @@ use super::{Isa, Pool, math};
 
 /// Tasks per thread, at least: enough that all threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 8;
+
+/// With so many rows at most, computing is far from using up what memory gives.
+const MEMORY_BOUND_ROWS: usize = 8;
 
 /// How weights are held, and with what arithmetic they are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +129,8 @@ struct Packed {
     weights: PackedWeights,
     /// `[out]`, zeros where the layer has none, padded to whole panels.
     bias: Vec<f32>,
+    /// The layer whose weights are read after these.
+    next: OnceLock<Weak<Packed>>,
     /// Packed activations, kept from call to call.
     scratch: Mutex<Activations>,
 }
@@ -156,6 +161,7 @@ impl Linear {
             isa,
             weights: PackedWeights::pack(pool, isa, memory, dtype, &weight)?,
             bias: padded(bias.unwrap_or_default(), weight.out_features),
+            next: OnceLock::new(),
             scratch: Mutex::default(),
         }))))
     }
@@ -179,6 +185,14 @@ impl Linear {
         };
         let bias = bias.map(|bias| Tensor::new(bias, device)).transpose()?;
         Ok(Self(Kind::Plain { weight, bias }))
+    }
+
+    /// Says which layer's weights are read next, so that their beginning can be fetched while
+    /// something else is computed. Said once.
+    pub fn is_followed_by(&self, next: &Self) {
+        if let (Kind::Packed(packed), Kind::Packed(next)) = (&self.0, &next.0) {
+            packed.next.get_or_init(|| Arc::downgrade(next));
+        }
     }
 
     /// `[rows, in] -> [rows, out]`, in f32.
@@ -355,6 +369,11 @@ impl Packed {
             out_features: weights.out_features,
             y: SharedSlice::new(&mut y.spare_capacity_mut()[..elements]),
         };
+        if rows <= MEMORY_BOUND_ROWS
+            && let Some(next) = self.next.get().and_then(Weak::upgrade)
+        {
+            self.pool.announce(next.weights.lines());
+        }
         // A panel is a task. Where there are few of them, many rows are cut into chunks too.
         let blocks = rows.div_ceil(BLOCK_ROWS);
         let wanted = self.pool.threads() * TASKS_PER_THREAD;

@@ -110,6 +110,11 @@ impl PackedWeights {
         Ok(packed)
     }
 
+    /// All panels.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
     /// A panel's words, two lines a step.
     pub fn panel(&self, panel: usize) -> &[Line] {
         let lines = self.words * 2;

@@ -7,7 +7,9 @@
 //! takes a core away for a while, and a thread that comes too late is not waited for.
 //!
 //! Between calls the threads wait, first spinning for a bounded time, then parked. Nothing is
-//! allocated per call, and no lock is taken unless a thread has parked.
+//! allocated per call, and no lock is taken unless a thread has parked. While they spin they
+//! prefetch what the next call reads, where they were told ([`Pool::announce`]): between two calls
+//! memory has nothing else to do.
 //!
 //! It must never be entered from within a task, nor by two callers at once (a lock makes the
 //! second caller wait).
@@ -84,6 +86,43 @@ impl Range {
     }
 }
 
+/// Memory that is about to be read, its parts by thread as tasks are. Only ever prefetched from,
+/// so it need not exist any more.
+#[derive(Default)]
+struct Upcoming {
+    address: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Upcoming {
+    /// Most that a thread prefetches, in bytes: what its second-level cache holds besides the
+    /// activations.
+    const MOST: usize = 512 << 10;
+    /// Bytes prefetched between two looks at whether there is work.
+    const STRIDE: usize = 256;
+
+    /// The addresses of a thread's part.
+    fn of_thread(&self, me: usize, threads: usize) -> std::ops::Range<usize> {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let start = self.address.load(Ordering::Relaxed) + bytes / threads * me;
+        start..start + (bytes / threads).min(Self::MOST)
+    }
+
+    /// Prefetches the next few lines.
+    fn prefetch(addresses: &mut std::ops::Range<usize>) {
+        if addresses.start >= addresses.end {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        for line in (addresses.start..addresses.start + Self::STRIDE).step_by(64) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: prefetching does not access memory as far as a program can tell.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr::without_provenance(line)) };
+        }
+        addresses.start += Self::STRIDE;
+    }
+}
+
 struct Shared {
     /// Counts calls; a change is what waiting threads look for.
     epoch: AtomicUsize,
@@ -95,6 +134,7 @@ struct Shared {
     pending: AtomicUsize,
     /// Threads that wait for `wake`, or are about to.
     parked: AtomicUsize,
+    upcoming: Upcoming,
     stop: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
@@ -126,6 +166,7 @@ impl Pool {
             job: AtomicPtr::new(ptr::null_mut()),
             pending: AtomicUsize::new(0),
             parked: AtomicUsize::new(0),
+            upcoming: Upcoming::default(),
             stop: AtomicBool::new(false),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -152,6 +193,15 @@ impl Pool {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.len() + 1
+    }
+
+    /// Says what a later call will read from its first task to its last, so that threads that wait
+    /// fetch the beginning of their parts of it.
+    pub fn announce<T>(&self, memory: &[T]) {
+        let upcoming = &self.shared.upcoming;
+        let address = memory.as_ptr().addr();
+        upcoming.address.store(address, Ordering::Relaxed);
+        upcoming.bytes.store(size_of_val(memory), Ordering::Relaxed);
     }
 
     /// Calls `task(i)` once for every `i` in `0..tasks`, spread over the threads, and returns
@@ -250,7 +300,11 @@ impl Shared {
     fn serve(&self, me: usize) {
         let mut seen = 0;
         loop {
-            let is_new = || self.epoch.load(Ordering::Acquire) != seen;
+            let mut upcoming = self.upcoming.of_thread(me, self.ranges.len());
+            let is_new = || {
+                Upcoming::prefetch(&mut upcoming);
+                self.epoch.load(Ordering::Acquire) != seen
+            };
             if !spin_until(Some(SPIN), is_new) {
                 self.park(seen);
             }
@@ -278,7 +332,7 @@ impl Shared {
 
 /// Waits for a condition in a spin; `false` if it did not come true in the time given. Without a
 /// limit the processor is offered to others once [`SPIN`] has passed.
-fn spin_until(limit: Option<Duration>, condition: impl Fn() -> bool) -> bool {
+fn spin_until(limit: Option<Duration>, mut condition: impl FnMut() -> bool) -> bool {
     let mut since = None;
     loop {
         for _ in 0..SPINS_PER_LOOK {

@@ -172,7 +172,7 @@ impl Gpt2 {
             config: &config,
         };
         let n_embd = config.n_embd;
-        let h = (0..config.n_layer)
+        let h: Vec<Block> = (0..config.n_layer)
             .map(|i| {
                 let block = loader.block(i);
                 // What is packed is not read again: the file and the packed weights need not be
@@ -180,11 +180,19 @@ impl Gpt2 {
                 checkpoint.release_pages();
                 block
             })
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<std::result::Result<_, LoadError>>()?;
         let wpe = loader.tensor("wpe.weight", &[config.n_positions, n_embd])?;
         let wpe = wpe.to_f32();
         let lm_head = loader.lm_head()?;
         checkpoint.release_pages();
+        let layers: Vec<&Linear> = h
+            .iter()
+            .flat_map(Block::linears)
+            .chain([&lm_head])
+            .collect();
+        for (layer, next) in layers.iter().zip(layers.iter().cycle().skip(1)) {
+            layer.is_followed_by(next);
+        }
         Ok(Self {
             device: runtime.device(),
             pool: runtime.pool(),
@@ -212,8 +220,8 @@ impl Gpt2 {
     /// Bytes of the packed weights that stay in memory.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let blocks: usize = self.h.iter().map(Block::bytes).sum();
-        blocks + self.lm_head.bytes() + self.wpe.len() * size_of::<f32>()
+        let blocks = self.h.iter().flat_map(Block::linears).map(Linear::bytes);
+        blocks.sum::<usize>() + self.lm_head.bytes() + self.wpe.len() * size_of::<f32>()
     }
 
     /// Bytes that one KV block of all layers takes.
@@ -307,14 +315,14 @@ impl Block {
         self.mlp.forward(&self.ln_2.forward(&x)?, &x) // [rows, n_embd]
     }
 
-    fn bytes(&self) -> usize {
-        let linears = [
+    /// Its linear layers, in the order they are computed in.
+    fn linears(&self) -> [&Linear; 4] {
+        [
             &self.attn.c_attn,
             &self.attn.c_proj,
             &self.mlp.c_fc,
             &self.mlp.c_proj,
-        ];
-        linears.iter().map(|linear| linear.bytes()).sum()
+        ]
     }
 }
 

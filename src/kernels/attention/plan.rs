@@ -17,9 +17,9 @@ use crate::kernels::kv::BLOCK_SIZE;
 /// the rows of a query tile see the same number of position tiles.
 pub(super) const QUERY_TILE: usize = 16;
 
-/// The least cost of a task (see [`Unit::cost`]): a few microseconds, well above the price of
+/// The least cost of a task (see [`Unit::cost`]): about three microseconds, above the price of
 /// handing it to another thread.
-const TASK_COST: usize = 4096;
+const TASK_COST: usize = 1024;
 /// About how many tasks to make where there is more to do: enough to keep many threads evenly
 /// busy.
 const TASKS: usize = 256;
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn little_work_is_one_task_and_much_work_is_many() {
-        let small = AttentionPlan::new(&[span(0..1, 20, &[0, 1])], 1, 12).unwrap();
+        let small = AttentionPlan::new(&[span(0..1, 10, &[0])], 1, 12).unwrap();
         assert_eq!(small.tasks(), 1);
         let table: Vec<u32> = (0..32).collect();
         let large = AttentionPlan::new(&[span(0..512, 0, &table)], 512, 12).unwrap();

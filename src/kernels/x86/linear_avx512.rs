@@ -17,7 +17,7 @@ use crate::kernels::weight_memory::Line;
 
 /// How far ahead of the loads a panel is prefetched, in lines: past the end of a page, where the
 /// hardware's own prefetchers stop.
-const AHEAD: usize = 32;
+const AHEAD: usize = 128;
 
 /// f32: `tile[r] = sum over steps of a[step][r] * panel[step]`.
 ///
