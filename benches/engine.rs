@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::json;
 use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
-use skald::kernels::kv::KvDtype;
+use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Gpt2, Runtime};
@@ -116,13 +116,18 @@ fn measure(
     let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
     let load = started.elapsed();
     let weights = model.weight_bytes() as f64;
+    let kv_dtype = if dtype == WeightDtype::F32 {
+        KvDtype::F32
+    } else {
+        KvDtype::Bf16
+    };
+    // What 32 requests need and little more: as in a server that has run for a while, all of it is
+    // in use.
+    let kv_memory = bytesize::ByteSize::mib(640);
+    let block_bytes = model.kv_block_bytes(kv_dtype);
     let config = EngineConfig {
-        kv_memory: bytesize::ByteSize::gib(4),
-        kv_dtype: if dtype == WeightDtype::F32 {
-            KvDtype::F32
-        } else {
-            KvDtype::Bf16
-        },
+        kv_memory,
+        kv_dtype,
         speculative_rows: if arguments.speculation {
             EngineConfig::default().speculative_rows
         } else {
@@ -145,7 +150,10 @@ fn measure(
             .collect();
         RequestDraft::new(RequestId::random(), ids, new, SamplingStyle::Greedy)
     };
-    runtime.block_on(run(&engine, &limits, vec![request(PREFILL, 1)]));
+    // Until all blocks have been written to, the system has pages of the cache to zero.
+    let blocks = kv_memory.as_u64() as usize / block_bytes;
+    let prompts = (0..blocks * BLOCK_SIZE / PREFILL + 1).map(|_| request(PREFILL, 1));
+    runtime.block_on(run(&engine, &limits, prompts.collect()));
     let prefill = median((0..arguments.runs).map(|_| {
         let drafts = vec![request(PREFILL, 1)];
         runtime

@@ -343,10 +343,13 @@ fn write_head<const PER_WORD: usize>(
 /// The values as a cache holds them: the bits of an f32, or of a bf16.
 #[inline(always)]
 fn converted<const PER_WORD: usize, const N: usize>(values: &[f32]) -> [u32; N] {
-    let mut all = [0f32; N];
-    all[..values.len()].copy_from_slice(values);
+    let mut padded = [0f32; N];
+    let values = values.first_chunk().unwrap_or_else(|| {
+        padded[..values.len()].copy_from_slice(values);
+        &padded
+    });
     let mut bits = [0; N];
-    for (bits, &x) in bits.iter_mut().zip(&all) {
+    for (bits, &x) in bits.iter_mut().zip(values) {
         *bits = if PER_WORD == 1 {
             x.to_bits()
         } else {

@@ -20,13 +20,16 @@ use candle_core::{
 
 use super::lanes::per_isa;
 use super::linear_tile::{BLOCK_ROWS, Tile, compute};
-use super::pack::{PANEL, PackedWeights, pack_rows};
+use super::pack::{PANEL, PackedWeights, Q8_GROUP, Rows, bf16_words, pack_rows};
 use super::shared_slice::SharedSlice;
 use super::weight_memory::WeightMemory;
 use super::{Isa, Pool, math};
 
 /// Tasks per thread, at least: enough that all threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 8;
+
+/// So many activations are packed faster than another thread is woken.
+const INLINE_PACKING: usize = 8 * 1024;
 
 /// With so many rows at most, computing is far from using up what memory gives.
 const MEMORY_BOUND_ROWS: usize = 8;
@@ -426,33 +429,47 @@ impl Packed {
         }
     }
 
+    /// Packs `x: [rows, in]` in parts of a block of rows and [`Q8_GROUP`] features.
     fn pack_activations(&self, x: &[f32], rows: usize, scratch: &mut Activations) {
         let weights = &self.weights;
-        let (words, groups) = (weights.words, weights.groups);
+        let (features, words, groups) = (weights.in_features, weights.words, weights.groups);
         scratch.words.resize(rows * words, 0);
         scratch.scales.resize(rows * groups, 0.0);
         let out = SharedSlice::new(&mut scratch.words);
         let scales = SharedSlice::new(&mut scratch.scales);
+        let parts = features.div_ceil(Q8_GROUP);
+        let words_per_part = Q8_GROUP / weights.dtype.features_per_word();
         let pack = |n: usize| {
-            let first = n * BLOCK_ROWS;
+            let (block, part) = (n / parts, n % parts);
+            let first = block * BLOCK_ROWS;
             let count = BLOCK_ROWS.min(rows - first);
-            // SAFETY: every block of rows is packed by one task, into parts of its own.
+            let start = part * words_per_part;
+            let part_words = words_per_part.min(words - start);
+            let part_scales = usize::from(groups > 0);
+            // SAFETY: every part is packed by one task, to a place of its own.
             let (out, scales) = unsafe {
                 (
-                    out.part(first * words, count * words),
-                    scales.part(first * groups, count * groups),
+                    out.part(first * words + count * start, count * part_words),
+                    scales.part(
+                        first * groups + count * part * part_scales,
+                        count * part_scales,
+                    ),
                 )
             };
-            let features = weights.in_features;
             let x = &x[first * features..(first + count) * features];
-            pack_on(self.isa, weights.dtype, x, features, out, scales);
+            let columns = part * Q8_GROUP..features.min((part + 1) * Q8_GROUP);
+            let rows = Rows {
+                x,
+                features,
+                columns,
+            };
+            pack_on(self.isa, weights.dtype, &rows, out, scales);
         };
-        let blocks = rows.div_ceil(BLOCK_ROWS);
-        // A few rows are packed faster than another thread is woken.
-        if blocks <= 2 {
-            (0..blocks).for_each(pack);
+        let tasks = rows.div_ceil(BLOCK_ROWS) * parts;
+        if rows * features <= INLINE_PACKING {
+            (0..tasks).for_each(pack);
         } else {
-            self.pool.run(blocks, pack);
+            self.pool.run(tasks, pack);
         }
     }
 }
@@ -537,32 +554,26 @@ fn initialized(values: &[f32; PANEL]) -> [MaybeUninit<f32>; PANEL] {
 }
 
 /// [`pack_rows`], compiled for the instruction set.
-fn pack_on(
-    isa: Isa,
-    dtype: WeightDtype,
-    rows: &[f32],
-    features: usize,
-    out: &mut [u32],
-    scales: &mut [f32],
-) {
+fn pack_on(isa: Isa, dtype: WeightDtype, rows: &Rows<'_>, out: &mut [u32], scales: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512(d: WeightDtype, r: &[f32], n: usize, out: &mut [u32], scales: &mut [f32]) {
-            pack_rows(d, r, n, out, scales);
+        use super::x86::linear_avx512::round_to_bf16;
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+        fn avx512(d: WeightDtype, r: &Rows<'_>, out: &mut [u32], scales: &mut [f32]) {
+            pack_rows(d, r, |values| round_to_bf16(values), out, scales);
         }
         #[target_feature(enable = "avx2")]
-        fn avx2(d: WeightDtype, r: &[f32], n: usize, out: &mut [u32], scales: &mut [f32]) {
-            pack_rows(d, r, n, out, scales);
+        fn avx2(d: WeightDtype, r: &Rows<'_>, out: &mut [u32], scales: &mut [f32]) {
+            pack_rows(d, r, bf16_words, out, scales);
         }
         // SAFETY: `isa` is one the processor has.
         match isa {
-            Isa::Avx512 => return unsafe { avx512(dtype, rows, features, out, scales) },
-            Isa::Avx2 => return unsafe { avx2(dtype, rows, features, out, scales) },
+            Isa::Avx512 => return unsafe { avx512(dtype, rows, out, scales) },
+            Isa::Avx2 => return unsafe { avx2(dtype, rows, out, scales) },
             Isa::Portable => (),
         }
     }
-    pack_rows(dtype, rows, features, out, scales);
+    pack_rows(dtype, rows, bf16_words, out, scales);
 }
 
 #[cfg(test)]

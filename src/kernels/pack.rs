@@ -19,6 +19,7 @@
 //! Missing features and outputs are zero, so kernels never look at edges.
 
 use std::io;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -336,73 +337,93 @@ pub(super) fn round_to_bf16(value: f32) -> u32 {
     }
 }
 
-/// Packs a block of rows (`rows.len() / in_features` of them, `[row][in_features]`) into
-/// `out[word][row]`; q8 also gives `scales[group][row]`.
+/// Some columns of a block of rows.
+pub(super) struct Rows<'a> {
+    /// `[row][features]`
+    pub x: &'a [f32],
+    pub features: usize,
+    /// Up to [`Q8_GROUP`] of them, from a multiple of it on.
+    pub columns: Range<usize>,
+}
+
+/// Values that are rounded to bf16 at a time.
+const ROUNDED: usize = 32;
+
+/// Packs columns of rows into `out[word][row]`; q8 also gives `scales[row]`. `round` is
+/// [`bf16_words`], as the instruction set does it best.
 #[inline(always)]
 pub(super) fn pack_rows(
     dtype: WeightDtype,
-    rows: &[f32],
-    in_features: usize,
+    rows: &Rows<'_>,
+    round: impl Fn(&[f32; ROUNDED]) -> [u32; ROUNDED / 2],
     out: &mut [u32],
     scales: &mut [f32],
 ) {
-    let count = rows.len() / in_features;
-    for (r, row) in rows.chunks_exact(in_features).enumerate() {
-        let words = &mut out[r..];
+    let count = rows.x.len() / rows.features;
+    for (r, row) in rows.x.chunks_exact(rows.features).enumerate() {
+        let row = &row[rows.columns.clone()];
+        let words = out[r..].iter_mut().step_by(count);
         match dtype {
             WeightDtype::F32 => {
-                for (word, x) in words.iter_mut().step_by(count).zip(row) {
+                for (word, x) in words.zip(row) {
                     *word = x.to_bits();
                 }
             }
-            WeightDtype::Bf16 => pack_row_bf16(row, words, count),
-            WeightDtype::Q8 => pack_row_q8(row, words, count, &mut scales[r..]),
+            WeightDtype::Bf16 => pack_row_bf16(row, &round, words),
+            WeightDtype::Q8 => scales[r] = pack_row_q8(row, words),
         }
     }
 }
 
-/// Rounds a row; its words go `stride` apart.
+/// Rounds a row's values.
 #[inline(always)]
-fn pack_row_bf16(row: &[f32], words: &mut [u32], stride: usize) {
-    const CHUNK: usize = 32;
-    let mut words = words.iter_mut().step_by(stride);
-    for chunk in row.chunks(2 * CHUNK) {
-        // Vectors work on what lies together; only the result is scattered.
-        let mut pairs = [0u32; 2 * CHUNK];
-        for (pair, &x) in pairs.iter_mut().zip(chunk) {
-            *pair = round_to_bf16(x);
+fn pack_row_bf16<'a>(
+    row: &[f32],
+    round: &impl Fn(&[f32; ROUNDED]) -> [u32; ROUNDED / 2],
+    mut words: impl Iterator<Item = &'a mut u32>,
+) {
+    let (whole, rest) = row.as_chunks();
+    for values in whole {
+        for (word, rounded) in words.by_ref().take(ROUNDED / 2).zip(round(values)) {
+            *word = rounded;
         }
-        for (pair, word) in pairs.as_chunks::<2>().0[..chunk.len().div_ceil(2)]
-            .iter()
-            .zip(&mut words)
-        {
-            *word = pair[0] | pair[1] << 16;
-        }
+    }
+    let mut padded = [0.0; ROUNDED];
+    padded[..rest.len()].copy_from_slice(rest);
+    for (word, rounded) in words.take(rest.len().div_ceil(2)).zip(round(&padded)) {
+        *word = rounded;
     }
 }
 
-/// Quantizes a row group by group; its words and scales go `stride` apart.
+/// Values rounded to bf16, two in a word.
 #[inline(always)]
-fn pack_row_q8(row: &[f32], words: &mut [u32], stride: usize, scales: &mut [f32]) {
-    let mut words = words.iter_mut().step_by(stride);
-    let scales = scales.iter_mut().step_by(stride);
-    for (values, scale) in row.chunks(Q8_GROUP).zip(scales) {
-        let mut padded = [0f32; Q8_GROUP];
-        let group = values.first_chunk().unwrap_or_else(|| {
-            padded[..values.len()].copy_from_slice(values);
-            &padded
-        });
-        // Without its sign, a float compares like its bits; integers can be compared in any order.
-        let largest = group.iter().fold(0, |l: u32, x| l.max(x.abs().to_bits()));
-        let largest = f32::from_bits(largest);
-        *scale = largest / 127.0;
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let bytes = each(group, |x| quantize(x * inverse) as u8);
-        let used = values.len().div_ceil(4);
-        for (four, word) in bytes.as_chunks::<4>().0[..used].iter().zip(&mut words) {
-            *word = u32::from_le_bytes(*four);
-        }
+pub(super) fn bf16_words(values: &[f32; ROUNDED]) -> [u32; ROUNDED / 2] {
+    let halves = each(values, round_to_bf16);
+    let mut words = [0; ROUNDED / 2];
+    for (word, [low, high]) in words.iter_mut().zip(halves.as_chunks().0) {
+        *word = low | high << 16;
     }
+    words
+}
+
+/// Quantizes a row's values of one group; gives their scale.
+#[inline(always)]
+fn pack_row_q8<'a>(values: &[f32], words: impl Iterator<Item = &'a mut u32>) -> f32 {
+    let mut padded = [0f32; Q8_GROUP];
+    let group = values.first_chunk().unwrap_or_else(|| {
+        padded[..values.len()].copy_from_slice(values);
+        &padded
+    });
+    // Without its sign, a float compares like its bits; integers can be compared in any order.
+    let largest = group.iter().fold(0, |l: u32, x| l.max(x.abs().to_bits()));
+    let largest = f32::from_bits(largest);
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let bytes = each(group, |x| quantize(x * inverse) as u8);
+    let used = values.len().div_ceil(4);
+    for (four, word) in bytes.as_chunks::<4>().0[..used].iter().zip(words) {
+        *word = u32::from_le_bytes(*four);
+    }
+    largest / 127.0
 }
 
 /// Rounds a value of -127 to 127 to the nearest integer, ties to even, and adds 128.

@@ -7,8 +7,9 @@
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_si512,
-    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
 use crate::kernels::linear_tile::{Q8Panel, Tile};
@@ -218,6 +219,21 @@ unsafe fn q8_integers<const ROWS: usize>(
         }
     }
     integers
+}
+
+/// Values rounded to bf16, two in a word.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(in crate::kernels) fn round_to_bf16(values: &[f32; 32]) -> [u32; 16] {
+    let mut words = [0; 16];
+    // SAFETY: 32 values are two registers, 16 words one; the types differ in name only.
+    unsafe {
+        let low = _mm512_loadu_ps(values.as_ptr());
+        let high = _mm512_loadu_ps(values.as_ptr().add(16));
+        let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+        _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+    }
+    words
 }
 
 #[inline]
