@@ -152,7 +152,7 @@ fn measure(
     };
     // Until all blocks have been written to, the system has pages of the cache to zero.
     let blocks = kv_memory.as_u64() as usize / block_bytes;
-    let prompts = (0..blocks * BLOCK_SIZE / PREFILL + 1).map(|_| request(PREFILL, 1));
+    let prompts = (0..=blocks * BLOCK_SIZE / PREFILL).map(|_| request(PREFILL, 1));
     runtime.block_on(run(&engine, &limits, prompts.collect()));
     let prefill = median((0..arguments.runs).map(|_| {
         let drafts = vec![request(PREFILL, 1)];

@@ -245,7 +245,7 @@ impl Write<'_> {
         &self,
         kv: &mut [T],
         qkv: &[f32],
-        write_head: fn(Isa, &Self, &[f32], usize, &Shared<u16>),
+        write_head: fn(Isa, &Self, &[f32], usize, &Shared<u32>),
     ) -> Result<()> {
         let KvShape {
             n_blocks,
@@ -276,13 +276,13 @@ impl Write<'_> {
 
 per_isa! {
     /// Writes one head's keys and values into an f32 cache of the right size.
-    fn write_head_f32(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u16>)
+    fn write_head_f32(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u32>)
         => write_head::<1>;
 }
 
 per_isa! {
     /// Writes one head's keys and values into a bf16 cache of the right size.
-    fn write_head_bf16(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u16>)
+    fn write_head_bf16(write: &Write<'_>, qkv: &[f32], head: usize, cache: &Shared<u32>)
         => write_head::<2>;
 }
 
@@ -291,7 +291,7 @@ fn write_head<const PER_WORD: usize>(
     write: &Write<'_>,
     qkv: &[f32],
     head: usize,
-    cache: &Shared<u16>,
+    cache: &Shared<u32>,
 ) {
     /// Values converted at a time, while they lie together; only the result is scattered.
     const CHUNK: usize = 32;
@@ -311,7 +311,7 @@ fn write_head<const PER_WORD: usize>(
         // BLOCK_SIZE, so both halves lie in the cache, in words of four bytes; a head's halves are
         // written by this one task only.
         unsafe {
-            let keys = cache.0.cast::<u32>().add(at);
+            let keys = cache.0.add(at);
             for (chunk, key) in key.chunks(CHUNK).enumerate() {
                 let keys = keys.add(chunk * CHUNK / PER_WORD * BLOCK_SIZE + slot);
                 let bits = converted::<PER_WORD, CHUNK>(key);

@@ -229,7 +229,7 @@ unsafe fn weigh<V: Vector, E: Element>(
     unsafe {
         let end = len.next_multiple_of(E::PER_WORD * BLOCK_SIZE);
         let mut fall = [0.0; QUERY_TILE];
-        for row in 0..job.rows {
+        for (row, fall) in fall.iter_mut().enumerate().take(job.rows) {
             // What a row does not see weighs e^-inf = 0, which leaves every sum as it is.
             let visible = (job.position + row + 1 - start).min(len);
             softmax.weights[row].0[visible..end].fill(f32::NEG_INFINITY);
@@ -240,7 +240,7 @@ unsafe fn weigh<V: Vector, E: Element>(
             }
             let old = softmax.max[row];
             let max = old.max(max.reduce_max());
-            fall[row] = old - max;
+            *fall = old - max;
             softmax.max[row] = max;
         }
         // e^0 is 1.
@@ -356,7 +356,7 @@ impl<V: Vector> ValueTile<'_, V> {
                 self.multiply::<E, R, W>(row, word, &values, &mut sums);
             }
             // The last word's second position may not have been written yet.
-            if self.len % E::PER_WORD != 0 {
+            if !self.len.is_multiple_of(E::PER_WORD) {
                 let mut values = self.word::<E, W>(whole, column, n);
                 for v in &mut values {
                     *v = v.keep_low_half();
