@@ -83,6 +83,7 @@ impl Worker {
 
     /// Runs until it is told to stop or no handle is left.
     pub fn run(mut self) {
+        self.model.pool().adopt_caller();
         while self.take_commands() {
             self.step();
             self.publish_gauges();

@@ -6,8 +6,8 @@
 //! - [`attention`]: attention over the blocks of a [`kv`] cache.
 //! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
 //!   `lanes` is how all of them order their sums.
-//! - [`isa`] is what they run on, [`pool`] the threads they run on, [`activation_memory`] where
-//!   their results lie.
+//! - [`isa`] is what they run on, [`pool`] the threads they run on (`affinity` says on
+//!   which cores), [`activation_memory`] where their results lie.
 //! - `x86` has the paths of single instruction sets.
 //!
 //! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
@@ -19,6 +19,7 @@
 #![allow(clippy::inline_always)]
 
 pub mod activation_memory;
+mod affinity;
 pub mod attention;
 mod huge_pages;
 pub mod isa;

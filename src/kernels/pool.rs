@@ -23,6 +23,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::affinity;
+
 /// How long a thread waits for work in a spin before it parks: longer than what lies between two
 /// steps of a busy server, far shorter than what an idle one's power bill would show.
 const SPIN: Duration = Duration::from_micros(500);
@@ -147,6 +149,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     caller: Mutex<()>,
     threads: Vec<JoinHandle<()>>,
+    /// A core for each thread, the caller's first, if they keep to theirs.
+    cores: Option<Vec<usize>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -173,12 +177,19 @@ impl Pool {
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
+        let cores = affinity::cores(threads.get());
         let threads = (1..threads.get())
             .map(|n| {
                 let shared = Arc::clone(&shared);
+                let core = cores.as_ref().map(|cores| cores[n]);
                 std::thread::Builder::new()
                     .name(format!("skald-compute-{n}"))
-                    .spawn(move || shared.serve(n))
+                    .spawn(move || {
+                        if let Some(core) = core {
+                            affinity::keep_to(core);
+                        }
+                        shared.serve(n);
+                    })
                     .expect("the operating system starts a compute thread")
             })
             .collect();
@@ -186,7 +197,16 @@ impl Pool {
             shared,
             caller: Mutex::new(()),
             threads,
+            cores,
         })
+    }
+
+    /// Keeps the calling thread to a core like the pool's own: for the one thread that will
+    /// [`run`](Self::run) all work.
+    pub fn adopt_caller(&self) {
+        if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
+            affinity::keep_to(core);
+        }
     }
 
     /// How many threads work on a call of [`run`](Self::run), the caller included.

@@ -1,0 +1,71 @@
+//! Keeps compute threads on cores of their own.
+//!
+//! Only where there are as many threads as the process may use cores: then each core has its
+//! thread, whose caches stay warm, and the system can't put two of them on one core while
+//! another idles. With fewer threads the system places them: fixed cores could be those that
+//! another process uses.
+
+/// The cores that each of `threads` threads should keep to, the caller's first; `None` if the
+/// system should place them.
+pub(super) fn cores(threads: usize) -> Option<Vec<usize>> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity};
+        let allowed = sched_getaffinity(None).ok()?;
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU)
+            .filter(|&core| allowed.is_set(core))
+            .collect();
+        (threads > 1 && cores.len() == threads).then_some(cores)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = threads;
+        None
+    }
+}
+
+/// Keeps the calling thread on a core.
+pub(super) fn keep_to(core: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(core);
+        if let Err(error) = rustix::thread::sched_setaffinity(None, &only) {
+            tracing::debug!(%error, core, "a compute thread is not kept on its core");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = core;
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::thread::sched_getaffinity;
+
+    use super::*;
+
+    #[test]
+    fn there_are_cores_to_keep_to_only_if_every_core_has_its_thread() {
+        let allowed = std::thread::available_parallelism().unwrap().get();
+        assert!(cores(allowed + 1).is_none());
+        assert!(cores(1).is_none());
+        if let Some(cores) = cores(allowed) {
+            assert_eq!(cores.len(), allowed);
+        }
+    }
+
+    #[test]
+    fn a_thread_stays_on_the_core_it_is_given() {
+        let first = |set: rustix::thread::CpuSet| {
+            (0..rustix::thread::CpuSet::MAX_CPU).find(|&core| set.is_set(core))
+        };
+        std::thread::spawn(move || {
+            let core = first(sched_getaffinity(None).unwrap()).unwrap();
+            keep_to(core);
+            let set = sched_getaffinity(None).unwrap();
+            assert_eq!((set.count(), first(set)), (1, Some(core)));
+        })
+        .join()
+        .unwrap();
+    }
+}
