@@ -1,19 +1,25 @@
-//! Attention of one GPT-2 124M layer (12 heads of 64) in the shapes a server sees: a prompt at
+//! Attention of GPT-2 124M (12 heads of 64) in the shapes a server sees: a prompt at
 //! once, and decoding for few or many sequences with short or long contexts.
 //!
-//! Decoding reads another layer's cache each time, as a model does, so that no cache is warm
-//! that would not be in use.
+//! Prompts are bound by arithmetic: their figures are operations per second ("elem/s"; only
+//! positions that are seen count), to hold against `limits/f32` and `limits/bf16`. Decoding is
+//! bound by reading keys and values: bytes per second, to hold against `limits/memory`. It reads
+//! another layer's cache each time, as a model does, so that no cache is warm that would not be in
+//! use.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use skald::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
 use skald::kernels::kv::{BLOCK_SIZE, KvCache, KvDtype};
 use skald::kernels::{Isa, Pool};
+
+mod limits;
 
 const LAYERS: usize = 12;
 const HEADS: usize = 12;
@@ -33,6 +39,19 @@ impl Shape {
 
     fn blocks(&self) -> usize {
         (self.past + self.rows).div_ceil(BLOCK_SIZE)
+    }
+
+    /// What binds it: operations, or bytes read.
+    fn throughput(&self, dtype: KvDtype) -> Throughput {
+        let seen: usize = (self.past + 1..=self.past + self.rows).sum();
+        let values = self.sequences * LAYERS * HEADS * HEAD_DIM;
+        if self.rows > 1 {
+            // A multiplication and an addition, for keys and for values.
+            Throughput::Elements((seen * values * 4) as u64)
+        } else {
+            let size = dtype.dtype().size_in_bytes();
+            Throughput::Bytes((seen * values * 2 * size) as u64)
+        }
     }
 
     fn plan(&self) -> Arc<AttentionPlan> {
@@ -96,6 +115,7 @@ fn attention(criterion: &mut Criterion) {
             fill(&kv, shape);
             for isa in Isa::available() {
                 let attention = Attention::new(&pool, isa, HEADS, HEAD_DIM);
+                group.throughput(shape.throughput(dtype));
                 let id = BenchmarkId::new(shape.name(), isa.name());
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| {
@@ -136,5 +156,18 @@ fn fill(kv: &KvCache, shape: &Shape) {
     }
 }
 
-criterion_group!(benches, attention);
+fn machine(criterion: &mut Criterion) {
+    let threads = available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    limits::measure(criterion, &Pool::new(threads));
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(800))
+        .without_plots();
+    targets = machine, attention
+}
 criterion_main!(benches);

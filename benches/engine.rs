@@ -12,19 +12,22 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
-use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
+use skald::engine::EngineConfig;
 use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
-use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
+use skald::request::{Limits, SamplingStyle};
 
 mod limits;
+mod requests;
+
+use requests::{Prompts, median, run, runtime};
 
 const PROMPT: usize = 64;
 const NEW: usize = 128;
@@ -136,24 +139,16 @@ fn measure(
         ..EngineConfig::default()
     };
     let engine = skald::engine::start(model, config).expect("the engine");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let vocab = files.config.vocab_size as u32;
-    let limits = Limits::for_model(files.config.n_positions, vocab as usize, Vec::new());
-    let mut salt = 0;
-    let mut request = |prompt: usize, new: usize| {
-        salt += 1;
-        let ids = (0..prompt as u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) ^ (salt * 40_503)) % vocab)
-            .collect();
-        RequestDraft::new(RequestId::random(), ids, new, SamplingStyle::Greedy)
-    };
+    let runtime = runtime();
+    let vocab_size = files.config.vocab_size;
+    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let mut prompts = Prompts::new(vocab_size);
+    let mut request =
+        |prompt: usize, new: usize| prompts.request(prompt, new, SamplingStyle::Greedy);
     // Until all blocks have been written to, the system has pages of the cache to zero.
     let blocks = kv_memory.as_u64() as usize / block_bytes;
-    let prompts = (0..=blocks * BLOCK_SIZE / PREFILL).map(|_| request(PREFILL, 1));
-    runtime.block_on(run(&engine, &limits, prompts.collect()));
+    let fill = (0..=blocks * BLOCK_SIZE / PREFILL).map(|_| request(PREFILL, 1));
+    runtime.block_on(run(&engine, &limits, fill.collect()));
     let prefill = median((0..arguments.runs).map(|_| {
         let drafts = vec![request(PREFILL, 1)];
         runtime
@@ -165,7 +160,7 @@ fn measure(
     if arguments.json {
         println!(
             "{}",
-            json!({"figure": "prefill", "batch": 1, "tokens_per_second": prefill})
+            json!({"figure": "prefill", "batch": 1, "tokens_per_second": prefill, "weight_bytes": weights})
         );
     }
     for &batch in &arguments.batch {
@@ -194,37 +189,4 @@ fn measure(
         );
     }
     engine.stop();
-}
-
-/// Runs requests side by side; the time to the first token of all, and from there to the end.
-async fn run(
-    engine: &EngineHandle,
-    limits: &Limits,
-    drafts: Vec<RequestDraft>,
-) -> (Duration, Duration) {
-    let started = Instant::now();
-    let each = drafts.into_iter().map(|draft| async {
-        let request = limits.admit(draft).expect("a valid request");
-        let mut generation = engine.submit(request).await.expect("accepted");
-        let mut first = None;
-        while let Some(event) = generation.next().await {
-            match event {
-                TokenEvent::Token(_) => {
-                    first.get_or_insert_with(|| started.elapsed());
-                }
-                TokenEvent::Prefilled(_) => (),
-                TokenEvent::Failed(error) => panic!("{error}"),
-            }
-        }
-        first.expect("a token")
-    });
-    let firsts = futures_util::future::join_all(each).await;
-    let first = firsts.into_iter().max().expect("a request");
-    (first, started.elapsed().saturating_sub(first))
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

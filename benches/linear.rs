@@ -41,16 +41,7 @@ fn pool() -> Arc<Pool> {
 }
 
 fn machine(c: &mut Criterion) {
-    let pool = pool();
-    let mut group = c.benchmark_group("limits");
-    let memory = limits::Memory::new();
-    group.throughput(Throughput::Bytes(memory.bytes() as u64));
-    group.bench_function("memory", |b| b.iter(|| memory.read(&pool)));
-    for (name, operations, run) in limits::compute() {
-        let threads = pool.threads();
-        group.throughput(Throughput::Elements((operations * threads) as u64));
-        group.bench_function(name, |b| b.iter(|| pool.run(threads, |_| run())));
-    }
+    limits::measure(c, &pool());
 }
 
 fn linear(c: &mut Criterion) {

@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use criterion::{Criterion, Throughput};
 use skald::kernels::Pool;
 
 /// Words of a memory area far larger than the caches (512 MiB).
@@ -55,6 +56,20 @@ impl Memory {
             self.bytes() as f64 / started.elapsed().as_secs_f64()
         });
         each.fold(0.0, f64::max)
+    }
+}
+
+/// Benchmarks the limits, for those of kernels to be held against.
+#[allow(dead_code, reason = "not every benchmark is criterion's")]
+pub fn measure(criterion: &mut Criterion, pool: &Pool) {
+    let mut group = criterion.benchmark_group("limits");
+    let memory = Memory::new();
+    group.throughput(Throughput::Bytes(memory.bytes() as u64));
+    group.bench_function("memory", |b| b.iter(|| memory.read(pool)));
+    for (name, operations, run) in compute() {
+        let threads = pool.threads();
+        group.throughput(Throughput::Elements((operations * threads) as u64));
+        group.bench_function(name, |b| b.iter(|| pool.run(threads, |_| run())));
     }
 }
 

@@ -2,7 +2,7 @@
 """Compares `skald serve` with llama.cpp's `llama-server` over HTTP and prints a Markdown table.
 
     http_side_by_side.py WORK_DIR NAME [--turns 3] [--streams 1,16,64] [--precision f32,bf16,q8]
-                         [--skald BINARY] [--llama-server BINARY] [--threads N] [--log FILE]
+                         [--slots 32] [--skald BINARY] [--llama-server BINARY] [--threads N] [--log FILE]
 
 Needs what run.sh makes. For every precision and number of streams, the servers are started, loaded
 by http_load.py and stopped, in turn; every second turn in the opposite order. Figures are medians
@@ -46,6 +46,7 @@ def parse():
     parser.add_argument("--streams", default="1,16,64")
     parser.add_argument("--precision", default=",".join(PRECISIONS))
     parser.add_argument("--requests", type=int, help="in each run [default: 2 per stream, at least 4]")
+    parser.add_argument("--slots", type=int, help="of llama-server at most [default: one per stream]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--skald", type=Path, default=HERE.parents[1] / "target" / "release" / "skald")
     parser.add_argument("--llama-server", type=Path, help="[default: the one run.sh built in WORK_DIR]")
@@ -61,8 +62,10 @@ def server(name, dtype, streams, arguments):
         return servers.skald(arguments.skald, base, dtype, arguments.threads), "/readyz"
     binary = arguments.llama_server or arguments.work / "llama.cpp" / "bin" / "llama-server"
     gguf = f"{base}-{PRECISIONS[dtype]}.gguf"
-    # A slot for every stream: the number that suits it best, which Skald is not told.
-    return servers.llama_server(binary, gguf, streams, CONTEXT, arguments.threads), "/health"
+    # With a slot for every stream no request waits for another's end; with fewer it gives more tokens
+    # per second. Skald is told nothing.
+    slots = min(streams, arguments.slots or streams)
+    return servers.llama_server(binary, gguf, slots, CONTEXT, arguments.threads), "/health"
 
 
 def load(name, dtype, streams, arguments):

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Measures Skald beside llama.cpp and CTranslate2 and prints the tables of BENCHMARKS.md.
+# Measures Skald beside llama.cpp and CTranslate2 and prints the tables of BENCHMARKS.md:
+# engines, servers, Skald alone, guessing ahead.
 #
 #     benches/peers/run.sh [124M|355M|774M|1558M|tiny] [TURNS]
 #
 # Needs cargo, Python 3.10 or newer with venv, a C++ compiler, and for the first run a connection to
 # the Python package index. Everything it makes is in target/peers-venv and target/peers, and kept
-# for the next run. Takes about half an hour for 3 turns of 124M on 2 cores, and as long again to
+# for the next run. Takes about an hour for 3 turns of 124M on 2 cores, and half an hour more to
 # build llama.cpp the first time. THREADS=N sets the threads (all cores otherwise).
 set -euo pipefail
 
@@ -66,3 +67,9 @@ stamp=$(date -u +%Y%m%dT%H%M%SZ)
 "$python" "$here/engine_side_by_side.py" "$work" "$name" --turns "$turns" --threads "$threads" --log "$work/engine-$stamp.jsonl"
 echo
 "$python" "$here/http_side_by_side.py" "$work" "$name" --turns "$turns" --threads "$threads" --log "$work/http-$stamp.jsonl"
+echo
+"$python" "$here/http_side_by_side.py" "$work" "$name" --turns "$turns" --threads "$threads" --precision q8 --streams 64 --slots 32
+echo
+"$python" "$here/skald_alone.py" "$work" "$name" --threads "$threads"
+echo
+cargo bench --quiet --bench speculation -- "$work/$name" --threads "$threads"

@@ -15,8 +15,8 @@ START_SECONDS = 120
 STOP_SECONDS = 40
 
 
-def skald(binary, checkpoint, dtype, threads):
-    """`skald serve` with its defaults; the arguments after the port's."""
+def skald(binary, checkpoint, dtype, threads, *more):
+    """`skald serve` with its defaults, and what is asked for besides."""
     return lambda port: [
         str(binary),
         "serve",
@@ -25,6 +25,7 @@ def skald(binary, checkpoint, dtype, threads):
         f"--dtype={dtype}",
         f"--threads={threads}",
         "--log=warn",
+        *more,
     ]
 
 

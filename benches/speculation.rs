@@ -1,0 +1,109 @@
+//! What guessing ahead brings, on text that repeats itself and on text that does not.
+//!
+//! ```text
+//! cargo bench --bench speculation -- MODEL_DIR [--dtype q8] [--threads 2] [--batch 1,4] [--runs 5]
+//! ```
+//!
+//! Two engines of the same weights, one of which guesses, take turns with the same kind of
+//! requests: prompts of 64 random tokens, 256 new ones. Greedy texts of random weights go in
+//! circles; texts sampled from them at temperature 1 never do.
+
+use std::num::NonZeroUsize;
+
+use clap::Parser;
+use skald::engine::{EngineConfig, EngineHandle};
+use skald::kernels::kv::KvDtype;
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{Limits, SamplingStyle};
+
+mod requests;
+
+use requests::{Prompts, median, run, runtime};
+
+const PROMPT: usize = 64;
+const NEW: usize = 256;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A checkpoint's directory, or `builtin`.
+    #[arg(default_value = "builtin")]
+    model: String,
+    #[arg(long, default_value = "q8")]
+    dtype: String,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
+    #[arg(long, value_delimiter = ',', default_value = "1,4")]
+    batch: Vec<usize>,
+    #[arg(long, default_value = "5")]
+    runs: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let source: ModelSource = arguments.model.parse().expect("a model");
+    let files = source.fetch(false).expect("the model's files");
+    let plain = engine(&files, &arguments, 0);
+    let guessing = engine(&files, &arguments, EngineConfig::default().speculative_rows);
+    let vocab_size = files.config.vocab_size;
+    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let mut prompts = Prompts::new(vocab_size);
+    let runtime = runtime();
+    println!(
+        "{}, {}, {} threads",
+        files.name, arguments.dtype, arguments.threads
+    );
+    println!("| text | batch | tokens/s | guessing | ratio | guesses that were right |");
+    println!("|---|---|---|---|---|---|");
+    for (text, style) in [
+        ("repeats itself", SamplingStyle::Greedy),
+        ("does not", SamplingStyle::Sample),
+    ] {
+        for &batch in &arguments.batch {
+            let before = guessing.status();
+            let mut rate = |engine: &EngineHandle| {
+                let drafts = (0..batch).map(|_| prompts.request(PROMPT, NEW, style));
+                let (_, took) = runtime.block_on(run(engine, &limits, drafts.collect()));
+                (batch * (NEW - 1)) as f64 / took.as_secs_f64()
+            };
+            rate(&plain);
+            let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..arguments.runs {
+                without.push(rate(&plain));
+                with.push(rate(&guessing));
+                ratios.push(with[with.len() - 1] / without[without.len() - 1]);
+            }
+            let after = guessing.status();
+            println!(
+                "| {text} | {batch} | {:.1} | {:.1} | {:.2} | {} of {} |",
+                median(without.into_iter()),
+                median(with.into_iter()),
+                median(ratios.into_iter()),
+                after.accepted - before.accepted,
+                after.drafted - before.drafted,
+            );
+        }
+    }
+    plain.stop();
+    guessing.stop();
+}
+
+fn engine(files: &ModelFiles, arguments: &Arguments, speculative_rows: usize) -> EngineHandle {
+    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
+        "f32" => (WeightDtype::F32, KvDtype::F32),
+        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
+        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
+        other => panic!("no dtype {other}"),
+    };
+    let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let config = EngineConfig {
+        kv_dtype,
+        speculative_rows,
+        ..EngineConfig::default()
+    };
+    skald::engine::start(model, config).expect("the engine")
+}
