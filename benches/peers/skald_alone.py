@@ -4,7 +4,7 @@
     skald_alone.py WORK_DIR NAME [--turns 5] [--threads N] [--skald BINARY] [--bench BINARY]
 
 Needs what run.sh makes. *Ready* is the time from starting the process, the checkpoint in the page
-cache, to the first answer of /readyz (asked every 10 ms). *Resident* is what the server has after 32
+cache, to the first answer of /readyz (asked every 0.1 s). *Resident* is what the server has after 32
 streams of 64 tokens in and 128 out. *HTTP* is a stream's tokens per second, by the median time between
 tokens, beside the engine's own in the same turn.
 """
