@@ -93,10 +93,12 @@ pub(in crate::http) struct CompletionRequest {
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
     #[schema(exclusive_minimum = 0, maximum = 100, default = 1)]
     pub repetition_penalty: Option<f64>,
-    /// Until so many tokens are generated, no end-of-text or stop token is drawn.
+    /// Until so many tokens are generated, no end-of-text or stop token is drawn, unless the
+    /// text's grammar allows nothing else.
     #[schema(minimum = 0, default = 0)]
     pub min_tokens: Option<i64>,
-    /// Go on after the model's end-of-text token.
+    /// Go on after the model's end-of-text token. A text that follows a grammar then ends only
+    /// where the grammar allows nothing else.
     #[schema(default = false)]
     pub ignore_eos: Option<bool>,
     /// Tokens that end the generation, not contained in the answer.
