@@ -11,6 +11,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use crate::text::{Grammar, GrammarSource};
+
 /// The name of one request, in logs, headers and the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
@@ -163,6 +165,8 @@ pub struct GenerateRequest {
     pub session: Option<SessionId>,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
+    /// What the text must follow, if anything.
+    pub grammar: Option<Grammar>,
 }
 
 /// Why a request was refused before it reached the engine.
@@ -281,6 +285,8 @@ pub struct RequestDraft {
     pub session: Option<SessionId>,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
+    /// What the text must follow; its description went through [`Limits::check_grammar`].
+    pub grammar: Option<Grammar>,
 }
 
 impl RequestDraft {
@@ -313,6 +319,7 @@ impl RequestDraft {
             overflow: Overflow::default(),
             session: None,
             logprobs: LogprobsWanted::default(),
+            grammar: None,
         }
     }
 }
@@ -338,6 +345,8 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Choices one HTTP request can ask for, over all its prompts.
     pub max_choices: usize,
+    /// Bytes in the description of a grammar: a schema, a regular expression, all choices.
+    pub max_grammar_bytes: usize,
 }
 
 impl Limits {
@@ -354,6 +363,7 @@ impl Limits {
             max_top_logprobs: 20,
             max_tokens: 1 << 20,
             max_choices: 128,
+            max_grammar_bytes: 128 * 1024,
         }
     }
 
@@ -403,7 +413,26 @@ impl Limits {
             overflow: draft.overflow,
             session: draft.session,
             logprobs: draft.logprobs,
+            grammar: draft.grammar,
         })
+    }
+
+    /// Checks the size of a grammar before it is compiled.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] naming the field, its size and the limit.
+    pub fn check_grammar(&self, field: &str, source: &GrammarSource) -> Result<(), InvalidRequest> {
+        let bytes = source.bytes();
+        if bytes <= self.max_grammar_bytes {
+            return Ok(());
+        }
+        Err(InvalidRequest::new(
+            field,
+            format!(
+                "`{field}` can be at most {} bytes long, got {bytes}",
+                self.max_grammar_bytes
+            ),
+        ))
     }
 
     fn check_tokens(&self, draft: &RequestDraft) -> Result<(), InvalidRequest> {

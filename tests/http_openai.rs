@@ -69,7 +69,9 @@ async fn nulls_and_unknown_fields_are_as_if_left_out() {
             "seed": null, "suffix": null, "user": null, "top_k": null, "min_p": null,
             "typical_p": null, "repetition_penalty": null, "min_tokens": null,
             "ignore_eos": null, "stop_token_ids": null, "session_id": null, "overflow": null,
-            "guided_json": {"type": "object"}, "store": true,
+            "response_format": null, "guided_json": null, "guided_regex": null,
+            "guided_choice": null, "guided_grammar": null, "structured_outputs": null,
+            "store": true,
         }),
     ))
     .await;

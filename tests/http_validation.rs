@@ -67,6 +67,11 @@ const OPENAI: &str = r#"
 {"session_id": "a b"}                          | session_id          | `session_id` | a b | A-Z
 {"session_id": "s", "n": 2}                    | n                   | session | 2
 {"session_id": "s", "prompt": ["a", "b"]}      | prompt              | session | 2
+{"response_format": {"type": "json"}}          | response_format.type | `response_format.type` | "json" | "json_object"
+{"response_format": {}}                        | response_format     | missing field `type`
+{"guided_regex": ["a"]}                        | guided_regex        | `guided_regex` | string
+{"guided_choice": [1]}                         | guided_choice[0]    | `guided_choice[0]` | 1 | string
+{"structured_outputs": {"json": {}, "regex": "a"}} | structured_outputs.regex | `structured_outputs.json`
 {"overflow": "wrap"}                           | overflow            | `overflow` | `wrap` | `slide`
 {"overflow": 1}                                | overflow            | `overflow` | 1 | string
 "#;
@@ -98,7 +103,9 @@ const NATIVE: &str = r#"
 {"top_n_tokens": 21}            | `top_n_tokens` | 21 | 1 to 20
 {"watermark": true}             | `watermark` | not supported
 {"adapter_id": "mine"}          | `adapter_id` | "mine" | not supported
-{"grammar": {"type": "json"}}   | `grammar` | not supported
+{"grammar": {"type": "json"}}   | `grammar.value` | a JSON schema
+{"grammar": "a"}                | `parameters.grammar` | object
+{"grammar": {"type": 3}}        | `parameters.grammar.type` | 3 | string
 "#;
 
 /// The lines of a table: JSON, then columns.

@@ -189,10 +189,7 @@ impl Generate {
                 TokenEvent::Token(token) => {
                     generated += 1;
                     reason = token.finish.unwrap_or(reason);
-                    let ends = matches!(
-                        token.finish,
-                        Some(FinishReason::EndOfText | FinishReason::Stop)
-                    );
+                    let ends = token.finish.is_some_and(FinishReason::ends_with_a_sign);
                     if !ends {
                         let piece = text.push(token.token.id);
                         show(&piece.text)?;
@@ -210,7 +207,7 @@ impl Generate {
         if self.json {
             let reason = match reason {
                 FinishReason::Length => "length",
-                FinishReason::EndOfText | FinishReason::Stop => "stop",
+                FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete => "stop",
             };
             println!(
                 "{}",

@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, blocks::BLOCK_SIZE};
-use crate::http::{ModelInfo, Serving};
+use crate::http::{GrammarCompiler, ModelInfo, Serving};
 use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
@@ -63,11 +63,19 @@ impl ModelSettings {
         if self.dtype == Dtype::Auto {
             advise(dtype);
         }
+        let limits = self.limits(&files);
+        let info = model_info(&files, name, &source, dtype);
+        let tokenizer = Arc::new(files.tokenizer);
         Ok(Serving {
             engine: handle,
-            limits: self.limits(&files),
-            info: model_info(&files, name, &source, dtype),
-            tokenizer: Arc::new(files.tokenizer),
+            grammars: GrammarCompiler::new(
+                Arc::clone(&tokenizer),
+                limits.vocab_size,
+                &limits.end_of_text,
+            ),
+            tokenizer,
+            limits,
+            info,
         })
     }
 

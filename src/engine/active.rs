@@ -3,12 +3,13 @@
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::constraint::Constraint;
 use super::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
 };
 use super::handle::KeptOutput;
 use super::logprobs::logprobs;
-use super::sampler::{Sampler, Scratch};
+use super::sampler::{Allowed, Sampler, Scratch};
 use super::speculate::MAX_DRAFT;
 use crate::request::GenerateRequest;
 
@@ -21,6 +22,8 @@ pub(super) struct Active {
     pub request: GenerateRequest,
     events: mpsc::Sender<TokenEvent>,
     sampler: Sampler,
+    /// Follows the request's grammar, if it has one; not there while it is lent.
+    constraint: Option<Constraint>,
     /// Its place in the queue, until it runs.
     place: Option<OwnedSemaphorePermit>,
     /// Tokens of its session before its own prompt.
@@ -48,6 +51,7 @@ impl Active {
         vocab_size: usize,
     ) -> Self {
         let sampler = Sampler::new(request.sampling.clone(), tokens, vocab_size);
+        let constraint = request.grammar.clone().map(Constraint::new);
         let prompt_logprobs = if request.logprobs.prompt {
             vec![None; tokens.len() - history]
         } else {
@@ -57,6 +61,7 @@ impl Active {
             request,
             events,
             sampler,
+            constraint,
             place: Some(place),
             history,
             max_tokens,
@@ -122,20 +127,55 @@ impl Active {
         logits: &[f32],
         scratch: &mut Scratch,
     ) -> Result<GeneratedToken, GenerateError> {
-        let stop = &self.request.stop;
-        let banned: Vec<u32> = if self.generated < stop.min_tokens {
-            [&stop.end_of_text[..], &stop.stop_tokens[..]].concat()
-        } else {
-            Vec::new()
+        let banned = self.banned();
+        let mask = match &mut self.constraint {
+            Some(constraint) => Some(constraint.allowed(&banned)?),
+            None if self.request.grammar.is_some() => {
+                return Err(GenerateError::Grammar("its state was lost".to_owned()));
+            }
+            None => None,
         };
+        let allowed = mask
+            .as_deref()
+            .map_or(Allowed::AllBut(&banned), Allowed::Only);
         let id = self
             .sampler
-            .draw(logits, self.generated, &banned, scratch)?;
+            .draw(logits, self.generated, allowed, scratch)?;
         self.sampler.accept(id);
         self.generated += 1;
         let (token, top) = logprobs(logits, id, self.request.logprobs.top);
-        let finish = self.finish_reason(id);
+        let finish = self.finish_reason(id)?;
         Ok(GeneratedToken { token, top, finish })
+    }
+
+    /// Tokens that may not be drawn yet, or never.
+    fn banned(&self) -> Vec<u32> {
+        let stop = &self.request.stop;
+        let mut banned = Vec::new();
+        if self.generated < stop.min_tokens {
+            banned.extend([&stop.end_of_text[..], &stop.stop_tokens[..]].concat());
+        }
+        if let Some(constraint) = &self.constraint
+            && stop.end_of_text.is_empty()
+        {
+            // To go on after end-of-text means not to draw it while the grammar has anything else.
+            banned.extend(constraint.end_of_text());
+        }
+        banned
+    }
+
+    /// Gives the constraint away to have worked out what may come next.
+    pub fn lend_constraint(&mut self) -> Option<Constraint> {
+        if self.draws() {
+            self.constraint.take()
+        } else {
+            None
+        }
+    }
+
+    /// Takes it back.
+    pub fn return_constraint(&mut self, constraint: Constraint) {
+        self.constraint = Some(constraint);
     }
 
     /// Sends a token that was drawn.
@@ -143,15 +183,24 @@ impl Active {
         self.send(TokenEvent::Token(token));
     }
 
-    fn finish_reason(&self, token: u32) -> Option<FinishReason> {
+    /// Takes in the token drawn; why it is the last one, if it is.
+    fn finish_reason(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let stop = &self.request.stop;
         if stop.end_of_text.contains(&token) {
-            Some(FinishReason::EndOfText)
-        } else if stop.stop_tokens.contains(&token) {
-            Some(FinishReason::Stop)
-        } else {
-            (self.generated >= self.max_tokens).then_some(FinishReason::Length)
+            return Ok(Some(FinishReason::EndOfText));
         }
+        if stop.stop_tokens.contains(&token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        if let Some(constraint) = &mut self.constraint {
+            if constraint.end_of_text().contains(&token) {
+                return Ok(Some(FinishReason::EndOfText));
+            }
+            if constraint.accept(token)? {
+                return Ok(Some(FinishReason::Complete));
+            }
+        }
+        Ok((self.generated >= self.max_tokens).then_some(FinishReason::Length))
     }
 
     /// Sends the last event of a generation that failed.

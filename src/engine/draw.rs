@@ -7,6 +7,8 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use candle_core::{Storage, Tensor};
+
 use super::active::Active;
 use super::event::{GenerateError, GeneratedToken, PromptToken};
 use super::logprobs::logprobs;
@@ -113,6 +115,22 @@ fn draw<'a>(
         }
     }
     Ok(())
+}
+
+/// Gives the values of a tensor of f32, without a copy where they lie in memory.
+pub(super) fn with_values<T>(
+    tensor: &Tensor,
+    read: impl FnOnce(&[f32]) -> T,
+) -> candle_core::Result<T> {
+    {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(storage), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            return Ok(read(&storage.as_slice::<f32>()?[start..end]));
+        }
+    }
+    Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
 }
 
 /// What a panic said.

@@ -48,7 +48,7 @@ pub struct PromptToken {
 #[derive(Debug, Clone, PartialEq)]
 pub struct GeneratedToken {
     /// The token drawn. The token that ends the text (end-of-text, or a stop token) is reported
-    /// too; it is the front end that does not show it.
+    /// too; it is the front end that does not show it. See [`FinishReason::ends_with_a_sign`].
     pub token: TokenLogprob,
     /// The most likely tokens in its place, most likely first, as many as asked for.
     pub top: Vec<TokenLogprob>,
@@ -65,6 +65,20 @@ pub enum FinishReason {
     EndOfText,
     /// A stop token or a stop string of the request.
     Stop,
+    /// The text is all that its grammar allows; the last token is part of it.
+    Complete,
+}
+
+impl FinishReason {
+    /// Whether the last token only says that the text ends, and is no part of it. (A stop string
+    /// is found by the front end, which knows what is part of the text.)
+    #[must_use]
+    pub fn ends_with_a_sign(self) -> bool {
+        match self {
+            Self::EndOfText | Self::Stop => true,
+            Self::Length | Self::Complete => false,
+        }
+    }
 }
 
 /// Why a generation could not go on, or never began.
@@ -111,6 +125,9 @@ pub enum GenerateError {
     /// No token is left that may be drawn.
     #[error("`logit_bias` and the other parameters leave no token that may be drawn")]
     NoCandidates,
+    /// What the grammar costs is more than the server gives for one request.
+    #[error("the text's grammar could not be followed any further: {0}")]
+    Grammar(String),
     /// A step failed while this request was in it.
     #[error("the inference step failed: {0}")]
     StepFailed(String),

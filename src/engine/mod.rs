@@ -11,6 +11,7 @@
 //! - [`sequence`] is the token history of one generation and its place in the cache.
 //! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
 //!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
+//! - `constraint` follows a request's grammar and says which tokens may come next.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - `session` keeps named histories.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
@@ -24,6 +25,7 @@ mod batch;
 pub mod blocks;
 mod budget;
 mod candidates;
+mod constraint;
 mod draw;
 pub mod event;
 pub mod handle;
@@ -119,7 +121,7 @@ pub enum EngineError {
     #[error("the KV cache could not be allocated: {0}")]
     KvCache(#[from] candle_core::Error),
     /// The operating system gave no thread.
-    #[error("the inference thread could not be started: {0}")]
+    #[error("the inference threads could not be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
@@ -152,7 +154,8 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
         kv_blocks,
         Arc::clone(&gauges),
     );
-    let worker = worker::Worker::new(model, kv, kv_blocks, config, commands, gauges);
+    let masks = constraint::Masks::start()?;
+    let worker = worker::Worker::new(model, kv, kv_blocks, config, commands, gauges, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         .spawn(move || {

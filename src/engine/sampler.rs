@@ -7,7 +7,8 @@
 //!    by it, a negative one multiplied (Keskar et al. 2019, <https://arxiv.org/abs/1909.05858>);
 //! 2. frequency and presence penalty: `logit -= count * frequency + (count > 0) * presence`,
 //!    counted over generated tokens (OpenAI);
-//! 3. `logit += logit_bias`; tokens that may not be drawn yet (`min_tokens`) get -inf;
+//! 3. `logit += logit_bias`; tokens that may not be drawn yet (`min_tokens`), or that the
+//!    request's grammar forbids, get -inf;
 //! 4. temperature 0: the highest logit, the lowest id among equals. Else every logit becomes
 //!    `(logit - highest) * (1 / temperature)`, and its weight is `exp` of that (`kernels::math`);
 //! 5. `top_k`: the k highest logits; `top_p`: the shortest run from the highest whose weights
@@ -54,6 +55,41 @@ pub struct Scratch {
     distribution: Distribution,
 }
 
+/// Which tokens may be drawn.
+#[derive(Debug, Clone, Copy)]
+pub enum Allowed<'a> {
+    /// All but these.
+    AllBut(&'a [u32]),
+    /// Those whose bit is set: bit `id % 32` of word `id / 32`.
+    Only(&'a [u32]),
+}
+
+impl Allowed<'_> {
+    /// The one token that may be drawn, if it is only one.
+    fn single(self) -> Option<u32> {
+        let Self::Only(mask) = self else {
+            return None;
+        };
+        let mut set = (0..).zip(mask).filter(|(_, word)| **word != 0);
+        let (n, word) = set.next()?;
+        (word.is_power_of_two() && set.next().is_none()).then(|| 32 * n + word.trailing_zeros())
+    }
+
+    /// Gives all other tokens -inf.
+    fn apply(self, row: &mut [f32]) {
+        match self {
+            Self::AllBut(banned) => {
+                for &token in banned {
+                    if let Some(logit) = row.get_mut(token as usize) {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            Self::Only(mask) => rows::keep(row, mask),
+        }
+    }
+}
+
 impl Sampler {
     /// A sampler for a request whose prompt, a session's history included, is `prompt`.
     #[must_use]
@@ -90,8 +126,8 @@ impl Sampler {
         }
     }
 
-    /// Draws the `n`-th token of the request (from 0) from its own row of logits; tokens in
-    /// `banned` are not drawn.
+    /// Draws the `n`-th token of the request (from 0) from its own row of logits, one that is
+    /// `allowed`.
     ///
     /// # Errors
     /// [`GenerateError::NotFinite`] if the model's logits hold NaN or infinity,
@@ -100,12 +136,20 @@ impl Sampler {
         &mut self,
         logits: &[f32],
         n: usize,
-        banned: &[u32],
+        allowed: Allowed<'_>,
         scratch: &mut Scratch,
     ) -> Result<u32, GenerateError> {
         let greedy = self.params.temperature <= 0.0;
-        if greedy && banned.is_empty() && !self.penalizes() {
+        if greedy && matches!(allowed, Allowed::AllBut([])) && !self.penalizes() {
             return highest(logits).map(|(id, _)| id);
+        }
+        if let Some(only) = allowed.single() {
+            // Whatever its weight.
+            return if rows::all_finite(logits) {
+                Ok(only)
+            } else {
+                Err(GenerateError::NotFinite)
+            };
         }
         let row = &mut scratch.logits;
         row.clear();
@@ -114,11 +158,7 @@ impl Sampler {
         if !rows::all_finite(row) {
             return Err(GenerateError::NotFinite);
         }
-        for &token in banned {
-            if let Some(logit) = row.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        allowed.apply(row);
         let (best, highest) = highest_of(row)?;
         if greedy {
             return Ok(best);
@@ -279,8 +319,9 @@ mod tests {
     #[test]
     fn rows_that_allow_no_draw_are_errors_not_panics() {
         let mut sampler = Sampler::new(params(), &[], 2);
-        let mut draw =
-            |row: [f32; 2], banned: &[u32]| sampler.draw(&row, 0, banned, &mut Scratch::default());
+        let mut draw = |row: [f32; 2], banned: &[u32]| {
+            sampler.draw(&row, 0, Allowed::AllBut(banned), &mut Scratch::default())
+        };
         assert_eq!(draw([f32::NAN, 0.0], &[]), Err(GenerateError::NotFinite));
         assert_eq!(
             draw([f32::INFINITY, 0.0], &[]),
@@ -291,12 +332,53 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_leaves_its_tokens_and_their_shares() {
+        let mut scratch = Scratch::default();
+        let mut greedy = Sampler::new(
+            SamplingParams {
+                temperature: 0.0,
+                ..params()
+            },
+            &[],
+            5,
+        );
+        let mut draw = |mask: u32| greedy.draw(&halves(), 0, Allowed::Only(&[mask]), &mut scratch);
+        assert_eq!(draw(0b11111), Ok(3));
+        assert_eq!(draw(0b10111), Ok(1));
+        assert_eq!(draw(0b00101), Ok(0), "the lower id among equals");
+        assert_eq!(draw(0b00100), Ok(2));
+        assert_eq!(draw(0), Err(GenerateError::NoCandidates));
+        let mut sampler = Sampler::new(params(), &[], 5);
+        let mut counts = [0u32; 5];
+        for n in 0..12_000 {
+            let allowed = Allowed::Only(&[0b01010]);
+            counts[sampler.draw(&halves(), n, allowed, &mut scratch).unwrap() as usize] += 1;
+        }
+        assert!(counts[1].abs_diff(4000) < 200 && counts[1] + counts[3] == 12_000);
+    }
+
+    #[test]
+    fn a_mask_of_one_token_is_no_draw_but_the_row_is_still_looked_at() {
+        let mut sampler = Sampler::new(params(), &[], 40);
+        let mut draw = |row: &[f32], mask: &[u32]| {
+            sampler.draw(row, 0, Allowed::Only(mask), &mut Scratch::default())
+        };
+        assert_eq!(draw(&[0.0; 40], &[0, 0b10]), Ok(33));
+        assert_eq!(
+            draw(&[f32::NAN; 40], &[0, 0b10]),
+            Err(GenerateError::NotFinite)
+        );
+    }
+
+    #[test]
     fn draws_follow_the_distribution() {
         let mut sampler = Sampler::new(params(), &[], 5);
         let mut counts = [0u32; 5];
         let mut scratch = Scratch::default();
         for n in 0..16_000 {
-            counts[sampler.draw(&halves(), n, &[], &mut scratch).unwrap() as usize] += 1;
+            counts[sampler
+                .draw(&halves(), n, Allowed::AllBut(&[]), &mut scratch)
+                .unwrap() as usize] += 1;
         }
         for (count, expected) in counts.iter().zip([1000, 4000, 1000, 8000, 2000]) {
             assert!(count.abs_diff(expected) < 200, "{counts:?}");

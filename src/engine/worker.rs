@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use candle_core::Storage;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
@@ -20,7 +19,8 @@ use super::active::Active;
 use super::batch::{StepBatch, build};
 use super::blocks::BLOCK_SIZE;
 use super::budget::StepBudget;
-use super::draw::{Row, draw_all, panic_message};
+use super::constraint::Masks;
+use super::draw::{Row, draw_all, panic_message, with_values};
 use super::event::{GenerateError, GeneratedToken};
 use super::handle::{Command, Gauges, KeptOutput, SessionInfo, Submission};
 use super::scheduler::{Part, Scheduler, StepLimits};
@@ -51,6 +51,7 @@ pub(super) struct Worker {
     unsettled: HashMap<SequenceId, Unsettled>,
     commands: mpsc::UnboundedReceiver<Command>,
     gauges: Arc<Gauges>,
+    masks: Masks,
 }
 
 impl Worker {
@@ -61,6 +62,7 @@ impl Worker {
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,
         gauges: Arc<Gauges>,
+        masks: Masks,
     ) -> Self {
         let limits = StepLimits {
             max_batch: config.max_batch,
@@ -78,6 +80,7 @@ impl Worker {
             config,
             commands,
             gauges,
+            masks,
         }
     }
 
@@ -257,10 +260,14 @@ impl Worker {
                 active.planned(part.first_position);
             }
         }
+        let lent = self.masks.lend(&plan, &mut self.active);
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
         let tokens = plan.iter().map(|part| part.tokens).sum();
         self.budget.measured(tokens, started.elapsed());
+        if lent {
+            self.masks.take_back(&mut self.active);
+        }
         let failure = match pass {
             Ok(Ok((batch, logits))) => return self.take_logits(&plan, &batch, &logits),
             Ok(Err(error)) => error.to_string(),
@@ -481,20 +488,4 @@ impl Worker {
         set(&gauges.kv_blocks_cached, blocks.idle());
         set(&gauges.sessions, self.sessions.len());
     }
-}
-
-/// Gives the values of a tensor of f32, without a copy where they lie in memory.
-fn with_values<T>(
-    tensor: &candle_core::Tensor,
-    read: impl FnOnce(&[f32]) -> T,
-) -> candle_core::Result<T> {
-    {
-        let (storage, layout) = tensor.storage_and_layout();
-        if let (Storage::Cpu(storage), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
-        {
-            return Ok(read(&storage.as_slice::<f32>()?[start..end]));
-        }
-    }
-    Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
 }

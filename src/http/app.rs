@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
+use super::grammar::GrammarCompiler;
 use crate::engine::EngineHandle;
 use crate::request::Limits;
 use crate::text::Tokenizer;
@@ -84,6 +85,8 @@ pub struct Serving {
     pub engine: EngineHandle,
     /// Text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
+    /// What texts may be asked to follow.
+    pub grammars: GrammarCompiler,
     /// What requests may ask for.
     pub limits: Limits,
     /// What is told of the model.

@@ -365,6 +365,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::NothingToContinue => (Kind::Invalid, Some("session_id")),
             GenerateError::KvTooSmall { .. } => (Kind::Invalid, None),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
+            GenerateError::Grammar(_) => (Kind::Invalid, None),
             GenerateError::NotFinite | GenerateError::StepFailed(_) => (Kind::Generation, None),
             GenerateError::ShuttingDown => (Kind::Draining, None),
             GenerateError::EngineGone => (Kind::Unavailable, None),

@@ -223,10 +223,7 @@ impl TextGeneration {
         let id = token.token.id;
         let special = self.tokenizer.is_special(id);
         // The token that ends the text is not part of it.
-        let ends_text = matches!(
-            token.finish,
-            Some(FinishReason::EndOfText | FinishReason::Stop)
-        );
+        let ends_text = token.finish.is_some_and(FinishReason::ends_with_a_sign);
         let finish = token.finish;
         if ends_text {
             let (text, stopped) = self.flush();
@@ -317,6 +314,7 @@ impl TextGeneration {
             FinishReason::Length => "length",
             FinishReason::EndOfText => "end of text",
             FinishReason::Stop => "stop",
+            FinishReason::Complete => "complete",
         };
         TextStep {
             text,

@@ -168,6 +168,8 @@ struct LimitFacts {
     max_stop_string_bytes: usize,
     /// Most likely tokens reported in each place.
     max_top_logprobs: usize,
+    /// Bytes in a schema, a regular expression or another grammar.
+    max_grammar_bytes: usize,
     /// Requests in the batch.
     max_batch: usize,
     /// Requests that may wait for a place in it; more get a 429.
@@ -272,6 +274,7 @@ const FEATURES: &[&str] = &[
     "prefix-cache",
     "logprobs",
     "overflow-slide",
+    "structured-output",
     #[cfg(feature = "builtin-model")]
     "builtin-model",
 ];
@@ -289,6 +292,7 @@ impl LimitFacts {
             max_stop_strings: limits.max_stop_strings,
             max_stop_string_bytes: limits.max_stop_string_bytes,
             max_top_logprobs: limits.max_top_logprobs,
+            max_grammar_bytes: limits.max_grammar_bytes,
             max_batch: engine.max_batch,
             max_queue: engine.max_queue,
             max_step_tokens: engine.max_step_tokens,

@@ -10,6 +10,7 @@
 //! | `layers` | request ids, spans |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
+//! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
@@ -35,6 +36,7 @@ mod body;
 mod error;
 mod fields;
 mod generation;
+mod grammar;
 mod health;
 mod layers;
 mod ledger;
@@ -49,6 +51,7 @@ mod tokens;
 mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};
+pub use grammar::GrammarCompiler;
 pub use serve::run;
 
 use axum::extract::{DefaultBodyLimit, Request};

@@ -27,6 +27,25 @@ pub fn weigh(row: &mut [f32], highest: f32, factor: f32, weights: &mut Vec<f32>)
     weigh_each(best(), row, highest, factor, weights);
 }
 
+/// Leaves the elements whose bit is set (bit `i % 32` of word `i / 32`) and makes the others
+/// negative infinity, those past the last word too.
+pub fn keep(row: &mut [f32], bits: &[u32]) {
+    let words = bits.iter().copied().chain(std::iter::repeat(0));
+    for (elements, word) in row.chunks_mut(32).zip(words) {
+        match word {
+            0 => elements.fill(f32::NEG_INFINITY),
+            u32::MAX => (),
+            _ => {
+                for (bit, element) in elements.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *element = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The sum of each [`BLOCK`] elements, in f64.
 pub fn block_sums(row: &[f32], sums: &mut Vec<f64>) {
     sums.resize(row.len().div_ceil(BLOCK), 0.0);
@@ -209,6 +228,27 @@ mod tests {
         assert_eq!(scaled, row);
         for (&x, y) in row.iter().zip(weights) {
             assert_eq!(math::exp(x).to_bits(), y.to_bits());
+        }
+    }
+
+    #[test]
+    fn elements_without_a_bit_become_negative_infinity() {
+        for len in LENGTHS {
+            let row = row(len, 3);
+            // Words of all kinds; the last elements have none.
+            let bits: Vec<u32> = [0, u32::MAX, 0b1010, 1 << 31]
+                .into_iter()
+                .cycle()
+                .take((len / 32).max(1))
+                .collect();
+            let mut kept = row.clone();
+            keep(&mut kept, &bits);
+            for (i, (&was, &is)) in row.iter().zip(&kept).enumerate() {
+                let set = bits
+                    .get(i / 32)
+                    .is_some_and(|word| word >> (i % 32) & 1 == 1);
+                assert_eq!(is, if set { was } else { f32::NEG_INFINITY }, "{len} {i}");
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! - [`tokenizer`]: GPT-2's byte-level BPE, both ways.
 //! - [`stream`]: the incremental detokenizer of one generation.
 //! - [`stop`]: stop strings in a stream of text.
+//! - [`grammar`]: what a text may look like, and which tokens may follow in it.
 //!
 //! Nothing here knows of HTTP, the engine or a model. No input may make it panic.
 
@@ -17,10 +18,12 @@
     )
 )]
 
+pub mod grammar;
 pub mod stop;
 pub mod stream;
 pub mod tokenizer;
 
+pub use grammar::{Grammar, GrammarError, GrammarSource, Grammars};
 pub use stop::StopMatcher;
 pub use stream::{Piece, TextStream};
 pub use tokenizer::{TextError, TokenSpan, Tokenizer};

@@ -5,5 +5,7 @@ mod failures;
 mod invariance;
 mod model;
 mod quality;
+mod schemas;
 mod sessions;
+mod structured;
 mod window;

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bytesize::ByteSize;
 use serde_json::Value;
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
-use skald::http::{App, HttpConfig, ModelInfo, Serving};
+use skald::http::{App, GrammarCompiler, HttpConfig, ModelInfo, Serving};
 use skald::kernels::linear::WeightDtype;
+use skald::model::ModelSource;
 use skald::model::gpt2::{Gpt2, Runtime};
-use skald::model::{ModelFiles, ModelSource};
 use skald::request::Limits;
 use skald::text::Tokenizer;
 use tokio_util::sync::CancellationToken;
@@ -86,10 +86,16 @@ pub fn serving(setup: &Setup) -> Serving {
         fingerprint: "test-f32".to_owned(),
         created: SystemTime::now(),
     };
-    let ModelFiles { tokenizer, .. } = files;
+    let tokenizer = Arc::new(files.tokenizer);
+    let grammars = GrammarCompiler::new(
+        Arc::clone(&tokenizer),
+        limits.vocab_size,
+        &limits.end_of_text,
+    );
     Serving {
         engine,
-        tokenizer: Arc::new(tokenizer),
+        tokenizer,
+        grammars,
         limits,
         info,
     }

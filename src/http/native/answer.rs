@@ -313,7 +313,7 @@ impl Writer for Events {
 fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",
-        FinishReason::EndOfText => "eos_token",
+        FinishReason::EndOfText | FinishReason::Complete => "eos_token",
         FinishReason::Stop => "stop_sequence",
     }
 }

@@ -8,6 +8,7 @@ use crate::http::body::object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
 use crate::http::generation::tokenize;
+use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
 use crate::http::openai::request::{MAX_BEST_OF, MAX_REPETITION_PENALTY};
 use crate::http::wire::{OverflowField, StopStrings};
@@ -98,9 +99,9 @@ pub(in crate::http) struct Parameters {
     /// Not supported; false is accepted.
     #[schema(default = false)]
     pub watermark: Option<bool>,
-    /// Not supported yet: text that follows a grammar.
-    #[schema(value_type = Option<Object>)]
-    pub grammar: Option<serde_json::Value>,
+    /// What the text must follow.
+    #[serde(default, deserialize_with = "object")]
+    pub grammar: Option<NativeGrammar>,
     /// Not supported: there are no adapters.
     pub adapter_id: Option<String>,
 }
@@ -151,6 +152,8 @@ impl GenerateBody {
         }
         let mut draft = parameters.draft(serving, scope, session)?;
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
+        let grammar = parameters.grammar.take().map(NativeGrammar::description);
+        draft.grammar = grammar::compile(grammar.transpose()?, serving).await?;
         draft.prompt = tokenize(&serving.tokenizer, self.inputs.clone(), true).await?;
         if let Some(keep) = truncate {
             let drop = draft.prompt.len().saturating_sub(keep);
@@ -199,13 +202,6 @@ impl Parameters {
                 "no adapters are loaded",
             ));
         }
-        if self.grammar.is_some() {
-            return Err(unsupported(
-                "grammar",
-                "one",
-                "text cannot be constrained to a grammar yet",
-            ));
-        }
         Ok(())
     }
 
@@ -222,7 +218,7 @@ impl Parameters {
         Ok(best_of)
     }
 
-    /// Everything but prompt and overflow.
+    /// Everything but prompt, grammar and overflow.
     fn draft(
         &mut self,
         serving: &Serving,

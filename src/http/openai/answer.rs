@@ -44,7 +44,7 @@ pub(in crate::http) struct Choice {
     pub text: String,
     /// Present if asked for.
     pub logprobs: Option<Logprobs>,
-    /// `stop`: the text ended by itself or with a stop string; `length`: at `max_tokens` or at
+    /// `stop`: the text ended by itself or with a stop string, or is all its grammar allows; `length`: at `max_tokens` or at
     /// the model's window; null while it goes on.
     #[schema(example = "stop")]
     pub finish_reason: Option<&'static str>,
@@ -111,6 +111,6 @@ impl Usage {
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",
-        FinishReason::EndOfText | FinishReason::Stop => "stop",
+        FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete => "stop",
     }
 }

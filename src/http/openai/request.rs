@@ -8,6 +8,7 @@ use crate::http::app::Serving;
 use crate::http::body::object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
+use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::layers::Scope;
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{
@@ -92,14 +93,36 @@ pub(in crate::http) struct CompletionRequest {
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
     #[schema(exclusive_minimum = 0, maximum = 100, default = 1)]
     pub repetition_penalty: Option<f64>,
-    /// Until so many tokens are generated, no end-of-text or stop token is drawn.
+    /// Until so many tokens are generated, no end-of-text or stop token is drawn, unless the
+    /// text's grammar allows nothing else.
     #[schema(minimum = 0, default = 0)]
     pub min_tokens: Option<i64>,
-    /// Go on after the model's end-of-text token.
+    /// Go on after the model's end-of-text token. A text that follows a grammar then ends only
+    /// where the grammar allows nothing else.
     #[schema(default = false)]
     pub ignore_eos: Option<bool>,
     /// Tokens that end the generation, not contained in the answer.
     pub stop_token_ids: Option<Vec<u32>>,
+    /// What the text must be. This, the `guided_…` fields and `structured_outputs`: one of them.
+    #[serde(default, deserialize_with = "object")]
+    pub response_format: Option<ResponseFormat>,
+    /// The text must be JSON that follows this JSON schema: an object, or one as a string. It has
+    /// no whitespace between its parts, unless the schema's `x-guidance` says otherwise. A schema
+    /// with keywords that can't be followed is refused.
+    #[schema(value_type = Option<Object>)]
+    pub guided_json: Option<serde_json::Value>,
+    /// The text must match this regular expression, from its beginning to its end.
+    #[schema(example = "[A-Z][a-z]{2,9}")]
+    pub guided_regex: Option<String>,
+    /// The text must be one of these.
+    #[schema(example = json!(["yes", "no"]))]
+    pub guided_choice: Option<Vec<String>>,
+    /// The text must follow this context-free grammar, in llguidance's dialect of Lark.
+    #[schema(example = "start: \"a\" start | \"b\"")]
+    pub guided_grammar: Option<String>,
+    /// The `guided_…` fields as newer clients of vLLM spell them.
+    #[serde(default, deserialize_with = "object")]
+    pub structured_outputs: Option<StructuredOutputs>,
     /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. One
     /// prompt and one choice only. Default: the `X-Session-Id` header.
     pub session_id: Option<String>,
@@ -162,7 +185,8 @@ impl CompletionRequest {
         let prompt = self.prompt.take().unwrap_or(Prompt::Text(String::new()));
         let prompts = prompt.split();
         let total = check_total(prompts.len(), &choices, serving, session.is_some())?;
-        let draft = self.draft(serving, scope, session.clone())?;
+        let mut draft = self.draft(serving, scope, session.clone())?;
+        draft.grammar = grammar::compile(self.grammar_fields().description()?, serving).await?;
         let prompts = TokenizedPrompt::all(prompts, &serving.tokenizer, session.is_some()).await?;
         let mut requests = Vec::with_capacity(total);
         for prompt in &prompts {
@@ -230,7 +254,18 @@ impl CompletionRequest {
         Ok(Choices { n, best_of })
     }
 
-    /// Everything but the prompt.
+    fn grammar_fields(&mut self) -> GrammarFields {
+        GrammarFields {
+            response_format: self.response_format.take(),
+            guided_json: self.guided_json.take(),
+            guided_regex: self.guided_regex.take(),
+            guided_choice: self.guided_choice.take(),
+            guided_grammar: self.guided_grammar.take(),
+            structured_outputs: self.structured_outputs.take(),
+        }
+    }
+
+    /// Everything but the prompt and the grammar.
     fn draft(
         &mut self,
         serving: &Serving,

@@ -1,0 +1,489 @@
+//! The fields by which a request says what its text must look like, in both dialects.
+//!
+//! OpenAI's `response_format`, vLLM's `guided_…` and `structured_outputs`, TGI's `grammar`: all
+//! become one [`Description`], which is compiled before the request goes to the engine, so that
+//! one that can't be followed is refused with the name of its field.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use utoipa::ToSchema;
+
+use super::app::Serving;
+use super::body::object;
+use super::error::ApiError;
+use crate::request::InvalidRequest;
+use crate::text::{Grammar, GrammarError, GrammarSource, Grammars, Tokenizer};
+
+/// Grammars compiled at a time: the cores are the engine's.
+const AT_A_TIME: usize = 1;
+
+/// What the text is to be: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
+/// object), or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}` (JSON that
+/// follows a schema).
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "json_schema", "json_schema": {"name": "person", "schema": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150}}, "required": ["name", "age"], "additionalProperties": false}}}))]
+pub(super) struct ResponseFormat {
+    /// `text`, `json_object` or `json_schema`.
+    pub r#type: String,
+    /// With `json_schema`.
+    #[serde(default, deserialize_with = "object")]
+    pub json_schema: Option<JsonSchemaFormat>,
+}
+
+/// A schema with a name.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct JsonSchemaFormat {
+    /// Accepted, not used.
+    #[expect(dead_code, reason = "read to check its type")]
+    pub name: Option<String>,
+    /// Accepted, not used.
+    #[expect(dead_code, reason = "read to check its type")]
+    pub description: Option<String>,
+    /// The JSON schema.
+    #[schema(value_type = Object)]
+    pub schema: Option<Value>,
+    /// Accepted: schemas are always followed to the letter.
+    #[expect(dead_code, reason = "read to check its type")]
+    pub strict: Option<bool>,
+}
+
+/// vLLM's newer spelling of the `guided_…` fields; one of them.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct StructuredOutputs {
+    /// As `guided_json`.
+    #[schema(value_type = Option<Object>)]
+    pub json: Option<Value>,
+    /// As `guided_regex`.
+    pub regex: Option<String>,
+    /// As `guided_choice`.
+    pub choice: Option<Vec<String>>,
+    /// As `guided_grammar`.
+    pub grammar: Option<String>,
+    /// True: any JSON object.
+    pub json_object: Option<bool>,
+}
+
+/// What TGI calls a grammar: `{"type": "json", "value": schema}`, `{"type": "regex", "value":
+/// "…"}` or `{"type": "json_schema", "value": {"name": …, "schema": …}}`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "regex", "value": "(red|green) [0-9]{1,2}"}))]
+pub(super) struct NativeGrammar {
+    /// `json`, `regex` or `json_schema`.
+    pub r#type: String,
+    /// A JSON schema (an object, or one written as a string), a regular expression, or an object
+    /// with a `schema`.
+    #[schema(value_type = Object)]
+    pub value: Option<Value>,
+}
+
+/// All the fields of OpenAI's dialect, as a request has them.
+#[derive(Debug, Default)]
+pub(super) struct GrammarFields {
+    pub response_format: Option<ResponseFormat>,
+    pub guided_json: Option<Value>,
+    pub guided_regex: Option<String>,
+    pub guided_choice: Option<Vec<String>>,
+    pub guided_grammar: Option<String>,
+    pub structured_outputs: Option<StructuredOutputs>,
+}
+
+/// What a text is to be, and the field that says so.
+#[derive(Debug, PartialEq)]
+pub(super) struct Description {
+    field: String,
+    source: GrammarSource,
+}
+
+impl Description {
+    fn new(field: &str, source: GrammarSource) -> Self {
+        Self {
+            field: field.to_owned(),
+            source,
+        }
+    }
+
+    /// A JSON schema: an object, or one written as a string.
+    fn schema(field: &str, schema: Value) -> Result<Self, InvalidRequest> {
+        let text = match schema {
+            Value::String(text) => text,
+            Value::Object(_) | Value::Bool(_) => schema.to_string(),
+            other => {
+                return Err(InvalidRequest::new(
+                    field,
+                    format!(
+                        "`{field}` must be a JSON schema, an object or one as a string, got {other}"
+                    ),
+                ));
+            }
+        };
+        Ok(Self::new(field, GrammarSource::JsonSchema(text)))
+    }
+
+    /// Makes the grammar.
+    ///
+    /// # Errors
+    /// If it is too large or can't be followed, naming the field.
+    pub(super) async fn compile(self, serving: &Serving) -> Result<Grammar, ApiError> {
+        let Self { field, source } = self;
+        serving.limits.check_grammar(&field, &source)?;
+        match serving.grammars.compile(source).await {
+            Ok(Ok(grammar)) => Ok(grammar),
+            Ok(Err(error)) => Err(ApiError::invalid(
+                &field,
+                format!("`{field}` can't be followed: {error}"),
+            )),
+            Err(error) => Err(ApiError::internal(format!(
+                "a grammar could not be compiled: {error}"
+            ))),
+        }
+    }
+}
+
+/// Compiles the grammar a request describes, if it does.
+///
+/// # Errors
+/// As [`Description::compile`].
+pub(super) async fn compile(
+    description: Option<Description>,
+    serving: &Serving,
+) -> Result<Option<Grammar>, ApiError> {
+    match description {
+        Some(description) => description.compile(serving).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+impl GrammarFields {
+    /// What the text is to be; `None` if anything goes.
+    ///
+    /// # Errors
+    /// If a field is not what it should be, or more than one says something.
+    pub(super) fn description(self) -> Result<Option<Description>, InvalidRequest> {
+        let guided = StructuredOutputs {
+            json: self.guided_json,
+            regex: self.guided_regex,
+            choice: self.guided_choice,
+            grammar: self.guided_grammar,
+            json_object: None,
+        };
+        let mut given = Vec::new();
+        given.extend(
+            self.response_format
+                .map(ResponseFormat::description)
+                .transpose()?
+                .flatten(),
+        );
+        guided.descriptions("guided_", &mut given)?;
+        if let Some(structured) = self.structured_outputs {
+            structured.descriptions("structured_outputs.", &mut given)?;
+        }
+        let mut given = given.into_iter();
+        let first = given.next();
+        if let (Some(first), Some(second)) = (&first, given.next()) {
+            let (first, second) = (&first.field, &second.field);
+            return Err(InvalidRequest::new(
+                second,
+                format!("`{second}` can't be combined with `{first}`: a text follows one of them"),
+            ));
+        }
+        Ok(first)
+    }
+}
+
+impl ResponseFormat {
+    fn description(self) -> Result<Option<Description>, InvalidRequest> {
+        const SCHEMA: &str = "response_format.json_schema.schema";
+        match (self.r#type.as_str(), self.json_schema) {
+            ("text", _) => Ok(None),
+            ("json_object", _) => Ok(Some(Description::new(
+                "response_format",
+                GrammarSource::JsonObject,
+            ))),
+            (
+                "json_schema",
+                Some(JsonSchemaFormat {
+                    schema: Some(schema),
+                    ..
+                }),
+            ) => Description::schema(SCHEMA, schema).map(Some),
+            ("json_schema", _) => Err(InvalidRequest::new(
+                SCHEMA,
+                format!("`{SCHEMA}` must be there with `response_format.type` \"json_schema\""),
+            )),
+            (other, _) => Err(wrong_type(
+                "response_format.type",
+                other,
+                "\"text\", \"json_object\" or \"json_schema\"",
+            )),
+        }
+    }
+}
+
+impl StructuredOutputs {
+    fn descriptions(
+        self,
+        prefix: &str,
+        given: &mut Vec<Description>,
+    ) -> Result<(), InvalidRequest> {
+        let field = |name: &str| format!("{prefix}{name}");
+        if let Some(schema) = self.json {
+            given.push(Description::schema(&field("json"), schema)?);
+        }
+        let others = [
+            ("regex", self.regex.map(GrammarSource::Regex)),
+            ("choice", self.choice.map(GrammarSource::Choice)),
+            ("grammar", self.grammar.map(GrammarSource::Lark)),
+            (
+                "json_object",
+                (self.json_object == Some(true)).then_some(GrammarSource::JsonObject),
+            ),
+        ];
+        let others = others
+            .into_iter()
+            .filter_map(|(name, source)| Some(Description::new(&field(name), source?)));
+        given.extend(others);
+        Ok(())
+    }
+}
+
+impl NativeGrammar {
+    /// What the text is to be.
+    ///
+    /// # Errors
+    /// If it is not what it should be.
+    pub(super) fn description(self) -> Result<Description, InvalidRequest> {
+        const VALUE: &str = "grammar.value";
+        match (self.r#type.as_str(), self.value) {
+            ("json" | "json_object", Some(schema)) => Description::schema(VALUE, schema),
+            ("regex", Some(Value::String(regex))) => {
+                Ok(Description::new(VALUE, GrammarSource::Regex(regex)))
+            }
+            ("json_schema", Some(Value::Object(mut named))) => match named.remove("schema") {
+                Some(schema) => Description::schema("grammar.value.schema", schema),
+                None => Err(InvalidRequest::new(
+                    VALUE,
+                    format!("`{VALUE}` must have a `schema` with `grammar.type` \"json_schema\""),
+                )),
+            },
+            (kind @ ("json" | "json_object" | "regex" | "json_schema"), value) => {
+                let expected = match kind {
+                    "regex" => "a string",
+                    "json_schema" => "an object with a `schema`",
+                    _ => "a JSON schema",
+                };
+                let value = value.unwrap_or_default();
+                Err(InvalidRequest::new(
+                    VALUE,
+                    format!(
+                        "`{VALUE}` must be {expected} with `grammar.type` {kind:?}, got {value}"
+                    ),
+                ))
+            }
+            (other, _) => Err(wrong_type(
+                "grammar.type",
+                other,
+                "\"json\", \"regex\" or \"json_schema\"",
+            )),
+        }
+    }
+}
+
+fn wrong_type(field: &str, got: &str, expected: &str) -> InvalidRequest {
+    let got: String = got.chars().take(40).collect();
+    InvalidRequest::new(field, format!("`{field}` must be {expected}, got {got:?}"))
+}
+
+/// Compiles grammars on a thread that serves nobody else, a few at a time.
+pub struct GrammarCompiler {
+    grammars: Arc<Grammars>,
+    places: Arc<Semaphore>,
+}
+
+impl GrammarCompiler {
+    /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    #[must_use]
+    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
+        Self {
+            grammars: Arc::new(Grammars::new(tokenizer, vocab_size, end_of_text)),
+            places: Arc::new(Semaphore::new(AT_A_TIME)),
+        }
+    }
+
+    /// The outer error: the compiler itself failed.
+    async fn compile(
+        &self,
+        source: GrammarSource,
+    ) -> Result<Result<Grammar, GrammarError>, tokio::task::JoinError> {
+        if let Some(grammar) = self.grammars.known(&source) {
+            return Ok(Ok(grammar));
+        }
+        // The permit goes along: a client that leaves does not end what it began.
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let grammars = Arc::clone(&self.grammars);
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            grammars.compile(&source)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn openai(fields: Value) -> Result<Option<Description>, InvalidRequest> {
+        #[derive(Deserialize)]
+        struct Body {
+            response_format: Option<ResponseFormat>,
+            guided_json: Option<Value>,
+            guided_regex: Option<String>,
+            guided_choice: Option<Vec<String>>,
+            guided_grammar: Option<String>,
+            structured_outputs: Option<StructuredOutputs>,
+        }
+        let body: Body = serde_json::from_value(fields).unwrap();
+        let fields = GrammarFields {
+            response_format: body.response_format,
+            guided_json: body.guided_json,
+            guided_regex: body.guided_regex,
+            guided_choice: body.guided_choice,
+            guided_grammar: body.guided_grammar,
+            structured_outputs: body.structured_outputs,
+        };
+        fields.description()
+    }
+
+    #[track_caller]
+    fn becomes(fields: Value, field: &str, source: GrammarSource) {
+        let found = openai(fields.clone()).unwrap_or_else(|e| panic!("{fields}: {e}"));
+        assert_eq!(found, Some(Description::new(field, source)), "{fields}");
+    }
+
+    #[test]
+    fn every_spelling_becomes_a_description() {
+        let schema = || GrammarSource::JsonSchema(r#"{"type":"null"}"#.to_owned());
+        let of_type = json!({"type": "null"});
+        becomes(json!({"guided_json": of_type}), "guided_json", schema());
+        becomes(
+            json!({"guided_json": of_type.to_string()}),
+            "guided_json",
+            schema(),
+        );
+        becomes(
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": of_type, "strict": true}}}),
+            "response_format.json_schema.schema",
+            schema(),
+        );
+        becomes(
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            GrammarSource::JsonObject,
+        );
+        becomes(
+            json!({"response_format": {"type": "text"}, "guided_regex": "a+"}),
+            "guided_regex",
+            GrammarSource::Regex("a+".to_owned()),
+        );
+        becomes(
+            json!({"guided_choice": ["a", "b"]}),
+            "guided_choice",
+            GrammarSource::Choice(vec!["a".to_owned(), "b".to_owned()]),
+        );
+        becomes(
+            json!({"structured_outputs": {"grammar": "start: \"a\""}}),
+            "structured_outputs.grammar",
+            GrammarSource::Lark("start: \"a\"".to_owned()),
+        );
+        becomes(
+            json!({"structured_outputs": {"json_object": true}}),
+            "structured_outputs.json_object",
+            GrammarSource::JsonObject,
+        );
+        assert_eq!(openai(json!({})), Ok(None));
+        assert_eq!(
+            openai(json!({"response_format": {"type": "text"}})),
+            Ok(None)
+        );
+        assert_eq!(
+            openai(json!({"structured_outputs": {"json_object": false}})),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn two_at_once_are_refused_by_name() {
+        for (fields, first, second) in [
+            (
+                json!({"guided_json": {}, "guided_regex": "a"}),
+                "guided_json",
+                "guided_regex",
+            ),
+            (
+                json!({"guided_choice": ["a"], "response_format": {"type": "json_object"}}),
+                "response_format",
+                "guided_choice",
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}),
+                "structured_outputs.regex",
+                "structured_outputs.choice",
+            ),
+        ] {
+            let refused = openai(fields).unwrap_err();
+            assert_eq!(refused.field, second);
+            assert!(refused.message.contains(&format!("`{first}`")), "{refused}");
+        }
+    }
+
+    fn native(grammar: Value) -> Result<Description, InvalidRequest> {
+        serde_json::from_value::<NativeGrammar>(grammar)
+            .unwrap()
+            .description()
+    }
+
+    #[test]
+    fn native_grammars_become_descriptions() {
+        let schema = GrammarSource::JsonSchema(r#"{"type":"null"}"#.to_owned());
+        let found = native(json!({"type": "json", "value": {"type": "null"}}));
+        assert_eq!(found, Ok(Description::new("grammar.value", schema.clone())));
+        let found = native(
+            json!({"type": "json_schema", "value": {"name": "n", "schema": {"type": "null"}}}),
+        );
+        assert_eq!(found, Ok(Description::new("grammar.value.schema", schema)));
+        let found = native(json!({"type": "regex", "value": "a"}));
+        let regex = GrammarSource::Regex("a".to_owned());
+        assert_eq!(found, Ok(Description::new("grammar.value", regex)));
+        for (grammar, field, part) in [
+            (
+                json!({"type": "xml", "value": "a"}),
+                "grammar.type",
+                "\"xml\"",
+            ),
+            (
+                json!({"type": "regex", "value": 3}),
+                "grammar.value",
+                "a string",
+            ),
+            (json!({"type": "json"}), "grammar.value", "a JSON schema"),
+            (
+                json!({"type": "json", "value": 3}),
+                "grammar.value",
+                "got 3",
+            ),
+            (
+                json!({"type": "json_schema", "value": {"type": "null"}}),
+                "grammar.value",
+                "`schema`",
+            ),
+        ] {
+            let refused = native(grammar).unwrap_err();
+            assert_eq!(refused.field, field);
+            assert!(refused.message.contains(part), "{refused}");
+        }
+    }
+}

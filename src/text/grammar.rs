@@ -1,0 +1,359 @@
+//! What a text may look like: JSON, a regular expression, one of several texts, or a grammar.
+//!
+//! By the `llguidance` library, which knows for every point of a text which tokens may follow. A
+//! [`GrammarSource`] is what a request asks for; [`Grammars`], one for each model, makes a
+//! [`Grammar`] of it that the engine can follow, or says why it can't. All generations of one
+//! grammar share what was compiled and nothing that changes: how much one of them may cost
+//! depends on itself alone.
+//!
+//! Compiling takes milliseconds, for large schemas more: never on a thread that serves others. It
+//! must never fetch anything: a schema that refers to another by its address is refused.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{
+    INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv,
+};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Map, Value, json};
+
+use super::Tokenizer;
+
+/// Grammars kept for the next request that asks for the same.
+const CACHED: usize = 32;
+
+/// Characters of a reason that are told.
+const MAX_REASON: usize = 400;
+
+/// What one grammar may cost, so that an absurd one is refused, or ends its own generation, and
+/// does nothing to others. A schema of 100 kB stays well below each.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        // About 40 MB.
+        max_lexer_states: 20_000,
+        // A mask of at most about 10 ms.
+        step_lexer_fuel: 150_000,
+        step_max_items: 50_000,
+        max_grammar_size: 200_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// What a text is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum GrammarSource {
+    /// A JSON object of any content.
+    JsonObject,
+    /// JSON that follows this JSON schema.
+    JsonSchema(String),
+    /// A text that matches a regular expression from its beginning to its end.
+    Regex(String),
+    /// One of these.
+    Choice(Vec<String>),
+    /// What a context-free grammar in llguidance's dialect of Lark derives.
+    Lark(String),
+}
+
+impl GrammarSource {
+    /// How long the description is.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::JsonObject => 0,
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
+            // An empty one takes something too.
+            Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
+        }
+    }
+
+    fn top_level(&self) -> Result<TopLevelGrammar, GrammarError> {
+        let grammar = match self {
+            Self::JsonObject => json_schema(json!({"type": "object"})),
+            Self::JsonSchema(text) => {
+                let schema = serde_json::from_str(text)
+                    .map_err(|error| GrammarError(format!("the schema is not JSON: {error}")))?;
+                json_schema(schema)
+            }
+            Self::Regex(regex) => {
+                let regex = without_anchors(regex);
+                if regex.is_empty() {
+                    return Err(GrammarError("it matches nothing but no text".to_owned()));
+                }
+                GrammarWithLexer::from_regex(regex)
+            }
+            Self::Choice(choices) => {
+                if choices.is_empty() {
+                    return Err(GrammarError("there is nothing to choose from".to_owned()));
+                }
+                // A terminal, in capitals, is one regular expression; strings are written as in JSON.
+                let choices = choices.iter().map(|choice| json!(choice).to_string());
+                let choices: Vec<String> = choices.collect();
+                let lark = format!("start: CHOICE\nCHOICE: {}\n", choices.join(" | "));
+                GrammarWithLexer::from_lark(lark)
+            }
+            Self::Lark(lark) => GrammarWithLexer::from_lark(lark.clone()),
+        };
+        Ok(TopLevelGrammar::from_grammar(grammar))
+    }
+}
+
+/// JSON without whitespace between its parts, unless the schema's `x-guidance` says otherwise:
+/// so it is clear where it ends, and no model can go on with blanks for ever.
+fn json_schema(schema: Value) -> GrammarWithLexer {
+    const OPTIONS: &str = "x-guidance";
+    let mut schema = match schema {
+        Value::Object(schema) => schema,
+        // `true` allows everything.
+        Value::Bool(true) => Map::new(),
+        other => return GrammarWithLexer::from_json_schema(other),
+    };
+    let mut options = json!({"whitespace_flexible": false});
+    if let Some(given) = schema.get(OPTIONS) {
+        llguidance::json_merge(&mut options, given);
+    }
+    schema.insert(OPTIONS.to_owned(), options);
+    GrammarWithLexer::from_json_schema(Value::Object(schema))
+}
+
+/// A regular expression for a whole text needs no anchors at its ends, and the library knows none.
+fn without_anchors(regex: &str) -> &str {
+    let regex = regex.strip_prefix('^').unwrap_or(regex);
+    match regex.strip_suffix('$') {
+        Some(rest) => {
+            let escapes = rest.bytes().rev().take_while(|&byte| byte == b'\\').count();
+            if escapes.is_multiple_of(2) {
+                rest
+            } else {
+                regex
+            }
+        }
+        None => regex,
+    }
+}
+
+/// Why a grammar can't be followed; for the person who wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GrammarError(String);
+
+impl GrammarError {
+    /// What the library says, less what it says for its own authors.
+    fn told(error: &impl fmt::Display) -> Self {
+        Self(reason(&format!("{error:#}")))
+    }
+}
+
+/// The part of one of the library's messages that is for users: it appends its state in tags.
+#[must_use]
+pub fn reason(message: &str) -> String {
+    let end = [
+        "\n<state>",
+        "\n<non-verbose/>",
+        "\n<backtrace>",
+        "\n<grammar>",
+    ]
+    .iter()
+    .filter_map(|tag| message.find(tag))
+    .min()
+    .unwrap_or(message.len());
+    let told = message.get(..end).unwrap_or(message);
+    if told.chars().nth(MAX_REASON).is_none() {
+        return told.to_owned();
+    }
+    let mut shown: String = told.chars().take(MAX_REASON - 1).collect();
+    shown.push('…');
+    shown
+}
+
+/// A grammar that can be followed; cheap to clone.
+#[derive(Clone)]
+pub struct Grammar(Arc<Compiled>);
+
+struct Compiled {
+    source: GrammarSource,
+    /// At the beginning of a text. Never moved on.
+    matcher: Mutex<Matcher>,
+    end_of_text: Arc<[u32]>,
+    special: Arc<[u32]>,
+}
+
+impl Grammar {
+    /// Something that follows it from the beginning of a text.
+    #[must_use]
+    pub fn matcher(&self) -> Matcher {
+        let matcher = &self.0.matcher;
+        // Deep: what it learns on its way is its own.
+        matcher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .deep_clone()
+    }
+
+    /// The tokens that end a text.
+    #[must_use]
+    pub fn end_of_text(&self) -> &[u32] {
+        &self.0.end_of_text
+    }
+
+    /// Tokens that no grammar derives, those that end a text among them.
+    #[must_use]
+    pub fn special(&self) -> &[u32] {
+        &self.0.special
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Grammar").field(&self.0.source).finish()
+    }
+}
+
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.source == other.0.source
+    }
+}
+
+/// Makes grammars for one model. What it needs of the tokenizer is prepared with the first one.
+pub struct Grammars {
+    tokenizer: Arc<Tokenizer>,
+    vocab_size: usize,
+    end_of_text: Arc<[u32]>,
+    special: Arc<[u32]>,
+    factory: OnceLock<Result<ParserFactory, GrammarError>>,
+    /// The last used first.
+    cached: Mutex<VecDeque<Grammar>>,
+}
+
+impl Grammars {
+    /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    #[must_use]
+    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
+        let ids = u32::try_from(vocab_size).unwrap_or(u32::MAX);
+        let end_of_text: Arc<[u32]> = end_of_text.iter().copied().filter(|&id| id < ids).collect();
+        let special = (0..ids)
+            .filter(|id| tokenizer.is_special(*id) || end_of_text.contains(id))
+            .collect();
+        Self {
+            tokenizer,
+            vocab_size,
+            end_of_text,
+            special,
+            factory: OnceLock::new(),
+            cached: Mutex::default(),
+        }
+    }
+
+    /// The grammar of a description, made or still known.
+    ///
+    /// # Errors
+    /// Why it can't be followed.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
+        if let Some(grammar) = self.known(source) {
+            return Ok(grammar);
+        }
+        let factory = self.factory.get_or_init(|| self.prepare()).as_ref();
+        let factory = factory.map_err(Clone::clone)?;
+        let parser = factory
+            .create_parser(source.top_level()?)
+            .map_err(|error| GrammarError::told(&error))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        // A grammar from which nothing can be derived shows at its first token.
+        matcher
+            .deep_clone()
+            .compute_mask_or_eos()
+            .map_err(|error| GrammarError::told(&error))?;
+        if let Some(error) = matcher.get_error() {
+            return Err(GrammarError::told(&error));
+        }
+        for warning in matcher.grammar_warnings() {
+            tracing::debug!(warning, "a grammar");
+        }
+        let grammar = Grammar(Arc::new(Compiled {
+            source: source.clone(),
+            matcher: Mutex::new(matcher),
+            end_of_text: Arc::clone(&self.end_of_text),
+            special: Arc::clone(&self.special),
+        }));
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.truncate(CACHED - 1);
+        cached.push_front(grammar.clone());
+        Ok(grammar)
+    }
+
+    /// The grammar of a description that was asked for lately.
+    #[must_use]
+    pub fn known(&self, source: &GrammarSource) -> Option<Grammar> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = cached
+            .iter()
+            .position(|grammar| grammar.0.source == *source)?;
+        let grammar = cached.remove(at)?;
+        cached.push_front(grammar.clone());
+        Some(grammar)
+    }
+
+    fn prepare(&self) -> Result<ParserFactory, GrammarError> {
+        let environment: TokEnv = Arc::new(Vocabulary {
+            trie: self.trie(),
+            tokenizer: Arc::clone(&self.tokenizer),
+        });
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory =
+            ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+                .map_err(|error| GrammarError::told(&error))?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Ok(factory)
+    }
+
+    /// The bytes of all tokens but special ones. Of those that begin with FF, which is in no
+    /// UTF-8, the library would think that they are special.
+    fn trie(&self) -> TokTrie {
+        let ids = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);
+        let words: Vec<Vec<u8>> = (0..ids)
+            .map(|id| match self.tokenizer.token_bytes(id) {
+                Some(bytes) if bytes.first() != Some(&0xff) && !self.special.contains(&id) => {
+                    bytes.to_vec()
+                }
+                _ => Vec::new(),
+            })
+            .collect();
+        let first = self.end_of_text.first().copied().unwrap_or(INVALID_TOKEN);
+        let trie = TokTrie::from(&TokRxInfo::new(ids, first), &words);
+        if self.end_of_text.is_empty() {
+            trie
+        } else {
+            trie.with_eos_tokens(&self.end_of_text)
+        }
+    }
+}
+
+/// The model's tokens as the library wants them.
+struct Vocabulary {
+    trie: TokTrie,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| {
+            self.tokenizer
+                .encode(text, false)
+                .unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "grammar_tests.rs"]
+mod tests;
