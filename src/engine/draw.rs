@@ -26,7 +26,8 @@ pub(super) enum Row {
     },
     /// The next token of a request.
     Draw {
-        /// The request; taken from the worker for the time of the drawing.
+        /// The request; taken from the worker for the time of the drawing. It may be one that
+        /// draws nothing, and then has no row.
         active: Box<Active>,
         /// Guesses of its next tokens; each has a row of its own behind the request's last.
         draft: Vec<u32>,
@@ -68,7 +69,8 @@ impl Row {
     fn logits(&self) -> usize {
         match self {
             Self::Prompt { .. } => 1,
-            Self::Draw { draft, .. } => 1 + draft.len(),
+            Self::Draw { active, draft, .. } if active.draws() => 1 + draft.len(),
+            Self::Draw { .. } => 0,
         }
     }
 
