@@ -138,6 +138,16 @@ pub struct StopConditions {
     pub stop_strings: Vec<String>,
 }
 
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// The tokens that follow the prompt.
+    #[default]
+    Text,
+    /// The mean of the prompt's hidden states after the last layer norm. Nothing is drawn.
+    Embedding,
+}
+
 /// Which log-probabilities are reported. They are those of the model's own distribution, before
 /// any penalty, temperature or filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -167,6 +177,8 @@ pub struct GenerateRequest {
     pub logprobs: LogprobsWanted,
     /// What the text must follow, if anything.
     pub grammar: Option<Grammar>,
+    /// What it is for.
+    pub output: Output,
 }
 
 /// Why a request was refused before it reached the engine.
@@ -196,6 +208,19 @@ impl InvalidRequest {
         Self {
             context_length_exceeded: true,
             ..Self::new(field, message)
+        }
+    }
+
+    /// The same refusal where the field is a list and its `n`-th element is at fault.
+    #[must_use]
+    pub fn of_element(self, n: usize) -> Self {
+        let element = format!("{}[{n}]", self.field);
+        Self {
+            message: self
+                .message
+                .replace(&format!("`{}`", self.field), &format!("`{element}`")),
+            field: element,
+            ..self
         }
     }
 }
@@ -287,9 +312,21 @@ pub struct RequestDraft {
     pub logprobs: LogprobsWanted,
     /// What the text must follow; its description went through [`Limits::check_grammar`].
     pub grammar: Option<Grammar>,
+    /// What it is for.
+    pub output: Output,
 }
 
 impl RequestDraft {
+    /// A draft that asks for the embedding of `input`.
+    #[must_use]
+    pub fn embedding(id: RequestId, input: Vec<u32>) -> Self {
+        Self {
+            prompt_field: "input",
+            output: Output::Embedding,
+            ..Self::new(id, input, 0, SamplingStyle::Greedy)
+        }
+    }
+
     /// A draft that asks for nothing but `max_tokens` tokens after `prompt`.
     #[must_use]
     pub fn new(id: RequestId, prompt: Vec<u32>, max_tokens: usize, style: SamplingStyle) -> Self {
@@ -320,11 +357,13 @@ impl RequestDraft {
             session: None,
             logprobs: LogprobsWanted::default(),
             grammar: None,
+            output: Output::default(),
         }
     }
 }
 
-/// What this server with this model accepts; shown whole at `/info`.
+/// What this server with this model accepts: all limits on what a request may ask for, in one
+/// place, and shown whole at `/info`.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// The model's window: positions a context can have.
@@ -347,6 +386,16 @@ pub struct Limits {
     pub max_choices: usize,
     /// Bytes in the description of a grammar: a schema, a regular expression, all choices.
     pub max_grammar_bytes: usize,
+    /// Choices that can be generated per prompt to return the best of.
+    pub max_best_of: usize,
+    /// The highest temperature, where the dialect has no limit of its own.
+    pub max_temperature: f64,
+    /// The largest repetition penalty.
+    pub max_repetition_penalty: f64,
+    /// Inputs of one HTTP request for embeddings (OpenAI's number, as the next).
+    pub max_embedding_inputs: usize,
+    /// Tokens of all inputs of one HTTP request for embeddings.
+    pub max_embedding_tokens: usize,
 }
 
 impl Limits {
@@ -364,6 +413,11 @@ impl Limits {
             max_tokens: 1 << 20,
             max_choices: 128,
             max_grammar_bytes: 128 * 1024,
+            max_best_of: 20,
+            max_temperature: 100.0,
+            max_repetition_penalty: 100.0,
+            max_embedding_inputs: 2048,
+            max_embedding_tokens: 300_000,
         }
     }
 
@@ -384,7 +438,10 @@ impl Limits {
                 ),
             ));
         }
-        let max_tokens = self.fit_window(&draft)?;
+        let max_tokens = match draft.output {
+            Output::Text => self.fit_window(&draft)?,
+            Output::Embedding => self.fit_input(&draft)?,
+        };
         if draft.min_tokens > max_tokens {
             return Err(InvalidRequest::new(
                 "min_tokens",
@@ -414,6 +471,7 @@ impl Limits {
             session: draft.session,
             logprobs: draft.logprobs,
             grammar: draft.grammar,
+            output: draft.output,
         })
     }
 
@@ -541,6 +599,22 @@ impl Limits {
             }
             Some(room) => Ok(max_tokens.min(room)),
         }
+    }
+
+    /// Checks that what is to be embedded fits the window; no token is generated after it.
+    fn fit_input(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
+        if draft.prompt.len() <= self.n_positions {
+            return Ok(0);
+        }
+        Err(InvalidRequest::context_length(
+            draft.prompt_field,
+            format!(
+                "`{}` has {} tokens; the model's context is {} tokens",
+                draft.prompt_field,
+                draft.prompt.len(),
+                self.n_positions
+            ),
+        ))
     }
 
     fn sampling(&self, draft: &RequestDraft) -> SamplingParams {

@@ -208,8 +208,10 @@ fn flags_win_over_the_environment_that_over_the_file_that_over_defaults() {
     );
     let info = server.info();
     assert_eq!(info["model_id"], "teller");
-    assert_eq!(info["limits"]["max_queue"], 31);
-    assert_eq!(info["limits"]["max_batch"], 22);
+    assert_eq!(info["limits"]["max_queue_requests"], 31);
+    assert_eq!(info["limits"]["max_batch_requests"], 22);
+    // More choices would find no place in the queue, however often they are asked for.
+    assert_eq!(info["limits"]["max_choices"], 31);
     assert!(server.get("/v1/models/builtin").contains("200 OK"));
     assert!(server.get("/v1/models/gpt2").contains("404"));
 }

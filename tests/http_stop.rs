@@ -56,7 +56,10 @@ async fn streams_that_outlast_the_drain_end_with_an_error() {
         "shutting_down"
     );
     let native = Events::parse(&native.unwrap());
-    assert_eq!(native.data.last().unwrap()["error_type"], "unavailable");
+    assert_eq!(
+        native.data.last().unwrap()["error_type"],
+        "incomplete_generation"
+    );
     server.join();
 }
 

@@ -22,6 +22,7 @@ const OPENAI: &str = r#"
 {"max_tokens": -1}                             | max_tokens          | `max_tokens` | -1 | 0
 {"max_tokens": 1.5}                            | max_tokens          | `max_tokens` | 1.5 | integer
 {"max_tokens": "9"}                            | max_tokens          | `max_tokens` | "9" | integer
+{"max_tokens": 1e30}                           | max_tokens          | `max_tokens` | integer
 {"max_tokens": 99999999}                       | max_tokens          | `max_tokens` | 99999999 | 1048576
 {"temperature": 2.1}                           | temperature         | `temperature` | 2.1 | 0 to 2
 {"temperature": -0.1}                          | temperature         | `temperature` | -0.1 | 0 to 2
@@ -39,6 +40,7 @@ const OPENAI: &str = r#"
 {"stream": true, "stream_options": [true]}     | stream_options      | `stream_options` | object
 {"stream": true, "stream_options": {"include_usage": 1}} | stream_options.include_usage | 1 | boolean
 {"logprobs": 21}                               | logprobs            | `logprobs` | 21 | 0 to 20
+{"logprobs": -1}                               | logprobs            | `logprobs` | -1 | 0 to 20
 {"logprobs": true}                             | logprobs            | `logprobs` | true | integer
 {"echo": 1}                                    | echo                | `echo` | 1 | boolean
 {"stop": 3}                                    | stop                | `stop` | 3 | string
@@ -51,6 +53,7 @@ const OPENAI: &str = r#"
 {"logit_bias": {"five": 1}}                    | logit_bias          | `logit_bias` | "five" | token id
 {"logit_bias": {"4096": 1}}                    | logit_bias          | `logit_bias` | 4096 | 4095
 {"logit_bias": 3}                              | logit_bias          | `logit_bias` | 3 | map
+{"seed": 9223372036854775808}                  | seed                | `seed` | 9223372036854775808 | integer
 {"seed": 1.5}                                  | seed                | `seed` | 1.5 | integer
 {"suffix": "end"}                              | suffix              | `suffix` | "end" | not supported
 {"user": 7}                                    | user                | `user` | 7 | string
@@ -76,6 +79,29 @@ const OPENAI: &str = r#"
 {"overflow": 1}                                | overflow            | `overflow` | 1 | string
 "#;
 
+/// Wrong fields of a request for embeddings, in the same columns.
+const EMBEDDINGS: &str = r#"
+{"model": 3}                                   | model               | `model` | 3 | string
+{"input": null}                                | input               | `input` | null | string
+{"input": ""}                                  | input               | `input` | empty
+{"input": ["a", ""]}                           | input[1]            | `input[1]` | empty
+{"input": []}                                  | input               | `input` | at least one
+{"input": [[]]}                                | input[0]            | `input[0]` | empty
+{"input": [[1], []]}                           | input[1]            | `input[1]` | empty
+{"input": ["a", 1]}                            | input               | `input | mixes
+{"input": [4096]}                              | input               | `input` | 4096 | 4095
+{"input": [[1], [2, 4096]]}                    | input[1]            | `input[1]` | 4096 | 4095
+{"input": [-1]}                                | input[0]            | `input[0]` | -1 | token id
+{"input": [[1, "a"]]}                          | input[0][1]         | `input[0][1]` | "a" | integer
+{"encoding_format": "hex"}                     | encoding_format     | `encoding_format` | `hex` | `float` | `base64`
+{"encoding_format": 3}                         | encoding_format     | `encoding_format` | 3 | string
+{"dimensions": 0}                              | dimensions          | `dimensions` | got 0 | 256
+{"dimensions": 128}                            | dimensions          | `dimensions` | 128 | 256
+{"dimensions": -256}                           | dimensions          | `dimensions` | -256 | 256
+{"dimensions": 1.5}                            | dimensions          | `dimensions` | 1.5 | integer
+{"user": 7}                                    | user                | `user` | 7 | string
+"#;
+
 /// Wrong parameters of a native request: the parameters, parts of the error.
 const NATIVE: &str = r#"
 {"max_new_tokens": 0}           | `max_new_tokens` | got 0 | 1
@@ -91,6 +117,8 @@ const NATIVE: &str = r#"
 {"frequency_penalty": 3}        | `frequency_penalty` | 3 | -2 to 2
 {"seed": 0}                     | `seed` | got 0 | from 1
 {"seed": -1}                    | `parameters.seed` | -1 | integer
+{"seed": 1.5}                   | `parameters.seed` | 1.5 | integer
+{"seed": 18446744073709551616}  | `parameters.seed` | integer
 {"stop": [""]}                  | `stop` | empty
 {"stop": 5}                     | `parameters.stop` | 5 | string
 {"best_of": 0}                  | `best_of` | got 0 | 1 to 20
@@ -127,24 +155,44 @@ async fn every_wrong_field_of_a_completion_is_refused() {
         (many, vec!["stop", "`stop`", "17", "16"]),
     ];
     for (fields, columns) in rows(OPENAI).chain(computed) {
-        let (param, parts) = columns.split_first().unwrap();
-        let mut body = json!({"prompt": "A", "max_tokens": 4});
-        body.as_object_mut()
-            .unwrap()
-            .extend(fields.as_object().unwrap().clone());
-        let answer = SERVER.post("/v1/completions", body).await;
-        assert_eq!(answer.status, 400, "{fields}: {}", answer.body);
-        let error = &answer.body["error"];
-        assert_eq!(error["type"], "invalid_request_error", "{fields}");
-        assert_eq!(error["param"], *param, "{fields}: {}", answer.message());
-        assert!(error.get("code").is_some(), "{fields}");
-        for part in parts {
-            let message = answer.message();
-            assert!(
-                message.contains(part),
-                "{fields}: {message:?} lacks {part:?}"
-            );
-        }
+        let right = json!({"prompt": "A", "max_tokens": 4});
+        refused_under_v1("/v1/completions", right, &fields, &columns).await;
+    }
+}
+
+#[tokio::test]
+async fn every_wrong_field_of_a_request_for_embeddings_is_refused() {
+    for (fields, columns) in rows(EMBEDDINGS) {
+        refused_under_v1("/v1/embeddings", json!({"input": "A"}), &fields, &columns).await;
+    }
+    let missing = SERVER.post("/v1/embeddings", json!({})).await;
+    assert_eq!(missing.status, 400);
+    assert_eq!(missing.body["error"]["param"], "input");
+    let other = json!({"input": "A", "model": "gpt-4"});
+    let other = SERVER.post("/v1/embeddings", other).await;
+    assert_eq!(other.status, 404);
+    assert_eq!(other.body["error"]["code"], "model_not_found");
+}
+
+/// A request that is right but for `fields`; the first column is the error's `param`, the others
+/// are parts of its message.
+async fn refused_under_v1(path: &str, mut body: Value, fields: &Value, columns: &[&str]) {
+    let (param, parts) = columns.split_first().unwrap();
+    body.as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
+    let answer = SERVER.post(path, body).await;
+    assert_eq!(answer.status, 400, "{fields}: {}", answer.body);
+    let error = &answer.body["error"];
+    assert_eq!(error["type"], "invalid_request_error", "{fields}");
+    assert_eq!(error["param"], *param, "{fields}: {}", answer.message());
+    assert!(error.get("code").is_some(), "{fields}");
+    for part in parts {
+        let message = answer.message();
+        assert!(
+            message.contains(part),
+            "{fields}: {message:?} lacks {part:?}"
+        );
     }
 }
 

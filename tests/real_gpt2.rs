@@ -48,10 +48,11 @@ impl Real {
                 block_table: (0..n.div_ceil(16)).collect(),
             }],
             logits_rows: (0..n).collect(),
+            ..Batch::default()
         };
         let kv = self.model.kv_cache(KvDtype::F32, 64).expect("a cache");
-        let logits = self.model.forward(&batch, &kv).expect("logits");
-        logits.to_vec2().expect("rows")
+        let outputs = self.model.forward(&batch, &kv).expect("a pass");
+        outputs.logits.to_vec2().expect("rows")
     }
 
     fn greedy(&self, prompt: &[u32], until: impl Fn(&[u32]) -> bool) -> Vec<u32> {

@@ -117,11 +117,12 @@ impl Generate {
         if ids.is_empty() {
             ids.extend(serving.tokenizer.end_of_text());
         }
+        let limits = &serving.limits;
         check(
             "--temperature",
             self.temperature,
-            |t| (0.0..=100.0).contains(&t),
-            "0 to 100",
+            |t| (0.0..=limits.max_temperature).contains(&f64::from(t)),
+            &format!("0 to {}", limits.max_temperature),
         )?;
         check(
             "--top-p",
@@ -138,8 +139,8 @@ impl Generate {
         check(
             "--repetition-penalty",
             self.repetition_penalty,
-            |r| r > 0.0 && r <= 100.0,
-            "above 0, up to 100",
+            |r| r > 0.0 && f64::from(r) <= limits.max_repetition_penalty,
+            &format!("above 0, up to {}", limits.max_repetition_penalty),
         )?;
         let draft = RequestDraft {
             max_tokens_field: "--max-tokens",
@@ -162,7 +163,7 @@ impl Generate {
                 SamplingStyle::Greedy,
             )
         };
-        Ok(serving.limits.admit(draft)?)
+        Ok(limits.admit(draft)?)
     }
 
     async fn stream(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {

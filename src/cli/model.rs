@@ -44,6 +44,7 @@ impl ModelSettings {
         let kv_tokens = engine.kv_memory.as_u64() / model.kv_block_bytes(engine.kv_dtype) as u64
             * BLOCK_SIZE as u64;
         let handle = engine::start(model, engine)?;
+        let max_queue = handle.limits().max_queue;
         let name = self
             .served_model_name
             .clone()
@@ -63,7 +64,7 @@ impl ModelSettings {
         if self.dtype == Dtype::Auto {
             advise(dtype);
         }
-        let limits = self.limits(&files);
+        let limits = self.limits(&files, max_queue);
         let info = model_info(&files, name, &source, dtype);
         let tokenizer = Arc::new(files.tokenizer);
         Ok(Serving {
@@ -97,13 +98,16 @@ impl ModelSettings {
         }
     }
 
-    fn limits(&self, files: &ModelFiles) -> Limits {
+    fn limits(&self, files: &ModelFiles, max_queue: usize) -> Limits {
         let config = &files.config;
         let mut limits =
             Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
         if self.generation_config == GenerationDefaults::Auto {
             limits.defaults = files.generation_config.sampling();
         }
+        // All choices of a request enter the queue at once: more would never be taken.
+        limits.max_choices = limits.max_choices.min(max_queue);
+        limits.max_best_of = limits.max_best_of.min(limits.max_choices);
         limits
     }
 }

@@ -9,9 +9,11 @@ use super::event::{
 };
 use super::handle::KeptOutput;
 use super::logprobs::logprobs;
+use super::pooling::MeanPool;
 use super::sampler::{Allowed, Sampler, Scratch};
 use super::speculate::MAX_DRAFT;
-use crate::request::GenerateRequest;
+use crate::model::Gpt2Config;
+use crate::request::{GenerateRequest, Output};
 
 /// Events a step can send to one request: the prompt's report, tokens that were guessed right, and
 /// the one after them.
@@ -36,6 +38,8 @@ pub(super) struct Active {
     /// For every token of its own prompt, where asked for.
     prompt_logprobs: Vec<Option<PromptToken>>,
     reported_prompt: bool,
+    /// Its hidden states so far, where their mean is asked for.
+    pub pool: Option<MeanPool>,
 }
 
 impl Active {
@@ -48,10 +52,14 @@ impl Active {
         tokens: &[u32],
         history: usize,
         max_tokens: usize,
-        vocab_size: usize,
+        model: &Gpt2Config,
     ) -> Self {
-        let sampler = Sampler::new(request.sampling.clone(), tokens, vocab_size);
         let constraint = request.grammar.clone().map(Constraint::new);
+        let sampler = Sampler::new(request.sampling.clone(), tokens, model.vocab_size);
+        let pool = match request.output {
+            Output::Text => None,
+            Output::Embedding => Some(MeanPool::new(model.n_embd)),
+        };
         let prompt_logprobs = if request.logprobs.prompt {
             vec![None; tokens.len() - history]
         } else {
@@ -69,6 +77,7 @@ impl Active {
             cached_tokens: None,
             prompt_logprobs,
             reported_prompt: false,
+            pool,
         }
     }
 
@@ -111,10 +120,20 @@ impl Active {
         }
         self.reported_prompt = true;
         let finish = (self.max_tokens == 0).then_some(FinishReason::Length);
+        let embedding = self.pool.take().map(|pool| pool.mean());
+        if embedding
+            .iter()
+            .flatten()
+            .any(|feature| !feature.is_finite())
+        {
+            self.fail(GenerateError::NotFinite);
+            return finish;
+        }
         let report = PromptReport {
             prompt_tokens: self.history + self.request.prompt.len(),
             cached_tokens: self.cached_tokens.unwrap_or(0),
             logprobs: std::mem::take(&mut self.prompt_logprobs),
+            embedding,
             finish,
         };
         self.send(TokenEvent::Prefilled(report));

@@ -1,5 +1,5 @@
 //! From a plan to the model's ragged batch: which tokens, at which positions, in which blocks,
-//! and which rows' logits are wanted. A part's guesses are rows like its tokens.
+//! and which rows' logits and hidden states are wanted. A part's guesses are rows like its tokens.
 
 use std::collections::HashMap;
 
@@ -17,8 +17,8 @@ pub(super) struct StepBatch {
 }
 
 /// Lays the parts of a plan out as rows, in the plan's order. Logits come in the same order: per
-/// part first its prompt rows, then, if the part completes its context, its last row and those of
-/// its guesses.
+/// part first its prompt rows, then, if the part completes its context and a token is drawn after
+/// it, its last row and those of its guesses. So do hidden states: of all of a part's tokens.
 pub(super) fn build(
     plan: &[Part],
     scheduler: &Scheduler,
@@ -51,7 +51,11 @@ pub(super) fn build(
                     batch.logits_rows.push(row as u32);
                 }
             }
-            if part.completes {
+            if active.pool.is_some() {
+                let rows = (first_row..).take(tokens.len());
+                batch.hidden_rows.extend(rows.map(|row| row as u32));
+            }
+            if part.completes && active.draws() {
                 let last = first_row + tokens.len() - 1;
                 let rows = last..=last + part.drafted;
                 batch.logits_rows.extend(rows.map(|row| row as u32));

@@ -28,7 +28,8 @@ pub(super) enum Row {
     },
     /// The next token of a request.
     Draw {
-        /// The request; taken from the worker for the time of the drawing.
+        /// The request; taken from the worker for the time of the drawing. It may be one that
+        /// draws nothing, and then has no row.
         active: Box<Active>,
         /// Guesses of its next tokens; each has a row of its own behind the request's last.
         draft: Vec<u32>,
@@ -70,7 +71,8 @@ impl Row {
     fn logits(&self) -> usize {
         match self {
             Self::Prompt { .. } => 1,
-            Self::Draw { draft, .. } => 1 + draft.len(),
+            Self::Draw { active, draft, .. } if active.draws() => 1 + draft.len(),
+            Self::Draw { .. } => 0,
         }
     }
 
@@ -115,22 +117,6 @@ fn draw<'a>(
         }
     }
     Ok(())
-}
-
-/// Gives the values of a tensor of f32, without a copy where they lie in memory.
-pub(super) fn with_values<T>(
-    tensor: &Tensor,
-    read: impl FnOnce(&[f32]) -> T,
-) -> candle_core::Result<T> {
-    {
-        let (storage, layout) = tensor.storage_and_layout();
-        if let (Storage::Cpu(storage), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
-        {
-            return Ok(read(&storage.as_slice::<f32>()?[start..end]));
-        }
-    }
-    Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
 }
 
 /// What a panic said.

@@ -31,6 +31,8 @@ pub struct PromptReport {
     /// Where asked for: an entry for every token of the request's own prompt; `None` for a token
     /// that has nothing before it.
     pub logprobs: Vec<Option<PromptToken>>,
+    /// Where asked for: the mean of the context's hidden states after `ln_f`, `[n_embd]`.
+    pub embedding: Option<Vec<f32>>,
     /// Set if no token is to be generated (`max_tokens` 0).
     pub finish: Option<FinishReason>,
 }
@@ -119,9 +121,12 @@ pub enum GenerateError {
         /// Tokens per block.
         block_size: usize,
     },
-    /// The model gave logits that are not numbers for this request.
-    #[error("the model's logits for this request are not finite")]
+    /// The model gave logits or hidden states that are not numbers for this request.
+    #[error("the model's output for this request is not finite")]
     NotFinite,
+    /// The generation ended without saying why.
+    #[error("the generation ended before it was complete")]
+    Incomplete,
     /// No token is left that may be drawn.
     #[error("`logit_bias` and the other parameters leave no token that may be drawn")]
     NoCandidates,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::bulk::Lane;
 use super::event::{GenerateError, TokenEvent};
 use super::sequence::SequenceId;
 use crate::request::{GenerateRequest, SessionId};
@@ -129,7 +130,9 @@ pub struct EngineLimits {
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
-    queue: Arc<Semaphore>,
+    pub(super) queue: Arc<Semaphore>,
+    /// What bulks share.
+    pub(super) lane: Lane,
     limits: EngineLimits,
     event_capacity: usize,
     kv_blocks: usize,
@@ -149,6 +152,7 @@ impl EngineHandle {
         Self {
             commands,
             queue: Arc::new(Semaphore::new(limits.max_queue)),
+            lane: Lane::new(limits),
             limits,
             event_capacity,
             kv_blocks,
@@ -169,6 +173,15 @@ impl EngineHandle {
                 .map_err(|_| GenerateError::QueueFull {
                     limit: self.limits.max_queue,
                 })?;
+        self.submit_at(place, request).await
+    }
+
+    /// As [`submit`](Self::submit), with a place in the queue.
+    pub(super) async fn submit_at(
+        &self,
+        place: OwnedSemaphorePermit,
+        request: GenerateRequest,
+    ) -> Result<Generation, GenerateError> {
         let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
         let (events, receiver) = mpsc::channel(self.event_capacity);
@@ -180,6 +193,7 @@ impl EngineHandle {
             finished: false,
             failed: false,
             settled: false,
+            share: None,
         };
         self.commands
             .send(Command::Submit(Box::new(Submission {
@@ -274,6 +288,8 @@ pub struct Generation {
     failed: bool,
     /// The worker was told what is kept.
     settled: bool,
+    /// Its share of the lane, if it is one of a bulk; held for its drop.
+    pub(super) share: Option<OwnedSemaphorePermit>,
 }
 
 impl Generation {

@@ -12,6 +12,8 @@
 //! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
 //!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
 //! - `constraint` follows a request's grammar and says which tokens may come next.
+//! - `pooling` is the mean of a sequence's hidden states, its embedding; `values` reads tensors.
+//! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - `session` keeps named histories.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
@@ -24,17 +26,20 @@ mod active;
 mod batch;
 pub mod blocks;
 mod budget;
+pub mod bulk;
 mod candidates;
 mod constraint;
 mod draw;
 pub mod event;
 pub mod handle;
 pub mod logprobs;
+mod pooling;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 mod session;
 mod speculate;
+mod values;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,6 +50,7 @@ use bytesize::ByteSize;
 use tokio::sync::mpsc;
 use tracing::error;
 
+pub use bulk::Bulk;
 pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,

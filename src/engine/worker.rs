@@ -20,15 +20,17 @@ use super::batch::{StepBatch, build};
 use super::blocks::BLOCK_SIZE;
 use super::budget::StepBudget;
 use super::constraint::Masks;
-use super::draw::{Row, draw_all, panic_message, with_values};
+use super::draw::{Row, draw_all, panic_message};
 use super::event::{GenerateError, GeneratedToken};
 use super::handle::{Command, Gauges, KeptOutput, SessionInfo, Submission};
+use super::pooling::pool_all;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::{Sequence, SequenceId, context_start};
 use super::session::SessionStore;
+use super::values::with_values;
 use crate::kernels::kv::KvCache;
-use crate::model::gpt2::Gpt2;
-use crate::request::{Overflow, SessionId, window_room};
+use crate::model::gpt2::{Gpt2, Outputs};
+use crate::request::{Output, Overflow, SessionId, window_room};
 
 /// How long the loop rests when every running request waits for its client.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
@@ -178,7 +180,8 @@ impl Worker {
         let history_length = history.len();
         let mut tokens = history;
         tokens.extend_from_slice(&request.prompt);
-        let may_reuse = !request.logprobs.prompt;
+        // What is in the cache has neither logits nor hidden states.
+        let may_reuse = !request.logprobs.prompt && request.output == Output::Text;
         let active = Active::new(
             request,
             events,
@@ -186,7 +189,7 @@ impl Worker {
             &tokens,
             history_length,
             max_tokens,
-            self.model.config().vocab_size,
+            self.model.config(),
         );
         self.active.insert(id, Box::new(active));
         self.scheduler
@@ -269,7 +272,7 @@ impl Worker {
             self.masks.take_back(&mut self.active);
         }
         let failure = match pass {
-            Ok(Ok((batch, logits))) => return self.take_logits(&plan, &batch, &logits),
+            Ok(Ok((batch, outputs))) => return self.take_outputs(&plan, &batch, &outputs),
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic_message(&*panic),
         };
@@ -279,7 +282,7 @@ impl Worker {
         }
     }
 
-    fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, candle_core::Tensor)> {
+    fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, Outputs)> {
         if let Some(hook) = &self.config.step_hook {
             let ids: Vec<_> = plan
                 .iter()
@@ -289,20 +292,26 @@ impl Worker {
             hook(&ids);
         }
         let batch = build(plan, &self.scheduler, &self.active);
-        let logits = self.model.forward(&batch.batch, &self.kv)?;
-        Ok((batch, logits))
+        let outputs = self.model.forward(&batch.batch, &self.kv)?;
+        Ok((batch, outputs))
     }
 
-    /// Hands every row of logits to the request it belongs to.
-    fn take_logits(&mut self, plan: &[Part], batch: &StepBatch, logits: &candle_core::Tensor) {
+    /// Hands every row of hidden states and of logits to the request it belongs to.
+    fn take_outputs(&mut self, plan: &[Part], batch: &StepBatch, outputs: &Outputs) {
         self.gauges.steps.fetch_add(1, Ordering::Relaxed);
         for &part in plan {
             self.scheduler.computed(part);
         }
+        let (n_embd, vocab_size) = {
+            let config = self.model.config();
+            (config.n_embd, config.vocab_size)
+        };
+        let pooled = with_values(&outputs.hidden, |hidden| {
+            pool_all(plan, &mut self.active, hidden, n_embd);
+        });
         let mut rows = self.rows(plan, batch);
-        let vocab_size = self.model.config().vocab_size;
         let pool = self.model.pool();
-        let read = with_values(logits, |logits| {
+        let read = with_values(&outputs.logits, |logits| {
             draw_all(pool, &mut rows, logits, vocab_size);
         });
         let mut rows = rows.into_iter();
@@ -323,7 +332,7 @@ impl Worker {
                 self.take_prompt_rows(part.id, wanted, prompt);
             }
         }
-        if let Err(error) = read {
+        if let Err(error) = pooled.and(read) {
             for part in plan {
                 self.fail(part.id, GenerateError::StepFailed(error.to_string()));
             }

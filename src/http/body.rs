@@ -71,7 +71,8 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             let place = format!(" at line {} column {}", error.line(), error.column());
             let message = plain(message.strip_suffix(&place).unwrap_or(&message));
             if path == "." {
-                ApiError::invalid("body", format!("the request body: {message}"))
+                let field = missing_field(&message).unwrap_or("body");
+                ApiError::invalid(field, format!("the request body: {message}"))
             } else {
                 ApiError::invalid(path, format!("`{path}`: {message}"))
             }
@@ -80,6 +81,11 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             ApiError::broken_body(format!("the request body is not valid JSON: {error}"))
         }
     }
+}
+
+/// The field that serde says is missing.
+fn missing_field(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
 /// serde names Rust's types; people who send JSON know numbers and integers.
@@ -146,6 +152,12 @@ mod tests {
         ratio: Option<f64>,
     }
 
+    #[derive(Debug, Deserialize)]
+    struct Needy {
+        #[expect(dead_code, reason = "only its absence matters")]
+        text: String,
+    }
+
     fn message(body: &str) -> String {
         parse::<Sample>(body.as_bytes()).unwrap_err().to_string()
     }
@@ -171,6 +183,18 @@ mod tests {
         assert_eq!(
             message("[1]"),
             "the request body: invalid type: sequence, expected a JSON object"
+        );
+    }
+
+    #[test]
+    fn a_missing_field_is_the_one_at_fault() {
+        let refused = parse::<Needy>(b"{}").unwrap_err();
+        assert_eq!(
+            serde_json::to_value(refused.openai()).unwrap()["error"],
+            serde_json::json!({
+                "message": "the request body: missing field `text`",
+                "type": "invalid_request_error", "param": "text", "code": null,
+            })
         );
     }
 

@@ -3,8 +3,8 @@
 //! Handlers of every dialect fail with an [`ApiError`]. It leaves the handler as a response
 //! extension; [`render`], the layer around all routes, knows the path and so the dialect, and
 //! writes the body: OpenAI's error object under `/v1`, TGI's `{error, error_type}` elsewhere.
-//! In a stream that has begun, the dialect sends [`ApiError::openai`] or [`ApiError::native`] as
-//! its last event. Nothing else may decide on a status.
+//! In a stream that has begun, the dialect sends [`ApiError::openai`] or [`ApiError::native_event`]
+//! as its last event. Nothing else may decide on a status.
 
 use std::any::Any;
 use std::time::Duration;
@@ -27,6 +27,8 @@ const RETRY_BUSY: Duration = Duration::from_secs(1);
 const RETRY_LOADING: Duration = Duration::from_secs(5);
 /// When to come back to a server that is going away: another one may have its place.
 const RETRY_GONE: Duration = Duration::from_secs(10);
+/// TGI's name for a generation that was cut short.
+const INCOMPLETE: &str = "incomplete_generation";
 
 /// What kind of failure it is; decides status, type and code in both dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,7 @@ enum Kind {
     Draining,
     Unavailable,
     Generation,
+    Incomplete,
     Internal,
 }
 
@@ -87,7 +90,7 @@ pub(super) struct NativeError {
     /// For people: names field, value and limit.
     error: String,
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
-    /// `overloaded`, `unavailable`, `generation` or `internal`.
+    /// `overloaded`, `unavailable`, `generation`, `incomplete_generation` or `internal`.
     error_type: &'static str,
 }
 
@@ -257,7 +260,7 @@ impl ApiError {
                 Some("shutting_down"),
             ),
             Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
-            Kind::Generation => (
+            Kind::Generation | Kind::Incomplete => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 SERVER,
                 Some("generation_failed"),
@@ -280,6 +283,7 @@ impl ApiError {
             Kind::Loading | Kind::Draining | Kind::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
+            Kind::Incomplete => (StatusCode::INTERNAL_SERVER_ERROR, INCOMPLETE),
             Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
@@ -302,6 +306,20 @@ impl ApiError {
         NativeError {
             error: self.message.clone(),
             error_type: self.native_kind().1,
+        }
+    }
+
+    /// The error object of the TGI dialect in a stream that has begun: what cuts it short has one
+    /// name there, and it is too late to go elsewhere.
+    pub(super) fn native_event(&self) -> NativeError {
+        let cut_short = matches!(self.kind, Kind::Draining | Kind::Unavailable);
+        NativeError {
+            error_type: if cut_short {
+                INCOMPLETE
+            } else {
+                self.native_kind().1
+            },
+            ..self.native()
         }
     }
 
@@ -367,6 +385,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::Grammar(_) => (Kind::Invalid, None),
             GenerateError::NotFinite | GenerateError::StepFailed(_) => (Kind::Generation, None),
+            GenerateError::Incomplete => (Kind::Incomplete, None),
             GenerateError::ShuttingDown => (Kind::Draining, None),
             GenerateError::EngineGone => (Kind::Unavailable, None),
         };

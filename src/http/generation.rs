@@ -213,9 +213,7 @@ impl TextGeneration {
                 }
             }
         }
-        Err(GenerateError::StepFailed(
-            "the generation ended without a finish reason".to_owned(),
-        ))
+        Err(GenerateError::Incomplete)
     }
 
     async fn token(&mut self, token: GeneratedToken) -> TextStep {

@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 use super::app::{App, Serving, State as Stage};
 use super::error::{ApiError, NativeError};
 use super::openai::completions::unix_seconds;
-use super::openai::request::MAX_BEST_OF;
+use crate::engine::EngineLimits;
+use crate::request::{Limits, SessionId};
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -106,6 +107,14 @@ pub(super) struct Info {
     max_input_tokens: usize,
     /// Prompt and text together, where TGI has it.
     max_total_tokens: usize,
+    /// Requests that run or wait, where TGI has it.
+    max_concurrent_requests: usize,
+    /// `best_of`, where TGI has it.
+    max_best_of: usize,
+    /// Stop strings, where TGI has it.
+    max_stop_sequences: usize,
+    /// What the model is for, where TGI has it: always `text-generation`.
+    model_pipeline_tag: &'static str,
     /// The program's name.
     server: &'static str,
     /// Its version.
@@ -160,8 +169,8 @@ struct LimitFacts {
     max_tokens: usize,
     /// Choices over all prompts of a request.
     max_choices: usize,
-    /// `best_of`.
-    max_best_of: usize,
+    /// Choices generated per prompt to return the best of (`best_of`).
+    max_best_of_choices: usize,
     /// Stop strings.
     max_stop_strings: usize,
     /// Bytes in one of them.
@@ -170,10 +179,20 @@ struct LimitFacts {
     max_top_logprobs: usize,
     /// Bytes in a schema, a regular expression or another grammar.
     max_grammar_bytes: usize,
+    /// `temperature`, outside `/v1`, where OpenAI's limit of 2 holds.
+    max_temperature: f64,
+    /// `repetition_penalty`.
+    max_repetition_penalty: f64,
+    /// Inputs of a request for embeddings.
+    max_embedding_inputs: usize,
+    /// Tokens of all of them together.
+    max_embedding_tokens: usize,
+    /// Characters in the name of a session.
+    max_session_id_characters: usize,
     /// Requests in the batch.
-    max_batch: usize,
+    max_batch_requests: usize,
     /// Requests that may wait for a place in it; more get a 429.
-    max_queue: usize,
+    max_queue_requests: usize,
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
     /// Sessions kept; beyond that the least recently used is forgotten.
@@ -236,11 +255,16 @@ impl Info {
     fn of(app: &App, serving: &Serving) -> Self {
         let info = &serving.info;
         let n_positions = serving.limits.n_positions;
+        let engine = serving.engine.limits();
         Self {
             model_id: info.id.clone(),
             model_dtype: info.dtype.clone(),
             max_input_tokens: n_positions.saturating_sub(1),
             max_total_tokens: n_positions,
+            max_concurrent_requests: engine.max_batch + engine.max_queue,
+            max_best_of: serving.limits.max_best_of,
+            max_stop_sequences: serving.limits.max_stop_strings,
+            model_pipeline_tag: "text-generation",
             server: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             model: ModelFacts {
@@ -268,6 +292,7 @@ impl Info {
 /// What this build can do.
 const FEATURES: &[&str] = &[
     "completions",
+    "embeddings",
     "generate",
     "streaming",
     "sessions",
@@ -281,22 +306,49 @@ const FEATURES: &[&str] = &[
 
 impl LimitFacts {
     fn of(app: &App, serving: &Serving) -> Self {
-        let limits = &serving.limits;
-        let engine = serving.engine.limits();
+        // Taken apart whole, so that no limit is forgotten here.
+        let Limits {
+            n_positions,
+            vocab_size: _,
+            end_of_text: _,
+            defaults: _,
+            max_stop_strings,
+            max_stop_string_bytes,
+            max_top_logprobs,
+            max_tokens,
+            max_choices,
+            max_grammar_bytes,
+            max_best_of,
+            max_temperature,
+            max_repetition_penalty,
+            max_embedding_inputs,
+            max_embedding_tokens,
+        } = serving.limits;
+        let EngineLimits {
+            max_batch,
+            max_step_tokens,
+            max_queue,
+            max_sessions,
+        } = serving.engine.limits();
         let config = app.config();
         Self {
-            max_context_tokens: limits.n_positions,
-            max_tokens: limits.max_tokens,
-            max_choices: limits.max_choices,
-            max_best_of: MAX_BEST_OF,
-            max_stop_strings: limits.max_stop_strings,
-            max_stop_string_bytes: limits.max_stop_string_bytes,
-            max_top_logprobs: limits.max_top_logprobs,
-            max_grammar_bytes: limits.max_grammar_bytes,
-            max_batch: engine.max_batch,
-            max_queue: engine.max_queue,
-            max_step_tokens: engine.max_step_tokens,
-            max_sessions: engine.max_sessions,
+            max_context_tokens: n_positions,
+            max_tokens,
+            max_choices,
+            max_best_of_choices: max_best_of,
+            max_stop_strings,
+            max_stop_string_bytes,
+            max_top_logprobs,
+            max_grammar_bytes,
+            max_temperature,
+            max_repetition_penalty,
+            max_embedding_inputs,
+            max_embedding_tokens,
+            max_session_id_characters: SessionId::MAX_LENGTH,
+            max_batch_requests: max_batch,
+            max_queue_requests: max_queue,
+            max_step_tokens,
+            max_sessions,
             max_body_bytes: config.max_body.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),

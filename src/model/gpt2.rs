@@ -111,6 +111,17 @@ pub struct Batch {
     pub spans: Vec<SequenceSpan>,
     /// The rows whose logits are wanted.
     pub logits_rows: Vec<u32>,
+    /// The rows whose hidden states are wanted.
+    pub hidden_rows: Vec<u32>,
+}
+
+/// What one forward pass gives.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// `[logits_rows, vocab_size]`
+    pub logits: Tensor,
+    /// After `ln_f`: `[hidden_rows, n_embd]`
+    pub hidden: Tensor,
 }
 
 /// Why a model could not be loaded.
@@ -248,23 +259,33 @@ impl Gpt2 {
     }
 
     /// One pass over the rows of a batch: writes their keys and values into the cache and gives
-    /// the logits of the rows asked for, `[logits_rows, vocab_size]`.
+    /// the logits and the hidden states of the rows asked for. Other rows never meet the output
+    /// projection.
     ///
     /// # Errors
     /// If the batch does not fit the model or the cache.
-    pub fn forward(&self, batch: &Batch, kv: &KvCache) -> Result<Tensor> {
-        let hidden = self.hidden_states(batch, kv, |_, _| Ok(()))?;
-        if batch.logits_rows.is_empty() {
-            return Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device);
-        }
-        let all = batch.logits_rows.len() == batch.ids.len();
-        let sampled = if all {
-            hidden
+    pub fn forward(&self, batch: &Batch, kv: &KvCache) -> Result<Outputs> {
+        let x = self.hidden_states(batch, kv, |_, _| Ok(()))?;
+        let hidden = self.select(&x, &batch.hidden_rows)?; // -> [hidden_rows, n_embd]
+        let sampled = self.select(&x, &batch.logits_rows)?; // -> [logits_rows, n_embd]
+        let logits = if batch.logits_rows.is_empty() {
+            Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?
         } else {
-            let rows = Tensor::new(&batch.logits_rows[..], &self.device)?;
-            hidden.index_select(&rows, 0)? // [rows, n_embd] -> [logits_rows, n_embd]
+            self.lm_head.forward(&sampled, Epilogue::None)? // -> [logits_rows, vocab_size]
         };
-        self.lm_head.forward(&sampled, Epilogue::None) // -> [logits_rows, vocab_size]
+        Ok(Outputs { logits, hidden })
+    }
+
+    /// Some rows of `x`, in the order given: `[rows, n_embd] -> [wanted, n_embd]`.
+    fn select(&self, x: &Tensor, wanted: &[u32]) -> Result<Tensor> {
+        if wanted.is_empty() {
+            return Tensor::zeros((0, self.config.n_embd), DType::F32, &self.device);
+        }
+        // Rows are asked for at most once and in order: as many as there are is all of them.
+        if wanted.len() == x.dim(0)? {
+            return Ok(x.clone());
+        }
+        x.index_select(&Tensor::new(wanted, &self.device)?, 0)
     }
 
     /// The pass up to `ln_f`: `[rows, n_embd]`. `observe` sees the input of every block by its

@@ -13,7 +13,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
 
-use crate::model::{engine, files, gpt2, greedy, run};
+use crate::model::{embedding, engine, files, gpt2, greedy, run};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
 /// Between two f32 implementations.
@@ -46,6 +46,7 @@ fn whole(ids: &[u32], logits: usize) -> Batch {
             block_table: (0..n.div_ceil(16)).collect(),
         }],
         logits_rows: (n - logits as u32..n).collect(),
+        ..Batch::default()
     }
 }
 
@@ -58,7 +59,10 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 
 fn logits(model: &Gpt2, ids: &[u32], wanted: usize) -> Tensor {
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
-    model.forward(&whole(ids, wanted), &kv).expect("logits")
+    model
+        .forward(&whole(ids, wanted), &kv)
+        .expect("a pass")
+        .logits
 }
 
 #[test]
@@ -108,6 +112,53 @@ fn the_hidden_states_are_the_references_layer_by_layer() {
         let difference = largest_difference(state, &expected.get(layer).expect("a layer"));
         assert!(difference < TOLERANCE, "layer {layer}: {difference}");
     }
+}
+
+#[test]
+fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
+    let model = gpt2();
+    let ids: Vec<u32> = (1..20).collect();
+    let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
+    let all = model
+        .hidden_states(&whole(&ids, 0), &kv, |_, _| Ok(()))
+        .expect("a pass");
+    let batch = Batch {
+        hidden_rows: vec![3, 4, 11],
+        logits_rows: vec![18],
+        ..whole(&ids, 0)
+    };
+    let outputs = model.forward(&batch, &kv).expect("a pass");
+    assert_eq!(outputs.logits.dims(), [1, 4096]);
+    let expected = all
+        .index_select(&Tensor::new(&[3u32, 4, 11], &Device::Cpu).expect("ids"), 0)
+        .expect("rows");
+    assert_eq!(largest_difference(&outputs.hidden, &expected), 0.0);
+    // Nothing is computed of what nobody asked for.
+    let neither = model.forward(&whole(&ids, 0), &kv).expect("a pass");
+    assert_eq!(neither.logits.dims(), [0, 4096]);
+    assert_eq!(neither.hidden.dims(), [0, 256]);
+}
+
+#[tokio::test]
+async fn an_embedding_is_the_mean_of_the_references_hidden_states() {
+    let references = references();
+    let ids = references["case0.ids"].to_dtype(DType::U32).expect("ids");
+    let ids: Vec<u32> = ids.to_vec1().expect("ids");
+    let hidden = &references["case0.hidden"];
+    let last = hidden.dim(0).expect("layers") - 1;
+    let expected = hidden
+        .get(last)
+        .expect("after ln_f")
+        .mean(0)
+        .expect("a mean");
+
+    let engine = engine(EngineConfig::default());
+    let outcome = run(&engine, embedding(&ids)).await;
+    let found = outcome.prompt.embedding.expect("asked for");
+    let found = Tensor::new(found, &Device::Cpu).expect("a tensor");
+    let difference = largest_difference(&found, &expected);
+    assert!(difference < TOLERANCE, "{difference}");
+    assert!(outcome.tokens.is_empty());
 }
 
 #[tokio::test]

@@ -61,6 +61,11 @@ pub fn sampled(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     }
 }
 
+/// A request for the embedding of `input`.
+pub fn embedding(input: &[u32]) -> RequestDraft {
+    RequestDraft::embedding(RequestId::random(), input.to_vec())
+}
+
 /// The same request on a session.
 pub fn on_session(name: &str, draft: RequestDraft) -> RequestDraft {
     RequestDraft {

@@ -299,7 +299,7 @@ impl Writer for Events {
             Ok(Step::Text(step)) => Self::step(self, step),
             Err(error) => {
                 self.done = true;
-                vec![sse::json(&ApiError::from(error).native())]
+                vec![sse::json(&ApiError::from(error).native_event())]
             }
         }
     }

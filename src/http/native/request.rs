@@ -10,7 +10,6 @@ use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
 use crate::http::generation::tokenize;
 use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
-use crate::http::openai::request::{MAX_BEST_OF, MAX_REPETITION_PENALTY};
 use crate::http::wire::{OverflowField, StopStrings};
 use crate::request::{
     GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
@@ -18,8 +17,6 @@ use crate::request::{
 
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
-/// The highest temperature.
-const MAX_TEMPERATURE: f64 = 100.0;
 
 /// A prompt and how to go on from it. Unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -134,7 +131,7 @@ impl GenerateBody {
     ) -> Result<Plan, ApiError> {
         let mut parameters = self.parameters.take().unwrap_or_default();
         parameters.refuse_unsupported()?;
-        let best_of = parameters.best_of(stream)?;
+        let best_of = parameters.best_of(serving, stream)?;
         let prefill = parameters.decoder_input_details.unwrap_or(false);
         if prefill && stream {
             return Err(ApiError::invalid(
@@ -205,8 +202,9 @@ impl Parameters {
         Ok(())
     }
 
-    fn best_of(&self, stream: bool) -> Result<usize, ApiError> {
-        let best_of = integer("best_of", self.best_of, 1..=MAX_BEST_OF)?.unwrap_or(1);
+    fn best_of(&self, serving: &Serving, stream: bool) -> Result<usize, ApiError> {
+        let most = serving.limits.max_best_of;
+        let best_of = integer("best_of", self.best_of, 1..=most)?.unwrap_or(1);
         if stream && best_of > 1 {
             return Err(ApiError::invalid(
                 "best_of",
@@ -232,24 +230,25 @@ impl Parameters {
                 format!("`seed` must be an integer from 1 to {}, got 0", u64::MAX),
             ));
         }
+        let limits = &serving.limits;
         let top = integer(
             "top_n_tokens",
             self.top_n_tokens,
-            1..=serving.limits.max_top_logprobs,
+            1..=limits.max_top_logprobs,
         )?;
         Ok(RequestDraft {
             prompt_field: "inputs",
             max_tokens_field: "max_new_tokens",
             max_tokens_given: max_tokens.is_some(),
             do_sample: self.do_sample,
-            temperature: above_zero("temperature", self.temperature, MAX_TEMPERATURE)?,
+            temperature: above_zero("temperature", self.temperature, limits.max_temperature)?,
             top_k: at_least("top_k", self.top_k, 1)?,
             top_p: above_zero("top_p", self.top_p, 1.0)?,
             typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
             repetition_penalty: above_zero(
                 "repetition_penalty",
                 self.repetition_penalty,
-                MAX_REPETITION_PENALTY,
+                limits.max_repetition_penalty,
             )?,
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),

@@ -1,4 +1,4 @@
-//! The four forms of `prompt`: a string, strings, token ids, lists of token ids.
+//! The four forms of `prompt` and `input`: a string, strings, token ids, lists of token ids.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +12,14 @@ use crate::http::generation::off_thread;
 use crate::http::offsets::Offsets;
 use crate::text::{TextError, Tokenizer};
 
-/// A string, a list of strings, a list of token ids, or a list of lists of token ids. `""` stands
-/// for the end-of-text token.
+/// A string, a list of strings, a list of token ids, or a list of lists of token ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 #[schema(example = json!("Once upon a time"))]
 pub(in crate::http) enum Prompt {
     /// One text.
     Text(String),
-    /// Several texts, each completed on its own.
+    /// Several texts, each on its own.
     Texts(Vec<String>),
     /// One prompt as token ids.
     Tokens(Vec<u32>),
@@ -43,6 +42,26 @@ impl OnePrompt {
             Self::Tokens(ids) => size_of_val(ids.as_slice()),
         }
     }
+}
+
+/// Token ids of all inputs of a request, as they are: an empty text has none.
+///
+/// # Errors
+/// If the tokenizer fails.
+pub(super) async fn token_ids(
+    inputs: Vec<OnePrompt>,
+    tokenizer: &Arc<Tokenizer>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let bytes = inputs.iter().map(OnePrompt::bytes).sum();
+    let tokenizer = Arc::clone(tokenizer);
+    off_thread(bytes, move || {
+        let ids = inputs.into_iter().map(|input| match input {
+            OnePrompt::Text(text) => tokenizer.encode(&text, true),
+            OnePrompt::Tokens(ids) => Ok(ids),
+        });
+        ids.collect()
+    })
+    .await
 }
 
 impl Prompt {
@@ -121,7 +140,7 @@ impl<'de> Deserialize<'de> for Prompt {
                         }
                     }
                 }
-                prompt.ok_or_else(|| A::Error::invalid_length(0, &"at least one prompt"))
+                prompt.ok_or_else(|| A::Error::invalid_length(0, &"at least one element"))
             }
         }
         deserializer.deserialize_any(Any)
@@ -250,7 +269,7 @@ mod tests {
     #[test]
     fn anything_else_says_what_was_expected() {
         for (json, part) in [
-            ("[]", "at least one prompt"),
+            ("[]", "at least one element"),
             ("3", "a string, a list of strings"),
             (r#"["a", 1]"#, "mixes"),
             ("[-1]", "-1"),

@@ -17,10 +17,6 @@ use crate::request::{
 
 /// `max_tokens` where it is left out.
 const DEFAULT_MAX_TOKENS: usize = 16;
-/// The most choices that can be generated per prompt to return the best of.
-pub(in crate::http) const MAX_BEST_OF: usize = 20;
-/// The largest repetition penalty.
-pub(in crate::http) const MAX_REPETITION_PENALTY: f64 = 100.0;
 
 /// What to complete, and how. Every field may be left out or null; unknown fields are ignored.
 /// Sampling fields left out take the model's defaults (`generation_config.json`), then those here.
@@ -29,7 +25,8 @@ pub(in crate::http) const MAX_REPETITION_PENALTY: f64 = 100.0;
 pub(in crate::http) struct CompletionRequest {
     /// The name of the served model; any other is 404 `model_not_found`. Default: the served one.
     pub model: Option<String>,
-    /// What to complete. Default: the end-of-text token, after which the model begins a new text.
+    /// What to complete. Default, and for `""`: the end-of-text token, after which the model begins
+    /// a new text.
     /// With a session it is appended to the session's history and may be left out.
     pub prompt: Option<Prompt>,
     /// Tokens to generate at most; 0 only reads the prompt (with `echo` and `logprobs`: scores
@@ -176,7 +173,7 @@ impl CompletionRequest {
     /// # Errors
     /// The first field that is not as it should be.
     pub(super) async fn plan(mut self, serving: &Serving, scope: &Scope) -> Result<Plan, ApiError> {
-        self.check_model(serving)?;
+        check_model(self.model.as_deref(), serving)?;
         let stream = self.stream.unwrap_or(false);
         let include_usage = self.check_stream_options(stream)?;
         let choices = self.check_choices(serving, stream)?;
@@ -214,15 +211,6 @@ impl CompletionRequest {
         })
     }
 
-    fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
-        match &self.model {
-            Some(model) if !serving.info.is_called(model) => {
-                Err(ApiError::model_not_found(model, &serving.info.id))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn check_stream_options(&self, stream: bool) -> Result<bool, ApiError> {
         match &self.stream_options {
             Some(_) if !stream => Err(ApiError::invalid(
@@ -236,7 +224,8 @@ impl CompletionRequest {
 
     fn check_choices(&self, serving: &Serving, stream: bool) -> Result<Choices, ApiError> {
         let n = integer("n", self.n, 1..=serving.limits.max_choices)?.unwrap_or(1);
-        let best_of = integer("best_of", self.best_of, 1..=MAX_BEST_OF)?.unwrap_or(n);
+        let best_of = integer("best_of", self.best_of, 1..=serving.limits.max_best_of)?;
+        let best_of = best_of.unwrap_or(n);
         if best_of < n {
             return Err(ApiError::invalid(
                 "best_of",
@@ -290,6 +279,12 @@ impl CompletionRequest {
         };
         let top_k = match self.top_k {
             Some(-1) => Some(0),
+            Some(top_k) if top_k < 0 => {
+                return Err(ApiError::invalid(
+                    "top_k",
+                    format!("`top_k` must be an integer of at least 0, or -1 for all, got {top_k}"),
+                ));
+            }
             top_k => at_least("top_k", top_k, 0)?,
         };
         Ok(RequestDraft {
@@ -303,7 +298,7 @@ impl CompletionRequest {
             repetition_penalty: above_zero(
                 "repetition_penalty",
                 self.repetition_penalty,
-                MAX_REPETITION_PENALTY,
+                limits.max_repetition_penalty,
             )?,
             presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),
@@ -330,6 +325,19 @@ impl CompletionRequest {
     }
 }
 
+/// A request may leave the model out, but not ask for another one.
+///
+/// # Errors
+/// `model_not_found`.
+pub(super) fn check_model(model: Option<&str>, serving: &Serving) -> Result<(), ApiError> {
+    match model {
+        Some(model) if !serving.info.is_called(model) => {
+            Err(ApiError::model_not_found(model, &serving.info.id))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How many generations a request asks for.
 fn check_total(
     prompts: usize,
@@ -341,7 +349,7 @@ fn check_total(
     let most = serving.limits.max_choices;
     if total > most {
         return Err(ApiError::invalid(
-            "n",
+            if prompts > most { "prompt" } else { "n" },
             format!(
                 "{prompts} prompts with {} choices each are {total} generations; one request can ask for at most {most}",
                 choices.best_of
