@@ -3,6 +3,8 @@
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::beam::Hypothesis;
+use super::beams::Beams;
 use super::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
 };
@@ -19,7 +21,12 @@ pub(super) const EVENTS_PER_STEP: usize = 2 + MAX_DRAFT;
 /// One accepted request.
 pub(super) struct Active {
     pub request: GenerateRequest,
-    events: mpsc::Sender<TokenEvent>,
+    /// Its beams, if it searches instead of drawing.
+    pub beams: Option<Box<Beams>>,
+    /// One; of a search one for each beam it returns, best first.
+    clients: Vec<mpsc::Sender<TokenEvent>>,
+    /// Clients that have not closed their generation.
+    open: usize,
     sampler: Sampler,
     /// Its place in the queue, until it runs.
     place: Option<OwnedSemaphorePermit>,
@@ -40,7 +47,7 @@ impl Active {
     /// rest its own prompt.
     pub fn new(
         request: GenerateRequest,
-        events: mpsc::Sender<TokenEvent>,
+        clients: Vec<mpsc::Sender<TokenEvent>>,
         place: OwnedSemaphorePermit,
         tokens: &[u32],
         history: usize,
@@ -55,7 +62,9 @@ impl Active {
         };
         Self {
             request,
-            events,
+            beams: None,
+            open: clients.len(),
+            clients,
             sampler,
             place: Some(place),
             history,
@@ -69,7 +78,14 @@ impl Active {
 
     /// Whether the client has room for what a step can send.
     pub fn can_receive(&self) -> bool {
-        self.events.capacity() >= EVENTS_PER_STEP
+        let mut clients = self.clients.iter();
+        clients.all(|client| client.capacity() >= EVENTS_PER_STEP)
+    }
+
+    /// A client has closed its generation; whether it was the last.
+    pub fn leave(&mut self) -> bool {
+        self.open = self.open.saturating_sub(1);
+        self.open == 0
     }
 
     /// Notes that it is in a step, with so many context tokens already in the cache.
@@ -134,7 +150,7 @@ impl Active {
         self.sampler.accept(id);
         self.generated += 1;
         let (token, top) = logprobs(logits, id, self.request.logprobs.top);
-        let finish = self.finish_reason(id);
+        let finish = FinishReason::after(id, self.generated, &self.request.stop, self.max_tokens);
         Ok(GeneratedToken { token, top, finish })
     }
 
@@ -143,14 +159,13 @@ impl Active {
         self.send(TokenEvent::Token(token));
     }
 
-    fn finish_reason(&self, token: u32) -> Option<FinishReason> {
-        let stop = &self.request.stop;
-        if stop.end_of_text.contains(&token) {
-            Some(FinishReason::EndOfText)
-        } else if stop.stop_tokens.contains(&token) {
-            Some(FinishReason::Stop)
-        } else {
-            (self.generated >= self.max_tokens).then_some(FinishReason::Length)
+    /// Sends each client of a search its beam, whole.
+    pub fn deliver_beams(&self, beams: Vec<Hypothesis>) {
+        for (client, beam) in self.clients.iter().zip(beams) {
+            for token in beam.tokens {
+                // There is room for a whole beam; a client that went away says so by itself.
+                let _ = client.try_send(TokenEvent::Token(token));
+            }
         }
     }
 
@@ -161,7 +176,13 @@ impl Active {
 
     /// Room was made sure of before the step; a client that went away says so by itself.
     fn send(&self, event: TokenEvent) {
-        let _ = self.events.try_send(event);
+        if let [client] = &self.clients[..] {
+            let _ = client.try_send(event);
+            return;
+        }
+        for client in &self.clients {
+            let _ = client.try_send(event.clone());
+        }
     }
 
     /// What a session's history becomes: `tokens` is all that was read and drawn.

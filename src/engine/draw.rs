@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::active::Active;
-use super::event::{GenerateError, GeneratedToken, PromptToken};
-use super::logprobs::logprobs;
+use super::event::{GenerateError, GeneratedToken, PromptToken, TokenLogprob};
+use super::logprobs;
 use super::sampler::Scratch;
 use crate::kernels::{Pool, SharedSlice};
 
@@ -23,6 +23,13 @@ pub(super) enum Row {
         top: usize,
         /// Found out.
         found: Option<PromptToken>,
+    },
+    /// The tokens that a beam may go on with.
+    Rank {
+        /// How many.
+        wanted: usize,
+        /// Found out: the most likely, most likely first.
+        ranked: Option<Result<Vec<TokenLogprob>, GenerateError>>,
     },
     /// The next token of a request.
     Draw {
@@ -67,7 +74,7 @@ impl Row {
     /// Rows of logits it takes.
     fn logits(&self) -> usize {
         match self {
-            Self::Prompt { .. } => 1,
+            Self::Prompt { .. } | Self::Rank { .. } => 1,
             Self::Draw { draft, .. } => 1 + draft.len(),
         }
     }
@@ -75,9 +82,10 @@ impl Row {
     fn find_out(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
             Self::Prompt { next, top, found } => {
-                let (token, top) = logprobs(logits, *next, *top);
+                let (token, top) = logprobs::logprobs(logits, *next, *top);
                 *found = Some(PromptToken { token, top });
             }
+            Self::Rank { wanted, ranked } => *ranked = Some(logprobs::ranked(logits, *wanted)),
             Self::Draw {
                 active,
                 draft,

@@ -1,5 +1,6 @@
 //! The engine from outside: a real model behind an `EngineHandle`, no HTTP.
 
+mod beams;
 mod exactness;
 mod failures;
 mod invariance;
