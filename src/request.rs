@@ -7,11 +7,14 @@
 //!
 //! Nothing here may know a wire format, and nothing here may touch the engine.
 
+mod beam;
+
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::text::{Grammar, GrammarSource};
+pub use beam::{BeamParams, EarlyStopping};
 
 /// The name of one request, in logs, headers and the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -167,6 +170,8 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
+    /// Search for the most likely texts instead.
+    pub beams: Option<BeamParams>,
     /// When it ends.
     pub stop: StopConditions,
     /// Past the window.
@@ -298,6 +303,8 @@ pub struct RequestDraft {
     pub logit_bias: Vec<(u32, f32)>,
     /// Drawn at random where `None`.
     pub seed: Option<u64>,
+    /// See [`GenerateRequest::beams`].
+    pub beams: Option<BeamParams>,
     /// See [`StopConditions::stop_tokens`].
     pub stop_tokens: Vec<u32>,
     /// See [`StopConditions::stop_strings`].
@@ -350,6 +357,7 @@ impl RequestDraft {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: None,
+            beams: None,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
             ignore_end_of_text: false,
@@ -429,6 +437,9 @@ impl Limits {
     pub fn admit(&self, draft: RequestDraft) -> Result<GenerateRequest, InvalidRequest> {
         self.check_tokens(&draft)?;
         self.check_stops(&draft)?;
+        if let Some(beams) = &draft.beams {
+            beam::check(beams, &draft, self)?;
+        }
         if draft.logprobs.top > self.max_top_logprobs {
             return Err(InvalidRequest::new(
                 "logprobs",
@@ -456,6 +467,7 @@ impl Limits {
             id: draft.id,
             prompt: draft.prompt,
             sampling,
+            beams: draft.beams,
             stop: StopConditions {
                 max_tokens,
                 min_tokens: draft.min_tokens,

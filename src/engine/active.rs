@@ -3,6 +3,8 @@
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::beam::Hypothesis;
+use super::beams::Beams;
 use super::constraint::Constraint;
 use super::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
@@ -22,7 +24,12 @@ pub(super) const EVENTS_PER_STEP: usize = 2 + MAX_DRAFT;
 /// One accepted request.
 pub(super) struct Active {
     pub request: GenerateRequest,
-    events: mpsc::Sender<TokenEvent>,
+    /// Its beams, if it searches instead of drawing.
+    pub beams: Option<Box<Beams>>,
+    /// One; of a search one for each beam it returns, best first.
+    clients: Vec<mpsc::Sender<TokenEvent>>,
+    /// Clients that have not closed their generation.
+    open: usize,
     sampler: Sampler,
     /// Follows the request's grammar, if it has one; not there while it is lent.
     constraint: Option<Constraint>,
@@ -47,7 +54,7 @@ impl Active {
     /// rest its own prompt.
     pub fn new(
         request: GenerateRequest,
-        events: mpsc::Sender<TokenEvent>,
+        clients: Vec<mpsc::Sender<TokenEvent>>,
         place: OwnedSemaphorePermit,
         tokens: &[u32],
         history: usize,
@@ -67,7 +74,9 @@ impl Active {
         };
         Self {
             request,
-            events,
+            beams: None,
+            open: clients.len(),
+            clients,
             sampler,
             constraint,
             place: Some(place),
@@ -83,7 +92,14 @@ impl Active {
 
     /// Whether the client has room for what a step can send.
     pub fn can_receive(&self) -> bool {
-        self.events.capacity() >= EVENTS_PER_STEP
+        let mut clients = self.clients.iter();
+        clients.all(|client| client.capacity() >= EVENTS_PER_STEP)
+    }
+
+    /// A client has closed its generation; whether it was the last.
+    pub fn leave(&mut self) -> bool {
+        self.open = self.open.saturating_sub(1);
+        self.open == 0
     }
 
     /// Notes that it is in a step, with so many context tokens already in the cache.
@@ -202,24 +218,31 @@ impl Active {
         self.send(TokenEvent::Token(token));
     }
 
+    /// Sends each client of a search its beam, whole.
+    pub fn deliver_beams(&self, beams: Vec<Hypothesis>) {
+        for (client, beam) in self.clients.iter().zip(beams) {
+            for token in beam.tokens {
+                // There is room for a whole beam; a client that went away says so by itself.
+                let _ = client.try_send(TokenEvent::Token(token));
+            }
+        }
+    }
+
     /// Takes in the token drawn; why it is the last one, if it is.
     fn finish_reason(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let stop = &self.request.stop;
-        if stop.end_of_text.contains(&token) {
+        let finish = FinishReason::after(token, self.generated, stop, self.max_tokens);
+        let Some(constraint) = &mut self.constraint else {
+            return Ok(finish);
+        };
+        if finish.is_some_and(FinishReason::ends_with_a_sign) {
+            return Ok(finish);
+        }
+        if constraint.end_of_text().contains(&token) {
             return Ok(Some(FinishReason::EndOfText));
         }
-        if stop.stop_tokens.contains(&token) {
-            return Ok(Some(FinishReason::Stop));
-        }
-        if let Some(constraint) = &mut self.constraint {
-            if constraint.end_of_text().contains(&token) {
-                return Ok(Some(FinishReason::EndOfText));
-            }
-            if constraint.accept(token)? {
-                return Ok(Some(FinishReason::Complete));
-            }
-        }
-        Ok((self.generated >= self.max_tokens).then_some(FinishReason::Length))
+        let complete = constraint.accept(token)?;
+        Ok(complete.then_some(FinishReason::Complete).or(finish))
     }
 
     /// Sends the last event of a generation that failed.
@@ -229,7 +252,13 @@ impl Active {
 
     /// Room was made sure of before the step; a client that went away says so by itself.
     fn send(&self, event: TokenEvent) {
-        let _ = self.events.try_send(event);
+        if let [client] = &self.clients[..] {
+            let _ = client.try_send(event);
+            return;
+        }
+        for client in &self.clients {
+            let _ = client.try_send(event.clone());
+        }
     }
 
     /// What a session's history becomes: `tokens` is all that was read and drawn.

@@ -28,7 +28,8 @@ pub(super) fn build(
     let mut prompt_rows = Vec::with_capacity(plan.len());
     for part in plan {
         let mut wanted = Vec::new();
-        if let (Some(sequence), Some(active)) = (scheduler.sequence(part.id), active.get(&part.id))
+        if let (Some(sequence), Some(active)) =
+            (scheduler.sequence(part.id), active.get(&part.request))
         {
             let first_row = batch.ids.len();
             let end = part.first_position + part.tokens;

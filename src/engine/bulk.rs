@@ -93,7 +93,8 @@ impl Bulk {
             .acquire_owned()
             .await
             .map_err(|_| GenerateError::EngineGone)?;
-        let mut generation = self.engine.submit_at(place, request).await?;
+        let mut generations = self.engine.submit_at(place, request).await?.into_iter();
+        let mut generation = generations.next().ok_or(GenerateError::EngineGone)?;
         generation.share = Some(share);
         Ok(generation)
     }

@@ -7,11 +7,9 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use candle_core::{Storage, Tensor};
-
 use super::active::Active;
-use super::event::{GenerateError, GeneratedToken, PromptToken};
-use super::logprobs::logprobs;
+use super::event::{GenerateError, GeneratedToken, PromptToken, TokenLogprob};
+use super::logprobs;
 use super::sampler::Scratch;
 use crate::kernels::{Pool, SharedSlice};
 
@@ -25,6 +23,13 @@ pub(super) enum Row {
         top: usize,
         /// Found out.
         found: Option<PromptToken>,
+    },
+    /// The tokens that a beam may go on with.
+    Rank {
+        /// How many.
+        wanted: usize,
+        /// Found out: the most likely, most likely first.
+        ranked: Option<Result<Vec<TokenLogprob>, GenerateError>>,
     },
     /// The next token of a request.
     Draw {
@@ -70,7 +75,7 @@ impl Row {
     /// Rows of logits it takes.
     fn logits(&self) -> usize {
         match self {
-            Self::Prompt { .. } => 1,
+            Self::Prompt { .. } | Self::Rank { .. } => 1,
             Self::Draw { active, draft, .. } if active.draws() => 1 + draft.len(),
             Self::Draw { .. } => 0,
         }
@@ -79,9 +84,10 @@ impl Row {
     fn find_out(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
             Self::Prompt { next, top, found } => {
-                let (token, top) = logprobs(logits, *next, *top);
+                let (token, top) = logprobs::logprobs(logits, *next, *top);
                 *found = Some(PromptToken { token, top });
             }
+            Self::Rank { wanted, ranked } => *ranked = Some(logprobs::ranked(logits, *wanted)),
             Self::Draw {
                 active,
                 draft,

@@ -1,5 +1,7 @@
 //! What the inference worker tells the front end about one generation.
 
+use crate::request::StopConditions;
+
 /// A token with its log-probability under the model's own distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLogprob {
@@ -83,6 +85,25 @@ impl FinishReason {
     }
 }
 
+impl FinishReason {
+    /// Why a text of `generated` tokens ends with this one, if it does.
+    #[must_use]
+    pub(super) fn after(
+        token: u32,
+        generated: usize,
+        stop: &StopConditions,
+        max_tokens: usize,
+    ) -> Option<Self> {
+        if stop.end_of_text.contains(&token) {
+            Some(Self::EndOfText)
+        } else if stop.stop_tokens.contains(&token) {
+            Some(Self::Stop)
+        } else {
+            (generated >= max_tokens).then_some(Self::Length)
+        }
+    }
+}
+
 /// Why a generation could not go on, or never began.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerateError {
@@ -127,6 +148,16 @@ pub enum GenerateError {
     /// The generation ended without saying why.
     #[error("the generation ended before it was complete")]
     Incomplete,
+    /// A beam search is wider than a batch can be.
+    #[error(
+        "a search with {width} beams does not fit a batch of at most {max_batch} (`--max-batch` sets its size)"
+    )]
+    BatchTooSmall {
+        /// Beams wanted.
+        width: usize,
+        /// Sequences in a batch at most.
+        max_batch: usize,
+    },
     /// No token is left that may be drawn.
     #[error("`logit_bias` and the other parameters leave no token that may be drawn")]
     NoCandidates,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::beams::sequence_ids;
 use super::bulk::Lane;
 use super::event::{GenerateError, TokenEvent};
 use super::sequence::SequenceId;
@@ -43,7 +44,8 @@ pub(super) struct Submission {
     pub request: GenerateRequest,
     /// Sent once: accepted for running, or why not.
     pub verdict: oneshot::Sender<Result<(), GenerateError>>,
-    pub events: mpsc::Sender<TokenEvent>,
+    /// One, or one for each beam that is returned.
+    pub clients: Vec<mpsc::Sender<TokenEvent>>,
     /// Its place in the queue, given back when it starts to run or goes away.
     pub place: OwnedSemaphorePermit,
 }
@@ -161,12 +163,27 @@ impl EngineHandle {
         }
     }
 
-    /// Hands a request to the worker and waits until it is accepted (at most about one step).
+    /// Hands a request to the worker and waits until it is accepted (at most about one step). Of a
+    /// beam search, the best beam is given.
     ///
     /// # Errors
     /// [`GenerateError::QueueFull`] at once if the queue is full; the worker's reason if the
     /// request can never run; [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        let mut generations = self.submit_all(request).await?.into_iter();
+        generations.next().ok_or(GenerateError::EngineGone)
+    }
+
+    /// As [`submit`](Self::submit), but with a generation for every beam that a search returns, best
+    /// first. They tell of the prompt when it is read, and of tokens when the search is over; when
+    /// none of them is left, it is cancelled.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn submit_all(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<Vec<Generation>, GenerateError> {
         let place =
             Arc::clone(&self.queue)
                 .try_acquire_owned()
@@ -176,36 +193,58 @@ impl EngineHandle {
         self.submit_at(place, request).await
     }
 
-    /// As [`submit`](Self::submit), with a place in the queue.
+    /// As [`submit_all`](Self::submit_all), with a place in the queue.
     pub(super) async fn submit_at(
         &self,
         place: OwnedSemaphorePermit,
         request: GenerateRequest,
-    ) -> Result<Generation, GenerateError> {
-        let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
+    ) -> Result<Vec<Generation>, GenerateError> {
+        let ids = sequence_ids(&request);
+        let id = SequenceId(self.next_id.fetch_add(ids, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
-        let (events, receiver) = mpsc::channel(self.event_capacity);
-        let generation = Generation {
-            id,
-            events: receiver,
-            commands: self.commands.clone(),
-            delivered: 0,
-            finished: false,
-            failed: false,
-            settled: false,
-            share: None,
-        };
+        let (clients, generations) = self.channels(id, &request);
         self.commands
             .send(Command::Submit(Box::new(Submission {
                 id,
                 request,
                 verdict,
-                events,
+                clients,
                 place,
             })))
             .map_err(|_| GenerateError::EngineGone)?;
         accepted.await.map_err(|_| GenerateError::EngineGone)??;
-        Ok(generation)
+        Ok(generations)
+    }
+
+    /// Both ends of a request's events.
+    fn channels(
+        &self,
+        id: SequenceId,
+        request: &GenerateRequest,
+    ) -> (Vec<mpsc::Sender<TokenEvent>>, Vec<Generation>) {
+        let (count, capacity) = match request.beams {
+            None => (1, self.event_capacity),
+            // The prompt's report, and then a whole beam at once.
+            Some(beams) => {
+                let whole = 1 + request.stop.max_tokens;
+                (beams.returned, self.event_capacity.max(whole))
+            }
+        };
+        let channel = |_| {
+            let (client, events) = mpsc::channel(capacity);
+            let generation = Generation {
+                id,
+                events,
+                commands: self.commands.clone(),
+                delivered: 0,
+                finished: false,
+                failed: false,
+                settled: false,
+                share: None,
+            };
+            (client, generation)
+        };
+        (0..count).map(channel).unzip()
     }
 
     /// The state of one session.

@@ -1,21 +1,38 @@
 //! Log-probabilities under the model's own distribution.
 
-use super::event::TokenLogprob;
+use super::event::{GenerateError, TokenLogprob};
 use crate::kernels::rows;
 
 /// The log-probability of one token, and of the `top` most likely ones (the lower id first among
 /// equals), under the distribution these logits stand for.
 #[must_use]
 pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<TokenLogprob>) {
+    let logprob = logprob_of(logits);
+    let best = most_likely(logits, top).into_iter().map(&logprob).collect();
+    (logprob(token), best)
+}
+
+/// The `n` most likely tokens, most likely first, the lower id first among equals.
+///
+/// # Errors
+/// [`GenerateError::NotFinite`] if the logits hold NaN or infinity.
+pub fn ranked(logits: &[f32], n: usize) -> Result<Vec<TokenLogprob>, GenerateError> {
+    if !rows::all_finite(logits) {
+        return Err(GenerateError::NotFinite);
+    }
+    let best = most_likely(logits, n).into_iter();
+    Ok(best.map(logprob_of(logits)).collect())
+}
+
+/// The log-probabilities of the distribution that these logits stand for.
+fn logprob_of(logits: &[f32]) -> impl Fn(u32) -> TokenLogprob {
     let normalizer = rows::log_sum_exp(logits);
-    let logprob = |id: u32| TokenLogprob {
+    move |id| TokenLogprob {
         id,
         logprob: logits
             .get(id as usize)
             .map_or(f32::NEG_INFINITY, |logit| logit - normalizer),
-    };
-    let best = most_likely(logits, top).into_iter().map(logprob).collect();
-    (logprob(token), best)
+    }
 }
 
 /// The ids of the `n` highest logits, highest first, the lower id first among equals.
@@ -47,5 +64,7 @@ mod tests {
         assert_eq!(top.iter().map(|t| t.id).collect::<Vec<_>>(), [3, 1, 4]);
         assert_eq!(most_likely(&[1.0, 2.0, 2.0, 0.0], 3), [1, 2, 0]);
         assert_eq!(most_likely(&[1.0], 5), [0]);
+        assert_eq!(ranked(&halves, 3), Ok(top));
+        assert_eq!(ranked(&[0.0, f32::NAN], 1), Err(GenerateError::NotFinite));
     }
 }

@@ -9,6 +9,7 @@
 //! - [`scheduler`] and [`blocks`] decide who runs and where its KV lives: pure, no tensors, no
 //!   threads.
 //! - [`sequence`] is the token history of one generation and its place in the cache.
+//! - [`beam`] chooses the beams of a search, `beams` makes them sequences that share their blocks.
 //! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
 //!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
 //! - `constraint` follows a request's grammar and says which tokens may come next.
@@ -24,6 +25,8 @@
 
 mod active;
 mod batch;
+pub mod beam;
+mod beams;
 pub mod blocks;
 mod budget;
 pub mod bulk;

@@ -10,6 +10,11 @@
 //! is computed again otherwise, with the same result. The oldest sequence can always go on,
 //! because a request that cannot fit alone is refused before it gets here.
 //!
+//! The beams of a search are sequences that stand beside each other in the batch, in places that are
+//! set aside from the start. They are preempted together: one of them waits for all, the
+//! others are dropped, and whoever leads the search [`branch`](Scheduler::branch)es them off anew.
+//! So two searches can never wait for each other.
+//!
 //! Pure policy over plain data: it must never touch a tensor, a thread, a clock or a channel.
 
 use std::collections::VecDeque;
@@ -33,6 +38,8 @@ pub struct StepLimits {
 pub struct Part {
     /// Which sequence.
     pub id: SequenceId,
+    /// Of which request: the same, unless it is a beam.
+    pub request: SequenceId,
     /// The position of the first of them in the context.
     pub first_position: usize,
     /// How many, at least 1; of these the last `drafted` are the sequence's guesses.
@@ -41,6 +48,15 @@ pub struct Part {
     pub drafted: usize,
     /// They reach the end of the context: a token can be drawn.
     pub completes: bool,
+}
+
+/// A block whose content another one must get before the next pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Where it is.
+    pub from: BlockId,
+    /// Where it must be.
+    pub to: BlockId,
 }
 
 /// All waiting and running sequences and the blocks they hold.
@@ -123,7 +139,37 @@ impl Scheduler {
         self.waiting.push_back(sequence);
     }
 
-    /// Chooses the next step. `ready` says whether a sequence's client can take another token;
+    /// Puts a beam into the batch, beside another one of its request that is there. What that one
+    /// has computed of the same tokens it need not compute again: it shares full blocks, and gets a
+    /// copy of one that is not full, which the caller must make before the next step.
+    pub fn branch(&mut self, beside: SequenceId, mut beam: Sequence) -> Option<BlockCopy> {
+        let at = self.running.iter().position(|s| s.id == beside);
+        let cached = reusable_prefix(&self.blocks, &beam);
+        attach(&mut self.blocks, &mut beam, &cached);
+        let copy = at.and_then(|at| self.copy_partial(at, &mut beam));
+        let next = at.map_or(self.running.len(), |at| at + 1);
+        self.running.insert(next, beam);
+        copy
+    }
+
+    /// Gives a beam a block for a copy of the last, not yet full one of `running[at]`, if the beam
+    /// goes on from there and there is a block.
+    fn copy_partial(&mut self, at: usize, beam: &mut Sequence) -> Option<BlockCopy> {
+        let parent = &self.running[at];
+        let (computed, full) = (parent.computed, parent.computed / BLOCK_SIZE);
+        let tokens = parent.context().get(..computed);
+        let goes_on = beam.context().len() > computed && beam.context().get(..computed) == tokens;
+        if !goes_on || full != beam.table.len() || computed.is_multiple_of(BLOCK_SIZE) {
+            return None;
+        }
+        let from = parent.table[full];
+        let to = self.blocks.allocate()?;
+        beam.table.push(to);
+        beam.computed = computed;
+        Some(BlockCopy { from, to })
+    }
+
+    /// Chooses the next step. `ready` says whether a request's client can take another token;
     /// one that can't keeps its blocks and sits the step out.
     pub fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Part> {
         for sequence in &mut self.running {
@@ -131,11 +177,15 @@ impl Scheduler {
         }
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         let preemptions = self.preemptions;
-        self.plan_running(&mut plan, usize::MAX, |s| s.pending() == 1 && ready(s.id));
+        self.plan_running(&mut plan, usize::MAX, |s| {
+            s.pending() == 1 && ready(s.request())
+        });
         let prefill = self.limits.max_step_tokens.saturating_sub(plan.len());
         // A full batch of decodes must not keep the prompts out for ever.
         let prefill = prefill.max(BLOCK_SIZE);
-        let left = self.plan_running(&mut plan, prefill, |s| s.pending() > 1 && ready(s.id));
+        let left = self.plan_running(&mut plan, prefill, |s| {
+            s.pending() > 1 && ready(s.request())
+        });
         if self.preemptions == preemptions {
             self.admit(&mut plan, left);
         }
@@ -204,12 +254,12 @@ impl Scheduler {
             if let Some(block) = self.blocks.allocate() {
                 self.running[index].table.push(block);
             } else {
-                let Some(youngest) = self.running.pop() else {
+                let Some(youngest) = self.running.last().map(Sequence::request) else {
                     return false;
                 };
-                plan.retain(|part| part.id != youngest.id);
+                plan.retain(|part| part.request != youngest);
                 self.preempt(youngest);
-                if self.running.len() == index {
+                if self.running.len() <= index {
                     return false;
                 }
             }
@@ -217,23 +267,40 @@ impl Scheduler {
         true
     }
 
-    fn preempt(&mut self, mut sequence: Sequence) {
+    /// Takes the youngest request out of the batch; the first of its sequences waits for its return.
+    fn preempt(&mut self, youngest: SequenceId) {
         self.preemptions += 1;
         self.preempted += 1;
-        release(&mut self.blocks, &mut sequence);
-        self.waiting.push_front(sequence);
+        while let Some(mut sequence) = self.running.pop_if(|s| s.request() == youngest) {
+            release(&mut self.blocks, &mut sequence);
+            let is_first = self.running.last().map(Sequence::request) != Some(youngest);
+            if is_first {
+                self.waiting.push_front(sequence);
+            }
+        }
+    }
+
+    /// Places in the batch that are taken, by sequences or for beams to come.
+    fn places(&self) -> usize {
+        let requests = self.running.chunk_by(|a, b| a.request() == b.request());
+        requests
+            .filter_map(|beams| beams.first().map(Sequence::width))
+            .sum()
     }
 
     /// Lets waiting sequences in while the batch, the budget and the pool have room for their
-    /// whole present context.
+    /// whole present context, and for the beams that are to branch off from them.
     fn admit(&mut self, plan: &mut Vec<Part>, mut budget: usize) {
-        while budget > 0 && self.running.len() < self.limits.max_batch {
+        while budget > 0 {
             let Some(sequence) = self.waiting.front() else {
                 break;
             };
+            if self.places() + sequence.width() > self.limits.max_batch {
+                break;
+            }
             let cached = reusable_prefix(&self.blocks, sequence);
             let idle = cached.iter().filter(|c| self.blocks.is_idle(c.0)).count();
-            let needed = sequence.context().len().div_ceil(BLOCK_SIZE) - cached.len();
+            let needed = sequence.blocks_of_request() - cached.len();
             if needed > self.blocks.available() - idle {
                 break;
             }
@@ -322,6 +389,17 @@ impl Scheduler {
         Some(sequence)
     }
 
+    /// Takes all sequences of a request out; gives the first.
+    pub fn remove_request(&mut self, request: SequenceId) -> Option<Sequence> {
+        let all = self.running.iter().chain(&self.waiting);
+        let its = all.filter(|s| s.request() == request).map(|s| s.id);
+        let its: Vec<SequenceId> = its.collect();
+        let mut removed = its.into_iter().filter_map(|id| self.remove(id));
+        let first = removed.next();
+        removed.for_each(drop);
+        first
+    }
+
     /// Checks every invariant of the accounts; for tests.
     ///
     /// # Panics
@@ -345,6 +423,7 @@ impl Sequence {
     fn part(&self, tokens: usize) -> Part {
         Part {
             id: self.id,
+            request: self.request(),
             first_position: self.computed,
             tokens,
             drafted: 0,

@@ -27,11 +27,29 @@ pub fn context_start(tokens: usize, n_positions: usize) -> usize {
     tokens.saturating_sub(n_positions).div_ceil(step) * step
 }
 
+/// Blocks that `width` sequences of `tokens` tokens take which have `shared` full blocks in common.
+#[must_use]
+pub(super) fn blocks_of_beams(tokens: usize, width: usize, shared: usize) -> usize {
+    let each = tokens.div_ceil(BLOCK_SIZE);
+    each + (width - 1) * each.saturating_sub(shared)
+}
+
+/// What makes a sequence one of several that together are one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Beam {
+    request: SequenceId,
+    /// Sequences the request can have at once.
+    width: usize,
+    /// Full blocks that they all begin with.
+    shared: usize,
+}
+
 /// A token history and its place in the cache. Owned by the scheduler.
 #[derive(Debug, Clone)]
 pub struct Sequence {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>,
+    beam: Option<Beam>,
     /// The model's window.
     n_positions: usize,
     /// Whether cached prefixes may stand in for its first tokens (not if their logits are wanted).
@@ -58,6 +76,7 @@ impl Sequence {
         Self {
             id,
             tokens,
+            beam: None,
             n_positions,
             may_reuse,
             start,
@@ -69,9 +88,48 @@ impl Sequence {
         }
     }
 
+    /// Makes it the first of up to `width` beams, which all begin with its present tokens. They are
+    /// admitted and preempted as one.
+    pub(super) fn begin_beams(&mut self, width: usize) {
+        self.beam = Some(Beam {
+            request: self.id,
+            width,
+            shared: self.tokens.len() / BLOCK_SIZE,
+        });
+    }
+
+    /// A further beam that goes on from this one, which is as it was made.
+    pub(super) fn branch(&self, id: SequenceId, tokens: &[u32]) -> Self {
+        let mut branch = self.clone();
+        branch.id = id;
+        branch.tokens.extend_from_slice(tokens);
+        branch.start = context_start(branch.tokens.len(), branch.n_positions);
+        branch
+    }
+
+    /// The request it belongs to: itself, unless it is a beam.
+    #[must_use]
+    pub fn request(&self) -> SequenceId {
+        self.beam.map_or(self.id, |beam| beam.request)
+    }
+
+    /// Sequences its request can have in the batch at once.
+    pub(super) fn width(&self) -> usize {
+        self.beam.map_or(1, |beam| beam.width)
+    }
+
+    /// Blocks that its request needs when its sequences are as long as this one.
+    pub(super) fn blocks_of_request(&self) -> usize {
+        let shared = self.beam.map_or(0, |beam| beam.shared);
+        blocks_of_beams(self.context().len(), self.width(), shared)
+    }
+
     /// Guesses up to `limit` next tokens, as far as they and the one after them have room in the
-    /// window.
+    /// window. There is nothing to guess of a beam: its next token is not drawn.
     pub(super) fn guess(&mut self, limit: usize) {
+        if self.beam.is_some() {
+            return;
+        }
         let room = self.n_positions - self.context().len();
         self.draft = self.drafter.draft(&self.tokens, limit.min(room));
     }

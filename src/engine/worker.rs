@@ -4,6 +4,11 @@
 //! computed; draw a token for every sequence that reached the end of its context; send. A panic
 //! or error in the pass fails the requests that were in it, one in drawing a token only its own;
 //! the loop goes on. It must never wait for a client.
+//!
+//! `beams` is what it does for searches, `logits` how it reads a pass's result.
+
+mod beams;
+mod logits;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +22,7 @@ use tracing::{debug, error};
 use super::EngineConfig;
 use super::active::Active;
 use super::batch::{StepBatch, build};
+use super::beams::{Beams, blocks_needed};
 use super::blocks::BLOCK_SIZE;
 use super::budget::StepBudget;
 use super::constraint::Masks;
@@ -165,7 +171,7 @@ impl Worker {
             id,
             request,
             verdict,
-            events,
+            clients,
             place,
         } = *submission;
         let n_positions = self.model.config().n_positions;
@@ -182,18 +188,19 @@ impl Worker {
         tokens.extend_from_slice(&request.prompt);
         // What is in the cache has neither logits nor hidden states.
         let may_reuse = !request.logprobs.prompt && request.output == Output::Text;
-        let active = Active::new(
+        let mut active = Active::new(
             request,
-            events,
+            clients,
             place,
             &tokens,
             history_length,
             max_tokens,
             self.model.config(),
         );
+        let mut sequence = Sequence::new(id, tokens, n_positions, may_reuse);
+        active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
-        self.scheduler
-            .add(Sequence::new(id, tokens, n_positions, may_reuse));
+        self.scheduler.add(sequence);
         // If the client is gone already, a `Close` follows.
         let _ = verdict.send(Ok(()));
         Ok(())
@@ -234,7 +241,8 @@ impl Worker {
         } else {
             total - context_start(total, n_positions) + max_tokens
         };
-        let needed = longest.div_ceil(BLOCK_SIZE);
+        self.check_width(request)?;
+        let needed = blocks_needed(request, total, longest);
         let available = self.scheduler.blocks().capacity();
         if needed > available {
             return Err(GenerateError::KvTooSmall {
@@ -259,7 +267,7 @@ impl Worker {
             return;
         }
         for part in &plan {
-            if let Some(active) = self.active.get_mut(&part.id) {
+            if let Some(active) = self.active.get_mut(&part.request) {
                 active.planned(part.first_position);
             }
         }
@@ -278,7 +286,7 @@ impl Worker {
         };
         error!(%failure, requests = plan.len(), "a step failed");
         for part in plan {
-            self.fail(part.id, GenerateError::StepFailed(failure.clone()));
+            self.fail(part.request, GenerateError::StepFailed(failure.clone()));
         }
     }
 
@@ -286,7 +294,7 @@ impl Worker {
         if let Some(hook) = &self.config.step_hook {
             let ids: Vec<_> = plan
                 .iter()
-                .filter_map(|part| self.active.get(&part.id))
+                .filter_map(|part| self.active.get(&part.request))
                 .map(|active| active.request.id.clone())
                 .collect();
             hook(&ids);
@@ -318,23 +326,27 @@ impl Worker {
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
             let drawn = part.completes.then(|| rows.next()).flatten();
-            if let Some(Row::Draw {
-                active,
-                drawn,
-                failed,
-                ..
-            }) = drawn
-            {
-                self.active.insert(part.id, active);
-                self.take_prompt_rows(part.id, wanted, prompt);
-                self.advance(*part, drawn, failed);
-            } else {
-                self.take_prompt_rows(part.id, wanted, prompt);
+            match drawn {
+                Some(Row::Draw {
+                    active,
+                    drawn,
+                    failed,
+                    ..
+                }) => {
+                    self.active.insert(part.id, active);
+                    self.take_prompt_rows(part.id, wanted, prompt);
+                    self.advance(*part, drawn, failed);
+                }
+                Some(Row::Rank { ranked, .. }) => {
+                    self.take_prompt_rows(part.request, wanted, prompt);
+                    self.advance_beams(*part, ranked);
+                }
+                _ => self.take_prompt_rows(part.request, wanted, prompt),
             }
         }
         if let Err(error) = pooled.and(read) {
             for part in plan {
-                self.fail(part.id, GenerateError::StepFailed(error.to_string()));
+                self.fail(part.request, GenerateError::StepFailed(error.to_string()));
             }
         }
     }
@@ -343,13 +355,22 @@ impl Worker {
     fn rows(&mut self, plan: &[Part], batch: &StepBatch) -> Vec<Row> {
         let mut rows = Vec::with_capacity(batch.batch.logits_rows.len());
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
-            let active = self.active.get(&part.id);
+            let active = self.active.get(&part.request);
             let top = active.map_or(0, |active| active.request.logprobs.top);
             rows.extend(wanted.iter().map(|&(_, next)| Row::Prompt {
                 next,
                 top,
                 found: None,
             }));
+            let beams = active.and_then(|active| active.beams.as_ref());
+            if let Some(beams) = beams {
+                let wanted = beams.wanted();
+                rows.extend(part.completes.then_some(Row::Rank {
+                    wanted,
+                    ranked: None,
+                }));
+                continue;
+            }
             // A request has one such row at most: its prompt's rows are behind it already.
             if part.completes
                 && let Some(active) = self.active.remove(&part.id)
@@ -364,20 +385,6 @@ impl Worker {
             }
         }
         rows
-    }
-
-    fn take_prompt_rows(&mut self, id: SequenceId, wanted: &[(usize, u32)], rows: Vec<Row>) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        for (&(index, _), row) in wanted.iter().zip(rows) {
-            if let Row::Prompt {
-                found: Some(found), ..
-            } = row
-            {
-                active.take_prompt_token(index, found);
-            }
-        }
     }
 
     /// Sends one sequence the tokens drawn for it, and takes them in.
@@ -417,7 +424,7 @@ impl Worker {
 
     /// Takes a generation out of the batch; on a session, its tokens are kept until it is closed.
     fn finish(&mut self, id: SequenceId) {
-        let sequence = self.scheduler.remove(id);
+        let sequence = self.scheduler.remove_request(id);
         let active = self.active.remove(&id);
         if let (Some(sequence), Some(active)) = (sequence, active)
             && active.request.session.is_some()
@@ -434,7 +441,13 @@ impl Worker {
         kept: Option<&KeptOutput>,
         done: Option<oneshot::Sender<()>>,
     ) {
-        self.finish(id);
+        let stays = self
+            .active
+            .get_mut(&id)
+            .is_some_and(|active| !active.leave());
+        if !stays {
+            self.finish(id);
+        }
         if let Some(Unsettled { active, tokens }) = self.unsettled.remove(&id) {
             if let Some(session) = &active.request.session {
                 let history = kept.map(|kept| active.history_to_keep(&tokens, kept));

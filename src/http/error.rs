@@ -382,6 +382,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::ContextLength { .. } => (Kind::ContextLength, Some("session_id")),
             GenerateError::NothingToContinue => (Kind::Invalid, Some("session_id")),
             GenerateError::KvTooSmall { .. } => (Kind::Invalid, None),
+            GenerateError::BatchTooSmall { .. } => (Kind::Invalid, Some("best_of")),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::Grammar(_) => (Kind::Invalid, None),
             GenerateError::NotFinite | GenerateError::StepFailed(_) => (Kind::Generation, None),

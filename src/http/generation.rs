@@ -121,35 +121,34 @@ struct Progress {
 }
 
 impl TextGeneration {
-    /// Submits a request. `include_stop`: a stop string is part of the text it ends.
+    /// Submits a request: one generation, or one for each beam of a search, best first.
+    /// `include_stop`: a stop string is part of the text it ends.
     ///
     /// # Errors
     /// What the engine says if it does not take the request.
-    pub(super) async fn start(
+    async fn start(
         serving: &Serving,
         request: GenerateRequest,
         include_stop: bool,
-    ) -> Result<Self, ApiError> {
-        let stream = TextStream::new(
-            Arc::clone(&serving.tokenizer),
-            &request.stop.stop_strings,
-            include_stop,
-        );
+    ) -> Result<Vec<Self>, ApiError> {
+        let stops = request.stop.stop_strings.clone();
         let in_session = request.session.is_some();
         let (id, started) = (request.id.clone(), Instant::now());
-        let running = serving.engine.submit(request).await?;
-        Ok(Self {
+        let running = serving.engine.submit_all(request).await?.into_iter();
+        let generation = |running| Self {
             running: Some(running),
-            stream,
+            stream: TextStream::new(Arc::clone(&serving.tokenizer), &stops, include_stop),
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
             in_session,
-            progress: Progress::new(id, started),
-        })
+            progress: Progress::new(id.clone(), started),
+        };
+        Ok(running.map(generation).collect())
     }
 
-    /// Submits all requests of one HTTP request; none runs unless all are accepted.
+    /// Submits all requests of one HTTP request, and gives their generations in the same order;
+    /// none runs unless all are accepted.
     ///
     /// # Errors
     /// The first refusal.
@@ -161,7 +160,7 @@ impl TextGeneration {
         let starts = requests
             .into_iter()
             .map(|request| Self::start(serving, request, include_stop));
-        try_join_all(starts).await
+        Ok(try_join_all(starts).await?.into_iter().flatten().collect())
     }
 
     /// The next step; `None` after the last one, or after an error.

@@ -126,6 +126,18 @@ impl KvCache {
         n_layer * shape.block_stride() * dtype.dtype().size_in_bytes()
     }
 
+    /// Copies one block's keys and values over another's, in all layers.
+    ///
+    /// # Errors
+    /// If the cache does not have the blocks.
+    pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
+        for layer in &self.layers {
+            let block = layer.tensor.narrow(0, from as usize, 1)?.copy()?; // [1, n_head, 2, half]
+            layer.tensor.slice_set(&block, 0, to as usize)?;
+        }
+        Ok(())
+    }
+
     /// The keys and values of layer `i`.
     ///
     /// # Errors
@@ -411,6 +423,32 @@ mod tests {
                     .unwrap(),
                 0.0
             );
+        }
+    }
+
+    #[test]
+    fn a_copied_block_holds_the_same_in_every_layer_and_no_other_changes() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let cache = KvCache::new(&Device::Cpu, dtype, 2, 4, 2, 5).unwrap();
+            let values = |layer: usize| -> Vec<Vec<f32>> {
+                let tensor = &cache.layer(layer).unwrap().tensor;
+                let tensor = tensor.to_dtype(DType::F32).unwrap();
+                tensor.flatten_from(1).unwrap().to_vec2().unwrap()
+            };
+            for layer in 0..2 {
+                let tensor = &cache.layer(layer).unwrap().tensor;
+                let random = Tensor::rand(-1f32, 1., tensor.dims(), &Device::Cpu).unwrap();
+                let random = random.to_dtype(dtype.dtype()).unwrap();
+                tensor.slice_set(&random, 0, 0).unwrap();
+            }
+            let before = [values(0), values(1)];
+            cache.copy_block(2, 1).unwrap();
+            for (layer, before) in before.iter().enumerate() {
+                let expected = [&before[0], &before[2], &before[2], &before[3]];
+                assert_eq!(values(layer).iter().collect::<Vec<_>>(), expected);
+            }
+            assert!(cache.copy_block(4, 0).is_err());
+            assert!(cache.copy_block(0, 4).is_err());
         }
     }
 

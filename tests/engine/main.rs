@@ -1,5 +1,6 @@
 //! The engine from outside: a real model behind an `EngineHandle`, no HTTP.
 
+mod beams;
 mod embeddings;
 mod exactness;
 mod failures;

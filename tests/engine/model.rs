@@ -130,6 +130,13 @@ pub async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
     finish(generation).await.expect("it does not fail")
 }
 
+/// Runs a beam search to its end; the beams it returns, best first.
+pub async fn run_beams(engine: &EngineHandle, draft: RequestDraft) -> Vec<Outcome> {
+    let beams = engine.submit_all(admit(draft)).await.expect("accepted");
+    let beams = futures_util::future::try_join_all(beams.into_iter().map(finish)).await;
+    beams.expect("it does not fail")
+}
+
 /// Runs requests side by side.
 pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
     futures_util::future::join_all(drafts.into_iter().map(|draft| run(engine, draft))).await

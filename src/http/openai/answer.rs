@@ -49,7 +49,7 @@ pub(in crate::http) struct Choice {
     #[schema(example = "stop")]
     pub finish_reason: Option<&'static str>,
     /// The seed this choice was drawn with; with `finish_reason`. The same request with this
-    /// seed, and `n` 1, gives the same text.
+    /// seed, and `n` 1, gives the same text. A beam is not drawn and has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
 }

@@ -53,8 +53,8 @@ pub(in crate::http) async fn completions(
     let (serving, in_flight) = app.begin()?;
     let mut plan = body.plan(&serving, &scope).await?;
     let requests = std::mem::take(&mut plan.requests);
-    let seeds = requests
-        .iter()
+    let drawn = requests.iter().filter(|request| request.beams.is_none());
+    let seeds = drawn
         .map(|request| request.sampling.seed.cast_signed())
         .collect();
     let generations = TextGeneration::start_all(&serving, requests, false).await?;

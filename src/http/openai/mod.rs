@@ -3,6 +3,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | the body of a completion request, and how it becomes requests to the engine |
+//! | [`beams`] | its fields of beam search |
 //! | [`answer`] | the objects of the answer |
 //! | [`logprobs`] | the `logprobs` object of a choice |
 //! | [`completions`] | the handler, and the writer of streams |
@@ -13,6 +14,7 @@
 //! Nothing here may reach into the engine: generations run in [`super::generation`].
 
 pub(super) mod answer;
+mod beams;
 pub(super) mod completions;
 pub(super) mod embeddings;
 mod logprobs;

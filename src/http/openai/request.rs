@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::beams::{BeamFields, EarlyStoppingField};
 use super::prompt::{Prompt, TokenizedPrompt};
 use crate::http::app::Serving;
 use crate::http::body::object;
@@ -12,7 +13,7 @@ use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutput
 use crate::http::layers::Scope;
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{
-    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
+    BeamParams, GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
 };
 
 /// `max_tokens` where it is left out.
@@ -43,7 +44,8 @@ pub(in crate::http) struct CompletionRequest {
     #[schema(minimum = 1, maximum = 128, default = 1)]
     pub n: Option<i64>,
     /// Generates so many choices per prompt and returns the `n` with the highest mean
-    /// log-probability. At least `n`; not with `stream`, unless equal to `n`.
+    /// log-probability; with `use_beam_search` the number of beams. At least `n`; not with
+    /// `stream`, unless equal to `n`.
     #[schema(minimum = 1, maximum = 20)]
     pub best_of: Option<i64>,
     /// Answer with server-sent events.
@@ -120,6 +122,22 @@ pub(in crate::http) struct CompletionRequest {
     /// The `guided_…` fields as newer clients of vLLM spell them.
     #[serde(default, deserialize_with = "object")]
     pub structured_outputs: Option<StructuredOutputs>,
+    /// Search for the most likely texts instead of drawing tokens: `best_of` beams (by default
+    /// `n`), of which the best `n` are returned, best first, as Hugging Face's `generate` finds them
+    /// with `num_beams` and `num_return_sequences`. Sampling fields must be left out or change
+    /// nothing, the model's sampling defaults do not count, and `seed` is ignored. End-of-text,
+    /// `stop_token_ids`, `min_tokens` and `max_tokens` (at least 1) end beams; `stop`, `stream`,
+    /// `session_id` and `overflow: "slide"` are not possible. `completion_tokens` counts the beams
+    /// returned.
+    #[schema(default = false)]
+    pub use_beam_search: Option<bool>,
+    /// Beams are ranked by their log-probability divided by their length in tokens, the one that
+    /// ends them included, to the power of this: above 0 favours longer texts. Only with
+    /// `use_beam_search`.
+    #[schema(minimum = -10, maximum = 10, default = 1)]
+    pub length_penalty: Option<f64>,
+    /// Only with `use_beam_search`.
+    pub early_stopping: Option<EarlyStoppingField>,
     /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. One
     /// prompt and one choice only. Default: the `X-Session-Id` header.
     pub session_id: Option<String>,
@@ -143,13 +161,14 @@ pub(in crate::http) struct StreamOptions {
     reason = "each is a field of the request"
 )]
 pub(super) struct Plan {
-    /// The requests to the engine: `best_of` for each prompt, in order.
+    /// The requests to the engine: `best_of` for each prompt, in order, or one beam search.
     pub requests: Vec<GenerateRequest>,
     /// The prompts, in order.
     pub prompts: Vec<TokenizedPrompt>,
     /// Choices returned per prompt.
     pub n: usize,
-    /// Choices generated per prompt.
+    /// Choices generated per prompt, of which the best are returned; a beam search generates
+    /// only those it returns.
     pub best_of: usize,
     /// The prompt is part of the text.
     pub echo: bool,
@@ -167,6 +186,14 @@ struct Choices {
     best_of: usize,
 }
 
+impl Choices {
+    /// Those that come out of the engine.
+    fn generated(self, beams: Option<BeamParams>) -> Self {
+        let best_of = beams.map_or(self.best_of, |beams| beams.returned);
+        Self { best_of, ..self }
+    }
+}
+
 impl CompletionRequest {
     /// Checks everything, tokenizes the prompts, and makes the requests to the engine.
     ///
@@ -177,13 +204,18 @@ impl CompletionRequest {
         let stream = self.stream.unwrap_or(false);
         let include_usage = self.check_stream_options(stream)?;
         let choices = self.check_choices(serving, stream)?;
+        let beams = self.beams(&choices, stream)?;
         let session = scope.session(self.session_id.as_deref())?;
         // No prompt is an empty one.
         let prompt = self.prompt.take().unwrap_or(Prompt::Text(String::new()));
         let prompts = prompt.split();
-        let total = check_total(prompts.len(), &choices, serving, session.is_some())?;
+        // That a search has no session is said by `Limits::admit`.
+        let one_choice = session.is_some() && beams.is_none();
+        let total = check_total(prompts.len(), &choices, serving, one_choice)?;
         let mut draft = self.draft(serving, scope, session.clone())?;
+        draft.beams = beams;
         draft.grammar = grammar::compile(self.grammar_fields().description()?, serving).await?;
+        let choices = choices.generated(beams);
         let prompts = TokenizedPrompt::all(prompts, &serving.tokenizer, session.is_some()).await?;
         let mut requests = Vec::with_capacity(total);
         for prompt in &prompts {
@@ -192,7 +224,8 @@ impl CompletionRequest {
                 ..draft.clone()
             };
             let first = serving.limits.admit(draft)?;
-            for choice in 0..choices.best_of {
+            let requests_per_prompt = beams.map_or(choices.best_of, |_| 1);
+            for choice in 0..requests_per_prompt {
                 let mut request = first.clone();
                 request.id = scope.id.child(requests.len());
                 request.sampling.seed = first.sampling.seed.wrapping_add(choice as u64);
@@ -254,7 +287,18 @@ impl CompletionRequest {
         }
     }
 
-    /// Everything but the prompt and the grammar.
+    /// The beam search it asks for, if any.
+    fn beams(&self, choices: &Choices, stream: bool) -> Result<Option<BeamParams>, ApiError> {
+        let fields = BeamFields {
+            use_beam_search: self.use_beam_search.unwrap_or(false),
+            length_penalty: self.length_penalty,
+            early_stopping: self.early_stopping,
+            stream,
+        };
+        fields.checked(choices.best_of, choices.n)
+    }
+
+    /// Everything but the prompt, the beams and the grammar.
     fn draft(
         &mut self,
         serving: &Serving,

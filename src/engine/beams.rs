@@ -1,0 +1,164 @@
+//! A beam search as sequences in the batch: each live beam is one, and has one row in a step.
+//!
+//! What every row says is kept until all of a step are there; then [`BeamSearch`] chooses. The
+//! first beam that continues a sequence stays in it, further ones branch off beside it, and
+//! sequences that no beam continues are removed. If the search was preempted, only its first
+//! sequence comes back, and the others branch off from it again. So the result does not depend on
+//! what else is in the batch.
+//!
+//! It must never touch the KV cache: it says which blocks are to be copied.
+
+use super::beam::{Advance, BeamSearch, Branch, Hypothesis};
+use super::event::TokenLogprob;
+use super::scheduler::{BlockCopy, Scheduler};
+use super::sequence::{Sequence, SequenceId, blocks_of_beams};
+use crate::request::GenerateRequest;
+
+/// Sequence numbers that a search takes, from its own on: the beams of two steps.
+pub(super) fn sequence_ids(request: &GenerateRequest) -> u64 {
+    request.beams.map_or(1, |beams| 2 * beams.width as u64)
+}
+
+/// Blocks that a request of `prompt` tokens needs at its longest.
+pub(super) fn blocks_needed(request: &GenerateRequest, prompt: usize, longest: usize) -> usize {
+    let width = request.beams.map_or(1, |beams| beams.width);
+    blocks_of_beams(longest, width, prompt / super::blocks::BLOCK_SIZE)
+}
+
+/// The sequences of one search.
+pub(super) struct Beams {
+    request: SequenceId,
+    width: usize,
+    /// The sequence that all begin as.
+    root: Sequence,
+    search: BeamSearch,
+    /// One for each live beam, best first.
+    live: Vec<Lane>,
+}
+
+/// The sequence of a live beam.
+struct Lane {
+    id: SequenceId,
+    /// The most likely tokens after it, once known.
+    row: Option<Vec<TokenLogprob>>,
+}
+
+/// What follows from a row.
+pub(super) enum Step {
+    /// The search goes on; these blocks are to be copied before the next pass.
+    Next(Vec<BlockCopy>),
+    /// It is over: the beams asked for, best first.
+    Done(Vec<Hypothesis>),
+}
+
+impl Beams {
+    /// A search that begins with the sequence `root`; `None` if the request asks for none. Makes the
+    /// sequence its first beam.
+    pub fn new(
+        request: &GenerateRequest,
+        root: &mut Sequence,
+        max_tokens: usize,
+    ) -> Option<Box<Self>> {
+        let params = request.beams?;
+        root.begin_beams(params.width);
+        let (stop, top) = (request.stop.clone(), request.logprobs.top);
+        let search = BeamSearch::new(params, stop, max_tokens, top);
+        let id = root.id;
+        let mut root = root.clone();
+        // The logits of its prompt are wanted of the first alone.
+        root.may_reuse = true;
+        Some(Box::new(Self {
+            request: id,
+            width: params.width,
+            root,
+            search,
+            live: vec![Lane { id, row: None }],
+        }))
+    }
+
+    /// How many of the most likely tokens a row has to say.
+    pub fn wanted(&self) -> usize {
+        self.search.wanted()
+    }
+
+    /// Takes the most likely tokens after the sequence `id`, which is in the batch.
+    pub fn take(
+        &mut self,
+        id: SequenceId,
+        row: Vec<TokenLogprob>,
+        scheduler: &mut Scheduler,
+    ) -> Step {
+        if let Some(lane) = self.live.iter_mut().find(|lane| lane.id == id) {
+            lane.row = Some(row);
+        }
+        if self.live.iter().any(|lane| lane.row.is_none()) {
+            return Step::Next(self.restore(id, scheduler));
+        }
+        let rows = self.live.iter_mut().filter_map(|lane| lane.row.take());
+        match self.search.advance(&rows.collect::<Vec<_>>()) {
+            Advance::Done(hypotheses) => Step::Done(hypotheses),
+            Advance::Continue(branches) => Step::Next(self.branch(id, &branches, scheduler)),
+        }
+    }
+
+    /// Branches off the beams again that a preemption has dropped, beside the one that came back.
+    fn restore(&self, present: SequenceId, scheduler: &mut Scheduler) -> Vec<BlockCopy> {
+        let missing = self
+            .live
+            .iter()
+            .enumerate()
+            .filter(|(_, lane)| lane.row.is_none() && scheduler.sequence(lane.id).is_none());
+        let missing: Vec<(usize, SequenceId)> =
+            missing.map(|(rank, lane)| (rank, lane.id)).collect();
+        let branched = missing
+            .into_iter()
+            .map(|(rank, id)| scheduler.branch(present, self.sequence(id, rank)));
+        branched.flatten().collect()
+    }
+
+    /// Makes the sequences those of the next live beams. `present` is one that is in the batch.
+    fn branch(
+        &mut self,
+        present: SequenceId,
+        branches: &[Branch],
+        scheduler: &mut Scheduler,
+    ) -> Vec<BlockCopy> {
+        let before = std::mem::take(&mut self.live);
+        let is_free = |id: &SequenceId| before.iter().all(|lane| lane.id != *id);
+        let ids = (self.request.0..).take(2 * self.width).map(SequenceId);
+        let mut free = ids.filter(is_free);
+        let mut copies = Vec::new();
+        let mut continued = Vec::new();
+        for (rank, branch) in branches.iter().enumerate() {
+            let parent = before[branch.parent].id;
+            let is_there = scheduler.sequence(parent).is_some();
+            let id = if is_there && !continued.contains(&parent) {
+                scheduler.push_tokens(parent, &[branch.token]);
+                continued.push(parent);
+                parent
+            } else {
+                // At most `width` of the numbers were taken.
+                let Some(id) = free.next() else { break };
+                let beside = if is_there { parent } else { present };
+                copies.extend(scheduler.branch(beside, self.sequence(id, rank)));
+                id
+            };
+            self.live.push(Lane { id, row: None });
+        }
+        for lane in before {
+            if !continued.contains(&lane.id) {
+                scheduler.remove(lane.id);
+            }
+        }
+        copies
+    }
+
+    /// A new sequence for the live beam of this rank.
+    fn sequence(&self, id: SequenceId, rank: usize) -> Sequence {
+        self.root.branch(id, &self.search.tokens(rank))
+    }
+}
+
+#[cfg(test)]
+#[path = "beams_tests.rs"]
+mod tests;

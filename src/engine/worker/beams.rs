@@ -1,0 +1,65 @@
+//! What the worker does for beam searches.
+
+use tracing::error;
+
+use super::Worker;
+use crate::engine::beams::Step;
+use crate::engine::event::{GenerateError, TokenLogprob};
+use crate::engine::scheduler::{BlockCopy, Part};
+use crate::engine::sequence::SequenceId;
+use crate::request::GenerateRequest;
+
+/// What a row of logits said; nothing if it could not be read.
+type Ranked = Option<Result<Vec<TokenLogprob>, GenerateError>>;
+
+impl Worker {
+    /// Whether all beams of a request fit into a batch.
+    pub(super) fn check_width(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
+        let max_batch = self.config.max_batch;
+        match request.beams {
+            Some(beams) if beams.width > max_batch => Err(GenerateError::BatchTooSmall {
+                width: beams.width,
+                max_batch,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands a search one of its rows; with the last row of a step it goes on or ends.
+    pub(super) fn advance_beams(&mut self, part: Part, ranked: Ranked) {
+        let Some(active) = self.active.get_mut(&part.request) else {
+            return;
+        };
+        active.report_prompt();
+        let (Some(beams), Some(ranked)) = (&mut active.beams, ranked) else {
+            return;
+        };
+        let row = match ranked {
+            Ok(row) => row,
+            Err(error) => return self.fail_search(part.request, error),
+        };
+        match beams.take(part.id, row, &mut self.scheduler) {
+            Step::Next(copies) => self.copy_blocks(part.request, &copies),
+            Step::Done(hypotheses) => {
+                active.deliver_beams(hypotheses);
+                self.finish(part.request);
+            }
+        }
+    }
+
+    fn copy_blocks(&mut self, request: SequenceId, copies: &[BlockCopy]) {
+        let copied = copies
+            .iter()
+            .try_for_each(|copy| self.kv.copy_block(copy.from.0, copy.to.0));
+        if let Err(error) = copied {
+            self.fail_search(request, GenerateError::StepFailed(error.to_string()));
+        }
+    }
+
+    fn fail_search(&mut self, request: SequenceId, error: GenerateError) {
+        if let Some(active) = self.active.get(&request) {
+            error!(request = %active.request.id, %error, "a beam search failed");
+        }
+        self.fail(request, error);
+    }
+}
