@@ -28,20 +28,25 @@ def create(exact, model):
     return completion
 
 
-def test_the_best_beam_is_at_least_as_likely_as_the_greedy_text(create, reference):
-    for case in reference[:4]:
-        greedy = create(None, prompt=case["ids"], logprobs=0)
-        beam = create({"use_beam_search": True}, prompt=case["ids"], n=4, logprobs=0)
-        assert [choice.index for choice in beam.choices] == [0, 1, 2, 3]
-
-        def mean(choice):
+def test_beams_are_those_of_the_reference(create, reference):
+    for case in reference[:6]:
+        expected = case["beams"]
+        answer = create({"use_beam_search": True}, prompt=case["ids"], n=4, logprobs=0)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        for choice, beam in zip(answer.choices, expected, strict=True):
             logprobs = choice.logprobs.token_logprobs
-            return sum(logprobs) / len(logprobs)
+            assert sum(logprobs) / len(logprobs) == pytest.approx(beam["score"], abs=2e-3), case["prompt"]
+        best = create(None, prompt=expected[0]["ids"], max_tokens=0, echo=True)
+        assert answer.choices[0].text == best.choices[0].text
 
-        means = [mean(choice) for choice in beam.choices]
-        assert means == sorted(means, reverse=True)
-        assert means[0] >= mean(greedy.choices[0]) - 1e-4
-        assert len({choice.text for choice in beam.choices}) == 4
+
+def test_a_wider_search_returns_as_many_as_were_asked_for(create, reference):
+    case = reference[0]
+    wide = create({"use_beam_search": True}, prompt=case["ids"], n=4)
+    best = create({"use_beam_search": True}, prompt=case["ids"], n=1, best_of=4)
+    assert [choice.text for choice in best.choices] == [wide.choices[0].text]
+    short = create({"use_beam_search": True, "length_penalty": -2.0, "early_stopping": True}, prompt=case["ids"], n=2)
+    assert len(short.choices) == 2
 
 
 def test_prompt_logprobs_are_those_of_the_reference(create, reference):
@@ -63,9 +68,11 @@ def test_a_truncated_prompt_is_its_last_tokens(create, reference):
     assert create({"truncate_prompt_tokens": 4}, prompt=prompt[:3]).usage.prompt_tokens == 3
 
 
-def test_beam_search_cannot_be_streamed(create, reference):
-    with pytest.raises(openai.BadRequestError):
-        list(create({"use_beam_search": True}, prompt=reference[0]["ids"], n=2, stream=True))
+@pytest.mark.parametrize("other", [{"stream": True}, {"temperature": 0.7}, {"stop": ["x"]}])
+def test_what_a_beam_search_cannot_do_is_refused_by_name(create, other):
+    with pytest.raises(openai.BadRequestError) as caught:
+        create({"use_beam_search": True}, prompt="The dragon", n=2, **other)
+    assert [caught.value.param] == list(other)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ def before_call(context, case, kwargs):
 
 def mended(fields):
     fields = {name: MENDED.get(name, whole)(value) for name, value in fields.items()}
+    if "messages" in fields and fields.get("max_tokens") is None:
+        # Otherwise an answer may fill the context.
+        fields.setdefault("max_completion_tokens", MOST_TOKENS)
     if isinstance(fields.get("stream_options"), dict) and fields.get("stream") in (None, False):
         fields["stream"] = True
     return fields
