@@ -586,10 +586,11 @@ impl Limits {
                 Err(InvalidRequest::context_length(
                     draft.prompt_field,
                     format!(
-                        "`{}` has {} tokens; the model's context is {} tokens, prompt and completion together (`overflow: \"slide\"` goes past it)",
+                        // Clients know the first words, which are OpenAI's.
+                        "this model's maximum context length is {} tokens, prompt and completion together; `{}` has {} (`overflow: \"slide\"` goes past it)",
+                        self.n_positions,
                         draft.prompt_field,
-                        draft.prompt.len(),
-                        self.n_positions
+                        draft.prompt.len()
                     ),
                 ))
             }
@@ -601,11 +602,11 @@ impl Limits {
                 Err(InvalidRequest::context_length(
                     draft.max_tokens_field,
                     format!(
-                        "{} prompt tokens and `{}` {} together exceed the model's context of {} tokens",
+                        "this model's maximum context length is {} tokens; {} prompt tokens and `{}` {} together exceed it",
+                        self.n_positions,
                         draft.prompt.len(),
                         draft.max_tokens_field,
-                        max_tokens,
-                        self.n_positions
+                        max_tokens
                     ),
                 ))
             }

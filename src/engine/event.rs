@@ -115,7 +115,7 @@ pub enum GenerateError {
     },
     /// A session's history and the request together do not fit the window.
     #[error(
-        "the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed the model's context of {n_positions} tokens (`overflow: \"slide\"` goes past it)"
+        "this model's maximum context length is {n_positions} tokens; the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it (`overflow: \"slide\"` goes past it)"
     )]
     ContextLength {
         /// Tokens the session already has.

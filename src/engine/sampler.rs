@@ -194,10 +194,16 @@ impl Sampler {
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 {
+                let penalized = if *logit > 0.0 {
                     *logit / penalty
                 } else {
                     *logit * penalty
+                };
+                // A tiny penalty makes a logit huge, but what the model gave was a number.
+                *logit = if logit.is_finite() {
+                    penalized.clamp(f32::MIN, f32::MAX)
+                } else {
+                    penalized
                 };
             }
         }
@@ -314,6 +320,21 @@ mod tests {
         let mut logits = [1.0, -1.0, 1.0, 1.0, 1.0];
         sampler.penalize(&mut logits);
         assert_eq!(logits, [0.5, -2.75, -0.5, 11.0, 1.0]);
+    }
+
+    #[test]
+    fn the_smallest_penalty_leaves_something_to_draw() {
+        let smallest = SamplingParams {
+            repetition_penalty: f32::MIN_POSITIVE,
+            ..params()
+        };
+        let mut sampler = Sampler::new(smallest, &[1, 2], 4);
+        let mut draw = |row: [f32; 4]| sampler.draw(&row, 0, &[], &mut Scratch::default());
+        assert_eq!(draw([3.0, -2.0, 1.0, 2.0]), Ok(2));
+        assert_eq!(
+            draw([3.0, f32::INFINITY, 1.0, 2.0]),
+            Err(GenerateError::NotFinite)
+        );
     }
 
     #[test]

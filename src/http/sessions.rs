@@ -98,7 +98,7 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<SessionList>, Ap
     get,
     path = "/v1/sessions/{id}",
     tag = "sessions",
-    params(("id" = String, Path, description = "The session's name")),
+    params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses((status = 200, description = "The session with its history", body = Session), OpenAiLookupErrors),
 )]
 pub(super) async fn get(
@@ -126,7 +126,7 @@ pub(super) async fn get(
     delete,
     path = "/v1/sessions/{id}",
     tag = "sessions",
-    params(("id" = String, Path, description = "The session's name")),
+    params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses((status = 200, description = "The session is forgotten", body = DeletedSession), OpenAiLookupErrors),
 )]
 pub(super) async fn delete(

@@ -42,21 +42,21 @@ pub(super) enum Tokenized {
     /// For `content`.
     LlamaCpp {
         /// The tokens.
-        tokens: TokenList,
+        tokens: Vec<ListedToken>,
     },
     /// For `inputs`.
     Tgi(Vec<PlacedToken>),
 }
 
-/// Ids, or with `with_pieces` ids and texts.
+/// An id, or with `with_pieces` an id and its text.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-#[schema(example = json!([{"id": 406, "piece": "Once"}, {"id": 257, "piece": [226, 128]}]))]
-pub(super) enum TokenList {
-    /// Ids.
-    Ids(Vec<u32>),
-    /// Ids and texts.
-    Pieces(Vec<TokenPiece>),
+#[schema(example = json!({"id": 406, "piece": "Once"}))]
+pub(super) enum ListedToken {
+    /// An id.
+    Id(u32),
+    /// An id and its text.
+    Piece(TokenPiece),
 }
 
 /// A token and its text.
@@ -112,9 +112,9 @@ pub(super) async fn tokenize_text(
             let ids = tokenize(tokenizer, content, parse_special).await?;
             Tokenized::LlamaCpp {
                 tokens: if body.with_pieces.unwrap_or(false) {
-                    TokenList::Pieces(pieces(tokenizer, ids))
+                    pieces(tokenizer, ids)
                 } else {
-                    TokenList::Ids(ids)
+                    ids.into_iter().map(ListedToken::Id).collect()
                 },
             }
         }
@@ -135,16 +135,16 @@ pub(super) async fn tokenize_text(
     Ok(Json(answer))
 }
 
-fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<TokenPiece> {
+fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<ListedToken> {
     let piece = |id| {
         let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-        TokenPiece {
+        ListedToken::Piece(TokenPiece {
             id,
             piece: match std::str::from_utf8(bytes) {
                 Ok(text) => Piece::Text(text.to_owned()),
                 Err(_) => Piece::Bytes(bytes.to_vec()),
             },
-        }
+        })
     };
     ids.into_iter().map(piece).collect()
 }

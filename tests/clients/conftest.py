@@ -1,52 +1,91 @@
-"""Starts the release binary with the built-in model, once for all client tests."""
+"""What all client tests share: the server, its facts, and its tokenizer."""
 
 import json
-import re
-import subprocess
-import time
+import pathlib
 import urllib.request
 
 import pytest
 
+from servers import serving
+
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 def pytest_addoption(parser):
-    parser.addoption("--skald", default="target/release/skald", help="the binary to test")
+    parser.addoption("--skald", default=str(ROOT / "target/release/skald"), help="the binary to test")
+    parser.addoption(
+        "--environments",
+        default=str(ROOT / "target/clients"),
+        help="where .ci/clients has put one Python environment for each file of requirements/",
+    )
 
 
 @pytest.fixture(scope="session")
-def base_url(request, tmp_path_factory):
-    log = tmp_path_factory.mktemp("skald") / "log"
-    command = [request.config.getoption("--skald"), "serve", "--listen", "127.0.0.1:0", "--log-format", "json"]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=stderr, stderr=stderr)
-    try:
-        yield wait_until_ready(process, log)
-    finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 0, "a graceful stop ends with exit code 0"
+def root():
+    """The repository."""
+    return ROOT
 
 
-def wait_until_ready(process, log):
-    """The address is in the log, since the system chose the port."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-        if found and is_ready(found.group()):
-            return found.group()
-        time.sleep(0.05)
-    raise TimeoutError(log.read_text())
+@pytest.fixture(scope="session")
+def start_server(request, tmp_path_factory):
+    """Starts further servers, with flags of their own: `with start_server("--max-queue", "1") as url`."""
+    binary = request.config.getoption("--skald")
+    return lambda *flags: serving(binary, tmp_path_factory.mktemp("skald") / "log", *flags)
 
 
-def is_ready(url):
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
+@pytest.fixture(scope="session")
+def base_url(start_server):
+    """The server nearly all tests share."""
+    with start_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def info(base_url):
+    """What the server says of itself."""
     with urllib.request.urlopen(f"{base_url}/info", timeout=5) as response:
         return json.load(response)
+
+
+@pytest.fixture(scope="session")
+def model(info):
+    """The name of the served model."""
+    return info["model_id"]
+
+
+@pytest.fixture(scope="session")
+def end_of_text(info):
+    """The id of the token that ends a text."""
+    return info["model"]["end_of_text"][0]
+
+
+@pytest.fixture(scope="session")
+def ids(base_url):
+    """Turns a text into token ids."""
+
+    def tokenize(text):
+        request = urllib.request.Request(f"{base_url}/tokenize", json.dumps({"content": text}).encode())
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return json.load(response)["tokens"]
+
+    return tokenize
+
+
+@pytest.fixture(scope="session")
+def running(base_url):
+    """How many requests the engine has at this moment, running or waiting."""
+
+    def count():
+        with urllib.request.urlopen(f"{base_url}/info", timeout=5) as response:
+            engine = json.load(response)["engine"]
+        return engine["running"] + engine["waiting"]
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def node():
+    """The Node that came with the packages of `node/`: the client wants a newer one than Debian has."""
+    found = sorted((ROOT / "tests/clients/node/node_modules").glob("node-linux-*/bin/node"))
+    assert found, "run `npm ci` in tests/clients/node first"
+    return str(found[0])

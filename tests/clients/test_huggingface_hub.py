@@ -43,3 +43,12 @@ def test_a_stop_string_ends_the_text_with_it(client):
 def test_bad_parameters_are_validation_errors(client):
     with pytest.raises(ValidationError, match="temperature"):
         client.text_generation(PROMPT, temperature=-1.0)
+
+
+def test_chats_are_the_same_streamed(client):
+    messages = [{"role": "user", "content": PROMPT}]
+    whole = client.chat_completion(messages, max_tokens=12, seed=5)
+    assert whole.choices[0].message.role == "assistant"
+    assert whole.choices[0].message.content
+    events = client.chat_completion(messages, max_tokens=12, seed=5, stream=True)
+    assert "".join(event.choices[0].delta.content or "" for event in events) == whole.choices[0].message.content

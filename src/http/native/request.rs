@@ -33,7 +33,7 @@ pub(in crate::http) struct GenerateBody {
     /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. The
     /// session keeps prompt and text, and the next request's `inputs` are appended to them.
     /// Default: the `X-Session-Id` header.
-    #[schema(example = "bedtime-1")]
+    #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
     /// What happens when the context reaches the model's window. Default: `stop`.
     pub overflow: Option<OverflowField>,

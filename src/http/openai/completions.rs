@@ -36,7 +36,7 @@ use crate::http::sse::{self, Writer};
     path = "/v1/completions",
     tag = "openai",
     request_body = CompletionRequest,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none")),
+    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The completion, or its events", content(
             (Completion<'static> = "application/json"),

@@ -140,6 +140,7 @@ pub(in crate::http) struct CompletionRequest {
     pub early_stopping: Option<EarlyStoppingField>,
     /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. One
     /// prompt and one choice only. Default: the `X-Session-Id` header.
+    #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
     /// What happens when the context reaches the model's window. Default: `error` if `max_tokens`
     /// is given, otherwise `stop`.

@@ -1,0 +1,46 @@
+"""Starts the release binary with the built-in model, and stops it gracefully."""
+
+import contextlib
+import re
+import subprocess
+import time
+import urllib.request
+
+#: How long a server may take to load the model, in seconds.
+START_SECONDS = 60
+#: How long a graceful stop may take, in seconds.
+STOP_SECONDS = 60
+
+
+@contextlib.contextmanager
+def serving(binary, log, *flags):
+    """A server with these flags on a port the system chose; gives its address."""
+    command = [binary, "serve", "--listen", "127.0.0.1:0", "--log-format", "json", *flags]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=stderr, stderr=stderr)
+    try:
+        yield wait_until_ready(process, log)
+    finally:
+        process.terminate()
+        code = process.wait(timeout=STOP_SECONDS)
+    assert code == 0, f"a graceful stop ends with exit code 0, not {code}: {log.read_text()}"
+
+
+def wait_until_ready(process, log):
+    """The address is in the log, since the system chose the port."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        if found and is_ready(found.group()):
+            return found.group()
+        time.sleep(0.05)
+    raise TimeoutError(log.read_text())
+
+
+def is_ready(url):
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False

@@ -1,0 +1,28 @@
+"""Runs the tests of `node/` (the official `openai` package for Node) against the same server.
+
+They have a Node of their own among their packages, because the client wants a newer one than
+Debian has.
+"""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent / "node"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.test.js")))
+def test_the_node_client(node, base_url, name):
+    run = subprocess.run(
+        [node, "--test", "--test-reporter=spec", name],
+        cwd=HERE,
+        env={**os.environ, "SKALD_URL": base_url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    print(run.stdout, run.stderr)
+    assert run.returncode == 0, run.stdout
+    assert "pass 0" not in run.stdout
