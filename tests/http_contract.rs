@@ -35,6 +35,7 @@ fn the_contract_is_whole() {
         "/generate",
         "/generate_stream",
         "/v1/completions",
+        "/v1/chat/completions",
         "/v1/models",
         "/v1/models/{id}",
         "/v1/sessions",

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::active::Active;
 use super::event::{GenerateError, GeneratedToken, PromptToken};
-use super::logprobs::logprobs;
+use super::logprobs::{logprobs, rank};
 use super::sampler::Scratch;
 use crate::kernels::{Pool, SharedSlice};
 
@@ -21,6 +21,8 @@ pub(super) enum Row {
         next: u32,
         /// How many of the most likely to report.
         top: usize,
+        /// Whether its place among all is wanted.
+        ranked: bool,
         /// Found out.
         found: Option<PromptToken>,
     },
@@ -74,9 +76,15 @@ impl Row {
 
     fn find_out(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
-            Self::Prompt { next, top, found } => {
+            Self::Prompt {
+                next,
+                top,
+                ranked,
+                found,
+            } => {
                 let (token, top) = logprobs(logits, *next, *top);
-                *found = Some(PromptToken { token, top });
+                let rank = ranked.then(|| rank(logits, *next));
+                *found = Some(PromptToken { token, rank, top });
             }
             Self::Draw {
                 active,

@@ -18,6 +18,19 @@ pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<To
     (logprob(token), best)
 }
 
+/// The place of a token among all, the most likely first, the lower id first among equals; the
+/// first is 1.
+#[must_use]
+pub fn rank(logits: &[f32], token: u32) -> usize {
+    let token = token as usize;
+    let Some(&own) = logits.get(token) else {
+        return logits.len() + 1;
+    };
+    let above = logits.iter().filter(|&&logit| logit > own).count();
+    let equal = logits[..token].iter().filter(|&&logit| logit == own);
+    1 + above + equal.count()
+}
+
 /// The ids of the `n` highest logits, highest first, the lower id first among equals.
 fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
@@ -47,5 +60,15 @@ mod tests {
         assert_eq!(top.iter().map(|t| t.id).collect::<Vec<_>>(), [3, 1, 4]);
         assert_eq!(most_likely(&[1.0, 2.0, 2.0, 0.0], 3), [1, 2, 0]);
         assert_eq!(most_likely(&[1.0], 5), [0]);
+    }
+
+    #[test]
+    fn a_rank_is_the_place_in_the_order_of_the_most_likely() {
+        let logits = [1.0, 2.0, 2.0, 0.0, 3.0];
+        let places = most_likely(&logits, 5);
+        assert_eq!(places, [4, 1, 2, 0, 3]);
+        for (place, token) in (1..).zip(places) {
+            assert_eq!(rank(&logits, token), place);
+        }
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::error::ApiError;
 use crate::engine::EngineHandle;
 use crate::request::Limits;
-use crate::text::Tokenizer;
+use crate::text::{ChatTemplate, Tokenizer};
 
 /// The settings of the front end.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +84,8 @@ pub struct Serving {
     pub engine: EngineHandle,
     /// Text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to prompts.
+    pub chat: Arc<ChatTemplate>,
     /// What requests may ask for.
     pub limits: Limits,
     /// What is told of the model.

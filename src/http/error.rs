@@ -378,7 +378,10 @@ impl From<GenerateError> for ApiError {
 
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
-        Self::internal(error.to_string())
+        match error {
+            TextError::Template(error) => Self::invalid("messages", error.to_string()),
+            TextError::Load { .. } | TextError::Encode(_) => Self::internal(error.to_string()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::app::{App, Serving, State as Stage};
 use super::error::{ApiError, NativeError};
-use super::openai::completions::unix_seconds;
+use super::openai::reply::unix_seconds;
 use super::openai::request::MAX_BEST_OF;
 
 /// How the server is.
@@ -145,6 +145,8 @@ struct ModelFacts {
     vocab_size: usize,
     /// The end-of-text tokens.
     end_of_text: Vec<u32>,
+    /// Where the chat template comes from; `plain` where the model has none.
+    chat_template: String,
     /// Changes whenever the same seed could give another text.
     fingerprint: String,
     /// When it was made available, in seconds since 1970.
@@ -252,6 +254,7 @@ impl Info {
                 n_positions: info.n_positions,
                 vocab_size: info.vocab_size,
                 end_of_text: serving.limits.end_of_text.clone(),
+                chat_template: serving.chat.origin().to_owned(),
                 fingerprint: info.fingerprint.clone(),
                 created: unix_seconds(info.created),
             },
@@ -266,6 +269,7 @@ impl Info {
 /// What this build can do.
 const FEATURES: &[&str] = &[
     "completions",
+    "chat-completions",
     "generate",
     "streaming",
     "sessions",

@@ -9,7 +9,8 @@ use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
 use crate::http::generation::tokenize;
 use crate::http::layers::Scope;
-use crate::http::openai::request::{MAX_BEST_OF, MAX_REPETITION_PENALTY};
+use crate::http::openai::request::MAX_BEST_OF;
+use crate::http::openai::shared::MAX_REPETITION_PENALTY;
 use crate::http::wire::{OverflowField, StopStrings};
 use crate::request::{
     GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
@@ -263,6 +264,7 @@ impl Parameters {
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),
                 prompt: self.decoder_input_details.unwrap_or(false),
+                ..LogprobsWanted::default()
             },
             ..RequestDraft::new(
                 scope.id.clone(),
