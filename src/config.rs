@@ -180,6 +180,15 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub generation_config: Option<GenerationDefaults>,
+    /// How conversations become prompts: a file with a Jinja template, such a template itself, or
+    /// `plain` for lines like `User: …` [default: the model's own, else plain]
+    #[arg(
+        long,
+        env = "SKALD_CHAT_TEMPLATE",
+        value_name = "TEMPLATE",
+        help_heading = "Model"
+    )]
+    pub chat_template: Option<String>,
     /// Compute threads [default: all cores]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<NonZeroUsize>,
@@ -307,6 +316,7 @@ pub struct Settings {
     pub served_model_name: Option<String>,
     pub dtype: Dtype,
     pub generation_config: GenerationDefaults,
+    pub chat_template: Option<String>,
     pub threads: NonZeroUsize,
     pub kv_memory: ByteSize,
     pub kv_dtype: KvPrecision,
@@ -382,6 +392,7 @@ impl Layer {
             served_model_name: self.served_model_name.or(below.served_model_name),
             dtype: self.dtype.or(below.dtype),
             generation_config: self.generation_config.or(below.generation_config),
+            chat_template: self.chat_template.or(below.chat_template),
             threads: self.threads.or(below.threads),
             kv_memory: self.kv_memory.or(below.kv_memory),
             kv_dtype: self.kv_dtype.or(below.kv_dtype),
@@ -416,6 +427,7 @@ impl Layer {
             served_model_name: self.served_model_name,
             dtype: self.dtype.unwrap_or(Dtype::Auto),
             generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
+            chat_template: self.chat_template,
             threads: self.threads.unwrap_or(cores),
             kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
             kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),

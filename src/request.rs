@@ -159,6 +159,10 @@ pub struct LogprobsWanted {
     pub top: usize,
     /// Also for the tokens of the prompt (each given those before it).
     pub prompt: bool,
+    /// How many of the most likely tokens to report beside each token of the prompt.
+    pub prompt_top: usize,
+    /// Also the place of each token of the prompt among all tokens.
+    pub prompt_ranks: bool,
 }
 
 /// A validated request: the engine can run it as it stands.
@@ -440,12 +444,13 @@ impl Limits {
         if let Some(beams) = &draft.beams {
             beam::check(beams, &draft, self)?;
         }
-        if draft.logprobs.top > self.max_top_logprobs {
+        let top = draft.logprobs.top.max(draft.logprobs.prompt_top);
+        if top > self.max_top_logprobs {
             return Err(InvalidRequest::new(
                 "logprobs",
                 format!(
-                    "at most {} of the most likely tokens can be reported per token, got {}",
-                    self.max_top_logprobs, draft.logprobs.top
+                    "at most {} of the most likely tokens can be reported per token, got {top}",
+                    self.max_top_logprobs
                 ),
             ));
         }
@@ -564,10 +569,7 @@ impl Limits {
     /// How many tokens may really be generated. A session's history counts too, but only the
     /// engine knows it: it checks again, by [`window_room`].
     fn fit_window(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
-        let max_tokens = match self.defaults.max_tokens {
-            Some(default) if !draft.max_tokens_given => default.min(self.max_tokens),
-            _ => draft.max_tokens,
-        };
+        let max_tokens = self.wanted_tokens(draft);
         if max_tokens > self.max_tokens {
             return Err(InvalidRequest::new(
                 draft.max_tokens_field,
@@ -628,6 +630,28 @@ impl Limits {
                 self.n_positions
             ),
         ))
+    }
+
+    /// Tokens to generate at most, as the request or the model's defaults have it.
+    fn wanted_tokens(&self, draft: &RequestDraft) -> usize {
+        match self.defaults.max_tokens {
+            Some(default) if !draft.max_tokens_given => default.min(self.max_tokens),
+            _ => draft.max_tokens,
+        }
+    }
+
+    /// Prompt tokens, at least 1, that fit the window beside what is to be generated. What the
+    /// request does not ask for itself claims half the window at most, and what slides on claims
+    /// nothing.
+    #[must_use]
+    pub fn prompt_room(&self, draft: &RequestDraft) -> usize {
+        let wanted = self.wanted_tokens(draft);
+        let claimed = match draft.overflow {
+            Overflow::Slide => 0,
+            _ if draft.max_tokens_given => wanted,
+            _ => wanted.min(self.n_positions / 2),
+        };
+        self.n_positions.saturating_sub(claimed).max(1)
     }
 
     fn sampling(&self, draft: &RequestDraft) -> SamplingParams {

@@ -383,6 +383,40 @@ fn defaults_for_sampling_come_from_the_generation_config_if_there_is_one() {
 }
 
 #[test]
+fn a_chat_template_comes_from_a_file_of_its_own_or_from_the_tokenizers_config() {
+    let directory = model();
+    let origin = || {
+        let files = open(directory.path()).unwrap();
+        let chat = files.chat(None);
+        chat.map(|chat| chat.origin().to_owned())
+    };
+    assert_eq!(origin().unwrap(), "plain");
+    let config = r#"{"chat_template": "{{ messages }}"}"#;
+    tiny_model::write(
+        directory.path(),
+        [("tokenizer_config.json", config.as_bytes().to_vec())],
+    );
+    assert!(origin().unwrap().ends_with("tokenizer_config.json"));
+    tiny_model::write(
+        directory.path(),
+        [("chat_template.jinja", b"{{ messages }}".to_vec())],
+    );
+    assert!(origin().unwrap().ends_with("chat_template.jinja"));
+    tiny_model::write(
+        directory.path(),
+        [("chat_template.jinja", b"{% for %}".to_vec())],
+    );
+    let message = origin().unwrap_err().to_string();
+    assert_names(&message, &["chat_template.jinja", "syntax error"]);
+    tiny_model::write(
+        directory.path(),
+        [("tokenizer_config.json", b"{\"chat_template\": 3}".to_vec())],
+    );
+    let message = open(directory.path()).err().unwrap();
+    assert_names(&message, &["tokenizer_config.json"]);
+}
+
+#[test]
 fn a_directory_is_a_source_and_gives_the_model_its_name() {
     let directory = model();
     let source: ModelSource = directory.path().to_str().unwrap().parse().unwrap();

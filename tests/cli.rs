@@ -179,6 +179,37 @@ fn a_model_that_can_not_be_used_is_refused() {
     );
 }
 
+#[test]
+fn a_chat_template_is_a_file_a_template_or_plain_and_is_checked_at_the_start() {
+    let serve = |template: &str| {
+        skald(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--chat-template",
+            template,
+        ])
+    };
+    is_refused(
+        &mut serve("{% for message in messages"),
+        &["`chat-template`", "syntax error", ":1"],
+    );
+    is_refused(
+        &mut serve("no-such-file.jinja"),
+        &["chat-template", "no-such-file.jinja"],
+    );
+    let broken = toml("a\n{% if %}");
+    let name = broken.path().to_str().expect("a path");
+    is_refused(&mut serve(name), &[name, "syntax error", ":2"]);
+    let whole = toml("{{ messages[0].content }}");
+    let name = whole.path().to_str().expect("a path");
+    let origin = |server: Server| server.info()["model"]["chat_template"].clone();
+    let mut by_variable = skald(&["serve"]);
+    by_variable.env("SKALD_CHAT_TEMPLATE", name);
+    assert_eq!(origin(Server::start(&mut by_variable)), name);
+    assert_eq!(origin(Server::start(&mut skald(&["serve"]))), "plain");
+}
+
 /// The file of all settings stays what the program knows.
 #[test]
 fn the_documented_file_names_every_setting_at_its_default() {

@@ -36,6 +36,7 @@ fn the_contract_is_whole() {
         "/generate_stream",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/chat/completions",
         "/v1/models",
         "/v1/models/{id}",
         "/v1/sessions",

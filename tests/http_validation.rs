@@ -42,6 +42,12 @@ const OPENAI: &str = r#"
 {"logprobs": 21}                               | logprobs            | `logprobs` | 21 | 0 to 20
 {"logprobs": -1}                               | logprobs            | `logprobs` | -1 | 0 to 20
 {"logprobs": true}                             | logprobs            | `logprobs` | true | integer
+{"prompt_logprobs": 21}                        | prompt_logprobs     | `prompt_logprobs` | 21 | 0 to 20
+{"prompt_logprobs": -1}                        | prompt_logprobs     | `prompt_logprobs` | -1 | 0 to 20
+{"prompt_logprobs": true}                      | prompt_logprobs     | `prompt_logprobs` | true | integer
+{"truncate_prompt_tokens": 0}                  | truncate_prompt_tokens | `truncate_prompt_tokens` | got 0 | 1
+{"truncate_prompt_tokens": -2}                 | truncate_prompt_tokens | `truncate_prompt_tokens` | -2 | 1
+{"truncate_prompt_tokens": "all"}              | truncate_prompt_tokens | `truncate_prompt_tokens` | "all" | integer
 {"echo": 1}                                    | echo                | `echo` | 1 | boolean
 {"stop": 3}                                    | stop                | `stop` | 3 | string
 {"stop": ""}                                   | stop                | `stop` | empty

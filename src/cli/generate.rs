@@ -90,6 +90,7 @@ impl Generate {
             kv_dtype: KvPrecision::Auto,
             threads: self.threads.unwrap_or(cores),
             generation_config: self.generation_config,
+            chat_template: None,
         };
         let engine = EngineConfig {
             kv_memory: ByteSize::mib(512),

@@ -2,9 +2,11 @@
 
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use anyhow::Context;
 use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::info;
@@ -18,6 +20,8 @@ use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
 use crate::model::{ModelFiles, ModelSource};
 use crate::request::Limits;
+use crate::text::ChatTemplate;
+use crate::text::template::TemplateSource;
 
 /// What decides which model runs, and how.
 #[derive(Debug, Clone)]
@@ -28,14 +32,20 @@ pub(super) struct ModelSettings {
     pub kv_dtype: KvPrecision,
     pub threads: NonZeroUsize,
     pub generation_config: GenerationDefaults,
+    pub chat_template: Option<String>,
 }
 
 impl ModelSettings {
     /// Fetches, loads and starts the model; blocks.
     pub fn start(&self, mut engine: EngineConfig) -> anyhow::Result<Serving> {
         let started = Instant::now();
+        let given = self.chat_template.as_deref().map(chat_template);
+        let given = given.transpose()?;
         let source: ModelSource = self.model.parse()?;
         let files = source.fetch(std::io::stderr().is_terminal())?;
+        let chat = files
+            .chat(given)
+            .context("`chat-template` sets another, `plain` for one")?;
         let dtype = self.weight_dtype(files.checkpoint.dtype());
         engine.kv_dtype = self.kv_dtype(dtype);
         let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
@@ -58,6 +68,7 @@ impl ModelSettings {
             kv_tokens,
             threads = self.threads,
             isa = Isa::detect().name(),
+            chat_template = chat.origin(),
             seconds = started.elapsed().as_secs_f32(),
             "model loaded"
         );
@@ -75,6 +86,7 @@ impl ModelSettings {
                 &limits.end_of_text,
             ),
             tokenizer,
+            chat: Arc::new(chat),
             limits,
             info,
         })
@@ -110,6 +122,28 @@ impl ModelSettings {
         limits.max_best_of = limits.max_best_of.min(limits.max_choices);
         limits
     }
+}
+
+/// The template that the setting names: a file, a template itself, or the plain form.
+fn chat_template(setting: &str) -> anyhow::Result<ChatTemplate> {
+    if setting == ChatTemplate::PLAIN {
+        return Ok(ChatTemplate::plain()?);
+    }
+    let is_template = setting.contains(['{', '\n']);
+    let source = if is_template && !Path::new(setting).exists() {
+        TemplateSource {
+            origin: "`chat-template`".to_owned(),
+            text: setting.to_owned(),
+        }
+    } else {
+        TemplateSource {
+            origin: setting.to_owned(),
+            text: std::fs::read_to_string(setting).with_context(|| {
+                format!("`chat-template` is {setting:?}, which is no template nor a file that can be read")
+            })?,
+        }
+    };
+    Ok(ChatTemplate::parse(source)?)
 }
 
 /// Says what a faster choice would bring: generation is bound by how many bytes of weights

@@ -87,6 +87,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         kv_dtype: settings.kv_dtype,
         threads: settings.threads,
         generation_config: settings.generation_config,
+        chat_template: settings.chat_template,
     };
     let engine = EngineConfig {
         kv_memory: settings.kv_memory,

@@ -21,6 +21,8 @@ pub(super) enum Row {
         next: u32,
         /// How many of the most likely to report.
         top: usize,
+        /// Whether its place among all is wanted.
+        ranked: bool,
         /// Found out.
         found: Option<PromptToken>,
     },
@@ -83,9 +85,15 @@ impl Row {
 
     fn find_out(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
-            Self::Prompt { next, top, found } => {
+            Self::Prompt {
+                next,
+                top,
+                ranked,
+                found,
+            } => {
                 let (token, top) = logprobs::logprobs(logits, *next, *top);
-                *found = Some(PromptToken { token, top });
+                let rank = ranked.then(|| logprobs::rank(logits, *next));
+                *found = Some(PromptToken { token, rank, top });
             }
             Self::Rank { wanted, ranked } => *ranked = Some(logprobs::ranked(logits, *wanted)),
             Self::Draw {

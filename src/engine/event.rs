@@ -44,6 +44,8 @@ pub struct PromptReport {
 pub struct PromptToken {
     /// The token itself.
     pub token: TokenLogprob,
+    /// Its place among all tokens, the most likely first; where asked for.
+    pub rank: Option<usize>,
     /// The most likely tokens in its place, most likely first, as many as asked for.
     pub top: Vec<TokenLogprob>,
 }

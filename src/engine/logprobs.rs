@@ -35,6 +35,19 @@ fn logprob_of(logits: &[f32]) -> impl Fn(u32) -> TokenLogprob {
     }
 }
 
+/// The place of a token among all, the most likely first, the lower id first among equals; the
+/// first is 1.
+#[must_use]
+pub fn rank(logits: &[f32], token: u32) -> usize {
+    let token = token as usize;
+    let Some(&own) = logits.get(token) else {
+        return logits.len() + 1;
+    };
+    let above = logits.iter().filter(|&&logit| logit > own).count();
+    let equal = logits[..token].iter().filter(|&&logit| logit == own);
+    1 + above + equal.count()
+}
+
 /// The ids of the `n` highest logits, highest first, the lower id first among equals.
 fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
@@ -66,5 +79,15 @@ mod tests {
         assert_eq!(most_likely(&[1.0], 5), [0]);
         assert_eq!(ranked(&halves, 3), Ok(top));
         assert_eq!(ranked(&[0.0, f32::NAN], 1), Err(GenerateError::NotFinite));
+    }
+
+    #[test]
+    fn a_rank_is_the_place_in_the_order_of_the_most_likely() {
+        let logits = [1.0, 2.0, 2.0, 0.0, 3.0];
+        let places = most_likely(&logits, 5);
+        assert_eq!(places, [4, 1, 2, 0, 3]);
+        for (place, token) in (1..).zip(places) {
+            assert_eq!(rank(&logits, token), place);
+        }
     }
 }

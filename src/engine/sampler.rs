@@ -329,7 +329,8 @@ mod tests {
             ..params()
         };
         let mut sampler = Sampler::new(smallest, &[1, 2], 4);
-        let mut draw = |row: [f32; 4]| sampler.draw(&row, 0, &[], &mut Scratch::default());
+        let mut draw =
+            |row: [f32; 4]| sampler.draw(&row, 0, Allowed::AllBut(&[]), &mut Scratch::default());
         assert_eq!(draw([3.0, -2.0, 1.0, 2.0]), Ok(2));
         assert_eq!(
             draw([3.0, f32::INFINITY, 1.0, 2.0]),

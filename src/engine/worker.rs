@@ -356,10 +356,11 @@ impl Worker {
         let mut rows = Vec::with_capacity(batch.batch.logits_rows.len());
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let active = self.active.get(&part.request);
-            let top = active.map_or(0, |active| active.request.logprobs.top);
+            let asked = active.map_or_else(Default::default, |active| active.request.logprobs);
             rows.extend(wanted.iter().map(|&(_, next)| Row::Prompt {
                 next,
-                top,
+                top: asked.prompt_top,
+                ranked: asked.prompt_ranks,
                 found: None,
             }));
             let beams = active.and_then(|active| active.beams.as_ref());

@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use crate::engine::EngineHandle;
 use crate::request::Limits;
-use crate::text::Tokenizer;
+use crate::text::{ChatTemplate, Tokenizer};
 
 /// The settings of the front end.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +87,8 @@ pub struct Serving {
     pub tokenizer: Arc<Tokenizer>,
     /// What texts may be asked to follow.
     pub grammars: GrammarCompiler,
+    /// Conversations to prompts.
+    pub chat: Arc<ChatTemplate>,
     /// What requests may ask for.
     pub limits: Limits,
     /// What is told of the model.

@@ -25,31 +25,41 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let limit = app.config().max_body;
-        let declared = request
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|length| length > limit.as_u64()) {
-            return Err(ApiError::too_large(limit));
-        }
-        let body_timeout = app.config().body_timeout;
-        let bytes = tokio::time::timeout(body_timeout, Bytes::from_request(request, app))
-            .await
-            .map_err(|_| ApiError::timeout(body_timeout))?
-            .map_err(|refused| {
-                if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                    ApiError::too_large(limit)
-                } else {
-                    ApiError::broken_body("the request body ended before it was complete")
-                }
-            })?;
-        parse(&bytes).map(Self)
+        parse(&read(request, app).await?).map(Self)
     }
 }
 
+/// The bytes of a body.
+///
+/// # Errors
+/// If it is too large, or does not arrive in time or as a whole.
+pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
+    let limit = app.config().max_body;
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit.as_u64()) {
+        return Err(ApiError::too_large(limit));
+    }
+    let body_timeout = app.config().body_timeout;
+    tokio::time::timeout(body_timeout, Bytes::from_request(request, app))
+        .await
+        .map_err(|_| ApiError::timeout(body_timeout))?
+        .map_err(|refused| {
+            if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                ApiError::too_large(limit)
+            } else {
+                ApiError::broken_body("the request body ended before it was complete")
+            }
+        })
+}
+
 /// Parses a JSON object.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::broken_body(
             "the request body is empty; a JSON object is expected",
@@ -106,7 +116,7 @@ fn plain(message: &str) -> String {
 }
 
 /// A JSON object and nothing else: serde would also take a list of the fields' values.
-struct Object<T>(T);
+pub(super) struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -133,6 +143,16 @@ where
     T: Deserialize<'de>,
 {
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+/// For `#[serde(deserialize_with)]` on an optional field that is a list of objects.
+pub(super) fn objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let objects = Option::<Vec<Object<T>>>::deserialize(deserializer)?;
+    Ok(objects.map(|objects| objects.into_iter().map(|object| object.0).collect()))
 }
 
 #[cfg(test)]

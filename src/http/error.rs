@@ -381,10 +381,9 @@ impl From<GenerateError> for ApiError {
             GenerateError::QueueFull { .. } => (Kind::Busy, None),
             GenerateError::ContextLength { .. } => (Kind::ContextLength, Some("session_id")),
             GenerateError::NothingToContinue => (Kind::Invalid, Some("session_id")),
-            GenerateError::KvTooSmall { .. } => (Kind::Invalid, None),
             GenerateError::BatchTooSmall { .. } => (Kind::Invalid, Some("best_of")),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
-            GenerateError::Grammar(_) => (Kind::Invalid, None),
+            GenerateError::KvTooSmall { .. } | GenerateError::Grammar(_) => (Kind::Invalid, None),
             GenerateError::NotFinite | GenerateError::StepFailed(_) => (Kind::Generation, None),
             GenerateError::Incomplete => (Kind::Incomplete, None),
             GenerateError::ShuttingDown => (Kind::Draining, None),
@@ -399,7 +398,10 @@ impl From<GenerateError> for ApiError {
 
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
-        Self::internal(error.to_string())
+        match error {
+            TextError::Template(error) => Self::invalid("messages", error.to_string()),
+            TextError::Load { .. } | TextError::Encode(_) => Self::internal(error.to_string()),
+        }
     }
 }
 

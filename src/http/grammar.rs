@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn becomes(fields: Value, field: &str, source: GrammarSource) {
+    fn becomes(fields: &Value, field: &str, source: GrammarSource) {
         let found = openai(fields.clone()).unwrap_or_else(|e| panic!("{fields}: {e}"));
         assert_eq!(found, Some(Description::new(field, source)), "{fields}");
     }
@@ -368,39 +368,39 @@ mod tests {
     fn every_spelling_becomes_a_description() {
         let schema = || GrammarSource::JsonSchema(r#"{"type":"null"}"#.to_owned());
         let of_type = json!({"type": "null"});
-        becomes(json!({"guided_json": of_type}), "guided_json", schema());
+        becomes(&json!({"guided_json": of_type}), "guided_json", schema());
         becomes(
-            json!({"guided_json": of_type.to_string()}),
+            &json!({"guided_json": of_type.to_string()}),
             "guided_json",
             schema(),
         );
         becomes(
-            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": of_type, "strict": true}}}),
+            &json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": of_type, "strict": true}}}),
             "response_format.json_schema.schema",
             schema(),
         );
         becomes(
-            json!({"response_format": {"type": "json_object"}}),
+            &json!({"response_format": {"type": "json_object"}}),
             "response_format",
             GrammarSource::JsonObject,
         );
         becomes(
-            json!({"response_format": {"type": "text"}, "guided_regex": "a+"}),
+            &json!({"response_format": {"type": "text"}, "guided_regex": "a+"}),
             "guided_regex",
             GrammarSource::Regex("a+".to_owned()),
         );
         becomes(
-            json!({"guided_choice": ["a", "b"]}),
+            &json!({"guided_choice": ["a", "b"]}),
             "guided_choice",
             GrammarSource::Choice(vec!["a".to_owned(), "b".to_owned()]),
         );
         becomes(
-            json!({"structured_outputs": {"grammar": "start: \"a\""}}),
+            &json!({"structured_outputs": {"grammar": "start: \"a\""}}),
             "structured_outputs.grammar",
             GrammarSource::Lark("start: \"a\"".to_owned()),
         );
         becomes(
-            json!({"structured_outputs": {"json_object": true}}),
+            &json!({"structured_outputs": {"json_object": true}}),
             "structured_outputs.json_object",
             GrammarSource::JsonObject,
         );

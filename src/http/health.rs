@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::app::{App, Serving, State as Stage};
 use super::error::{ApiError, NativeError};
-use super::openai::completions::unix_seconds;
+use super::openai::reply::unix_seconds;
 use crate::engine::EngineLimits;
 use crate::request::{Limits, SessionId};
 
@@ -154,6 +154,8 @@ struct ModelFacts {
     vocab_size: usize,
     /// The end-of-text tokens.
     end_of_text: Vec<u32>,
+    /// Where the chat template comes from; `plain` where the model has none.
+    chat_template: String,
     /// Changes whenever the same seed could give another text.
     fingerprint: String,
     /// When it was made available, in seconds since 1970.
@@ -278,6 +280,7 @@ impl Info {
                 n_positions: info.n_positions,
                 vocab_size: info.vocab_size,
                 end_of_text: serving.limits.end_of_text.clone(),
+                chat_template: serving.chat.origin().to_owned(),
                 fingerprint: info.fingerprint.clone(),
                 created: unix_seconds(info.created),
             },
@@ -293,6 +296,7 @@ impl Info {
 const FEATURES: &[&str] = &[
     "completions",
     "embeddings",
+    "chat-completions",
     "generate",
     "streaming",
     "sessions",

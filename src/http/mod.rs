@@ -14,7 +14,7 @@
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
-//! | `openai` | `/v1/completions`, `/v1/embeddings`, `/v1/models` |
+//! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
 //! | `sessions`, `tokens`, `health` | `/v1/sessions`; `/tokenize`, `/detokenize`; probes, `/info` |
 //! | `openapi` | the contract |
 //!
@@ -72,6 +72,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(native::root))
         .routes(routes!(openai::completions::completions))
         .routes(routes!(openai::embeddings::embeddings))
+        .routes(routes!(openai::chat::completions))
         .routes(routes!(openai::models::list))
         // Described in `openapi::Contract`: names of models have slashes, paths there have not.
         .route("/v1/models/{*id}", axum::routing::get(openai::models::get))

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::app::App;
 use super::error::ApiError;
-use super::openai::completions::unix_seconds;
+use super::openai::reply::unix_seconds;
 use super::openapi::OpenAiLookupErrors;
 use crate::engine::SessionInfo;
 use crate::request::SessionId;

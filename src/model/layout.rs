@@ -5,7 +5,8 @@ use super::source::SourceError;
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(super) const VOCAB: &str = "vocab.json";
 pub(super) const MERGES: &str = "merges.txt";
 const WEIGHTS: &str = "model.safetensors";
@@ -84,7 +85,7 @@ impl Layout {
             TokenizerFiles::Json => &[TOKENIZER],
             TokenizerFiles::VocabAndMerges => &[VOCAB, MERGES],
         };
-        let optional = [GENERATION_CONFIG, TOKENIZER_CONFIG];
+        let optional = [GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE];
         let mut files = vec![CONFIG];
         files.extend(optional.into_iter().filter(|file| present(file)));
         files.extend(tokenizer);
@@ -100,6 +101,7 @@ mod tests {
     #[test]
     fn only_what_is_needed_of_a_repository_is_fetched() {
         let repository = [
+            "chat_template.jinja",
             "config.json",
             "merges.txt",
             "model.safetensors",
@@ -114,6 +116,7 @@ mod tests {
         let files = [
             "config.json",
             "tokenizer_config.json",
+            "chat_template.jinja",
             "tokenizer.json",
             "model.safetensors",
         ];

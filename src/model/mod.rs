@@ -8,6 +8,7 @@
 //! | [`hub`] | fetches a model from the hub into the shared cache |
 //! | [`config`] | `config.json`: the shape |
 //! | [`generation_config`] | `generation_config.json`: defaults for sampling |
+//! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
 //! | [`weights`] | safetensors files, read where they lie |
 //! | [`gpt2`] | the forward pass |
 
@@ -17,8 +18,10 @@ pub mod gpt2;
 pub mod hub;
 mod layout;
 pub mod source;
+pub mod tokenizer_config;
 pub mod weights;
 
 pub use config::Gpt2Config;
 pub use generation_config::GenerationConfig;
 pub use source::{ModelFiles, ModelSource};
+pub use tokenizer_config::TokenizerConfig;

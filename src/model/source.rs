@@ -11,9 +11,14 @@ use std::str::FromStr;
 use super::config::{ConfigError, Gpt2Config};
 use super::generation_config::GenerationConfig;
 use super::hub::{self, HubError};
-use super::layout::{CONFIG, GENERATION_CONFIG, Layout, MERGES, TOKENIZER, TokenizerFiles, VOCAB};
+use super::layout::{
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Layout, MERGES, TOKENIZER, TOKENIZER_CONFIG,
+    TokenizerFiles, VOCAB,
+};
+use super::tokenizer_config::TokenizerConfig;
 use super::weights::{Checkpoint, WeightsError};
-use crate::text::{TextError, Tokenizer};
+use crate::text::template::{TemplateError, TemplateSource, TemplateTokens};
+use crate::text::{ChatTemplate, TextError, Tokenizer};
 
 /// Why a model can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +61,9 @@ pub enum SourceError {
     /// `config.json` is not one of a model that can be served.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `generation_config.json` can't be understood.
+    /// `generation_config.json` or `tokenizer_config.json` can't be understood.
     #[error("{file}: {source}")]
-    GenerationConfig {
+    Json {
         /// The file.
         file: String,
         /// What serde found.
@@ -203,6 +208,10 @@ pub struct ModelFiles {
     pub generation_config: GenerationConfig,
     /// Its tokenizer, with no more tokens than the model has embeddings.
     pub tokenizer: Tokenizer,
+    /// What is said of the tokenizer; empty where nothing is.
+    pub tokenizer_config: TokenizerConfig,
+    /// Its own chat template, if it has one.
+    pub chat_template: Option<TemplateSource>,
     /// Its weights, not yet checked against `config`.
     pub checkpoint: Checkpoint,
 }
@@ -227,15 +236,10 @@ impl ModelFiles {
         let config_file = path.display().to_string();
         let config = Gpt2Config::from_json(&config_file, &read(&path)?)?;
         let path = directory.join(GENERATION_CONFIG);
-        let generation_config = if path.exists() {
-            let bytes = read(&path)?;
-            GenerationConfig::from_json(&bytes).map_err(|source| SourceError::GenerationConfig {
-                file: path.display().to_string(),
-                source,
-            })?
-        } else {
-            GenerationConfig::default()
-        };
+        let generation_config = read_json(&path, GenerationConfig::from_json)?;
+        let path = directory.join(TOKENIZER_CONFIG);
+        let tokenizer_config = read_json(&path, TokenizerConfig::from_json)?;
+        let chat_template = chat_template(directory, &tokenizer_config)?;
         let (path, tokenizer) = match layout.tokenizer {
             TokenizerFiles::Json => {
                 let path = directory.join(TOKENIZER);
@@ -259,6 +263,8 @@ impl ModelFiles {
             config,
             generation_config,
             tokenizer,
+            tokenizer_config,
+            chat_template,
             checkpoint: Checkpoint::open(directory)?,
         })
     }
@@ -285,11 +291,13 @@ impl ModelFiles {
             name: "fairy-tales".to_owned(),
             config,
             generation_config: GenerationConfig::from_json(asset!("generation_config.json"))
-                .map_err(|source| SourceError::GenerationConfig {
+                .map_err(|source| SourceError::Json {
                     file: "builtin generation_config.json".to_owned(),
                     source,
                 })?,
             tokenizer,
+            tokenizer_config: TokenizerConfig::default(),
+            chat_template: None,
             checkpoint: Checkpoint::embedded(
                 "builtin model.safetensors",
                 asset!("model.safetensors"),
@@ -314,6 +322,64 @@ impl ModelFiles {
         }
         self.tokenizer.end_of_text().into_iter().collect()
     }
+
+    /// How conversations become prompts: by `given`, else by the model's own chat template, else
+    /// in the plain form.
+    ///
+    /// # Errors
+    /// [`TemplateError::Syntax`] naming the file and line at fault.
+    pub fn chat(&self, given: Option<ChatTemplate>) -> Result<ChatTemplate, TemplateError> {
+        let template = match (given, &self.chat_template) {
+            (Some(given), _) => given,
+            (None, Some(own)) => ChatTemplate::parse(own.clone())?,
+            (None, None) => ChatTemplate::plain()?,
+        };
+        let end_of_text = self.tokenizer.end_of_text();
+        let end_of_text = end_of_text.map(|id| self.tokenizer.decode(&[id]));
+        let or_end_of_text = |token: Option<&str>| {
+            let token = token.map(str::to_owned);
+            token.or_else(|| end_of_text.clone()).unwrap_or_default()
+        };
+        let tokens = TemplateTokens {
+            bos: or_end_of_text(self.tokenizer_config.bos_token()),
+            eos: or_end_of_text(self.tokenizer_config.eos_token()),
+        };
+        Ok(template.for_model(&self.tokenizer, tokens))
+    }
+}
+
+/// A model's own chat template: a file of its own wins over the one in `tokenizer_config.json`.
+fn chat_template(
+    directory: &Path,
+    config: &TokenizerConfig,
+) -> Result<Option<TemplateSource>, SourceError> {
+    let path = directory.join(CHAT_TEMPLATE);
+    if path.exists() {
+        let origin = path.display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|source| SourceError::Io {
+            file: origin.clone(),
+            source,
+        })?;
+        return Ok(Some(TemplateSource { origin, text }));
+    }
+    Ok(config.chat_template().map(|template| TemplateSource {
+        origin: directory.join(TOKENIZER_CONFIG).display().to_string(),
+        text: template.to_owned(),
+    }))
+}
+
+/// What a file that may be absent says.
+fn read_json<T: Default>(
+    path: &Path,
+    parse: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<T, SourceError> {
+    if !path.exists() {
+        return Ok(T::default());
+    }
+    parse(&read(path)?).map_err(|source| SourceError::Json {
+        file: path.display().to_string(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SourceError> {

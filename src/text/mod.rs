@@ -1,7 +1,9 @@
-//! Between text and tokens, on the front end's side: the tokenizer, and the way back from a
-//! stream of tokens to text that may be shown.
+//! Between text and tokens, on the front end's side: the tokenizer, the prompts of conversations,
+//! and the way back from a stream of tokens to text that may be shown.
 //!
 //! - [`tokenizer`]: GPT-2's byte-level BPE, both ways.
+//! - [`template`]: chat templates; `jinja` is the language they are written in, `guard` keeps
+//!   special tokens in messages apart from the template's.
 //! - [`stream`]: the incremental detokenizer of one generation.
 //! - [`stop`]: stop strings in a stream of text.
 //! - [`grammar`]: what a text may look like, and which tokens may follow in it.
@@ -19,11 +21,15 @@
 )]
 
 pub mod grammar;
+mod guard;
+mod jinja;
 pub mod stop;
 pub mod stream;
+pub mod template;
 pub mod tokenizer;
 
 pub use grammar::{Grammar, GrammarError, GrammarSource, Grammars};
 pub use stop::StopMatcher;
 pub use stream::{Piece, TextStream};
+pub use template::ChatTemplate;
 pub use tokenizer::{TextError, TokenSpan, Tokenizer};

@@ -9,10 +9,12 @@ use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
+use super::template::TemplateError;
+
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Why a tokenizer can't be loaded, or a text not be tokenized.
+/// Why a tokenizer can't be loaded, or there are no tokens of a text or conversation.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// The tokenizer's files are not what they should be.
@@ -26,6 +28,9 @@ pub enum TextError {
     /// The text could not be tokenized.
     #[error("the text could not be tokenized: {0}")]
     Encode(String),
+    /// A conversation could not be made a prompt.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
 }
 
 /// A token and the characters of the text it stands for.
@@ -173,6 +178,14 @@ impl Tokenizer {
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
+    }
+
+    /// How the special tokens are written.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> {
+        let bytes = self.special.iter().filter_map(|&id| self.token_bytes(id));
+        bytes
+            .filter_map(|bytes| std::str::from_utf8(bytes).ok())
+            .filter(|text| !text.is_empty())
     }
 
     /// Token ids are below this.

@@ -177,7 +177,7 @@ async fn logprobs_of_a_prompt_are_the_references() {
     for case in cases() {
         let mut draft = greedy(&ids(&case["ids"]), 0);
         draft.logprobs.prompt = true;
-        draft.logprobs.top = 1;
+        draft.logprobs.prompt_top = 1;
         let outcome = run(&engine, draft).await;
         let expected = case["prompt_logprobs"].as_array().expect("logprobs");
         assert_eq!(outcome.prompt.logprobs.len(), expected.len());

@@ -149,7 +149,7 @@ async fn every_text_made_by_a_schema_follows_it() {
             let seed = (batch * BATCH) as u64 + n;
             RequestDraft {
                 grammar: Some(compile(&GrammarSource::JsonSchema(schema.to_string()))),
-                ignore_end_of_text: seed % 5 == 0,
+                ignore_end_of_text: seed.is_multiple_of(5),
                 overflow: Overflow::Slide,
                 ..sampled(&prompt(6, seed as u32), MAX_TOKENS, seed)
             }

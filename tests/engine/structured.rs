@@ -22,12 +22,12 @@ pub fn compile(source: &GrammarSource) -> Grammar {
         .unwrap_or_else(|error| panic!("{source:?}: {error}"))
 }
 
-fn regex(text: &str) -> Option<Grammar> {
-    Some(compile(&GrammarSource::Regex(text.to_owned())))
+fn regex(text: &str) -> Grammar {
+    compile(&GrammarSource::Regex(text.to_owned()))
 }
 
-fn schema(schema: &Value) -> Option<Grammar> {
-    Some(compile(&GrammarSource::JsonSchema(schema.to_string())))
+fn schema(schema: &Value) -> Grammar {
+    compile(&GrammarSource::JsonSchema(schema.to_string()))
 }
 
 /// The text of all tokens that are part of it.
@@ -67,9 +67,9 @@ fn mixed_requests() -> Vec<RequestDraft> {
             };
             let grammar = match i % 5 {
                 0 | 1 => None,
-                2 => regex("([a-z]{1,6} ){3,20}end"),
+                2 => Some(regex("([a-z]{1,6} ){3,20}end")),
                 3 => Some(compile(&GrammarSource::JsonObject)),
-                _ => schema(&person()),
+                _ => Some(schema(&person())),
             };
             RequestDraft { grammar, ..draft }
         })
@@ -111,7 +111,7 @@ async fn preempted_requests_go_on_where_their_grammar_was() {
     let requests = || -> Vec<RequestDraft> {
         (0..6u32)
             .map(|i| RequestDraft {
-                grammar: regex("([a-z]{1,6} ){30,80}end"),
+                grammar: Some(regex("([a-z]{1,6} ){30,80}end")),
                 ..sampled(&prompt(60, i), 60, 1 + u64::from(i))
             })
             .collect()
@@ -141,15 +141,15 @@ async fn guesses_are_verified_each_with_what_its_place_allows() {
     });
     let drafts = [
         RequestDraft {
-            grammar: schema(&repeating),
+            grammar: Some(schema(&repeating)),
             ..greedy(&prompt(9, 1), 300)
         },
         RequestDraft {
-            grammar: schema(&repeating),
+            grammar: Some(schema(&repeating)),
             ..sampled(&prompt(9, 1), 300, 4)
         },
         RequestDraft {
-            grammar: regex("(ab ){9}(ac ){9}x"),
+            grammar: Some(regex("(ab ){9}(ac ){9}x")),
             ..sampled(&prompt(9, 2), 300, 4)
         },
     ];
@@ -170,7 +170,7 @@ async fn log_probabilities_are_the_models_own() {
     let engine = engine(EngineConfig::default());
     let ids = prompt(10, 3);
     let mut draft = RequestDraft {
-        grammar: schema(&person()),
+        grammar: Some(schema(&person())),
         ..sampled(&ids, 60, 9)
     };
     draft.logprobs.top = 3;
@@ -212,7 +212,7 @@ async fn a_text_ends_when_its_grammar_does_whatever_else_is_asked() {
             },
         ]
     };
-    for draft in drafts(regex("(once|twice)")) {
+    for draft in drafts(Some(regex("(once|twice)"))) {
         let outcome = run(&engine, draft).await;
         assert!(
             ["once", "twice"].contains(&text(&outcome).as_str()),
@@ -222,7 +222,7 @@ async fn a_text_ends_when_its_grammar_does_whatever_else_is_asked() {
         assert_eq!(outcome.finish, FinishReason::Complete);
     }
     // Where the text may end or go on, only the request that ends early does.
-    for draft in drafts(regex("[ab]+")).into_iter().skip(1) {
+    for draft in drafts(Some(regex("[ab]+"))).into_iter().skip(1) {
         let outcome = run(&engine, draft).await;
         assert_eq!(
             (outcome.finish, outcome.tokens.len()),
@@ -235,7 +235,7 @@ async fn a_text_ends_when_its_grammar_does_whatever_else_is_asked() {
 async fn a_text_that_may_end_ends_with_the_models_own_end() {
     let engine = engine(EngineConfig::default());
     let draft = RequestDraft {
-        grammar: regex("[ab]+"),
+        grammar: Some(regex("[ab]+")),
         logit_bias: vec![(4095, 100.0)],
         ignore_end_of_text: false,
         ..sampled(&prompt(5, 1), 40, 2)
@@ -252,7 +252,7 @@ async fn a_text_that_may_end_ends_with_the_models_own_end() {
 async fn max_tokens_cuts_a_text_in_the_middle_of_its_grammar() {
     let engine = engine(EngineConfig::default());
     let draft = RequestDraft {
-        grammar: schema(&person()),
+        grammar: Some(schema(&person())),
         ..sampled(&prompt(5, 1), 4, 2)
     };
     let outcome = run(&engine, draft).await;
@@ -267,7 +267,7 @@ async fn max_tokens_cuts_a_text_in_the_middle_of_its_grammar() {
     );
     // Complete with the last of them, it is complete.
     let draft = RequestDraft {
-        grammar: regex("a"),
+        grammar: Some(regex("a")),
         ..sampled(&prompt(5, 1), 1, 2)
     };
     assert_eq!(run(&engine, draft).await.finish, FinishReason::Complete);
@@ -277,7 +277,7 @@ async fn max_tokens_cuts_a_text_in_the_middle_of_its_grammar() {
 async fn a_grammar_constrains_the_prompts_continuation_not_the_session() {
     let engine = engine(EngineConfig::default());
     let draft = RequestDraft {
-        grammar: regex("[0-9]{3}"),
+        grammar: Some(regex("[0-9]{3}")),
         ..greedy(&prompt(8, 1), 20)
     };
     let first = run(&engine, crate::model::on_session("s", draft.clone())).await;

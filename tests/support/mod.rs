@@ -19,7 +19,8 @@ use skald::kernels::linear::WeightDtype;
 use skald::model::ModelSource;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::request::Limits;
-use skald::text::Tokenizer;
+use skald::text::template::TemplateSource;
+use skald::text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
 
 /// How a test server differs from the usual.
@@ -29,6 +30,8 @@ pub struct Setup {
     pub http: HttpConfig,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
+    /// In place of the model's own chat template.
+    pub chat_template: Option<&'static str>,
     /// Load the model; without one the server stays "loading".
     pub load: bool,
 }
@@ -43,6 +46,7 @@ impl Default for Setup {
             },
             http: HttpConfig::default(),
             model_defaults: false,
+            chat_template: None,
             load: true,
         }
     }
@@ -86,6 +90,14 @@ pub fn serving(setup: &Setup) -> Serving {
         fingerprint: "test-f32".to_owned(),
         created: SystemTime::now(),
     };
+    let given = setup.chat_template.map(|text| {
+        ChatTemplate::parse(TemplateSource {
+            origin: "a test's".to_owned(),
+            text: text.to_owned(),
+        })
+        .expect("a template")
+    });
+    let chat = files.chat(given).expect("a template");
     let tokenizer = Arc::new(files.tokenizer);
     let grammars = GrammarCompiler::new(
         Arc::clone(&tokenizer),
@@ -96,6 +108,7 @@ pub fn serving(setup: &Setup) -> Serving {
         engine,
         tokenizer,
         grammars,
+        chat: Arc::new(chat),
         limits,
         info,
     }

@@ -48,10 +48,10 @@ impl Worker {
     }
 
     fn copy_blocks(&mut self, request: SequenceId, copies: &[BlockCopy]) {
-        let copied = copies
+        let done = copies
             .iter()
             .try_for_each(|copy| self.kv.copy_block(copy.from.0, copy.to.0));
-        if let Err(error) = copied {
+        if let Err(error) = done {
             self.fail_search(request, GenerateError::StepFailed(error.to_string()));
         }
     }

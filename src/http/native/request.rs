@@ -258,6 +258,7 @@ impl Parameters {
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),
                 prompt: self.decoder_input_details.unwrap_or(false),
+                ..LogprobsWanted::default()
             },
             ..RequestDraft::new(
                 scope.id.clone(),

@@ -1,9 +1,9 @@
-//! The objects a completion is answered with.
+//! The objects a completion is answered with, and those that chat completions are too.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::logprobs::Logprobs;
+use super::logprobs::{Logprobs, PromptLogprobs};
 use crate::engine::FinishReason;
 
 /// A completion; in a stream, a part of one.
@@ -44,6 +44,9 @@ pub(in crate::http) struct Choice {
     pub text: String,
     /// Present if asked for.
     pub logprobs: Option<Logprobs>,
+    /// Present if asked for; in a stream with the first event of the choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// `stop`: the text ended by itself or with a stop string, or is all its grammar allows; `length`: at `max_tokens` or at
     /// the model's window; null while it goes on.
     #[schema(example = "stop")]
@@ -52,6 +55,20 @@ pub(in crate::http) struct Choice {
     /// seed, and `n` 1, gives the same text. A beam is not drawn and has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<i64>,
+}
+
+impl Choice {
+    /// A choice that says nothing yet.
+    pub(super) fn new(index: usize) -> Self {
+        Self {
+            index,
+            text: String::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            finish_reason: None,
+            seed: None,
+        }
+    }
 }
 
 /// The three states of `usage`.
@@ -67,7 +84,7 @@ pub(in crate::http) enum UsageField {
 }
 
 impl UsageField {
-    fn is_absent(&self) -> bool {
+    pub(super) fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }
 }

@@ -1,26 +1,24 @@
 //! `POST /v1/completions`, answered at once or as a stream.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use futures_util::future::try_join_all;
 
-use super::answer::{Choice, Completion, Usage, UsageField, finish_reason};
-use super::logprobs::Logprobs;
+use super::answer::{Choice, Completion, UsageField, finish_reason};
+use super::logprobs::{Logprobs, PromptLogprobs};
 use super::prompt::TokenizedPrompt;
-use super::request::{CompletionRequest, Plan};
-use crate::engine::{GenerateError, PromptReport};
+use super::reply::{self, Reply, Wording};
+use super::request::{Choices, CompletionBody, Telling};
+use crate::engine::PromptReport;
 use crate::http::app::{App, Serving};
-use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
-use crate::http::generation::{Step, TextGeneration, TextStep, Whole};
+use crate::http::generation::{Finished, TextStep, Whole};
 use crate::http::layers::Scope;
 use crate::http::openapi::OpenAiErrors;
-use crate::http::sse::{self, Writer};
+use crate::http::sse;
 
 /// Complete a prompt
 ///
@@ -35,7 +33,7 @@ use crate::http::sse::{self, Writer};
     post,
     path = "/v1/completions",
     tag = "openai",
-    request_body = CompletionRequest,
+    request_body = CompletionBody,
     params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The completion, or its events", content(
@@ -48,54 +46,48 @@ use crate::http::sse::{self, Writer};
 pub(in crate::http) async fn completions(
     State(app): State<App>,
     scope: Scope,
-    JsonBody(body): JsonBody<CompletionRequest>,
+    body: CompletionBody,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = app.begin()?;
     let mut plan = body.plan(&serving, &scope).await?;
     let requests = std::mem::take(&mut plan.requests);
-    let drawn = requests.iter().filter(|request| request.beams.is_none());
-    let seeds = drawn
-        .map(|request| request.sampling.seed.cast_signed())
-        .collect();
-    let generations = TextGeneration::start_all(&serving, requests, false).await?;
-    let reply = Reply::new(serving, plan, seeds);
-    if reply.plan.stream {
-        let writer = Chunks::new(reply, generations.len());
-        let events = sse::events(generations, writer, in_flight);
-        return Ok(sse::respond(events, app.config().keep_alive));
-    }
-    let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
-    Ok(reply.whole(wholes))
+    let wording = Completions {
+        reply: Reply::new(
+            "cmpl",
+            Arc::clone(&serving),
+            plan.streaming,
+            plan.choices.best_of,
+            &requests,
+        ),
+        prompts: plan.prompts,
+        choices: plan.choices,
+        telling: plan.telling,
+    };
+    reply::respond(&app, in_flight, wording, requests).await
 }
 
-/// What all parts of one answer share.
-struct Reply {
-    id: String,
-    created: u64,
-    serving: Arc<Serving>,
-    plan: Plan,
-    /// By generation.
-    seeds: Vec<i64>,
+/// Completions in OpenAI's words.
+struct Completions {
+    reply: Reply,
+    /// In order.
+    prompts: Vec<TokenizedPrompt>,
+    choices: Choices,
+    telling: Telling,
 }
 
-impl Reply {
-    fn new(serving: Arc<Serving>, plan: Plan, seeds: Vec<i64>) -> Self {
-        Self {
-            id: format!("cmpl-{}", uuid::Uuid::new_v4().simple()),
-            created: unix_seconds(SystemTime::now()),
-            serving,
-            plan,
-            seeds,
-        }
+impl Completions {
+    fn serving(&self) -> &Serving {
+        &self.reply.serving
     }
 
     fn completion(&self, choices: Vec<Choice>, usage: UsageField) -> Completion<'_> {
+        let info = &self.serving().info;
         Completion {
-            id: &self.id,
+            id: &self.reply.id,
             object: "text_completion",
-            created: self.created,
-            model: &self.serving.info.id,
-            system_fingerprint: &self.serving.info.fingerprint,
+            created: self.reply.created,
+            model: &info.id,
+            system_fingerprint: &info.fingerprint,
             choices,
             usage,
         }
@@ -103,28 +95,27 @@ impl Reply {
 
     /// The prompt of a generation.
     fn prompt(&self, generation: usize) -> Option<&TokenizedPrompt> {
-        self.plan.prompts.get(generation / self.plan.best_of)
+        self.prompts.get(self.reply.prompt(generation))
     }
 
-    fn seed(&self, generation: usize) -> Option<i64> {
-        self.seeds.get(generation).copied()
-    }
-
-    /// Text and log-probabilities of the prompt, as `echo` shows them.
-    fn echo(&self, generation: usize, report: &PromptReport) -> (String, Option<Logprobs>) {
-        let mut logprobs = self.plan.logprobs.then(Logprobs::default);
-        if !self.plan.echo {
-            return (String::new(), logprobs);
+    /// A choice with what is told of its prompt: text and log-probabilities as `echo` shows them,
+    /// and `prompt_logprobs`.
+    fn with_prompt(&self, index: usize, generation: usize, report: &PromptReport) -> Choice {
+        let tokenizer = &self.serving().tokenizer;
+        let mut choice = Choice::new(index);
+        if let Some(top) = self.telling.prompt_logprobs {
+            choice.prompt_logprobs = Some(PromptLogprobs::new(tokenizer, &report.logprobs, top));
         }
-        let Some(prompt) = self.prompt(generation) else {
-            return (String::new(), logprobs);
-        };
-        if let Some(logprobs) = &mut logprobs {
-            let tokenizer = &self.serving.tokenizer;
-            let offsets = prompt.offsets(tokenizer);
-            logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, &report.logprobs);
+        if let (true, Some(prompt)) = (self.telling.echo, self.prompt(generation)) {
+            choice.text.clone_from(&prompt.text);
+            choice.logprobs = self.telling.logprobs.map(|top| {
+                let mut logprobs = Logprobs::default();
+                let offsets = prompt.offsets(tokenizer);
+                logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, &report.logprobs, top);
+                logprobs
+            });
         }
-        (prompt.text.clone(), logprobs)
+        choice
     }
 
     /// Characters of a generation's prompt.
@@ -132,158 +123,80 @@ impl Reply {
         self.prompt(generation).map_or(0, TokenizedPrompt::chars)
     }
 
-    /// The answer to a request that does not stream.
-    fn whole(&self, wholes: Vec<Whole>) -> Response {
-        let mut usage = Usage::default();
-        let mut candidates: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
-        for (generation, whole) in &candidates {
-            if generation % self.plan.best_of == 0 {
-                usage.add_prompt(whole.prompt.prompt_tokens, whole.prompt.cached_tokens);
-            }
-            usage.add_completion(whole.finish.generated);
+    fn choice(&self, index: usize, generation: usize, whole: &Whole) -> Choice {
+        let mut choice = self.with_prompt(index, generation, &whole.prompt);
+        choice.text.push_str(&whole.text);
+        if self.telling.logprobs.is_some() {
+            let logprobs = choice.logprobs.get_or_insert_default();
+            let base = self.prompt_chars(generation);
+            logprobs.push(&self.serving().tokenizer, &whole.tokens, base);
         }
-        if self.plan.best_of > self.plan.n {
+        choice.finish_reason = Some(finish_reason(whole.finish.reason));
+        choice.seed = self.reply.seed(generation);
+        choice
+    }
+}
+
+impl Wording for Completions {
+    type Choice = Choice;
+
+    fn reply(&self) -> &Reply {
+        &self.reply
+    }
+
+    fn begun(&self, generation: usize, report: &PromptReport) -> Option<Choice> {
+        let tells = self.telling.echo || self.telling.prompt_logprobs.is_some();
+        tells.then(|| self.with_prompt(generation, generation, report))
+    }
+
+    fn continued(&self, generation: usize, step: TextStep) -> Option<Choice> {
+        let wanted = self.telling.logprobs.filter(|_| !step.tokens.is_empty());
+        let logprobs = wanted.map(|_| {
+            let mut logprobs = Logprobs::default();
+            let base = self.prompt_chars(generation);
+            logprobs.push(&self.serving().tokenizer, &step.tokens, base);
+            logprobs
+        });
+        (!step.text.is_empty() || logprobs.is_some()).then(|| Choice {
+            text: step.text,
+            logprobs,
+            ..Choice::new(generation)
+        })
+    }
+
+    fn ended(&self, generation: usize, finish: &Finished) -> Choice {
+        Choice {
+            finish_reason: Some(finish_reason(finish.reason)),
+            seed: self.reply.seed(generation),
+            ..Choice::new(generation)
+        }
+    }
+
+    fn event(&self, choices: Vec<Choice>, usage: UsageField) -> Event {
+        sse::json(&self.completion(choices, usage))
+    }
+
+    fn whole(&self, wholes: Vec<Whole>) -> Response {
+        let Choices { n, best_of } = self.choices;
+        let usage = UsageField::Told(self.reply.usage(&wholes));
+        let mut candidates: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
+        if best_of > n {
             candidates.sort_by(|(a, whole_a), (b, whole_b)| {
-                let prompt = |generation| generation / self.plan.best_of;
                 let by_score = whole_b
                     .finish
                     .mean_logprob
                     .total_cmp(&whole_a.finish.mean_logprob);
-                prompt(*a).cmp(&prompt(*b)).then(by_score)
+                let (a, b) = (self.reply.prompt(*a), self.reply.prompt(*b));
+                a.cmp(&b).then(by_score)
             });
         }
         let choices = candidates
             .iter()
             .enumerate()
-            .filter(|(rank, _)| rank % self.plan.best_of < self.plan.n)
+            .filter(|(rank, _)| rank % best_of < n)
             .enumerate()
             .map(|(index, (_, (generation, whole)))| self.choice(index, *generation, whole))
             .collect();
-        Json(self.completion(choices, UsageField::Told(usage))).into_response()
+        Json(self.completion(choices, usage)).into_response()
     }
-
-    fn choice(&self, index: usize, generation: usize, whole: &Whole) -> Choice {
-        let (mut text, mut logprobs) = self.echo(generation, &whole.prompt);
-        text.push_str(&whole.text);
-        if let Some(logprobs) = &mut logprobs {
-            let base = self.prompt_chars(generation);
-            logprobs.push(&self.serving.tokenizer, &whole.tokens, base);
-        }
-        Choice {
-            index,
-            text,
-            logprobs,
-            finish_reason: Some(finish_reason(whole.finish.reason)),
-            seed: self.seed(generation),
-        }
-    }
-}
-
-/// Writes a stream.
-struct Chunks {
-    reply: Reply,
-    usage: Usage,
-    /// Generations that have not ended.
-    open: usize,
-    done: bool,
-}
-
-impl Chunks {
-    fn new(reply: Reply, generations: usize) -> Self {
-        Self {
-            reply,
-            usage: Usage::default(),
-            open: generations,
-            done: false,
-        }
-    }
-
-    fn event(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Event {
-        let usage = match usage {
-            Some(usage) => UsageField::Told(usage),
-            None if self.reply.plan.include_usage => UsageField::Null,
-            None => UsageField::Absent,
-        };
-        sse::json(&self.reply.completion(choices, usage))
-    }
-
-    fn text(&self, index: usize, text: String, logprobs: Option<Logprobs>) -> Event {
-        let choice = Choice {
-            index,
-            text,
-            logprobs,
-            finish_reason: None,
-            seed: None,
-        };
-        self.event(vec![choice], None)
-    }
-
-    fn prompt(&mut self, index: usize, report: &PromptReport) -> Vec<Event> {
-        if index.is_multiple_of(self.reply.plan.best_of) {
-            self.usage
-                .add_prompt(report.prompt_tokens, report.cached_tokens);
-        }
-        if !self.reply.plan.echo {
-            return Vec::new();
-        }
-        let (text, logprobs) = self.reply.echo(index, report);
-        vec![self.text(index, text, logprobs)]
-    }
-
-    fn step(&mut self, index: usize, step: TextStep) -> Vec<Event> {
-        let mut events = Vec::new();
-        let logprobs = (self.reply.plan.logprobs && !step.tokens.is_empty()).then(|| {
-            let mut logprobs = Logprobs::default();
-            let base = self.reply.prompt_chars(index);
-            logprobs.push(&self.reply.serving.tokenizer, &step.tokens, base);
-            logprobs
-        });
-        if !step.text.is_empty() || logprobs.is_some() {
-            events.push(self.text(index, step.text, logprobs));
-        }
-        let Some(finish) = step.finish else {
-            return events;
-        };
-        self.usage.add_completion(finish.generated);
-        let last = Choice {
-            index,
-            text: String::new(),
-            logprobs: None,
-            finish_reason: Some(finish_reason(finish.reason)),
-            seed: self.reply.seed(index),
-        };
-        events.push(self.event(vec![last], None));
-        self.open = self.open.saturating_sub(1);
-        if self.open == 0 {
-            if self.reply.plan.include_usage {
-                events.push(self.event(Vec::new(), Some(self.usage)));
-            }
-            events.push(Event::default().data("[DONE]"));
-            self.done = true;
-        }
-        events
-    }
-}
-
-impl Writer for Chunks {
-    fn step(&mut self, index: usize, step: Result<Step, GenerateError>) -> Vec<Event> {
-        match step {
-            Ok(Step::Prompt(report)) => self.prompt(index, &report),
-            Ok(Step::Text(step)) => Self::step(self, index, step),
-            Err(error) => {
-                self.done = true;
-                vec![sse::json(&ApiError::from(error).openai())]
-            }
-        }
-    }
-
-    fn done(&self) -> bool {
-        self.done
-    }
-}
-
-/// Seconds since 1970.
-pub(in crate::http) fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -17,7 +17,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use super::prompt::{Prompt, token_ids};
-use super::request::check_model;
+use super::shared::check_model;
 use crate::engine::{Bulk, GenerateError, TokenEvent};
 use crate::http::app::{App, Serving};
 use crate::http::body::JsonBody;

@@ -1,4 +1,6 @@
-//! The `logprobs` object of a completion's choice.
+//! The `logprobs` and `prompt_logprobs` of a completion's choice.
+
+use std::collections::BTreeMap;
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -54,13 +56,15 @@ impl TopLogprobs {
 }
 
 impl Logprobs {
-    /// Adds the tokens of an echoed prompt; `offsets` are the characters before each.
+    /// Adds the tokens of an echoed prompt, each with the `top` most likely of those reported;
+    /// `offsets` are the characters before each.
     pub(super) fn push_prompt(
         &mut self,
         tokenizer: &Tokenizer,
         ids: &[u32],
         offsets: &[usize],
         reported: &[Option<PromptToken>],
+        top: usize,
     ) {
         for ((&id, &offset), report) in ids.iter().zip(offsets).zip(reported) {
             self.tokens.push(token_text(tokenizer, id));
@@ -68,8 +72,10 @@ impl Logprobs {
             let report = report.as_ref();
             self.token_logprobs
                 .push(report.map(|report| finite(report.token.logprob)));
-            self.top_logprobs
-                .push(report.map(|report| TopLogprobs::new(tokenizer, report.token, &report.top)));
+            self.top_logprobs.push(report.map(|report| {
+                let top = report.top.get(..top).unwrap_or(&report.top);
+                TopLogprobs::new(tokenizer, report.token, top)
+            }));
         }
     }
 
@@ -85,7 +91,52 @@ impl Logprobs {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
+/// How likely each token of the prompt was, as vLLM tells it: for each place a map from token ids
+/// to what is known of them, of the prompt's own token and of the most likely ones. Null for a
+/// token that has nothing before it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!([null, {"318": {"logprob": -0.51, "rank": 1, "decoded_token": " there"}}]))]
+pub(in crate::http) struct PromptLogprobs(Vec<Option<BTreeMap<u32, RankedToken>>>);
+
+/// A token in one place.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct RankedToken {
+    /// Its log-probability, under the model's own distribution.
+    logprob: f32,
+    /// Its place among all tokens, the most likely first; from 1.
+    rank: usize,
+    /// The token as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
+    decoded_token: String,
+}
+
+impl PromptLogprobs {
+    /// Of a prompt's tokens, each with the `top` most likely of those reported.
+    pub(super) fn new(tokenizer: &Tokenizer, reported: &[Option<PromptToken>], top: usize) -> Self {
+        let ranked = |token: TokenLogprob, rank| {
+            let told = RankedToken {
+                logprob: finite(token.logprob),
+                rank,
+                decoded_token: token_text(tokenizer, token.id),
+            };
+            (token.id, told)
+        };
+        let place = |report: &PromptToken| {
+            let likely = report.top.iter().take(top).zip(1..);
+            let own = report.rank.map(|rank| ranked(report.token, rank));
+            let likely = likely.map(|(token, rank)| ranked(*token, rank));
+            likely.chain(own).collect()
+        };
+        Self(
+            reported
+                .iter()
+                .map(|report| report.as_ref().map(place))
+                .collect(),
+        )
+    }
+}
+
+/// A log-probability as JSON can say it.
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LEAST }
 }
 

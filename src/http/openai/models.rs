@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::completions::unix_seconds;
+use super::reply::unix_seconds;
 use crate::http::app::{App, Serving};
 use crate::http::error::ApiError;
 use crate::http::openapi::OpenAiLookupErrors;

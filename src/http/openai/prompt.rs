@@ -170,12 +170,8 @@ impl TokenizedPrompt {
             OnePrompt::Text(text) if text.is_empty() => Self::empty(tokenizer, in_session),
             OnePrompt::Text(text) => Self::with_text(tokenizer.encode(&text, true)?, text),
             OnePrompt::Tokens(ids) => {
-                let bytes: Vec<u8> = ids
-                    .iter()
-                    .flat_map(|&id| tokenizer.token_bytes(id).unwrap_or_default())
-                    .copied()
-                    .collect();
-                Self::with_text(ids, String::from_utf8_lossy(&bytes).into_owned())
+                let text = tokenizer.decode(&ids);
+                Self::with_text(ids, text)
             }
         })
     }
@@ -206,6 +202,16 @@ impl TokenizedPrompt {
             chars: text.chars().count(),
             text,
             stand_in: false,
+        }
+    }
+
+    /// Leaves only its last `tokens` tokens, and their text.
+    pub(super) fn keep_last(&mut self, tokens: usize, tokenizer: &Tokenizer) {
+        let cut = self.ids.len().saturating_sub(tokens);
+        if cut > 0 {
+            let ids = self.ids.split_off(cut);
+            let text = tokenizer.decode(&ids);
+            *self = Self::with_text(ids, text);
         }
     }
 

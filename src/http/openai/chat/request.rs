@@ -1,0 +1,226 @@
+//! The body of `POST /v1/chat/completions`, and how it becomes requests to the engine.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::messages::MessageField;
+use crate::http::app::Serving;
+use crate::http::body::objects;
+use crate::http::error::ApiError;
+use crate::http::fields::{at_least, integer, unsupported};
+use crate::http::generation::off_thread;
+use crate::http::layers::Scope;
+use crate::http::openai::shared::{self, Length, Streaming, WithShared};
+use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::text::template::{Ending, Message};
+
+/// The body of a chat completion request.
+pub(in crate::http) type ChatBody = WithShared<ChatRequest>;
+
+/// A conversation, and how to go on with it. Every field but `messages` may be left out or null;
+/// unknown fields are ignored. Sampling fields left out take the model's defaults
+/// (`generation_config.json`), then those here.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = ChatCompletionRequest, example = json!({"model": "fairy-tales", "messages": [{"role": "system", "content": "A tale told by the fire."}, {"role": "user", "content": "Who was the king?"}], "max_completion_tokens": 64, "stream": true}))]
+pub(in crate::http) struct ChatRequest {
+    /// The conversation so far: at least one message.
+    #[serde(default, deserialize_with = "objects")]
+    #[schema(value_type = Vec<MessageField>, min_items = 1, required = true)]
+    messages: Option<Vec<MessageField>>,
+    /// Tokens to generate at most; 0 only reads the conversation. Together with it they must fit
+    /// the context, see `overflow`. Default: what fits; with `overflow: "slide"`, a whole context.
+    #[schema(minimum = 0)]
+    max_completion_tokens: Option<i64>,
+    /// The older name of `max_completion_tokens`.
+    #[schema(minimum = 0)]
+    max_tokens: Option<i64>,
+    /// Report the log-probability of each token.
+    #[schema(default = false)]
+    logprobs: Option<bool>,
+    /// With `logprobs`: report so many of the most likely tokens in each place.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<i64>,
+    /// Begin an assistant's message, which is what the model then writes.
+    #[schema(default = true)]
+    add_generation_prompt: Option<bool>,
+    /// Go on with the last message instead of beginning another; not with
+    /// `add_generation_prompt: true`.
+    #[schema(default = false)]
+    continue_final_message: Option<bool>,
+    /// Not supported: an empty list is accepted.
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<serde_json::Value>>,
+    /// `none` or `auto`, which without tools are the same.
+    #[schema(value_type = Option<String>)]
+    tool_choice: Option<serde_json::Value>,
+    /// Not supported: an empty list is accepted.
+    #[schema(value_type = Option<Vec<Object>>)]
+    functions: Option<Vec<serde_json::Value>>,
+    /// Not supported: a conversation comes whole with each request, and the part that was there
+    /// before is found in the KV cache by itself. An `X-Session-Id` header is ignored.
+    session_id: Option<String>,
+}
+
+/// A checked chat completion request.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The requests to the engine, one for each choice.
+    pub requests: Vec<GenerateRequest>,
+    /// With log-probabilities, and so many of the most likely tokens.
+    pub logprobs: Option<usize>,
+    /// How to answer.
+    pub streaming: Streaming,
+}
+
+impl ChatBody {
+    /// Checks everything, makes the prompt, and makes the requests to the engine.
+    ///
+    /// # Errors
+    /// The first field that is not as it should be, or what the chat template says against the
+    /// messages.
+    pub(super) async fn plan(self, serving: &Serving, scope: &Scope) -> Result<Plan, ApiError> {
+        let Self {
+            mut own,
+            mut shared,
+        } = self;
+        shared.check_model(serving)?;
+        own.refuse_unsupported()?;
+        let streaming = shared.streaming()?;
+        let n = shared.n(serving)?;
+        let logprobs = own.logprobs(serving)?;
+        let truncation = shared.truncation()?;
+        let length = own.length(serving)?;
+        let ending = own.ending()?;
+        let messages = own.messages()?;
+        let mut draft = RequestDraft {
+            prompt_field: "messages",
+            logprobs: LogprobsWanted {
+                top: logprobs.unwrap_or(0),
+                ..LogprobsWanted::default()
+            },
+            grammar: shared.grammar(serving).await?,
+            ..shared.draft(serving, scope, length)?
+        };
+        let stops = serving.chat.stops(&messages);
+        let mut prompt = prompt(serving, messages, ending).await?;
+        if let Some(truncation) = truncation {
+            let keep = truncation.keeps(serving, &draft);
+            prompt.drain(..prompt.len().saturating_sub(keep));
+        }
+        draft.prompt = prompt;
+        let mut first = serving.limits.admit(draft)?;
+        first.stop.stop_strings.extend(stops);
+        Ok(Plan {
+            requests: shared::choices(&first, scope, 0, n).collect(),
+            logprobs,
+            streaming,
+        })
+    }
+}
+
+/// The prompt of a conversation; a long one is made on a thread of its own.
+async fn prompt(
+    serving: &Serving,
+    messages: Vec<Message>,
+    ending: Ending,
+) -> Result<Vec<u32>, ApiError> {
+    let (chat, tokenizer) = (Arc::clone(&serving.chat), Arc::clone(&serving.tokenizer));
+    let bytes = messages.iter().map(|message| message.content.len()).sum();
+    off_thread(bytes, move || chat.encode(&tokenizer, &messages, ending)).await
+}
+
+impl ChatRequest {
+    fn refuse_unsupported(&self) -> Result<(), ApiError> {
+        for (field, tools) in [("tools", &self.tools), ("functions", &self.functions)] {
+            if let Some(tools) = tools.as_ref().filter(|tools| !tools.is_empty()) {
+                let count = tools.len();
+                return Err(unsupported(field, count, "this model calls no tools"));
+            }
+        }
+        match &self.tool_choice {
+            Some(choice) if choice != "none" && choice != "auto" => {
+                return Err(unsupported(
+                    "tool_choice",
+                    choice,
+                    "this model calls no tools, so only \"none\" and \"auto\" are accepted",
+                ));
+            }
+            _ => (),
+        }
+        if let Some(session) = &self.session_id {
+            let shown: String = session.chars().take(40).collect();
+            return Err(unsupported(
+                "session_id",
+                format!("{shown:?}"),
+                "a conversation comes whole with each request, and what was there before is found in the cache by itself",
+            ));
+        }
+        Ok(())
+    }
+
+    fn logprobs(&self, serving: &Serving) -> Result<Option<usize>, ApiError> {
+        let most = serving.limits.max_top_logprobs;
+        let top = integer("top_logprobs", self.top_logprobs, 0..=most)?;
+        match (self.logprobs, top) {
+            (Some(true), top) => Ok(Some(top.unwrap_or(0))),
+            (_, None | Some(0)) => Ok(None),
+            (_, Some(top)) => Err(ApiError::invalid(
+                "top_logprobs",
+                format!("`top_logprobs` is only allowed with `logprobs: true`, got {top}"),
+            )),
+        }
+    }
+
+    fn length(&self, serving: &Serving) -> Result<Length, ApiError> {
+        let newer = at_least("max_completion_tokens", self.max_completion_tokens, 0)?;
+        let older = at_least("max_tokens", self.max_tokens, 0)?;
+        if let (Some(newer), Some(older)) = (newer, older)
+            && newer != older
+        {
+            return Err(ApiError::invalid(
+                "max_tokens",
+                format!(
+                    "`max_tokens` is the older name of `max_completion_tokens` ({newer}); given both, they must be equal, got {older}"
+                ),
+            ));
+        }
+        Ok(Length {
+            field: if newer.is_none() && older.is_some() {
+                "max_tokens"
+            } else {
+                "max_completion_tokens"
+            },
+            given: newer.or(older),
+            default: serving.limits.n_positions,
+        })
+    }
+
+    fn ending(&self) -> Result<Ending, ApiError> {
+        let goes_on = self.continue_final_message.unwrap_or(false);
+        match (goes_on, self.add_generation_prompt) {
+            (true, Some(true)) => Err(ApiError::invalid(
+                "continue_final_message",
+                "`continue_final_message: true` goes on with the last message, `add_generation_prompt: true` begins another: only one of them is possible",
+            )),
+            (true, _) => Ok(Ending::Continue),
+            (false, Some(false)) => Ok(Ending::Closed),
+            (false, _) => Ok(Ending::Answer),
+        }
+    }
+
+    fn messages(&mut self) -> Result<Vec<Message>, ApiError> {
+        let messages = self.messages.take().unwrap_or_default();
+        if messages.is_empty() {
+            return Err(ApiError::invalid(
+                "messages",
+                "`messages` must be a list of at least one message, got none",
+            ));
+        }
+        let messages = messages.into_iter().enumerate();
+        messages
+            .map(|(place, message)| message.into_message(place))
+            .collect()
+    }
+}

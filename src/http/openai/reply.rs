@@ -1,0 +1,210 @@
+//! How completions and chat completions are answered: what all parts of one answer share, and the
+//! one writer of streams. What a choice looks like is the endpoint's business, by way of
+//! [`Wording`].
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::response::Response;
+use axum::response::sse::Event;
+use futures_util::future::try_join_all;
+
+use super::answer::{Usage, UsageField};
+use super::shared::Streaming;
+use crate::engine::{GenerateError, PromptReport};
+use crate::http::app::{App, InFlight, Serving};
+use crate::http::error::ApiError;
+use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
+use crate::http::sse::{self, Writer};
+use crate::request::GenerateRequest;
+
+/// What all parts of one answer share.
+pub(super) struct Reply {
+    /// The same in all of them.
+    pub id: String,
+    /// When the request arrived, in seconds since 1970.
+    pub created: u64,
+    /// The model.
+    pub serving: Arc<Serving>,
+    streaming: Streaming,
+    /// Generations per prompt.
+    per_prompt: usize,
+    /// By generation; none of a beam search.
+    seeds: Vec<i64>,
+}
+
+impl Reply {
+    /// The reply to `requests`, of which `per_prompt` are for the same prompt.
+    pub(super) fn new(
+        prefix: &str,
+        serving: Arc<Serving>,
+        streaming: Streaming,
+        per_prompt: usize,
+        requests: &[GenerateRequest],
+    ) -> Self {
+        let seeds = requests.iter().filter(|request| request.beams.is_none());
+        Self {
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            created: unix_seconds(SystemTime::now()),
+            serving,
+            streaming,
+            per_prompt: per_prompt.max(1),
+            seeds: seeds
+                .map(|request| request.sampling.seed.cast_signed())
+                .collect(),
+        }
+    }
+
+    /// The prompt of a generation, by number.
+    pub(super) fn prompt(&self, generation: usize) -> usize {
+        generation / self.per_prompt
+    }
+
+    /// The seed of a generation.
+    pub(super) fn seed(&self, generation: usize) -> Option<i64> {
+        self.seeds.get(generation).copied()
+    }
+
+    /// Tokens read and made by all generations.
+    pub(super) fn usage(&self, wholes: &[Whole]) -> Usage {
+        let mut usage = Usage::default();
+        for (generation, whole) in wholes.iter().enumerate() {
+            self.count_prompt(&mut usage, generation, &whole.prompt);
+            usage.add_completion(whole.finish.generated);
+        }
+        usage
+    }
+
+    /// A prompt counts once, whatever is generated from it.
+    fn count_prompt(&self, usage: &mut Usage, generation: usize, report: &PromptReport) {
+        if generation.is_multiple_of(self.per_prompt) {
+            usage.add_prompt(report.prompt_tokens, report.cached_tokens);
+        }
+    }
+}
+
+/// How an endpoint puts what happens into its objects.
+pub(super) trait Wording: Send + 'static {
+    /// A choice in a stream.
+    type Choice;
+
+    /// What it answers to.
+    fn reply(&self) -> &Reply;
+
+    /// The prompt was read.
+    fn begun(&self, generation: usize, report: &PromptReport) -> Option<Self::Choice>;
+
+    /// There is new text, or there are new tokens.
+    fn continued(&self, generation: usize, step: TextStep) -> Option<Self::Choice>;
+
+    /// The generation is over.
+    fn ended(&self, generation: usize, finish: &Finished) -> Self::Choice;
+
+    /// An event of a stream.
+    fn event(&self, choices: Vec<Self::Choice>, usage: UsageField) -> Event;
+
+    /// The answer to a request that does not stream.
+    fn whole(&self, wholes: Vec<Whole>) -> Response;
+}
+
+/// Runs the requests and answers in the endpoint's words, at once or as a stream.
+///
+/// # Errors
+/// What the engine says before the answer has begun.
+pub(super) async fn respond<W: Wording>(
+    app: &App,
+    in_flight: InFlight,
+    wording: W,
+    requests: Vec<GenerateRequest>,
+) -> Result<Response, ApiError> {
+    let generations = TextGeneration::start_all(&wording.reply().serving, requests, false).await?;
+    if wording.reply().streaming.stream {
+        let writer = Chunks {
+            wording,
+            usage: Usage::default(),
+            open: generations.len(),
+            done: false,
+        };
+        let events = sse::events(generations, writer, in_flight);
+        return Ok(sse::respond(events, app.config().keep_alive));
+    }
+    let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
+    Ok(wording.whole(wholes))
+}
+
+/// Writes a stream.
+struct Chunks<W> {
+    wording: W,
+    usage: Usage,
+    /// Generations that have not ended.
+    open: usize,
+    done: bool,
+}
+
+impl<W: Wording> Chunks<W> {
+    fn event(&self, choice: W::Choice) -> Event {
+        let usage = if self.wording.reply().streaming.include_usage {
+            UsageField::Null
+        } else {
+            UsageField::Absent
+        };
+        self.wording.event(vec![choice], usage)
+    }
+
+    fn begin(&mut self, generation: usize, report: &PromptReport) -> Vec<Event> {
+        let reply = self.wording.reply();
+        reply.count_prompt(&mut self.usage, generation, report);
+        let choice = self.wording.begun(generation, report);
+        choice
+            .map(|choice| self.event(choice))
+            .into_iter()
+            .collect()
+    }
+
+    fn go_on(&mut self, generation: usize, mut step: TextStep) -> Vec<Event> {
+        let finish = step.finish.take();
+        let choice = self.wording.continued(generation, step);
+        let mut events: Vec<Event> = choice
+            .map(|choice| self.event(choice))
+            .into_iter()
+            .collect();
+        let Some(finish) = finish else {
+            return events;
+        };
+        self.usage.add_completion(finish.generated);
+        events.push(self.event(self.wording.ended(generation, &finish)));
+        self.open = self.open.saturating_sub(1);
+        if self.open == 0 {
+            if self.wording.reply().streaming.include_usage {
+                let usage = UsageField::Told(self.usage);
+                events.push(self.wording.event(Vec::new(), usage));
+            }
+            events.push(Event::default().data("[DONE]"));
+            self.done = true;
+        }
+        events
+    }
+}
+
+impl<W: Wording> Writer for Chunks<W> {
+    fn step(&mut self, index: usize, step: Result<Step, GenerateError>) -> Vec<Event> {
+        match step {
+            Ok(Step::Prompt(report)) => self.begin(index, &report),
+            Ok(Step::Text(step)) => self.go_on(index, step),
+            Err(error) => {
+                self.done = true;
+                vec![sse::json(&ApiError::from(error).openai())]
+            }
+        }
+    }
+
+    fn done(&self) -> bool {
+        self.done
+    }
+}
+
+/// Seconds since 1970.
+pub(in crate::http) fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

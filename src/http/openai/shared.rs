@@ -1,0 +1,344 @@
+//! The fields that completions and chat completions have in common, said and checked once.
+//!
+//! serde could flatten one struct into another, but then reads every field by way of a buffer: an
+//! error would not name the field any more. So a body is parsed twice, for its own fields and for
+//! these, each ignoring what it does not know.
+
+use std::borrow::Cow;
+
+use axum::extract::{FromRequest, Request};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::http::app::{App, Serving};
+use crate::http::body::{self, object};
+use crate::http::error::ApiError;
+use crate::http::fields::{above_zero, at_least, integer, number};
+use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
+use crate::http::layers::Scope;
+use crate::http::wire::{LogitBias, OverflowField, StopStrings};
+use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
+use crate::text::Grammar;
+
+/// What both endpoints read. Every field may be left out or null.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(in crate::http) struct SharedFields {
+    /// The name of the served model; any other is 404 `model_not_found`. Default: the served one.
+    pub model: Option<String>,
+    /// Divides the logits; 0 always takes the most likely token.
+    #[schema(minimum = 0, maximum = 2, default = 1)]
+    temperature: Option<f64>,
+    /// Only the most likely tokens whose probabilities add up to this.
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 1)]
+    top_p: Option<f64>,
+    /// Choices per prompt. All prompts and choices of a request together: see `/info`.
+    #[schema(minimum = 1, maximum = 128, default = 1)]
+    n: Option<i64>,
+    /// Answer with server-sent events.
+    #[schema(default = false)]
+    stream: Option<bool>,
+    /// Only with `stream`.
+    #[serde(default, deserialize_with = "object")]
+    stream_options: Option<StreamOptions>,
+    /// Texts that end the generation, not contained in the answer: at most 16, of at most 1024
+    /// bytes each; none may be empty.
+    #[schema(example = json!(["\n\n", "The End"]))]
+    stop: Option<StopStrings>,
+    /// Subtracted once from the logits of tokens already generated.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
+    presence_penalty: Option<f64>,
+    /// Subtracted from the logits of generated tokens as many times as they occurred.
+    #[schema(minimum = -2, maximum = 2, default = 0)]
+    frequency_penalty: Option<f64>,
+    /// Added to the logits of tokens, by id; -100 to 100 each.
+    logit_bias: Option<LogitBias>,
+    /// 64 bits. Choice `i` of a prompt is drawn with `seed + i`. Default: a random one, which the
+    /// answer names.
+    seed: Option<i64>,
+    /// Accepted, not used.
+    #[expect(dead_code, reason = "read to check its type")]
+    user: Option<String>,
+    /// Only the so many most likely tokens; 0 or -1 is all.
+    #[schema(minimum = -1, default = 0)]
+    top_k: Option<i64>,
+    /// Only tokens at least this fraction as likely as the most likely.
+    #[schema(minimum = 0, maximum = 1, default = 0)]
+    min_p: Option<f64>,
+    /// Locally typical sampling: probability mass kept.
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 1)]
+    typical_p: Option<f64>,
+    /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
+    #[schema(exclusive_minimum = 0, maximum = 100, default = 1)]
+    repetition_penalty: Option<f64>,
+    /// Until so many tokens are generated, no end-of-text or stop token is drawn, unless the
+    /// text's grammar allows nothing else.
+    #[schema(minimum = 0, default = 0)]
+    min_tokens: Option<i64>,
+    /// Go on after the model's end-of-text token. A text that follows a grammar then ends only
+    /// where the grammar allows nothing else.
+    #[schema(default = false)]
+    ignore_eos: Option<bool>,
+    /// Tokens that end the generation, not contained in the answer.
+    stop_token_ids: Option<Vec<u32>>,
+    /// What the text must be. This, the `guided_…` fields and `structured_outputs`: one of them.
+    #[serde(default, deserialize_with = "object")]
+    response_format: Option<ResponseFormat>,
+    /// The text must be JSON that follows this JSON schema: an object, or one as a string. It has
+    /// no whitespace between its parts, unless the schema's `x-guidance` says otherwise. A schema
+    /// with keywords that can't be followed is refused.
+    #[schema(value_type = Option<Object>)]
+    guided_json: Option<serde_json::Value>,
+    /// The text must match this regular expression, from its beginning to its end.
+    #[schema(example = "[A-Z][a-z]{2,9}")]
+    guided_regex: Option<String>,
+    /// The text must be one of these.
+    #[schema(example = json!(["yes", "no"]))]
+    guided_choice: Option<Vec<String>>,
+    /// The text must follow this context-free grammar, in llguidance's dialect of Lark.
+    #[schema(example = "start: \"a\" start | \"b\"")]
+    guided_grammar: Option<String>,
+    /// The `guided_…` fields as newer clients of vLLM spell them.
+    #[serde(default, deserialize_with = "object")]
+    structured_outputs: Option<StructuredOutputs>,
+    /// Keep only the last so many tokens of the prompt; -1: as many as fit the model's context
+    /// beside the tokens to generate (of which a default claims half the context at most).
+    #[schema(minimum = -1)]
+    truncate_prompt_tokens: Option<i64>,
+    /// What happens when the context reaches the model's window. Default: `error` if the number of
+    /// tokens to generate is given, otherwise `stop`.
+    overflow: Option<OverflowField>,
+}
+
+/// How to stream.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(in crate::http) struct StreamOptions {
+    /// An event with the usage comes before `[DONE]`.
+    #[schema(default = false)]
+    pub include_usage: Option<bool>,
+}
+
+/// How to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Streaming {
+    /// With events.
+    pub stream: bool,
+    /// With usage, if with events.
+    pub include_usage: bool,
+}
+
+/// Which part of a prompt is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Truncation {
+    /// So many of its last tokens.
+    Last(usize),
+    /// As many of its last tokens as fit.
+    ToFit,
+}
+
+/// What is to be generated, as the endpoint itself has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Length {
+    /// Its field, for messages.
+    pub field: &'static str,
+    /// What the request says.
+    pub given: Option<usize>,
+    /// Where it says nothing.
+    pub default: usize,
+}
+
+impl SharedFields {
+    /// # Errors
+    /// If it asks for a model that is not served.
+    pub(super) fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
+        check_model(self.model.as_deref(), serving)
+    }
+
+    /// # Errors
+    /// If options are given for a stream that is not asked for.
+    pub(super) fn streaming(&self) -> Result<Streaming, ApiError> {
+        let stream = self.stream.unwrap_or(false);
+        let options = self.stream_options.as_ref();
+        if options.is_some() && !stream {
+            return Err(ApiError::invalid(
+                "stream_options",
+                "`stream_options` is only allowed with `stream: true`",
+            ));
+        }
+        Ok(Streaming {
+            stream,
+            include_usage: options
+                .and_then(|options| options.include_usage)
+                .unwrap_or(false),
+        })
+    }
+
+    /// Choices per prompt.
+    ///
+    /// # Errors
+    /// If it is out of range.
+    pub(super) fn n(&self, serving: &Serving) -> Result<usize, ApiError> {
+        let n = integer("n", self.n, 1..=serving.limits.max_choices)?;
+        Ok(n.unwrap_or(1))
+    }
+
+    /// # Errors
+    /// If it is out of range.
+    pub(super) fn truncation(&self) -> Result<Option<Truncation>, ApiError> {
+        Ok(match self.truncate_prompt_tokens {
+            Some(-1) => Some(Truncation::ToFit),
+            keep => at_least("truncate_prompt_tokens", keep, 1)?.map(Truncation::Last),
+        })
+    }
+
+    /// What the text must follow, if anything.
+    ///
+    /// # Errors
+    /// If more than one field says so, or what one says cannot be followed.
+    pub(super) async fn grammar(&mut self, serving: &Serving) -> Result<Option<Grammar>, ApiError> {
+        let fields = GrammarFields {
+            response_format: self.response_format.take(),
+            guided_json: self.guided_json.take(),
+            guided_regex: self.guided_regex.take(),
+            guided_choice: self.guided_choice.take(),
+            guided_grammar: self.guided_grammar.take(),
+            structured_outputs: self.structured_outputs.take(),
+        };
+        grammar::compile(fields.description()?, serving).await
+    }
+
+    /// A draft with all that the fields of sampling, length and stopping say.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub(super) fn draft(
+        self,
+        serving: &Serving,
+        scope: &Scope,
+        length: Length,
+    ) -> Result<RequestDraft, ApiError> {
+        let absent = if length.given.is_some() {
+            Overflow::Error
+        } else {
+            Overflow::Stop
+        };
+        let top_k = match self.top_k {
+            Some(-1) => Some(0),
+            top_k => at_least("top_k", top_k, 0)?,
+        };
+        Ok(RequestDraft {
+            max_tokens_field: length.field,
+            max_tokens_given: length.given.is_some(),
+            min_tokens: at_least("min_tokens", self.min_tokens, 0)?.unwrap_or(0),
+            temperature: number("temperature", self.temperature, 0.0..=2.0)?,
+            top_k,
+            top_p: above_zero("top_p", self.top_p, 1.0)?,
+            min_p: number("min_p", self.min_p, 0.0..=1.0)?,
+            typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
+            repetition_penalty: above_zero(
+                "repetition_penalty",
+                self.repetition_penalty,
+                serving.limits.max_repetition_penalty,
+            )?,
+            presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
+                .unwrap_or(0.0),
+            frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
+                .unwrap_or(0.0),
+            logit_bias: self.logit_bias.unwrap_or_default().checked()?,
+            seed: self.seed.map(i64::cast_unsigned),
+            stop_tokens: self.stop_token_ids.unwrap_or_default(),
+            stop_strings: self.stop.unwrap_or_default().into_vec(),
+            ignore_end_of_text: self.ignore_eos.unwrap_or(false),
+            overflow: self.overflow.map_or(absent, Overflow::from),
+            ..RequestDraft::new(
+                scope.id.clone(),
+                Vec::new(),
+                length.given.unwrap_or(length.default),
+                SamplingStyle::Sample,
+            )
+        })
+    }
+}
+
+/// A request may leave the model out, but not ask for another one.
+///
+/// # Errors
+/// `model_not_found`.
+pub(super) fn check_model(model: Option<&str>, serving: &Serving) -> Result<(), ApiError> {
+    match model {
+        Some(model) if !serving.info.is_called(model) => {
+            Err(ApiError::model_not_found(model, &serving.info.id))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Truncation {
+    /// How many of a prompt's last tokens are kept.
+    pub(super) fn keeps(self, serving: &Serving, draft: &RequestDraft) -> usize {
+        match self {
+            Self::Last(tokens) => tokens,
+            Self::ToFit => serving.limits.prompt_room(draft),
+        }
+    }
+}
+
+/// The requests for `count` choices of one prompt, of which `before` belong to other prompts of
+/// the same HTTP request: alike but for their names and seeds.
+pub(super) fn choices(
+    first: &GenerateRequest,
+    scope: &Scope,
+    before: usize,
+    count: usize,
+) -> impl Iterator<Item = GenerateRequest> {
+    (0..count).map(move |choice| {
+        let mut request = first.clone();
+        request.id = scope.id.child(before + choice);
+        request.sampling.seed = first.sampling.seed.wrapping_add(choice as u64);
+        request
+    })
+}
+
+/// A body: an endpoint's own fields, and those it shares. Described as one object.
+pub(in crate::http) struct WithShared<T> {
+    /// The endpoint's own.
+    pub own: T,
+    /// Those of both.
+    pub shared: SharedFields,
+}
+
+impl<T: DeserializeOwned> FromRequest<App> for WithShared<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let bytes = body::read(request, app).await?;
+        Ok(Self {
+            own: body::parse(&bytes)?,
+            shared: body::parse(&bytes)?,
+        })
+    }
+}
+
+impl<T: ToSchema> PartialSchema for WithShared<T> {
+    fn schema() -> RefOr<Schema> {
+        match (T::schema(), SharedFields::schema()) {
+            (RefOr::T(Schema::Object(mut own)), RefOr::T(Schema::Object(shared))) => {
+                own.properties.extend(shared.properties);
+                RefOr::T(Schema::Object(own))
+            }
+            (own, _) => own,
+        }
+    }
+}
+
+impl<T: ToSchema> ToSchema for WithShared<T> {
+    fn name() -> Cow<'static, str> {
+        T::name()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        T::schemas(schemas);
+        SharedFields::schemas(schemas);
+    }
+}

@@ -1,0 +1,267 @@
+//! Jinja as the chat templates of Hugging Face's models expect it: the environment that
+//! transformers renders them in, without Python.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+/// What one rendering may cost: about as many instructions, or 64 times as many bytes. Enough for
+/// thousands of messages; a template that loops without end fails within a blink.
+const FUEL: u64 = 2_000_000;
+
+/// What a template said with `raise_exception`; the source of the error it caused.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+/// An environment without templates.
+///
+/// # Errors
+/// Never in practice: only strange delimiters are refused.
+pub(super) fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    let mut syntax = SyntaxConfig::builder();
+    environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("tojson", tojson);
+    environment.set_fuel(Some(FUEL));
+    Ok(environment)
+}
+
+/// What the template itself said against what it was given, if that is why it failed.
+pub(super) fn raised(error: &Error) -> Option<&str> {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(Raised(message)) = error.downcast_ref() {
+            return Some(message);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Makes blocks that do nothing of `{% generation %}` and `{% endgeneration %}`, with which
+/// templates tell trainers where answers are.
+pub(super) fn without_generation_tags(template: &str) -> String {
+    let mut changed = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, from)) = rest.split_once("{%") {
+        let Some((tag, after)) = from.split_once("%}") else {
+            break;
+        };
+        let word = tag.trim_matches(['-', '+']).trim();
+        let tag = match word {
+            "generation" => tag.replacen(word, "if true", 1),
+            "endgeneration" => tag.replacen(word, "endif", 1),
+            _ => tag.to_owned(),
+        };
+        changed.extend([before, "{%", &tag, "%}"]);
+        rest = after;
+    }
+    changed.push_str(rest);
+    changed
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form functions have")]
+fn raise_exception(message: Value) -> Result<Value, Error> {
+    let message = message.to_string();
+    let error = Error::new(ErrorKind::InvalidOperation, message.clone());
+    Err(error.with_source(Raised(message)))
+}
+
+/// The local time, as C's `strftime` writes it.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        let message = format!("strftime_now: {format:?} is no format of a time");
+        Error::new(ErrorKind::InvalidOperation, message)
+    })?;
+    Ok(text)
+}
+
+/// Python's `json.dumps`, with its keyword arguments. Jinja's own filter would write for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "the form filters have")]
+fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    let sort_keys: Option<bool> = options.get("sort_keys")?;
+    let separators: Option<Vec<String>> = match indent {
+        None => options.get("separators")?,
+        Some(_) => None,
+    };
+    options.assert_all_used()?;
+    let json = if sort_keys == Some(true) {
+        // Its maps are sorted.
+        let sorted = serde_json::to_value(&value).map_err(no_json)?;
+        dump(&sorted, indent, separators)
+    } else {
+        dump(&value, indent, separators)
+    };
+    let json = json.map_err(no_json)?;
+    Ok(if ensure_ascii == Some(true) {
+        escape_non_ascii(&json)
+    } else {
+        json
+    })
+}
+
+fn no_json(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::BadSerialization, "tojson").with_source(error)
+}
+
+fn dump(
+    value: &impl Serialize,
+    indent: Option<usize>,
+    separators: Option<Vec<String>>,
+) -> Result<String, serde_json::Error> {
+    let mut json = Vec::new();
+    if let Some(indent) = indent {
+        let indent = " ".repeat(indent.min(16));
+        let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))?;
+    } else {
+        let mut separators = separators.unwrap_or_default().into_iter();
+        let formatter = OneLine {
+            item: separators.next().unwrap_or_else(|| ", ".to_owned()),
+            key: separators.next().unwrap_or_else(|| ": ".to_owned()),
+        };
+        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))?;
+    }
+    Ok(String::from_utf8_lossy(&json).into_owned())
+}
+
+/// JSON on one line with Python's separators.
+struct OneLine {
+    /// Between elements.
+    item: String,
+    /// Between a key and its value.
+    key: String,
+}
+
+impl OneLine {
+    fn separate<W: ?Sized + io::Write>(&self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(self.item.as_bytes())
+        }
+    }
+}
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.separate(writer, first)
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.separate(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(self.key.as_bytes())
+    }
+}
+
+/// Escapes in JSON, where such characters stand in strings alone.
+fn escape_non_ascii(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing to a string cannot fail.
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minijinja::context;
+
+    fn render(template: &str) -> Result<String, Error> {
+        let value = serde_json::json!({"b": ["<é>", 1, 2.5, null, true], "a": {}});
+        let value = minijinja::value::Serde(value);
+        let template = without_generation_tags(template);
+        environment()?.render_str(&template, context! { value => Value::from(value) })
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        for (filter, expected) in [
+            ("tojson", r#"{"a": {}, "b": ["<é>", 1, 2.5, null, true]}"#),
+            (
+                "tojson(ensure_ascii=true, sort_keys=true, separators=[',', ':'])",
+                r#"{"a":{},"b":["<\u00e9>",1,2.5,null,true]}"#,
+            ),
+        ] {
+            assert_eq!(
+                render(&format!("{{{{ value | {filter} }}}}")).unwrap(),
+                expected
+            );
+        }
+        assert_eq!(
+            render("{{ value.b[:2] | tojson(indent=2) }}").unwrap(),
+            "[\n  \"<é>\",\n  1\n]"
+        );
+        assert!(render("{{ value | tojson(colour=1) }}").is_err());
+    }
+
+    #[test]
+    fn python_methods_loop_controls_and_trimmed_blocks_are_there() {
+        let template = "{% for x in value.b %}\n    {% if loop.index == 3 %}\n        {% break %}\n    {% endif %}\n{{ x }}\n{% endfor %}";
+        assert_eq!(render(template).unwrap(), "<é>\n1\n");
+        let template = "{{ ' a b '.strip().split(' ')[-1].upper() }}{{ value.get('c', 'none') }}";
+        assert_eq!(render(template).unwrap(), "Bnone");
+        let template = "{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}";
+        assert_eq!(render(template).unwrap(), "2");
+    }
+
+    #[test]
+    fn blocks_of_generation_do_nothing() {
+        let template = "a {%- generation -%} b {% endgeneration %} c";
+        assert_eq!(render(template).unwrap(), "ab  c");
+    }
+
+    #[test]
+    fn a_template_can_refuse_and_tell_the_time() {
+        let error = render("{{ raise_exception('no ' ~ 'way') }}").unwrap_err();
+        assert_eq!(raised(&error), Some("no way"));
+        let in_macro = "{% macro m() %}{{ raise_exception('deep') }}{% endmacro %}{{ m() }}";
+        assert_eq!(raised(&render(in_macro).unwrap_err()), Some("deep"));
+        assert_eq!(raised(&render("{{ nothing() }}").unwrap_err()), None);
+        let year = render("{{ strftime_now('%Y') }}").unwrap();
+        assert!(year.parse::<u32>().unwrap() > 2000);
+        assert!(render("{{ strftime_now('%Q') }}").is_err());
+    }
+
+    #[test]
+    fn a_template_cannot_go_on_for_ever() {
+        let error = render(
+            "{% for x in range(10000) %}{% for y in range(10000) %}{{ y }}{% endfor %}{% endfor %}",
+        );
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::OutOfFuel);
+    }
+}
