@@ -107,16 +107,24 @@ async fn in_the_plain_form_an_answer_ends_where_another_speaker_begins() {
         (ids[0].to_string(), json!(100))
     };
     let bias: serde_json::Map<String, Value> = ["\n", "x", ":"].map(token).into_iter().collect();
-    let drawn = json!({
-        "seed": 3, "temperature": 1, "frequency_penalty": 2, "ignore_eos": true, "logit_bias": bias,
-    });
-    let prompt = json!({"prompt": "x: Speak.\n\nAssistant:", "max_tokens": 300});
-    let text = complete(with(prompt, drawn.clone())).await;
-    let next = text.find("\nx:").expect("the user speaks again");
+    // The first seed with which the user speaks again.
+    let mut seed = 0;
+    let (drawn, text, next) = loop {
+        let drawn = json!({
+            "seed": seed, "temperature": 2, "frequency_penalty": 2, "ignore_eos": true, "logit_bias": bias,
+        });
+        let prompt = json!({"prompt": "x: Speak.\n\nAssistant:", "max_tokens": 100});
+        let text = complete(with(prompt, drawn.clone())).await;
+        if let Some(next) = text.find("\nx:") {
+            break (drawn, text, next);
+        }
+        assert!(seed < 50, "{text:?}");
+        seed += 1;
+    };
     let end = text[..next].strip_suffix('\n').map_or(next, str::len);
 
     let messages = json!([{"role": "user", "name": "x", "content": "Speak."}]);
-    let body = json!({"messages": messages, "max_completion_tokens": 300});
+    let body = json!({"messages": messages, "max_completion_tokens": 100});
     let answer = chat(with(body, drawn)).await;
     assert_eq!(content(&answer, 0), &text[..end]);
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
@@ -420,7 +428,10 @@ const WRONG: &str = r#"
 {"functions": [{"name": "f"}]}                  | functions | `functions` | not supported
 {"tool_choice": "required"}                     | tool_choice | `tool_choice` | required | not supported
 {"tool_choice": {"type": "function"}}           | tool_choice | `tool_choice` | not supported
-{"response_format": {"type": "json_object"}}    | response_format.type | json_object | text
+{"response_format": {"type": "xml"}}            | response_format.type | xml | json_schema
+{"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}} | response_format.json_schema.schema | strin
+{"guided_regex": "("}                           | guided_regex | `guided_regex`
+{"guided_regex": "a", "guided_choice": ["b"]}   | guided_choice | `guided_regex`
 {"response_format": "json"}                     | response_format | `response_format` | object
 {"response_format": {}}                         | response_format | type
 {"add_generation_prompt": "no"}                 | add_generation_prompt | `add_generation_prompt` | "no" | boolean

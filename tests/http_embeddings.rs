@@ -191,7 +191,7 @@ async fn many_inputs_leave_room_for_others_in_a_small_queue() {
     let many = server.post(PATH, json!({"input": inputs}));
     let beside = async {
         let mut answered = 0;
-        server.until("under way", |status| status.running > 0).await;
+        server.until("under way", |status| status.steps > 0).await;
         for _ in 0..10 {
             let small = json!({"prompt": "A", "max_tokens": 2});
             let answer = server.post("/v1/completions", small).await;

@@ -25,12 +25,21 @@ struct Body {
     around: fn(Value) -> Value,
 }
 
-const BODIES: [Body; 5] = [
+const BODIES: [Body; 6] = [
     Body {
         schema: "CompletionRequest",
         path: "/v1/completions",
         status: 400,
         around: |fields| merged(json!({"prompt": "A", "max_tokens": 2}), fields),
+    },
+    Body {
+        schema: "ChatCompletionRequest",
+        path: "/v1/chat/completions",
+        status: 400,
+        around: |fields| {
+            let messages = json!([{"role": "user", "content": "A"}]);
+            merged(json!({"messages": messages, "max_tokens": 2}), fields)
+        },
     },
     Body {
         schema: "StreamOptions",
@@ -71,9 +80,19 @@ fn merged(mut body: Value, more: Value) -> Value {
 
 fn fields(schema: &str) -> impl Iterator<Item = (&'static String, &'static Value)> {
     let properties = &CONTRACT["components"]["schemas"][schema]["properties"];
-    // What text may follow a grammar is described by the grammar's own schemas.
+    // Schemas, messages and tools have tests of their own in `http_structured.rs` and `http_chat.rs`.
     let fields = properties.as_object().expect("an object").iter();
-    fields.filter(|(field, _)| *field != "grammar")
+    fields.filter(|(field, _)| {
+        ![
+            "grammar",
+            "guided_json",
+            "messages",
+            "tools",
+            "functions",
+            "tool_choice",
+        ]
+        .contains(&field.as_str())
+    })
 }
 
 /// A schema with its reference followed.

@@ -57,9 +57,13 @@ fn named(schema: Value) -> Value {
 
 #[tokio::test]
 async fn a_json_object_is_one_when_it_finishes() {
-    let mut finished = 0;
+    let (mut finished, mut texts) = (0, Vec::new());
+    // Else this model's strings have no end.
+    let likely = |(text, bias): (&str, u8)| (SERVER.ids(text)[0].to_string(), json!(bias));
+    let bias: serde_json::Map<String, Value> =
+        [("\"", 4), ("}", 30)].map(likely).into_iter().collect();
     for seed in 0..8 {
-        let format = json!({"response_format": {"type": "json_object"}, "temperature": 0.7});
+        let format = json!({"response_format": {"type": "json_object"}, "temperature": 0.7, "logit_bias": bias});
         let (text, reason) = complete(body(seed, format)).await;
         assert!(text.starts_with('{'), "{text}");
         if reason == "stop" {
@@ -69,8 +73,9 @@ async fn a_json_object_is_one_when_it_finishes() {
         } else {
             assert_eq!(reason, "length");
         }
+        texts.push(text);
     }
-    assert!(finished > 0);
+    assert!(finished > 4, "{texts:?}");
 }
 
 #[tokio::test]

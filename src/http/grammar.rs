@@ -109,7 +109,7 @@ impl Description {
     fn schema(field: &str, schema: Value) -> Result<Self, InvalidRequest> {
         let text = match schema {
             Value::String(text) => text,
-            Value::Object(_) | Value::Bool(_) => schema.to_string(),
+            Value::Object(_) => schema.to_string(),
             other => {
                 return Err(InvalidRequest::new(
                     field,

@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn json_is_written_as_python_writes_it() {
         for (filter, expected) in [
-            ("tojson", r#"{"a": {}, "b": ["<é>", 1, 2.5, null, true]}"#),
+            ("tojson", r#"{"b": ["<é>", 1, 2.5, null, true], "a": {}}"#),
             (
                 "tojson(ensure_ascii=true, sort_keys=true, separators=[',', ':'])",
                 r#"{"a":{},"b":["<\u00e9>",1,2.5,null,true]}"#,

@@ -221,11 +221,12 @@ async fn logprobs_of_beams_are_those_of_the_same_text_as_a_prompt() {
     let engine = engine(EngineConfig::default());
     let ids = prompt(33, 2);
     let mut draft = search(&ids, 4, 20);
-    (draft.logprobs.top, draft.logprobs.prompt) = (3, true);
+    draft.logprobs.top = 3;
+    (draft.logprobs.prompt, draft.logprobs.prompt_top) = (true, 3);
     let beams = run_beams(&engine, draft).await;
     for beam in &beams {
         let mut read = greedy(&[&ids[..], &beam.ids()].concat(), 0);
-        (read.logprobs.top, read.logprobs.prompt) = (3, true);
+        (read.logprobs.prompt, read.logprobs.prompt_top) = (true, 3);
         let read = run(&engine, read).await.prompt.logprobs;
         assert_eq!(beam.prompt.logprobs, read[..ids.len()]);
         for (found, expected) in beam.tokens.iter().zip(&read[ids.len()..]) {

@@ -186,10 +186,19 @@ impl SharedFields {
     /// # Errors
     /// If it is out of range.
     pub(super) fn truncation(&self) -> Result<Option<Truncation>, ApiError> {
-        Ok(match self.truncate_prompt_tokens {
-            Some(-1) => Some(Truncation::ToFit),
-            keep => at_least("truncate_prompt_tokens", keep, 1)?.map(Truncation::Last),
-        })
+        match self.truncate_prompt_tokens {
+            None => Ok(None),
+            Some(-1) => Ok(Some(Truncation::ToFit)),
+            Some(keep) => match usize::try_from(keep) {
+                Ok(keep @ 1..) => Ok(Some(Truncation::Last(keep))),
+                _ => Err(ApiError::invalid(
+                    "truncate_prompt_tokens",
+                    format!(
+                        "`truncate_prompt_tokens` must be an integer of at least 1, or -1 for what fits, got {keep}"
+                    ),
+                )),
+            },
+        }
     }
 
     /// What the text must follow, if anything.
@@ -225,6 +234,12 @@ impl SharedFields {
         };
         let top_k = match self.top_k {
             Some(-1) => Some(0),
+            Some(top_k) if top_k < 0 => {
+                return Err(ApiError::invalid(
+                    "top_k",
+                    format!("`top_k` must be an integer of at least 0, or -1 for all, got {top_k}"),
+                ));
+            }
             top_k => at_least("top_k", top_k, 0)?,
         };
         Ok(RequestDraft {
