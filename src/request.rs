@@ -398,6 +398,8 @@ pub struct Limits {
     pub max_choices: usize,
     /// Bytes in the description of a grammar: a schema, a regular expression, all choices.
     pub max_grammar_bytes: usize,
+    /// Bytes in all regular expressions of one, or in a context-free grammar.
+    pub max_expression_bytes: usize,
     /// Choices that can be generated per prompt to return the best of.
     pub max_best_of: usize,
     /// The highest temperature, where the dialect has no limit of its own.
@@ -425,6 +427,7 @@ impl Limits {
             max_tokens: 1 << 20,
             max_choices: 128,
             max_grammar_bytes: 128 * 1024,
+            max_expression_bytes: 16 * 1024,
             max_best_of: 20,
             max_temperature: 100.0,
             max_repetition_penalty: 100.0,
@@ -498,16 +501,26 @@ impl Limits {
     /// [`InvalidRequest`] naming the field, its size and the limit.
     pub fn check_grammar(&self, field: &str, source: &GrammarSource) -> Result<(), InvalidRequest> {
         let bytes = source.bytes();
-        if bytes <= self.max_grammar_bytes {
-            return Ok(());
+        if bytes > self.max_grammar_bytes {
+            return Err(InvalidRequest::new(
+                field,
+                format!(
+                    "`{field}` can be at most {} bytes long, got {bytes}",
+                    self.max_grammar_bytes
+                ),
+            ));
         }
-        Err(InvalidRequest::new(
-            field,
-            format!(
-                "`{field}` can be at most {} bytes long, got {bytes}",
-                self.max_grammar_bytes
-            ),
-        ))
+        let expressions = source.expression_bytes();
+        if expressions > self.max_expression_bytes {
+            return Err(InvalidRequest::new(
+                field,
+                format!(
+                    "`{field}` can have at most {} bytes of regular expressions or rules, got {expressions}",
+                    self.max_expression_bytes
+                ),
+            ));
+        }
+        Ok(())
     }
 
     fn check_tokens(&self, draft: &RequestDraft) -> Result<(), InvalidRequest> {

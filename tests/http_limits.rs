@@ -25,6 +25,7 @@ fn listed() -> Vec<(&'static str, Value)> {
         max_tokens,
         max_choices,
         max_grammar_bytes,
+        max_expression_bytes,
         max_best_of,
         max_temperature,
         max_repetition_penalty,
@@ -44,6 +45,7 @@ fn listed() -> Vec<(&'static str, Value)> {
         ),
         ("/limits/max_top_logprobs", json!(max_top_logprobs)),
         ("/limits/max_grammar_bytes", json!(max_grammar_bytes)),
+        ("/limits/max_expression_bytes", json!(max_expression_bytes)),
         ("/limits/max_temperature", json!(max_temperature)),
         (
             "/limits/max_repetition_penalty",

@@ -407,6 +407,39 @@ async fn what_the_native_dialect_can_not_follow_is_refused_with_field_and_reason
 }
 
 #[tokio::test]
+async fn expressions_have_a_length_they_can_not_exceed() {
+    let long = "a".repeat(9_000);
+    let schema = json!({
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": long}},
+        "patternProperties": {long.clone(): {"type": "null"}},
+    });
+    let cases = [
+        (
+            json!({"guided_regex": "a".repeat(16_385)}),
+            "guided_regex",
+            16_385,
+        ),
+        (
+            json!({"guided_grammar": "#".repeat(16_385)}),
+            "guided_grammar",
+            16_385,
+        ),
+        (json!({"guided_json": schema}), "guided_json", 18_000),
+    ];
+    for (fields, field, bytes) in cases {
+        let answer = SERVER.post(PATH, body(1, fields)).await;
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        assert_eq!(
+            answer.message(),
+            format!(
+                "`{field}` can have at most 16384 bytes of regular expressions or rules, got {bytes}"
+            )
+        );
+    }
+}
+
+#[tokio::test]
 async fn info_tells_of_it() {
     let info = SERVER.get("/info").await.ok();
     assert_eq!(info["limits"]["max_grammar_bytes"], 131_072);

@@ -21,7 +21,7 @@ use super::event::GenerateError;
 use super::scheduler::Part;
 use super::sequence::SequenceId;
 use crate::text::Grammar;
-use crate::text::grammar::reason;
+use crate::text::grammar::{STACK, reason};
 
 /// Tokens that may be drawn: bit `id % 32` of word `id / 32`.
 pub(super) type Mask = Vec<u32>;
@@ -126,6 +126,7 @@ impl Masks {
         let (finished, done) = channel();
         std::thread::Builder::new()
             .name("skald-masks".to_owned())
+            .stack_size(STACK)
             .spawn(move || {
                 for mut lent in to_do {
                     for (_, constraint) in &mut lent {

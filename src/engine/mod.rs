@@ -167,6 +167,8 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
     let worker = worker::Worker::new(model, kv, kv_blocks, config, commands, gauges, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
+        // It follows grammars.
+        .stack_size(crate::text::grammar::STACK)
         .spawn(move || {
             if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
                 error!("the inference worker died");

@@ -181,6 +181,9 @@ struct LimitFacts {
     max_top_logprobs: usize,
     /// Bytes in a schema, a regular expression or another grammar.
     max_grammar_bytes: usize,
+    /// Bytes in all regular expressions of a schema together, in one expression, or in a
+    /// context-free grammar.
+    max_expression_bytes: usize,
     /// `temperature`, outside `/v1`, where OpenAI's limit of 2 holds.
     max_temperature: f64,
     /// `repetition_penalty`.
@@ -322,6 +325,7 @@ impl LimitFacts {
             max_tokens,
             max_choices,
             max_grammar_bytes,
+            max_expression_bytes,
             max_best_of,
             max_temperature,
             max_repetition_penalty,
@@ -344,6 +348,7 @@ impl LimitFacts {
             max_stop_string_bytes,
             max_top_logprobs,
             max_grammar_bytes,
+            max_expression_bytes,
             max_temperature,
             max_repetition_penalty,
             max_embedding_inputs,

@@ -29,6 +29,13 @@ const CACHED: usize = 32;
 /// Characters of a reason that are told.
 const MAX_REASON: usize = 400;
 
+/// Digits of a `multipleOf`: following one takes a state for each remainder.
+const MAX_MULTIPLE_DIGITS: usize = 5;
+
+/// Stack of a thread that works on grammars. The library's depth follows that of expressions, whose
+/// length the request's limits bound; what is not used takes no memory.
+pub const STACK: usize = 64 << 20;
+
 /// What one grammar may cost, so that an absurd one is refused, or ends its own generation, and
 /// does nothing to others. A schema of 100 kB stays well below each.
 fn limits() -> ParserLimits {
@@ -71,12 +78,31 @@ impl GrammarSource {
         }
     }
 
+    /// How long its regular expressions are, all of a schema's together, or its context-free
+    /// grammar. The cost of compiling them grows with the square of it.
+    #[must_use]
+    pub fn expression_bytes(&self) -> usize {
+        match self {
+            Self::JsonObject | Self::Choice(_) => 0,
+            Self::Regex(text) | Self::Lark(text) => text.len(),
+            // What is no JSON is refused with a reason when it is compiled.
+            Self::JsonSchema(text) => {
+                serde_json::from_str(text).map_or(0, |schema| pattern_bytes(&schema))
+            }
+        }
+    }
+
     fn top_level(&self) -> Result<TopLevelGrammar, GrammarError> {
         let grammar = match self {
             Self::JsonObject => json_schema(json!({"type": "object"})),
             Self::JsonSchema(text) => {
                 let schema = serde_json::from_str(text)
                     .map_err(|error| GrammarError(format!("the schema is not JSON: {error}")))?;
+                if let Some(value) = too_fine(&schema) {
+                    return Err(GrammarError(format!(
+                        "`multipleOf` can have at most {MAX_MULTIPLE_DIGITS} digits, got {value}"
+                    )));
+                }
                 json_schema(schema)
             }
             Self::Regex(regex) => {
@@ -99,6 +125,41 @@ impl GrammarSource {
             Self::Lark(lark) => GrammarWithLexer::from_lark(lark.clone()),
         };
         Ok(TopLevelGrammar::from_grammar(grammar))
+    }
+}
+
+/// Bytes of all regular expressions in a schema.
+fn pattern_bytes(schema: &Value) -> usize {
+    match schema {
+        Value::Array(items) => items.iter().map(pattern_bytes).sum(),
+        Value::Object(entries) => {
+            let own = entries.iter().map(|(key, value)| match (&key[..], value) {
+                ("pattern", Value::String(pattern)) => pattern.len(),
+                ("patternProperties", Value::Object(by_pattern)) => {
+                    by_pattern.keys().map(String::len).sum::<usize>() + pattern_bytes(value)
+                }
+                _ => pattern_bytes(value),
+            });
+            own.sum()
+        }
+        _ => 0,
+    }
+}
+
+/// The first `multipleOf` in a schema that would take too many states.
+fn too_fine(schema: &Value) -> Option<&Value> {
+    match schema {
+        Value::Array(items) => items.iter().find_map(too_fine),
+        Value::Object(entries) => entries.iter().find_map(|(key, value)| match value {
+            Value::Number(number) if key == "multipleOf" => {
+                let text = number.to_string();
+                let digits = text.split(['e', 'E']).next().unwrap_or_default();
+                let digits = digits.replace('.', "");
+                (digits.trim_matches('0').len() > MAX_MULTIPLE_DIGITS).then_some(value)
+            }
+            _ => too_fine(value),
+        }),
+        _ => None,
     }
 }
 
@@ -259,21 +320,7 @@ impl Grammars {
         }
         let factory = self.factory.get_or_init(|| self.prepare()).as_ref();
         let factory = factory.map_err(Clone::clone)?;
-        let parser = factory
-            .create_parser(source.top_level()?)
-            .map_err(|error| GrammarError::told(&error))?;
-        let mut matcher = Matcher::new(Ok(parser));
-        // A grammar from which nothing can be derived shows at its first token.
-        matcher
-            .deep_clone()
-            .compute_mask_or_eos()
-            .map_err(|error| GrammarError::told(&error))?;
-        if let Some(error) = matcher.get_error() {
-            return Err(GrammarError::told(&error));
-        }
-        for warning in matcher.grammar_warnings() {
-            tracing::debug!(warning, "a grammar");
-        }
+        let matcher = with_deep_stack(|| make(factory, source))??;
         let grammar = Grammar(Arc::new(Compiled {
             source: source.clone(),
             matcher: Mutex::new(matcher),
@@ -332,6 +379,39 @@ impl Grammars {
             trie.with_eos_tokens(&self.end_of_text)
         }
     }
+}
+
+fn make(factory: &ParserFactory, source: &GrammarSource) -> Result<Matcher, GrammarError> {
+    let parser = factory
+        .create_parser(source.top_level()?)
+        .map_err(|error| GrammarError::told(&error))?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // A grammar from which nothing can be derived shows at its first token.
+    matcher
+        .deep_clone()
+        .compute_mask_or_eos()
+        .map_err(|error| GrammarError::told(&error))?;
+    if let Some(error) = matcher.get_error() {
+        return Err(GrammarError::told(&error));
+    }
+    for warning in matcher.grammar_warnings() {
+        tracing::debug!(warning, "a grammar");
+    }
+    Ok(matcher)
+}
+
+/// Does something on a thread whose stack suffices for the deepest expression.
+fn with_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, GrammarError> {
+    let failed = |why: String| GrammarError(format!("it could not be compiled: {why}"));
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("skald-grammar".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(error.to_string()))?
+            .join()
+            .map_err(|_| failed("the library panicked".to_owned()))
+    })
 }
 
 /// The model's tokens as the library wants them.

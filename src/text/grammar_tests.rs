@@ -1,6 +1,7 @@
 //! What grammars allow, token by token.
 
 use super::*;
+use crate::request::Limits;
 
 /// The built-in model's tokenizer.
 fn tokenizer() -> Arc<Tokenizer> {
@@ -156,7 +157,7 @@ fn what_can_not_be_followed_says_why() {
 }
 
 #[test]
-fn what_would_cost_too_much_is_refused_soon() {
+fn what_the_longest_expressions_cost_is_bounded() {
     let grammars = grammars();
     let object = |name: &str, of: Value| {
         schema(&json!({"type": "object", "properties": {name: of}, "required": [name]}))
@@ -168,6 +169,8 @@ fn what_would_cost_too_much_is_refused_soon() {
             break;
         }
     }
+    let limits = Limits::for_model(1024, 4096, vec![4095]);
+    let longest = limits.max_expression_bytes;
     let words: Vec<String> = (0..100_000u32).map(|n| format!("{:x}", n * 7919)).collect();
     let absurd = [
         object("a", json!({"type": "array", "minItems": 1_000_000_000})),
@@ -189,25 +192,33 @@ fn what_would_cost_too_much_is_refused_soon() {
             json!({"type": "string", "pattern": "^(.*a.{30}|.*b.{31})$"}),
         ),
         object("a", json!({"type": "number", "multipleOf": 1e-300})),
+        object("a", json!({"type": "integer", "multipleOf": 99_991})),
         object("a", json!({"type": "integer", "multipleOf": 999_983})),
+        object("a", json!({"type": "number", "multipleOf": 1234.56})),
         object("a", json!({"type": "object", "minProperties": 1_000_000})),
         regex("(a|b|ab){1,1000000}"),
         regex("(?:(?:(?:x{1000}){1000}){1000}){1000}"),
-        regex(&"(".repeat(100_000)),
+        regex(&"(".repeat(longest)),
         regex(&format!("{}a{}", "(".repeat(200), ")?".repeat(200))),
-        regex(&"a?".repeat(50_000)),
+        regex(&"a?".repeat(longest / 2)),
+        object(
+            "a",
+            json!({"type": "string", "pattern": format!("^{}$", "a?".repeat(longest / 2))}),
+        ),
+        GrammarSource::Lark(format!("start: /{}/", "a?".repeat(longest / 2 - 5))),
         GrammarSource::Choice(words),
         schema(&deep),
         GrammarSource::Lark(format!(
             "start: {}\"a\"{}",
-            "(".repeat(60_000),
-            ")".repeat(60_000)
+            "(".repeat(longest / 2 - 6),
+            ")".repeat(longest / 2 - 6)
         )),
-        GrammarSource::Lark(chain(4_000, "r", "start")),
-        GrammarSource::Lark(chain(4_000, "T", "start")),
+        GrammarSource::Lark(chain(900, "r", "start")),
+        GrammarSource::Lark(chain(900, "T", "start")),
         GrammarSource::Lark("start: start start | \"a\"?".to_owned()),
     ];
     for source in absurd {
+        assert!(source.expression_bytes() <= longest + 2, "{source:?}");
         let begun = std::time::Instant::now();
         let outcome = grammars.compile(&source).map(|grammar| {
             let mut matcher = grammar.matcher();
