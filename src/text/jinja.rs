@@ -101,8 +101,8 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     };
     options.assert_all_used()?;
     let json = if sort_keys == Some(true) {
-        // Its maps are sorted.
-        let sorted = serde_json::to_value(&value).map_err(no_json)?;
+        let mut sorted = serde_json::to_value(&value).map_err(no_json)?;
+        sorted.sort_all_objects();
         dump(&sorted, indent, separators)
     } else {
         dump(&value, indent, separators)

@@ -1,0 +1,144 @@
+//! From what a forward pass gives to what requests receive.
+
+use std::sync::atomic::Ordering;
+
+use tracing::error;
+
+use super::Worker;
+use crate::engine::batch::StepBatch;
+use crate::engine::draw::{Row, draw_all};
+use crate::engine::event::{GenerateError, GeneratedToken};
+use crate::engine::pooling::pool_all;
+use crate::engine::scheduler::Part;
+use crate::engine::sequence::SequenceId;
+use crate::engine::values::with_values;
+use crate::model::gpt2::Outputs;
+
+impl Worker {
+    /// Hands every row of hidden states and of logits to the request it belongs to.
+    pub(super) fn take_outputs(&mut self, plan: &[Part], batch: &StepBatch, outputs: &Outputs) {
+        self.gauges.steps.fetch_add(1, Ordering::Relaxed);
+        for &part in plan {
+            self.scheduler.computed(part);
+        }
+        let (n_embd, vocab_size) = {
+            let config = self.model.config();
+            (config.n_embd, config.vocab_size)
+        };
+        let pooled = with_values(&outputs.hidden, |hidden| {
+            pool_all(plan, &mut self.active, hidden, n_embd);
+        });
+        let mut rows = self.rows(plan, batch);
+        let pool = self.model.pool();
+        let read = with_values(&outputs.logits, |logits| {
+            draw_all(pool, &mut rows, logits, vocab_size);
+        });
+        let mut rows = rows.into_iter();
+        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
+            let drawn = part.completes.then(|| rows.next()).flatten();
+            match drawn {
+                Some(Row::Draw {
+                    active,
+                    drawn,
+                    failed,
+                    ..
+                }) => {
+                    self.active.insert(part.id, active);
+                    self.take_prompt_rows(part.id, wanted, prompt);
+                    self.advance(*part, drawn, failed);
+                }
+                Some(Row::Rank { ranked, .. }) => {
+                    self.take_prompt_rows(part.request, wanted, prompt);
+                    self.advance_beams(*part, ranked);
+                }
+                _ => self.take_prompt_rows(part.request, wanted, prompt),
+            }
+        }
+        if let Err(error) = pooled.and(read) {
+            for part in plan {
+                self.fail(part.request, GenerateError::StepFailed(error.to_string()));
+            }
+        }
+    }
+
+    /// What is wanted of the step's rows of logits, in their order.
+    fn rows(&mut self, plan: &[Part], batch: &StepBatch) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(batch.batch.logits_rows.len());
+        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            let active = self.active.get(&part.request);
+            let asked = active.map_or_else(Default::default, |active| active.request.logprobs);
+            rows.extend(wanted.iter().map(|&(_, next)| Row::Prompt {
+                next,
+                top: asked.prompt_top,
+                ranked: asked.prompt_ranks,
+                found: None,
+            }));
+            let beams = active.and_then(|active| active.beams.as_ref());
+            if let Some(beams) = beams {
+                let wanted = beams.wanted();
+                rows.extend(part.completes.then_some(Row::Rank {
+                    wanted,
+                    ranked: None,
+                }));
+                continue;
+            }
+            // A request has one such row at most: its prompt's rows are behind it already.
+            if part.completes
+                && let Some(active) = self.active.remove(&part.id)
+            {
+                let sequence = self.scheduler.sequence(part.id);
+                rows.push(Row::Draw {
+                    active,
+                    draft: sequence.map(|s| s.draft.clone()).unwrap_or_default(),
+                    drawn: Vec::new(),
+                    failed: None,
+                });
+            }
+        }
+        rows
+    }
+
+    /// Sends one sequence the tokens drawn for it, and takes them in.
+    fn advance(&mut self, part: Part, drawn: Vec<GeneratedToken>, failed: Option<GenerateError>) {
+        let id = part.id;
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        if active.report_prompt().is_some() {
+            return self.finish(id);
+        }
+        let right = drawn.len().saturating_sub(1);
+        self.gauges
+            .drafted
+            .fetch_add(part.drafted, Ordering::Relaxed);
+        self.gauges.accepted.fetch_add(right, Ordering::Relaxed);
+        let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
+        let finished = drawn.last().is_some_and(|token| token.finish.is_some());
+        for token in drawn {
+            active.deliver(token);
+        }
+        self.scheduler.push_tokens(id, &tokens);
+        if finished {
+            self.finish(id);
+        } else if let Some(error) = failed {
+            error!(request = %active.request.id, %error, "a request failed");
+            self.fail(id, error);
+        }
+    }
+
+    /// Hands a request what the rows of its prompt say of the tokens that follow them.
+    fn take_prompt_rows(&mut self, id: SequenceId, wanted: &[(usize, u32)], rows: Vec<Row>) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        for (&(index, _), row) in wanted.iter().zip(rows) {
+            if let Row::Prompt {
+                found: Some(found), ..
+            } = row
+            {
+                active.take_prompt_token(index, found);
+            }
+        }
+    }
+}
