@@ -132,7 +132,9 @@ impl KvCache {
     /// If the cache does not have the blocks.
     pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
         for layer in &self.layers {
-            let block = layer.tensor.narrow(0, from as usize, 1)?.copy()?; // [1, n_head, 2, half]
+            let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, n_head, 2, half]
+            // Not `copy`, which copies all of the layer.
+            let block = block.force_contiguous()?;
             layer.tensor.slice_set(&block, 0, to as usize)?;
         }
         Ok(())
