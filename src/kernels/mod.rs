@@ -31,6 +31,7 @@ pub mod math;
 pub mod norm;
 mod pack;
 pub mod pool;
+mod prefetch;
 pub mod rows;
 mod shared_slice;
 pub mod weight_memory;
