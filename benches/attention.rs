@@ -68,7 +68,7 @@ impl Shape {
     }
 }
 
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 7] = [
     Shape {
         sequences: 1,
         past: 0,
@@ -92,6 +92,11 @@ const SHAPES: [Shape; 6] = [
     Shape {
         sequences: 1,
         past: 1000,
+        rows: 1,
+    },
+    Shape {
+        sequences: 32,
+        past: 128,
         rows: 1,
     },
     Shape {

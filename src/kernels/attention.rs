@@ -194,7 +194,7 @@ impl Attend<'_> {
         let attend = unit_kernel::<E>(self.isa);
         self.pool.run(self.plan.tasks(), |task| {
             let (shared, queries, kv) = (&shared, &queries, &kv);
-            for unit in self.plan.task(task) {
+            for (unit, next) in self.plan.task(task) {
                 // SAFETY: the plan's rows, heads and blocks are within `qkv`, `queries`, `out` and
                 // `kv` as checked above; every row and head is in one unit only; `isa` was
                 // limited to what the processor has.
@@ -215,6 +215,8 @@ impl Attend<'_> {
                         out: shared.0.add(unit.row * n_embd + unit.head * head_dim),
                         out_stride: n_embd,
                         kv: kv.0.add(unit.head * 2 * self.shape.half() / E::PER_WORD),
+                        next_kv: kv.0.add(next.head * 2 * self.shape.half() / E::PER_WORD),
+                        next_table: &self.plan.spans()[next.span].block_table,
                         block_stride: self.shape.block_stride() / E::PER_WORD,
                         half: self.shape.half() / E::PER_WORD,
                         table: &self.plan.spans()[unit.span].block_table,

@@ -22,6 +22,7 @@ use super::attention::AttentionPlan;
 use super::huge_pages;
 use super::lanes::{best, per_isa};
 use super::pack::round_to_bf16;
+use super::prefetch::prefetch;
 use super::{Isa, Pool};
 
 /// Positions per block; also the lanes of a 512-bit vector of f32.
@@ -314,13 +315,25 @@ fn write_head<const PER_WORD: usize>(
     } = write.shape;
     let n_embd = n_head * head_dim;
     let half = write.shape.half() / PER_WORD;
-    for (row, block, slot) in write.plan.written_slots() {
+    let place = |block: usize| (block * n_head + head) * 2 * half;
+    let mut slots = write.plan.written_slots().peekable();
+    while let Some((row, block, slot)) = slots.next() {
+        // The next row's place, a line for each word of its key: it was last touched a step ago.
+        if let Some(&(_, next, next_slot)) = slots.peek().filter(|next| next.1 != block) {
+            let next = cache.0.wrapping_add(place(next));
+            for d in 0..head_dim.div_ceil(PER_WORD) {
+                prefetch(next.wrapping_add(d * BLOCK_SIZE));
+            }
+            for d in (0..head_dim).step_by(BLOCK_SIZE) {
+                prefetch(next.wrapping_add(half + next_slot / PER_WORD * head_dim + d));
+            }
+        }
         let at = row * 3 * n_embd + n_embd + head * head_dim;
         let (key, value) = (
             &qkv[at..at + head_dim],
             &qkv[at + n_embd..at + n_embd + head_dim],
         );
-        let at = (block * n_head + head) * 2 * half;
+        let at = place(block);
         // SAFETY: `check_blocks` has `block < n_blocks`, `head < n_head`, and a slot is below
         // BLOCK_SIZE, so both halves lie in the cache, in words of four bytes; a head's halves are
         // written by this one task only.

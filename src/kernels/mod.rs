@@ -9,6 +9,7 @@
 //! - [`isa`] is what they run on, [`pool`] the threads they run on (`affinity` says on
 //!   which cores), [`activation_memory`] where their results lie.
 //! - `x86` has the paths of single instruction sets.
+//! - `prefetch` has memory fetched that is about to be read or written.
 //!
 //! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
@@ -31,6 +32,7 @@ pub mod math;
 pub mod norm;
 mod pack;
 pub mod pool;
+mod prefetch;
 pub mod rows;
 mod shared_slice;
 pub mod weight_memory;

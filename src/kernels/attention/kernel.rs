@@ -4,10 +4,13 @@
 //! Everything that is multiplied is held in 32-bit words: one f32, or two bf16 that are
 //! neighbours in the dimension the products are summed over.
 
+use std::mem::MaybeUninit;
+
 use super::plan::QUERY_TILE;
 use super::vector::{Element, Vector};
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
+use crate::kernels::prefetch::prefetch;
 
 /// Vectors of scores or columns that a row alone keeps in registers.
 const ALONE: usize = 4;
@@ -33,6 +36,9 @@ pub(in crate::kernels) struct UnitJob<'a> {
     /// Words of a block's keys, behind which its values stand.
     pub half: usize,
     pub table: &'a [u32],
+    /// The cache and the table of the unit that is computed next: only prefetched from.
+    pub next_kv: *const u32,
+    pub next_table: &'a [u32],
     pub head_dim: usize,
     /// What scores are multiplied by.
     pub scale: f32,
@@ -42,9 +48,51 @@ pub(in crate::kernels) struct UnitJob<'a> {
 }
 
 /// A row's scores of the positions of one tile, then their weights, then those packed in words.
+/// Not initialized: one row of many would take longer to clear than to compute.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Weights([f32; POSITION_TILE]);
+struct Weights(MaybeUninit<[f32; POSITION_TILE]>);
+
+impl Weights {
+    #[inline(always)]
+    fn as_ptr(&self) -> *const f32 {
+        self.0.as_ptr().cast()
+    }
+
+    #[inline(always)]
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// The blocks of a tile of positions, by their keys.
+struct Blocks {
+    keys: [*const u32; TILE_BLOCKS],
+    /// Those at the same positions of the next unit, or again the ones above. A row alone reads
+    /// more than it computes, and a unit's blocks are scattered, so that the hardware alone
+    /// fetches them late: with every line read, the same one of the next unit is fetched.
+    next: [*const u32; TILE_BLOCKS],
+    count: usize,
+}
+
+impl Blocks {
+    /// Those of the positions `start..start + len`.
+    #[inline(always)]
+    unsafe fn new(job: &UnitJob<'_>, start: usize, len: usize) -> Self {
+        let first = start / BLOCK_SIZE;
+        let count = len.div_ceil(BLOCK_SIZE);
+        let mut keys = [job.kv; TILE_BLOCKS];
+        let mut next = keys;
+        for (i, (keys, next)) in keys.iter_mut().zip(&mut next).take(count).enumerate() {
+            // SAFETY: the caller has blocks of all positions.
+            *keys = unsafe { job.kv.add(job.table[first + i] as usize * job.block_stride) };
+            *next = job.next_table.get(first + i).map_or(*keys, |&block| {
+                job.next_kv.wrapping_add(block as usize * job.block_stride)
+            });
+        }
+        Self { keys, next, count }
+    }
+}
 
 /// The running softmax of the unit's rows.
 struct Softmax<V> {
@@ -79,20 +127,16 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             max: [f32::NEG_INFINITY; QUERY_TILE],
             sum: [V::splat(0.0); QUERY_TILE],
             correction: [0.0; QUERY_TILE],
-            weights: [Weights([0.0; POSITION_TILE]); QUERY_TILE],
+            weights: [Weights(MaybeUninit::uninit()); QUERY_TILE],
         };
         let queries = queries::<V, E>(job);
         let context = job.position + job.rows;
         for start in (0..context).step_by(POSITION_TILE) {
             let len = (context - start).min(POSITION_TILE);
-            let mut keys = [job.kv; TILE_BLOCKS];
-            let blocks = &job.table[start / BLOCK_SIZE..][..len.div_ceil(BLOCK_SIZE)];
-            for (keys, &block) in keys.iter_mut().zip(blocks) {
-                *keys = job.kv.add(block as usize * job.block_stride);
-            }
-            scores::<V, E, R, W>(job, &queries, &keys[..blocks.len()], &mut softmax.weights);
+            let blocks = Blocks::new(job, start, len);
+            scores::<V, E, R, W>(job, &queries, &blocks, &mut softmax.weights);
             weigh::<V, E>(&mut softmax, job, start, len);
-            values::<V, E, R, W>(job, &keys, start == 0, len, &softmax);
+            values::<V, E, R, W>(job, &blocks, start == 0, len, &softmax);
         }
         for row in 0..job.rows {
             let factor = 1.0 / softmax.sum[row].reduce_sum();
@@ -149,7 +193,7 @@ unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
 unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
     job: &UnitJob<'_>,
     queries: &Queries,
-    keys: &[*const u32],
+    blocks: &Blocks,
     weights: &mut [Weights; QUERY_TILE],
 ) {
     // SAFETY: the caller's.
@@ -157,25 +201,22 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
         let mut row = 0;
         while row + R <= job.rows {
             let mut block = 0;
-            while block + W <= keys.len() {
-                scores_of::<V, E, R, W>(job, queries, row, keys, block, weights);
+            while block + W <= blocks.count {
+                scores_of::<V, E, R, W>(job, queries, row, blocks, block, weights);
                 block += W;
             }
-            while block < keys.len() {
-                scores_of::<V, E, R, 1>(job, queries, row, keys, block, weights);
+            while block < blocks.count {
+                scores_of::<V, E, R, 1>(job, queries, row, blocks, block, weights);
                 block += 1;
             }
             row += R;
         }
         while row < job.rows {
-            let mut block = 0;
-            while block + ALONE <= keys.len() {
-                scores_of::<V, E, 1, ALONE>(job, queries, row, keys, block, weights);
-                block += ALONE;
-            }
-            while block < keys.len() {
-                scores_of::<V, E, 1, 1>(job, queries, row, keys, block, weights);
-                block += 1;
+            match blocks.count {
+                1 => scores_of::<V, E, 1, 1>(job, queries, row, blocks, 0, weights),
+                2 => scores_of::<V, E, 1, 2>(job, queries, row, blocks, 0, weights),
+                3 => scores_of::<V, E, 1, 3>(job, queries, row, blocks, 0, weights),
+                _ => scores_of::<V, E, 1, TILE_BLOCKS>(job, queries, row, blocks, 0, weights),
             }
             row += 1;
         }
@@ -187,7 +228,7 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
     job: &UnitJob<'_>,
     queries: &Queries,
     row: usize,
-    keys: &[*const u32],
+    blocks: &Blocks,
     block: usize,
     weights: &mut [Weights; QUERY_TILE],
 ) {
@@ -197,8 +238,12 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
         let mut sums = [[V::splat(0.0); W]; R];
         for d in 0..queries.len {
             let mut k = [V::splat(0.0); W];
-            for w in 0..W {
-                k[w] = V::load(keys[block + w].add(d * BLOCK_SIZE).cast());
+            let at = d * BLOCK_SIZE;
+            for (w, k) in k.iter_mut().enumerate() {
+                *k = V::load(blocks.keys[block + w].add(at).cast());
+                if R == 1 {
+                    prefetch(blocks.next[block + w].wrapping_add(at));
+                }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let q = V::splat(f32::from_bits(*q.add(r * queries.stride + d)));
@@ -209,7 +254,7 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
         }
         let scale = V::splat(job.scale);
         for (r, sums) in sums.iter().enumerate() {
-            let scores = weights[row + r].0.as_mut_ptr();
+            let scores = weights[row + r].as_mut_ptr();
             for (w, sum) in sums.iter().enumerate() {
                 sum.mul(scale).store(scores.add((block + w) * BLOCK_SIZE));
             }
@@ -232,8 +277,10 @@ unsafe fn weigh<V: Vector, E: Element>(
         for (row, fall) in fall.iter_mut().enumerate().take(job.rows) {
             // What a row does not see weighs e^-inf = 0, which leaves every sum as it is.
             let visible = (job.position + row + 1 - start).min(len);
-            softmax.weights[row].0[visible..end].fill(f32::NEG_INFINITY);
-            let scores = softmax.weights[row].0.as_ptr();
+            let scores = softmax.weights[row].as_mut_ptr();
+            for at in visible..end {
+                *scores.add(at) = f32::NEG_INFINITY;
+            }
             let mut max = V::load(scores);
             for at in (BLOCK_SIZE..end).step_by(BLOCK_SIZE) {
                 max = max.max(V::load(scores.add(at)));
@@ -251,7 +298,7 @@ unsafe fn weigh<V: Vector, E: Element>(
         for row in 0..job.rows {
             let max = V::splat(softmax.max[row]);
             let mut sum = softmax.sum[row].mul(V::splat(softmax.correction[row]));
-            let weights = softmax.weights[row].0.as_mut_ptr();
+            let weights = softmax.weights[row].as_mut_ptr();
             for at in (0..end).step_by(E::PER_WORD * BLOCK_SIZE) {
                 let low = V::load(weights.add(at)).sub(max).exp();
                 sum = sum.add(low);
@@ -272,7 +319,7 @@ unsafe fn weigh<V: Vector, E: Element>(
 #[inline(always)]
 unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
     job: &UnitJob<'_>,
-    keys: &[*const u32; TILE_BLOCKS],
+    blocks: &Blocks,
     begin: bool,
     len: usize,
     softmax: &Softmax<V>,
@@ -281,7 +328,7 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
     unsafe {
         let tile = ValueTile {
             job,
-            keys,
+            blocks,
             begin,
             len,
             softmax,
@@ -300,7 +347,7 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
 
 struct ValueTile<'a, V> {
     job: &'a UnitJob<'a>,
-    keys: &'a [*const u32; TILE_BLOCKS],
+    blocks: &'a Blocks,
     /// Whether it is the first tile: nothing is in `out` yet.
     begin: bool,
     /// Positions that the last row sees.
@@ -352,12 +399,12 @@ impl<V: Vector> ValueTile<'_, V> {
             }
             let whole = self.len / E::PER_WORD;
             for word in 0..whole {
-                let values = self.word::<E, W>(word, column, n);
+                let values = self.word::<E, R, W>(word, column, n);
                 self.multiply::<E, R, W>(row, word, &values, &mut sums);
             }
             // The last word's second position may not have been written yet.
             if !self.len.is_multiple_of(E::PER_WORD) {
-                let mut values = self.word::<E, W>(whole, column, n);
+                let mut values = self.word::<E, R, W>(whole, column, n);
                 for v in &mut values {
                     *v = v.keep_low_half();
                 }
@@ -373,7 +420,7 @@ impl<V: Vector> ValueTile<'_, V> {
 
     /// The values of one word of positions.
     #[inline(always)]
-    unsafe fn word<E: Element, const W: usize>(
+    unsafe fn word<E: Element, const R: usize, const W: usize>(
         &self,
         word: usize,
         column: usize,
@@ -382,11 +429,15 @@ impl<V: Vector> ValueTile<'_, V> {
         // SAFETY: the caller's; the block of a word below `len` is one of the tile's.
         unsafe {
             let per_block = BLOCK_SIZE / E::PER_WORD;
-            let block = *self.keys.get_unchecked(word / per_block);
-            let values = block.add(self.job.half + word % per_block * self.job.head_dim + column);
+            let at = self.job.half + word % per_block * self.job.head_dim + column;
+            let values = self.blocks.keys.get_unchecked(word / per_block).add(at);
+            let next = self.blocks.next.get_unchecked(word / per_block);
             let mut v = [V::splat(0.0); W];
             for (w, v) in v.iter_mut().enumerate() {
                 *v = load_columns(values.add(w * BLOCK_SIZE).cast(), n);
+                if R == 1 {
+                    prefetch(next.wrapping_add(at + w * BLOCK_SIZE));
+                }
             }
             v
         }
@@ -405,7 +456,7 @@ impl<V: Vector> ValueTile<'_, V> {
         unsafe {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weights = self.softmax.weights.get_unchecked(row + r);
-                let weight = V::splat(*weights.0.get_unchecked(word));
+                let weight = V::splat(*weights.as_ptr().add(word));
                 for w in 0..W {
                     sums[w] = E::dot(sums[w], weight, values[w]);
                 }

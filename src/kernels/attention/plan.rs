@@ -112,9 +112,12 @@ impl AttentionPlan {
         self.tasks.len()
     }
 
-    /// The units of one task.
-    pub(super) fn task(&self, task: usize) -> &[Unit] {
-        &self.units[self.tasks[task].clone()]
+    /// The units of one task, each with the one that is computed after it.
+    pub(super) fn task(&self, task: usize) -> impl Iterator<Item = (&Unit, &Unit)> {
+        self.tasks[task].clone().map(|i| {
+            let unit = &self.units[i];
+            (unit, self.units.get(i + 1).unwrap_or(unit))
+        })
     }
 
     /// Checks that a cache of `n_blocks` blocks has every block that the tables name.
@@ -248,7 +251,7 @@ mod tests {
         let plan = AttentionPlan::new(&spans, 317, 3).unwrap();
         let mut seen = vec![0; 317 * 3];
         for task in 0..plan.tasks() {
-            for unit in plan.task(task) {
+            for (unit, _) in plan.task(task) {
                 let span = &spans[unit.span];
                 assert_eq!(
                     unit.position - span.first_position,
