@@ -72,10 +72,12 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// Whether a client that asks for this name means this model.
+    /// Whether a client that asks for this name means this model. Clients of TGI, which serves one
+    /// model by any name, have to name one: its guide has them say `tgi`, and `huggingface_hub`
+    /// says `dummy` where it was given an address.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
-        name == self.id || name == self.source
+        name == self.id || name == self.source || name == "tgi" || name == "dummy"
     }
 }
 

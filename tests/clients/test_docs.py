@@ -114,6 +114,7 @@ def environment(programs):
     return {
         **mine,
         "PATH": f"{programs}{os.pathsep}{mine['PATH']}",
-        "HF_HUB_OFFLINE": "1",
+        # Nobody is there.
+        "HF_ENDPOINT": "http://127.0.0.1:9",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }

@@ -72,7 +72,7 @@ def test_a_chat_answers_and_tells_of_its_tokens(chat, model):
 
 
 def test_a_chat_is_the_same_streamed(chat):
-    chunks = list(chat.stream(PROMPT))
+    chunks = list(chat.stream(PROMPT, stream_usage=True))
     whole = sum(chunks[1:], start=chunks[0])
     assert whole.content == chat.invoke(PROMPT).content
     assert whole.usage_metadata["output_tokens"] > 0

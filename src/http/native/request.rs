@@ -69,7 +69,7 @@ pub(in crate::http) struct Parameters {
     #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// 64 bits. Default: a random one, which `details` names.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, format = "uint64")]
     pub seed: Option<u64>,
     /// Texts that end the generation, and are part of its text: at most 16, of at most 1024 bytes
     /// each; none may be empty.

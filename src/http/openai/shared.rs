@@ -25,7 +25,8 @@ use crate::text::Grammar;
 /// What both endpoints read. Every field may be left out or null.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct SharedFields {
-    /// The name of the served model; any other is 404 `model_not_found`. Default: the served one.
+    /// The name of the served model; any other is 404 `model_not_found`. Default: the served one,
+    /// for which `tgi` and `dummy` stand too.
     pub model: Option<String>,
     /// Divides the logits; 0 always takes the most likely token.
     #[schema(minimum = 0, maximum = 2, default = 1)]
