@@ -3,7 +3,9 @@
 //! Each step is planned in three passes: every running sequence that needs one token to go on
 //! (decode) gets it; running sequences that still read their context (prefill) share what is
 //! left of the token budget, oldest first; then waiting ones are admitted in order of arrival.
-//! So no long prompt stalls the streams, and no one is overtaken for ever.
+//! So no long prompt stalls the streams, and no one is overtaken for ever. Where a step computes the
+//! very blocks that a waiting sequence would begin with, that one waits for them: the prompt of `n`
+//! choices is read once, as is a beginning that many prompts share.
 //!
 //! If blocks run out, the youngest sequence is preempted: it gives its blocks back and waits at
 //! the head of the queue. What it had computed stays in the prefix cache while there is room and
@@ -291,23 +293,28 @@ impl Scheduler {
     /// Lets waiting sequences in while the batch, the budget and the pool have room for their
     /// whole present context, and for the beams that are to branch off from them.
     fn admit(&mut self, plan: &mut Vec<Part>, mut budget: usize) {
+        let mut next = 0;
         while budget > 0 {
-            let Some(sequence) = self.waiting.front() else {
+            let Some(sequence) = self.waiting.get(next) else {
                 break;
             };
             if self.places() + sequence.width() > self.limits.max_batch {
                 break;
             }
             let cached = reusable_prefix(&self.blocks, sequence);
+            if self.computes_more(plan, sequence, cached.len()) {
+                next += 1;
+                continue;
+            }
             let idle = cached.iter().filter(|c| self.blocks.is_idle(c.0)).count();
             let needed = sequence.blocks_of_request() - cached.len();
             if needed > self.blocks.available() - idle {
                 break;
             }
-            let Some(mut sequence) = self.waiting.pop_front() else {
+            let Some(mut sequence) = self.waiting.remove(next) else {
                 break;
             };
-            self.preempted = self.preempted.saturating_sub(1);
+            self.preempted -= usize::from(next < self.preempted);
             attach(&mut self.blocks, &mut sequence, &cached);
             let tokens = sequence.pending().min(budget);
             self.running.push(sequence);
@@ -319,6 +326,23 @@ impl Scheduler {
             }
             budget -= tokens;
         }
+    }
+
+    /// Whether a part of the step computes blocks that `waiting`, which knows `known` blocks of its
+    /// context, could begin with in the next step. As it does not wait without that, it never waits
+    /// for one that stands still.
+    fn computes_more(&self, plan: &[Part], waiting: &Sequence, known: usize) -> bool {
+        let wanted = reusable(waiting);
+        plan.iter().any(|part| {
+            let Some(sequence) = self.sequence(part.id) else {
+                return false;
+            };
+            let end = part.first_position + part.tokens - part.drafted;
+            let computed = sequence.context().iter().take(end);
+            let common = computed.zip(wanted).take_while(|(a, b)| a == b).count();
+            let common = common / BLOCK_SIZE * BLOCK_SIZE;
+            common > part.first_position.max(known * BLOCK_SIZE)
+        })
     }
 
     /// Records that the model has computed a part, but for its guesses: full blocks become known
@@ -435,11 +459,17 @@ impl Sequence {
 /// The known blocks a sequence can start from. Its last token is always left to compute: it is
 /// the one whose logits are wanted.
 fn reusable_prefix(blocks: &BlockPool, sequence: &Sequence) -> Vec<(BlockId, PrefixId)> {
-    if !sequence.may_reuse {
-        return Vec::new();
-    }
+    blocks.find_prefix(reusable(sequence))
+}
+
+/// The part of its context that a sequence may find in the cache.
+fn reusable(sequence: &Sequence) -> &[u32] {
     let context = sequence.context();
-    blocks.find_prefix(&context[..context.len().saturating_sub(1)])
+    if sequence.may_reuse {
+        &context[..context.len().saturating_sub(1)]
+    } else {
+        &[]
+    }
 }
 
 fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &[(BlockId, PrefixId)]) {

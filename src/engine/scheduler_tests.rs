@@ -71,6 +71,53 @@ fn a_known_prefix_is_not_computed_again_but_the_last_token_is() {
 }
 
 #[test]
+fn what_a_step_computes_is_waited_for_and_not_computed_beside_it() {
+    let mut s = scheduler(8, 40, 100);
+    s.add(sequence(1, 0..60));
+    s.add(sequence(2, 0..60));
+    s.add(sequence(3, 100..104));
+    s.add(sequence(4, (0..33).chain([9; 9])));
+    s.add(Sequence::new(
+        SequenceId(5),
+        (0..4).collect(),
+        WINDOW,
+        false,
+    ));
+    // The third shares nothing with the first, and the last may not use what another computes.
+    assert_eq!(step(&mut s, 7), [(1, 40, false)]);
+    // Of the first's second part the fourth has nothing in common.
+    assert_eq!(
+        step(&mut s, 7),
+        [(1, 20, true), (3, 4, true), (4, 10, true), (5, 4, true)]
+    );
+    assert_eq!(
+        step(&mut s, 7),
+        [
+            (1, 1, true),
+            (3, 1, true),
+            (4, 1, true),
+            (5, 1, true),
+            (2, 12, true)
+        ]
+    );
+}
+
+#[test]
+fn nobody_waits_for_a_sequence_that_stands_still() {
+    let mut s = scheduler(2, 20, 100);
+    s.add(sequence(1, 0..60));
+    s.add(sequence(2, 0..60));
+    assert_eq!(step(&mut s, 7), [(1, 20, false)]);
+    let plan = s.plan(|id| id != SequenceId(1));
+    assert_eq!(
+        plan.iter()
+            .map(|p| (p.id.0, p.first_position))
+            .collect::<Vec<_>>(),
+        [(2, 16)]
+    );
+}
+
+#[test]
 fn the_youngest_gives_way_when_blocks_run_out_and_comes_back() {
     let mut s = scheduler(2, 100, 3);
     s.add(sequence(1, 0..16));

@@ -13,7 +13,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
 
-use crate::model::{embedding, engine, files, gpt2, greedy, run};
+use crate::model::{embedding, engine, files, gpt2, greedy, prompt, run, run_all, sampled};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
 /// Between two f32 implementations.
@@ -192,4 +192,25 @@ async fn logprobs_of_a_prompt_are_the_references() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_prompt_that_many_ask_for_at_once_is_read_once() {
+    let engine = engine(EngineConfig {
+        max_step_tokens: 50,
+        ..EngineConfig::default()
+    });
+    let ids = prompt(200, 5);
+    let drafts: Vec<_> = (0..8).map(|seed| sampled(&ids, 6, seed)).collect();
+    let alone = run(&engine, sampled(&ids, 6, 3)).await;
+    // What is asked for now has another beginning.
+    let (ids, before) = (prompt(200, 6), engine.status().steps);
+    let outcomes = run_all(&engine, (0..8).map(|seed| sampled(&ids, 6, seed)).collect()).await;
+    let cached = outcomes.iter().map(|outcome| outcome.prompt.cached_tokens);
+    let mut cached: Vec<usize> = cached.collect();
+    cached.sort_unstable();
+    assert_eq!(cached, [0, 192, 192, 192, 192, 192, 192, 192]);
+    // Four for the prompt, two for what is left of the others', five more for the tokens.
+    assert!(engine.status().steps - before < 15);
+    assert_eq!(run_all(&engine, drafts).await[3].tokens, alone.tokens);
 }
