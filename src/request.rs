@@ -10,6 +10,7 @@
 mod beam;
 mod draft;
 mod limits;
+mod tenant;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -19,6 +20,7 @@ use crate::text::Grammar;
 pub use beam::{BeamParams, EarlyStopping};
 pub use draft::{RequestDraft, SamplingStyle};
 pub use limits::{Limits, SamplingDefaults};
+pub use tenant::Tenant;
 
 /// The name of one request, in logs, headers and the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -186,6 +188,10 @@ pub struct GenerateRequest {
     pub overflow: Overflow,
     /// The session it continues (or starts), if any.
     pub session: Option<SessionId>,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Its keys and values are worth keeping beyond the KV cache: a session will go on from them.
+    pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
     /// What the text must follow, if anything.

@@ -1,6 +1,6 @@
 //! A request as a dialect understood it.
 
-use super::{BeamParams, LogprobsWanted, Output, Overflow, RequestId, SessionId};
+use super::{BeamParams, LogprobsWanted, Output, Overflow, RequestId, SessionId, Tenant};
 use crate::text::Grammar;
 
 /// How a dialect samples where neither the request nor the model's defaults say.
@@ -66,6 +66,10 @@ pub struct RequestDraft {
     pub overflow: Overflow,
     /// The session it continues.
     pub session: Option<SessionId>,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// See [`GenerateRequest::keep_kv`](super::GenerateRequest::keep_kv).
+    pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
     /// What the text must follow; its description went through [`Limits::check_grammar`].
@@ -114,6 +118,8 @@ impl RequestDraft {
             ignore_end_of_text: false,
             overflow: Overflow::default(),
             session: None,
+            tenant: Tenant::default(),
+            keep_kv: false,
             logprobs: LogprobsWanted::default(),
             grammar: None,
             output: Output::default(),

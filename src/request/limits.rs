@@ -143,6 +143,8 @@ impl Limits {
             },
             overflow: draft.overflow,
             session: draft.session,
+            tenant: draft.tenant,
+            keep_kv: draft.keep_kv,
             logprobs: draft.logprobs,
             grammar: draft.grammar,
             output: draft.output,

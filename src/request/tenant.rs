@@ -1,0 +1,61 @@
+//! Whose a request is: who holds the same API key.
+
+use std::fmt;
+
+/// The holder of one API key. Sessions belong to a tenant, and tenants do not see by the time an
+/// answer takes what others have asked.
+///
+/// It is a hash of the key, so it can be part of a file's name and of logs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Tenant([u8; 16]);
+
+impl Tenant {
+    /// Everyone who shows no key.
+    pub const ANONYMOUS: Self = Self([0; 16]);
+
+    /// The holder of an API key.
+    #[must_use]
+    pub fn of_key(key: &[u8]) -> Self {
+        let hash = blake3::derive_key("skald 2026-11 tenant", key);
+        let mut tenant = [0; 16];
+        tenant.copy_from_slice(&hash[..16]);
+        Self(tenant)
+    }
+
+    /// The bytes that stand for it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+/// In hexadecimal digits; `anonymous` without a key.
+impl fmt::Display for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ANONYMOUS {
+            return f.write_str("anonymous");
+        }
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tenant({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_has_its_own_tenant_whose_name_does_not_tell_the_key() {
+        let tenant = Tenant::of_key(b"sk-secret");
+        assert_eq!(tenant, Tenant::of_key(b"sk-secret"));
+        assert_ne!(tenant, Tenant::of_key(b"sk-secret2"));
+        assert_eq!(tenant.to_string().len(), 32);
+        assert!(!tenant.to_string().contains("secret"));
+        assert_eq!(Tenant::default().to_string(), "anonymous");
+    }
+}
