@@ -24,6 +24,13 @@ pub fn skald(arguments: &[&str]) -> Command {
     command
 }
 
+/// The model as it is, and what tests reckon with.
+const DEFAULTS: [[&str; 2]; 3] = [
+    ["--dtype", "f32"],
+    ["--threads", "2"],
+    ["--generation-config", "none"],
+];
+
 /// A server in a process of its own, with the built-in model in f32 and without its sampling
 /// defaults, as [`TestServer`](super::TestServer) has it; killed when dropped.
 pub struct Process {
@@ -34,11 +41,13 @@ pub struct Process {
 impl Process {
     /// Starts `skald serve` on a free port; does not wait for it.
     pub fn spawn(flags: &[&str]) -> Self {
+        let unless_given = DEFAULTS
+            .into_iter()
+            .filter(|[flag, _]| !flags.contains(flag));
         let log = NamedTempFile::new().expect("a file");
         let file = || File::options().append(true).open(log.path()).expect("it");
-        let child = skald(&["serve", "--listen", "127.0.0.1:0"])
-            .args(["--log-format", "json", "--threads", "2"])
-            .args(["--dtype", "f32", "--generation-config", "none"])
+        let child = skald(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(unless_given.flatten())
             .args(flags)
             .stdout(file())
             .stderr(file())
