@@ -242,12 +242,57 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub max_queue: Option<usize>,
-    /// Sessions kept; beyond that the least recently used is forgotten [default: 10000]
+    /// Let tenants (API keys) share what the KV cache has of their prompts' beginnings; the time to
+    /// the first token then tells what others have asked [default: false]
+    #[arg(
+        long,
+        env = "SKALD_SHARE_PREFIX_CACHE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Engine"
+    )]
+    pub share_prefix_cache: Option<bool>,
+    /// Keep sessions in this directory, so that they outlive the server; several servers may share
+    /// it [default: in memory]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_DIR",
+        value_name = "DIR",
+        help_heading = "Sessions"
+    )]
+    pub session_dir: Option<PathBuf>,
+    /// Disk for KV blocks of sessions in that directory, 0 for none [default: 4GiB]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_KV_SIZE",
+        value_name = "SIZE",
+        help_heading = "Sessions"
+    )]
+    pub session_kv_size: Option<ByteSize>,
+    /// Delete sessions that were not used for so long [default: never]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_TTL",
+        value_name = "DURATION",
+        help_heading = "Sessions"
+    )]
+    pub session_ttl: Option<HumanDuration>,
+    /// Sessions one API key may have [default: any number]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_LIMIT",
+        value_name = "N",
+        help_heading = "Sessions"
+    )]
+    pub session_limit: Option<usize>,
+    /// Sessions kept in memory, where there is no directory for them; beyond that the least recently
+    /// used is forgotten [default: 10000]
     #[arg(
         long,
         env = "SKALD_MAX_SESSIONS",
         value_name = "N",
-        help_heading = "Engine"
+        help_heading = "Sessions"
     )]
     pub max_sessions: Option<usize>,
     /// The address to listen on; port 0 lets the system choose [default: 127.0.0.1:8080]
@@ -325,6 +370,11 @@ pub struct Settings {
     pub step_time: Duration,
     pub speculation: Speculation,
     pub max_queue: usize,
+    pub share_prefix_cache: bool,
+    pub session_dir: Option<PathBuf>,
+    pub session_kv_size: ByteSize,
+    pub session_ttl: Option<Duration>,
+    pub session_limit: Option<usize>,
     pub max_sessions: usize,
     pub listen: SocketAddr,
     pub drain_timeout: Duration,
@@ -401,6 +451,11 @@ impl Layer {
             step_time: self.step_time.or(below.step_time),
             speculation: self.speculation.or(below.speculation),
             max_queue: self.max_queue.or(below.max_queue),
+            share_prefix_cache: self.share_prefix_cache.or(below.share_prefix_cache),
+            session_dir: self.session_dir.or(below.session_dir),
+            session_kv_size: self.session_kv_size.or(below.session_kv_size),
+            session_ttl: self.session_ttl.or(below.session_ttl),
+            session_limit: self.session_limit.or(below.session_limit),
             max_sessions: self.max_sessions.or(below.max_sessions),
             listen: self.listen.or(below.listen),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
@@ -436,6 +491,11 @@ impl Layer {
             step_time: self.step_time.map_or(Duration::from_millis(100), |d| d.0),
             speculation: self.speculation.unwrap_or(Speculation::Auto),
             max_queue: self.max_queue.unwrap_or(256),
+            share_prefix_cache: self.share_prefix_cache.unwrap_or(false),
+            session_dir: self.session_dir,
+            session_kv_size: self.session_kv_size.unwrap_or(ByteSize::gib(4)),
+            session_ttl: self.session_ttl.map(|ttl| ttl.0),
+            session_limit: self.session_limit,
             max_sessions: self.max_sessions.unwrap_or(10_000),
             listen: self
                 .listen
@@ -475,7 +535,12 @@ impl Settings {
         )?;
         between("max-queue", self.max_queue, 1, 1 << 20)?;
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
+        if let Some(limit) = self.session_limit {
+            between("session-limit", limit, 1, 1 << 30)?;
+        }
+        let ttl = self.session_ttl.unwrap_or(Duration::MAX);
         for (setting, duration) in [
+            ("session-ttl", ttl),
             ("keep-alive", self.keep_alive),
             ("header-timeout", self.header_timeout),
             ("body-timeout", self.body_timeout),

@@ -11,11 +11,12 @@
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
-//! | [`engine`] | the inference worker: scheduler, KV blocks, sessions, sampling |
+//! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
+//! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> request, text, engine -> model -> kernels`.
+//! Dependencies point one way: `cli -> http -> session -> request, text, engine -> model -> kernels`.
 
 pub mod cli;
 pub mod config;
@@ -24,5 +25,6 @@ pub mod http;
 pub mod kernels;
 pub mod model;
 pub mod request;
+pub mod session;
 pub mod telemetry;
 pub mod text;

@@ -176,7 +176,9 @@ pub struct LogprobsWanted {
 pub struct GenerateRequest {
     /// Its name.
     pub id: RequestId,
-    /// Token ids, each below the vocabulary's size; empty only where a session goes on.
+    /// Token ids of the session it continues, if any. The context is these and then the prompt.
+    pub history: Vec<u32>,
+    /// Token ids, each below the vocabulary's size; empty only where there is a history.
     pub prompt: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
@@ -186,8 +188,6 @@ pub struct GenerateRequest {
     pub stop: StopConditions,
     /// Past the window.
     pub overflow: Overflow,
-    /// The session it continues (or starts), if any.
-    pub session: Option<SessionId>,
     /// Whose it is.
     pub tenant: Tenant,
     /// Its keys and values are worth keeping beyond the KV cache: a session will go on from them.

@@ -14,6 +14,7 @@ use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
 use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle};
+use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::TextStream;
 
@@ -96,7 +97,7 @@ impl Generate {
             kv_memory: ByteSize::mib(512),
             ..EngineConfig::default()
         };
-        let serving = model.start(engine).map_err(Failure::Unusable)?;
+        let serving = model.start(engine, SessionConfig::default()).map_err(Failure::Unusable)?;
         let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
         let outcome = runtime()?.block_on(self.stream(&serving, request));
         outcome.map_err(Failure::Running)

@@ -20,6 +20,8 @@ use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
 use crate::model::{ModelFiles, ModelSource};
 use crate::request::Limits;
+use crate::session::snapshots::{SnapshotConfig, Snapshots};
+use crate::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
 use crate::text::ChatTemplate;
 use crate::text::template::TemplateSource;
 
@@ -37,7 +39,11 @@ pub(super) struct ModelSettings {
 
 impl ModelSettings {
     /// Fetches, loads and starts the model; blocks.
-    pub fn start(&self, mut engine: EngineConfig) -> anyhow::Result<Serving> {
+    pub fn start(
+        &self,
+        mut engine: EngineConfig,
+        sessions: SessionConfig,
+    ) -> anyhow::Result<Serving> {
         let started = Instant::now();
         let given = self.chat_template.as_deref().map(chat_template);
         let given = given.transpose()?;
@@ -53,6 +59,7 @@ impl ModelSettings {
         let kv_memory = engine.kv_memory;
         let kv_tokens = engine.kv_memory.as_u64() / model.kv_block_bytes(engine.kv_dtype) as u64
             * BLOCK_SIZE as u64;
+        let snapshots = snapshots(&files, &model, dtype, &mut engine, &sessions)?;
         let handle = engine::start(model, engine)?;
         let max_queue = handle.limits().max_queue;
         let name = self
@@ -78,8 +85,17 @@ impl ModelSettings {
         let limits = self.limits(&files, max_queue);
         let info = model_info(&files, name, &source, dtype);
         let tokenizer = Arc::new(files.tokenizer);
+        let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
+        let sessions = Sessions::open(
+            sessions,
+            handle.clone(),
+            limits.n_positions,
+            fingerprint,
+            snapshots,
+        )?;
         Ok(Serving {
             engine: handle,
+            sessions,
             grammars: GrammarCompiler::new(
                 Arc::clone(&tokenizer),
                 limits.vocab_size,
@@ -122,6 +138,45 @@ impl ModelSettings {
         limits.max_best_of = limits.max_best_of.min(limits.max_choices);
         limits
     }
+}
+
+/// The place on disk of KV blocks that the engine evicts, if there is to be one.
+fn snapshots(
+    files: &ModelFiles,
+    model: &Gpt2,
+    dtype: WeightDtype,
+    engine: &mut EngineConfig,
+    sessions: &SessionConfig,
+) -> anyhow::Result<Option<Arc<Snapshots>>> {
+    let Some(dir) = sessions.dir.as_ref().filter(|_| sessions.kv_size.as_u64() > 0) else {
+        return Ok(None);
+    };
+    let config = SnapshotConfig {
+        model: kv_fingerprint(files, dtype, engine.kv_dtype),
+        block_bytes: model.kv_block_bytes(engine.kv_dtype),
+        size: sessions.kv_size,
+        shared_prefixes: engine.share_prefixes,
+    };
+    let opened = Snapshots::open(dir, config);
+    let (snapshots, evicted) =
+        opened.with_context(|| format!("`session-dir` {} can't be used", dir.display()))?;
+    engine.evicted = Some(evicted);
+    Ok(Some(snapshots))
+}
+
+/// Changes with everything that the bits of keys and values depend on, beside the tokens.
+fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> Fingerprint {
+    let mut hash = blake3::Hasher::new();
+    let computed = (
+        env!("CARGO_PKG_VERSION"),
+        Isa::detect().name(),
+        dtype_name(dtype),
+        kv_dtype,
+        &files.config,
+    );
+    hash.update(format!("{computed:?}").as_bytes());
+    files.checkpoint.hash(&mut hash);
+    Fingerprint(*hash.finalize().as_bytes())
 }
 
 /// The template that the setting names: a file, a template itself, or the plain form.

@@ -14,6 +14,7 @@ use super::{Failure, runtime};
 use crate::config::{Layer, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
+use crate::session::SessionConfig;
 use crate::telemetry;
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
@@ -95,14 +96,22 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,
         queue_limit: settings.max_queue,
-        max_sessions: settings.max_sessions,
+        share_prefixes: settings.share_prefix_cache,
         speculative_rows: match settings.speculation {
             Speculation::Auto => EngineConfig::default().speculative_rows,
             Speculation::Off => 0,
         },
         ..EngineConfig::default()
     };
-    let loading = tokio::task::spawn_blocking(move || model.start(engine));
+    let sessions = SessionConfig {
+        dir: settings.session_dir,
+        kv_size: settings.session_kv_size,
+        ttl: settings.session_ttl,
+        per_tenant: settings.session_limit,
+        max_in_memory: settings.max_sessions,
+        max_waiting: settings.max_queue,
+    };
+    let loading = tokio::task::spawn_blocking(move || model.start(engine, sessions));
     tokio::select! {
         loaded = loading => match loaded {
             Ok(Ok(serving)) => {

@@ -9,7 +9,6 @@ use super::constraint::Constraint;
 use super::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
 };
-use super::handle::KeptOutput;
 use super::logprobs::logprobs;
 use super::pooling::MeanPool;
 use super::sampler::{Allowed, Sampler, Scratch};
@@ -37,8 +36,6 @@ pub(super) struct Active {
     place: Option<OwnedSemaphorePermit>,
     /// Tokens of its session before its own prompt.
     history: usize,
-    /// Tokens it may generate: what it asked for, less what the window does not hold.
-    max_tokens: usize,
     generated: usize,
     /// Context tokens that came from the cache; known once it was first planned.
     cached_tokens: Option<usize>,
@@ -50,15 +47,12 @@ pub(super) struct Active {
 }
 
 impl Active {
-    /// A request that continues `tokens`, of which the first `history` are its session's and the
-    /// rest its own prompt.
+    /// A request that continues `tokens`: its session's, then its own prompt.
     pub fn new(
         request: GenerateRequest,
         clients: Vec<mpsc::Sender<TokenEvent>>,
         place: OwnedSemaphorePermit,
         tokens: &[u32],
-        history: usize,
-        max_tokens: usize,
         model: &Gpt2Config,
     ) -> Self {
         let constraint = request.grammar.clone().map(Constraint::new);
@@ -68,11 +62,12 @@ impl Active {
             Output::Embedding => Some(MeanPool::new(model.n_embd)),
         };
         let prompt_logprobs = if request.logprobs.prompt {
-            vec![None; tokens.len() - history]
+            vec![None; request.prompt.len()]
         } else {
             Vec::new()
         };
         Self {
+            history: request.history.len(),
             request,
             beams: None,
             open: clients.len(),
@@ -80,8 +75,6 @@ impl Active {
             sampler,
             constraint,
             place: Some(place),
-            history,
-            max_tokens,
             generated: 0,
             cached_tokens: None,
             prompt_logprobs,
@@ -126,7 +119,7 @@ impl Active {
 
     /// Whether a token is drawn once the prompt is read.
     pub fn draws(&self) -> bool {
-        self.max_tokens > 0
+        self.request.stop.max_tokens > 0
     }
 
     /// Reports the prompt once it is read. The reason is given if that was all.
@@ -135,7 +128,7 @@ impl Active {
             return None;
         }
         self.reported_prompt = true;
-        let finish = (self.max_tokens == 0).then_some(FinishReason::Length);
+        let finish = (self.request.stop.max_tokens == 0).then_some(FinishReason::Length);
         let embedding = self.pool.take().map(|pool| pool.mean());
         if embedding
             .iter()
@@ -231,7 +224,7 @@ impl Active {
     /// Takes in the token drawn; why it is the last one, if it is.
     fn finish_reason(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let stop = &self.request.stop;
-        let finish = FinishReason::after(token, self.generated, stop, self.max_tokens);
+        let finish = FinishReason::after(token, self.generated, stop, self.request.stop.max_tokens);
         let Some(constraint) = &mut self.constraint else {
             return Ok(finish);
         };
@@ -259,14 +252,5 @@ impl Active {
         for client in &self.clients {
             let _ = client.try_send(event.clone());
         }
-    }
-
-    /// What a session's history becomes: `tokens` is all that was read and drawn.
-    pub fn history_to_keep(&self, tokens: &[u32], kept: &KeptOutput) -> Vec<u32> {
-        let prompt_end = self.history + self.request.prompt.len();
-        let end = (prompt_end + kept.tokens).min(tokens.len());
-        let mut history = tokens[..end].to_vec();
-        history.extend_from_slice(&kept.tail);
-        history
     }
 }

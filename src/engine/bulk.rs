@@ -109,7 +109,6 @@ mod tests {
             max_batch: 64,
             max_step_tokens,
             max_queue,
-            max_sessions: 1,
         })
     }
 

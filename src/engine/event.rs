@@ -115,23 +115,6 @@ pub enum GenerateError {
         /// The length of the queue.
         limit: usize,
     },
-    /// A session's history and the request together do not fit the window.
-    #[error(
-        "this model's maximum context length is {n_positions} tokens; the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it (`overflow: \"slide\"` goes past it)"
-    )]
-    ContextLength {
-        /// Tokens the session already has.
-        history: usize,
-        /// Tokens the request adds.
-        prompt: usize,
-        /// Tokens it wants.
-        max_tokens: usize,
-        /// The window.
-        n_positions: usize,
-    },
-    /// A session goes on, but it has no history and the request no prompt.
-    #[error("the prompt is empty and the session has no history to continue")]
-    NothingToContinue,
     /// The KV cache is too small for the request, even alone.
     #[error(
         "the request needs {needed} KV blocks of {block_size} tokens; the cache has {available} in all (`--kv-memory` sets its size)"

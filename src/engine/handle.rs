@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -12,28 +11,13 @@ use super::beams::sequence_ids;
 use super::bulk::Lane;
 use super::event::{GenerateError, TokenEvent};
 use super::sequence::SequenceId;
-use crate::request::{GenerateRequest, SessionId};
+use crate::request::GenerateRequest;
 
 /// What the front end asks of the worker.
 pub(super) enum Command {
     Submit(Box<Submission>),
-    Close {
-        id: SequenceId,
-        /// `None`: the turn leaves no trace in its session.
-        kept: Option<KeptOutput>,
-        done: Option<oneshot::Sender<()>>,
-    },
-    Session {
-        id: SessionId,
-        reply: oneshot::Sender<Option<SessionInfo>>,
-    },
-    Sessions {
-        reply: oneshot::Sender<Vec<SessionInfo>>,
-    },
-    DeleteSession {
-        id: SessionId,
-        reply: oneshot::Sender<bool>,
-    },
+    /// The front end is done with a generation, finished or not.
+    Close(SequenceId),
     /// Fail everything that still runs or waits, and end the worker.
     Stop,
 }
@@ -50,33 +34,6 @@ pub(super) struct Submission {
     pub place: OwnedSemaphorePermit,
 }
 
-/// What of a generation's output was delivered, so that a session keeps exactly that.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KeptOutput {
-    /// So many of the generated tokens, from the first.
-    pub tokens: usize,
-    /// Then these: the text shown of a further token that was shown only in part (a stop string
-    /// began within it), encoded anew.
-    pub tail: Vec<u32>,
-}
-
-/// A session as `/v1/sessions` shows it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SessionInfo {
-    /// Its name.
-    pub id: SessionId,
-    /// Its whole history.
-    pub tokens: Vec<u32>,
-    /// How many tokens of the history a continuation would find in the KV cache now.
-    pub cached_tokens: usize,
-    /// When its first request arrived.
-    pub created: SystemTime,
-    /// When it was last used.
-    pub last_used: SystemTime,
-    /// A generation is running on it.
-    pub busy: bool,
-}
-
 /// Figures the worker keeps up to date after every step.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
@@ -84,7 +41,6 @@ pub(super) struct Gauges {
     pub preempted: AtomicUsize,
     pub kv_blocks_used: AtomicUsize,
     pub kv_blocks_cached: AtomicUsize,
-    pub sessions: AtomicUsize,
     pub steps: AtomicUsize,
     pub drafted: AtomicUsize,
     pub accepted: AtomicUsize,
@@ -97,7 +53,7 @@ pub struct EngineStatus {
     pub alive: bool,
     /// Requests in the batch.
     pub running: usize,
-    /// Requests that wait to run: in the queue, for their session, or preempted.
+    /// Requests that wait to run: in the queue, or preempted.
     pub waiting: usize,
     /// KV blocks that running requests hold.
     pub kv_blocks_used: usize,
@@ -105,8 +61,6 @@ pub struct EngineStatus {
     pub kv_blocks_cached: usize,
     /// KV blocks in all.
     pub kv_blocks: usize,
-    /// Sessions in memory.
-    pub sessions: usize,
     /// Forward passes since the start.
     pub steps: usize,
     /// Tokens guessed since the start.
@@ -124,8 +78,6 @@ pub struct EngineLimits {
     pub max_step_tokens: usize,
     /// Requests that may wait; more are refused.
     pub max_queue: usize,
-    /// Sessions kept.
-    pub max_sessions: usize,
 }
 
 /// The front end's handle on the worker; cheap to clone.
@@ -236,40 +188,12 @@ impl EngineHandle {
                 id,
                 events,
                 commands: self.commands.clone(),
-                delivered: 0,
                 finished: false,
-                failed: false,
-                settled: false,
                 share: None,
             };
             (client, generation)
         };
         (0..count).map(channel).unzip()
-    }
-
-    /// The state of one session.
-    ///
-    /// # Errors
-    /// [`GenerateError::EngineGone`] if the worker is gone.
-    pub async fn session(&self, id: SessionId) -> Result<Option<SessionInfo>, GenerateError> {
-        self.ask(|reply| Command::Session { id, reply }).await
-    }
-
-    /// All sessions, the last used first.
-    ///
-    /// # Errors
-    /// [`GenerateError::EngineGone`] if the worker is gone.
-    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, GenerateError> {
-        self.ask(|reply| Command::Sessions { reply }).await
-    }
-
-    /// Forgets a session; `false` if there was none. A generation that runs on it goes on, but
-    /// what it makes is not kept.
-    ///
-    /// # Errors
-    /// [`GenerateError::EngineGone`] if the worker is gone.
-    pub async fn delete_session(&self, id: SessionId) -> Result<bool, GenerateError> {
-        self.ask(|reply| Command::DeleteSession { id, reply }).await
     }
 
     async fn ask<T>(
@@ -301,7 +225,6 @@ impl EngineHandle {
             kv_blocks_used: read(&self.gauges.kv_blocks_used),
             kv_blocks_cached: read(&self.gauges.kv_blocks_cached),
             kv_blocks: self.kv_blocks,
-            sessions: read(&self.gauges.sessions),
             steps: read(&self.gauges.steps),
             drafted: read(&self.gauges.drafted),
             accepted: read(&self.gauges.accepted),
@@ -314,19 +237,13 @@ impl EngineHandle {
     }
 }
 
-/// One accepted request: a stream of events. Dropping it cancels the generation within a step;
-/// a session then keeps the tokens received so far.
+/// One accepted request: a stream of events. Dropping it cancels the generation within a step.
 pub struct Generation {
     id: SequenceId,
     events: mpsc::Receiver<TokenEvent>,
     commands: mpsc::UnboundedSender<Command>,
-    /// Tokens received so far.
-    delivered: usize,
     /// The last event was received.
     finished: bool,
-    failed: bool,
-    /// The worker was told what is kept.
-    settled: bool,
     /// Its share of the lane, if it is one of a bulk; held for its drop.
     pub(super) share: Option<OwnedSemaphorePermit>,
 }
@@ -343,50 +260,17 @@ impl Generation {
             .recv()
             .await
             .unwrap_or(TokenEvent::Failed(GenerateError::EngineGone));
-        match &event {
-            TokenEvent::Token(token) => {
-                self.delivered += 1;
-                self.finished = token.finish.is_some();
-            }
-            TokenEvent::Prefilled(prompt) => self.finished = prompt.finish.is_some(),
-            TokenEvent::Failed(_) => (self.finished, self.failed) = (true, true),
-        }
-        Some(event)
-    }
-
-    /// A turn that failed or was cancelled before it gave a token leaves its session as it was, so
-    /// that the client can simply ask again.
-    fn leaves_a_trace(&self) -> bool {
-        self.delivered > 0 || (self.finished && !self.failed)
-    }
-
-    /// Ends the generation and settles what its session keeps; returns once the session is free
-    /// for the next request. Call it before the response ends.
-    pub async fn close(mut self, kept: KeptOutput) {
-        let (done, settled) = oneshot::channel();
-        let command = Command::Close {
-            id: self.id,
-            kept: self.leaves_a_trace().then_some(kept),
-            done: Some(done),
+        self.finished = match &event {
+            TokenEvent::Token(token) => token.finish.is_some(),
+            TokenEvent::Prefilled(prompt) => prompt.finish.is_some(),
+            TokenEvent::Failed(_) => true,
         };
-        self.settled = true;
-        if self.commands.send(command).is_ok() {
-            let _ = settled.await;
-        }
+        Some(event)
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if !self.settled {
-            let _ = self.commands.send(Command::Close {
-                id: self.id,
-                kept: self.leaves_a_trace().then(|| KeptOutput {
-                    tokens: self.delivered,
-                    tail: Vec::new(),
-                }),
-                done: None,
-            });
-        }
+        let _ = self.commands.send(Command::Close(self.id));
     }
 }

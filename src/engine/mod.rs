@@ -1,5 +1,5 @@
-//! The inference engine: one worker thread that owns the model, the KV cache and the sessions,
-//! and the handle by which the front end reaches it.
+//! The inference engine: one worker thread that owns the model and the KV cache, and the handle by
+//! which the front end reaches it.
 //!
 //! ```text
 //! EngineHandle ──commands──► worker: take what arrived ─► plan ─► forward ─► draw ─► send
@@ -16,12 +16,11 @@
 //! - `pooling` is the mean of a sequence's hidden states, its embedding; `values` reads tensors.
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
-//! - `session` keeps named histories.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
 //!
-//! The engine must never know of HTTP, and nothing but the worker thread may touch model, cache
-//! or sessions: the front end sends messages.
+//! The engine must never know of HTTP or of sessions, and nothing but the worker thread may touch
+//! model or cache: the front end sends messages.
 
 mod active;
 mod batch;
@@ -40,7 +39,6 @@ mod pooling;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
-mod session;
 mod speculate;
 mod values;
 mod worker;
@@ -58,7 +56,7 @@ pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,
 };
-pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation, KeptOutput, SessionInfo};
+pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation};
 
 use crate::kernels::kv::KvDtype;
 use crate::model::gpt2::Gpt2;
@@ -89,8 +87,6 @@ pub struct EngineConfig {
     pub speculative_rows: usize,
     /// Requests that may wait; more are refused.
     pub queue_limit: usize,
-    /// Sessions kept; beyond that the least recently used is forgotten.
-    pub max_sessions: usize,
     /// See [`StepHook`].
     pub step_hook: Option<StepHook>,
 }
@@ -105,7 +101,6 @@ impl Default for EngineConfig {
             step_time: Duration::from_millis(100),
             speculative_rows: 8,
             queue_limit: 256,
-            max_sessions: 10_000,
             step_hook: None,
         }
     }
@@ -157,7 +152,6 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
             max_batch: config.max_batch,
             max_step_tokens: config.max_step_tokens,
             max_queue: config.queue_limit,
-            max_sessions: config.max_sessions,
         },
         EVENT_CAPACITY,
         kv_blocks,

@@ -30,19 +30,11 @@ use super::event::GenerateError;
 use super::handle::{Command, Gauges};
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
-use super::session::SessionStore;
 use crate::kernels::kv::KvCache;
 use crate::model::gpt2::{Gpt2, Outputs};
-use crate::request::SessionId;
 
 /// How long the loop rests when every running request waits for its client.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
-
-/// A finished generation on a session, until the front end says what its client received.
-struct Unsettled {
-    active: Box<Active>,
-    tokens: Vec<u32>,
-}
 
 /// Owns everything inference needs. Lives on its own thread.
 pub(super) struct Worker {
@@ -51,9 +43,7 @@ pub(super) struct Worker {
     config: EngineConfig,
     scheduler: Scheduler,
     budget: StepBudget,
-    sessions: SessionStore,
     active: HashMap<SequenceId, Box<Active>>,
-    unsettled: HashMap<SequenceId, Unsettled>,
     commands: mpsc::UnboundedReceiver<Command>,
     gauges: Arc<Gauges>,
     masks: Masks,
@@ -77,9 +67,7 @@ impl Worker {
         Self {
             scheduler: Scheduler::new(limits, kv_blocks),
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
-            sessions: SessionStore::new(config.max_sessions),
             active: HashMap::new(),
-            unsettled: HashMap::new(),
             model,
             kv,
             config,
@@ -118,23 +106,7 @@ impl Worker {
             };
             match command {
                 Command::Submit(submission) => self.submit(submission),
-                Command::Close { id, kept, done } => self.close(id, kept.as_ref(), done),
-                Command::Session { id, reply } => {
-                    let _ = reply.send(self.session_info(&id));
-                }
-                Command::Sessions { reply } => {
-                    let ids = self.sessions.list().into_iter().map(|(id, _)| id.clone());
-                    let ids: Vec<SessionId> = ids.collect();
-                    let infos = ids.iter().filter_map(|id| self.session_info(id));
-                    let _ = reply.send(infos.collect());
-                }
-                Command::DeleteSession { id, reply } => {
-                    let waited = self.sessions.delete(&id);
-                    let _ = reply.send(waited.is_some());
-                    for submission in waited.into_iter().flatten() {
-                        self.submit(submission);
-                    }
-                }
+                Command::Close(id) => self.close(id),
                 Command::Stop => return false,
             }
         }
@@ -203,6 +175,5 @@ impl Worker {
             blocks.capacity() - blocks.available(),
         );
         set(&gauges.kv_blocks_cached, blocks.idle());
-        set(&gauges.sessions, self.sessions.len());
     }
 }

@@ -14,6 +14,7 @@ use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use crate::engine::EngineHandle;
 use crate::request::Limits;
+use crate::session::Sessions;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// The settings of the front end.
@@ -85,6 +86,8 @@ impl ModelInfo {
 pub struct Serving {
     /// Runs the requests.
     pub engine: EngineHandle,
+    /// What clients go on with.
+    pub sessions: Sessions,
     /// Text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// What texts may be asked to follow.

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 use crate::engine::GenerateError;
 use crate::request::InvalidRequest;
+use crate::session::SessionError;
 use crate::text::TextError;
 
 /// When to come back where requests queue up.
@@ -41,6 +42,9 @@ enum Kind {
     MethodNotAllowed,
     Timeout,
     TooLarge,
+    SessionBusy,
+    SessionExists,
+    SessionLimit,
     Busy,
     Loading,
     Draining,
@@ -79,6 +83,7 @@ struct OpenAiErrorBody {
     param: Option<String>,
     /// For programs: `context_length_exceeded`, `model_not_found`, `not_found`,
     /// `method_not_allowed`, `request_timeout`, `request_too_large`, `rate_limit_exceeded`,
+    /// `session_busy`, `session_exists`, `session_limit`,
     /// `model_loading`, `shutting_down`, `unavailable`, `generation_failed`, or null.
     code: Option<&'static str>,
 }
@@ -90,7 +95,7 @@ pub(super) struct NativeError {
     /// For people: names field, value and limit.
     error: String,
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
-    /// `overloaded`, `unavailable`, `generation`, `incomplete_generation` or `internal`.
+    /// `conflict`, `session_limit`, `overloaded`, `unavailable`, `generation`, `incomplete_generation` or `internal`.
     error_type: &'static str,
 }
 
@@ -244,6 +249,9 @@ impl ApiError {
                 INVALID,
                 Some("request_too_large"),
             ),
+            Kind::SessionBusy => (StatusCode::CONFLICT, INVALID, Some("session_busy")),
+            Kind::SessionExists => (StatusCode::CONFLICT, INVALID, Some("session_exists")),
+            Kind::SessionLimit => (StatusCode::FORBIDDEN, INVALID, Some("session_limit")),
             Kind::Busy => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
@@ -275,6 +283,8 @@ impl ApiError {
             Kind::BrokenBody => (StatusCode::BAD_REQUEST, "validation"),
             Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
+            Kind::SessionBusy | Kind::SessionExists => (StatusCode::CONFLICT, "conflict"),
+            Kind::SessionLimit => (StatusCode::FORBIDDEN, "session_limit"),
             Kind::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Kind::ModelNotFound | Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -325,7 +335,7 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            Kind::Busy => Some(RETRY_BUSY),
+            Kind::Busy | Kind::SessionBusy => Some(RETRY_BUSY),
             Kind::Loading => Some(RETRY_LOADING),
             Kind::Draining | Kind::Unavailable => Some(RETRY_GONE),
             _ => None,
@@ -379,8 +389,6 @@ impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let (kind, param) = match &error {
             GenerateError::QueueFull { .. } => (Kind::Busy, None),
-            GenerateError::ContextLength { .. } => (Kind::ContextLength, Some("session_id")),
-            GenerateError::NothingToContinue => (Kind::Invalid, Some("session_id")),
             GenerateError::BatchTooSmall { .. } => (Kind::Invalid, Some("best_of")),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::KvTooSmall { .. } | GenerateError::Grammar(_) => (Kind::Invalid, None),
@@ -388,6 +396,25 @@ impl From<GenerateError> for ApiError {
             GenerateError::Incomplete => (Kind::Incomplete, None),
             GenerateError::ShuttingDown => (Kind::Draining, None),
             GenerateError::EngineGone => (Kind::Unavailable, None),
+        };
+        Self {
+            param: param.map(str::to_owned),
+            ..Self::new(kind, error.to_string())
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let (kind, param) = match &error {
+            SessionError::Busy { .. } => (Kind::SessionBusy, Some("session_id")),
+            SessionError::TooManyWait { .. } => (Kind::Busy, Some("session_id")),
+            SessionError::Limit { .. } => (Kind::SessionLimit, Some("session_id")),
+            SessionError::NotFound { .. } => (Kind::NotFound, None),
+            SessionError::Exists { .. } => (Kind::SessionExists, Some("id")),
+            SessionError::BeyondHistory { field, .. } => (Kind::Invalid, Some(*field)),
+            SessionError::Disk { .. } | SessionError::Directory { .. } => (Kind::Internal, None),
+            SessionError::Engine(error) => return error.clone().into(),
         };
         Self {
             param: param.map(str::to_owned),

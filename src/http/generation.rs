@@ -1,8 +1,9 @@
 //! The one way from a validated request to text: submit it, turn its tokens into text, find stop
 //! strings, settle what a session keeps.
 //!
-//! A [`TextGeneration`] owns the engine's [`Generation`]; dropping it, as axum does with handler
-//! and stream when the client goes away, cancels the request. So nothing here may be spawned.
+//! A [`TextGeneration`] owns the engine's [`Generation`] and the session's [`Turn`]; dropping it, as
+//! axum does with handler and stream when the client goes away, cancels the request, and the session
+//! keeps what was given out. So nothing here may be spawned.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use futures_util::stream::{self, SelectAll, Stream};
 use super::app::Serving;
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
+use super::wire::IfBusyField;
 use crate::engine::{
-    FinishReason, GenerateError, GeneratedToken, Generation, KeptOutput, PromptReport, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TokenEvent,
 };
-use crate::request::{GenerateRequest, RequestId};
+use crate::request::{GenerateRequest, RequestDraft, RequestId};
+use crate::session::{IfBusy, Kept, SessionKey, Turn};
 use crate::text::{TextError, TextStream, Tokenizer};
 
 /// Texts longer than this are tokenized on a thread of their own: a millisecond or so.
@@ -34,6 +37,27 @@ pub(super) async fn tokenize(
 ) -> Result<Vec<u32>, ApiError> {
     let tokenizer = Arc::clone(tokenizer);
     off_thread(text.len(), move || tokenizer.encode(&text, parse_special)).await
+}
+
+/// Begins the turn on a request's session, if it has one, and puts the session's history before the
+/// prompt.
+///
+/// # Errors
+/// If the session can't be had.
+pub(super) async fn begin_turn(
+    serving: &Serving,
+    session: Option<SessionKey>,
+    if_busy: Option<IfBusyField>,
+    draft: &mut RequestDraft,
+) -> Result<Option<Turn>, ApiError> {
+    let Some(session) = session else {
+        return Ok(None);
+    };
+    let if_busy = if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let turn = serving.sessions.begin(&session, if_busy).await?;
+    draft.history = Some(turn.history().to_vec());
+    draft.keep_kv = turn.keeps_kv();
+    Ok(Some(turn))
 }
 
 /// Runs `tokenizing` of so many bytes, on a thread of its own if they are many.
@@ -99,12 +123,15 @@ pub(super) struct Whole {
 pub(super) struct TextGeneration {
     /// `None` once it is over.
     running: Option<Generation>,
+    /// What its session is told; `None` without one, and once it was told.
+    turn: Option<Turn>,
+    /// Nothing goes out before all of it is there.
+    whole: bool,
     stream: TextStream,
     tokenizer: Arc<Tokenizer>,
     ledger: Ledger,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
-    in_session: bool,
     progress: Progress,
 }
 
@@ -132,43 +159,56 @@ impl TextGeneration {
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let stops = request.stop.stop_strings.clone();
-        let in_session = request.session.is_some();
         let (id, started) = (request.id.clone(), Instant::now());
         let running = serving.engine.submit_all(request).await?.into_iter();
         let generation = |running| Self {
             running: Some(running),
+            turn: None,
+            whole: false,
             stream: TextStream::new(Arc::clone(&serving.tokenizer), &stops, include_stop),
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
-            in_session,
             progress: Progress::new(id.clone(), started),
         };
         Ok(running.map(generation).collect())
     }
 
     /// Submits all requests of one HTTP request, and gives their generations in the same order;
-    /// none runs unless all are accepted.
+    /// none runs unless all are accepted. A request with a turn is the only one.
     ///
     /// # Errors
     /// The first refusal.
     pub(super) async fn start_all(
         serving: &Serving,
         requests: Vec<GenerateRequest>,
+        turn: Option<Turn>,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
+        let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
+            (Some(mut turn), Ok([request])) => {
+                turn.prompt(&request.prompt);
+                serving.sessions.restore(&request).await;
+                (Some(turn), vec![request])
+            }
+            (_, Ok(request)) => (None, request.into()),
+            (_, Err(requests)) => (None, requests),
+        };
         let starts = requests
             .into_iter()
             .map(|request| Self::start(serving, request, include_stop));
-        Ok(try_join_all(starts).await?.into_iter().flatten().collect())
+        let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
+        if let Some(first) = started.first_mut() {
+            first.turn = turn;
+        }
+        Ok(started)
     }
 
     /// The next step; `None` after the last one, or after an error.
-    pub(super) async fn next(&mut self) -> Option<Result<Step, GenerateError>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Step, ApiError>> {
         if let Some(reason) = self.prompt_only.take() {
-            return Some(Ok(Step::Text(
-                self.end(reason, String::new(), Vec::new(), 0).await,
-            )));
+            let end = self.end(reason, String::new(), Vec::new(), 0).await;
+            return Some(end.map(Step::Text));
         }
         Some(match self.running.as_mut()?.next().await? {
             TokenEvent::Prefilled(report) => {
@@ -177,12 +217,12 @@ impl TextGeneration {
                 self.prompt_only = report.finish;
                 Ok(Step::Prompt(report))
             }
-            TokenEvent::Token(token) => Ok(Step::Text(self.token(token).await)),
+            TokenEvent::Token(token) => self.token(token).await.map(Step::Text),
             TokenEvent::Failed(error) => {
                 self.running = None;
                 self.progress.outcome = "failed";
                 tracing::warn!(id = %self.progress.id, %error, "generation failed");
-                Err(error)
+                Err(error.into())
             }
         })
     }
@@ -191,7 +231,8 @@ impl TextGeneration {
     ///
     /// # Errors
     /// Why it could not.
-    pub(super) async fn whole(mut self) -> Result<Whole, GenerateError> {
+    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+        self.whole = true;
         let mut prompt = None;
         let mut tokens = Vec::new();
         while let Some(step) = self.next().await {
@@ -212,12 +253,15 @@ impl TextGeneration {
                 }
             }
         }
-        Err(GenerateError::Incomplete)
+        Err(GenerateError::Incomplete.into())
     }
 
-    async fn token(&mut self, token: GeneratedToken) -> TextStep {
+    async fn token(&mut self, token: GeneratedToken) -> Result<TextStep, ApiError> {
         self.progress.count(&token);
         let id = token.token.id;
+        if let Some(turn) = &mut self.turn {
+            turn.push(id);
+        }
         let special = self.tokenizer.is_special(id);
         // The token that ends the text is not part of it.
         let ends_text = token.finish.is_some_and(FinishReason::ends_with_a_sign);
@@ -255,11 +299,11 @@ impl TextGeneration {
             let tokens = self.ledger.release_rest();
             return self.end(reason, text, tokens, 0).await;
         }
-        TextStep {
+        Ok(TextStep {
             text,
             tokens: self.ledger.release(),
             finish: None,
-        }
+        })
     }
 
     /// The text that was held back; whether a stop string is complete with it.
@@ -271,18 +315,27 @@ impl TextGeneration {
     }
 
     /// A stop string was found.
-    async fn stopped(&mut self, text: String) -> TextStep {
-        let (tokens, Cut { tokens: kept, tail }) = self.ledger.cut();
-        let tail = if tail.is_empty() {
-            Vec::new()
+    async fn stopped(&mut self, text: String) -> Result<TextStep, ApiError> {
+        let (tokens, cut) = self.ledger.cut();
+        let kept = self.kept(cut);
+        self.close(kept).await?;
+        Ok(self.finished(FinishReason::Stop, text, tokens))
+    }
+
+    /// What a session keeps of a text that ends where its last part was given out.
+    fn kept(&self, cut: Cut) -> Kept {
+        let tail = if cut.tail.is_empty() {
+            Ok(Vec::new())
         } else {
-            self.tokenizer.encode(&tail, false).unwrap_or_else(|error| {
+            self.tokenizer.encode(&cut.tail, false)
+        };
+        Kept {
+            tokens: cut.tokens,
+            tail: tail.unwrap_or_else(|error| {
                 tracing::error!(%error, "the end of a session's text could not be tokenized");
                 Vec::new()
-            })
-        };
-        self.close(KeptOutput { tokens: kept, tail }).await;
-        self.finished(FinishReason::Stop, text, tokens)
+            }),
+        }
     }
 
     /// The generation ended by itself; its last `unshown` tokens are not part of the text.
@@ -292,13 +345,13 @@ impl TextGeneration {
         text: String,
         tokens: Vec<ShownToken>,
         unshown: usize,
-    ) -> TextStep {
-        self.close(KeptOutput {
+    ) -> Result<TextStep, ApiError> {
+        self.close(Kept {
             tokens: self.progress.generated.saturating_sub(unshown),
             tail: Vec::new(),
         })
-        .await;
-        self.finished(reason, text, tokens)
+        .await?;
+        Ok(self.finished(reason, text, tokens))
     }
 
     fn finished(
@@ -324,13 +377,30 @@ impl TextGeneration {
         }
     }
 
-    /// Only a session needs to wait until the engine has settled: its next request may come the
-    /// moment this answer ends.
-    async fn close(&mut self, kept: KeptOutput) {
-        if let Some(running) = self.running.take()
-            && self.in_session
+    /// Ends the generation, and the turn on its session: the next request may come the moment this
+    /// answer ends, and what it was told is not to be lost.
+    async fn close(&mut self, kept: Kept) -> Result<(), ApiError> {
+        self.running = None;
+        if let Some(turn) = self.turn.take()
+            && let Err(error) = turn.settle(kept).await
         {
-            running.close(kept).await;
+            self.progress.outcome = "not kept";
+            return Err(error.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TextGeneration {
+    /// The client went away, or the generation failed: the session keeps what was given out. Where
+    /// that is nothing it stays as it was, so that the client can simply ask again.
+    fn drop(&mut self) {
+        if let Some(turn) = self.turn.take()
+            && self.progress.generated > 0
+            && !self.whole
+        {
+            let (_, cut) = self.ledger.cut();
+            turn.settle_soon(self.kept(cut));
         }
     }
 }
@@ -378,7 +448,7 @@ impl Drop for Progress {
 }
 
 /// A generation's steps, with its index among those of the HTTP request.
-type Indexed = (usize, Result<Step, GenerateError>);
+type Indexed = (usize, Result<Step, ApiError>);
 
 /// The steps of several generations as they come. The stream owns them: dropping it cancels all.
 pub(super) fn merge(generations: Vec<TextGeneration>) -> impl Stream<Item = Indexed> + Send {

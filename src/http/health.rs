@@ -200,8 +200,13 @@ struct LimitFacts {
     max_queue_requests: usize,
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
-    /// Sessions kept; beyond that the least recently used is forgotten.
-    max_sessions: usize,
+    /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
+    /// are on disk.
+    max_sessions: Option<usize>,
+    /// Sessions one API key may have; null for no limit.
+    max_sessions_per_key: Option<usize>,
+    /// A session that is not used for so long is deleted; null for never.
+    session_ttl_seconds: Option<f64>,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
     /// Seconds a client may take to send the head of a request.
@@ -238,7 +243,7 @@ struct EngineFacts {
     alive: bool,
     /// Requests in the batch.
     running: usize,
-    /// Requests that wait.
+    /// Requests that wait, also for their sessions.
     waiting: usize,
     /// KV blocks that running requests hold.
     kv_blocks_used: usize,
@@ -246,7 +251,7 @@ struct EngineFacts {
     kv_blocks_cached: usize,
     /// KV blocks in all.
     kv_blocks: usize,
-    /// Sessions in memory.
+    /// Sessions there are.
     sessions: usize,
     /// Forward passes since the start.
     steps: usize,
@@ -257,7 +262,7 @@ struct EngineFacts {
 }
 
 impl Info {
-    fn of(app: &App, serving: &Serving) -> Self {
+    fn of(app: &App, serving: &Serving, sessions: usize) -> Self {
         let info = &serving.info;
         let n_positions = serving.limits.n_positions;
         let engine = serving.engine.limits();
@@ -290,7 +295,7 @@ impl Info {
             limits: LimitFacts::of(app, serving),
             sampling_defaults: SamplingFacts::of(serving),
             features: FEATURES.to_vec(),
-            engine: EngineFacts::of(serving),
+            engine: EngineFacts::of(serving, sessions),
         }
     }
 }
@@ -336,9 +341,9 @@ impl LimitFacts {
             max_batch,
             max_step_tokens,
             max_queue,
-            max_sessions,
         } = serving.engine.limits();
         let config = app.config();
+        let sessions = serving.sessions.config();
         Self {
             max_context_tokens: n_positions,
             max_tokens,
@@ -357,7 +362,9 @@ impl LimitFacts {
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
             max_step_tokens,
-            max_sessions,
+            max_sessions: sessions.dir.is_none().then_some(sessions.max_in_memory),
+            max_sessions_per_key: sessions.per_tenant,
+            session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
@@ -382,16 +389,16 @@ impl SamplingFacts {
 }
 
 impl EngineFacts {
-    fn of(serving: &Serving) -> Self {
+    fn of(serving: &Serving, sessions: usize) -> Self {
         let status = serving.engine.status();
         Self {
             alive: status.alive,
             running: status.running,
-            waiting: status.waiting,
+            waiting: status.waiting + serving.sessions.waiting(),
             kv_blocks_used: status.kv_blocks_used,
             kv_blocks_cached: status.kv_blocks_cached,
             kv_blocks: status.kv_blocks,
-            sessions: status.sessions,
+            sessions,
             steps: status.steps,
             drafted_tokens: status.drafted,
             accepted_tokens: status.accepted,
@@ -411,5 +418,6 @@ impl EngineFacts {
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
     let serving = app.serving()?;
-    Ok(Json(Info::of(&app, &serving)))
+    let sessions = serving.sessions.len().await?;
+    Ok(Json(Info::of(&app, &serving, sessions)))
 }

@@ -10,14 +10,15 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Response as HttpResponse};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::{Level, Span};
 
 use super::app::App;
 use super::error::ApiError;
-use crate::request::{RequestId, SessionId};
+use crate::request::{RequestId, SessionId, Tenant};
+use crate::session::SessionKey;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
@@ -32,19 +33,27 @@ struct ShownId(RequestId);
 pub(super) struct Scope {
     /// The name of the request.
     pub id: RequestId,
+    /// Whose it is.
+    pub tenant: Tenant,
     session: Option<HeaderValue>,
 }
 
 impl Scope {
     /// The session of the request: `session_id` of the body, else the `X-Session-Id` header (set
     /// by clients behind a proxy that routes by it).
-    pub(super) fn session(&self, body: Option<&str>) -> Result<Option<SessionId>, ApiError> {
+    pub(super) fn session(&self, body: Option<&str>) -> Result<Option<SessionKey>, ApiError> {
         let header = self.session.as_ref().map(HeaderValue::as_bytes);
         let header = header.map(String::from_utf8_lossy);
-        Ok(body
-            .or(header.as_deref())
-            .map(SessionId::parse)
-            .transpose()?)
+        let name = body.or(header.as_deref());
+        name.map(|name| self.session_key(name)).transpose()
+    }
+
+    /// The tenant's session of this name.
+    pub(super) fn session_key(&self, name: &str) -> Result<SessionKey, ApiError> {
+        Ok(SessionKey {
+            tenant: self.tenant,
+            id: SessionId::parse(name)?,
+        })
     }
 }
 
@@ -55,9 +64,21 @@ impl FromRequestParts<App> for Scope {
         let shown = parts.extensions.get::<ShownId>();
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
+            tenant: tenant(&parts.headers),
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }
+}
+
+/// Who holds the API key that a request shows, as clients of OpenAI and TGI do: a bearer token.
+fn tenant(headers: &HeaderMap) -> Tenant {
+    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let key = shown.and_then(|shown| {
+        let (scheme, key) = shown.split_at_checked(b"bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+    });
+    let key = key.filter(|key| !key.is_empty());
+    key.map_or(Tenant::ANONYMOUS, Tenant::of_key)
 }
 
 /// The outermost layer: names the request and puts the name on the answer.
@@ -105,7 +126,23 @@ pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Spa
 
 #[cfg(test)]
 mod tests {
-    use super::is_loggable;
+    use super::*;
+
+    #[test]
+    fn the_tenant_is_who_holds_the_bearer_token() {
+        let of = |value: &'static str| {
+            tenant(&HeaderMap::from_iter([(
+                header::AUTHORIZATION,
+                HeaderValue::from_static(value),
+            )]))
+        };
+        assert_eq!(of("Bearer key"), Tenant::of_key(b"key"));
+        assert_eq!(of("bearer  key "), Tenant::of_key(b"key"));
+        for nobody in ["Bearer ", "Bearer", "Basic key", ""] {
+            assert_eq!(of(nobody), Tenant::ANONYMOUS);
+        }
+        assert_eq!(tenant(&HeaderMap::new()), Tenant::ANONYMOUS);
+    }
 
     #[test]
     fn only_short_plain_names_are_taken_over() {

@@ -78,6 +78,8 @@ fn routes() -> OpenApiRouter<App> {
         .route("/v1/models/{*id}", axum::routing::get(openai::models::get))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::get, sessions::delete))
+        .routes(routes!(sessions::fork))
+        .routes(routes!(sessions::rewind))
         .routes(routes!(tokens::tokenize_text))
         .routes(routes!(tokens::detokenize))
         .routes(routes!(health::livez))

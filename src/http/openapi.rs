@@ -68,9 +68,37 @@ pub(super) enum OpenAiLookupErrors {
     /// There is no such model or session
     #[response(status = 404)]
     NotFound(OpenAiError),
+    /// The disk with the sessions failed
+    #[response(status = 500)]
+    Failed(OpenAiError),
     /// The model is being loaded; see `Retry-After`
     #[response(status = 503)]
     Unavailable(OpenAiError),
+}
+
+/// The errors of paths under `/v1` that change a session, beside the others.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum SessionErrors {
+    /// This API key has as many sessions as it may have (`session_limit`)
+    #[response(status = 403)]
+    Limit(OpenAiError),
+    /// Another request is on the session (`session_busy`), or there is one of that name already
+    /// (`session_exists`)
+    #[response(status = 409)]
+    Conflict(OpenAiError),
+}
+
+/// The errors of all other paths that can go on with a session, beside the others.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum NativeSessionErrors {
+    /// This API key has as many sessions as it may have
+    #[response(status = 403)]
+    Limit(NativeError),
+    /// Another request is on the session
+    #[response(status = 409)]
+    Conflict(NativeError),
 }
 
 /// The errors of all other paths.

@@ -28,6 +28,8 @@ use super::app::{App, HttpConfig, State};
 
 /// How long the last bytes may take to reach clients once generation is over.
 const FLUSH: Duration = Duration::from_secs(2);
+/// How long sessions may take to reach the disk once generation is over.
+const SAVE: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -63,12 +65,21 @@ pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io
         }
         () = server.accept(&listener) => {}
     }
-    if let State::Draining(Some(serving)) = app.state() {
+    let serving = match app.state() {
+        State::Draining(serving) => serving,
+        _ => None,
+    };
+    if let Some(serving) = &serving {
         serving.engine.stop();
     }
     drop(listener);
     // Not until the streams that were just ended have written their error events.
     let _ = timeout(FLUSH, app.drained()).await;
+    if let Some(serving) = &serving
+        && timeout(SAVE, serving.sessions.saved()).await.is_err()
+    {
+        tracing::warn!("not all sessions could be saved in time");
+    }
     if timeout(FLUSH, server.graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not take their last bytes");
     }

@@ -1,16 +1,26 @@
-//! `/v1/sessions`: what the server remembers of each conversation, and forgetting it.
+//! `/v1/sessions`: what the server remembers of each conversation; branching off from it, taking
+//! some of it back, forgetting it.
 
 use axum::Json;
-use axum::extract::{Path, State};
-use serde::Serialize;
-use utoipa::ToSchema;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::app::App;
+use super::body::JsonBody;
 use super::error::ApiError;
+use super::fields::{at_least, integer};
+use super::layers::Scope;
 use super::openai::reply::unix_seconds;
-use super::openapi::OpenAiLookupErrors;
-use crate::engine::SessionInfo;
+use super::openapi::{OpenAiErrors, OpenAiLookupErrors, SessionErrors};
+use super::wire::IfBusyField;
 use crate::request::SessionId;
+use crate::session::{IfBusy, SessionInfo};
+
+/// Sessions in one page of the list at most, and by default.
+const PAGE: usize = 1000;
 
 /// All sessions.
 #[derive(Debug, Serialize, ToSchema)]
@@ -19,11 +29,47 @@ pub(super) struct SessionList {
     object: &'static str,
     /// The last used first.
     data: Vec<SessionSummary>,
+    /// There are more after these.
+    has_more: bool,
+}
+
+/// Which part of the list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Page {
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1000, default = 1000)]
+    limit: Option<i64>,
+    /// Those after this session.
+    after: Option<String>,
+}
+
+/// A new session that begins as another one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"id": "bedtime-2", "at": 120}))]
+pub(super) struct ForkBody {
+    /// Its name; there must be none of that name.
+    #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
+    id: String,
+    /// So many tokens of the other's history, from the first. Default: all.
+    #[schema(minimum = 0)]
+    at: Option<i64>,
+}
+
+/// What is taken back.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"tokens": 20}))]
+pub(super) struct RewindBody {
+    /// So many tokens, from the end of the history.
+    #[schema(minimum = 0)]
+    tokens: i64,
+    /// What happens if a request is on the session. Default: `wait`.
+    if_busy: Option<IfBusyField>,
 }
 
 /// A session in short.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"id": "bedtime-1", "object": "session", "token_count": 120, "cached_tokens": 112, "created": 1_764_000_000, "last_used": 1_764_000_060, "busy": false}))]
+#[schema(example = json!({"id": "bedtime-1", "object": "session", "token_count": 120, "cached_tokens": 112, "kv_resident": true, "created": 1_764_000_000, "last_used": 1_764_000_060, "busy": false}))]
 pub(super) struct SessionSummary {
     /// Its name.
     id: String,
@@ -33,11 +79,13 @@ pub(super) struct SessionSummary {
     token_count: usize,
     /// How many of them a continuation would find in the KV cache now.
     cached_tokens: usize,
-    /// When its first request arrived, in seconds since 1970.
+    /// The KV cache has all full blocks of what it goes on from: nothing needs to be computed again.
+    kv_resident: bool,
+    /// When its first request ended, in seconds since 1970.
     created: u64,
-    /// When it was last used, in seconds since 1970.
+    /// When its last request ended, in seconds since 1970.
     last_used: u64,
-    /// A generation is running on it.
+    /// A request is on it.
     busy: bool,
 }
 
@@ -71,6 +119,7 @@ impl From<&SessionInfo> for SessionSummary {
             object: "session",
             token_count: info.tokens.len(),
             cached_tokens: info.cached_tokens,
+            kv_resident: info.kv_resident,
             created: unix_seconds(info.created),
             last_used: unix_seconds(info.last_used),
             busy: info.busy,
@@ -79,17 +128,30 @@ impl From<&SessionInfo> for SessionSummary {
 }
 
 /// List the sessions
+///
+/// Those of this API key, the last used first.
 #[utoipa::path(
     get,
     path = "/v1/sessions",
     tag = "sessions",
-    responses((status = 200, description = "All sessions in memory", body = SessionList), OpenAiLookupErrors),
+    params(Page),
+    responses((status = 200, description = "The sessions", body = SessionList), OpenAiLookupErrors),
 )]
-pub(super) async fn list(State(app): State<App>) -> Result<Json<SessionList>, ApiError> {
-    let sessions = app.serving()?.engine.sessions().await?;
+pub(super) async fn list(
+    State(app): State<App>,
+    scope: Scope,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<SessionList>, ApiError> {
+    let Query(page) = page.map_err(|refused| ApiError::invalid("limit", refused.body_text()))?;
+    let limit = integer("limit", page.limit, 1..=PAGE)?.unwrap_or(PAGE);
+    let after = page.after.as_deref().map(SessionId::parse).transpose()?;
+    let serving = app.serving()?;
+    let page = serving.sessions.list(scope.tenant, after.as_ref(), limit);
+    let (sessions, has_more) = page.await?;
     Ok(Json(SessionList {
         object: "list",
         data: sessions.iter().map(SessionSummary::from).collect(),
+        has_more,
     }))
 }
 
@@ -103,19 +165,15 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<SessionList>, Ap
 )]
 pub(super) async fn get(
     State(app): State<App>,
+    scope: Scope,
     Path(id): Path<String>,
 ) -> Result<Json<Session>, ApiError> {
     let serving = app.serving()?;
-    let id = SessionId::parse(&id)?;
-    let info = serving
-        .engine
-        .session(id.clone())
-        .await?
-        .ok_or_else(|| no_such_session(&id))?;
+    let info = serving.sessions.get(&scope.session_key(&id)?).await?;
     Ok(Json(Session {
         summary: SessionSummary::from(&info),
         text: serving.tokenizer.decode(&info.tokens),
-        tokens: info.tokens,
+        tokens: info.tokens.to_vec(),
     }))
 }
 
@@ -127,24 +185,89 @@ pub(super) async fn get(
     path = "/v1/sessions/{id}",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
-    responses((status = 200, description = "The session is forgotten", body = DeletedSession), OpenAiLookupErrors),
+    responses(
+        (status = 200, description = "The session is forgotten", body = DeletedSession),
+        OpenAiLookupErrors,
+        SessionErrors,
+    ),
 )]
 pub(super) async fn delete(
     State(app): State<App>,
+    scope: Scope,
     Path(id): Path<String>,
 ) -> Result<Json<DeletedSession>, ApiError> {
     let serving = app.serving()?;
-    let id = SessionId::parse(&id)?;
-    if !serving.engine.delete_session(id.clone()).await? {
-        return Err(no_such_session(&id));
-    }
+    let key = scope.session_key(&id)?;
+    serving.sessions.delete(&key).await?;
     Ok(Json(DeletedSession {
-        id: id.to_string(),
+        id: key.id.to_string(),
         object: "session.deleted",
         deleted: true,
     }))
 }
 
-fn no_such_session(id: &SessionId) -> ApiError {
-    ApiError::not_found(format!("there is no session {:?}", id.as_str()))
+/// Branch off a session
+///
+/// A new session whose history is the first part of another's. What was computed of it is shared.
+#[utoipa::path(
+    post,
+    path = "/v1/sessions/{id}/fork",
+    tag = "sessions",
+    request_body = ForkBody,
+    params(("id" = String, Path, description = "The session to begin as", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    responses(
+        (status = 201, description = "The new session", body = SessionSummary),
+        OpenAiErrors,
+        SessionErrors,
+    ),
+)]
+pub(super) async fn fork(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<ForkBody>,
+) -> Result<(StatusCode, Json<SessionSummary>), ApiError> {
+    let serving = app.serving()?;
+    let from = scope.session_key(&id)?;
+    let to = named("id", &body.id)?;
+    let at = at_least("at", body.at, 0)?;
+    let info = serving.sessions.fork(&from, to, at).await?;
+    Ok((StatusCode::CREATED, Json(SessionSummary::from(&info))))
+}
+
+/// Take back the end of a session
+///
+/// Its next request goes on from what is left.
+#[utoipa::path(
+    post,
+    path = "/v1/sessions/{id}/rewind",
+    tag = "sessions",
+    request_body = RewindBody,
+    params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    responses(
+        (status = 200, description = "The session as it is now", body = SessionSummary),
+        OpenAiErrors,
+        SessionErrors,
+    ),
+)]
+pub(super) async fn rewind(
+    State(app): State<App>,
+    scope: Scope,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<RewindBody>,
+) -> Result<Json<SessionSummary>, ApiError> {
+    let serving = app.serving()?;
+    let key = scope.session_key(&id)?;
+    let tokens = at_least("tokens", Some(body.tokens), 0)?.unwrap_or(0);
+    let if_busy = body.if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let info = serving.sessions.rewind(&key, tokens, if_busy).await?;
+    Ok(Json(SessionSummary::from(&info)))
+}
+
+/// The name of a session, given in `field`.
+fn named(field: &str, name: &str) -> Result<SessionId, ApiError> {
+    SessionId::parse(name).map_err(|invalid| {
+        let message = invalid.message.replace("`session_id`", &format!("`{field}`"));
+        ApiError::invalid(field, message)
+    })
 }

@@ -14,8 +14,8 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 
 use super::app::InFlight;
+use super::error::ApiError;
 use super::generation::{Step, TextGeneration, merge};
-use crate::engine::GenerateError;
 
 /// An event whose data is `value` as JSON.
 pub(super) fn json(value: &impl Serialize) -> Event {
@@ -47,7 +47,7 @@ where
 /// How a dialect writes the steps of its generations as events.
 pub(super) trait Writer: Send + 'static {
     /// The events for one step of the generation with this index.
-    fn step(&mut self, index: usize, step: Result<Step, GenerateError>) -> Vec<Event>;
+    fn step(&mut self, index: usize, step: Result<Step, ApiError>) -> Vec<Event>;
 
     /// Whether the last event of the stream has been written.
     fn done(&self) -> bool;

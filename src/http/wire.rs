@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::request::{InvalidRequest, Overflow, in_range};
+use crate::session::IfBusy;
 
 /// What happens when the context reaches the model's window: `stop` ends the generation with
 /// reason `length`; `error` refuses the request up front if prompt and tokens to generate do not
@@ -46,6 +47,37 @@ impl From<OverflowField> for Overflow {
             OverflowField::Stop => Self::Stop,
             OverflowField::Error => Self::Error,
             OverflowField::Slide => Self::Slide,
+        }
+    }
+}
+
+/// What happens if another request is on the session: `wait` for one's turn, in order of arrival,
+/// or `error` with status 409.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum IfBusyField {
+    /// Wait.
+    Wait,
+    /// 409.
+    Error,
+}
+
+impl<'de> Deserialize<'de> for IfBusyField {
+    /// By way of a string, as [`OverflowField`].
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "wait" => Ok(Self::Wait),
+            "error" => Ok(Self::Error),
+            other => Err(D::Error::unknown_variant(other, &["wait", "error"])),
+        }
+    }
+}
+
+impl From<IfBusyField> for IfBusy {
+    fn from(field: IfBusyField) -> Self {
+        match field {
+            IfBusyField::Wait => Self::Wait,
+            IfBusyField::Error => Self::Error,
         }
     }
 }

@@ -186,6 +186,15 @@ impl Checkpoint {
         Self::from_files(files)
     }
 
+    /// Adds all that the files hold to a hash.
+    pub fn hash(&self, hash: &mut blake3::Hasher) {
+        for file in &self.files {
+            let bytes = file.bytes.as_ref();
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+    }
+
     /// Takes a file that is part of the binary; `name` is for messages.
     ///
     /// # Errors

@@ -57,7 +57,7 @@ pub(super) fn check(
             "`stop` is not possible with `use_beam_search`: beams are chosen by their tokens (`stop_token_ids` ends them)",
         );
     }
-    if draft.session.is_some() {
+    if draft.history.is_some() {
         return refuse(
             "session_id",
             "`session_id` is not possible with `use_beam_search`: a session has one history",

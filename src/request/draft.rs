@@ -1,6 +1,6 @@
 //! A request as a dialect understood it.
 
-use super::{BeamParams, LogprobsWanted, Output, Overflow, RequestId, SessionId, Tenant};
+use super::{BeamParams, LogprobsWanted, Output, Overflow, RequestId, Tenant};
 use crate::text::Grammar;
 
 /// How a dialect samples where neither the request nor the model's defaults say.
@@ -64,8 +64,8 @@ pub struct RequestDraft {
     pub ignore_end_of_text: bool,
     /// Past the window.
     pub overflow: Overflow,
-    /// The session it continues.
-    pub session: Option<SessionId>,
+    /// Token ids of the session it continues; `None` if it is on none.
+    pub history: Option<Vec<u32>>,
     /// Whose it is.
     pub tenant: Tenant,
     /// See [`GenerateRequest::keep_kv`](super::GenerateRequest::keep_kv).
@@ -117,7 +117,7 @@ impl RequestDraft {
             stop_strings: Vec::new(),
             ignore_end_of_text: false,
             overflow: Overflow::default(),
-            session: None,
+            history: None,
             tenant: Tenant::default(),
             keep_kv: false,
             logprobs: LogprobsWanted::default(),

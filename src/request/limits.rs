@@ -127,6 +127,7 @@ impl Limits {
         let sampling = self.sampling(&draft);
         Ok(GenerateRequest {
             id: draft.id,
+            history: draft.history.unwrap_or_default(),
             prompt: draft.prompt,
             sampling,
             beams: draft.beams,
@@ -142,7 +143,6 @@ impl Limits {
                 stop_strings: draft.stop_strings,
             },
             overflow: draft.overflow,
-            session: draft.session,
             tenant: draft.tenant,
             keep_kv: draft.keep_kv,
             logprobs: draft.logprobs,
@@ -180,11 +180,25 @@ impl Limits {
     }
 
     fn check_tokens(&self, draft: &RequestDraft) -> Result<(), InvalidRequest> {
-        if draft.prompt.is_empty() && draft.session.is_none() {
-            return Err(InvalidRequest::new(
-                draft.prompt_field,
-                format!("`{}` must not be empty", draft.prompt_field),
-            ));
+        if draft.prompt.is_empty() {
+            match &draft.history {
+                None => {
+                    return Err(InvalidRequest::new(
+                        draft.prompt_field,
+                        format!("`{}` must not be empty", draft.prompt_field),
+                    ));
+                }
+                Some(history) if history.is_empty() => {
+                    return Err(InvalidRequest::new(
+                        "session_id",
+                        format!(
+                            "`{}` is empty and the session has no history to continue",
+                            draft.prompt_field
+                        ),
+                    ));
+                }
+                Some(_) => (),
+            }
         }
         let in_vocabulary = |field: &str, mut ids: Box<dyn Iterator<Item = u32> + '_>| {
             ids.find(|&id| id as usize >= self.vocab_size)
@@ -235,8 +249,7 @@ impl Limits {
         }
     }
 
-    /// How many tokens may really be generated. A session's history counts too, but only the
-    /// engine knows it: it checks again, by [`window_room`].
+    /// How many tokens may really be generated.
     fn fit_window(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
         let max_tokens = self.wanted_tokens(draft);
         if max_tokens > self.max_tokens {
@@ -248,40 +261,43 @@ impl Limits {
                 ),
             ));
         }
-        let room = window_room(self.n_positions, draft.prompt.len(), draft.overflow);
-        match room {
-            None => Ok(max_tokens),
-            Some(room)
-                if draft.prompt.len() > self.n_positions || (room == 0 && max_tokens > 0) =>
-            {
-                Err(InvalidRequest::context_length(
-                    draft.prompt_field,
-                    format!(
-                        // Clients know the first words, which are OpenAI's.
-                        "this model's maximum context length is {} tokens, prompt and completion together; `{}` has {} (`overflow: \"slide\"` goes past it)",
-                        self.n_positions,
-                        draft.prompt_field,
-                        draft.prompt.len()
-                    ),
-                ))
-            }
-            Some(room)
-                if max_tokens > room
-                    && draft.max_tokens_given
-                    && draft.overflow == Overflow::Error =>
-            {
-                Err(InvalidRequest::context_length(
-                    draft.max_tokens_field,
-                    format!(
-                        "this model's maximum context length is {} tokens; {} prompt tokens and `{}` {} together exceed it",
-                        self.n_positions,
-                        draft.prompt.len(),
-                        draft.max_tokens_field,
-                        max_tokens
-                    ),
-                ))
-            }
-            Some(room) => Ok(max_tokens.min(room)),
+        let context = draft.history.as_ref().map_or(0, Vec::len) + draft.prompt.len();
+        let Some(room) = window_room(self.n_positions, context, draft.overflow) else {
+            return Ok(max_tokens);
+        };
+        if context > self.n_positions || (room == 0 && max_tokens > 0) {
+            return Err(self.too_long(draft.prompt_field, draft, max_tokens));
+        }
+        if max_tokens > room && draft.max_tokens_given && draft.overflow == Overflow::Error {
+            return Err(self.too_long(draft.max_tokens_field, draft, max_tokens));
+        }
+        Ok(max_tokens.min(room))
+    }
+
+    /// The refusal of what does not fit the window, for the fault of `field`.
+    fn too_long(&self, field: &str, draft: &RequestDraft, max_tokens: usize) -> InvalidRequest {
+        let (n_positions, prompt) = (self.n_positions, draft.prompt.len());
+        // Clients know the first words, which are OpenAI's.
+        let limit = format!("this model's maximum context length is {n_positions} tokens");
+        match draft.history.as_ref().map_or(0, Vec::len) {
+            0 if field == draft.prompt_field => InvalidRequest::context_length(
+                field,
+                format!(
+                    "{limit}, prompt and completion together; `{field}` has {prompt} (`overflow: \"slide\"` goes past it)"
+                ),
+            ),
+            0 => InvalidRequest::context_length(
+                field,
+                format!(
+                    "{limit}; {prompt} prompt tokens and `{field}` {max_tokens} together exceed it"
+                ),
+            ),
+            history => InvalidRequest::context_length(
+                "session_id",
+                format!(
+                    "{limit}; the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it (`overflow: \"slide\"` goes past it)"
+                ),
+            ),
         }
     }
 

@@ -5,7 +5,7 @@ use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::request::RequestDraft;
 
-use crate::model::{engine, gpt2_in, greedy, on_session, prompt, run, run_all, sampled};
+use crate::model::{after, engine, gpt2_in, greedy, prompt, run, run_all, sampled};
 
 const DTYPES: [(WeightDtype, KvDtype); 3] = [
     (WeightDtype::F32, KvDtype::F32),
@@ -77,10 +77,10 @@ async fn a_session_gives_what_its_whole_history_gives_as_one_prompt() {
     let engine = engine(EngineConfig::default());
     let (first, second) = (prompt(50, 1), prompt(30, 2));
     let mut history = first.clone();
-    let turn = run(&engine, on_session("s", greedy(&first, 15))).await;
+    let turn = run(&engine, greedy(&first, 15)).await;
     history.extend(turn.ids());
+    let turn = run(&engine, after(&history, sampled(&second, 15, 3))).await;
     history.extend(&second);
-    let turn = run(&engine, on_session("s", sampled(&second, 15, 3))).await;
     assert_eq!(turn.prompt.prompt_tokens, history.len());
     assert_eq!(turn.prompt.cached_tokens, 64);
 

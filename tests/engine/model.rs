@@ -4,12 +4,12 @@ use std::num::NonZeroUsize;
 
 use skald::engine::{
     EngineConfig, EngineHandle, FinishReason, GenerateError, GeneratedToken, Generation,
-    KeptOutput, PromptReport, TokenEvent,
+    PromptReport, TokenEvent,
 };
 use skald::kernels::linear::WeightDtype;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
-use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, SessionId};
+use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle};
 
 /// The built-in model's files.
 pub fn files() -> ModelFiles {
@@ -66,10 +66,10 @@ pub fn embedding(input: &[u32]) -> RequestDraft {
     RequestDraft::embedding(RequestId::random(), input.to_vec())
 }
 
-/// The same request on a session.
-pub fn on_session(name: &str, draft: RequestDraft) -> RequestDraft {
+/// The same request on a session that has this history.
+pub fn after(history: &[u32], draft: RequestDraft) -> RequestDraft {
     RequestDraft {
-        session: Some(SessionId::parse(name).expect("a session id")),
+        history: Some(history.to_vec()),
         ..draft
     }
 }
@@ -93,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// Reads a generation to its end and closes it, keeping everything.
+/// Reads a generation to its end.
 pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError> {
     let mut report = None;
     let mut tokens = Vec::new();
@@ -111,12 +111,6 @@ pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError
             TokenEvent::Failed(error) => return Err(error),
         }
     }
-    generation
-        .close(KeptOutput {
-            tokens: tokens.len(),
-            tail: Vec::new(),
-        })
-        .await;
     Ok(Outcome {
         prompt: report.expect("the prompt is reported first"),
         tokens,

@@ -279,8 +279,9 @@ async fn a_grammar_constrains_the_prompts_continuation_not_the_session() {
         grammar: Some(regex("[0-9]{3}")),
         ..greedy(&prompt(8, 1), 20)
     };
-    let first = run(&engine, crate::model::on_session("s", draft.clone())).await;
-    let second = run(&engine, crate::model::on_session("s", draft)).await;
+    let first = run(&engine, draft.clone()).await;
+    let history = [prompt(8, 1), first.ids()].concat();
+    let second = run(&engine, crate::model::after(&history, draft)).await;
     for outcome in [&first, &second] {
         assert!(text(outcome).parse::<u16>().is_ok(), "{}", text(outcome));
     }

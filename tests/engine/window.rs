@@ -5,7 +5,7 @@ use skald::engine::{EngineConfig, FinishReason, GenerateError};
 use skald::kernels::kv::KvDtype;
 use skald::request::{Overflow, RequestDraft};
 
-use crate::model::{admit, engine, greedy, limits, on_session, prompt, run, sampled};
+use crate::model::{admit, after, engine, greedy, limits, prompt, run, sampled};
 
 fn with(overflow: Overflow, draft: RequestDraft) -> RequestDraft {
     RequestDraft { overflow, ..draft }
@@ -33,19 +33,16 @@ fn what_cannot_fit_is_refused_up_front_if_asked() {
 
 #[tokio::test]
 async fn a_session_that_outgrows_the_window_is_told_the_numbers() {
+    let history = prompt(600, 1);
+    let refused = limits().admit(after(&history, greedy(&prompt(500, 2), 5)));
+    let refused = refused.expect_err("too long");
+    assert!(refused.context_length_exceeded);
+    assert_eq!(refused.field, "session_id");
+    for number in ["1024", "600", "500", " 5 "] {
+        assert!(refused.message.contains(number), "{}", refused.message);
+    }
+    let slides = with(Overflow::Slide, after(&history, greedy(&prompt(500, 2), 5)));
     let engine = engine(EngineConfig::default());
-    run(&engine, on_session("a", greedy(&prompt(600, 1), 0))).await;
-    let refused = engine
-        .submit(admit(on_session("a", greedy(&prompt(500, 2), 5))))
-        .await;
-    let expected = GenerateError::ContextLength {
-        history: 600,
-        prompt: 500,
-        max_tokens: 5,
-        n_positions: 1024,
-    };
-    assert_eq!(refused.err(), Some(expected));
-    let slides = with(Overflow::Slide, on_session("a", greedy(&prompt(500, 2), 5)));
     assert_eq!(run(&engine, slides).await.tokens.len(), 5);
 }
 

@@ -21,6 +21,8 @@ use skald::kernels::linear::WeightDtype;
 use skald::model::ModelSource;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::request::Limits;
+use skald::session::snapshots::{SnapshotConfig, Snapshots};
+use skald::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
 use skald::text::template::TemplateSource;
 use skald::text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Setup {
     pub source: ModelSource,
     pub engine: EngineConfig,
+    pub sessions: SessionConfig,
     pub http: HttpConfig,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
@@ -46,6 +49,7 @@ impl Default for Setup {
                 kv_memory: ByteSize::mib(256),
                 ..EngineConfig::default()
             },
+            sessions: SessionConfig::default(),
             http: HttpConfig::default(),
             model_defaults: false,
             chat_template: None,
@@ -74,7 +78,19 @@ pub fn serving(setup: &Setup) -> Serving {
     let threads = NonZeroUsize::new(2).expect("not zero");
     let model = Gpt2::load(&files, &Runtime::kernels(threads, WeightDtype::F32)).expect("it loads");
     let config = model.config().clone();
-    let engine = skald::engine::start(model, setup.engine.clone()).expect("the engine starts");
+    let mut engine = setup.engine.clone();
+    let snapshots = setup.sessions.dir.as_ref().map(|dir| {
+        let config = SnapshotConfig {
+            model: Fingerprint([0; 32]),
+            block_bytes: model.kv_block_bytes(engine.kv_dtype),
+            size: setup.sessions.kv_size,
+            shared_prefixes: engine.share_prefixes,
+        };
+        let (snapshots, evicted) = Snapshots::open(dir, config).expect("a session directory");
+        engine.evicted = Some(evicted);
+        snapshots
+    });
+    let engine = skald::engine::start(model, engine).expect("the engine starts");
     let mut limits = Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
     if setup.model_defaults {
         limits.defaults = files.generation_config.sampling();
@@ -106,8 +122,18 @@ pub fn serving(setup: &Setup) -> Serving {
         limits.vocab_size,
         &limits.end_of_text,
     );
+    let fingerprint = tokenizer_fingerprint(&tokenizer, config.vocab_size);
+    let sessions = Sessions::open(
+        setup.sessions.clone(),
+        engine.clone(),
+        config.n_positions,
+        fingerprint,
+        snapshots,
+    )
+    .expect("a session directory");
     Serving {
         engine,
+        sessions,
         tokenizer,
         grammars,
         chat: Arc::new(chat),

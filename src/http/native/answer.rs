@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::request::Plan;
-use crate::engine::{FinishReason, GenerateError, PromptToken, TokenLogprob};
+use crate::engine::{FinishReason, PromptToken, TokenLogprob};
 use crate::http::error::ApiError;
 use crate::http::generation::{Step, TextStep, Whole};
 use crate::http::ledger::ShownToken;
@@ -290,7 +290,7 @@ impl Events {
 }
 
 impl Writer for Events {
-    fn step(&mut self, _: usize, step: Result<Step, GenerateError>) -> Vec<Event> {
+    fn step(&mut self, _: usize, step: Result<Step, ApiError>) -> Vec<Event> {
         match step {
             Ok(Step::Prompt(report)) => {
                 self.input_length = report.prompt_tokens;
@@ -299,7 +299,7 @@ impl Writer for Events {
             Ok(Step::Text(step)) => Self::step(self, step),
             Err(error) => {
                 self.done = true;
-                vec![sse::json(&ApiError::from(error).native_event())]
+                vec![sse::json(&error.native_event())]
             }
         }
     }

@@ -25,7 +25,7 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::generation::TextGeneration;
 use super::layers::Scope;
-use super::openapi::NativeErrors;
+use super::openapi::{NativeErrors, NativeSessionErrors};
 use super::sse;
 
 /// How an endpoint answers.
@@ -51,6 +51,7 @@ enum Form {
             (StreamEvent = "text/event-stream"),
         )),
         NativeErrors,
+        NativeSessionErrors,
     ),
 )]
 pub(super) async fn generate(
@@ -80,6 +81,7 @@ pub(super) async fn generate(
             (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":318,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":299,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
         )),
         NativeErrors,
+        NativeSessionErrors,
     ),
 )]
 pub(super) async fn generate_stream(
@@ -105,6 +107,7 @@ pub(super) async fn generate_stream(
             (StreamEvent = "text/event-stream"),
         )),
         NativeErrors,
+        NativeSessionErrors,
     ),
 )]
 pub(super) async fn root(
@@ -129,8 +132,9 @@ async fn answer(
     };
     let mut plan = body.plan(&serving, scope, form == Form::Stream).await?;
     let requests = std::mem::take(&mut plan.requests);
+    let turn = plan.turn.take();
     let wanted = Wanted::new(plan, &requests);
-    let generations = TextGeneration::start_all(&serving, requests, true).await?;
+    let generations = TextGeneration::start_all(&serving, requests, turn, true).await?;
     let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
     if form == Form::Stream {
         let writer = answer::Events::new(tokens, wanted);

@@ -7,13 +7,12 @@ use crate::http::app::Serving;
 use crate::http::body::object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
-use crate::http::generation::tokenize;
+use crate::http::generation::{begin_turn, tokenize};
 use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
-use crate::http::wire::{OverflowField, StopStrings};
-use crate::request::{
-    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle, SessionId,
-};
+use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
+use crate::request::{GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle};
+use crate::session::Turn;
 
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
@@ -35,6 +34,8 @@ pub(in crate::http) struct GenerateBody {
     /// Default: the `X-Session-Id` header.
     #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
+    /// What happens if another request is on the session. Default: `wait`.
+    pub if_busy: Option<IfBusyField>,
     /// What happens when the context reaches the model's window. Default: `stop`.
     pub overflow: Option<OverflowField>,
 }
@@ -104,10 +105,11 @@ pub(in crate::http) struct Parameters {
 }
 
 /// A checked request.
-#[derive(Debug)]
 pub(super) struct Plan {
     /// The requests to the engine, one for each of `best_of`.
     pub requests: Vec<GenerateRequest>,
+    /// The session they go on with.
+    pub turn: Option<Turn>,
     /// Token ids of the prompt, as far as they are told of.
     pub prompt: Vec<u32>,
     /// Comes first in the text, if asked for.
@@ -147,7 +149,7 @@ impl GenerateBody {
                 format!("a session takes one text at a time, got `best_of` {best_of}"),
             ));
         }
-        let mut draft = parameters.draft(serving, scope, session)?;
+        let mut draft = parameters.draft(serving, scope)?;
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
         draft.grammar = grammar::compile(grammar.transpose()?, serving).await?;
@@ -156,6 +158,7 @@ impl GenerateBody {
             let drop = draft.prompt.len().saturating_sub(keep);
             draft.prompt.drain(..drop);
         }
+        let turn = begin_turn(serving, session, self.if_busy, &mut draft).await?;
         let first = serving.limits.admit(draft)?;
         if best_of > 1 && first.sampling.temperature <= 0.0 {
             return Err(ApiError::invalid(
@@ -175,6 +178,7 @@ impl GenerateBody {
             .collect();
         Ok(Plan {
             requests,
+            turn,
             prompt: if prefill { first.prompt } else { Vec::new() },
             full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
                 self.inputs
@@ -221,7 +225,6 @@ impl Parameters {
         &mut self,
         serving: &Serving,
         scope: &Scope,
-        session: Option<SessionId>,
     ) -> Result<RequestDraft, ApiError> {
         let max_tokens = at_least("max_new_tokens", self.max_new_tokens, 1)?;
         if self.seed == Some(0) {
@@ -254,7 +257,7 @@ impl Parameters {
                 .unwrap_or(0.0),
             seed: self.seed,
             stop_strings: self.stop.take().unwrap_or_default().into_vec(),
-            session,
+            tenant: scope.tenant,
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),
                 prompt: self.decoder_input_details.unwrap_or(false),

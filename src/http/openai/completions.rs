@@ -17,7 +17,7 @@ use crate::http::app::{App, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
 use crate::http::layers::Scope;
-use crate::http::openapi::OpenAiErrors;
+use crate::http::openapi::{OpenAiErrors, SessionErrors};
 use crate::http::sse;
 
 /// Complete a prompt
@@ -41,6 +41,7 @@ use crate::http::sse;
             (Completion<'static> = "text/event-stream", example = json!("data: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\" there\",\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
         )),
         OpenAiErrors,
+        SessionErrors,
     ),
 )]
 pub(in crate::http) async fn completions(
@@ -51,6 +52,7 @@ pub(in crate::http) async fn completions(
     let (serving, in_flight) = app.begin()?;
     let mut plan = body.plan(&serving, &scope).await?;
     let requests = std::mem::take(&mut plan.requests);
+    let turn = plan.turn.take();
     let wording = Completions {
         reply: Reply::new(
             "cmpl",
@@ -63,7 +65,7 @@ pub(in crate::http) async fn completions(
         choices: plan.choices,
         telling: plan.telling,
     };
-    reply::respond(&app, in_flight, wording, requests).await
+    reply::respond(&app, in_flight, wording, requests, turn).await
 }
 
 /// Completions in OpenAI's words.

@@ -197,7 +197,10 @@ impl EmbeddingsRequest {
         let inputs = token_ids(inputs, &serving.tokenizer).await?;
         let tokens: usize = inputs.iter().map(Vec::len).sum();
         let requests = inputs.into_iter().enumerate().map(|(n, ids)| {
-            let draft = RequestDraft::embedding(scope.id.child(n), ids);
+            let draft = RequestDraft {
+                tenant: scope.tenant,
+                ..RequestDraft::embedding(scope.id.child(n), ids)
+            };
             limits.admit(draft).map_err(|refusal| {
                 if is_list {
                     refusal.of_element(n)

@@ -11,12 +11,13 @@ use futures_util::future::try_join_all;
 
 use super::answer::{Usage, UsageField};
 use super::shared::Streaming;
-use crate::engine::{GenerateError, PromptReport};
+use crate::engine::PromptReport;
 use crate::http::app::{App, InFlight, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
 use crate::http::sse::{self, Writer};
 use crate::request::GenerateRequest;
+use crate::session::Turn;
 
 /// What all parts of one answer share.
 pub(super) struct Reply {
@@ -116,8 +117,10 @@ pub(super) async fn respond<W: Wording>(
     in_flight: InFlight,
     wording: W,
     requests: Vec<GenerateRequest>,
+    turn: Option<Turn>,
 ) -> Result<Response, ApiError> {
-    let generations = TextGeneration::start_all(&wording.reply().serving, requests, false).await?;
+    let serving = &wording.reply().serving;
+    let generations = TextGeneration::start_all(serving, requests, turn, false).await?;
     if wording.reply().streaming.stream {
         let writer = Chunks {
             wording,
@@ -187,13 +190,13 @@ impl<W: Wording> Chunks<W> {
 }
 
 impl<W: Wording> Writer for Chunks<W> {
-    fn step(&mut self, index: usize, step: Result<Step, GenerateError>) -> Vec<Event> {
+    fn step(&mut self, index: usize, step: Result<Step, ApiError>) -> Vec<Event> {
         match step {
             Ok(Step::Prompt(report)) => self.begin(index, &report),
             Ok(Step::Text(step)) => self.go_on(index, step),
             Err(error) => {
                 self.done = true;
-                vec![sse::json(&ApiError::from(error).openai())]
+                vec![sse::json(&error.openai())]
             }
         }
     }

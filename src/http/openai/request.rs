@@ -9,8 +9,11 @@ use super::shared::{self, Length, SharedFields, Streaming, Truncation, WithShare
 use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
+use crate::http::generation::begin_turn;
 use crate::http::layers::Scope;
+use crate::http::wire::IfBusyField;
 use crate::request::{BeamParams, GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::session::Turn;
 
 /// `max_tokens` where it is left out.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -64,6 +67,8 @@ pub(in crate::http) struct CompletionRequest {
     /// prompt and one choice only. Default: the `X-Session-Id` header.
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
+    /// What happens if another request is on the session. Default: `wait`.
+    pub if_busy: Option<IfBusyField>,
     /// Report of each prompt token how likely it was, its rank among all tokens, and so many of the
     /// most likely in its place: the choice's `prompt_logprobs`.
     #[schema(minimum = 0, maximum = 20)]
@@ -71,10 +76,11 @@ pub(in crate::http) struct CompletionRequest {
 }
 
 /// A checked completion request.
-#[derive(Debug)]
 pub(super) struct Plan {
     /// The requests to the engine: `best_of` for each prompt, in order, or one beam search.
     pub requests: Vec<GenerateRequest>,
+    /// The session they go on with.
+    pub turn: Option<Turn>,
     /// The prompts, in order.
     pub prompts: Vec<TokenizedPrompt>,
     /// Choices returned and generated.
@@ -149,16 +155,16 @@ impl CompletionBody {
         let total = check_total(prompts.len(), choices, serving, one_choice)?;
         let truncation = truncation(&shared, session.is_some())?;
         let telling = own.telling(serving)?;
-        let draft = RequestDraft {
-            session,
+        let mut draft = RequestDraft {
             logprobs: telling.wanted(),
             beams,
             grammar: shared.grammar(serving).await?,
             ..own.draft(shared, serving, scope)?
         };
         let choices = choices.generated(beams);
-        let in_session = draft.session.is_some();
+        let in_session = session.is_some();
         let mut prompts = TokenizedPrompt::all(prompts, &serving.tokenizer, in_session).await?;
+        let turn = begin_turn(serving, session, own.if_busy, &mut draft).await?;
         let mut requests = Vec::with_capacity(total);
         for prompt in &mut prompts {
             if let Some(truncation) = truncation {
@@ -175,6 +181,7 @@ impl CompletionBody {
         }
         Ok(Plan {
             requests,
+            turn,
             prompts,
             choices,
             telling,

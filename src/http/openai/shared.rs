@@ -267,6 +267,7 @@ impl SharedFields {
             stop_strings: self.stop.unwrap_or_default().into_vec(),
             ignore_end_of_text: self.ignore_eos.unwrap_or(false),
             overflow: self.overflow.map_or(absent, Overflow::from),
+            tenant: scope.tenant,
             ..RequestDraft::new(
                 scope.id.clone(),
                 Vec::new(),

@@ -87,7 +87,7 @@ pub(in crate::http) async fn completions(
         ),
         with_logprobs: plan.logprobs.is_some(),
     };
-    reply::respond(&app, in_flight, wording, plan.requests).await
+    reply::respond(&app, in_flight, wording, plan.requests, None).await
 }
 
 /// Chat completions in OpenAI's words.

@@ -1,0 +1,71 @@
+//! Why a session could not be used.
+
+use crate::engine::GenerateError;
+
+/// Why a session could not be used. It is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Another request is on it, and this one did not want to wait.
+    #[error("the session {id:?} is busy with another request (`if_busy: \"wait\"` waits for it)")]
+    Busy {
+        /// Its name.
+        id: String,
+    },
+    /// Too many requests wait for their sessions.
+    #[error("the server is busy: {limit} requests are waiting for their sessions already")]
+    TooManyWait {
+        /// How many may wait.
+        limit: usize,
+    },
+    /// The tenant has as many sessions as it may have.
+    #[error("this API key has {limit} sessions, as many as it may have; delete one first")]
+    Limit {
+        /// How many it may have.
+        limit: usize,
+    },
+    /// There is no such session.
+    #[error("there is no session {id:?}")]
+    NotFound {
+        /// The name asked for.
+        id: String,
+    },
+    /// The name for a new session is taken.
+    #[error("there is a session {id:?} already")]
+    Exists {
+        /// The name.
+        id: String,
+    },
+    /// A fork or rewind goes beyond the history.
+    #[error("`{field}` is {value}; the session {id:?} has {tokens} tokens")]
+    BeyondHistory {
+        /// The field at fault.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// The session.
+        id: String,
+        /// Tokens of its history.
+        tokens: usize,
+    },
+    /// The disk failed.
+    #[error("the session {id:?} could not be {what}: {error}")]
+    Disk {
+        /// Its name.
+        id: String,
+        /// `read`, `written`, …
+        what: &'static str,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// The session directory can't be used.
+    #[error("the session directory {path} can't be used: {error}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// The engine is not there.
+    #[error(transparent)]
+    Engine(#[from] GenerateError),
+}

@@ -1,0 +1,95 @@
+//! What is kept of a session, in memory and in its file.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::sealed::{Fingerprint, Seal};
+use crate::text::Tokenizer;
+
+/// A session at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct History {
+    pub tokens: Arc<[u32]>,
+    pub created: SystemTime,
+    pub last_used: SystemTime,
+}
+
+/// What token ids mean depends on the tokenizer alone, so a history outlives new weights.
+#[must_use]
+pub fn tokenizer_fingerprint(tokenizer: &Tokenizer, vocab_size: usize) -> Fingerprint {
+    let mut hash = blake3::Hasher::new();
+    for id in 0..u32::try_from(vocab_size).unwrap_or(u32::MAX) {
+        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    }
+    Fingerprint(*hash.finalize().as_bytes())
+}
+
+/// The seal of history files.
+pub(super) fn seal(fingerprint: Fingerprint) -> Seal {
+    Seal {
+        kind: *b"SKALDSES",
+        version: 1,
+        fingerprint,
+    }
+}
+
+impl History {
+    /// As a file's content: when it was created and last used, in nanoseconds since 1970 (8 bytes
+    /// each), then the tokens (4 bytes each).
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16 + 4 * self.tokens.len());
+        for time in [self.created, self.last_used] {
+            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+            bytes.extend_from_slice(&nanos.to_le_bytes());
+        }
+        for token in &*self.tokens {
+            bytes.extend_from_slice(&token.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// From a file's content; `None` if it is not one.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (created, rest) = bytes.split_first_chunk()?;
+        let (last_used, rest) = rest.split_first_chunk()?;
+        let (tokens, rest) = rest.as_chunks();
+        let time = |nanos: &[u8; 8]| {
+            UNIX_EPOCH.checked_add(Duration::from_nanos(u64::from_le_bytes(*nanos)))
+        };
+        rest.is_empty().then_some(Self {
+            tokens: tokens.iter().map(|&id| u32::from_le_bytes(id)).collect(),
+            created: time(created)?,
+            last_used: time(last_used)?,
+        })
+    }
+
+    /// Whether it was left alone for longer than it may be.
+    pub fn has_expired(&self, ttl: Option<Duration>) -> bool {
+        let idle = self.last_used.elapsed().unwrap_or_default();
+        ttl.is_some_and(|ttl| idle > ttl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_comes_back_as_it_was() {
+        let created = UNIX_EPOCH + Duration::from_nanos(1_764_000_000_123_456_789);
+        for tokens in [vec![], vec![0, 50256, u32::MAX]] {
+            let history = History {
+                tokens: tokens.into(),
+                created,
+                last_used: created + Duration::from_secs(5),
+            };
+            let bytes = history.encode();
+            assert_eq!(History::decode(&bytes), Some(history));
+            assert_eq!(History::decode(&bytes[..bytes.len() - 1]), None);
+        }
+        assert_eq!(History::decode(&[]), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! Files that can be trusted or told to be broken: each says what it is, for whom, and how long,
+//! and ends with a checksum of all of it.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | the kind of file: `SKALDSES`, `SKALDKVB` |
+//! | 4 | version of the format, little endian, as all numbers |
+//! | 4 | zero |
+//! | 32 | fingerprint of what the content depends on: a tokenizer, a model |
+//! | 8 | length of the content |
+//! | … | the content |
+//! | 32 | BLAKE3 of everything before |
+//!
+//! A file is written beside its place and renamed into it, so a reader finds the old or the new one
+//! and never a part. A file that is not right is set aside under another name, never deleted.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The ending of a file that is still being written.
+pub(super) const UNFINISHED: &str = "tmp";
+const HEADER: usize = 56;
+const CHECKSUM: usize = 32;
+
+/// What a file's content depends on. With another one, the content means nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint(pub [u8; 32]);
+
+/// What a file is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seal {
+    pub kind: [u8; 8],
+    pub version: u32,
+    pub fingerprint: Fingerprint,
+}
+
+/// Why a file's content can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It is torn or its bytes have changed.
+    #[error("it is damaged: {0}")]
+    Corrupt(&'static str),
+    /// It is whole, but not ours.
+    #[error("it is foreign: {0}")]
+    Foreign(&'static str),
+}
+
+impl Seal {
+    /// Writes a file in one piece. `durable`: it is on the disk, not only on its way there, when
+    /// this returns.
+    pub fn write(&self, path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+        let unfinished = unfinished(path);
+        let written = self
+            .write_to(&unfinished, content, durable)
+            .and_then(|()| fs::rename(&unfinished, path));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&unfinished);
+            return Err(error);
+        }
+        match path.parent() {
+            Some(parent) if durable => File::open(parent)?.sync_all(),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_to(&self, path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+        let mut header = Vec::with_capacity(HEADER);
+        header.extend_from_slice(&self.kind);
+        header.extend_from_slice(&self.version.to_le_bytes());
+        header.extend_from_slice(&[0; 4]);
+        header.extend_from_slice(&self.fingerprint.0);
+        header.extend_from_slice(&(content.len() as u64).to_le_bytes());
+        let mut checksum = blake3::Hasher::new();
+        checksum.update(&header).update(content);
+        let mut file = File::create(path)?;
+        file.write_all(&header)?;
+        file.write_all(content)?;
+        file.write_all(checksum.finalize().as_bytes())?;
+        if durable { file.sync_all() } else { Ok(()) }
+    }
+
+    /// The content of a file, `None` if there is no such file.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Unreadable> {
+        let mut bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let length = self.check(&bytes)?;
+        bytes.truncate(HEADER + length);
+        bytes.drain(..HEADER);
+        Ok(Some(bytes))
+    }
+
+    /// The length of the content, if all is as it should be.
+    fn check(&self, bytes: &[u8]) -> Result<usize, Unreadable> {
+        let Some((sealed, checksum)) = bytes
+            .len()
+            .checked_sub(CHECKSUM)
+            .filter(|&end| end >= HEADER)
+            .map(|end| bytes.split_at(end))
+        else {
+            return Err(Unreadable::Corrupt("it is too short"));
+        };
+        if blake3::hash(sealed).as_bytes() != checksum {
+            return Err(Unreadable::Corrupt("its checksum does not hold"));
+        }
+        let (header, content) = sealed.split_at(HEADER);
+        if header[..8] != self.kind {
+            return Err(Unreadable::Foreign("another kind of file"));
+        }
+        if header[8..12] != self.version.to_le_bytes() {
+            return Err(Unreadable::Foreign("another version of the format"));
+        }
+        if header[16..48] != self.fingerprint.0 {
+            return Err(Unreadable::Foreign("of another model"));
+        }
+        if header[48..] != (content.len() as u64).to_le_bytes() {
+            return Err(Unreadable::Corrupt("its length does not hold"));
+        }
+        Ok(content.len())
+    }
+}
+
+/// Gives a file that is not right another name, so that it is out of the way and can be looked at.
+pub(super) fn set_aside(path: &Path, why: &Unreadable) {
+    let ending = match why {
+        Unreadable::Io(_) => return,
+        Unreadable::Corrupt(_) => "corrupt",
+        Unreadable::Foreign(_) => "foreign",
+    };
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".");
+    aside.push(ending);
+    let moved = fs::rename(path, &aside);
+    tracing::warn!(
+        file = %path.display(),
+        aside = %Path::new(&aside).display(),
+        %why,
+        moved = moved.is_ok(),
+        "a file is set aside"
+    );
+}
+
+/// A name beside `path` that no one else writes to.
+fn unfinished(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.{count}.{UNFINISHED}", std::process::id()));
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEAL: Seal = Seal {
+        kind: *b"SKALDSES",
+        version: 1,
+        fingerprint: Fingerprint([7; 32]),
+    };
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else_lies_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(SEAL.read(&path).unwrap(), None);
+        for content in [&b""[..], b"abc", &[9; 5000]] {
+            SEAL.write(&path, content, true).unwrap();
+            assert_eq!(SEAL.read(&path).unwrap().unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn every_cut_and_every_changed_byte_is_found_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        SEAL.write(&path, b"some content", false).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for end in 0..whole.len() {
+            fs::write(&path, &whole[..end]).unwrap();
+            assert!(matches!(SEAL.read(&path), Err(Unreadable::Corrupt(_))));
+        }
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0x10;
+            fs::write(&path, changed).unwrap();
+            assert!(matches!(SEAL.read(&path), Err(Unreadable::Corrupt(_))));
+        }
+    }
+
+    #[test]
+    fn a_whole_file_of_another_model_kind_or_version_is_foreign_and_is_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let others = [
+            Seal {
+                fingerprint: Fingerprint([8; 32]),
+                ..SEAL
+            },
+            Seal {
+                kind: *b"SKALDKVB",
+                ..SEAL
+            },
+            Seal { version: 2, ..SEAL },
+        ];
+        for other in others {
+            other.write(&path, b"content", false).unwrap();
+            let why = SEAL.read(&path).unwrap_err();
+            assert!(matches!(why, Unreadable::Foreign(_)));
+            set_aside(&path, &why);
+            assert!(!path.exists());
+            let aside = dir.path().join("file.foreign");
+            assert_eq!(other.read(&aside).unwrap().unwrap(), b"content");
+        }
+    }
+}

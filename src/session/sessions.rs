@@ -1,0 +1,422 @@
+//! What can be done with sessions.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+use futures_util::future::try_join_all;
+use tokio::runtime::Handle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::dir::SessionDir;
+use super::history::History;
+use super::memory::Memory;
+use super::queue::Queue;
+use super::sealed::Fingerprint;
+use super::snapshots::Snapshots;
+use super::store::Store;
+use super::turn::Turn;
+use super::{IfBusy, SessionError, SessionInfo, SessionKey};
+use crate::engine::EngineHandle;
+use crate::engine::blocks::BLOCK_SIZE;
+use crate::engine::sequence::context_start;
+use crate::request::{GenerateRequest, SessionId, Tenant};
+
+/// How often expired sessions are looked for at most, and at least.
+const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How sessions are kept.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The directory of their histories; `None`: in memory.
+    pub dir: Option<std::path::PathBuf>,
+    /// Disk for KV blocks in that directory; none are kept if it is zero.
+    pub kv_size: ByteSize,
+    /// A session that is not used for so long is deleted.
+    pub ttl: Option<Duration>,
+    /// Sessions that one tenant may have.
+    pub per_tenant: Option<usize>,
+    /// Sessions kept in memory, where there is no directory; beyond that the least recently used
+    /// is forgotten.
+    pub max_in_memory: usize,
+    /// Requests that may wait for their turns, over all sessions.
+    pub max_waiting: usize,
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            kv_size: ByteSize::gib(4),
+            ttl: None,
+            per_tenant: None,
+            max_in_memory: 10_000,
+            max_waiting: 256,
+        }
+    }
+}
+
+/// All sessions of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Sessions(Arc<Shared>);
+
+pub(super) struct Shared {
+    engine: EngineHandle,
+    n_positions: usize,
+    config: SessionConfig,
+    pub(super) store: Store,
+    queue: Arc<Queue>,
+    pub(super) snapshots: Option<Arc<Snapshots>>,
+    /// Turns that are settled without anyone waiting.
+    pub(super) background: TaskTracker,
+    sweeping: OnceLock<DropGuard>,
+}
+
+impl Sessions {
+    /// Opens the directory, if there is one.
+    ///
+    /// `snapshots` are where the engine sends the KV blocks that it evicts.
+    ///
+    /// # Errors
+    /// [`SessionError::Directory`] if the directory can't be written to.
+    pub fn open(
+        config: SessionConfig,
+        engine: EngineHandle,
+        n_positions: usize,
+        tokenizer: Fingerprint,
+        snapshots: Option<Arc<Snapshots>>,
+    ) -> Result<Self, SessionError> {
+        let store = match &config.dir {
+            None => Store::Memory(Arc::new(Memory::new(config.max_in_memory))),
+            Some(dir) => {
+                let opened = SessionDir::open(dir, tokenizer);
+                let opened = opened.map_err(|error| SessionError::Directory {
+                    path: dir.display().to_string(),
+                    error,
+                })?;
+                Store::Dir(Arc::new(opened))
+            }
+        };
+        let sessions = Self(Arc::new(Shared {
+            engine,
+            n_positions,
+            queue: Queue::new(config.max_waiting),
+            config,
+            store,
+            snapshots,
+            background: TaskTracker::new(),
+            sweeping: OnceLock::new(),
+        }));
+        sessions.keep_tidy();
+        Ok(sessions)
+    }
+
+    /// Begins to look for expired sessions, as soon as there is a runtime to do it in.
+    fn keep_tidy(&self) {
+        if let Ok(runtime) = Handle::try_current() {
+            self.0.sweeping.get_or_init(|| {
+                let stop = CancellationToken::new();
+                let (store, ttl) = (self.0.store.clone(), self.0.config.ttl);
+                runtime.spawn(sweep(store, ttl, stop.clone()));
+                stop.drop_guard()
+            });
+        }
+    }
+
+    /// Begins a turn on a session, which need not exist yet.
+    ///
+    /// # Errors
+    /// [`SessionError::Busy`] if it is someone else's turn and `if_busy` says not to wait;
+    /// [`SessionError::Limit`] if it would be one session too many; [`SessionError::Disk`].
+    pub async fn begin(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Turn, SessionError> {
+        self.keep_tidy();
+        let shared = &self.0;
+        let on_turn = shared.queue.begin(key, if_busy).await?;
+        let mut held = shared.store.hold(key, if_busy).await?;
+        held.history = held
+            .history
+            .filter(|history| !history.has_expired(shared.config.ttl));
+        let turn = Turn::new(Arc::clone(shared), on_turn, held);
+        if !turn.exists() {
+            self.check_limit(key).await?;
+        }
+        Ok(turn)
+    }
+
+    /// Whether the tenant may have one session more.
+    async fn check_limit(&self, key: &SessionKey) -> Result<(), SessionError> {
+        let Some(limit) = self.0.config.per_tenant else {
+            return Ok(());
+        };
+        let mut count = self.0.store.count(key.tenant).await.map_err(listing)?;
+        for other in self.0.queue.keys() {
+            // Others may be in their first turns.
+            let is_new = other.tenant == key.tenant
+                && other != *key
+                && self.0.store.peek(&other).await?.is_none();
+            count += usize::from(is_new);
+        }
+        if count >= limit {
+            return Err(SessionError::Limit { limit });
+        }
+        Ok(())
+    }
+
+    /// Brings what is on disk of a request's context back into the KV cache, where that is faster
+    /// than to compute it. What can't be brought back is computed.
+    pub async fn restore(&self, request: &GenerateRequest) {
+        let Some(snapshots) = self.0.snapshots.as_ref().filter(|_| request.keep_kv) else {
+            return;
+        };
+        let tokens = [&request.history[..], &request.prompt].concat();
+        let start = context_start(tokens.len(), self.0.n_positions);
+        // The last token is computed in any case.
+        let context = &tokens[start..tokens.len() - 1];
+        let restored = snapshots.restore(&self.0.engine, request.tenant, context);
+        if let Err(error) = restored.await {
+            tracing::warn!(%error, "the KV cache of a session is computed again");
+        }
+    }
+
+    /// The sessions of a tenant, the last used first: at most `limit` of those after `after`; and
+    /// whether there are more.
+    ///
+    /// # Errors
+    /// [`SessionError::Disk`]; [`SessionError::NotFound`] if `after` is none of them;
+    /// [`SessionError::Engine`] if the worker is gone.
+    pub async fn list(
+        &self,
+        tenant: Tenant,
+        after: Option<&SessionId>,
+        limit: usize,
+    ) -> Result<(Vec<SessionInfo>, bool), SessionError> {
+        let mut all = self.0.store.list(tenant).await.map_err(listing)?;
+        all.retain(|(_, history)| !history.has_expired(self.0.config.ttl));
+        let listed: std::collections::HashSet<_> = all.iter().map(|(key, _)| key.clone()).collect();
+        let mine = self.0.queue.keys().into_iter();
+        let begun = mine.filter(|key| key.tenant == tenant && !listed.contains(key));
+        let begun = begun.filter_map(|key| Some((self.begun(&key)?, key)));
+        let begun: Vec<_> = begun.map(|(history, key)| (key, history)).collect();
+        all.extend(begun);
+        all.sort_by(|(a, was), (b, is)| is.last_used.cmp(&was.last_used).then(a.cmp(b)));
+        if let Some(after) = after {
+            let at = all.iter().position(|(key, _)| key.id == *after);
+            let at = at.ok_or_else(|| SessionError::NotFound {
+                id: after.to_string(),
+            })?;
+            all.drain(..=at);
+        }
+        let has_more = all.len() > limit;
+        all.truncate(limit);
+        let infos = all.into_iter().map(|(key, history)| self.info(key, history));
+        Ok((try_join_all(infos).await?, has_more))
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`], [`SessionError::Disk`], [`SessionError::Engine`].
+    pub async fn get(&self, key: &SessionKey) -> Result<SessionInfo, SessionError> {
+        let found = self.0.store.peek(key).await?;
+        let found = found.filter(|history| !history.has_expired(self.0.config.ttl));
+        let history = found.or_else(|| self.begun(key));
+        let history = history.ok_or_else(|| not_found(key))?;
+        self.info(key.clone(), history).await
+    }
+
+    /// Forgets a session. A turn that runs on it goes on, but what it makes is not kept.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`]; [`SessionError::Busy`] if another server is on it.
+    pub async fn delete(&self, key: &SessionKey) -> Result<(), SessionError> {
+        match self.0.queue.delete_under(key) {
+            Some(true) => self.0.store.forget(key).await,
+            Some(false) => Err(not_found(key)),
+            None => {
+                let turn = self.begin_existing(key, IfBusy::Error).await?;
+                turn.delete().await
+            }
+        }
+    }
+
+    /// Makes a session with the first `at` tokens of another's history, or all.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`], [`SessionError::Exists`], [`SessionError::BeyondHistory`], and
+    /// those of [`begin`](Self::begin).
+    pub async fn fork(
+        &self,
+        from: &SessionKey,
+        to: SessionId,
+        at: Option<usize>,
+    ) -> Result<SessionInfo, SessionError> {
+        let source = self.get(from).await?.tokens;
+        let tokens = match at {
+            None => source,
+            Some(at) => source
+                .get(..at)
+                .ok_or_else(|| beyond(from, "at", at, &source))?
+                .into(),
+        };
+        let to = SessionKey {
+            tenant: from.tenant,
+            id: to,
+        };
+        let exists = || SessionError::Exists {
+            id: to.id.to_string(),
+        };
+        if to == *from {
+            return Err(exists());
+        }
+        let mut turn = self.begin(&to, IfBusy::Wait).await?;
+        if turn.exists() {
+            return Err(exists());
+        }
+        let made = turn.end(Some(tokens)).await?;
+        self.info_of(to, made).await
+    }
+
+    /// Drops the last `count` tokens of a session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`], [`SessionError::BeyondHistory`], and those of
+    /// [`begin`](Self::begin).
+    pub async fn rewind(
+        &self,
+        key: &SessionKey,
+        count: usize,
+        if_busy: IfBusy,
+    ) -> Result<SessionInfo, SessionError> {
+        let mut turn = self.begin_existing(key, if_busy).await?;
+        let history = turn.history();
+        let left = history
+            .len()
+            .checked_sub(count)
+            .and_then(|left| history.get(..left))
+            .ok_or_else(|| beyond(key, "tokens", count, history))?;
+        let left = Arc::from(left);
+        let rewound = turn.end(Some(left)).await?;
+        self.info_of(key.clone(), rewound).await
+    }
+
+    /// How many sessions there are, of all tenants.
+    ///
+    /// # Errors
+    /// [`SessionError::Disk`].
+    pub async fn len(&self) -> Result<usize, SessionError> {
+        self.0.store.len().await.map_err(listing)
+    }
+
+    /// Requests that wait for their turns.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.queue.waiting()
+    }
+
+    /// How sessions are kept.
+    #[must_use]
+    pub fn config(&self) -> &SessionConfig {
+        &self.0.config
+    }
+
+    /// Returns when all turns are settled that nobody waits for, and what the engine sent when it
+    /// stopped is on disk. The engine must have been told to stop.
+    pub async fn saved(&self) {
+        self.0.background.close();
+        self.0.background.wait().await;
+        if let Some(snapshots) = &self.0.snapshots {
+            snapshots.written().await;
+        }
+    }
+
+    async fn begin_existing(
+        &self,
+        key: &SessionKey,
+        if_busy: IfBusy,
+    ) -> Result<Turn, SessionError> {
+        let on_turn = self.0.queue.begin(key, if_busy).await?;
+        let held = self.0.store.hold(key, if_busy).await?;
+        let expired = held
+            .history
+            .as_ref()
+            .is_none_or(|history| history.has_expired(self.0.config.ttl));
+        let turn = Turn::new(Arc::clone(&self.0), on_turn, held);
+        if expired {
+            return Err(not_found(key));
+        }
+        Ok(turn)
+    }
+
+    /// What is told of a session in its first turn.
+    fn begun(&self, key: &SessionKey) -> Option<History> {
+        let since = self.0.queue.since(key)?;
+        Some(History {
+            tokens: Arc::from([]),
+            created: since,
+            last_used: since,
+        })
+    }
+
+    /// What there is after a change; the session may have been deleted under it.
+    async fn info_of(
+        &self,
+        key: SessionKey,
+        history: Option<History>,
+    ) -> Result<SessionInfo, SessionError> {
+        let history = history.ok_or_else(|| not_found(&key))?;
+        self.info(key, history).await
+    }
+
+    async fn info(&self, key: SessionKey, history: History) -> Result<SessionInfo, SessionError> {
+        let start = context_start(history.tokens.len(), self.0.n_positions);
+        let context = history.tokens.get(start..).unwrap_or_default();
+        let (tenant, tokens) = (key.tenant, context.to_vec());
+        let cached_tokens = self.0.engine.resident_tokens(tenant, tokens).await?;
+        Ok(SessionInfo {
+            busy: self.0.queue.since(&key).is_some(),
+            id: key.id,
+            cached_tokens,
+            kv_resident: !context.is_empty() && cached_tokens >= context.len() / BLOCK_SIZE * BLOCK_SIZE,
+            created: history.created,
+            last_used: history.last_used,
+            tokens: history.tokens,
+        })
+    }
+}
+
+/// Looks for expired sessions again and again until it is told to stop.
+async fn sweep(store: Store, ttl: Option<Duration>, stop: CancellationToken) {
+    let (soonest, latest) = SWEEP;
+    let pause = ttl.map_or(latest, |ttl| (ttl / 4).clamp(soonest, latest));
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        match store.sweep(ttl).await {
+            Ok(0) => (),
+            Ok(expired) => tracing::info!(expired, "sessions were deleted that nobody used"),
+            Err(error) => tracing::warn!(%error, "expired sessions could not be looked for"),
+        }
+    }
+}
+
+fn not_found(key: &SessionKey) -> SessionError {
+    SessionError::NotFound {
+        id: key.id.to_string(),
+    }
+}
+
+fn beyond(key: &SessionKey, field: &'static str, value: usize, tokens: &[u32]) -> SessionError {
+    SessionError::BeyondHistory {
+        field,
+        value,
+        id: key.id.to_string(),
+        tokens: tokens.len(),
+    }
+}
+
+fn listing(error: std::io::Error) -> SessionError {
+    SessionError::Disk {
+        id: "*".to_owned(),
+        what: "listed",
+        error,
+    }
+}

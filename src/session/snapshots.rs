@@ -1,0 +1,367 @@
+//! KV blocks on disk: those of sessions that had to leave the cache, and how they come back.
+//!
+//! A block is named by its prefix id, the hash of all tokens up to its end, so a file can only be
+//! found by who has these very tokens (and the tenant's key), sessions that begin alike share it, and
+//! servers with the same model can share the directory. `kv/<2 digits>/<32 digits>`, sealed with the
+//! fingerprint of the model and of how it computes.
+//!
+//! Losing a block costs time, never a result: it is computed again. So nothing here waits for the
+//! disk on behalf of the engine, and files are not forced to the disk. Blocks are written and read only
+//! while that is faster than computing them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use bytesize::ByteSize;
+use tokio_util::sync::CancellationToken;
+
+use super::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
+use crate::engine::blocks::{BLOCK_SIZE, PrefixId};
+use crate::engine::{EngineHandle, EvictedBlock, GenerateError};
+use crate::request::Tenant;
+
+/// Blocks on their way to the disk at most; more are lost.
+const WRITE_QUEUE: usize = 64;
+/// Blocks that are read and handed to the engine at a time.
+const READ_AHEAD: usize = 8;
+/// The weight of a new measurement of the disk's speed.
+const WEIGHT: f64 = 0.2;
+/// Where reading is too slow, it is tried all the same every so many times: disks recover.
+const EXPLORE: usize = 16;
+
+/// The blocks on disk.
+pub struct Snapshots {
+    root: PathBuf,
+    seal: Seal,
+    block_bytes: usize,
+    shared_prefixes: bool,
+    index: Mutex<Index>,
+    /// Seconds to read a block, and to compute it; both as the bits of an `f64`, 0 while unknown.
+    read_seconds: AtomicU64,
+    compute_seconds: AtomicU64,
+    refused: AtomicUsize,
+    /// Cancelled when the engine is gone and all that it sent is written.
+    written: CancellationToken,
+}
+
+/// What is there, as far as this process knows.
+struct Index {
+    /// When it was last used.
+    blocks: HashMap<PrefixId, u64>,
+    /// The least recently used first.
+    by_use: BTreeMap<u64, PrefixId>,
+    clock: u64,
+    /// Blocks that fit the disk space given.
+    limit: usize,
+}
+
+/// What blocks on disk depend on, beside their tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotConfig {
+    /// Fingerprint of the weights and of how they are computed with.
+    pub model: Fingerprint,
+    /// Bytes of a block.
+    pub block_bytes: usize,
+    /// Disk space for all blocks.
+    pub size: ByteSize,
+    /// Whether tenants share prefixes.
+    pub shared_prefixes: bool,
+}
+
+impl Snapshots {
+    /// Opens the directory and starts the thread that writes what is sent to the sender.
+    ///
+    /// # Errors
+    /// If the directory can't be used.
+    pub fn open(
+        dir: &Path,
+        config: SnapshotConfig,
+    ) -> io::Result<(Arc<Self>, SyncSender<EvictedBlock>)> {
+        let root = dir.join("kv");
+        fs::create_dir_all(&root)?;
+        let each = config.block_bytes.max(1) as u64;
+        let limit = usize::try_from(config.size.as_u64() / each).unwrap_or(usize::MAX);
+        let snapshots = Arc::new(Self {
+            index: Mutex::new(Index::scan(&root, limit)?),
+            root,
+            seal: Seal {
+                kind: *b"SKALDKVB",
+                version: 1,
+                fingerprint: config.model,
+            },
+            block_bytes: config.block_bytes,
+            shared_prefixes: config.shared_prefixes,
+            read_seconds: AtomicU64::new(0),
+            compute_seconds: AtomicU64::new(0),
+            refused: AtomicUsize::new(0),
+            written: CancellationToken::new(),
+        });
+        let (sender, evicted) = sync_channel(WRITE_QUEUE);
+        let writer = Arc::clone(&snapshots);
+        std::thread::Builder::new()
+            .name("skald-kv-writer".to_owned())
+            .spawn(move || writer.write_all(&evicted))?;
+        Ok((snapshots, sender))
+    }
+
+    /// Blocks on disk.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index().blocks.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns when the engine is gone and all that it sent is on disk.
+    pub async fn written(&self) {
+        self.written.cancelled().await;
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, prefix: PrefixId) -> PathBuf {
+        let name = prefix.to_string();
+        self.root.join(&name[..2]).join(name)
+    }
+
+    /// Writes blocks until nobody is left to send any.
+    fn write_all(&self, evicted: &Receiver<EvictedBlock>) {
+        // However it ends.
+        let _written = self.written.clone().drop_guard();
+        let mut failing = false;
+        while let Ok(block) = evicted.recv() {
+            if !self.is_worth_reading() {
+                continue;
+            }
+            match self.write(&block) {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(%error, "evicted keys and values can't be written to disk");
+                }
+                Err(_) => (),
+            }
+        }
+    }
+
+    fn write(&self, block: &EvictedBlock) -> io::Result<()> {
+        if self.index().touch(block.prefix) {
+            return Ok(());
+        }
+        let path = self.path(block.prefix);
+        if !path.exists() {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            self.seal.write(&path, &block.bytes, false)?;
+        }
+        let forgotten = self.index().add(block.prefix);
+        for prefix in forgotten {
+            // Another server may have been faster.
+            let _ = fs::remove_file(self.path(prefix));
+        }
+        Ok(())
+    }
+
+    /// Brings the blocks of a context back into the engine's cache that are on disk and not there.
+    ///
+    /// # Errors
+    /// If the engine is gone.
+    pub(super) async fn restore(
+        self: &Arc<Self>,
+        engine: &EngineHandle,
+        tenant: Tenant,
+        context: &[u32],
+    ) -> Result<(), GenerateError> {
+        let resident = engine.resident_tokens(tenant, context.to_vec()).await? / BLOCK_SIZE;
+        let mut missing = self.chain(tenant, context).split_off(resident);
+        let there = missing.iter().take_while(|&&prefix| self.has(prefix));
+        missing.truncate(there.count());
+        if let Some(seconds) = engine.status().prefill_seconds_per_token {
+            let seconds = seconds * BLOCK_SIZE as f64;
+            self.compute_seconds.store(seconds.to_bits(), Ordering::Relaxed);
+        }
+        if missing.is_empty() || !self.is_worth_trying() {
+            return Ok(());
+        }
+        let mut first = resident;
+        for prefixes in missing.chunks(READ_AHEAD) {
+            let (snapshots, prefixes) = (Arc::clone(self), prefixes.to_vec());
+            let wanted = prefixes.len();
+            let read = tokio::task::spawn_blocking(move || snapshots.read_all(&prefixes));
+            let bytes = read.await.unwrap_or_default();
+            let blocks = bytes.len() / self.block_bytes;
+            let end = (first + blocks) * BLOCK_SIZE;
+            let tokens = context.get(..end).unwrap_or(context).to_vec();
+            let taken = engine.import_kv(tenant, tokens, first, bytes).await?;
+            first += taken;
+            if taken < wanted {
+                break;
+            }
+        }
+        tracing::debug!(blocks = first - resident, "keys and values came back from disk");
+        Ok(())
+    }
+
+    /// The prefix ids of a context's full blocks.
+    fn chain(&self, tenant: Tenant, context: &[u32]) -> Vec<PrefixId> {
+        let tenant = if self.shared_prefixes {
+            Tenant::ANONYMOUS
+        } else {
+            tenant
+        };
+        let mut prefix = PrefixId::root(tenant);
+        let blocks = context.as_chunks::<BLOCK_SIZE>().0.iter();
+        blocks
+            .map(|tokens| {
+                prefix = prefix.then(tokens);
+                prefix
+            })
+            .collect()
+    }
+
+    fn has(&self, prefix: PrefixId) -> bool {
+        self.index().touch(prefix) || self.path(prefix).exists()
+    }
+
+    /// The content of these blocks, one after the other, up to the first that can't be read.
+    fn read_all(&self, prefixes: &[PrefixId]) -> Vec<u8> {
+        let mut all = Vec::with_capacity(prefixes.len() * self.block_bytes);
+        for &prefix in prefixes {
+            let started = Instant::now();
+            let path = self.path(prefix);
+            let why = match self.seal.read(&path) {
+                Ok(Some(bytes)) if bytes.len() == self.block_bytes => {
+                    all.extend_from_slice(&bytes);
+                    self.measured(started);
+                    continue;
+                }
+                Ok(Some(_)) => Unreadable::Foreign("of another size"),
+                Ok(None) => {
+                    self.index().remove(prefix);
+                    break;
+                }
+                Err(why) => why,
+            };
+            set_aside(&path, &why);
+            self.index().remove(prefix);
+            break;
+        }
+        all
+    }
+
+    fn measured(&self, started: Instant) {
+        let now = started.elapsed().as_secs_f64();
+        let before = f64::from_bits(self.read_seconds.load(Ordering::Relaxed));
+        let mean = if before > 0.0 {
+            before + WEIGHT * (now - before)
+        } else {
+            now
+        };
+        self.read_seconds.store(mean.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Whether a block is read faster than computed, as far as is known.
+    fn is_worth_reading(&self) -> bool {
+        let read = f64::from_bits(self.read_seconds.load(Ordering::Relaxed));
+        let compute = f64::from_bits(self.compute_seconds.load(Ordering::Relaxed));
+        compute <= 0.0 || read < compute
+    }
+
+    fn is_worth_trying(&self) -> bool {
+        self.is_worth_reading()
+            || self
+                .refused
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(EXPLORE)
+    }
+}
+
+impl Index {
+    /// What earlier processes have left; what they left unfinished is deleted.
+    fn scan(root: &Path, limit: usize) -> io::Result<Self> {
+        let mut found: Vec<(SystemTime, PrefixId)> = Vec::new();
+        for dir in fs::read_dir(root)? {
+            let dir = dir?;
+            if !dir.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(dir.path())? {
+                let file = file?;
+                let modified = file.metadata()?.modified()?;
+                let name = file.file_name();
+                let name = name.to_string_lossy();
+                if let Ok(prefix) = name.parse() {
+                    found.push((modified, prefix));
+                } else if name.ends_with(UNFINISHED) && !is_recent(modified) {
+                    fs::remove_file(file.path())?;
+                }
+            }
+        }
+        found.sort_by_key(|(modified, _)| *modified);
+        let mut index = Self {
+            blocks: HashMap::new(),
+            by_use: BTreeMap::new(),
+            clock: 0,
+            limit,
+        };
+        for (_, prefix) in found {
+            index.insert(prefix);
+        }
+        Ok(index)
+    }
+
+    fn insert(&mut self, prefix: PrefixId) {
+        self.remove(prefix);
+        self.clock += 1;
+        self.blocks.insert(prefix, self.clock);
+        self.by_use.insert(self.clock, prefix);
+    }
+
+    fn remove(&mut self, prefix: PrefixId) {
+        if let Some(used) = self.blocks.remove(&prefix) {
+            self.by_use.remove(&used);
+        }
+    }
+
+    /// Notes a use; whether the block is there.
+    fn touch(&mut self, prefix: PrefixId) -> bool {
+        let there = self.blocks.contains_key(&prefix);
+        if there {
+            self.insert(prefix);
+        }
+        there
+    }
+
+    /// Adds a block; gives those that have to go for it.
+    fn add(&mut self, prefix: PrefixId) -> Vec<PrefixId> {
+        self.insert(prefix);
+        let mut forgotten = Vec::new();
+        while self.blocks.len() > self.limit {
+            let Some((_, oldest)) = self.by_use.pop_first() else {
+                break;
+            };
+            self.blocks.remove(&oldest);
+            forgotten.push(oldest);
+        }
+        forgotten
+    }
+}
+
+/// Whether another process may still be writing a file.
+fn is_recent(modified: SystemTime) -> bool {
+    let age = modified.elapsed().unwrap_or_default();
+    age < std::time::Duration::from_secs(3600)
+}

@@ -1,0 +1,177 @@
+//! One client's hold on a session: from its history, through what is generated, to what it keeps.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::FutureExt;
+
+use super::SessionError;
+use super::history::History;
+use super::queue::OnTurn;
+use super::sessions::Shared;
+use super::store::Held;
+use crate::request::{SessionId, Tenant};
+
+/// What of a generation's output was delivered, so that a session keeps exactly that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// So many of the generated tokens, from the first.
+    pub tokens: usize,
+    /// Then these: the text shown of a further token that was shown only in part (a stop string
+    /// began within it), encoded anew.
+    pub tail: Vec<u32>,
+}
+
+/// A turn on a session. Dropped before it is settled, it leaves the session as it was.
+pub struct Turn {
+    /// `None` once it is over.
+    open: Option<Open>,
+    shared: Arc<Shared>,
+    history: Arc<[u32]>,
+    /// What the request adds.
+    prompt: Vec<u32>,
+    /// What was generated after it.
+    output: Vec<u32>,
+}
+
+/// What must be given back at the end: first the file's lock, then the turn.
+struct Open {
+    held: Held,
+    on_turn: OnTurn,
+}
+
+impl Turn {
+    pub(super) fn new(shared: Arc<Shared>, on_turn: OnTurn, held: Held) -> Self {
+        let history = held.history.as_ref();
+        Self {
+            history: history.map_or_else(|| Arc::from([]), |h| Arc::clone(&h.tokens)),
+            open: Some(Open { held, on_turn }),
+            shared,
+            prompt: Vec::new(),
+            output: Vec::new(),
+        }
+    }
+
+    /// The tokens the session has.
+    #[must_use]
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+
+    /// Its session's name, and whose it is; `None` once it is over.
+    #[must_use]
+    pub fn session(&self) -> Option<(Tenant, &SessionId)> {
+        let key = self.open.as_ref()?.on_turn.key();
+        Some((key.tenant, &key.id))
+    }
+
+    /// Whether evicted keys and values of this session find a place on disk.
+    #[must_use]
+    pub fn keeps_kv(&self) -> bool {
+        self.shared.snapshots.is_some()
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|open| open.held.history.is_some())
+    }
+
+    /// The request's own tokens.
+    pub fn prompt(&mut self, prompt: &[u32]) {
+        self.prompt.extend_from_slice(prompt);
+    }
+
+    /// A token was generated.
+    pub fn push(&mut self, token: u32) {
+        self.output.push(token);
+    }
+
+    /// Ends the turn: the session now has history, prompt and what is kept of the output, and is
+    /// free for the next turn. With a session directory, all that is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`SessionError::Disk`] if it can't be written; the session is as it was.
+    pub async fn settle(mut self, kept: Kept) -> Result<(), SessionError> {
+        let output = self.output.get(..kept.tokens).unwrap_or(&self.output);
+        let tokens = [&self.history, &self.prompt, output, &kept.tail].concat();
+        self.end(Some(tokens.into())).await.map(|_| ())
+    }
+
+    /// As [`settle`](Self::settle), but where the disk must be waited for it goes on by itself: for
+    /// who can't wait, because the client went away. A failure is logged.
+    pub fn settle_soon(self, kept: Kept) {
+        let shared = Arc::clone(&self.shared);
+        let mut settling = Box::pin(async move {
+            if let Err(error) = self.settle(kept).await {
+                tracing::error!(%error, "a turn was lost");
+            }
+        });
+        if (&mut settling).now_or_never().is_none() {
+            shared.background.spawn(settling);
+        }
+    }
+
+    /// Ends the turn, and the session with it.
+    pub(super) async fn delete(mut self) -> Result<(), SessionError> {
+        let Some(Open { held, on_turn }) = self.open.take() else {
+            return Ok(());
+        };
+        let removed = self.shared.store.remove(on_turn.key(), &held).await;
+        removed.map(|_| ())
+    }
+
+    /// Ends the turn with a new history, or with the old one; gives what there is now, if anything.
+    pub(super) async fn end(
+        &mut self,
+        tokens: Option<Arc<[u32]>>,
+    ) -> Result<Option<History>, SessionError> {
+        let Some(Open { held, on_turn }) = self.open.take() else {
+            return Ok(None);
+        };
+        let (store, key) = (&self.shared.store, on_turn.key());
+        if on_turn.is_deleted() {
+            store.remove(key, &held).await?;
+            return Ok(None);
+        }
+        let now = SystemTime::now();
+        let Some(tokens) = tokens else {
+            let none = held.history.is_none();
+            if none {
+                // There never was anything to remember.
+                store.remove(key, &held).await?;
+            }
+            return Ok(held.history);
+        };
+        let history = History {
+            tokens,
+            created: held.history.as_ref().map_or(now, |was| was.created),
+            last_used: now,
+        };
+        store.write(key, &held, history.clone()).await?;
+        if on_turn.is_deleted() {
+            store.remove(key, &held).await?;
+            return Ok(None);
+        }
+        Ok(Some(history))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if !open.on_turn.is_deleted() && open.held.history.is_some() {
+            return;
+        }
+        let store = self.shared.store.clone();
+        let mut removing = Box::pin(async move {
+            if let Err(error) = store.remove(open.on_turn.key(), &open.held).await {
+                tracing::warn!(%error, "a session that never was left its directory");
+            }
+        });
+        if (&mut removing).now_or_never().is_none() {
+            self.shared.background.spawn(removing);
+        }
+    }
+}
