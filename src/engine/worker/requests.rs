@@ -11,7 +11,7 @@ use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::event::GenerateError;
 use crate::engine::handle::{KeptOutput, SessionInfo, Submission};
 use crate::engine::sequence::{Sequence, SequenceId, context_start};
-use crate::request::{GenerateRequest, Output, Overflow, SessionId, window_room};
+use crate::request::{GenerateRequest, Output, Overflow, SessionId, Tenant, window_room};
 
 impl Worker {
     /// Accepts a request, or lets it wait for its session, or says why it can never run.
@@ -68,7 +68,10 @@ impl Worker {
             max_tokens,
             self.model.config(),
         );
-        let mut sequence = Sequence::new(id, tokens, n_positions, may_reuse);
+        let root = self.root(active.request.tenant);
+        let keep = active.request.keep_kv && self.config.evicted.is_some();
+        let sequence = Sequence::new(id, tokens, n_positions, may_reuse);
+        let mut sequence = sequence.with_root(root).with_keep(keep);
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
         self.scheduler.add(sequence);
@@ -179,7 +182,7 @@ impl Worker {
         let cached = self
             .scheduler
             .blocks()
-            .find_prefix(&session.tokens[start..]);
+            .find_prefix(self.root(Tenant::ANONYMOUS), &session.tokens[start..]);
         Some(SessionInfo {
             id: id.clone(),
             tokens: session.tokens.clone(),
