@@ -97,7 +97,9 @@ impl Generate {
             kv_memory: ByteSize::mib(512),
             ..EngineConfig::default()
         };
-        let serving = model.start(engine, SessionConfig::default()).map_err(Failure::Unusable)?;
+        let serving = model
+            .start(engine, SessionConfig::default())
+            .map_err(Failure::Unusable)?;
         let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
         let outcome = runtime()?.block_on(self.stream(&serving, request));
         outcome.map_err(Failure::Running)

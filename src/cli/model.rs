@@ -148,7 +148,11 @@ fn snapshots(
     engine: &mut EngineConfig,
     sessions: &SessionConfig,
 ) -> anyhow::Result<Option<Arc<Snapshots>>> {
-    let Some(dir) = sessions.dir.as_ref().filter(|_| sessions.kv_size.as_u64() > 0) else {
+    let Some(dir) = sessions
+        .dir
+        .as_ref()
+        .filter(|_| sessions.kv_size.as_u64() > 0)
+    else {
         return Ok(None);
     };
     let config = SnapshotConfig {

@@ -6,11 +6,11 @@
 //! sequence comes back, and the others branch off from it again. So the result does not depend on
 //! what else is in the batch.
 //!
-//! It must never touch the KV cache: it says which blocks are to be copied.
+//! It must never touch the KV cache: what beams share of it is the scheduler's business.
 
 use super::beam::{Advance, BeamSearch, Branch, Hypothesis};
 use super::event::TokenLogprob;
-use super::scheduler::{BlockCopy, Scheduler};
+use super::scheduler::Scheduler;
 use super::sequence::{Sequence, SequenceId, blocks_of_beams};
 use crate::request::GenerateRequest;
 
@@ -45,8 +45,8 @@ struct Lane {
 
 /// What follows from a row.
 pub(super) enum Step {
-    /// The search goes on; these blocks are to be copied before the next pass.
-    Next(Vec<BlockCopy>),
+    /// The search goes on.
+    Next,
     /// It is over: the beams asked for, best first.
     Done(Vec<Hypothesis>),
 }
@@ -92,17 +92,21 @@ impl Beams {
             lane.row = Some(row);
         }
         if self.live.iter().any(|lane| lane.row.is_none()) {
-            return Step::Next(self.restore(id, scheduler));
+            self.restore(id, scheduler);
+            return Step::Next;
         }
         let rows = self.live.iter_mut().filter_map(|lane| lane.row.take());
         match self.search.advance(&rows.collect::<Vec<_>>()) {
             Advance::Done(hypotheses) => Step::Done(hypotheses),
-            Advance::Continue(branches) => Step::Next(self.branch(id, &branches, scheduler)),
+            Advance::Continue(branches) => {
+                self.branch(id, &branches, scheduler);
+                Step::Next
+            }
         }
     }
 
     /// Branches off the beams again that a preemption has dropped, beside the one that came back.
-    fn restore(&self, present: SequenceId, scheduler: &mut Scheduler) -> Vec<BlockCopy> {
+    fn restore(&self, present: SequenceId, scheduler: &mut Scheduler) {
         let missing = self
             .live
             .iter()
@@ -110,24 +114,17 @@ impl Beams {
             .filter(|(_, lane)| lane.row.is_none() && scheduler.sequence(lane.id).is_none());
         let missing: Vec<(usize, SequenceId)> =
             missing.map(|(rank, lane)| (rank, lane.id)).collect();
-        let branched = missing
-            .into_iter()
-            .map(|(rank, id)| scheduler.branch(present, self.sequence(id, rank)));
-        branched.flatten().collect()
+        for (rank, id) in missing {
+            scheduler.branch(present, self.sequence(id, rank));
+        }
     }
 
     /// Makes the sequences those of the next live beams. `present` is one that is in the batch.
-    fn branch(
-        &mut self,
-        present: SequenceId,
-        branches: &[Branch],
-        scheduler: &mut Scheduler,
-    ) -> Vec<BlockCopy> {
+    fn branch(&mut self, present: SequenceId, branches: &[Branch], scheduler: &mut Scheduler) {
         let before = std::mem::take(&mut self.live);
         let is_free = |id: &SequenceId| before.iter().all(|lane| lane.id != *id);
         let ids = (self.request.0..).take(2 * self.width).map(SequenceId);
         let mut free = ids.filter(is_free);
-        let mut copies = Vec::new();
         let mut continued = Vec::new();
         for (rank, branch) in branches.iter().enumerate() {
             let parent = before[branch.parent].id;
@@ -140,7 +137,7 @@ impl Beams {
                 // At most `width` of the numbers were taken.
                 let Some(id) = free.next() else { break };
                 let beside = if is_there { parent } else { present };
-                copies.extend(scheduler.branch(beside, self.sequence(id, rank)));
+                scheduler.branch(beside, self.sequence(id, rank));
                 id
             };
             self.live.push(Lane { id, row: None });
@@ -150,7 +147,6 @@ impl Beams {
                 scheduler.remove(lane.id);
             }
         }
-        copies
     }
 
     /// A new sequence for the live beam of this rank.

@@ -1,12 +1,12 @@
-//! Searches among other sequences in too little memory, over a cache that holds tokens instead of
-//! keys and values: every row must find exactly its own context in its blocks.
+//! Searches among other sequences in too little memory, over a cache that holds the tokens up to each
+//! position instead of keys and values: every row must find exactly its own context in its blocks.
 
 use std::collections::HashMap;
 
 use proptest::prelude::*;
 
 use super::super::beam::tests::{ranked, row, run};
-use super::super::blocks::BLOCK_SIZE;
+use super::super::blocks::{BLOCK_SIZE, BlockCopy, BlockMove};
 use super::super::scheduler::{Part, StepLimits};
 use super::*;
 use crate::request::{BeamParams, EarlyStopping, Limits, RequestDraft, RequestId, SamplingStyle};
@@ -52,10 +52,18 @@ impl Arrival {
     }
 }
 
+/// Stands for these tokens.
+fn prefix(tokens: &[u32]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hash::hash(tokens, &mut hasher);
+    std::hash::Hasher::finish(&hasher)
+}
+
 /// The worker, without a model.
 struct Machine {
     scheduler: Scheduler,
-    memory: Vec<[u32; BLOCK_SIZE]>,
+    /// A hash of the context up to each position.
+    memory: Vec<[u64; BLOCK_SIZE]>,
     searches: HashMap<SequenceId, Box<Beams>>,
     left: HashMap<SequenceId, usize>,
     found: HashMap<SequenceId, Vec<Hypothesis>>,
@@ -70,7 +78,7 @@ impl Machine {
         };
         Self {
             scheduler: Scheduler::new(limits, blocks),
-            memory: vec![[u32::MAX; BLOCK_SIZE]; blocks],
+            memory: vec![[0; BLOCK_SIZE]; blocks],
             searches: HashMap::new(),
             left: HashMap::new(),
             found: HashMap::new(),
@@ -88,12 +96,17 @@ impl Machine {
 
     fn step(&mut self) -> Vec<Part> {
         let plan = self.scheduler.plan(|_| true);
+        for change in self.scheduler.take_moves() {
+            if let BlockMove::Copy(BlockCopy { from, to }) = change {
+                self.memory[to.0 as usize] = self.memory[from.0 as usize];
+            }
+        }
         for part in &plan {
             let sequence = self.scheduler.sequence(part.id).unwrap();
             let end = part.first_position + part.tokens - part.drafted;
             for at in part.first_position..end {
                 let block = sequence.table[at / BLOCK_SIZE].0 as usize;
-                self.memory[block][at % BLOCK_SIZE] = sequence.context()[at];
+                self.memory[block][at % BLOCK_SIZE] = prefix(&sequence.context()[..=at]);
             }
         }
         for &part in &plan {
@@ -108,8 +121,9 @@ impl Machine {
                 .table
                 .iter()
                 .map(|block| self.memory[block.0 as usize]);
-            let held: Vec<u32> = blocks.flatten().take(context.len()).collect();
-            assert_eq!(held, context);
+            let held: Vec<u64> = blocks.flatten().take(context.len()).collect();
+            let expected = (1..=context.len()).map(|end| prefix(&context[..end]));
+            assert_eq!(held, expected.collect::<Vec<_>>());
             self.draw(part.id, part.request, &context);
             self.scheduler.check();
         }
@@ -128,11 +142,7 @@ impl Machine {
             return;
         };
         match beams.take(id, ranked(&row, beams.wanted()), &mut self.scheduler) {
-            Step::Next(copies) => {
-                for BlockCopy { from, to } in copies {
-                    self.memory[to.0 as usize] = self.memory[from.0 as usize];
-                }
-            }
+            Step::Next => (),
             Step::Done(hypotheses) => {
                 self.found.insert(request, hypotheses);
                 self.scheduler.remove_request(request);

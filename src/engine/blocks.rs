@@ -3,17 +3,29 @@
 //! A block is in one of three states:
 //!
 //! - *held* by one or more sequences (a count);
-//! - *idle*: held by no one, but its content is a known prefix that can be used again;
+//! - *idle*: held by no one, but its content is known and can be used again;
 //! - *unused*: its content is of no use.
 //!
-//! A full block is identified by the whole token prefix up to its end: a [`PrefixId`] stands for
-//! one such prefix, and a block is found by its parent's prefix and its own tokens. Ids are
-//! never used twice and tokens are compared exactly, so there is no hash collision by which one
-//! request could read another's context. (The idea is vLLM's automatic prefix caching.)
+//! A full block is identified by the whole token prefix up to its end ([`PrefixId`]); it is found by
+//! its parent's prefix and its own tokens, compared exactly. (The idea is vLLM's automatic prefix
+//! caching.) The last block of a sequence that went away, not full, is known by the tokens it has:
+//! who goes on after all of them takes it over, and who goes on after some of what any block holds
+//! gets a copy of it to go on in. Only full blocks are shared, and no known content is ever written
+//! to.
+//!
+//! The accounts are ahead of the memory: what has to be done to it for them to be true is in
+//! [`take_moves`](BlockPool::take_moves), in order.
 //!
 //! Pure bookkeeping: it must never touch a tensor, and it never says who should run.
 
-use std::collections::{BTreeMap, HashMap};
+mod index;
+mod prefix;
+
+use std::collections::BTreeMap;
+
+use index::{Content, Index};
+pub use prefix::PrefixId;
+pub(super) use prefix::common;
 
 /// Tokens whose keys and values one block holds.
 pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
@@ -22,34 +34,56 @@ pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// Stands for one exact sequence of tokens from the start of a context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PrefixId(u64);
-
-impl PrefixId {
-    /// The empty prefix, from which all contexts start.
-    pub const EMPTY: Self = Self(0);
+/// A full block that is worth keeping beyond the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Eviction {
+    /// Where it is.
+    pub block: BlockId,
+    /// What it holds.
+    pub prefix: PrefixId,
 }
 
-/// A full block's content: its tokens after a prefix.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Content {
-    parent: PrefixId,
-    tokens: [u32; BLOCK_SIZE],
+/// A block whose content another one must get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Where it is.
+    pub from: BlockId,
+    /// Where it must be.
+    pub to: BlockId,
+}
+
+/// What is to be done to the memory before anything else is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockMove {
+    /// The block is about to hold something else: take out what it holds.
+    Evict(Eviction),
+    /// Copy a block.
+    Copy(BlockCopy),
+}
+
+/// A block that has the beginning of a context's next tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tail {
+    /// Where.
+    pub block: BlockId,
+    /// How many of the tokens it has.
+    pub tokens: usize,
+    /// It has nothing else and no one holds it: it can be taken over as it is.
+    pub whole: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Block {
     holders: u32,
     content: Option<Content>,
+    /// The prefix that ends with its content, if it is full.
+    prefix: Option<PrefixId>,
+    /// It is worth keeping beyond the pool.
+    keep: bool,
+    /// It is kept there.
+    stored: bool,
     /// Its key in `BlockPool::idle` while it is idle.
     idle_since: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Known {
-    block: BlockId,
-    prefix: PrefixId,
 }
 
 /// All blocks of the KV pool.
@@ -59,11 +93,12 @@ pub struct BlockPool {
     /// Taken from the end: the lowest ids first, so that a large pool's upper end stays untouched
     /// memory until it is needed.
     unused: Vec<BlockId>,
-    known: HashMap<Content, Known>,
+    /// The contents of full blocks, and of idle ones that are not full.
+    index: Index,
     /// Least recently used first.
     idle: BTreeMap<u64, BlockId>,
     clock: u64,
-    next_prefix: u64,
+    moves: Vec<BlockMove>,
 }
 
 impl BlockPool {
@@ -74,10 +109,10 @@ impl BlockPool {
         Self {
             blocks: vec![Block::default(); ids as usize],
             unused: (0..ids).rev().map(BlockId).collect(),
-            known: HashMap::new(),
+            index: Index::default(),
             idle: BTreeMap::new(),
             clock: 0,
-            next_prefix: 1,
+            moves: Vec::new(),
         }
     }
 
@@ -99,24 +134,46 @@ impl BlockPool {
         self.idle.len()
     }
 
-    /// The blocks that hold the longest known prefix of `tokens`, from the first one on.
-    /// Nothing is held by this.
+    /// The blocks that hold the longest known prefix of `tokens` after `root`, from the first one
+    /// on. Nothing is held by this.
     #[must_use]
-    pub fn find_prefix(&self, tokens: &[u32]) -> Vec<(BlockId, PrefixId)> {
-        let mut parent = PrefixId::EMPTY;
+    pub fn find_prefix(&self, root: PrefixId, tokens: &[u32]) -> Vec<(BlockId, PrefixId)> {
+        let mut parent = root;
         let mut found = Vec::new();
         for tokens in tokens.as_chunks::<BLOCK_SIZE>().0 {
-            let content = Content {
-                parent,
-                tokens: *tokens,
-            };
-            let Some(known) = self.known.get(&content) else {
+            let Some((block, prefix)) = self.find_block(parent, tokens) else {
                 break;
             };
-            parent = known.prefix;
-            found.push((known.block, known.prefix));
+            parent = prefix;
+            found.push((block, prefix));
         }
         found
+    }
+
+    /// The block that holds these tokens after this prefix.
+    #[must_use]
+    pub fn find_block(
+        &self,
+        parent: PrefixId,
+        tokens: &[u32; BLOCK_SIZE],
+    ) -> Option<(BlockId, PrefixId)> {
+        let block = self.index.get(&Content::new(parent, tokens))?;
+        let prefix = self.blocks[block.0 as usize].prefix?;
+        Some((block, prefix))
+    }
+
+    /// The block that holds most of the beginning of `tokens` after a prefix. Nothing is held by
+    /// this.
+    #[must_use]
+    pub fn find_tail(&self, parent: PrefixId, tokens: &[u32]) -> Option<Tail> {
+        let nearest = self.index.nearest(parent, tokens)?;
+        let content = self.blocks[nearest.block.0 as usize].content?;
+        let tokens = content.tokens.as_slice().len();
+        Some(Tail {
+            block: nearest.block,
+            tokens: nearest.common,
+            whole: tokens < BLOCK_SIZE && tokens == nearest.common,
+        })
     }
 
     /// Whether no one holds this block.
@@ -125,53 +182,82 @@ impl BlockPool {
         self.blocks[block.0 as usize].holders == 0
     }
 
-    /// Adds a holder to a block found by [`find_prefix`](Self::find_prefix).
-    pub fn hold(&mut self, block: BlockId) {
+    /// Adds a holder to a full block that was found; `keep` if it is worth keeping.
+    pub fn hold(&mut self, block: BlockId, keep: bool) {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.holders == 0 {
             self.idle.remove(&entry.idle_since);
         }
         entry.holders += 1;
+        entry.keep |= keep;
+    }
+
+    /// Makes the one who asks the holder of a [`whole`](Tail::whole) tail, to write on in it.
+    pub fn take_over(&mut self, tail: BlockId) {
+        self.hold(tail, false);
+        self.forget(tail);
     }
 
     /// A block to write to, with one holder: an unused one, else the least recently used idle
     /// one, whose content is forgotten. `None` if every block is held.
     pub fn allocate(&mut self) -> Option<BlockId> {
-        let block = match self.unused.pop() {
-            Some(block) => block,
-            None => self.idle.pop_first()?.1,
+        let block = if let Some(block) = self.unused.pop() {
+            block
+        } else {
+            let (_, block) = self.idle.pop_first()?;
+            let entry = &self.blocks[block.0 as usize];
+            if let Some(prefix) = entry.prefix.filter(|_| entry.keep && !entry.stored) {
+                let eviction = Eviction { block, prefix };
+                self.moves.push(BlockMove::Evict(eviction));
+            }
+            self.forget(block);
+            block
         };
-        let entry = &mut self.blocks[block.0 as usize];
-        entry.holders = 1;
-        if let Some(content) = entry.content.take() {
-            self.known.remove(&content);
-        }
+        self.blocks[block.0 as usize].holders = 1;
         Some(block)
+    }
+
+    /// A block to write to, with one holder, that begins as a copy of another one.
+    pub fn allocate_copy(&mut self, from: BlockId) -> Option<BlockId> {
+        self.touch(from);
+        let to = self.allocate()?;
+        // The last idle block is its own copy.
+        if to != from {
+            self.moves.push(BlockMove::Copy(BlockCopy { from, to }));
+        }
+        Some(to)
     }
 
     /// Says what a held block, now full, contains. If another block has the same content (it is
     /// the same bit for bit, since kernels are batch invariant), that one is held instead and
     /// this one released, so that a shared head is in memory once. Returns the block to use from
-    /// now on and the prefix that ends with it.
+    /// now on and the prefix that ends with it. `keep` if it is worth keeping.
     pub fn publish(
         &mut self,
         block: BlockId,
         parent: PrefixId,
-        tokens: [u32; BLOCK_SIZE],
+        tokens: &[u32; BLOCK_SIZE],
+        keep: bool,
     ) -> (BlockId, PrefixId) {
-        let content = Content { parent, tokens };
-        if let Some(&known) = self.known.get(&content) {
-            if known.block != block {
-                self.hold(known.block);
+        let content = Content::new(parent, tokens);
+        if let Some((known, prefix)) = self.find_block(parent, tokens) {
+            if known != block {
+                self.hold(known, keep);
                 self.release(block);
             }
-            return (known.block, known.prefix);
+            return (known, prefix);
         }
-        let prefix = PrefixId(self.next_prefix);
-        self.next_prefix += 1;
-        self.blocks[block.0 as usize].content = Some(content.clone());
-        self.known.insert(content, Known { block, prefix });
+        let prefix = parent.then(tokens);
+        self.learn(block, content);
+        let entry = &mut self.blocks[block.0 as usize];
+        (entry.prefix, entry.keep) = (Some(prefix), keep);
         (block, prefix)
+    }
+
+    /// Says that a full block is kept beyond the pool already.
+    pub fn mark_stored(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        (entry.keep, entry.stored) = (true, true);
     }
 
     /// Takes a holder away. The last one leaves the block idle if its content is known, else
@@ -196,95 +282,74 @@ impl BlockPool {
         }
     }
 
-    /// Checks every invariant of the bookkeeping against the holders given; for tests.
-    ///
-    /// # Panics
-    /// If one does not hold.
-    #[cfg(test)]
-    pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) {
-        let mut holders = vec![0; self.blocks.len()];
-        for table in tables {
-            for block in table {
-                holders[block.0 as usize] += 1;
-            }
+    /// As [`release`](Self::release), of a block that holds `tokens` after a prefix, not as many as
+    /// it has room for. They are remembered, unless another block holds them already.
+    pub fn release_tail(&mut self, block: BlockId, parent: PrefixId, tokens: &[u32]) {
+        let content = Content::new(parent, tokens);
+        match self.index.continued_by(&content) {
+            Some(other) => self.touch(other),
+            None => self.learn(block, content),
         }
-        for (id, block) in self.blocks.iter().enumerate() {
-            let id = BlockId(u32::try_from(id).unwrap());
-            assert_eq!(block.holders, holders[id.0 as usize], "holders of {id:?}");
-            let is_idle = self.idle.get(&block.idle_since) == Some(&id);
-            let is_unused = self.unused.contains(&id);
-            let states = [block.holders > 0, is_idle, is_unused];
-            assert_eq!(
-                states.iter().filter(|&&s| s).count(),
-                1,
-                "{id:?}: {states:?}"
-            );
-            assert!(!is_unused || block.content.is_none());
-            if let Some(content) = &block.content {
-                assert_eq!(self.known[content].block, id);
-            }
+        self.release(block);
+    }
+
+    /// Gives what has to be done to the memory since the last call, in order, before anything else
+    /// is written to it.
+    pub fn take_moves(&mut self) -> Vec<BlockMove> {
+        std::mem::take(&mut self.moves)
+    }
+
+    /// The idle blocks that are worth keeping and are not kept yet, the last used first.
+    pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
+        self.idle.values().rev().filter_map(|&block| {
+            let entry = &self.blocks[block.0 as usize];
+            let prefix = entry.prefix.filter(|_| entry.keep && !entry.stored)?;
+            Some(Eviction { block, prefix })
+        })
+    }
+
+    /// Forgets every content: the memory may not be what the accounts say.
+    pub fn forget_all(&mut self) {
+        self.moves.clear();
+        self.index.clear();
+        for block in &mut self.blocks {
+            (block.content, block.prefix) = (None, None);
+            (block.keep, block.stored) = (false, false);
         }
-        assert_eq!(
-            self.known.len(),
-            self.blocks.iter().filter(|b| b.content.is_some()).count()
-        );
-        assert_eq!(
-            self.idle.len() + self.unused.len(),
-            holders.iter().filter(|&&h| h == 0).count()
-        );
+        while let Some((_, block)) = self.idle.pop_last() {
+            self.unused.push(block);
+        }
+    }
+
+    /// Makes a content known. What was known of its beginning alone is of no more use.
+    fn learn(&mut self, block: BlockId, content: Content) {
+        if let Some(beginning) = self.index.beginning(&content) {
+            self.take_over(beginning);
+            self.release(beginning);
+        }
+        self.index.insert(content, block);
+        self.blocks[block.0 as usize].content = Some(content);
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        (entry.prefix, entry.keep, entry.stored) = (None, false, false);
+        if let Some(content) = entry.content.take() {
+            self.index.remove(&content);
+        }
+    }
+
+    /// Makes an idle block the most recently used one.
+    fn touch(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        if entry.holders == 0 && self.idle.remove(&entry.idle_since).is_some() {
+            self.clock += 1;
+            entry.idle_since = self.clock;
+            self.idle.insert(self.clock, block);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tokens(n: u32) -> [u32; BLOCK_SIZE] {
-        [n; BLOCK_SIZE]
-    }
-
-    #[test]
-    fn a_published_prefix_is_found_again_block_by_block() {
-        let mut pool = BlockPool::new(4);
-        let first = pool.allocate().unwrap();
-        let (first, prefix) = pool.publish(first, PrefixId::EMPTY, tokens(1));
-        let second = pool.allocate().unwrap();
-        let (second, end) = pool.publish(second, prefix, tokens(2));
-        let text = [tokens(1), tokens(2), tokens(3)].concat();
-        assert_eq!(pool.find_prefix(&text), [(first, prefix), (second, end)]);
-        assert_eq!(
-            pool.find_prefix(&text[..40]),
-            [(first, prefix), (second, end)]
-        );
-        assert_eq!(pool.find_prefix(&text[..31]), [(first, prefix)]);
-        assert_eq!(pool.find_prefix(&text[BLOCK_SIZE..]), []);
-    }
-
-    #[test]
-    fn the_least_recently_used_idle_block_is_evicted_and_its_content_forgotten() {
-        let mut pool = BlockPool::new(2);
-        for n in [1, 2] {
-            let block = pool.allocate().unwrap();
-            pool.publish(block, PrefixId::EMPTY, tokens(n));
-            pool.release(block);
-        }
-        let (recent, _) = pool.find_prefix(&tokens(1))[0];
-        pool.hold(recent);
-        pool.release(recent);
-        pool.allocate().unwrap();
-        assert!(pool.find_prefix(&tokens(2)).is_empty());
-        assert_eq!(pool.find_prefix(&tokens(1)).len(), 1);
-        pool.allocate().unwrap();
-        assert_eq!(pool.allocate(), None);
-    }
-
-    #[test]
-    fn the_same_content_is_kept_once() {
-        let mut pool = BlockPool::new(2);
-        let (a, b) = (pool.allocate().unwrap(), pool.allocate().unwrap());
-        assert_eq!(pool.publish(a, PrefixId::EMPTY, tokens(1)).0, a);
-        assert_eq!(pool.publish(b, PrefixId::EMPTY, tokens(1)).0, a);
-        assert_eq!(pool.available(), 1);
-        pool.check([[a, a].as_slice()].into_iter());
-    }
-}
+#[path = "blocks_tests.rs"]
+mod tests;

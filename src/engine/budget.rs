@@ -40,6 +40,11 @@ impl StepBudget {
         self.seconds_per_token = Some(before + WEIGHT * (now - before));
     }
 
+    /// What a token costs in a step of many, once there was one.
+    pub fn seconds_per_token(&self) -> Option<f64> {
+        self.seconds_per_token
+    }
+
     /// Tokens for the next step, in which `streams` requests get their next token. A prompt that
     /// nobody else waits for is read in steps as large as can be.
     pub fn tokens(&self, streams: usize) -> usize {

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::beams::sequence_ids;
 use super::bulk::Lane;
 use super::event::{GenerateError, TokenEvent};
+use super::exchange::Exchange;
 use super::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -18,6 +19,7 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// The front end is done with a generation, finished or not.
     Close(SequenceId),
+    Exchange(Exchange),
     /// Fail everything that still runs or waits, and end the worker.
     Stop,
 }
@@ -44,10 +46,22 @@ pub(super) struct Gauges {
     pub steps: AtomicUsize,
     pub drafted: AtomicUsize,
     pub accepted: AtomicUsize,
+    pub preemptions: AtomicUsize,
+    pub evicted_blocks: AtomicUsize,
+    pub lost_blocks: AtomicUsize,
+    /// The bits of a number of seconds, which is 0 before it is known.
+    pub prefill_seconds_per_token: AtomicU64,
+}
+
+impl Gauges {
+    fn prefill_seconds_per_token(&self) -> Option<f64> {
+        let bits = self.prefill_seconds_per_token.load(Ordering::Relaxed);
+        Some(f64::from_bits(bits)).filter(|&seconds| seconds > 0.0)
+    }
 }
 
 /// The engine's state at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineStatus {
     /// The worker thread is there and takes requests.
     pub alive: bool,
@@ -67,6 +81,16 @@ pub struct EngineStatus {
     pub drafted: usize,
     /// How many of them were right.
     pub accepted: usize,
+    /// How often a request had to give its blocks back since the start.
+    pub preemptions: usize,
+    /// Blocks given away to be kept since the start.
+    pub evicted_blocks: usize,
+    /// Blocks that were to be kept but that no one took in time.
+    pub lost_blocks: usize,
+    /// Bytes of one KV block.
+    pub kv_block_bytes: usize,
+    /// What reading a token of a prompt costs, once a prompt was read.
+    pub prefill_seconds_per_token: Option<f64>,
 }
 
 /// How much the engine takes on; set once at the start.
@@ -90,6 +114,7 @@ pub struct EngineHandle {
     limits: EngineLimits,
     event_capacity: usize,
     kv_blocks: usize,
+    kv_block_bytes: usize,
     gauges: Arc<Gauges>,
     /// Requests get numbers of our own: names given from outside need not be unique.
     next_id: Arc<AtomicU64>,
@@ -101,6 +126,7 @@ impl EngineHandle {
         limits: EngineLimits,
         event_capacity: usize,
         kv_blocks: usize,
+        kv_block_bytes: usize,
         gauges: Arc<Gauges>,
     ) -> Self {
         Self {
@@ -110,6 +136,7 @@ impl EngineHandle {
             limits,
             event_capacity,
             kv_blocks,
+            kv_block_bytes,
             gauges,
             next_id: Arc::default(),
         }
@@ -196,7 +223,7 @@ impl EngineHandle {
         (0..count).map(channel).unzip()
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, GenerateError> {
@@ -228,6 +255,11 @@ impl EngineHandle {
             steps: read(&self.gauges.steps),
             drafted: read(&self.gauges.drafted),
             accepted: read(&self.gauges.accepted),
+            preemptions: read(&self.gauges.preemptions),
+            evicted_blocks: read(&self.gauges.evicted_blocks),
+            lost_blocks: read(&self.gauges.lost_blocks),
+            kv_block_bytes: self.kv_block_bytes,
+            prefill_seconds_per_token: self.gauges.prefill_seconds_per_token(),
         }
     }
 

@@ -16,6 +16,7 @@
 //! - `pooling` is the mean of a sequence's hidden states, its embedding; `values` reads tensors.
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
+//! - [`exchange`] is how keys and values leave the engine and come back.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
 //!
@@ -33,6 +34,7 @@ mod candidates;
 mod constraint;
 mod draw;
 pub mod event;
+pub mod exchange;
 pub mod handle;
 pub mod logprobs;
 mod pooling;
@@ -45,17 +47,20 @@ mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use tokio::sync::mpsc;
 use tracing::error;
 
+pub use blocks::PrefixId;
 pub use bulk::Bulk;
 pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
     TokenLogprob,
 };
+pub use exchange::EvictedBlock;
 pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation};
 
 use crate::kernels::kv::KvDtype;
@@ -87,6 +92,13 @@ pub struct EngineConfig {
     pub speculative_rows: usize,
     /// Requests that may wait; more are refused.
     pub queue_limit: usize,
+    /// All use what anyone has computed. Else only requests of the same tenant share prefixes: what
+    /// others asked cannot be seen by the time an answer takes.
+    pub share_prefixes: bool,
+    /// Takes the blocks of requests that want theirs [kept](crate::request::GenerateRequest::keep_kv)
+    /// when the cache has no more room for them, and when the worker ends. It is never waited for
+    /// while requests run: where it is full, the block is lost.
+    pub evicted: Option<SyncSender<EvictedBlock>>,
     /// See [`StepHook`].
     pub step_hook: Option<StepHook>,
 }
@@ -101,6 +113,8 @@ impl Default for EngineConfig {
             step_time: Duration::from_millis(100),
             speculative_rows: 8,
             queue_limit: 256,
+            share_prefixes: false,
+            evicted: None,
             step_hook: None,
         }
     }
@@ -155,6 +169,7 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
         },
         EVENT_CAPACITY,
         kv_blocks,
+        block_bytes,
         Arc::clone(&gauges),
     );
     let masks = constraint::Masks::start()?;

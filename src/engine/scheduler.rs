@@ -4,7 +4,7 @@
 //! (decode) gets it; running sequences that still read their context (prefill) share what is
 //! left of the token budget, oldest first; then waiting ones are admitted in order of arrival.
 //! So no long prompt stalls the streams, and no one is overtaken for ever. Where a step computes the
-//! very blocks that a waiting sequence would begin with, that one waits for them: the prompt of `n`
+//! very tokens that a waiting sequence would begin with, that one waits for them: the prompt of `n`
 //! choices is read once, as is a beginning that many prompts share.
 //!
 //! If blocks run out, the youngest sequence is preempted: it gives its blocks back and waits at
@@ -19,10 +19,18 @@
 //!
 //! Pure policy over plain data: it must never touch a tensor, a thread, a clock or a channel.
 
+mod cache;
+mod import;
+
 use std::collections::VecDeque;
 
-use super::blocks::{BLOCK_SIZE, BlockId, BlockPool, PrefixId};
+use super::blocks::{BLOCK_SIZE, BlockMove, BlockPool, Eviction, common};
 use super::sequence::{Sequence, SequenceId};
+use cache::{Cached, attach, release};
+pub use import::Import;
+
+/// Tokens that must be saved for a sequence to wait a step for them.
+const WORTH_WAITING: usize = 4;
 
 /// The bounds of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,15 +58,6 @@ pub struct Part {
     pub drafted: usize,
     /// They reach the end of the context: a token can be drawn.
     pub completes: bool,
-}
-
-/// A block whose content another one must get before the next pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockCopy {
-    /// Where it is.
-    pub from: BlockId,
-    /// Where it must be.
-    pub to: BlockId,
 }
 
 /// All waiting and running sequences and the blocks they hold.
@@ -142,33 +141,29 @@ impl Scheduler {
     }
 
     /// Puts a beam into the batch, beside another one of its request that is there. What that one
-    /// has computed of the same tokens it need not compute again: it shares full blocks, and gets a
-    /// copy of one that is not full, which the caller must make before the next step.
-    pub fn branch(&mut self, beside: SequenceId, mut beam: Sequence) -> Option<BlockCopy> {
-        let at = self.running.iter().position(|s| s.id == beside);
-        let cached = reusable_prefix(&self.blocks, &beam);
+    /// has computed of the same tokens it need not compute again.
+    pub fn branch(&mut self, beside: SequenceId, mut beam: Sequence) {
+        let cached = self.cached(&beam);
         attach(&mut self.blocks, &mut beam, &cached);
-        let copy = at.and_then(|at| self.copy_partial(at, &mut beam));
+        let at = self.running.iter().position(|s| s.id == beside);
         let next = at.map_or(self.running.len(), |at| at + 1);
         self.running.insert(next, beam);
-        copy
     }
 
-    /// Gives a beam a block for a copy of the last, not yet full one of `running[at]`, if the beam
-    /// goes on from there and there is a block.
-    fn copy_partial(&mut self, at: usize, beam: &mut Sequence) -> Option<BlockCopy> {
-        let parent = &self.running[at];
-        let (computed, full) = (parent.computed, parent.computed / BLOCK_SIZE);
-        let tokens = parent.context().get(..computed);
-        let goes_on = beam.context().len() > computed && beam.context().get(..computed) == tokens;
-        if !goes_on || full != beam.table.len() || computed.is_multiple_of(BLOCK_SIZE) {
-            return None;
-        }
-        let from = parent.table[full];
-        let to = self.blocks.allocate()?;
-        beam.table.push(to);
-        beam.computed = computed;
-        Some(BlockCopy { from, to })
+    /// What has to be done to the blocks since the last call, in order, before anything else is
+    /// written to them: before the pass over a plan, and before an import.
+    pub fn take_moves(&mut self) -> Vec<BlockMove> {
+        self.blocks.take_moves()
+    }
+
+    /// The blocks no one holds that are worth keeping and not kept yet, the last used first.
+    pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
+        self.blocks.unsaved()
+    }
+
+    /// Forgets what is in the blocks, of which no sequence may hold any.
+    pub fn forget_blocks(&mut self) {
+        self.blocks.forget_all();
     }
 
     /// Chooses the next step. `ready` says whether a request's client can take another token;
@@ -301,14 +296,12 @@ impl Scheduler {
             if self.places() + sequence.width() > self.limits.max_batch {
                 break;
             }
-            let cached = reusable_prefix(&self.blocks, sequence);
-            if self.computes_more(plan, sequence, cached.len()) {
+            let cached = self.cached(sequence);
+            if self.computes_more(plan, sequence, cached.tokens()) {
                 next += 1;
                 continue;
             }
-            let idle = cached.iter().filter(|c| self.blocks.is_idle(c.0)).count();
-            let needed = sequence.blocks_of_request() - cached.len();
-            if needed > self.blocks.available() - idle {
+            if !self.has_room(sequence, &cached) {
                 break;
             }
             let Some(mut sequence) = self.waiting.remove(next) else {
@@ -328,20 +321,28 @@ impl Scheduler {
         }
     }
 
-    /// Whether a part of the step computes blocks that `waiting`, which knows `known` blocks of its
+    /// Whether the pool has blocks for what a sequence does not begin with.
+    fn has_room(&self, sequence: &Sequence, cached: &Cached) -> bool {
+        let full = &cached.full;
+        let idle = full.iter().filter(|c| self.blocks.is_idle(c.0)).count();
+        let needed = sequence.blocks_of_request() - full.len();
+        needed <= self.blocks.available() - idle
+    }
+
+    /// Whether a part of the step computes tokens that `waiting`, which knows `known` tokens of its
     /// context, could begin with in the next step. As it does not wait without that, it never waits
     /// for one that stands still.
     fn computes_more(&self, plan: &[Part], waiting: &Sequence, known: usize) -> bool {
-        let wanted = reusable(waiting);
-        plan.iter().any(|part| {
-            let Some(sequence) = self.sequence(part.id) else {
+        let wanted = waiting.reusable();
+        let mut parts = plan.iter().filter(|part| part.tokens >= WORTH_WAITING);
+        parts.any(|part| {
+            let sequence = self.sequence(part.id);
+            let Some(sequence) = sequence.filter(|s| s.root == waiting.root) else {
                 return false;
             };
             let end = part.first_position + part.tokens - part.drafted;
-            let computed = sequence.context().iter().take(end);
-            let common = computed.zip(wanted).take_while(|(a, b)| a == b).count();
-            let common = common / BLOCK_SIZE * BLOCK_SIZE;
-            common > part.first_position.max(known * BLOCK_SIZE)
+            let computed = &sequence.context()[..end];
+            common(computed, wanted) >= part.first_position.max(known) + WORTH_WAITING
         })
     }
 
@@ -376,11 +377,13 @@ impl Scheduler {
         sequence.computed += tokens;
         while sequence.prefixes.len() < sequence.computed / BLOCK_SIZE {
             let n = sequence.prefixes.len();
-            let parent = sequence.prefixes.last().copied().unwrap_or(PrefixId::EMPTY);
             let Some(tokens) = sequence.block_tokens(n) else {
                 break;
             };
-            let (block, prefix) = self.blocks.publish(sequence.table[n], parent, tokens);
+            let (parent, keep) = (sequence.last_prefix(), sequence.keep);
+            let (block, prefix) = self
+                .blocks
+                .publish(sequence.table[n], parent, &tokens, keep);
             sequence.table[n] = block;
             sequence.prefixes.push(prefix);
         }
@@ -389,13 +392,14 @@ impl Scheduler {
     /// Appends a drawn token to a running sequence. If its context slides on, its blocks are
     /// given back and as much as possible of the new context is taken from the cache.
     fn push_token(&mut self, id: SequenceId, token: u32) {
-        let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) else {
+        let Some(at) = self.running.iter().position(|s| s.id == id) else {
             return;
         };
-        if sequence.push(token) {
-            release(&mut self.blocks, sequence);
-            let cached = reusable_prefix(&self.blocks, sequence);
-            attach(&mut self.blocks, sequence, &cached);
+        if self.running[at].push(token) {
+            release(&mut self.blocks, &mut self.running[at]);
+            self.running[at].slide();
+            let cached = self.cached(&self.running[at]);
+            attach(&mut self.blocks, &mut self.running[at], &cached);
         }
     }
 
@@ -424,22 +428,13 @@ impl Scheduler {
         first
     }
 
-    /// Checks every invariant of the accounts; for tests.
-    ///
-    /// # Panics
-    /// If one does not hold.
-    #[cfg(test)]
-    pub fn check(&self) {
-        self.blocks
-            .check(self.running.iter().map(|s| s.table.as_slice()));
-        for sequence in &self.running {
-            assert!(sequence.computed < sequence.context().len() || sequence.pending() == 0);
-            assert!(sequence.table.len() * BLOCK_SIZE >= sequence.computed);
-            assert_eq!(sequence.prefixes.len(), sequence.computed / BLOCK_SIZE);
+    /// Takes all sequences out.
+    pub fn remove_all(&mut self) {
+        for mut sequence in self.running.drain(..).rev() {
+            release(&mut self.blocks, &mut sequence);
         }
-        for sequence in &self.waiting {
-            assert!(sequence.table.is_empty() && sequence.computed == 0);
-        }
+        self.waiting.clear();
+        self.preempted = 0;
     }
 }
 
@@ -456,41 +451,8 @@ impl Sequence {
     }
 }
 
-/// The known blocks a sequence can start from. Its last token is always left to compute: it is
-/// the one whose logits are wanted.
-fn reusable_prefix(blocks: &BlockPool, sequence: &Sequence) -> Vec<(BlockId, PrefixId)> {
-    blocks.find_prefix(reusable(sequence))
-}
-
-/// The part of its context that a sequence may find in the cache.
-fn reusable(sequence: &Sequence) -> &[u32] {
-    let context = sequence.context();
-    if sequence.may_reuse {
-        &context[..context.len().saturating_sub(1)]
-    } else {
-        &[]
-    }
-}
-
-fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &[(BlockId, PrefixId)]) {
-    for &(block, prefix) in cached {
-        blocks.hold(block);
-        sequence.table.push(block);
-        sequence.prefixes.push(prefix);
-    }
-    sequence.computed = cached.len() * BLOCK_SIZE;
-}
-
-/// Gives all blocks back, the last first (see [`BlockPool::release`]).
-fn release(blocks: &mut BlockPool, sequence: &mut Sequence) {
-    while let Some(block) = sequence.table.pop() {
-        blocks.release(block);
-    }
-    sequence.prefixes.clear();
-    sequence.draft.clear();
-    sequence.computed = 0;
-}
-
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;

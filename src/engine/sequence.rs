@@ -2,6 +2,7 @@
 
 use super::blocks::{BLOCK_SIZE, BlockId, PrefixId};
 use super::speculate::Drafter;
+use crate::request::Tenant;
 
 /// The number of one generation, unique in the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +55,10 @@ pub struct Sequence {
     n_positions: usize,
     /// Whether cached prefixes may stand in for its first tokens (not if their logits are wanted).
     pub(super) may_reuse: bool,
+    /// What its contexts start from: whose it is.
+    pub(super) root: PrefixId,
+    /// What is computed of it is worth keeping beyond the pool.
+    pub(super) keep: bool,
     /// The tokens before this are outside the context.
     pub(super) start: usize,
     /// Tokens of the context whose keys and values are in the cache.
@@ -69,7 +74,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence of which nothing is in the cache.
+    /// A sequence of which nothing is in the cache, of those who show no key.
     #[must_use]
     pub fn new(id: SequenceId, tokens: Vec<u32>, n_positions: usize, may_reuse: bool) -> Self {
         let start = context_start(tokens.len(), n_positions);
@@ -79,6 +84,8 @@ impl Sequence {
             beam: None,
             n_positions,
             may_reuse,
+            root: PrefixId::root(Tenant::ANONYMOUS),
+            keep: false,
             start,
             computed: 0,
             table: Vec::new(),
@@ -86,6 +93,18 @@ impl Sequence {
             drafter: Drafter::default(),
             draft: Vec::new(),
         }
+    }
+
+    /// The same, but it shares what is in the cache with the sequences of this root.
+    #[must_use]
+    pub fn with_root(self, root: PrefixId) -> Self {
+        Self { root, ..self }
+    }
+
+    /// The same; `keep` says whether what is computed of it is worth keeping beyond the pool.
+    #[must_use]
+    pub fn with_keep(self, keep: bool) -> Self {
+        Self { keep, ..self }
     }
 
     /// Makes it the first of up to `width` beams, which all begin with its present tokens. They are
@@ -152,15 +171,41 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Appends a token; `true` if the context had to start anew, so that nothing of it is
-    /// computed and the caller must take back the blocks.
+    /// Appends a token; `true` if the context has to start anew: then the caller must take back the
+    /// blocks, and let it [`slide`](Self::slide).
     #[must_use]
     pub(super) fn push(&mut self, token: u32) -> bool {
         self.tokens.push(token);
-        let start = context_start(self.tokens.len(), self.n_positions);
-        let slides = start != self.start;
-        self.start = start;
-        slides
+        context_start(self.tokens.len(), self.n_positions) != self.start
+    }
+
+    /// Lets the context start where it has to; nothing of it is computed.
+    pub(super) fn slide(&mut self) {
+        self.start = context_start(self.tokens.len(), self.n_positions);
+    }
+
+    /// The part of its context that it may find in the cache. Its last token is always left to
+    /// compute: it is the one whose logits are wanted.
+    pub(super) fn reusable(&self) -> &[u32] {
+        let context = self.context();
+        if self.may_reuse {
+            &context[..context.len().saturating_sub(1)]
+        } else {
+            &[]
+        }
+    }
+
+    /// The prefix that ends with its last full block.
+    pub(super) fn last_prefix(&self) -> PrefixId {
+        self.prefixes.last().copied().unwrap_or(self.root)
+    }
+
+    /// Its last block, if it is not full, and the tokens computed of it.
+    pub(super) fn tail(&self) -> Option<(BlockId, &[u32])> {
+        let full = self.prefixes.len();
+        let tokens = self.context().get(full * BLOCK_SIZE..self.computed)?;
+        let block = *self.table.get(full)?;
+        (!tokens.is_empty()).then_some((block, tokens))
     }
 
     /// The tokens of the `n`-th block of the context, if it is full.

@@ -5,9 +5,11 @@
 //! or error in the pass fails the requests that were in it, one in drawing a token only its own;
 //! the loop goes on. It must never wait for a client.
 //!
-//! `beams` is what it does for searches, `logits` how it reads a pass's result.
+//! `beams` is what it does for searches, `outputs` how it reads a pass's result, `exchange` what moves
+//! in the KV memory beside the passes.
 
 mod beams;
+mod exchange;
 mod outputs;
 mod requests;
 
@@ -40,6 +42,8 @@ const STALL_PAUSE: Duration = Duration::from_millis(2);
 pub(super) struct Worker {
     model: Gpt2,
     kv: KvCache,
+    /// Bytes of one of its blocks.
+    block_bytes: usize,
     config: EngineConfig,
     scheduler: Scheduler,
     budget: StepBudget,
@@ -68,6 +72,7 @@ impl Worker {
             scheduler: Scheduler::new(limits, kv_blocks),
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
             active: HashMap::new(),
+            block_bytes: model.kv_block_bytes(config.kv_dtype),
             model,
             kv,
             config,
@@ -84,7 +89,15 @@ impl Worker {
             self.step();
             self.publish_gauges();
         }
+        self.end();
+    }
+
+    /// Fails what is there and what is on its way, and then gives the KV cache away.
+    fn end(&mut self) {
+        self.commands.close();
         self.fail_everything(&GenerateError::ShuttingDown);
+        while self.commands.try_recv().is_ok() {}
+        self.export_rest();
     }
 
     /// Takes what has arrived; waits for something if there is nothing to do. `false`: stop.
@@ -107,6 +120,7 @@ impl Worker {
             match command {
                 Command::Submit(submission) => self.submit(submission),
                 Command::Close(id) => self.close(id),
+                Command::Exchange(exchange) => self.exchange(exchange),
                 Command::Stop => return false,
             }
         }
@@ -122,6 +136,9 @@ impl Worker {
             .plan(|id| active.get(&id).is_some_and(|active| active.can_receive()));
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
+            return;
+        }
+        if !self.carry_out_moves() {
             return;
         }
         for part in &plan {
@@ -170,10 +187,14 @@ impl Worker {
         };
         set(&gauges.running, self.scheduler.running());
         set(&gauges.preempted, self.scheduler.preempted());
+        set(&gauges.preemptions, self.scheduler.preemptions());
         set(
             &gauges.kv_blocks_used,
             blocks.capacity() - blocks.available(),
         );
         set(&gauges.kv_blocks_cached, blocks.idle());
+        let seconds = self.budget.seconds_per_token().unwrap_or_default();
+        let gauge = &gauges.prefill_seconds_per_token;
+        gauge.store(seconds.to_bits(), Ordering::Relaxed);
     }
 }

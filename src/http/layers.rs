@@ -72,10 +72,14 @@ impl FromRequestParts<App> for Scope {
 
 /// Who holds the API key that a request shows, as clients of OpenAI and TGI do: a bearer token.
 fn tenant(headers: &HeaderMap) -> Tenant {
-    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let shown = headers
+        .get(header::AUTHORIZATION)
+        .map(HeaderValue::as_bytes);
     let key = shown.and_then(|shown| {
         let (scheme, key) = shown.split_at_checked(b"bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+        scheme
+            .eq_ignore_ascii_case(b"bearer ")
+            .then(|| key.trim_ascii())
     });
     let key = key.filter(|key| !key.is_empty());
     key.map_or(Tenant::ANONYMOUS, Tenant::of_key)

@@ -267,7 +267,9 @@ pub(super) async fn rewind(
 /// The name of a session, given in `field`.
 fn named(field: &str, name: &str) -> Result<SessionId, ApiError> {
     SessionId::parse(name).map_err(|invalid| {
-        let message = invalid.message.replace("`session_id`", &format!("`{field}`"));
+        let message = invalid
+            .message
+            .replace("`session_id`", &format!("`{field}`"));
         ApiError::invalid(field, message)
     })
 }

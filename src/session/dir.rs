@@ -183,7 +183,8 @@ impl SessionDir {
         let mut removed = 0;
         for tenant in entries(&self.root)? {
             for dir in entries(&tenant)? {
-                if idle_for(&dir.join(HISTORY)).is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
+                if idle_for(&dir.join(HISTORY))
+                    .is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
                 {
                     continue;
                 }
@@ -314,7 +315,12 @@ mod tests {
         let anew = sessions.lock(&key("a")).unwrap().unwrap();
         assert_eq!(sessions.read(&anew).unwrap(), None);
         assert!(!SessionDir::remove(&anew).unwrap());
-        assert_eq!(entries(&sessions.tenant_dir(key("a").tenant)).unwrap().len(), 0);
+        assert_eq!(
+            entries(&sessions.tenant_dir(key("a").tenant))
+                .unwrap()
+                .len(),
+            0
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What can be done with sessions.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_util::future::try_join_all;
@@ -209,7 +209,9 @@ impl Sessions {
         }
         let has_more = all.len() > limit;
         all.truncate(limit);
-        let infos = all.into_iter().map(|(key, history)| self.info(key, history));
+        let infos = all
+            .into_iter()
+            .map(|(key, history)| self.info(key, history));
         Ok((try_join_all(infos).await?, has_more))
     }
 
@@ -377,7 +379,8 @@ impl Sessions {
             busy: self.0.queue.since(&key).is_some(),
             id: key.id,
             cached_tokens,
-            kv_resident: !context.is_empty() && cached_tokens >= context.len() / BLOCK_SIZE * BLOCK_SIZE,
+            kv_resident: !context.is_empty()
+                && cached_tokens >= context.len() / BLOCK_SIZE * BLOCK_SIZE,
             created: history.created,
             last_used: history.last_used,
             tokens: history.tokens,
@@ -389,7 +392,11 @@ impl Sessions {
 async fn sweep(store: Store, ttl: Option<Duration>, stop: CancellationToken) {
     let (soonest, latest) = SWEEP;
     let pause = ttl.map_or(latest, |ttl| (ttl / 4).clamp(soonest, latest));
-    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+    while stop
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
         match store.sweep(ttl).await {
             Ok(0) => (),
             Ok(expired) => tracing::info!(expired, "sessions were deleted that nobody used"),

@@ -191,7 +191,8 @@ impl Snapshots {
         missing.truncate(there.count());
         if let Some(seconds) = engine.status().prefill_seconds_per_token {
             let seconds = seconds * BLOCK_SIZE as f64;
-            self.compute_seconds.store(seconds.to_bits(), Ordering::Relaxed);
+            self.compute_seconds
+                .store(seconds.to_bits(), Ordering::Relaxed);
         }
         if missing.is_empty() || !self.is_worth_trying() {
             return Ok(());
@@ -211,7 +212,10 @@ impl Snapshots {
                 break;
             }
         }
-        tracing::debug!(blocks = first - resident, "keys and values came back from disk");
+        tracing::debug!(
+            blocks = first - resident,
+            "keys and values came back from disk"
+        );
         Ok(())
     }
 

@@ -93,7 +93,7 @@ impl Turn {
     /// [`SessionError::Disk`] if it can't be written; the session is as it was.
     pub async fn settle(mut self, kept: Kept) -> Result<(), SessionError> {
         let output = self.output.get(..kept.tokens).unwrap_or(&self.output);
-        let tokens = [&self.history, &self.prompt, output, &kept.tail].concat();
+        let tokens = [&*self.history, &self.prompt, output, &kept.tail].concat();
         self.end(Some(tokens.into())).await.map(|_| ())
     }
 

@@ -150,21 +150,29 @@ async fn a_session_keeps_prompt_and_output() {
 #[tokio::test]
 async fn a_session_keeps_what_was_delivered_and_not_what_was_generated() {
     let server = Server::new();
-    let mut turn = server.sessions.begin(&key("a"), IfBusy::Wait).await.ok();
-    let turn = turn.as_mut().map(|turn| {
-        turn.prompt(&[1, 2]);
-        (10..20).for_each(|id| turn.push(id));
-    });
-    assert!(turn.is_some());
-    drop(turn);
+    let mut turn = server
+        .sessions
+        .begin(&key("a"), IfBusy::Wait)
+        .await
+        .unwrap();
+    turn.prompt(&[1, 2]);
+    turn.push(10);
     // Dropped unsettled, it leaves no trace.
+    drop(turn);
     assert_eq!(server.history("a").await, None);
-    let mut turn = server.sessions.begin(&key("a"), IfBusy::Wait).await.unwrap();
+    let mut turn = server
+        .sessions
+        .begin(&key("a"), IfBusy::Wait)
+        .await
+        .unwrap();
     turn.prompt(&[1, 2]);
     (10..20).for_each(|id| turn.push(id));
     let tail = vec![7, 8];
     turn.settle(Kept { tokens: 3, tail }).await.unwrap();
-    assert_eq!(server.history("a").await, Some(vec![1, 2, 10, 11, 12, 7, 8]));
+    assert_eq!(
+        server.history("a").await,
+        Some(vec![1, 2, 10, 11, 12, 7, 8])
+    );
 }
 
 #[tokio::test]
@@ -244,7 +252,11 @@ async fn a_deleted_session_starts_anew_and_a_running_turn_does_not_bring_it_back
     let dir = tempfile::tempdir().unwrap();
     for server in [Server::new(), Server::durable(dir.path(), 100)] {
         server.turn("a", greedy(&prompt(5, 1), 2)).await;
-        let mut turn = server.sessions.begin(&key("a"), IfBusy::Wait).await.unwrap();
+        let mut turn = server
+            .sessions
+            .begin(&key("a"), IfBusy::Wait)
+            .await
+            .unwrap();
         turn.prompt(&[1]);
         server.sessions.delete(&key("a")).await.unwrap();
         assert_eq!(server.history("a").await, None);
@@ -268,7 +280,8 @@ async fn a_fork_and_what_is_rewound_go_on_as_the_tokens_they_have() {
     let ids = prompt(50, 1);
     let said = server.turn("a", greedy(&ids, 20)).await.ids();
     let whole = [ids, said].concat();
-    let fork = |at| server.sessions.fork(&key("a"), id("b"), at);
+    let (a, nobody) = (key("a"), key("nobody"));
+    let fork = |at| server.sessions.fork(&a, id("b"), at);
     assert!(matches!(
         fork(Some(71)).await,
         Err(SessionError::BeyondHistory { tokens: 70, .. })
@@ -278,9 +291,12 @@ async fn a_fork_and_what_is_rewound_go_on_as_the_tokens_they_have() {
     let next = sampled(&prompt(9, 5), 12, 3);
     let forked = server.turn("b", next.clone()).await;
     assert_eq!(forked.prompt.cached_tokens, 37);
-    assert_eq!(forked.tokens, plainly(&whole[..37], next.clone()).await.tokens);
+    assert_eq!(
+        forked.tokens,
+        plainly(&whole[..37], next.clone()).await.tokens
+    );
     assert_eq!(server.history("a").await.unwrap(), whole);
-    let rewind = |n| server.sessions.rewind(&key("a"), n, IfBusy::Wait);
+    let rewind = |n| server.sessions.rewind(&a, n, IfBusy::Wait);
     assert!(matches!(
         rewind(71).await,
         Err(SessionError::BeyondHistory { .. })
@@ -289,7 +305,7 @@ async fn a_fork_and_what_is_rewound_go_on_as_the_tokens_they_have() {
     let rewound = server.turn("a", next.clone()).await;
     assert_eq!(rewound.prompt.cached_tokens, 45);
     assert_eq!(rewound.tokens, plainly(&whole[..45], next).await.tokens);
-    let gone = server.sessions.rewind(&key("nobody"), 1, IfBusy::Wait).await;
+    let gone = server.sessions.rewind(&nobody, 1, IfBusy::Wait).await;
     assert!(matches!(gone, Err(SessionError::NotFound { .. })));
 }
 
@@ -307,13 +323,43 @@ async fn tenants_do_not_see_each_others_sessions_and_have_so_many_at_most() {
         let ids = prompt(tokens, 1);
         server.turn_of(&of(tenant, "a"), greedy(&ids, 0)).await;
     }
-    assert_eq!(server.sessions.get(&of("x", "a")).await.unwrap().tokens.len(), 3);
-    assert_eq!(server.sessions.get(&of("y", "a")).await.unwrap().tokens.len(), 4);
+    assert_eq!(
+        server
+            .sessions
+            .get(&of("x", "a"))
+            .await
+            .unwrap()
+            .tokens
+            .len(),
+        3
+    );
+    assert_eq!(
+        server
+            .sessions
+            .get(&of("y", "a"))
+            .await
+            .unwrap()
+            .tokens
+            .len(),
+        4
+    );
     assert_eq!(server.history("a").await, None);
     let one_more = server.sessions.begin(&of("x", "b"), IfBusy::Wait).await;
     assert!(matches!(one_more, Err(SessionError::Limit { limit: 1 })));
-    assert!(server.sessions.begin(&of("x", "a"), IfBusy::Wait).await.is_ok());
-    assert!(server.sessions.begin(&of("z", "b"), IfBusy::Wait).await.is_ok());
+    assert!(
+        server
+            .sessions
+            .begin(&of("x", "a"), IfBusy::Wait)
+            .await
+            .is_ok()
+    );
+    assert!(
+        server
+            .sessions
+            .begin(&of("z", "b"), IfBusy::Wait)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -355,7 +401,10 @@ async fn what_had_to_leave_the_cache_comes_back_from_the_disk_with_the_same_resu
     let turn = server.turn("a", sampled(&second, 10, 4)).await;
     assert_eq!(turn.prompt.cached_tokens, 304);
     let whole = [first, said].concat();
-    assert_eq!(turn.tokens, plainly(&whole, sampled(&second, 10, 4)).await.tokens);
+    assert_eq!(
+        turn.tokens,
+        plainly(&whole, sampled(&second, 10, 4)).await.tokens
+    );
 }
 
 #[tokio::test]
@@ -370,7 +419,10 @@ async fn after_a_stop_another_server_goes_on_from_the_same_directory() {
     assert_eq!(server.history("a").await.unwrap(), whole);
     let turn = server.turn("a", greedy(&second, 10)).await;
     assert_eq!(turn.prompt.cached_tokens, 96);
-    assert_eq!(turn.tokens, plainly(&whole, greedy(&second, 10)).await.tokens);
+    assert_eq!(
+        turn.tokens,
+        plainly(&whole, greedy(&second, 10)).await.tokens
+    );
 }
 
 #[tokio::test]
@@ -407,7 +459,10 @@ async fn a_client_that_leaves_frees_the_engine_within_a_step() {
     let mut generation = generation.expect("accepted");
     let mut received = 0;
     while received < 4 {
-        received += usize::from(matches!(generation.next().await, Some(TokenEvent::Token(_))));
+        received += usize::from(matches!(
+            generation.next().await,
+            Some(TokenEvent::Token(_))
+        ));
     }
     drop(generation);
     while engine.status().running > 0 {
@@ -423,8 +478,14 @@ async fn a_client_that_leaves_frees_the_engine_within_a_step() {
 
 #[test]
 fn a_session_with_nothing_to_continue_is_refused() {
-    let refused = limits().admit(after(&[], greedy(&[], 5))).expect_err("nothing");
+    let refused = limits()
+        .admit(after(&[], greedy(&[], 5)))
+        .expect_err("nothing");
     assert_eq!(refused.field, "session_id");
-    assert!(refused.message.contains("no history"), "{}", refused.message);
+    assert!(
+        refused.message.contains("no history"),
+        "{}",
+        refused.message
+    );
     assert!(limits().admit(after(&[1], greedy(&[], 5))).is_ok());
 }

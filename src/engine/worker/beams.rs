@@ -5,7 +5,7 @@ use tracing::error;
 use super::Worker;
 use crate::engine::beams::Step;
 use crate::engine::event::{GenerateError, TokenLogprob};
-use crate::engine::scheduler::{BlockCopy, Part};
+use crate::engine::scheduler::Part;
 use crate::engine::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -39,20 +39,11 @@ impl Worker {
             Err(error) => return self.fail_search(part.request, error),
         };
         match beams.take(part.id, row, &mut self.scheduler) {
-            Step::Next(copies) => self.copy_blocks(part.request, &copies),
+            Step::Next => (),
             Step::Done(hypotheses) => {
                 active.deliver_beams(hypotheses);
                 self.finish(part.request);
             }
-        }
-    }
-
-    fn copy_blocks(&mut self, request: SequenceId, copies: &[BlockCopy]) {
-        let done = copies
-            .iter()
-            .try_for_each(|copy| self.kv.copy_block(copy.from.0, copy.to.0));
-        if let Err(error) = done {
-            self.fail_search(request, GenerateError::StepFailed(error.to_string()));
         }
     }
 

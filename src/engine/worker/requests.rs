@@ -29,7 +29,10 @@ impl Worker {
         // What is in the cache has neither logits nor hidden states.
         let may_reuse = !request.logprobs.prompt && request.output == Output::Text;
         let mut active = Active::new(request, clients, place, &tokens, config);
-        let mut sequence = Sequence::new(id, tokens, config.n_positions, may_reuse);
+        let root = self.root(active.request.tenant);
+        let keep = active.request.keep_kv && self.config.evicted.is_some();
+        let sequence = Sequence::new(id, tokens, config.n_positions, may_reuse);
+        let mut sequence = sequence.with_root(root).with_keep(keep);
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
         self.scheduler.add(sequence);

@@ -221,11 +221,7 @@ impl Parameters {
     }
 
     /// Everything but prompt, grammar and overflow.
-    fn draft(
-        &mut self,
-        serving: &Serving,
-        scope: &Scope,
-    ) -> Result<RequestDraft, ApiError> {
+    fn draft(&mut self, serving: &Serving, scope: &Scope) -> Result<RequestDraft, ApiError> {
         let max_tokens = at_least("max_new_tokens", self.max_new_tokens, 1)?;
         if self.seed == Some(0) {
             return Err(ApiError::invalid(

@@ -1,0 +1,399 @@
+//! The scheduler and its blocks over long random histories.
+//!
+//! A memory stands beside the accounts in which every slot says after which exact tokens of which
+//! tenant's context its keys and values were computed. Copies, writes and blocks that leave and come
+//! back are carried out in it as the worker does. So a sequence that reads a position that is not
+//! its own is found out, however it came to it.
+
+use std::collections::{HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::blocks::{BlockCopy, BlockId, PrefixId};
+use crate::request::Tenant;
+
+const WINDOW: usize = 64;
+const TENANTS: usize = 3;
+
+/// Stands for the tokens from the start of a tenant's context up to a position.
+type Name = usize;
+
+/// What was never written.
+const NOTHING: Name = usize::MAX;
+
+type Slots = [Name; BLOCK_SIZE];
+
+/// Gives every beginning of a context a name of its own.
+#[derive(Default)]
+struct Names {
+    next: HashMap<(Name, u32), Name>,
+    /// The names of what the pool calls by a hash.
+    prefixes: HashMap<PrefixId, Name>,
+}
+
+impl Names {
+    fn then(&mut self, name: Name, token: u32) -> Name {
+        let free = TENANTS + self.next.len();
+        *self.next.entry((name, token)).or_insert(free)
+    }
+
+    /// The name at each position of a context.
+    fn of(&mut self, root: PrefixId, tokens: &[u32]) -> Vec<Name> {
+        let roots = self.prefixes.len();
+        let (mut name, mut prefix) = (*self.prefixes.entry(root).or_insert(roots), root);
+        let mut names = Vec::new();
+        for chunk in tokens.chunks(BLOCK_SIZE) {
+            for &token in chunk {
+                name = self.then(name, token);
+                names.push(name);
+            }
+            if let Ok(block) = chunk.try_into() {
+                prefix = prefix.then(block);
+                let known = *self.prefixes.entry(prefix).or_insert(name);
+                assert_eq!(known, name, "two prefixes have one id");
+            }
+        }
+        names
+    }
+}
+
+/// The worker, without a model.
+struct Machine {
+    scheduler: Scheduler,
+    memory: Vec<Slots>,
+    /// Blocks that left.
+    kept: HashMap<PrefixId, Slots>,
+    names: Names,
+    roots: Vec<PrefixId>,
+    next: u64,
+    alive: Vec<SequenceId>,
+    /// Whose, and which tokens: all that was ever a context.
+    texts: Vec<(PrefixId, Vec<u32>)>,
+}
+
+impl Machine {
+    fn new(limits: StepLimits, blocks: usize, share: bool) -> Self {
+        let tenants = [
+            Tenant::ANONYMOUS,
+            Tenant::of_key(b"a"),
+            Tenant::of_key(b"b"),
+        ];
+        let tenants = tenants.map(|tenant| if share { Tenant::ANONYMOUS } else { tenant });
+        let roots = tenants.map(PrefixId::root).to_vec();
+        let mut names = Names::default();
+        for &root in &roots {
+            names.of(root, &[]);
+        }
+        Self {
+            scheduler: Scheduler::new(limits, blocks),
+            memory: vec![[NOTHING; BLOCK_SIZE]; blocks],
+            kept: HashMap::new(),
+            names,
+            roots,
+            next: 0,
+            alive: Vec::new(),
+            texts: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, root: PrefixId, tokens: Vec<u32>, may_reuse: bool, keep: bool) {
+        let id = SequenceId(self.next);
+        self.next += 1;
+        self.alive.push(id);
+        let sequence = Sequence::new(id, tokens, WINDOW, may_reuse);
+        let sequence = sequence.with_root(root).with_keep(keep);
+        self.texts.push((root, sequence.context().to_vec()));
+        self.scheduler.add(sequence);
+    }
+
+    /// Adds a sequence that begins as another one and goes on otherwise.
+    fn fork(&mut self, nth: usize, cut: usize, tokens: &[u32], keep: bool) {
+        let Some((root, text)) = self.text(nth) else {
+            return;
+        };
+        let beginning = &text[..cut % (text.len() + 1)];
+        let tokens = [beginning, tokens].concat();
+        if !tokens.is_empty() {
+            self.add(root, tokens, true, keep);
+        }
+    }
+
+    fn text(&self, nth: usize) -> Option<(PrefixId, Vec<u32>)> {
+        let at = nth.checked_rem(self.texts.len())?;
+        self.texts.get(at).cloned()
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.scheduler.sequence(id) {
+            self.texts
+                .push((sequence.root, sequence.context().to_vec()));
+        }
+        self.scheduler.remove(id);
+        self.alive.retain(|&alive| alive != id);
+    }
+
+    /// A step as the worker does it. `right` of the guesses are so, then comes `token`.
+    fn step(&mut self, ready: impl Fn(SequenceId) -> bool, right: usize, token: u32) -> Vec<Part> {
+        let plan = self.scheduler.plan(ready);
+        self.carry_out_moves();
+        self.check_contents();
+        for part in &plan {
+            self.write(part);
+        }
+        for part in &plan {
+            self.check_reads(part);
+        }
+        for &part in &plan {
+            self.scheduler.computed(part);
+        }
+        for part in plan.iter().filter(|part| part.completes) {
+            let right = part.drafted.min(right);
+            let draft = &self.scheduler.sequence(part.id).unwrap().draft;
+            let drawn = [&draft[..right], &[token]].concat();
+            self.scheduler.push_tokens(part.id, &drawn);
+        }
+        plan
+    }
+
+    fn carry_out_moves(&mut self) {
+        for change in self.scheduler.take_moves() {
+            match change {
+                BlockMove::Copy(BlockCopy { from, to }) => {
+                    self.memory[to.0 as usize] = self.memory[from.0 as usize];
+                }
+                BlockMove::Evict(Eviction { block, prefix }) => {
+                    let slots = self.memory[block.0 as usize];
+                    assert_eq!(slots[BLOCK_SIZE - 1], self.names.prefixes[&prefix]);
+                    self.kept.insert(prefix, slots);
+                }
+            }
+        }
+    }
+
+    /// Writes a part's keys and values. Its blocks are held by it alone and not known.
+    fn write(&mut self, part: &Part) {
+        let s = &self.scheduler;
+        let sequence = s.sequence(part.id).expect("a planned sequence runs");
+        let known: HashSet<BlockId> = s.blocks.contents().map(|content| content.0).collect();
+        let end = part.first_position + part.tokens;
+        assert_eq!(sequence.draft.len(), part.drafted);
+        assert!(sequence.table.len() * BLOCK_SIZE >= end);
+        let text = [&sequence.context()[..end - part.drafted], &sequence.draft].concat();
+        let names = self.names.of(sequence.root, &text);
+        for position in part.first_position..end {
+            let block = sequence.table[position / BLOCK_SIZE];
+            let holders = s.running.iter().filter(|o| o.table.contains(&block));
+            assert_eq!(holders.count(), 1, "{block:?} is shared");
+            assert!(!known.contains(&block), "{block:?} is known");
+            self.memory[block.0 as usize][position % BLOCK_SIZE] = names[position];
+        }
+    }
+
+    /// All that a part's rows read, whoever wrote it, is their own context.
+    fn check_reads(&mut self, part: &Part) {
+        let sequence = self.scheduler.sequence(part.id).expect("it runs");
+        let end = part.first_position + part.tokens - part.drafted;
+        let names = self.names.of(sequence.root, &sequence.context()[..end]);
+        for (position, name) in names.into_iter().enumerate() {
+            let block = sequence.table[position / BLOCK_SIZE];
+            assert_eq!(self.memory[block.0 as usize][position % BLOCK_SIZE], name);
+        }
+    }
+
+    /// Every running sequence's blocks, and all that is known, hold what the accounts say; and no
+    /// block is two tenants'.
+    fn check_contents(&mut self) {
+        let mut owners = HashMap::new();
+        for sequence in &self.scheduler.running {
+            let computed = &sequence.context()[..sequence.computed];
+            for (position, name) in (0..).zip(self.names.of(sequence.root, computed)) {
+                let block: BlockId = sequence.table[position / BLOCK_SIZE];
+                assert_eq!(self.memory[block.0 as usize][position % BLOCK_SIZE], name);
+            }
+            for &block in &sequence.table {
+                assert_eq!(*owners.entry(block).or_insert(sequence.root), sequence.root);
+            }
+        }
+        for (block, parent, tokens) in self.scheduler.blocks.contents() {
+            let mut name = self.names.prefixes[&parent];
+            for (&token, &held) in tokens.iter().zip(&self.memory[block.0 as usize]) {
+                name = self.names.then(name, token);
+                assert_eq!(held, name, "{block:?} is not what it is known as");
+            }
+        }
+        self.scheduler.check();
+    }
+
+    /// Brings back the blocks of a text that left; `fails`: the writing of one of them fails.
+    fn import(&mut self, nth: usize, fails: Option<usize>) {
+        let Some((root, text)) = self.text(nth) else {
+            return;
+        };
+        let names = self.names.of(root, &text);
+        let first = self.scheduler.blocks.find_prefix(root, &text).len();
+        let mut prefix = root;
+        let mut came = Vec::new();
+        for (n, tokens) in text.as_chunks().0.iter().enumerate() {
+            prefix = prefix.then(tokens);
+            match self.kept.get(&prefix) {
+                Some(slots) if n >= first => came.push(*slots),
+                None if n >= first => break,
+                _ => (),
+            }
+        }
+        self.carry_out_moves();
+        let import = self.scheduler.begin_import(root, &text, first, came.len());
+        self.carry_out_moves();
+        let writes: Vec<_> = import.to_write().collect();
+        let written = writes.len().min(fails.unwrap_or(usize::MAX));
+        for &(block, n) in &writes[..written] {
+            assert_eq!(came[n], names[(first + n) * BLOCK_SIZE..][..BLOCK_SIZE]);
+            self.memory[block.0 as usize] = came[n];
+        }
+        let taken = self.scheduler.end_import(import, written);
+        let known = self.scheduler.blocks.find_prefix(root, &text).len();
+        assert_eq!(known, first + taken);
+        self.check_contents();
+    }
+}
+
+impl Scheduler {
+    /// Checks every invariant of the accounts.
+    pub(in crate::engine) fn check(&self) {
+        self.blocks
+            .check(self.running.iter().map(|s| s.table.as_slice()));
+        for sequence in &self.running {
+            assert!(sequence.computed < sequence.context().len() || sequence.pending() == 0);
+            assert!(sequence.table.len() * BLOCK_SIZE >= sequence.computed);
+            assert_eq!(sequence.prefixes.len(), sequence.computed / BLOCK_SIZE);
+        }
+        for sequence in &self.waiting {
+            assert!(sequence.table.is_empty() && sequence.computed == 0);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Add {
+        tenant: usize,
+        tokens: Vec<u32>,
+        may_reuse: bool,
+        keep: bool,
+    },
+    Fork {
+        nth: usize,
+        cut: usize,
+        tokens: Vec<u32>,
+        keep: bool,
+    },
+    Step {
+        token: u32,
+        stalled: u64,
+    },
+    Remove {
+        nth: usize,
+    },
+    Import {
+        nth: usize,
+        fails: Option<usize>,
+    },
+    Abort,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    // Few different tokens, so that prefixes are often shared.
+    let tokens = |longest| prop::collection::vec(0u32..2, 1..longest);
+    let nth = 0usize..1000;
+    let add = (0..TENANTS, tokens(WINDOW * 2), any::<bool>(), any::<bool>());
+    let fork = (
+        nth.clone(),
+        nth.clone(),
+        prop::collection::vec(0u32..2, 0..20),
+        any::<bool>(),
+    );
+    let import = (nth, prop::option::weighted(0.2, 0usize..3));
+    prop_oneof![
+        1 => add.prop_map(|(tenant, tokens, may_reuse, keep)| Action::Add {
+            tenant, tokens, may_reuse, keep
+        }),
+        2 => fork.prop_map(|(nth, cut, tokens, keep)| Action::Fork { nth, cut, tokens, keep }),
+        8 => (0u32..2, 0u64..8).prop_map(|(token, stalled)| Action::Step { token, stalled }),
+        1 => (0usize..8).prop_map(|nth| Action::Remove { nth }),
+        1 => import.prop_map(|(nth, fails)| Action::Import { nth, fails }),
+        1 => Just(Action::Abort),
+    ]
+}
+
+impl Machine {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Add {
+                tenant,
+                tokens,
+                may_reuse,
+                keep,
+            } => {
+                self.add(self.roots[tenant], tokens, may_reuse, keep);
+            }
+            Action::Fork {
+                nth,
+                cut,
+                tokens,
+                keep,
+            } => self.fork(nth, cut, &tokens, keep),
+            Action::Step { token, stalled } => {
+                self.step(|id| id.0 % 8 != stalled, token as usize % 3, token);
+            }
+            Action::Remove { nth } => {
+                if let Some(&id) = self.alive.get(nth) {
+                    self.remove(id);
+                }
+            }
+            Action::Import { nth, fails } => self.import(nth, fails),
+            Action::Abort => {
+                // The moves of a plan are made even if its pass fails.
+                let plan = self.scheduler.plan(|_| true);
+                self.carry_out_moves();
+                for part in plan {
+                    self.remove(part.id);
+                }
+            }
+        }
+        self.scheduler.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// No block is leaked, released twice, written while shared or known, or read by whom it does
+    /// not belong to; and when nothing more arrives everything that waits gets its turn.
+    #[test]
+    fn accounts_and_contents_are_right_over_any_history(
+        actions in prop::collection::vec(action(), 1..200),
+        blocks in WINDOW / BLOCK_SIZE..20,
+        max_step_tokens in 1usize..50,
+        speculative_rows in 0usize..7,
+        share in prop::bool::weighted(0.3),
+    ) {
+        let limits = StepLimits { max_batch: 4, max_step_tokens, speculative_rows };
+        let mut machine = Machine::new(limits, blocks, share);
+        for action in actions {
+            machine.act(action);
+        }
+        for _ in 0..4000 {
+            if machine.alive.is_empty() {
+                break;
+            }
+            let plan = machine.step(|_| true, 1, 0);
+            for part in plan.into_iter().filter(|part| part.completes) {
+                machine.remove(part.id);
+            }
+        }
+        prop_assert!(machine.alive.is_empty(), "starved: {:?}", machine.alive);
+        prop_assert_eq!(machine.scheduler.running() + machine.scheduler.waiting(), 0);
+        prop_assert_eq!(machine.scheduler.blocks().available(), blocks);
+    }
+}

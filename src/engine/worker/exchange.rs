@@ -1,0 +1,159 @@
+//! What moves in the KV memory outside of a pass: copies, blocks that leave, blocks that come back.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::TrySendError;
+use std::time::{Duration, Instant};
+
+use tracing::{error, warn};
+
+use super::Worker;
+use crate::engine::blocks::{BLOCK_SIZE, BlockId, BlockMove, Eviction, PrefixId};
+use crate::engine::event::GenerateError;
+use crate::engine::exchange::{EvictedBlock, Exchange};
+use crate::request::Tenant;
+
+/// How long the worker's end may wait for its blocks to be taken.
+const LAST_EXPORT: Duration = Duration::from_secs(5);
+
+/// The pause before a block is offered again.
+const OFFER_PAUSE: Duration = Duration::from_millis(1);
+
+impl Worker {
+    /// What a tenant's contexts start from.
+    pub(super) fn root(&self, tenant: Tenant) -> PrefixId {
+        PrefixId::root(if self.config.share_prefixes {
+            Tenant::ANONYMOUS
+        } else {
+            tenant
+        })
+    }
+
+    pub(super) fn exchange(&mut self, exchange: Exchange) {
+        match exchange {
+            Exchange::Resident {
+                tenant,
+                tokens,
+                reply,
+            } => {
+                let root = self.root(tenant);
+                let known = self.scheduler.blocks().find_prefix(root, &tokens);
+                let _ = reply.send(known.len() * BLOCK_SIZE);
+            }
+            Exchange::Import {
+                tenant,
+                tokens,
+                first_block,
+                bytes,
+                reply,
+            } => {
+                let root = self.root(tenant);
+                let _ = reply.send(self.import(root, &tokens, first_block, &bytes));
+            }
+        }
+    }
+
+    /// Makes the memory what the scheduler's accounts say; must come before anything is written to
+    /// it. `false` if that failed, and every request with it.
+    pub(super) fn carry_out_moves(&mut self) -> bool {
+        for change in self.scheduler.take_moves() {
+            let copy = match change {
+                BlockMove::Copy(copy) => copy,
+                BlockMove::Evict(eviction) => {
+                    self.export(eviction);
+                    continue;
+                }
+            };
+            if let Err(failure) = self.kv.copy_block(copy.from.0, copy.to.0) {
+                self.lose_blocks(&failure.to_string());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The memory is not what the accounts say: no request may go on with it, nor begin with it.
+    fn lose_blocks(&mut self, failure: &str) {
+        error!(%failure, requests = self.active.len(), "the KV cache is lost");
+        let all: Vec<_> = self.active.keys().copied().collect();
+        for id in all {
+            self.fail(id, GenerateError::StepFailed(failure.to_owned()));
+        }
+        self.scheduler.forget_blocks();
+    }
+
+    /// Gives a block away that is about to hold something else; lost if no one takes it at once.
+    fn export(&self, eviction: Eviction) {
+        let sent = self.offer(eviction.block, eviction.prefix);
+        let count = match sent {
+            Some(Ok(())) => &self.gauges.evicted_blocks,
+            Some(Err(_)) => &self.gauges.lost_blocks,
+            None => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Offers a block to whoever keeps it; nothing if there is no one.
+    fn offer(
+        &self,
+        block: BlockId,
+        prefix: PrefixId,
+    ) -> Option<Result<(), TrySendError<EvictedBlock>>> {
+        let keeper = self.config.evicted.as_ref()?;
+        let mut bytes = Vec::new();
+        if let Err(failure) = self.kv.read_block(block.0, &mut bytes) {
+            warn!(%failure, "a block of the KV cache could not be read");
+            return None;
+        }
+        Some(keeper.try_send(EvictedBlock { prefix, bytes }))
+    }
+
+    /// When all requests are gone: gives away what is worth keeping, the last used first, as long as
+    /// there is time.
+    pub(super) fn export_rest(&mut self) {
+        self.scheduler.remove_all();
+        if !self.carry_out_moves() {
+            return;
+        }
+        let Some(keeper) = &self.config.evicted else {
+            return;
+        };
+        let deadline = Instant::now() + LAST_EXPORT;
+        for Eviction { block, prefix } in self.scheduler.unsaved() {
+            let Some(mut offered) = self.offer(block, prefix) else {
+                continue;
+            };
+            while let Err(TrySendError::Full(block)) = offered {
+                if Instant::now() >= deadline {
+                    warn!("not all of the KV cache could be kept in time");
+                    return;
+                }
+                std::thread::sleep(OFFER_PAUSE);
+                offered = keeper.try_send(block);
+            }
+            if offered.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Puts blocks of a context back; how many of them are there now.
+    fn import(&mut self, root: PrefixId, tokens: &[u32], first: usize, bytes: &[u8]) -> usize {
+        if !self.carry_out_moves() {
+            return 0;
+        }
+        let blocks: Vec<&[u8]> = bytes.chunks_exact(self.block_bytes).collect();
+        let count = blocks.len();
+        let import = self.scheduler.begin_import(root, tokens, first, count);
+        // Only blocks that leave for those that come: nothing that could fail.
+        self.carry_out_moves();
+        let mut written = 0;
+        for (block, n) in import.to_write() {
+            if let Err(failure) = self.kv.write_block(block.0, blocks[n]) {
+                warn!(%failure, "a block of the KV cache could not be written");
+                break;
+            }
+            written += 1;
+        }
+        self.scheduler.end_import(import, written)
+    }
+}
