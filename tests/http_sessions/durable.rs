@@ -22,10 +22,10 @@ async fn a_restart_changes_nothing() {
     nobody
         .fork("tale", json!({"id": "fork", "at": 75}))
         .await
-        .ok();
-    nobody.fork("tale", json!({"id": "back"})).await.ok();
+        .created();
+    nobody.fork("tale", json!({"id": "back"})).await.created();
     nobody.rewind("back", json!({"tokens": 33})).await.ok();
-    nobody.fork("tale", json!({"id": "gone"})).await.ok();
+    nobody.fork("tale", json!({"id": "gone"})).await.created();
     nobody.delete("/v1/sessions/gone").await.ok();
     let names = ["tale", "fork", "back"];
     let mut before = Vec::new();

@@ -99,7 +99,7 @@ async fn a_key_has_so_many_sessions_and_is_told_so() {
             caller.post(COMPLETIONS, turn("a", &[1], 1)).await.ok();
             caller.post(COMPLETIONS, crate::fresh(&[1], 1)).await.ok();
             caller.delete("/v1/sessions/b").await.ok();
-            caller.fork("a", json!({"id": "c"})).await.ok();
+            caller.fork("a", json!({"id": "c"})).await.created();
             let refused = caller.post(COMPLETIONS, turn("b", &[1], 1)).await;
             is_refused(&refused, 403, "session_limit", &["2"]);
         }

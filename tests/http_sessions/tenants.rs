@@ -55,7 +55,7 @@ async fn anothers_session_is_as_if_it_were_not_there() {
         assert_eq!(other.get("/v1/sessions").await.ok()["data"], json!([]));
         // Nor is its name taken.
         other.post(COMPLETIONS, turn("own", &[1, 2], 1)).await.ok();
-        other.fork("own", json!({"id": "mine"})).await.ok();
+        other.fork("own", json!({"id": "mine"})).await.created();
         other.delete("/v1/sessions/own").await.ok();
         other.delete("/v1/sessions/mine").await.ok();
     }

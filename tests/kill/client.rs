@@ -329,7 +329,7 @@ fn native(name: &str, turn: &Turn) -> Value {
 #[track_caller]
 fn accepted(status: u16, body: Value) -> Result<Value, Gone> {
     match status {
-        200 => Ok(body),
+        200 | 201 => Ok(body),
         503 => Err(Gone),
         status => panic!("{status}: {body}"),
     }

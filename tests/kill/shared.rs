@@ -54,7 +54,9 @@ async fn each_goes_on_where_the_other_stopped() {
         }
     }
     let [one, other] = &callers;
-    one.fork("tale", json!({"id": "copy", "at": 20})).await.ok();
+    one.fork("tale", json!({"id": "copy", "at": 20}))
+        .await
+        .created();
     assert_eq!(
         other.history("copy").await.expect("it is there"),
         history[..20]
@@ -175,7 +177,7 @@ async fn what_the_other_is_on_is_busy_and_is_free_when_it_is_killed() {
     assert_eq!(other.rewind("tale", rewind).await.status, 409);
     // Looking does not wait.
     assert_eq!(other.history("tale").await.as_ref(), Some(&before));
-    other.fork("tale", json!({"id": "copy"})).await.ok();
+    other.fork("tale", json!({"id": "copy"})).await.created();
     assert_eq!(other.history("copy").await.as_ref(), Some(&before));
 
     let waiting = tokio::spawn({

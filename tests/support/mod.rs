@@ -343,6 +343,13 @@ impl Answer {
         self.body
     }
 
+    /// The body of an answer that something was made.
+    #[track_caller]
+    pub fn created(self) -> Value {
+        assert_eq!(self.status, 201, "{}", self.body);
+        self.body
+    }
+
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
