@@ -179,7 +179,7 @@ fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> 
         &files.config,
     );
     hash.update(format!("{computed:?}").as_bytes());
-    files.checkpoint.hash(&mut hash);
+    files.checkpoint.hash_into(&mut hash);
     Fingerprint(*hash.finalize().as_bytes())
 }
 

@@ -317,13 +317,13 @@ impl TextGeneration {
     /// A stop string was found.
     async fn stopped(&mut self, text: String) -> Result<TextStep, ApiError> {
         let (tokens, cut) = self.ledger.cut();
-        let kept = self.kept(cut);
+        let kept = self.kept(&cut);
         self.close(kept).await?;
         Ok(self.finished(FinishReason::Stop, text, tokens))
     }
 
     /// What a session keeps of a text that ends where its last part was given out.
-    fn kept(&self, cut: Cut) -> Kept {
+    fn kept(&self, cut: &Cut) -> Kept {
         let tail = if cut.tail.is_empty() {
             Ok(Vec::new())
         } else {
@@ -400,7 +400,7 @@ impl Drop for TextGeneration {
             && !self.whole
         {
             let (_, cut) = self.ledger.cut();
-            turn.settle_soon(self.kept(cut));
+            turn.settle_soon(self.kept(&cut));
         }
     }
 }

@@ -418,6 +418,6 @@ impl EngineFacts {
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
     let serving = app.serving()?;
-    let sessions = serving.sessions.len().await?;
+    let sessions = serving.sessions.count().await?;
     Ok(Json(Info::of(&app, &serving, sessions)))
 }

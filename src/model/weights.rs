@@ -187,7 +187,7 @@ impl Checkpoint {
     }
 
     /// Adds all that the files hold to a hash.
-    pub fn hash(&self, hash: &mut blake3::Hasher) {
+    pub fn hash_into(&self, hash: &mut blake3::Hasher) {
         for file in &self.files {
             let bytes = file.bytes.as_ref();
             hash.update(&(bytes.len() as u64).to_le_bytes());

@@ -67,8 +67,10 @@ impl SessionDir {
         let dir = self.session_dir(key);
         for _ in 0..LOCK_ATTEMPTS {
             fs::create_dir_all(&dir)?;
-            if let Some(attempt) = try_lock(&dir)? {
-                return Ok(attempt);
+            match try_lock(&dir)? {
+                Attempt::Locked(locked) => return Ok(Some(locked)),
+                Attempt::Held => return Ok(None),
+                Attempt::Gone => (),
             }
         }
         Err(io::Error::other("it is deleted again and again"))
@@ -168,7 +170,7 @@ impl SessionDir {
     }
 
     /// How many sessions there are in all.
-    pub fn len(&self) -> io::Result<usize> {
+    pub fn count_all(&self) -> io::Result<usize> {
         let mut count = 0;
         for tenant in entries(&self.root)? {
             let sessions = entries(&tenant)?.into_iter();
@@ -188,7 +190,7 @@ impl SessionDir {
                 {
                     continue;
                 }
-                let Some(Some(locked)) = try_lock(&dir)? else {
+                let Attempt::Locked(locked) = try_lock(&dir)? else {
                     continue;
                 };
                 // A turn may have ended before we had the lock.
@@ -202,29 +204,40 @@ impl SessionDir {
     }
 }
 
-/// Locks the session in `dir`. `None`: it was deleted meanwhile; `Some(None)`: someone has it.
-fn try_lock(dir: &Path) -> io::Result<Option<Option<Locked>>> {
+/// What comes of an attempt to lock a session.
+enum Attempt {
+    Locked(Locked),
+    /// Someone else has it.
+    Held,
+    /// It was deleted meanwhile.
+    Gone,
+}
+
+/// Tries to lock the session in `dir`, which must exist.
+fn try_lock(dir: &Path) -> io::Result<Attempt> {
     let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     let lock = match options.create(true).truncate(false).write(true).open(&path) {
         Ok(lock) => lock,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Attempt::Gone),
         Err(error) => return Err(error),
     };
     match lock.try_lock() {
         Ok(()) => (),
-        Err(TryLockError::WouldBlock) => return Ok(Some(None)),
+        Err(TryLockError::WouldBlock) => return Ok(Attempt::Held),
         Err(TryLockError::Error(error)) => return Err(error),
     }
     // Whoever had it may have deleted it: then it is not the one that others find.
     let found = fs::metadata(&path).map(|found| found.ino());
     let is_it = found.is_ok_and(|ino| lock.metadata().is_ok_and(|ours| ours.ino() == ino));
-    Ok(is_it.then(|| {
-        Some(Locked {
+    Ok(if is_it {
+        Attempt::Locked(Locked {
             dir: dir.to_owned(),
             _lock: lock,
         })
-    }))
+    } else {
+        Attempt::Gone
+    })
 }
 
 /// Since when a file has not been written to; `None` if there is none.
@@ -290,7 +303,7 @@ mod tests {
         assert_eq!(sessions.list(key("a").tenant).unwrap().len(), names.len());
         assert_eq!(sessions.count(key("a").tenant).unwrap(), names.len());
         assert_eq!(sessions.count(Tenant::ANONYMOUS).unwrap(), 0);
-        assert_eq!(sessions.len().unwrap(), names.len());
+        assert_eq!(sessions.count_all().unwrap(), names.len());
     }
 
     #[test]
@@ -365,6 +378,6 @@ mod tests {
         drop(locked);
         assert_eq!(sessions.sweep(None).unwrap(), 0);
         assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 1);
-        assert_eq!(sessions.len().unwrap(), 2);
+        assert_eq!(sessions.count_all().unwrap(), 2);
     }
 }

@@ -54,7 +54,7 @@ impl Memory {
         self.kept().histories.remove(key).is_some()
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count_all(&self) -> usize {
         self.kept().histories.len()
     }
 

@@ -306,8 +306,8 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError::Disk`].
-    pub async fn len(&self) -> Result<usize, SessionError> {
-        self.0.store.len().await.map_err(listing)
+    pub async fn count(&self) -> Result<usize, SessionError> {
+        self.0.store.count_all().await.map_err(listing)
     }
 
     /// Requests that wait for their turns.

@@ -147,12 +147,12 @@ impl Store {
     }
 
     /// How many sessions there are in all.
-    pub async fn len(&self) -> io::Result<usize> {
+    pub async fn count_all(&self) -> io::Result<usize> {
         match self {
-            Self::Memory(memory) => Ok(memory.len()),
+            Self::Memory(memory) => Ok(memory.count_all()),
             Self::Dir(dir) => {
                 let dir = Arc::clone(dir);
-                blocking(move || dir.len()).await
+                blocking(move || dir.count_all()).await
             }
         }
     }

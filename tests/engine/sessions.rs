@@ -380,7 +380,7 @@ async fn a_session_that_is_not_used_expires() {
         assert!(matches!(gone, Err(SessionError::NotFound { .. })));
         server.turn("a", greedy(&prompt(2, 1), 0)).await;
         assert_eq!(server.history("a").await.unwrap().len(), 2);
-        while server.sessions.len().await.unwrap() > 0 {
+        while server.sessions.count().await.unwrap() > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
