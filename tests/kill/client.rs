@@ -237,7 +237,11 @@ impl Client {
         let at_least = [tale.known.as_deref().unwrap_or_default(), &prompt, &told].concat();
         assert!(
             found.starts_with(&at_least),
-            "{name}: {found:?} after {at_least:?}"
+            "{name}: {} tokens were known and {} received, of {}; {} are left",
+            tale.len(),
+            told.len(),
+            turn.max_tokens,
+            found.len()
         );
         tale.settle(Some(found), reference)
             .await

@@ -45,6 +45,9 @@ const DAMAGES: [(&str, Damage); 9] = [
 
 fn damage(file: &Path, how: Damage) {
     let mut bytes = fs::read(file).expect("a file");
+    if bytes.is_empty() {
+        return;
+    }
     how(&mut bytes);
     fs::write(file, bytes).expect("written");
 }

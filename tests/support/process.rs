@@ -144,5 +144,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("a server's warnings: {:#?}", self.warnings());
+        }
     }
 }
