@@ -1,6 +1,8 @@
 //! The `skald` command from outside: exit codes, messages, layers of settings, a whole life of a
 //! server.
 
+mod support;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -8,17 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-
-/// The command without what this environment might set.
-fn skald(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
-    let ours = std::env::vars().map(|(name, _)| name);
-    for name in ours.filter(|n| n.starts_with("SKALD_") || n.starts_with("HF_")) {
-        command.env_remove(name);
-    }
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
+use support::process::skald;
 
 fn output(command: &mut Command) -> Output {
     command.output().expect("skald runs")

@@ -1,5 +1,7 @@
 //! Requests for an engine that is measured without HTTP, and what they took.
 
+#![allow(dead_code, reason = "every benchmark uses its own part")]
+
 use std::time::{Duration, Instant};
 
 use skald::engine::{EngineHandle, TokenEvent};
@@ -37,31 +39,59 @@ pub fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
+/// What came of a request.
+pub struct Told {
+    /// From when all were submitted to its first token.
+    pub first: Duration,
+    /// Tokens of its context that did not come from the KV cache.
+    pub computed: usize,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+}
+
 /// Runs requests side by side; the time to the first token of all, and from there to the end.
 pub async fn run(
     engine: &EngineHandle,
     limits: &Limits,
     drafts: Vec<RequestDraft>,
 ) -> (Duration, Duration) {
+    let (told, whole) = run_told(engine, limits, drafts).await;
+    let first = told.into_iter().map(|told| told.first).max();
+    let first = first.expect("a request");
+    (first, whole.saturating_sub(first))
+}
+
+/// Runs requests side by side; what came of each, and the time all of them took.
+pub async fn run_told(
+    engine: &EngineHandle,
+    limits: &Limits,
+    drafts: Vec<RequestDraft>,
+) -> (Vec<Told>, Duration) {
     let started = Instant::now();
     let each = drafts.into_iter().map(|draft| async {
         let request = limits.admit(draft).expect("a valid request");
         let mut generation = engine.submit(request).await.expect("accepted");
-        let mut first = None;
+        let (mut first, mut computed, mut ids) = (None, 0, Vec::new());
         while let Some(event) = generation.next().await {
             match event {
-                TokenEvent::Token(_) => {
+                TokenEvent::Token(token) => {
                     first.get_or_insert_with(|| started.elapsed());
+                    ids.push(token.token.id);
                 }
-                TokenEvent::Prefilled(_) => (),
+                TokenEvent::Prefilled(report) => {
+                    computed = report.prompt_tokens - report.cached_tokens;
+                }
                 TokenEvent::Failed(error) => panic!("{error}"),
             }
         }
-        first.expect("a token")
+        Told {
+            first: first.expect("a token"),
+            computed,
+            ids,
+        }
     });
-    let firsts = futures_util::future::join_all(each).await;
-    let first = firsts.into_iter().max().expect("a request");
-    (first, started.elapsed().saturating_sub(first))
+    let told = futures_util::future::join_all(each).await;
+    (told, started.elapsed())
 }
 
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -150,8 +150,14 @@ impl SessionDir {
     /// All sessions of a tenant.
     pub fn list(&self, tenant: Tenant) -> io::Result<Vec<(SessionKey, History)>> {
         let keys = self.keys(tenant)?.into_iter();
-        let listed = keys.map(|key| Ok(self.peek(&key)?.map(|history| (key, history))));
-        listed.filter_map(Result::transpose).collect()
+        let listed = keys.filter_map(|key| match self.peek(&key) {
+            Ok(history) => Some((key, history?)),
+            Err(error) => {
+                tracing::warn!(id = %key.id, %error, "a session can't be read");
+                None
+            }
+        });
+        Ok(listed.collect())
     }
 
     /// How many sessions a tenant has.

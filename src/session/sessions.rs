@@ -1,7 +1,8 @@
 //! What can be done with sessions.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 use futures_util::future::try_join_all;
@@ -191,17 +192,24 @@ impl Sessions {
         after: Option<&SessionId>,
         limit: usize,
     ) -> Result<(Vec<SessionInfo>, bool), SessionError> {
+        // Before the histories are read: who is told that a session is not busy has all of it.
+        let busy = self.0.queue.keys().into_iter();
+        let busy = busy.filter(|key| key.tenant == tenant);
+        let busy = busy.filter_map(|key| Some((self.0.queue.since(&key)?, key)));
+        let mut busy: HashMap<_, _> = busy.map(|(since, key)| (key, since)).collect();
         let mut all = self.0.store.list(tenant).await.map_err(listing)?;
         all.retain(|(_, history)| !history.has_expired(self.0.config.ttl));
-        let listed: std::collections::HashSet<_> = all.iter().map(|(key, _)| key.clone()).collect();
-        let mine = self.0.queue.keys().into_iter();
-        let begun = mine.filter(|key| key.tenant == tenant && !listed.contains(key));
-        let begun = begun.filter_map(|key| Some((self.begun(&key)?, key)));
-        let begun: Vec<_> = begun.map(|(history, key)| (key, history)).collect();
-        all.extend(begun);
-        all.sort_by(|(a, was), (b, is)| is.last_used.cmp(&was.last_used).then(a.cmp(b)));
+        let mut all: Vec<_> = all
+            .into_iter()
+            .map(|(key, history)| (busy.remove(&key).is_some(), key, history))
+            .collect();
+        all.extend(
+            busy.into_iter()
+                .map(|(key, since)| (true, key, begun(since))),
+        );
+        all.sort_by(|(_, a, was), (_, b, is)| is.last_used.cmp(&was.last_used).then(a.cmp(b)));
         if let Some(after) = after {
-            let at = all.iter().position(|(key, _)| key.id == *after);
+            let at = all.iter().position(|(_, key, _)| key.id == *after);
             let at = at.ok_or_else(|| SessionError::NotFound {
                 id: after.to_string(),
             })?;
@@ -211,7 +219,7 @@ impl Sessions {
         all.truncate(limit);
         let infos = all
             .into_iter()
-            .map(|(key, history)| self.info(key, history));
+            .map(|(busy, key, history)| self.info(key, history, busy));
         Ok((try_join_all(infos).await?, has_more))
     }
 
@@ -220,11 +228,13 @@ impl Sessions {
     /// # Errors
     /// [`SessionError::NotFound`], [`SessionError::Disk`], [`SessionError::Engine`].
     pub async fn get(&self, key: &SessionKey) -> Result<SessionInfo, SessionError> {
+        // Before the history is read: who is told that a session is not busy has all of it.
+        let since = self.0.queue.since(key);
         let found = self.0.store.peek(key).await?;
         let found = found.filter(|history| !history.has_expired(self.0.config.ttl));
-        let history = found.or_else(|| self.begun(key));
+        let history = found.or_else(|| since.map(begun));
         let history = history.ok_or_else(|| not_found(key))?;
-        self.info(key.clone(), history).await
+        self.info(key.clone(), history, since.is_some()).await
     }
 
     /// Forgets a session. A turn that runs on it goes on, but what it makes is not kept.
@@ -356,16 +366,6 @@ impl Sessions {
         Ok(turn)
     }
 
-    /// What is told of a session in its first turn.
-    fn begun(&self, key: &SessionKey) -> Option<History> {
-        let since = self.0.queue.since(key)?;
-        Some(History {
-            tokens: Arc::from([]),
-            created: since,
-            last_used: since,
-        })
-    }
-
     /// What there is after a change; the session may have been deleted under it.
     async fn info_of(
         &self,
@@ -373,16 +373,22 @@ impl Sessions {
         history: Option<History>,
     ) -> Result<SessionInfo, SessionError> {
         let history = history.ok_or_else(|| not_found(&key))?;
-        self.info(key, history).await
+        let busy = self.0.queue.since(&key).is_some();
+        self.info(key, history, busy).await
     }
 
-    async fn info(&self, key: SessionKey, history: History) -> Result<SessionInfo, SessionError> {
+    async fn info(
+        &self,
+        key: SessionKey,
+        history: History,
+        busy: bool,
+    ) -> Result<SessionInfo, SessionError> {
         let start = context_start(history.tokens.len(), self.0.n_positions);
         let context = history.tokens.get(start..).unwrap_or_default();
         let (tenant, tokens) = (key.tenant, context.to_vec());
         let cached_tokens = self.0.engine.resident_tokens(tenant, tokens).await?;
         Ok(SessionInfo {
-            busy: self.0.queue.since(&key).is_some(),
+            busy,
             id: key.id,
             cached_tokens,
             kv_resident: !context.is_empty()
@@ -391,6 +397,15 @@ impl Sessions {
             last_used: history.last_used,
             tokens: history.tokens,
         })
+    }
+}
+
+/// What is told of a session in its first turn.
+fn begun(since: SystemTime) -> History {
+    History {
+        tokens: Arc::from([]),
+        created: since,
+        last_used: since,
     }
 }
 

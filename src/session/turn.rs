@@ -9,7 +9,7 @@ use super::SessionError;
 use super::history::History;
 use super::queue::OnTurn;
 use super::sessions::Shared;
-use super::store::Held;
+use super::store::{Held, Store};
 use crate::request::{SessionId, Tenant};
 
 /// What of a generation's output was delivered, so that a session keeps exactly that.
@@ -121,22 +121,47 @@ impl Turn {
     }
 
     /// Ends the turn with a new history, or with the old one; gives what there is now, if anything.
+    ///
+    /// Once begun it comes to its end even if this is dropped, as it is where the client goes away:
+    /// nobody is on the session before the disk has what it is to have.
     pub(super) async fn end(
         &mut self,
         tokens: Option<Arc<[u32]>>,
     ) -> Result<Option<History>, SessionError> {
-        let Some(Open { held, on_turn }) = self.open.take() else {
+        let Some(open) = self.open.take() else {
             return Ok(None);
         };
-        let (store, key) = (&self.shared.store, on_turn.key());
+        let id = open.on_turn.key().id.to_string();
+        let mut ending = Box::pin(open.end(self.shared.store.clone(), tokens));
+        if let Some(ended) = (&mut ending).now_or_never() {
+            return ended;
+        }
+        let ended = self.shared.background.spawn(ending).await;
+        ended.unwrap_or_else(|panic| {
+            Err(SessionError::Disk {
+                id,
+                what: "written",
+                error: std::io::Error::other(panic),
+            })
+        })
+    }
+}
+
+impl Open {
+    async fn end(
+        self,
+        store: Store,
+        tokens: Option<Arc<[u32]>>,
+    ) -> Result<Option<History>, SessionError> {
+        let Self { held, on_turn } = self;
+        let key = on_turn.key();
         if on_turn.is_deleted() {
             store.remove(key, &held).await?;
             return Ok(None);
         }
         let now = SystemTime::now();
         let Some(tokens) = tokens else {
-            let none = held.history.is_none();
-            if none {
+            if held.history.is_none() {
                 // There never was anything to remember.
                 store.remove(key, &held).await?;
             }

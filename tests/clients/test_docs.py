@@ -1,9 +1,16 @@
-"""Every example of docs/clients.md runs as it stands and prints something sensible.
+"""Every example of docs/clients.md and docs/sessions.md runs as it stands.
 
-The address is the only thing replaced. `console` blocks (how to install) are compared with the
-requirements of this folder instead.
+Those of docs/clients.md print something sensible. `console` blocks there (how to install) are
+compared with the requirements of this folder instead.
+
+Those of a chapter of docs/sessions.md run one after the other. They print what follows them. Its
+`console` blocks start a server, in place of the one at that address.
+
+Addresses are the only thing replaced.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import re
@@ -14,6 +21,7 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 GUIDE = HERE.parents[1] / "docs/clients.md"
+SESSIONS = HERE.parents[1] / "docs/sessions.md"
 #: The address in the guide.
 ADDRESS = "http://localhost:8080"
 #: Which of requirements/ the examples of a chapter need, where it is not `openai`.
@@ -33,10 +41,10 @@ class Example(typing.NamedTuple):
         return ENVIRONMENTS.get(self.chapter, "openai")
 
 
-def examples():
+def examples(guide):
     """All fenced blocks with the chapter they are in."""
     chapter, language, code, start = "", None, [], 0
-    for number, line in enumerate(GUIDE.read_text().splitlines(), 1):
+    for number, line in enumerate(guide.read_text().splitlines(), 1):
         fence = re.fullmatch(r"```(\w*)", line)
         if language is None and fence:
             language, code, start = fence[1], [], number
@@ -49,7 +57,7 @@ def examples():
             chapter = line[3:]
 
 
-EXAMPLES = list(examples())
+EXAMPLES = list(examples(GUIDE))
 TO_RUN = [example for example in EXAMPLES if example.language != "console"]
 
 
@@ -118,3 +126,97 @@ def environment(programs):
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
+
+
+OF_SESSIONS = list(examples(SESSIONS))
+CHAPTERS = re.findall(r"^## (.+)$", SESSIONS.read_text(), re.MULTILINE)
+#: How the server of a chapter is started that does not say.
+INTRODUCTION = next(example for example in OF_SESSIONS if not example.chapter)
+#: In what is promised: anything.
+ANYTHING = "…"
+
+
+def test_every_chapter_on_sessions_has_examples():
+    assert CHAPTERS and {example.chapter for example in OF_SESSIONS} == {"", *CHAPTERS}
+    assert {example.language for example in OF_SESSIONS} == {"bash", "console", "json", "text"}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_on_sessions_holds_what_it_promises(chapter, start_server, tmp_path):
+    blocks = [example for example in OF_SESSIONS if example.chapter == chapter]
+    with Machine(start_server, tmp_path) as machine:
+        if blocks[0].language != "console":
+            machine.start(INTRODUCTION)
+        said = None
+        for block, after in zip(blocks, [*blocks[1:], None]):
+            told = f"line {block.line}:\n{block.code}\n{said}"
+            match block.language:
+                case "console":
+                    machine.start(block)
+                case "bash":
+                    said = machine.run(block)
+                    promised = after and after.language in ("json", "text")
+                    assert promised or '"error"' not in said, f"line {block.line}:\n{said}"
+                case "json":
+                    assert is_as_promised(json.loads(block.code), json.loads(said)), told
+                case "text":
+                    assert said.startswith(block.code), told
+
+
+class Machine:
+    """A user's: servers at addresses, and a directory."""
+
+    def __init__(self, start_server, directory):
+        self.start_server, self.directory = start_server, directory
+        self.servers = {}
+        self.urls = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for server in self.servers.values():
+            server.close()
+
+    def start(self, block):
+        """Runs each `$ skald serve …` of a block."""
+        commands = re.findall(r"^\$ skald serve ?(.*)$", block.code, re.MULTILINE)
+        assert commands, f"line {block.line} starts no server"
+        for flags in commands:
+            address, flags = ADDRESS, flags.split()
+            if "--listen" in flags:
+                at = flags.index("--listen")
+                address = "http://localhost:" + flags[at + 1].split(":")[1]
+                del flags[at : at + 2]
+            if "--session-dir" in flags:
+                at = flags.index("--session-dir") + 1
+                flags[at] = str(self.directory / flags[at])
+            if before := self.servers.pop(address, None):
+                before.close()
+            server = contextlib.ExitStack()
+            self.urls[address] = server.enter_context(self.start_server(*flags))
+            self.servers[address] = server
+
+    def run(self, block):
+        """What a `bash` block prints."""
+        code = re.sub(r"http://localhost:\d+", lambda address: self.urls[address[0]], block.code)
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail"],
+            input=code,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        assert run.returncode == 0, f"line {block.line}:\n{run.stdout}\n{run.stderr}"
+        return run.stdout
+
+
+def is_as_promised(promised, said):
+    """What is promised is there; what is not spoken of may be, too."""
+    match promised, said:
+        case dict(), dict():
+            return all(key in said and is_as_promised(value, said[key]) for key, value in promised.items())
+        case list(), list():
+            return len(promised) == len(said) and all(map(is_as_promised, promised, said))
+    return promised == ANYTHING or promised == said

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod caller;
 pub mod load;
+pub mod process;
 pub mod script;
 pub mod sse;
 
@@ -228,6 +230,11 @@ impl TestServer {
             .expect("it is tokenized")
     }
 
+    /// Asks it without a key.
+    pub fn caller(&self) -> caller::Caller {
+        caller::Caller::new(format!("http://{}", self.address))
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         Answer::of(
             client()
@@ -313,21 +320,33 @@ pub struct Answer {
 
 impl Answer {
     async fn of(response: reqwest::Response) -> Self {
+        Self::whole(response).await.expect("a whole body")
+    }
+
+    /// An error if the server goes away before the answer has ended.
+    pub async fn whole(response: reqwest::Response) -> reqwest::Result<Self> {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let text = response.text().await.expect("a whole body");
+        let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Self {
+        Ok(Self {
             status,
             headers,
             body,
-        }
+        })
     }
 
     /// The answer's body, if it is one of success.
     #[track_caller]
     pub fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
+        self.body
+    }
+
+    /// The body of an answer that something was made.
+    #[track_caller]
+    pub fn created(self) -> Value {
+        assert_eq!(self.status, 201, "{}", self.body);
         self.body
     }
 

@@ -72,3 +72,37 @@ impl Events {
             .collect()
     }
 }
+
+/// A stream that is being read.
+pub struct Live {
+    response: reqwest::Response,
+    unread: Vec<u8>,
+}
+
+impl Live {
+    pub fn new(response: reqwest::Response) -> Self {
+        Self {
+            response,
+            unread: Vec::new(),
+        }
+    }
+
+    /// The next event's data; `None` after the last one. An error if the server goes away.
+    pub async fn next(&mut self) -> reqwest::Result<Option<Value>> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|two| two == b"\n\n") {
+                let event: Vec<u8> = self.unread.drain(..end + 2).collect();
+                let event = String::from_utf8(event).expect("UTF-8");
+                match event.trim_end().strip_prefix("data: ") {
+                    Some("[DONE]") => return Ok(None),
+                    Some(data) => return Ok(Some(serde_json::from_str(data).expect("JSON"))),
+                    None => assert!(event.starts_with(':'), "an event is data: {event}"),
+                }
+            } else if let Some(bytes) = self.response.chunk().await? {
+                self.unread.extend_from_slice(&bytes);
+            } else {
+                return Ok(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What is not computed twice: a prompt that was there before, a head that many share, sessions
+//! that do not fit the KV cache.
+//!
+//! ```text
+//! cargo bench --bench sessions -- MODEL_DIR [--dtype q8] [--threads 2] [--runs 5]
+//!     [--part prefix,head,visits] [--sessions 1000] [--resident 50] [--turns 1000]
+//! ```
+//!
+//! The first two parts go through the `EngineHandle`, the last to servers of their own over HTTP. A
+//! figure is the median of the runs; what is compared is measured in turn.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+mod requests;
+mod visits;
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Parser;
+use skald::engine::{EngineConfig, EngineHandle};
+use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{Limits, RequestDraft, SamplingStyle};
+
+use requests::{Prompts, median, run_told, runtime};
+
+/// A long prompt, and what is added to it.
+const LONG: usize = 900;
+const ADDED: usize = 20;
+/// What the warm prompt may take of the cold one's time.
+const BAR: f64 = 0.1;
+/// Requests with one head, its length, what each has of its own, and what each generates.
+const SHARING: usize = 64;
+const HEAD: usize = 512;
+const OWN: usize = 32;
+const NEW: usize = 32;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A checkpoint's directory, or `builtin`.
+    #[arg(default_value = "builtin")]
+    model: String,
+    #[arg(long, default_value = "q8")]
+    dtype: String,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
+    #[arg(long, default_value = "5")]
+    runs: usize,
+    /// What to measure.
+    #[arg(long, value_delimiter = ',', default_value = "prefix,head,visits")]
+    part: Vec<String>,
+    /// Sessions that are visited.
+    #[arg(long, default_value = "1000")]
+    sessions: usize,
+    /// How many of them the KV cache holds.
+    #[arg(long, default_value = "50")]
+    resident: usize,
+    /// Turns in each order.
+    #[arg(long, default_value = "1000")]
+    turns: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// The engine that is measured, and what makes requests for it.
+struct Bench {
+    engine: EngineHandle,
+    limits: Limits,
+    prompts: Prompts,
+    block_bytes: usize,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let source: ModelSource = arguments.model.parse().expect("a model");
+    let files = source.fetch(false).expect("the model's files");
+    let mut bench = Bench::start(&files, &arguments);
+    println!(
+        "{}, {}, {} threads",
+        files.name, arguments.dtype, arguments.threads
+    );
+    for part in &arguments.part {
+        println!();
+        match part.as_str() {
+            "prefix" => prefix(&mut bench, arguments.runs),
+            "head" => head(&mut bench, arguments.runs),
+            "visits" => visits::measure(&mut bench, &arguments),
+            other => panic!("no part {other}"),
+        }
+    }
+    bench.engine.stop();
+}
+
+impl Bench {
+    fn start(files: &ModelFiles, arguments: &Arguments) -> Self {
+        let (dtype, kv_dtype) = match arguments.dtype.as_str() {
+            "f32" => (WeightDtype::F32, KvDtype::F32),
+            "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
+            "q8" => (WeightDtype::Q8, KvDtype::Bf16),
+            other => panic!("no dtype {other}"),
+        };
+        let runtime = Runtime::kernels(arguments.threads, dtype);
+        let model = Gpt2::load(files, &runtime).expect("a model");
+        let block_bytes = model.kv_block_bytes(kv_dtype);
+        // Room for all prompts of the head's part at once, and little more.
+        let blocks = SHARING * ((HEAD + OWN + NEW).div_ceil(BLOCK_SIZE) + 1);
+        let config = EngineConfig {
+            kv_dtype,
+            kv_memory: ByteSize::b((blocks * block_bytes) as u64),
+            max_batch: SHARING,
+            speculative_rows: 0,
+            ..EngineConfig::default()
+        };
+        let vocab_size = files.config.vocab_size;
+        Self {
+            engine: skald::engine::start(model, config).expect("the engine"),
+            limits: Limits::for_model(files.config.n_positions, vocab_size, Vec::new()),
+            prompts: Prompts::new(vocab_size),
+            block_bytes,
+        }
+    }
+
+    fn request(&mut self, prompt: usize, new: usize) -> RequestDraft {
+        self.prompts.request(prompt, new, SamplingStyle::Greedy)
+    }
+
+    /// Greedy tokens after a context that is in no cache.
+    fn plain(&self, context: Vec<u32>, new: usize) -> Vec<u32> {
+        let id = skald::request::RequestId::random();
+        let mut draft = RequestDraft::new(id, context, new, SamplingStyle::Greedy);
+        // Nobody else's.
+        draft.tenant = skald::request::Tenant::of_key(draft.id.to_string().as_bytes());
+        let (mut told, _) = runtime().block_on(run_told(&self.engine, &self.limits, vec![draft]));
+        told.remove(0).ids
+    }
+}
+
+/// A long prompt, then the same with a few tokens more.
+fn prefix(bench: &mut Bench, runs: usize) {
+    let runtime = runtime();
+    let (mut colds, mut warms, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut computed = 0;
+    // Once to warm up.
+    for run in 0..=runs {
+        let first = bench.request(LONG, 1);
+        let mut again = bench.request(LONG + ADDED, 1);
+        again.prompt[..LONG].copy_from_slice(&first.prompt);
+        let one = |draft| {
+            let (mut told, _) =
+                runtime.block_on(run_told(&bench.engine, &bench.limits, vec![draft]));
+            told.remove(0)
+        };
+        let (cold, warm) = (one(first), one(again));
+        assert_eq!(cold.computed, LONG, "it was never there before");
+        computed = warm.computed;
+        if run > 0 {
+            colds.push(cold.first.as_secs_f64() * 1e3);
+            warms.push(warm.first.as_secs_f64() * 1e3);
+            ratios.push(warm.first.as_secs_f64() / cold.first.as_secs_f64());
+        }
+    }
+    let ratio = median(ratios.into_iter());
+    println!("| first token | cold | again with {ADDED} tokens more | computed | ratio | bar |");
+    println!("|---|---|---|---|---|---|");
+    println!(
+        "| {LONG} tokens | {:.1} ms | {:.1} ms | {computed} tokens | {ratio:.3} | {BAR} {} |",
+        median(colds.into_iter()),
+        median(warms.into_iter()),
+        if ratio <= BAR { "held" } else { "missed" },
+    );
+}
+
+/// Many requests that begin alike, beside as many that do not.
+fn head(bench: &mut Bench, runs: usize) {
+    println!(
+        "| {SHARING} prompts of {HEAD} + {OWN} tokens | tokens computed | blocks held | first tokens of all | whole time |"
+    );
+    println!("|---|---|---|---|---|");
+    let mut measured = [const { Vec::new() }; 2];
+    for _ in 0..runs {
+        for (shared, measured) in [true, false].into_iter().zip(&mut measured) {
+            measured.push(Held::measure(bench, shared));
+        }
+    }
+    for (name, of) in ["of one head", "all different"].iter().zip(&measured) {
+        let figure = |figure: fn(&Held) -> f64| median(of.iter().map(figure));
+        println!(
+            "| {name} | {} | {} | {:.0} ms | {:.0} ms |",
+            figure(|held| held.computed as f64),
+            figure(|held| held.blocks as f64),
+            figure(|held| held.first.as_secs_f64() * 1e3),
+            figure(|held| held.whole.as_secs_f64() * 1e3),
+        );
+    }
+}
+
+/// What requests side by side took.
+struct Held {
+    computed: usize,
+    /// Blocks they held at the most.
+    blocks: usize,
+    first: Duration,
+    whole: Duration,
+}
+
+impl Held {
+    fn measure(bench: &mut Bench, shared: bool) -> Self {
+        let begin = bench.request(HEAD, 1).prompt;
+        let drafts: Vec<RequestDraft> = (0..SHARING)
+            .map(|_| {
+                let mut draft = bench.request(HEAD + OWN, NEW);
+                if shared {
+                    draft.prompt[..HEAD].copy_from_slice(&begin);
+                }
+                draft
+            })
+            .collect();
+        let (engine, limits) = (&bench.engine, &bench.limits);
+        let watched = async {
+            let mut blocks = 0;
+            let running = run_told(engine, limits, drafts);
+            tokio::pin!(running);
+            loop {
+                let pause = tokio::time::sleep(Duration::from_millis(2));
+                tokio::select! {
+                    told = &mut running => break (told, blocks),
+                    () = pause => blocks = blocks.max(engine.status().kv_blocks_used),
+                }
+            }
+        };
+        let ((told, whole), blocks) = runtime().block_on(watched);
+        Self {
+            computed: told.iter().map(|told| told.computed).sum(),
+            blocks,
+            first: told.iter().map(|told| told.first).max().expect("requests"),
+            whole,
+        }
+    }
+}

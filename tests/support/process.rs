@@ -1,0 +1,151 @@
+//! The `skald` command, and servers in processes of their own, which can be killed.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use super::caller::Caller;
+
+/// How long a server may take to load the built-in model.
+const READY: Duration = Duration::from_secs(60);
+
+/// The command without what this environment might set.
+pub fn skald(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
+    let ours = std::env::vars().map(|(name, _)| name);
+    for name in ours.filter(|n| n.starts_with("SKALD_") || n.starts_with("HF_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// The model as it is, and what tests reckon with.
+const DEFAULTS: [[&str; 2]; 3] = [
+    ["--dtype", "f32"],
+    ["--threads", "2"],
+    ["--generation-config", "none"],
+];
+
+/// A server in a process of its own, with the built-in model in f32 and without its sampling
+/// defaults, as [`TestServer`](super::TestServer) has it; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: NamedTempFile,
+}
+
+impl Process {
+    /// Starts `skald serve` on a free port; does not wait for it.
+    pub fn spawn(flags: &[&str]) -> Self {
+        let unless_given = DEFAULTS
+            .into_iter()
+            .filter(|[flag, _]| !flags.contains(flag));
+        let log = NamedTempFile::new().expect("a file");
+        let file = || File::options().append(true).open(log.path()).expect("it");
+        let child = skald(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(unless_given.flatten())
+            .args(flags)
+            .stdout(file())
+            .stderr(file())
+            .spawn()
+            .expect("skald runs");
+        Self { child, log }
+    }
+
+    /// Starts `skald serve` on a free port and waits until it is ready.
+    #[track_caller]
+    pub fn start(flags: &[&str]) -> Self {
+        let mut server = Self::spawn(flags);
+        server.wait_until_ready();
+        server
+    }
+
+    /// Starts a server whose sessions are in a directory.
+    #[track_caller]
+    pub fn on(directory: &Path, flags: &[&str]) -> Self {
+        let directory = directory.to_str().expect("a path in UTF-8");
+        Self::start(&[&["--session-dir", directory], flags].concat())
+    }
+
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        let deadline = Instant::now() + READY;
+        while self.address().is_none() {
+            let ended = self.child.try_wait().expect("a status");
+            assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.log());
+            assert!(Instant::now() < deadline, "not ready:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Where it is ready, once it is.
+    fn address(&self) -> Option<String> {
+        self.messages()
+            .find_map(|line| Some(line.strip_prefix("ready at ")?.to_owned()))
+    }
+
+    /// What was logged, without what belongs to it.
+    fn messages(&self) -> impl Iterator<Item = String> {
+        let lines: Vec<Value> = self
+            .log()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        lines
+            .into_iter()
+            .filter_map(|line| Some(line["message"].as_str()?.to_owned()))
+    }
+
+    /// All that was logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).expect("the log")
+    }
+
+    /// The lines that are warnings or errors.
+    pub fn warnings(&self) -> Vec<String> {
+        let loud = |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"");
+        self.log().lines().filter(loud).map(str::to_owned).collect()
+    }
+
+    /// Asks it without a key.
+    #[track_caller]
+    pub fn caller(&self) -> Caller {
+        Caller::new(self.address().expect("it is ready"))
+    }
+
+    /// Asks it to stop, as an orchestrator does.
+    pub fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Stops it gracefully.
+    #[track_caller]
+    pub fn stop(mut self) -> ExitStatus {
+        self.terminate();
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}\n{}", self.log());
+        status
+    }
+
+    /// Ends it at once, by SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a signal");
+        self.child.wait().expect("it ends");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("a server's warnings: {:#?}", self.warnings());
+        }
+    }
+}
