@@ -95,10 +95,18 @@ impl Active {
         self.open == 0
     }
 
-    /// Notes that it is in a step, with so many context tokens already in the cache.
-    pub fn planned(&mut self, first_position: usize) {
+    /// Notes that it is in a step, with so many context tokens already in the cache; whether it is
+    /// the first time.
+    pub fn planned(&mut self, first_position: usize) -> bool {
         self.place = None;
+        let is_first = self.cached_tokens.is_none();
         self.cached_tokens.get_or_insert(first_position);
+        is_first
+    }
+
+    /// Tokens before the first one it generates.
+    pub fn prompt_tokens(&self) -> usize {
+        self.history + self.request.prompt.len()
     }
 
     /// Whether the logits after history token `index` are wanted to report the token after it.
@@ -139,7 +147,7 @@ impl Active {
             return finish;
         }
         let report = PromptReport {
-            prompt_tokens: self.history + self.request.prompt.len(),
+            prompt_tokens: self.prompt_tokens(),
             cached_tokens: self.cached_tokens.unwrap_or(0),
             logprobs: std::mem::take(&mut self.prompt_logprobs),
             embedding,

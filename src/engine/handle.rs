@@ -46,6 +46,9 @@ pub(super) struct Gauges {
     pub steps: AtomicUsize,
     pub drafted: AtomicUsize,
     pub accepted: AtomicUsize,
+    pub prompt_tokens: AtomicUsize,
+    pub cached_tokens: AtomicUsize,
+    pub generated_tokens: AtomicUsize,
     pub preemptions: AtomicUsize,
     pub evicted_blocks: AtomicUsize,
     pub lost_blocks: AtomicUsize,
@@ -81,6 +84,12 @@ pub struct EngineStatus {
     pub drafted: usize,
     /// How many of them were right.
     pub accepted: usize,
+    /// Tokens of prompts, histories included, since the start.
+    pub prompt_tokens: usize,
+    /// How many of them were in the KV cache already.
+    pub cached_tokens: usize,
+    /// Tokens generated since the start.
+    pub generated_tokens: usize,
     /// How often a request had to give its blocks back since the start.
     pub preemptions: usize,
     /// Blocks given away to be kept since the start.
@@ -255,6 +264,9 @@ impl EngineHandle {
             steps: read(&self.gauges.steps),
             drafted: read(&self.gauges.drafted),
             accepted: read(&self.gauges.accepted),
+            prompt_tokens: read(&self.gauges.prompt_tokens),
+            cached_tokens: read(&self.gauges.cached_tokens),
+            generated_tokens: read(&self.gauges.generated_tokens),
             preemptions: read(&self.gauges.preemptions),
             evicted_blocks: read(&self.gauges.evicted_blocks),
             lost_blocks: read(&self.gauges.lost_blocks),

@@ -142,8 +142,13 @@ impl Worker {
             return;
         }
         for part in &plan {
-            if let Some(active) = self.active.get_mut(&part.request) {
-                active.planned(part.first_position);
+            if let Some(active) = self.active.get_mut(&part.request)
+                && active.planned(part.first_position)
+            {
+                let gauges = &self.gauges;
+                let (prompt, cached) = (active.prompt_tokens(), part.first_position);
+                gauges.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
+                gauges.cached_tokens.fetch_add(cached, Ordering::Relaxed);
             }
         }
         let lent = self.masks.lend(&plan, &mut self.active);

@@ -8,8 +8,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::app::{App, Serving, State as Stage};
-use super::error::{ApiError, NativeError};
+use super::error::ApiError;
 use super::openai::reply::unix_seconds;
+use super::openapi::NativeLookupErrors;
 use crate::engine::EngineLimits;
 use crate::request::{Limits, SessionId};
 
@@ -413,7 +414,7 @@ impl EngineFacts {
     tag = "server",
     responses(
         (status = 200, description = "Model, limits, features, engine", body = Info),
-        (status = 503, description = "The model is being loaded; see `Retry-After`", body = NativeError),
+        NativeLookupErrors,
     ),
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {

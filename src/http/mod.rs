@@ -15,7 +15,8 @@
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
-//! | `sessions`, `tokens`, `health` | `/v1/sessions`; `/tokenize`, `/detokenize`; probes, `/info` |
+//! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
+//! | `health`, `metrics` | probes, `/info`; `/metrics` |
 //! | `openapi` | the contract |
 //!
 //! The front end never touches a tensor and never blocks its threads; it spawns nothing that
@@ -40,6 +41,7 @@ mod grammar;
 mod health;
 mod layers;
 mod ledger;
+mod metrics;
 mod native;
 mod offsets;
 mod openai;
@@ -86,6 +88,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::readyz))
         .routes(routes!(health::health))
         .routes(routes!(health::info))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::document))
 }
 

@@ -89,6 +89,18 @@ pub(super) enum SessionErrors {
     Conflict(OpenAiError),
 }
 
+/// The errors of all other paths that only tell of the server.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only described; `error.rs` makes them")]
+pub(super) enum NativeLookupErrors {
+    /// The server failed
+    #[response(status = 500)]
+    Failed(NativeError),
+    /// The model is being loaded; see `Retry-After`
+    #[response(status = 503)]
+    Unavailable(NativeError),
+}
+
 /// The errors of all other paths that can go on with a session, beside the others.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only described; `error.rs` makes them")]

@@ -326,6 +326,12 @@ impl Sessions {
         self.0.queue.waiting()
     }
 
+    /// The KV blocks on disk, where there are any.
+    #[must_use]
+    pub fn snapshots(&self) -> Option<&Snapshots> {
+        self.0.snapshots.as_deref()
+    }
+
     /// How sessions are kept.
     #[must_use]
     pub fn config(&self) -> &SessionConfig {

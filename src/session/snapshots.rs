@@ -46,6 +46,7 @@ pub struct Snapshots {
     read_seconds: AtomicU64,
     compute_seconds: AtomicU64,
     refused: AtomicUsize,
+    restored: AtomicUsize,
     /// Cancelled when the engine is gone and all that it sent is written.
     written: CancellationToken,
 }
@@ -100,6 +101,7 @@ impl Snapshots {
             read_seconds: AtomicU64::new(0),
             compute_seconds: AtomicU64::new(0),
             refused: AtomicUsize::new(0),
+            restored: AtomicUsize::new(0),
             written: CancellationToken::new(),
         });
         let (sender, evicted) = sync_channel(WRITE_QUEUE);
@@ -120,6 +122,12 @@ impl Snapshots {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Blocks that came back since the start.
+    #[must_use]
+    pub fn restored(&self) -> usize {
+        self.restored.load(Ordering::Relaxed)
     }
 
     /// Returns when the engine is gone and all that it sent is on disk.
@@ -208,6 +216,7 @@ impl Snapshots {
             let tokens = context.get(..end).unwrap_or(context).to_vec();
             let taken = engine.import_kv(tenant, tokens, first, bytes).await?;
             first += taken;
+            self.restored.fetch_add(taken, Ordering::Relaxed);
             if taken < wanted {
                 break;
             }

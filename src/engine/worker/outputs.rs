@@ -113,6 +113,9 @@ impl Worker {
             .drafted
             .fetch_add(part.drafted, Ordering::Relaxed);
         self.gauges.accepted.fetch_add(right, Ordering::Relaxed);
+        self.gauges
+            .generated_tokens
+            .fetch_add(drawn.len(), Ordering::Relaxed);
         let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
         let finished = drawn.last().is_some_and(|token| token.finish.is_some());
         for token in drawn {

@@ -33,6 +33,8 @@ pub(in crate::http) struct Details {
     finish_reason: &'static str,
     /// Tokens generated, the end-of-text token included.
     generated_tokens: usize,
+    /// Tokens of the prompt that were in the KV cache already, a session's history included.
+    cached_tokens: usize,
     /// The seed the text was drawn with; null if it was not drawn.
     seed: Option<u64>,
     /// The prompt's tokens; empty unless `decoder_input_details`.
@@ -108,6 +110,8 @@ pub(in crate::http) struct StreamDetails {
     generated_tokens: usize,
     /// Tokens of the prompt, a session's history included.
     input_length: usize,
+    /// How many of them were in the KV cache already.
+    cached_tokens: usize,
     /// The seed the text was drawn with; null if it was not drawn.
     seed: Option<u64>,
 }
@@ -189,6 +193,7 @@ impl Tokens {
             details: Details {
                 finish_reason: finish_reason(whole.finish.reason),
                 generated_tokens: whole.finish.generated,
+                cached_tokens: whole.prompt.cached_tokens,
                 seed: wanted.seed(generation),
                 prefill: prefill.collect(),
                 tokens: whole.tokens.iter().map(|token| self.shown(token)).collect(),
@@ -238,6 +243,7 @@ pub(super) struct Events {
     text: String,
     index: usize,
     input_length: usize,
+    cached_tokens: usize,
     done: bool,
 }
 
@@ -249,6 +255,7 @@ impl Events {
             wanted,
             index: 0,
             input_length: 0,
+            cached_tokens: 0,
             done: false,
         }
     }
@@ -281,6 +288,7 @@ impl Events {
                     finish_reason: finish_reason(finish.reason),
                     generated_tokens: finish.generated,
                     input_length: self.input_length,
+                    cached_tokens: self.cached_tokens,
                     seed: self.wanted.seed(0),
                 });
             }
@@ -294,6 +302,7 @@ impl Writer for Events {
         match step {
             Ok(Step::Prompt(report)) => {
                 self.input_length = report.prompt_tokens;
+                self.cached_tokens = report.cached_tokens;
                 Vec::new()
             }
             Ok(Step::Text(step)) => Self::step(self, step),
