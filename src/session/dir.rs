@@ -160,11 +160,11 @@ impl SessionDir {
         Ok(listed.collect())
     }
 
-    /// How many sessions a tenant has.
-    pub fn count(&self, tenant: Tenant) -> io::Result<usize> {
+    /// How many sessions a tenant has, without those that were not used for so long.
+    pub fn count(&self, tenant: Tenant, ttl: Option<Duration>) -> io::Result<usize> {
         let keys = self.keys(tenant)?.into_iter();
         Ok(keys
-            .filter(|key| self.session_dir(key).join(HISTORY).exists())
+            .filter(|key| is_in_use(&self.session_dir(key), ttl))
             .count())
     }
 
@@ -190,23 +190,32 @@ impl SessionDir {
     pub fn sweep(&self, ttl: Option<Duration>) -> io::Result<usize> {
         let mut removed = 0;
         for tenant in entries(&self.root)? {
-            for dir in entries(&tenant)? {
-                if idle_for(&dir.join(HISTORY))
-                    .is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
-                {
-                    continue;
-                }
-                let Attempt::Locked(locked) = try_lock(&dir)? else {
-                    continue;
-                };
-                // A turn may have ended before we had the lock.
-                let history = self.read(&locked)?;
-                if history.is_none_or(|history| history.has_expired(ttl)) {
-                    removed += usize::from(Self::remove(&locked)?);
+            let dirs = entries(&tenant)?.into_iter();
+            // Other things that lie there are not ours.
+            for dir in dirs.filter(|dir| dir.to_string_lossy().ends_with(ENDING)) {
+                match self.remove_if_expired(&dir, ttl) {
+                    Ok(is_removed) => removed += usize::from(is_removed),
+                    Err(error) => {
+                        tracing::warn!(dir = %dir.display(), %error, "a session can't be looked at");
+                    }
                 }
             }
         }
         Ok(removed)
+    }
+
+    fn remove_if_expired(&self, dir: &Path, ttl: Option<Duration>) -> io::Result<bool> {
+        if is_in_use(dir, ttl) {
+            return Ok(false);
+        }
+        let Attempt::Locked(locked) = try_lock(dir)? else {
+            return Ok(false);
+        };
+        // A turn may have ended before we had the lock.
+        match self.read(&locked)? {
+            Some(history) if !history.has_expired(ttl) => Ok(false),
+            _ => Self::remove(&locked),
+        }
     }
 }
 
@@ -244,6 +253,12 @@ fn try_lock(dir: &Path) -> io::Result<Attempt> {
     } else {
         Attempt::Gone
     })
+}
+
+/// Whether there is a session in a directory that was used not too long ago.
+fn is_in_use(dir: &Path, ttl: Option<Duration>) -> bool {
+    let idle = idle_for(&dir.join(HISTORY));
+    idle.is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
 }
 
 /// Since when a file has not been written to; `None` if there is none.
@@ -307,8 +322,8 @@ mod tests {
             assert_eq!(*found.tokens, [n as u32]);
         }
         assert_eq!(sessions.list(key("a").tenant).unwrap().len(), names.len());
-        assert_eq!(sessions.count(key("a").tenant).unwrap(), names.len());
-        assert_eq!(sessions.count(Tenant::ANONYMOUS).unwrap(), 0);
+        assert_eq!(sessions.count(key("a").tenant, None).unwrap(), names.len());
+        assert_eq!(sessions.count(Tenant::ANONYMOUS, None).unwrap(), 0);
         assert_eq!(sessions.count_all().unwrap(), names.len());
     }
 

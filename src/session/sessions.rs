@@ -150,7 +150,8 @@ impl Sessions {
         let Some(limit) = self.0.config.per_tenant else {
             return Ok(());
         };
-        let mut count = self.0.store.count(key.tenant).await.map_err(listing)?;
+        let count = self.0.store.count(key.tenant, self.0.config.ttl).await;
+        let mut count = count.map_err(listing)?;
         for other in self.0.queue.keys() {
             // Others may be in their first turns.
             let is_new = other.tenant == key.tenant

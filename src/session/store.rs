@@ -135,13 +135,16 @@ impl Store {
         }
     }
 
-    /// How many sessions a tenant has.
-    pub async fn count(&self, tenant: Tenant) -> io::Result<usize> {
+    /// How many sessions a tenant has, without those that were not used for so long.
+    pub async fn count(&self, tenant: Tenant, ttl: Option<Duration>) -> io::Result<usize> {
         match self {
-            Self::Memory(memory) => Ok(memory.list(|key| key.tenant == tenant).len()),
+            Self::Memory(memory) => {
+                let all = memory.list(|key| key.tenant == tenant).into_iter();
+                Ok(all.filter(|(_, history)| !history.has_expired(ttl)).count())
+            }
             Self::Dir(dir) => {
                 let dir = Arc::clone(dir);
-                blocking(move || dir.count(tenant)).await
+                blocking(move || dir.count(tenant, ttl)).await
             }
         }
     }
