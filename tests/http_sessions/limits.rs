@@ -105,3 +105,22 @@ async fn a_key_has_so_many_sessions_and_is_told_so() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_session_that_is_forgotten_takes_no_place() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let durable = directory.path().to_str().expect("a path");
+    for flags in [&[][..], &["--session-dir", durable]] {
+        let limits = ["--session-limit", "1", "--session-ttl", "2s"];
+        let server = Process::start(&[&limits[..], flags].concat());
+        let caller = server.caller();
+        for name in ["one", "two", "two", "three"] {
+            caller
+                .post(COMPLETIONS, turn(name, &prompt(20, 1), 2))
+                .await
+                .ok();
+            // Whether it was found yet that its time is over or not.
+            tokio::time::sleep(TTL + Duration::from_millis(50)).await;
+        }
+    }
+}

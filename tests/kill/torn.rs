@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -265,9 +266,19 @@ async fn what_does_not_belong_there_is_left_alone() {
     let broken = caller.post("/generate", body).await;
     assert!([200, 500].contains(&broken.status), "{}", broken.body);
     caller.get("/health").await.ok();
+    server.stop();
+
+    // Nor is it in the way when sessions are looked for whose time is over.
+    let _server = Process::on(root, &["--session-ttl", "1s"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while of_tale.exists() {
+        assert!(Instant::now() < deadline, "it is forgotten after a second");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     for stray in strays.iter().filter(|stray| !stray.ends_with("kv/00")) {
         assert_eq!(fs::read(stray).expect("it is still there"), b"hello");
     }
+    assert!(tenant.join("no session at all").is_dir());
 }
 
 /// A directory of the built-in model whose tokenizer is another.
