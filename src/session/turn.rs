@@ -189,10 +189,10 @@ impl Drop for Turn {
         if !open.on_turn.is_deleted() && open.held.history.is_some() {
             return;
         }
-        // Who is refused has left no session, not even a busy one, by the time it is told.
+        // The turn ends here, though not all may be gone from the disk: who is refused has left no
+        // session, not even a busy one, by the time it is told.
         let Open { held, on_turn } = open;
         let key = on_turn.key().clone();
-        drop(on_turn);
         let store = self.shared.store.clone();
         let mut removing = Box::pin(async move {
             if let Err(error) = store.remove(&key, &held).await {
