@@ -201,7 +201,10 @@ impl Sessions {
     }
 
     fn below(&mut self, bound: usize) -> usize {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (self.random >> 33) as usize % bound
     }
 
