@@ -12,6 +12,9 @@ impl BlockPool {
     }
 
     /// Checks every invariant of the bookkeeping against the holders given.
+    ///
+    /// # Panics
+    /// If one does not hold.
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a [BlockId]>) {
         let mut holders = vec![0; self.blocks.len()];
         for table in tables {

@@ -20,6 +20,16 @@
 //!
 //! Nothing here may know a wire format, or touch model or KV cache but through the engine's handle.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
 mod dir;
 mod error;
 mod history;

@@ -110,16 +110,20 @@ impl Seal {
             return Err(Unreadable::Corrupt("its checksum does not hold"));
         }
         let (header, content) = sealed.split_at(HEADER);
-        if header[..8] != self.kind {
+        let (kind, header) = header.split_at(8);
+        let (version, header) = header.split_at(4);
+        let (_zero, header) = header.split_at(4);
+        let (fingerprint, length) = header.split_at(32);
+        if kind != self.kind {
             return Err(Unreadable::Foreign("another kind of file"));
         }
-        if header[8..12] != self.version.to_le_bytes() {
+        if version != self.version.to_le_bytes() {
             return Err(Unreadable::Foreign("another version of the format"));
         }
-        if header[16..48] != self.fingerprint.0 {
+        if fingerprint != self.fingerprint.0 {
             return Err(Unreadable::Foreign("of another model"));
         }
-        if header[48..] != (content.len() as u64).to_le_bytes() {
+        if length != (content.len() as u64).to_le_bytes() {
             return Err(Unreadable::Corrupt("its length does not hold"));
         }
         Ok(content.len())

@@ -174,7 +174,8 @@ impl Sessions {
         let tokens = [&request.history[..], &request.prompt].concat();
         let start = context_start(tokens.len(), self.0.n_positions);
         // The last token is computed in any case.
-        let context = &tokens[start..tokens.len() - 1];
+        let context = tokens.get(start..tokens.len().saturating_sub(1));
+        let context = context.unwrap_or_default();
         let restored = snapshots.restore(&self.0.engine, request.tenant, context);
         if let Err(error) = restored.await {
             tracing::warn!(%error, "the KV cache of a session is computed again");

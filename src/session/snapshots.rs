@@ -141,7 +141,7 @@ impl Snapshots {
 
     fn path(&self, prefix: PrefixId) -> PathBuf {
         let name = prefix.to_string();
-        self.root.join(&name[..2]).join(name)
+        self.root.join(name.split_at(2).0).join(name)
     }
 
     /// Writes blocks until nobody is left to send any.
@@ -194,7 +194,8 @@ impl Snapshots {
         context: &[u32],
     ) -> Result<(), GenerateError> {
         let resident = engine.resident_tokens(tenant, context.to_vec()).await? / BLOCK_SIZE;
-        let mut missing = self.chain(tenant, context).split_off(resident);
+        let mut missing = self.chain(tenant, context);
+        missing.drain(..resident.min(missing.len()));
         let there = missing.iter().take_while(|&&prefix| self.has(prefix));
         missing.truncate(there.count());
         if let Some(seconds) = engine.status().prefill_seconds_per_token {

@@ -6,6 +6,8 @@ mod exactness;
 mod failures;
 mod invariance;
 mod model;
+mod preemption;
+mod prefix;
 mod quality;
 mod schemas;
 mod sessions;

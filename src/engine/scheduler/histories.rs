@@ -181,12 +181,12 @@ impl Machine {
         assert!(sequence.table.len() * BLOCK_SIZE >= end);
         let text = [&sequence.context()[..end - part.drafted], &sequence.draft].concat();
         let names = self.names.of(sequence.root, &text);
-        for position in part.first_position..end {
-            let block = sequence.table[position / BLOCK_SIZE];
+        for (position, name) in (0..).zip(names).skip(part.first_position) {
+            let block: BlockId = sequence.table[position / BLOCK_SIZE];
             let holders = s.running.iter().filter(|o| o.table.contains(&block));
             assert_eq!(holders.count(), 1, "{block:?} is shared");
             assert!(!known.contains(&block), "{block:?} is known");
-            self.memory[block.0 as usize][position % BLOCK_SIZE] = names[position];
+            self.memory[block.0 as usize][position % BLOCK_SIZE] = name;
         }
     }
 

@@ -1,0 +1,327 @@
+//! What the scheduler itself costs in a step, beside what a step of the model takes.
+//!
+//! ```text
+//! cargo bench --bench scheduler -- [MODEL_DIR] [--dtype q8] [--threads 2] [--steps 4000]
+//! ```
+//!
+//! 64 sequences run over a pool that holds the histories of 50 sessions, through which those of 1,000
+//! sessions cycle: each turn adds some tokens to one of them and has some more drawn, and a history
+//! that fills the window begins anew. What a turn finds of its history in the pool is there, and the
+//! rest is computed again, or has come back from where it was kept. All that the worker asks of the
+//! scheduler in a step counts: who comes and goes, the plan, what it moves, what was computed, the
+//! tokens drawn. The model's step is one of 64 sequences that decode after 512 tokens.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use skald::engine::blocks::{BLOCK_SIZE, BlockMove, PrefixId};
+use skald::engine::scheduler::{Scheduler, StepLimits};
+use skald::engine::sequence::{Sequence, SequenceId};
+use skald::engine::{EngineConfig, EngineHandle};
+use skald::kernels::kv::KvDtype;
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{Limits, SamplingStyle, Tenant};
+
+mod requests;
+
+use requests::{Prompts, median, run, runtime};
+
+const WINDOW: usize = 1024;
+const BATCH: usize = 64;
+const SESSIONS: usize = 1000;
+const HELD_SESSIONS: usize = 50;
+/// Tokens of a turn: added at most, and drawn at most.
+const ADDED: usize = 64;
+const DRAWN: usize = 64;
+const VOCABULARY: u32 = 4096;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A checkpoint's directory, or `builtin`.
+    #[arg(default_value = "builtin")]
+    model: String,
+    #[arg(long, default_value = "q8")]
+    dtype: String,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
+    /// Steps that are measured.
+    #[arg(long, default_value = "4000")]
+    steps: usize,
+    #[arg(long, default_value = "3")]
+    runs: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let source: ModelSource = arguments.model.parse().expect("a model");
+    let files = source.fetch(false).expect("the model's files");
+    let model_step = model_step(&files, &arguments);
+    println!(
+        "{}, {}, {} threads: a step of {BATCH} sequences takes {:.2} ms",
+        files.name,
+        arguments.dtype,
+        arguments.threads,
+        model_step * 1e3
+    );
+    println!(
+        "| what is not in the pool | rows a step | turns | blocks evicted | plan µs | moves µs | computed µs | drawn µs | come and go µs | all µs | 99 % under µs | share of a step |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    for (name, comes_back) in [("is computed again", false), ("comes back", true)] {
+        let costs = Sessions::new(comes_back).run(arguments.steps);
+        let n = costs.steps.len() as f64;
+        let micros = |time: Duration| time.as_secs_f64() * 1e6 / n;
+        let all = micros(costs.steps.iter().sum());
+        let mut steps = costs.steps.clone();
+        steps.sort_unstable();
+        let most = steps[steps.len() * 99 / 100].as_secs_f64() * 1e6;
+        println!(
+            "| {name} | {:.0} | {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {all:.1} | {most:.0} | {:.2} % |",
+            costs.rows as f64 / n,
+            costs.turns,
+            costs.evicted,
+            micros(costs.plan),
+            micros(costs.moves),
+            micros(costs.computed),
+            micros(costs.drawn),
+            micros(costs.come_and_go),
+            all / (model_step * 1e6) * 100.0,
+        );
+    }
+}
+
+/// Seconds that a step of the model takes.
+fn model_step(files: &ModelFiles, arguments: &Arguments) -> f64 {
+    const PROMPT: usize = 512;
+    const NEW: usize = 32;
+    let engine = engine(files, arguments);
+    let vocab_size = files.config.vocab_size;
+    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let mut prompts = Prompts::new(vocab_size);
+    let runtime = runtime();
+    let mut step = || {
+        let drafts = (0..BATCH).map(|_| prompts.request(PROMPT, NEW, SamplingStyle::Sample));
+        let (_, took) = runtime.block_on(run(&engine, &limits, drafts.collect()));
+        took.as_secs_f64() / (NEW - 1) as f64
+    };
+    step();
+    let step = median((0..arguments.runs).map(|_| step()));
+    engine.stop();
+    step
+}
+
+fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
+    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
+        "f32" => (WeightDtype::F32, KvDtype::F32),
+        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
+        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
+        other => panic!("no dtype {other}"),
+    };
+    let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let blocks = BATCH * (WINDOW / BLOCK_SIZE);
+    let config = EngineConfig {
+        kv_memory: bytesize::ByteSize::b((blocks * model.kv_block_bytes(kv_dtype)) as u64),
+        kv_dtype,
+        max_batch: BATCH,
+        ..EngineConfig::default()
+    };
+    skald::engine::start(model, config).expect("the engine")
+}
+
+/// What the steps measured have cost.
+#[derive(Default)]
+struct Costs {
+    steps: Vec<Duration>,
+    rows: usize,
+    turns: usize,
+    evicted: usize,
+    plan: Duration,
+    moves: Duration,
+    computed: Duration,
+    drawn: Duration,
+    come_and_go: Duration,
+}
+
+/// A turn in the batch or in the queue.
+struct Turn {
+    session: usize,
+    /// Tokens to draw.
+    left: usize,
+}
+
+/// Many sessions that take turns.
+struct Sessions {
+    scheduler: Scheduler,
+    root: PrefixId,
+    histories: Vec<Vec<u32>>,
+    /// Those that have no turn, the longest without one first.
+    resting: VecDeque<usize>,
+    turns: HashMap<SequenceId, Turn>,
+    next: u64,
+    random: u64,
+    /// The blocks that were evicted; they come back, if they do.
+    kept: HashSet<PrefixId>,
+    comes_back: bool,
+    costs: Costs,
+}
+
+impl Sessions {
+    fn new(comes_back: bool) -> Self {
+        let limits = StepLimits {
+            max_batch: BATCH,
+            max_step_tokens: 512,
+            speculative_rows: 8,
+        };
+        let mut sessions = Self {
+            scheduler: Scheduler::new(limits, HELD_SESSIONS * WINDOW / BLOCK_SIZE),
+            root: PrefixId::root(Tenant::ANONYMOUS),
+            histories: Vec::new(),
+            resting: (0..SESSIONS).collect(),
+            turns: HashMap::new(),
+            next: 0,
+            random: 1,
+            kept: HashSet::new(),
+            comes_back,
+            costs: Costs::default(),
+        };
+        // Sessions of every age.
+        for _ in 0..SESSIONS {
+            let age = sessions.below(WINDOW - ADDED - DRAWN);
+            let history = sessions.tokens(age);
+            sessions.histories.push(history);
+        }
+        sessions
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.random >> 33) as usize % bound
+    }
+
+    fn token(&mut self) -> u32 {
+        self.below(VOCABULARY as usize) as u32
+    }
+
+    fn tokens(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.token()).collect()
+    }
+
+    /// Runs until the pool is in use, and then so many steps that count.
+    fn run(mut self, steps: usize) -> Costs {
+        while self.costs.turns < SESSIONS {
+            self.step();
+        }
+        self.costs = Costs::default();
+        for _ in 0..steps {
+            self.step();
+        }
+        self.costs
+    }
+
+    fn step(&mut self) {
+        let mut come_and_go = Duration::ZERO;
+        while self.turns.len() < BATCH + 8 {
+            come_and_go += self.begin_turn();
+        }
+        let started = Instant::now();
+        let plan = self.scheduler.plan(|_| true);
+        let planned = started.elapsed();
+        let moves = self.scheduler.take_moves();
+        let moved = started.elapsed();
+        for change in moves {
+            if let BlockMove::Evict(eviction) = change {
+                self.costs.evicted += 1;
+                self.kept.insert(eviction.prefix);
+            }
+        }
+        let drawn: Vec<Vec<u32>> = plan.iter().map(|_| vec![self.token()]).collect();
+        let computing = Instant::now();
+        for &part in &plan {
+            self.scheduler.computed(part);
+        }
+        let computed = computing.elapsed();
+        for (part, drawn) in plan.iter().zip(&drawn).filter(|(part, _)| part.completes) {
+            self.scheduler.push_tokens(part.id, drawn);
+        }
+        let pushed = computing.elapsed();
+        for part in plan.iter().filter(|part| part.completes) {
+            come_and_go += self.drawn(part.id);
+        }
+        let costs = &mut self.costs;
+        costs.rows += plan.iter().map(|part| part.tokens).sum::<usize>();
+        costs.plan += planned;
+        costs.moves += moved - planned;
+        costs.computed += computed;
+        costs.drawn += pushed - computed;
+        costs.come_and_go += come_and_go;
+        costs.steps.push(moved + pushed + come_and_go);
+    }
+
+    /// Lets a session take its turn; what that costs the scheduler.
+    fn begin_turn(&mut self) -> Duration {
+        let session = self.resting.pop_front().expect("more sessions than turns");
+        if self.histories[session].len() + ADDED + DRAWN > WINDOW {
+            self.histories[session].clear();
+        }
+        let added = 1 + self.below(ADDED);
+        let added = self.tokens(added);
+        self.histories[session].extend(added);
+        let tokens = self.histories[session].clone();
+        let id = SequenceId(self.next);
+        self.next += 1;
+        let left = 1 + self.below(DRAWN);
+        self.turns.insert(id, Turn { session, left });
+        let started = Instant::now();
+        if self.comes_back {
+            self.import(&tokens);
+        }
+        let sequence = Sequence::new(id, tokens, WINDOW, true).with_keep(true);
+        self.scheduler.add(sequence.with_root(self.root));
+        started.elapsed()
+    }
+
+    /// Brings back what was kept of a history.
+    fn import(&mut self, tokens: &[u32]) {
+        let known = self.scheduler.blocks().find_prefix(self.root, tokens);
+        let first = known.len();
+        let mut prefix = known.last().map_or(self.root, |last| last.1);
+        let rest = tokens[first * BLOCK_SIZE..].as_chunks().0;
+        let kept = rest.iter().take_while(|tokens| {
+            prefix = prefix.then(tokens);
+            self.kept.contains(&prefix)
+        });
+        let count = kept.count();
+        let import = self.scheduler.begin_import(self.root, tokens, first, count);
+        self.scheduler.end_import(import, count);
+    }
+
+    /// A sequence has its token; what it costs the scheduler if that was the last of the turn.
+    fn drawn(&mut self, id: SequenceId) -> Duration {
+        let Some(turn) = self.turns.get_mut(&id) else {
+            return Duration::ZERO;
+        };
+        turn.left -= 1;
+        if turn.left > 0 {
+            return Duration::ZERO;
+        }
+        let session = turn.session;
+        self.turns.remove(&id);
+        let started = Instant::now();
+        let sequence = self.scheduler.remove_request(id);
+        let took = started.elapsed();
+        self.histories[session] = sequence.map_or_else(Vec::new, |s| s.tokens().to_vec());
+        self.resting.push_back(session);
+        self.costs.turns += 1;
+        took
+    }
+}
