@@ -65,12 +65,14 @@ fn listed() -> Vec<(&'static str, Value)> {
 }
 
 /// Limits that are settings of the server or the engine.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 10] = [
     "max_session_id_characters",
     "max_batch_requests",
     "max_queue_requests",
     "max_step_tokens",
     "max_sessions",
+    "max_sessions_per_key",
+    "session_ttl_seconds",
     "max_body_bytes",
     "header_timeout_seconds",
     "body_timeout_seconds",

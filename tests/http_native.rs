@@ -125,7 +125,7 @@ async fn details_of_a_stream_come_with_its_last_event() {
         last["details"],
         json!({
             "finish_reason": "length", "generated_tokens": 4,
-            "input_length": SERVER.ids("A goose").len(), "seed": 11
+            "input_length": SERVER.ids("A goose").len(), "cached_tokens": 0, "seed": 11
         })
     );
     for event in &events.data {

@@ -9,7 +9,7 @@ use skald::engine::{
 use skald::kernels::linear::WeightDtype;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
-use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle};
+use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, Tenant};
 
 /// The built-in model's files.
 pub fn files() -> ModelFiles {
@@ -118,10 +118,25 @@ pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError
     })
 }
 
+/// Waits until the worker says that nothing runs and no block is held.
+pub async fn idle(engine: &EngineHandle) {
+    loop {
+        let status = engine.status();
+        if (status.running, status.kv_blocks_used) == (0, 0) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
 /// Runs one request to its end.
 pub async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
     let generation = engine.submit(admit(draft)).await.expect("accepted");
-    finish(generation).await.expect("it does not fail")
+    let outcome = finish(generation).await.expect("it does not fail");
+    // Whoever is answered after it finds the worker's figures of all its steps.
+    let answered = engine.resident_tokens(Tenant::ANONYMOUS, Vec::new()).await;
+    answered.expect("the worker answers");
+    outcome
 }
 
 /// Runs a beam search to its end; the beams it returns, best first.
