@@ -254,6 +254,20 @@ impl BlockPool {
         (block, prefix)
     }
 
+    /// Says that a held block has got, from where it was kept, the `tokens` after a prefix, which no
+    /// block is known to hold; `prefix` ends with them.
+    pub fn publish_stored(
+        &mut self,
+        block: BlockId,
+        parent: PrefixId,
+        tokens: &[u32; BLOCK_SIZE],
+        prefix: PrefixId,
+    ) {
+        self.learn(block, Content::new(parent, tokens));
+        self.blocks[block.0 as usize].prefix = Some(prefix);
+        self.mark_stored(block);
+    }
+
     /// Says that a full block is kept beyond the pool already.
     pub fn mark_stored(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];

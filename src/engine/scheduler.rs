@@ -296,11 +296,11 @@ impl Scheduler {
             if self.places() + sequence.width() > self.limits.max_batch {
                 break;
             }
-            let cached = self.cached(sequence);
-            if self.computes_more(plan, sequence, cached.tokens()) {
+            if self.computes_more(plan, sequence) {
                 next += 1;
                 continue;
             }
+            let cached = self.cached(sequence);
             if !self.has_room(sequence, &cached) {
                 break;
             }
@@ -329,10 +329,10 @@ impl Scheduler {
         needed <= self.blocks.available() - idle
     }
 
-    /// Whether a part of the step computes tokens that `waiting`, which knows `known` tokens of its
-    /// context, could begin with in the next step. As it does not wait without that, it never waits
-    /// for one that stands still.
-    fn computes_more(&self, plan: &[Part], waiting: &Sequence, known: usize) -> bool {
+    /// Whether a part of the step computes tokens that `waiting` could begin with in the next step,
+    /// more than it could now. As it does not wait without that, it never waits for one that stands
+    /// still.
+    fn computes_more(&self, plan: &[Part], waiting: &Sequence) -> bool {
         let wanted = waiting.reusable();
         let mut parts = plan.iter().filter(|part| part.tokens >= WORTH_WAITING);
         parts.any(|part| {
@@ -341,8 +341,14 @@ impl Scheduler {
                 return false;
             };
             let end = part.first_position + part.tokens - part.drafted;
-            let computed = &sequence.context()[..end];
-            common(computed, wanted) >= part.first_position.max(known) + WORTH_WAITING
+            let common = common(&sequence.context()[..end], wanted);
+            if common < part.first_position + WORTH_WAITING {
+                return false;
+            }
+            // So they have the part's full blocks before it in common.
+            let (parent, full) = (sequence.last_prefix(), sequence.prefixes.len());
+            let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
+            common >= known + WORTH_WAITING
         })
     }
 

@@ -26,11 +26,23 @@ impl Cached {
 impl Scheduler {
     /// What is there that a sequence, which holds nothing, can begin with.
     pub(super) fn cached(&self, sequence: &Sequence) -> Cached {
-        let limit = sequence.reusable().len();
-        let full = self.blocks.find_prefix(sequence.root, sequence.reusable());
-        let parent = full.last().map_or(sequence.root, |last| last.1);
-        let start = full.len() * BLOCK_SIZE;
-        if start == limit {
+        self.cached_after(sequence, sequence.root, 0)
+    }
+
+    /// What is there of a sequence's context after its first blocks, which end with `parent`.
+    pub(super) fn cached_after(
+        &self,
+        sequence: &Sequence,
+        parent: PrefixId,
+        blocks: usize,
+    ) -> Cached {
+        let reusable = sequence.reusable();
+        let limit = reusable.len();
+        let known = reusable.get(blocks * BLOCK_SIZE..).unwrap_or_default();
+        let full = self.blocks.find_prefix(parent, known);
+        let parent = full.last().map_or(parent, |last| last.1);
+        let start = (blocks + full.len()) * BLOCK_SIZE;
+        if start >= limit {
             return Cached { full, tail: None };
         }
         // A tail that has the last token too is as good, if that one is computed again.

@@ -17,6 +17,7 @@ struct Held {
     block: BlockId,
     parent: PrefixId,
     tokens: [u32; BLOCK_SIZE],
+    prefix: PrefixId,
     is_new: bool,
 }
 
@@ -59,14 +60,15 @@ impl Scheduler {
                     None => break,
                 },
             };
-            let is_new = known.is_none();
+            let prefix = known.map_or_else(|| parent.then(tokens), |known| known.1);
             import.held.push(Held {
                 block,
                 parent,
                 tokens: *tokens,
-                is_new,
+                prefix,
+                is_new: known.is_none(),
             });
-            parent = known.map_or_else(|| parent.then(tokens), |known| known.1);
+            parent = prefix;
         }
         import
     }
@@ -76,20 +78,18 @@ impl Scheduler {
     pub fn end_import(&mut self, import: Import, written: usize) -> usize {
         let mut left = written;
         let mut taken = 0;
-        let mut unbroken = true;
-        for (n, held) in import.held.iter().enumerate() {
-            if held.is_new {
-                unbroken &= left > 0;
-                left = left.saturating_sub(1);
-                if unbroken {
-                    let Held { block, parent, .. } = *held;
-                    self.blocks.publish(block, parent, &held.tokens, true);
-                }
-            }
-            if unbroken && n >= import.first {
+        for held in import.held.iter().skip(import.first) {
+            if !held.is_new {
                 self.blocks.mark_stored(held.block);
-                taken += 1;
+            } else if left > 0 {
+                left -= 1;
+                let Held { block, parent, .. } = *held;
+                self.blocks
+                    .publish_stored(block, parent, &held.tokens, held.prefix);
+            } else {
+                break;
             }
+            taken += 1;
         }
         for held in import.held.into_iter().rev() {
             self.blocks.release(held.block);
