@@ -314,13 +314,16 @@ impl Index {
             }
             for file in fs::read_dir(dir.path())? {
                 let file = file?;
-                let modified = file.metadata()?.modified()?;
+                // Another server may have renamed or deleted it.
+                let Ok(modified) = file.metadata().and_then(|found| found.modified()) else {
+                    continue;
+                };
                 let name = file.file_name();
                 let name = name.to_string_lossy();
                 if let Ok(prefix) = name.parse() {
                     found.push((modified, prefix));
                 } else if name.ends_with(UNFINISHED) && !is_recent(modified) {
-                    fs::remove_file(file.path())?;
+                    let _ = fs::remove_file(file.path());
                 }
             }
         }
