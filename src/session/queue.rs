@@ -122,6 +122,18 @@ impl OnTurn {
     pub fn is_deleted(&self) -> bool {
         self.place.deleted.load(Ordering::SeqCst)
     }
+
+    /// Ends the turn, unless the session was deleted under it: then what the turn has written must
+    /// go first, or who comes next would find it.
+    pub fn end_unless_deleted(&mut self) -> bool {
+        // Nobody deletes it between the question and the answer.
+        let _places = self.queue.places();
+        let ends = !self.place.deleted.load(Ordering::SeqCst);
+        if ends {
+            self.guard = None;
+        }
+        ends
+    }
 }
 
 impl Drop for OnTurn {

@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) const UNFINISHED: &str = "tmp";
 const HEADER: usize = 56;
 const CHECKSUM: usize = 32;
+/// Bytes of a file beside its content.
+pub(super) const OVERHEAD: usize = HEADER + CHECKSUM;
 
 /// What a file's content depends on. With another one, the content means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,9 @@
 //!
 //! A block is named by its prefix id, the hash of all tokens up to its end, so a file can only be
 //! found by who has these very tokens (and the tenant's key), sessions that begin alike share it, and
-//! servers with the same model can share the directory. `kv/<2 digits>/<32 digits>`, sealed with the
-//! fingerprint of the model and of how it computes.
+//! servers with the same model can share the directory. `kv/<16 digits>/<2 digits>/<32 digits>`, in
+//! which the first are of the fingerprint of the model and of how it computes; sealed with the whole
+//! of it.
 //!
 //! Losing a block costs time, never a result: it is computed again. So nothing here waits for the
 //! disk on behalf of the engine, and files are not forced to the disk. Blocks are written and read only
@@ -21,7 +22,7 @@ use std::time::{Instant, SystemTime};
 use bytesize::ByteSize;
 use tokio_util::sync::CancellationToken;
 
-use super::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
+use super::sealed::{Fingerprint, OVERHEAD, Seal, UNFINISHED, Unreadable, set_aside};
 use crate::engine::blocks::{BLOCK_SIZE, PrefixId};
 use crate::engine::{EngineHandle, EvictedBlock, GenerateError};
 use crate::request::Tenant;
@@ -51,15 +52,30 @@ pub struct Snapshots {
     written: CancellationToken,
 }
 
-/// What is there, as far as this process knows.
+/// Which block of which model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct BlockName {
+    /// The first bytes of its fingerprint.
+    model: u64,
+    prefix: PrefixId,
+}
+
+/// What is there of all models, as far as this process knows.
 struct Index {
-    /// When it was last used.
-    blocks: HashMap<PrefixId, u64>,
+    blocks: HashMap<BlockName, Known>,
     /// The least recently used first.
-    by_use: BTreeMap<u64, PrefixId>,
+    by_use: BTreeMap<u64, BlockName>,
     clock: u64,
-    /// Blocks that fit the disk space given.
-    limit: usize,
+    bytes: u64,
+    /// The disk space given.
+    limit: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    /// When it was last used.
+    used: u64,
+    bytes: u64,
 }
 
 /// What blocks on disk depend on, beside their tokens.
@@ -86,10 +102,8 @@ impl Snapshots {
     ) -> io::Result<(Arc<Self>, SyncSender<EvictedBlock>)> {
         let root = dir.join("kv");
         fs::create_dir_all(&root)?;
-        let each = config.block_bytes.max(1) as u64;
-        let limit = usize::try_from(config.size.as_u64() / each).unwrap_or(usize::MAX);
         let snapshots = Arc::new(Self {
-            index: Mutex::new(Index::scan(&root, limit)?),
+            index: Mutex::new(Index::scan(&root, config.size.as_u64())?),
             root,
             seal: Seal {
                 kind: *b"SKALDKVB",
@@ -139,9 +153,12 @@ impl Snapshots {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, prefix: PrefixId) -> PathBuf {
-        let name = prefix.to_string();
-        self.root.join(name.split_at(2).0).join(name)
+    fn name(&self, prefix: PrefixId) -> BlockName {
+        let model = self.seal.fingerprint.0.first_chunk();
+        BlockName {
+            model: model.map_or(0, |first| u64::from_be_bytes(*first)),
+            prefix,
+        }
     }
 
     /// Writes blocks until nobody is left to send any.
@@ -165,20 +182,22 @@ impl Snapshots {
     }
 
     fn write(&self, block: &EvictedBlock) -> io::Result<()> {
-        if self.index().touch(block.prefix) {
+        let name = self.name(block.prefix);
+        let bytes = (block.bytes.len() + OVERHEAD) as u64;
+        if self.index().touch(name) {
             return Ok(());
         }
-        let path = self.path(block.prefix);
+        let path = self.root.join(name.path());
         if !path.exists() {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
             self.seal.write(&path, &block.bytes, false)?;
         }
-        let forgotten = self.index().add(block.prefix);
-        for prefix in forgotten {
+        let forgotten = self.index().add(name, bytes);
+        for name in forgotten {
             // Another server may have been faster.
-            let _ = fs::remove_file(self.path(prefix));
+            let _ = fs::remove_file(self.root.join(name.path()));
         }
         Ok(())
     }
@@ -247,7 +266,8 @@ impl Snapshots {
     }
 
     fn has(&self, prefix: PrefixId) -> bool {
-        self.index().touch(prefix) || self.path(prefix).exists()
+        let name = self.name(prefix);
+        self.index().touch(name) || self.root.join(name.path()).exists()
     }
 
     /// The content of these blocks, one after the other, up to the first that can't be read.
@@ -255,7 +275,8 @@ impl Snapshots {
         let mut all = Vec::with_capacity(prefixes.len() * self.block_bytes);
         for &prefix in prefixes {
             let started = Instant::now();
-            let path = self.path(prefix);
+            let name = self.name(prefix);
+            let path = self.root.join(name.path());
             let why = match self.seal.read(&path) {
                 Ok(Some(bytes)) if bytes.len() == self.block_bytes => {
                     all.extend_from_slice(&bytes);
@@ -264,13 +285,13 @@ impl Snapshots {
                 }
                 Ok(Some(_)) => Unreadable::Foreign("of another size"),
                 Ok(None) => {
-                    self.index().remove(prefix);
+                    self.index().remove(name);
                     break;
                 }
                 Err(why) => why,
             };
             set_aside(&path, &why);
-            self.index().remove(prefix);
+            self.index().remove(name);
             break;
         }
         all
@@ -303,82 +324,174 @@ impl Snapshots {
     }
 }
 
+impl BlockName {
+    /// Where it is under the directory of all blocks.
+    fn path(&self) -> PathBuf {
+        let prefix = self.prefix.to_string();
+        let mut path = PathBuf::from(format!("{:016x}", self.model));
+        path.push(prefix.split_at(2).0);
+        path.push(prefix);
+        path
+    }
+}
+
 impl Index {
     /// What earlier processes have left; what they left unfinished is deleted.
-    fn scan(root: &Path, limit: usize) -> io::Result<Self> {
-        let mut found: Vec<(SystemTime, PrefixId)> = Vec::new();
-        for dir in fs::read_dir(root)? {
-            let dir = dir?;
-            if !dir.file_type()?.is_dir() {
+    fn scan(root: &Path, limit: u64) -> io::Result<Self> {
+        let mut found: Vec<(SystemTime, BlockName, u64)> = Vec::new();
+        for model_dir in directories(root)? {
+            let model = model_dir.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(model) = u64::from_str_radix(&model, 16) else {
                 continue;
-            }
-            for file in fs::read_dir(dir.path())? {
-                let file = file?;
-                // Another server may have renamed or deleted it.
-                let Ok(modified) = file.metadata().and_then(|found| found.modified()) else {
-                    continue;
-                };
-                let name = file.file_name();
-                let name = name.to_string_lossy();
-                if let Ok(prefix) = name.parse() {
-                    found.push((modified, prefix));
-                } else if name.ends_with(UNFINISHED) && !is_recent(modified) {
-                    let _ = fs::remove_file(file.path());
+            };
+            for dir in directories(&model_dir)? {
+                for file in fs::read_dir(dir)? {
+                    let file = file?;
+                    // Another server may have renamed or deleted it.
+                    let Ok(about) = file.metadata() else {
+                        continue;
+                    };
+                    let modified = about.modified()?;
+                    let name = file.file_name();
+                    let name = name.to_string_lossy();
+                    if let Ok(prefix) = name.parse() {
+                        let name = BlockName { model, prefix };
+                        found.push((modified, name, about.len()));
+                    } else if name.ends_with(UNFINISHED) && !is_recent(modified) {
+                        let _ = fs::remove_file(file.path());
+                    }
                 }
             }
         }
-        found.sort_by_key(|(modified, _)| *modified);
+        found.sort_by_key(|(modified, ..)| *modified);
         let mut index = Self {
             blocks: HashMap::new(),
             by_use: BTreeMap::new(),
             clock: 0,
+            bytes: 0,
             limit,
         };
-        for (_, prefix) in found {
-            index.insert(prefix);
+        for (_, name, bytes) in found {
+            index.insert(name, bytes);
         }
         Ok(index)
     }
 
-    fn insert(&mut self, prefix: PrefixId) {
-        self.remove(prefix);
+    fn insert(&mut self, name: BlockName, bytes: u64) {
+        self.remove(name);
         self.clock += 1;
-        self.blocks.insert(prefix, self.clock);
-        self.by_use.insert(self.clock, prefix);
+        let used = self.clock;
+        self.blocks.insert(name, Known { used, bytes });
+        self.by_use.insert(used, name);
+        self.bytes += bytes;
     }
 
-    fn remove(&mut self, prefix: PrefixId) {
-        if let Some(used) = self.blocks.remove(&prefix) {
+    fn remove(&mut self, name: BlockName) {
+        if let Some(Known { used, bytes }) = self.blocks.remove(&name) {
             self.by_use.remove(&used);
+            self.bytes -= bytes;
         }
     }
 
     /// Notes a use; whether the block is there.
-    fn touch(&mut self, prefix: PrefixId) -> bool {
-        let there = self.blocks.contains_key(&prefix);
-        if there {
-            self.insert(prefix);
+    fn touch(&mut self, name: BlockName) -> bool {
+        let known = self.blocks.get(&name).copied();
+        if let Some(known) = known {
+            self.insert(name, known.bytes);
         }
-        there
+        known.is_some()
     }
 
     /// Adds a block; gives those that have to go for it.
-    fn add(&mut self, prefix: PrefixId) -> Vec<PrefixId> {
-        self.insert(prefix);
+    fn add(&mut self, name: BlockName, bytes: u64) -> Vec<BlockName> {
+        self.insert(name, bytes);
         let mut forgotten = Vec::new();
-        while self.blocks.len() > self.limit {
-            let Some((_, oldest)) = self.by_use.pop_first() else {
+        while self.bytes > self.limit {
+            let Some((_, &oldest)) = self.by_use.first_key_value() else {
                 break;
             };
-            self.blocks.remove(&oldest);
+            self.remove(oldest);
             forgotten.push(oldest);
         }
         forgotten
     }
 }
 
+/// The directories in one.
+fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
 /// Whether another process may still be writing a file.
 fn is_recent(modified: SystemTime) -> bool {
     let age = modified.elapsed().unwrap_or_default();
     age < std::time::Duration::from_secs(3600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path, model: u8, blocks: u64) -> Arc<Snapshots> {
+        let config = SnapshotConfig {
+            model: Fingerprint([model; 32]),
+            block_bytes: 100,
+            size: ByteSize::b(blocks * (100 + OVERHEAD as u64)),
+            shared_prefixes: false,
+        };
+        Snapshots::open(dir, config).unwrap().0
+    }
+
+    fn block(snapshots: &Snapshots, n: u32) -> EvictedBlock {
+        let tokens = [n; BLOCK_SIZE];
+        EvictedBlock {
+            prefix: snapshots.chain(Tenant::ANONYMOUS, &tokens)[0],
+            bytes: vec![n as u8; 100],
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_blocks_of_any_model_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = open(dir.path(), 1, 3);
+        let old = block(&other, 7);
+        other.write(&old).unwrap();
+        let snapshots = open(dir.path(), 2, 3);
+        assert_eq!(snapshots.len(), 1);
+        let blocks: Vec<_> = (0..4).map(|n| block(&snapshots, n)).collect();
+        for block in &blocks[..3] {
+            snapshots.write(block).unwrap();
+        }
+        // The other model's block was the oldest.
+        assert!(other.read_all(&[old.prefix]).is_empty());
+        assert!(snapshots.has(blocks[0].prefix));
+        snapshots.write(&blocks[3]).unwrap();
+        let has = blocks.iter().map(|block| snapshots.has(block.prefix));
+        assert_eq!(has.collect::<Vec<_>>(), [true, false, true, true]);
+        assert_eq!(open(dir.path(), 2, 3).len(), 3);
+    }
+
+    #[test]
+    fn models_do_not_get_in_each_others_way_and_a_damaged_block_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (open(dir.path(), 1, 9), open(dir.path(), 2, 9));
+        let block = block(&one, 5);
+        one.write(&block).unwrap();
+        assert!(!two.has(block.prefix));
+        assert_eq!(one.read_all(&[block.prefix]), block.bytes);
+        let path = one.root.join(one.name(block.prefix).path());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[70] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(one.read_all(&[block.prefix]).is_empty());
+        assert!(!path.exists() && !one.has(block.prefix));
+        assert!(path.with_extension("corrupt").exists());
+    }
 }

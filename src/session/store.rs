@@ -11,10 +11,10 @@ use super::queue::busy;
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// How long to wait before a lock is tried again that another server has.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How long to wait before a lock is tried again that another server has: at first, and at most.
+const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// How often it is tried for who does not want to wait: someone may just be looking.
-const LOCK_GLANCES: usize = 3;
+const LOCK_GLANCES: usize = 6;
 
 /// All histories.
 #[derive(Clone)]
@@ -41,6 +41,7 @@ impl Store {
             }
             Self::Dir(dir) => dir,
         };
+        let (mut pause, longest) = LOCK_PAUSE;
         let mut attempts = 0;
         loop {
             let (dir, locked_key) = (Arc::clone(dir), key.clone());
@@ -61,7 +62,8 @@ impl Store {
             if if_busy == IfBusy::Error && attempts >= LOCK_GLANCES {
                 return Err(busy(key));
             }
-            tokio::time::sleep(LOCK_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = longest.min(pause * 2);
         }
     }
 

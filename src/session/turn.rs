@@ -153,31 +153,25 @@ impl Open {
         store: Store,
         tokens: Option<Arc<[u32]>>,
     ) -> Result<Option<History>, SessionError> {
-        let Self { held, on_turn } = self;
-        let key = on_turn.key();
-        if on_turn.is_deleted() {
-            store.remove(key, &held).await?;
-            return Ok(None);
+        let Self { held, mut on_turn } = self;
+        let key = on_turn.key().clone();
+        let mut left = held.history.clone();
+        if let Some(tokens) = tokens.filter(|_| !on_turn.is_deleted()) {
+            let now = SystemTime::now();
+            let history = History {
+                tokens,
+                created: left.map_or(now, |was| was.created),
+                last_used: now,
+            };
+            store.write(&key, &held, history.clone()).await?;
+            left = Some(history);
         }
-        let now = SystemTime::now();
-        let Some(tokens) = tokens else {
-            if held.history.is_none() {
-                // There never was anything to remember.
-                store.remove(key, &held).await?;
-            }
-            return Ok(held.history);
-        };
-        let history = History {
-            tokens,
-            created: held.history.as_ref().map_or(now, |was| was.created),
-            last_used: now,
-        };
-        store.write(key, &held, history.clone()).await?;
-        if on_turn.is_deleted() {
-            store.remove(key, &held).await?;
-            return Ok(None);
+        if left.is_some() && on_turn.end_unless_deleted() {
+            return Ok(left);
         }
-        Ok(Some(history))
+        // It was deleted, or there never was anything to remember.
+        store.remove(&key, &held).await?;
+        Ok(None)
     }
 }
 
@@ -186,12 +180,12 @@ impl Drop for Turn {
         let Some(open) = self.open.take() else {
             return;
         };
-        if !open.on_turn.is_deleted() && open.held.history.is_some() {
+        let Open { held, mut on_turn } = open;
+        if held.history.is_some() && on_turn.end_unless_deleted() {
             return;
         }
         // The turn ends here, though not all may be gone from the disk: who is refused has left no
         // session, not even a busy one, by the time it is told.
-        let Open { held, on_turn } = open;
         let key = on_turn.key().clone();
         let store = self.shared.store.clone();
         let mut removing = Box::pin(async move {
