@@ -12,6 +12,8 @@
 //! was ever written, in huge pages where the system has them. Slots that no position was written
 //! to hold stale or zero bytes and must never reach a result. Which sequence owns which block is not known here.
 
+mod blocks;
+
 use std::alloc::{Layout as Allocation, alloc_zeroed};
 
 use candle_core::backend::BackendStorage;
@@ -127,71 +129,6 @@ impl KvCache {
         n_layer * shape.block_stride() * dtype.dtype().size_in_bytes()
     }
 
-    /// Copies one block's keys and values over another's, in all layers.
-    ///
-    /// # Errors
-    /// If the cache does not have the blocks.
-    pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
-        for layer in &self.layers {
-            let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, n_head, 2, half]
-            // Not `copy`, which copies all of the layer.
-            let block = block.force_contiguous()?;
-            layer.tensor.slice_set(&block, 0, to as usize)?;
-        }
-        Ok(())
-    }
-
-    /// Appends one block's keys and values to `bytes`: layer after layer, as they lie in memory, each
-    /// element in little-endian order. Slots that were not written to are anything.
-    ///
-    /// # Errors
-    /// If the cache does not have the block.
-    pub fn read_block(&self, block: u32, bytes: &mut Vec<u8>) -> Result<()> {
-        for LayerKv { tensor, .. } in &self.layers {
-            let block = tensor.narrow(0, block as usize, 1)?.flatten_all()?; // [n_head * 2 * half]
-            match tensor.dtype() {
-                DType::F32 => append(bytes, &block.to_vec1()?, f32::to_le_bytes),
-                DType::BF16 => append(bytes, &block.to_vec1()?, bf16::to_le_bytes),
-                other => bail!("the KV cache holds f32 or bf16, not {other:?}"),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes over one block's keys and values what [`read_block`](Self::read_block) gave of a cache
-    /// of the same shape and type.
-    ///
-    /// # Errors
-    /// If the cache does not have the block, or `bytes` are not those of one.
-    pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<()> {
-        let mut left = bytes;
-        for LayerKv { tensor, shape } in &self.layers {
-            let size = shape.block_stride() * tensor.dtype().size_in_bytes();
-            let Some((layer, rest)) = left.split_at_checked(size) else {
-                bail!(
-                    "{} bytes are less than a block of the KV cache",
-                    bytes.len()
-                );
-            };
-            left = rest;
-            let dims = (1, shape.n_head, 2, shape.half());
-            let device = tensor.device();
-            let layer = match tensor.dtype() {
-                DType::F32 => Tensor::from_vec(elements(layer, f32::from_le_bytes), dims, device),
-                DType::BF16 => Tensor::from_vec(elements(layer, bf16::from_le_bytes), dims, device),
-                other => bail!("the KV cache holds f32 or bf16, not {other:?}"),
-            }?;
-            tensor.slice_set(&layer, 0, block as usize)?;
-        }
-        if !left.is_empty() {
-            bail!(
-                "{} bytes are more than a block of the KV cache",
-                bytes.len()
-            );
-        }
-        Ok(())
-    }
-
     /// The keys and values of layer `i`.
     ///
     /// # Errors
@@ -247,26 +184,6 @@ impl LayerKv {
         };
         self.tensor.inplace_op2(qkv, &write)
     }
-}
-
-/// Appends the bytes of elements.
-fn append<T: Copy, const N: usize>(bytes: &mut Vec<u8>, elements: &[T], of: fn(T) -> [u8; N]) {
-    let start = bytes.len();
-    bytes.resize(start + N * elements.len(), 0);
-    let places = bytes[start..].as_chunks_mut().0;
-    for (place, &element) in places.iter_mut().zip(elements) {
-        *place = of(element);
-    }
-}
-
-/// The elements that have these bytes.
-fn elements<T, const N: usize>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&bytes| from(bytes))
-        .collect()
 }
 
 /// Elements whose bytes may all be zero, as the cache holds them.
@@ -509,73 +426,6 @@ mod tests {
                     .unwrap(),
                 0.0
             );
-        }
-    }
-
-    #[test]
-    fn a_copied_block_holds_the_same_in_every_layer_and_no_other_changes() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let cache = KvCache::new(&Device::Cpu, dtype, 2, 4, 2, 5).unwrap();
-            let values = |layer: usize| -> Vec<Vec<f32>> {
-                let tensor = &cache.layer(layer).unwrap().tensor;
-                let tensor = tensor.to_dtype(DType::F32).unwrap();
-                tensor.flatten_from(1).unwrap().to_vec2().unwrap()
-            };
-            for layer in 0..2 {
-                let tensor = &cache.layer(layer).unwrap().tensor;
-                let random = Tensor::rand(-1f32, 1., tensor.dims(), &Device::Cpu).unwrap();
-                let random = random.to_dtype(dtype.dtype()).unwrap();
-                tensor.slice_set(&random, 0, 0).unwrap();
-            }
-            let before = [values(0), values(1)];
-            cache.copy_block(2, 1).unwrap();
-            for (layer, before) in before.iter().enumerate() {
-                let expected = [&before[0], &before[2], &before[2], &before[3]];
-                assert_eq!(values(layer).iter().collect::<Vec<_>>(), expected);
-            }
-            assert!(cache.copy_block(4, 0).is_err());
-            assert!(cache.copy_block(0, 4).is_err());
-        }
-    }
-
-    #[test]
-    fn a_block_that_is_read_and_written_elsewhere_is_the_same_bit_for_bit() {
-        for (dtype, head_dim) in [(KvDtype::F32, 5), (KvDtype::Bf16, 5), (KvDtype::Bf16, 8)] {
-            let new = || KvCache::new(&Device::Cpu, dtype, 2, 3, 2, head_dim).unwrap();
-            let (cache, other) = (new(), new());
-            for layer in &cache.layers {
-                let random = Tensor::rand(-1f32, 1., layer.tensor.dims(), &Device::Cpu).unwrap();
-                let random = random.to_dtype(dtype.dtype()).unwrap();
-                layer.tensor.slice_set(&random, 0, 0).unwrap();
-            }
-            let mut bytes = vec![7];
-            cache.read_block(1, &mut bytes).unwrap();
-            let block = &bytes[1..];
-            assert_eq!(bytes[0], 7);
-            assert_eq!(block.len(), KvCache::block_bytes(dtype, 2, 2, head_dim));
-            other.write_block(2, block).unwrap();
-            let values = |cache: &KvCache, layer: usize, block: usize| -> Vec<f32> {
-                let block = cache.layer(layer).unwrap().tensor.get(block).unwrap();
-                let block = block.to_dtype(DType::F32).unwrap();
-                block.flatten_all().unwrap().to_vec1().unwrap()
-            };
-            for layer in 0..2 {
-                assert_eq!(values(&other, layer, 2), values(&cache, layer, 1));
-                for untouched in [0, 1] {
-                    let block = values(&other, layer, untouched);
-                    assert!(block.iter().all(|&x| x == 0.0));
-                }
-            }
-            assert!(cache.read_block(3, &mut bytes).is_err());
-            assert!(cache.write_block(3, &bytes[1..]).is_err());
-            let size = KvCache::block_bytes(dtype, 2, 2, head_dim);
-            for (wrong, message) in [
-                (size - 1, "less than a block"),
-                (size + 1, "more than a block"),
-            ] {
-                let error = cache.write_block(0, &vec![0; wrong]).unwrap_err();
-                assert!(error.to_string().contains(message), "{error}");
-            }
         }
     }
 

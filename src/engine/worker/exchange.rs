@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::Worker;
-use crate::engine::blocks::{BLOCK_SIZE, BlockId, BlockMove, Eviction, PrefixId};
+use crate::engine::blocks::{BLOCK_SIZE, BlockMove, Eviction, PrefixId};
 use crate::engine::event::GenerateError;
 use crate::engine::exchange::{EvictedBlock, Exchange};
 use crate::request::Tenant;
@@ -82,29 +82,34 @@ impl Worker {
     }
 
     /// Gives a block away that is about to hold something else; lost if no one takes it at once.
-    fn export(&self, eviction: Eviction) {
-        let sent = self.offer(eviction.block, eviction.prefix);
+    fn export(&mut self, eviction: Eviction) {
+        let Some(keeper) = &self.config.evicted else {
+            return;
+        };
+        let Some(block) = self.read(eviction) else {
+            return;
+        };
+        let sent = keeper.try_send(block);
         let count = match sent {
-            Some(Ok(())) => &self.gauges.evicted_blocks,
-            Some(Err(_)) => &self.gauges.lost_blocks,
-            None => return,
+            Ok(()) => &self.gauges.evicted_blocks,
+            Err(_) => &self.gauges.lost_blocks,
         };
         count.fetch_add(1, Ordering::Relaxed);
+        if let Err(TrySendError::Disconnected(_)) = sent {
+            warn!("no one keeps evicted blocks of the KV cache any more");
+            self.config.evicted = None;
+        }
     }
 
-    /// Offers a block to whoever keeps it; nothing if there is no one.
-    fn offer(
-        &self,
-        block: BlockId,
-        prefix: PrefixId,
-    ) -> Option<Result<(), TrySendError<EvictedBlock>>> {
-        let keeper = self.config.evicted.as_ref()?;
-        let mut bytes = Vec::new();
-        if let Err(failure) = self.kv.read_block(block.0, &mut bytes) {
-            warn!(%failure, "a block of the KV cache could not be read");
-            return None;
+    fn read(&self, Eviction { block, prefix }: Eviction) -> Option<EvictedBlock> {
+        let mut bytes = Vec::with_capacity(self.block_bytes);
+        match self.kv.read_block(block.0, &mut bytes) {
+            Ok(()) => Some(EvictedBlock { prefix, bytes }),
+            Err(failure) => {
+                warn!(%failure, "a block of the KV cache could not be read");
+                None
+            }
         }
-        Some(keeper.try_send(EvictedBlock { prefix, bytes }))
     }
 
     /// When all requests are gone: gives away what is worth keeping, the last used first, as long as
@@ -118,20 +123,21 @@ impl Worker {
             return;
         };
         let deadline = Instant::now() + LAST_EXPORT;
-        for Eviction { block, prefix } in self.scheduler.unsaved() {
-            let Some(mut offered) = self.offer(block, prefix) else {
+        for eviction in self.scheduler.unsaved() {
+            let Some(mut block) = self.read(eviction) else {
                 continue;
             };
-            while let Err(TrySendError::Full(block)) = offered {
+            loop {
                 if Instant::now() >= deadline {
                     warn!("not all of the KV cache could be kept in time");
                     return;
                 }
+                block = match keeper.try_send(block) {
+                    Ok(()) => break,
+                    Err(TrySendError::Full(block)) => block,
+                    Err(TrySendError::Disconnected(_)) => return,
+                };
                 std::thread::sleep(OFFER_PAUSE);
-                offered = keeper.try_send(block);
-            }
-            if offered.is_err() {
-                return;
             }
         }
     }
