@@ -71,6 +71,7 @@ with torch.no_grad():
             num_return_sequences=4,
             max_new_tokens=24,
             do_sample=False,
+            repetition_penalty=1.0,
             pad_token_id=eos,
             length_penalty=1.0,
             early_stopping=False,
