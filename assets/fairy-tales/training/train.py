@@ -29,8 +29,6 @@ from optimizer import Optimizer
 
 HERE = Path(__file__).parent
 SHORT_WINDOW = 256
-# Seconds from one checkpoint to the next.
-CHECKPOINT_EVERY = 120
 
 
 def arguments():
@@ -57,6 +55,7 @@ def arguments():
     p.add_argument("--average", type=float, default=0.0, help="weights averaged with this decay; 0: not")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--looks", type=int, default=80, help="looks at the validation tales")
+    p.add_argument("--checkpoint-every", type=float, default=120, help="seconds")
     p.add_argument("--threads", type=int, default=2)
     return p.parse_args()
 
@@ -267,7 +266,7 @@ def main():
             if last:
                 run.export(figures)
             started = time.monotonic()
-        if last or time.monotonic() - saved > CHECKPOINT_EVERY:
+        if last or time.monotonic() - saved > run.a.checkpoint_every:
             run.seconds += time.monotonic() - started
             run.save()
             started = saved = time.monotonic()
