@@ -37,7 +37,7 @@ const HELD_SESSIONS: usize = 50;
 /// Tokens of a turn: added at most, and drawn at most.
 const ADDED: usize = 64;
 const DRAWN: usize = 64;
-const VOCABULARY: u32 = 4096;
+const VOCABULARY: u32 = 8192;
 
 #[derive(Parser)]
 struct Arguments {

@@ -436,9 +436,9 @@ fn the_built_in_model_is_whole() {
         .unwrap();
     assert_eq!(files.name, "fairy-tales");
     files.checkpoint.validate(&files.config).unwrap();
-    assert_eq!(files.config.parameters(), 6_049_792);
+    assert_eq!(files.config.parameters(), 10_347_520);
     assert_eq!(files.tokenizer.vocab_size(), files.config.vocab_size);
-    assert_eq!(files.end_of_text(), [4095]);
+    assert_eq!(files.end_of_text(), [8191]);
     assert_eq!(files.generation_config.sampling().do_sample, Some(true));
 }
 

@@ -443,7 +443,7 @@ const WRONG: &str = r#"
 {"repetition_penalty": 101}                     | repetition_penalty | `repetition_penalty` | 101 | 100
 {"min_tokens": 13}                              | min_tokens | `min_tokens` | got 13 | `max_completion_tokens` (12)
 {"ignore_eos": "no"}                            | ignore_eos | `ignore_eos` | "no" | boolean
-{"stop_token_ids": [4096]}                      | stop_token_ids | `stop_token_ids` | 4096 | 4095
+{"stop_token_ids": [8192]}                      | stop_token_ids | `stop_token_ids` | 8192 | 8191
 {"truncate_prompt_tokens": 0}                   | truncate_prompt_tokens | `truncate_prompt_tokens` | got 0 | 1
 {"overflow": "wrap"}                            | overflow | `overflow` | `wrap` | `slide`
 "#;

@@ -75,7 +75,7 @@ async fn an_answer_has_the_form_clients_expect() {
     let vectors = floats(&answer);
     assert_eq!(vectors.len(), 2);
     for vector in &vectors {
-        assert_eq!(vector.len(), 256);
+        assert_eq!(vector.len(), 320);
         let squares: f32 = vector.iter().map(|x| x * x).sum();
         assert!((squares - 1.0).abs() < 1e-5, "{squares}");
     }
@@ -85,7 +85,7 @@ async fn an_answer_has_the_form_clients_expect() {
         "user": null, "truncate": true
     });
     assert_eq!(floats(&embed(nulls).await)[0], vectors[0]);
-    let width = json!({"input": "The fox", "dimensions": 256, "user": "me"});
+    let width = json!({"input": "The fox", "dimensions": 320, "user": "me"});
     assert_eq!(floats(&embed(width).await)[0], vectors[0]);
 }
 

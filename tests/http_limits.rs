@@ -31,7 +31,7 @@ fn listed() -> Vec<(&'static str, Value)> {
         max_repetition_penalty,
         max_embedding_inputs,
         max_embedding_tokens,
-    } = Limits::for_model(1024, 4096, vec![4095]);
+    } = Limits::for_model(1024, 8192, vec![8191]);
     assert_eq!(defaults, SamplingDefaults::default());
     vec![
         ("/limits/max_context_tokens", json!(n_positions)),

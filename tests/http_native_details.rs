@@ -291,7 +291,7 @@ async fn values_that_switch_a_parameter_off_change_nothing() {
         json!({"typical_p": 1.0}),
         json!({"repetition_penalty": 1.0}),
         json!({"frequency_penalty": 0.0}),
-        json!({"top_k": 4096}),
+        json!({"top_k": 8192}),
         json!({"watermark": false, "best_of": 1, "stop": [], "return_full_text": false}),
     ] {
         assert_eq!(drawn(off.clone()).await, plain, "{off}");

@@ -17,7 +17,7 @@ const OPENAI: &str = r#"
 {"prompt": []}                                 | prompt              | `prompt` | at least one
 {"prompt": [[]]}                               | prompt              | `prompt` | empty
 {"prompt": ["a", 1]}                           | prompt              | `prompt | mixes
-{"prompt": [4096]}                             | prompt              | `prompt` | 4096 | 4095
+{"prompt": [8192]}                             | prompt              | `prompt` | 8192 | 8191
 {"prompt": [-1]}                               | prompt[0]           | `prompt[0]` | -1 | token id
 {"max_tokens": -1}                             | max_tokens          | `max_tokens` | -1 | 0
 {"max_tokens": 1.5}                            | max_tokens          | `max_tokens` | 1.5 | integer
@@ -57,7 +57,7 @@ const OPENAI: &str = r#"
 {"logit_bias": {"5": 101}}                     | logit_bias.5        | `logit_bias.5` | 101 | -100 to 100
 {"logit_bias": {"5": "x"}}                     | logit_bias.5        | `logit_bias.5` | "x" | a number
 {"logit_bias": {"five": 1}}                    | logit_bias          | `logit_bias` | "five" | token id
-{"logit_bias": {"4096": 1}}                    | logit_bias          | `logit_bias` | 4096 | 4095
+{"logit_bias": {"8192": 1}}                    | logit_bias          | `logit_bias` | 8192 | 8191
 {"logit_bias": 3}                              | logit_bias          | `logit_bias` | 3 | map
 {"seed": 9223372036854775808}                  | seed                | `seed` | 9223372036854775808 | integer
 {"seed": 1.5}                                  | seed                | `seed` | 1.5 | integer
@@ -71,7 +71,7 @@ const OPENAI: &str = r#"
 {"max_tokens": 3, "min_tokens": 4}             | min_tokens          | `min_tokens` | got 4 | `max_tokens` (3)
 {"min_tokens": -1}                             | min_tokens          | `min_tokens` | -1
 {"ignore_eos": "no"}                           | ignore_eos          | `ignore_eos` | "no" | boolean
-{"stop_token_ids": [4096]}                     | stop_token_ids      | `stop_token_ids` | 4096 | 4095
+{"stop_token_ids": [8192]}                     | stop_token_ids      | `stop_token_ids` | 8192 | 8191
 {"stop_token_ids": [-1]}                       | stop_token_ids[0]   | `stop_token_ids[0]` | -1 | integer
 {"session_id": "a b"}                          | session_id          | `session_id` | a b | A-Z
 {"session_id": "s", "n": 2}                    | n                   | session | 2
@@ -95,15 +95,15 @@ const EMBEDDINGS: &str = r#"
 {"input": [[]]}                                | input[0]            | `input[0]` | empty
 {"input": [[1], []]}                           | input[1]            | `input[1]` | empty
 {"input": ["a", 1]}                            | input               | `input | mixes
-{"input": [4096]}                              | input               | `input` | 4096 | 4095
-{"input": [[1], [2, 4096]]}                    | input[1]            | `input[1]` | 4096 | 4095
+{"input": [8192]}                              | input               | `input` | 8192 | 8191
+{"input": [[1], [2, 8192]]}                    | input[1]            | `input[1]` | 8192 | 8191
 {"input": [-1]}                                | input[0]            | `input[0]` | -1 | token id
 {"input": [[1, "a"]]}                          | input[0][1]         | `input[0][1]` | "a" | integer
 {"encoding_format": "hex"}                     | encoding_format     | `encoding_format` | `hex` | `float` | `base64`
 {"encoding_format": 3}                         | encoding_format     | `encoding_format` | 3 | string
-{"dimensions": 0}                              | dimensions          | `dimensions` | got 0 | 256
-{"dimensions": 128}                            | dimensions          | `dimensions` | 128 | 256
-{"dimensions": -256}                           | dimensions          | `dimensions` | -256 | 256
+{"dimensions": 0}                              | dimensions          | `dimensions` | got 0 | 320
+{"dimensions": 128}                            | dimensions          | `dimensions` | 128 | 320
+{"dimensions": -320}                           | dimensions          | `dimensions` | -320 | 320
 {"dimensions": 1.5}                            | dimensions          | `dimensions` | 1.5 | integer
 {"user": 7}                                    | user                | `user` | 7 | string
 "#;
@@ -303,8 +303,8 @@ async fn wrong_token_requests_are_refused() {
         ("/detokenize", json!({}), &["missing field `tokens`"]),
         (
             "/detokenize",
-            json!({"tokens": [1, 4096]}),
-            &["`tokens[1]`", "4096", "4095"],
+            json!({"tokens": [1, 8192]}),
+            &["`tokens[1]`", "8192", "8191"],
         ),
         (
             "/detokenize",

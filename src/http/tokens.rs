@@ -51,7 +51,7 @@ pub(super) enum Tokenized {
 /// An id, or with `with_pieces` an id and its text.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-#[schema(example = json!({"id": 406, "piece": "Once"}))]
+#[schema(example = json!({"id": 2467, "piece": "Once"}))]
 pub(super) enum ListedToken {
     /// An id.
     Id(u32),
@@ -80,7 +80,7 @@ pub(super) enum Piece {
 
 /// A token and its place in the text.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"id": 406, "text": "Once", "start": 0, "stop": 4}))]
+#[schema(example = json!({"id": 2467, "text": "Once", "start": 0, "stop": 4}))]
 pub(super) struct PlacedToken {
     /// Token id.
     id: u32,
@@ -178,7 +178,7 @@ async fn placed(
 
 /// Tokens to turn into text.
 #[derive(Debug, Deserialize, ToSchema)]
-#[schema(example = json!({"tokens": [406, 501, 257, 640]}))]
+#[schema(example = json!({"tokens": [2467, 664, 258, 517]}))]
 pub(super) struct DetokenizeBody {
     /// Token ids.
     tokens: Vec<u32>,

@@ -10,7 +10,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn grammars() -> Grammars {
-    Grammars::new(tokenizer(), 4096, &[4095])
+    Grammars::new(tokenizer(), 8192, &[8191])
 }
 
 fn regex(text: &str) -> GrammarSource {
@@ -169,7 +169,7 @@ fn what_the_longest_expressions_cost_is_bounded() {
             break;
         }
     }
-    let limits = Limits::for_model(1024, 4096, vec![4095]);
+    let limits = Limits::for_model(1024, 8192, vec![8191]);
     let longest = limits.max_expression_bytes;
     let words: Vec<String> = (0..100_000u32).map(|n| format!("{:x}", n * 7919)).collect();
     let absurd = [
@@ -228,7 +228,7 @@ fn what_the_longest_expressions_cost_is_bounded() {
                 };
                 let mut tokens = Vec::new();
                 mask.iter_set_entries(|id| tokens.push(id as u32));
-                if tokens.contains(&4095) || matcher.consume_token(tokens[0]).is_err() {
+                if tokens.contains(&8191) || matcher.consume_token(tokens[0]).is_err() {
                     break;
                 }
             }
@@ -256,17 +256,17 @@ fn no_grammar_allows_special_tokens_or_broken_text() {
     // `.` is any character but a newline.
     let grammar = grammars.compile(&regex("(.|\n)*")).unwrap();
     let mask = grammar.matcher().compute_mask_or_eos().unwrap();
-    for id in 0..4096 {
+    for id in 0..8192 {
         let bytes = tokenizer().token_bytes(id).map(<[u8]>::to_vec).unwrap();
         let never = bytes.iter().any(|&byte| byte >= 0xf8);
-        if id == 4095 {
+        if id == 8191 {
             assert!(mask.is_allowed(id), "the text may end");
         } else {
             assert!(!(never && mask.is_allowed(id)), "{bytes:?}");
         }
     }
-    assert_eq!(grammar.end_of_text(), [4095]);
-    assert_eq!(grammar.special(), [4095]);
+    assert_eq!(grammar.end_of_text(), [8191]);
+    assert_eq!(grammar.special(), [8191]);
 }
 
 #[test]

@@ -93,8 +93,8 @@ async fn beams_that_end_early_are_those_of_transformers_under_every_setting() {
                 },
             }),
             min_tokens: count(&case["min_new_tokens"]),
-            ignore_end_of_text: !ends.contains(&4095),
-            stop_tokens: ends.into_iter().filter(|&id| id != 4095).collect(),
+            ignore_end_of_text: !ends.contains(&8191),
+            stop_tokens: ends.into_iter().filter(|&id| id != 8191).collect(),
             ..greedy(&ids(&case["ids"]), count(&case["max_new_tokens"]))
         };
         run_beams(&engine, draft)

@@ -128,15 +128,15 @@ fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
         ..whole(&ids, 0)
     };
     let outputs = model.forward(&batch, &kv).expect("a pass");
-    assert_eq!(outputs.logits.dims(), [1, 4096]);
+    assert_eq!(outputs.logits.dims(), [1, 8192]);
     let expected = all
         .index_select(&Tensor::new(&[3u32, 4, 11], &Device::Cpu).expect("ids"), 0)
         .expect("rows");
     assert_eq!(largest_difference(&outputs.hidden, &expected), 0.0);
     // Nothing is computed of what nobody asked for.
     let neither = model.forward(&whole(&ids, 0), &kv).expect("a pass");
-    assert_eq!(neither.logits.dims(), [0, 4096]);
-    assert_eq!(neither.hidden.dims(), [0, 256]);
+    assert_eq!(neither.logits.dims(), [0, 8192]);
+    assert_eq!(neither.hidden.dims(), [0, 320]);
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ pub fn engine(config: EngineConfig) -> EngineHandle {
 
 /// The built-in model's limits, without its generation defaults.
 pub fn limits() -> Limits {
-    Limits::for_model(1024, 4096, vec![4095])
+    Limits::for_model(1024, 8192, vec![8191])
 }
 
 /// A greedy request for `max_tokens` tokens.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use skald::engine::{EngineConfig, EngineHandle, EvictedBlock, PrefixId, TokenEvent};
 use skald::kernels::kv::KvDtype;
@@ -123,6 +124,8 @@ async fn a_conversation_computes_each_token_once() {
 async fn a_head_that_many_requests_share_is_computed_once_and_held_once() {
     let engine = engine(EngineConfig {
         max_step_tokens: 150,
+        // However slow the machine is: all of them are to run at the same time.
+        step_time: Duration::from_secs(60),
         ..EngineConfig::default()
     });
     let head = prompt(512, 1);
@@ -139,7 +142,7 @@ async fn a_head_that_many_requests_share_is_computed_once_and_held_once() {
     let watch = async {
         loop {
             most = most.max(engine.status().kv_blocks_used);
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let all = futures_util::future::join_all(generations.into_iter().map(finish));
@@ -316,7 +319,7 @@ async fn an_import_takes_no_block_that_someone_needs_and_none_of_its_own() {
     let mut steps = 0;
     while steps != small.status().steps || steps == 0 {
         steps = small.status().steps;
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let room = 30 - small.status().kv_blocks_used;
     assert!((1..12).contains(&room), "{room}");

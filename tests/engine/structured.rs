@@ -13,7 +13,7 @@ use crate::model::{Outcome, engine, files, gpt2_in, greedy, prompt, run, run_all
 
 static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(files().tokenizer));
 static GRAMMARS: LazyLock<Grammars> =
-    LazyLock::new(|| Grammars::new(Arc::clone(&TOKENIZER), 4096, &[4095]));
+    LazyLock::new(|| Grammars::new(Arc::clone(&TOKENIZER), 8192, &[8191]));
 
 /// Makes a grammar for the built-in model.
 pub fn compile(source: &GrammarSource) -> Grammar {
@@ -207,7 +207,7 @@ async fn a_text_ends_when_its_grammar_does_whatever_else_is_asked() {
                 ..ends.clone()
             },
             RequestDraft {
-                logit_bias: vec![(4095, -100.0)],
+                logit_bias: vec![(8191, -100.0)],
                 ..ends
             },
         ]
@@ -236,7 +236,7 @@ async fn a_text_that_may_end_ends_with_the_models_own_end() {
     let engine = engine(EngineConfig::default());
     let draft = RequestDraft {
         grammar: Some(regex("[ab]+")),
-        logit_bias: vec![(4095, 100.0)],
+        logit_bias: vec![(8191, 100.0)],
         ignore_end_of_text: false,
         ..sampled(&prompt(5, 1), 40, 2)
     };

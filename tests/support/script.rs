@@ -16,7 +16,7 @@ use skald::text::Tokenizer;
 
 const N_EMBD: usize = 64;
 const N_POSITIONS: usize = 128;
-const VOCAB_SIZE: usize = 4096;
+const VOCAB_SIZE: usize = 8192;
 /// How much louder a position is than the token at it.
 const LOUDNESS: f32 = 10.0;
 
@@ -80,7 +80,7 @@ fn config() -> String {
     serde_json::json!({
         "model_type": "gpt2", "vocab_size": VOCAB_SIZE, "n_positions": N_POSITIONS,
         "n_embd": N_EMBD, "n_layer": 1, "n_head": 1, "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5, "bos_token_id": 4095, "eos_token_id": 4095,
+        "layer_norm_epsilon": 1e-5, "bos_token_id": 8191, "eos_token_id": 8191,
         "tie_word_embeddings": true
     })
     .to_string()

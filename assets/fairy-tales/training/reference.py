@@ -87,8 +87,14 @@ with torch.no_grad():
                 "smallest_gap": round(gap, 5),
                 "prompt_logprobs": prompt_logprobs,
                 "beams": [
-                    {"ids": s[len(ids) :].tolist(), "score": round(sc.item(), 5)}
-                    for s, sc in zip(beams.sequences, beams.sequences_scores)
+                    # Behind its end a beam is filled up.
+                    {
+                        "ids": s[len(ids) :][: int((at >= 0).sum())].tolist(),
+                        "score": round(score.item(), 5),
+                    }
+                    for s, at, score in zip(
+                        beams.sequences, beams.beam_indices, beams.sequences_scores
+                    )
                 ],
             }
         )

@@ -86,7 +86,7 @@ pub(in crate::http) struct Token {
 
 /// One event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"index": 1, "token": {"id": 318, "text": " there", "logprob": -0.51, "special": false}, "generated_text": null, "details": null}))]
+#[schema(example = json!({"index": 1, "token": {"id": 444, "text": " there", "logprob": -0.51, "special": false}, "generated_text": null, "details": null}))]
 pub(in crate::http) struct StreamEvent {
     /// The number of the token, from 1.
     index: usize,

@@ -78,7 +78,7 @@ pub(super) async fn generate(
     params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The events", content(
-            (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":318,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":299,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
+            (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
         )),
         NativeErrors,
         NativeSessionErrors,

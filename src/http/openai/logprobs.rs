@@ -95,7 +95,7 @@ impl Logprobs {
 /// to what is known of them, of the prompt's own token and of the most likely ones. Null for a
 /// token that has nothing before it.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!([null, {"318": {"logprob": -0.51, "rank": 1, "decoded_token": " there"}}]))]
+#[schema(example = json!([null, {"444": {"logprob": -0.51, "rank": 1, "decoded_token": " there"}}]))]
 pub(in crate::http) struct PromptLogprobs(Vec<Option<BTreeMap<u32, RankedToken>>>);
 
 /// A token in one place.
