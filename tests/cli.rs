@@ -314,10 +314,10 @@ fn an_environment_variable_that_sets_nothing_is_pointed_out() {
 fn a_second_signal_ends_a_draining_server_at_once() {
     let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "60s"]));
     let mut stream = TcpStream::connect(&server.address).expect("a connection");
-    let body = r#"{"inputs":"Once","stream":true,"overflow":"slide","parameters":{"max_new_tokens":100000}}"#;
+    let body = r#"{"prompt":"Once","stream":true,"overflow":"slide","max_tokens":100000,"ignore_eos":true}"#;
     write!(
         stream,
-        "POST /generate HTTP/1.1\r\nHost: skald\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nHost: skald\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .expect("sent");
