@@ -232,8 +232,8 @@ async fn what_can_not_be_rewound_is_refused() {
         }
     }
     assert_eq!(history(&caller, "short").await.len(), 73);
-    let absent = caller.rewind("absent", json!({"tokens": 1})).await;
-    is_refused(&absent, 404, "not_found", &["\"absent\""]);
+    let absent = caller.rewind("nowhere", json!({"tokens": 1})).await;
+    is_refused(&absent, 404, "not_found", &["\"nowhere\""]);
 }
 
 /// All of it can be dropped; what is left is a session that has said nothing yet.
