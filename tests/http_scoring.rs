@@ -117,7 +117,7 @@ async fn a_continuation_is_greedy_exactly_if_the_model_would_have_said_it() {
     let cases = cases();
     let continued = |case: &Value, wrong: bool| {
         let mut prompt = ids(&case["ids"]);
-        prompt.extend(ids(&case["greedy_ids"]).iter().take(8));
+        prompt.extend(&ids(&case["greedy_ids"])[..8]);
         if wrong && let Some(last) = prompt.last_mut() {
             *last = (*last + 1) % 4000;
         }

@@ -262,19 +262,10 @@ async fn a_session_keeps_what_a_client_that_went_away_received() {
     let response = begun(&server, body).await;
     drop(response);
     // The engine notices within a step; what was received is settled after that.
-    let settled = async {
-        loop {
-            let session = server.get("/v1/sessions/cut-off").await;
-            if session.status == 200 && session.body["busy"] == false {
-                return session.body;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let session = tokio::time::timeout(Duration::from_secs(60), settled).await;
-    let session = session.expect("the session is free at last");
+    let session = server.caller().idle("cut-off").await;
     let text = session["text"].as_str().unwrap();
     assert!(text.starts_with("On and on") && text.len() > "On and on".len());
+    assert_eq!(session["busy"], false);
 }
 
 #[tokio::test]

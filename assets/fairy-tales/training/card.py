@@ -1,10 +1,10 @@
 """Renews what the model card shows of a run: the picture of the curves and the samples.
 
-    skald serve --dtype f32 &
+    skald serve &
     python card.py --url http://localhost:8080
 
 The samples are chosen by a rule that leaves nothing to choose: 200 tokens after "Once upon a time"
-with the seeds 1 to 10 and the model's own generation_config.json. Needs matplotlib.
+with the seeds 1 to 10 and the model's own generation_config.json, by the server as it starts. Needs matplotlib.
 """
 
 import argparse

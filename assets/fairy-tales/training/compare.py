@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMON = "--tokens 0.8e6 --looks 1 --dropout 0 --short 0 --weight-decay 0 --layers 6"
-SMALL = f"{COMMON} --width 256 --heads 4"
+SMALL = "--tokens 0.8e6 --looks 1 --dropout 0 --short 0 --weight-decay 0 --layers 6 --width 256 --heads 4"
 BASE = f"{SMALL} --vocab 4096 --matrix-rate 0.02"
 LATER = f"{SMALL} --vocab 8192 --matrix-rate 0.015 --batch 4096"
 

@@ -111,7 +111,7 @@ class Dropout:
 
     def draw(self, rng: np.random.Generator, shape):
         """Draws the pool for a step whose masks are of this shape."""
-        self.rng, self.shape = rng, shape
+        self.rng = rng
         draws = torch.frombuffer(bytearray(rng.bytes(2 * math.prod(shape))), dtype=torch.uint8)
         self.pool = (draws >= self.dropped).bfloat16() * (256 / (256 - self.dropped))
 

@@ -114,9 +114,9 @@ class Run:
         torch.manual_seed(a.seed)
         self.validation = corpus.documents(a.validation)
         texts = [text for path in a.corpus for text in corpus.documents(path)]
-        texts, self.left_out = corpus.without_duplicates(texts, self.validation)
+        texts, left_out = corpus.without_duplicates(texts, self.validation)
         print(f"{len(texts)} documents; left out, as validation tales or tellings of them:")
-        for share, text in self.left_out:
+        for share, text in left_out:
             print(f"  {share:.3f} {text[:60]!r}")
 
         path = a.out / "tokenizer.json"
@@ -235,7 +235,7 @@ class Run:
         tensors = self.model.checkpoint()
         self.average.swap()
         save_file(tensors, self.a.out / "model.safetensors", metadata={"format": "pt"})
-        arguments = {k: str(v) for k, v in vars(self.a).items() if k not in ("out", "corpus", "validation")}
+        arguments = {k: v for k, v in vars(self.a).items() if k not in ("out", "corpus", "validation")}
         train = {
             "parameters": self.parameters(),
             "tokens_an_epoch": self.batches.tokens,
