@@ -57,7 +57,8 @@ def of_dashboard(path):
             for variable, value in GRAFANA.items():
                 text = text.replace(variable, value)
             assert "$" not in text, f"an unknown variable in {target['expr']!r}"
-            queries.append(Query(f"panel {panel['title']!r}", text))
+            where = f"panel {panel['title']!r} {target['refId']}"
+            queries.append(Query(where, text))
     return queries
 
 
