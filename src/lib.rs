@@ -8,6 +8,8 @@
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
 //! | [`telemetry`] | logs |
+//! | [`panics`] | panics in the logs |
+//! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
@@ -24,7 +26,9 @@ pub mod engine;
 pub mod http;
 pub mod kernels;
 pub mod model;
+pub mod panics;
 pub mod request;
 pub mod session;
 pub mod telemetry;
 pub mod text;
+pub mod tls;

@@ -7,9 +7,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::pace::PATIENCE;
 use support::process::skald;
 
 fn output(command: &mut Command) -> Output {
@@ -309,10 +310,46 @@ fn an_environment_variable_that_sets_nothing_is_pointed_out() {
     assert!(log.contains("SKALD_KV_MEMROY") && log.contains("SKALD_KV_MEMORY"));
 }
 
+/// The process that panics is this test itself, started again.
+#[test]
+fn a_panic_is_a_line_of_the_log_that_names_its_place() {
+    const ITSELF: &str = "a_panic_is_a_line_of_the_log_that_names_its_place";
+    if std::env::var_os("SKALD_TEST_PANIC").is_some() {
+        skald::panics::log();
+        skald::telemetry::start(skald::config::LogFormat::Json, "info").expect("a filter");
+        let worker = std::thread::Builder::new().name("a worker".to_owned());
+        let panics = worker.spawn(|| panic!("injected {}", 1)).expect("a thread");
+        panics.join().expect_err("it panicked");
+        return;
+    }
+    let itself = std::env::current_exe().expect("this program");
+    let mut command = Command::new(itself);
+    command.args(["--exact", ITSELF, "--nocapture"]);
+    for (backtrace, is_there) in [("0", false), ("1", true)] {
+        let child = command
+            .env("SKALD_TEST_PANIC", "1")
+            .env("RUST_BACKTRACE", backtrace);
+        let log = text(&output(child).stderr);
+        let lines = log.lines().filter(|line| line.starts_with('{'));
+        let lines: Vec<Value> = lines
+            .map(|l| serde_json::from_str(l).expect("JSON"))
+            .collect();
+        let [line] = &lines[..] else {
+            panic!("one line: {log}");
+        };
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(line["failure"], "injected 1");
+        assert_eq!(line["thread"], "a worker");
+        let place = line["location"].as_str().expect("a place");
+        assert!(place.starts_with("tests/cli.rs:"), "{place}");
+        assert_eq!(line["backtrace"].is_string(), is_there, "{line}");
+    }
+}
+
 /// Nothing hangs: a server whose log no one reads still answers.
 #[test]
 fn a_second_signal_ends_a_draining_server_at_once() {
-    let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "60s"]));
+    let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "10m"]));
     let mut stream = TcpStream::connect(&server.address).expect("a connection");
     let body = r#"{"prompt":"Once","stream":true,"overflow":"slide","max_tokens":100000,"ignore_eos":true}"#;
     write!(
@@ -324,7 +361,12 @@ fn a_second_signal_ends_a_draining_server_at_once() {
     let mut begun = [0; 64];
     stream.read_exact(&mut begun).expect("the answer begins");
     server.signal("TERM");
-    std::thread::sleep(Duration::from_millis(200));
+    // Signals that come at once count as one: the second is sent when the first was taken.
+    let deadline = Instant::now() + PATIENCE;
+    while !server.get("/readyz").starts_with("HTTP/1.1 503") {
+        assert!(Instant::now() < deadline, "it does not drain");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert!(server.child.try_wait().expect("a status").is_none());
     server.signal("TERM");
     assert_eq!(server.child.wait().expect("it ends").code(), Some(130));

@@ -9,9 +9,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::caller::Caller;
-
-/// How long a server may take to load the built-in model.
-const READY: Duration = Duration::from_secs(60);
+use super::pace::PATIENCE;
 
 /// The command without what this environment might set.
 pub fn skald(arguments: &[&str]) -> Command {
@@ -73,7 +71,7 @@ impl Process {
 
     #[track_caller]
     pub fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + READY;
+        let deadline = Instant::now() + PATIENCE;
         while self.address().is_none() {
             let ended = self.child.try_wait().expect("a status");
             assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.log());

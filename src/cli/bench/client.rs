@@ -43,7 +43,7 @@ impl Target {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let client = Client::builder()
+        let client = crate::tls::http_client()
             .default_headers(headers)
             .user_agent(concat!("skald-bench/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
