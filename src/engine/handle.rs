@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::beams::sequence_ids;
 use super::bulk::Lane;
-use super::event::{GenerateError, TokenEvent};
+use super::event::{GenerateError, TimedEvent, TokenEvent};
 use super::exchange::Exchange;
 use super::sequence::SequenceId;
 use crate::request::GenerateRequest;
@@ -31,7 +32,7 @@ pub(super) struct Submission {
     /// Sent once: accepted for running, or why not.
     pub verdict: oneshot::Sender<Result<(), GenerateError>>,
     /// One, or one for each beam that is returned.
-    pub clients: Vec<mpsc::Sender<TokenEvent>>,
+    pub clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Its place in the queue, given back when it starts to run or goes away.
     pub place: OwnedSemaphorePermit,
 }
@@ -209,7 +210,7 @@ impl EngineHandle {
         &self,
         id: SequenceId,
         request: &GenerateRequest,
-    ) -> (Vec<mpsc::Sender<TokenEvent>>, Vec<Generation>) {
+    ) -> (Vec<mpsc::Sender<TimedEvent>>, Vec<Generation>) {
         let (count, capacity) = match request.beams {
             None => (1, self.event_capacity),
             // The prompt's report, and then a whole beam at once.
@@ -284,7 +285,7 @@ impl EngineHandle {
 /// One accepted request: a stream of events. Dropping it cancels the generation within a step.
 pub struct Generation {
     id: SequenceId,
-    events: mpsc::Receiver<TokenEvent>,
+    events: mpsc::Receiver<TimedEvent>,
     commands: mpsc::UnboundedSender<Command>,
     /// The last event was received.
     finished: bool,
@@ -296,20 +297,24 @@ impl Generation {
     /// The next event; `None` after the last one. If the worker dies, the last event is
     /// [`TokenEvent::Failed`].
     pub async fn next(&mut self) -> Option<TokenEvent> {
+        self.next_timed().await.map(|timed| timed.event)
+    }
+
+    /// As [`next`](Self::next), with the moment the event was sent.
+    pub async fn next_timed(&mut self) -> Option<TimedEvent> {
         if self.finished {
             return None;
         }
-        let event = self
-            .events
-            .recv()
-            .await
-            .unwrap_or(TokenEvent::Failed(GenerateError::EngineGone));
-        self.finished = match &event {
+        let timed = self.events.recv().await.unwrap_or_else(|| TimedEvent {
+            event: TokenEvent::Failed(GenerateError::EngineGone),
+            at: Instant::now(),
+        });
+        self.finished = match &timed.event {
             TokenEvent::Token(token) => token.finish.is_some(),
             TokenEvent::Prefilled(prompt) => prompt.finish.is_some(),
             TokenEvent::Failed(_) => true,
         };
-        Some(event)
+        Some(timed)
     }
 }
 

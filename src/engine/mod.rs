@@ -57,7 +57,7 @@ use tracing::error;
 pub use blocks::PrefixId;
 pub use bulk::Bulk;
 pub use event::{
-    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
     TokenLogprob,
 };
 pub use exchange::EvictedBlock;

@@ -141,9 +141,10 @@ impl Worker {
         if !self.carry_out_moves() {
             return;
         }
+        let began = Instant::now();
         for part in &plan {
             if let Some(active) = self.active.get_mut(&part.request)
-                && active.planned(part.first_position)
+                && active.planned(part.first_position, began)
             {
                 let gauges = &self.gauges;
                 let (prompt, cached) = (active.prompt_tokens(), part.first_position);

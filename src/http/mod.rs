@@ -12,6 +12,7 @@
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `timeline` | what happened to each generation, and when |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
@@ -49,6 +50,7 @@ mod openapi;
 mod serve;
 mod sessions;
 mod sse;
+mod timeline;
 mod tokens;
 mod wire;
 

@@ -1,6 +1,7 @@
 //! From what a forward pass gives to what requests receive.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tracing::error;
 
@@ -33,6 +34,7 @@ impl Worker {
         let read = with_values(&outputs.logits, |logits| {
             draw_all(pool, &mut rows, logits, vocab_size);
         });
+        let drawn_at = Instant::now();
         let mut rows = rows.into_iter();
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
@@ -46,11 +48,11 @@ impl Worker {
                 }) => {
                     self.active.insert(part.id, active);
                     self.take_prompt_rows(part.id, wanted, prompt);
-                    self.advance(*part, drawn, failed);
+                    self.advance(*part, drawn, failed, drawn_at);
                 }
                 Some(Row::Rank { ranked, .. }) => {
                     self.take_prompt_rows(part.request, wanted, prompt);
-                    self.advance_beams(*part, ranked);
+                    self.advance_beams(*part, ranked, drawn_at);
                 }
                 _ => self.take_prompt_rows(part.request, wanted, prompt),
             }
@@ -100,12 +102,18 @@ impl Worker {
     }
 
     /// Sends one sequence the tokens drawn for it, and takes them in.
-    fn advance(&mut self, part: Part, drawn: Vec<GeneratedToken>, failed: Option<GenerateError>) {
+    fn advance(
+        &mut self,
+        part: Part,
+        drawn: Vec<GeneratedToken>,
+        failed: Option<GenerateError>,
+        at: Instant,
+    ) {
         let id = part.id;
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        if active.report_prompt().is_some() {
+        if active.report_prompt(at).is_some() {
             return self.finish(id);
         }
         let right = drawn.len().saturating_sub(1);
@@ -119,7 +127,7 @@ impl Worker {
         let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
         let finished = drawn.last().is_some_and(|token| token.finish.is_some());
         for token in drawn {
-            active.deliver(token);
+            active.deliver(token, at);
         }
         self.scheduler.push_tokens(id, &tokens);
         if finished {
