@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, SelectAll, Stream};
 
-use super::app::Serving;
+use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
 use super::timeline::{Ending, Submitted, Timeline};
@@ -143,6 +143,7 @@ impl TextGeneration {
     /// # Errors
     /// What the engine says if it does not take the request.
     async fn start(
+        app: &App,
         serving: &Serving,
         request: GenerateRequest,
         include_stop: bool,
@@ -158,7 +159,7 @@ impl TextGeneration {
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
-            timeline: Timeline::new(submitted.clone()),
+            timeline: Timeline::new(submitted.clone(), app.observations()),
         };
         Ok(running.map(generation).collect())
     }
@@ -169,6 +170,7 @@ impl TextGeneration {
     /// # Errors
     /// The first refusal.
     pub(super) async fn start_all(
+        app: &App,
         serving: &Serving,
         requests: Vec<GenerateRequest>,
         turn: Option<Turn>,
@@ -185,7 +187,7 @@ impl TextGeneration {
         };
         let starts = requests
             .into_iter()
-            .map(|request| Self::start(serving, request, include_stop));
+            .map(|request| Self::start(app, serving, request, include_stop));
         let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
         if let Some(first) = started.first_mut() {
             first.turn = turn;
