@@ -1,5 +1,7 @@
 //! What the inference worker tells the front end about one generation.
 
+use std::time::Instant;
+
 use crate::request::StopConditions;
 
 /// A token with its log-probability under the model's own distribution.
@@ -23,6 +25,15 @@ pub enum TokenEvent {
     Failed(GenerateError),
 }
 
+/// An event with the moment the worker sent it. The events of one step share their moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimedEvent {
+    /// The event.
+    pub event: TokenEvent,
+    /// When its step was through; independent of when the client gets to read it.
+    pub at: Instant,
+}
+
 /// What is known once the prompt is read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptReport {
@@ -30,6 +41,8 @@ pub struct PromptReport {
     pub prompt_tokens: usize,
     /// How many of them came from the KV cache.
     pub cached_tokens: usize,
+    /// Start of the first step the request was in; its time in the queue ends here.
+    pub first_step: Instant,
     /// Where asked for: an entry for every token of the request's own prompt; `None` for a token
     /// that has nothing before it.
     pub logprobs: Vec<Option<PromptToken>>,

@@ -12,6 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
+use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
 use crate::session::Sessions;
@@ -56,6 +57,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// How the weights are held: `f32`, `bf16`, `q8`.
     pub dtype: String,
+    /// The instruction set of the kernels.
+    pub isa: String,
     /// Transformer blocks.
     pub n_layer: usize,
     /// Attention heads per block.
@@ -117,6 +120,8 @@ struct Inner {
     config: HttpConfig,
     state: RwLock<State>,
     in_flight: TaskTracker,
+    observations: Arc<Observations>,
+    sessions: SessionCount,
 }
 
 /// The front end's shared state; cheap to clone. One lock, read once per request and written
@@ -135,6 +140,8 @@ impl App {
             config,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
+            observations: Arc::default(),
+            sessions: SessionCount::default(),
         }))
     }
 
@@ -142,6 +149,16 @@ impl App {
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
+    }
+
+    /// What was counted of requests and generations since the start.
+    pub(super) fn observations(&self) -> &Arc<Observations> {
+        &self.0.observations
+    }
+
+    /// The number of stored sessions, as far as it is known.
+    pub(super) fn session_count(&self) -> &SessionCount {
+        &self.0.sessions
     }
 
     /// The model is loaded: generations are welcome from now on. If the server was asked to stop

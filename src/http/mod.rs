@@ -12,6 +12,8 @@
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `timeline` | what happened to each generation, and when |
+//! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
@@ -46,14 +48,17 @@ mod native;
 mod offsets;
 mod openai;
 mod openapi;
+mod outcome;
 mod serve;
 mod sessions;
 mod sse;
+mod timeline;
 mod tokens;
 mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};
 pub use grammar::GrammarCompiler;
+pub use metrics::Observations;
 pub use serve::run;
 
 use axum::extract::{DefaultBodyLimit, Request};
@@ -103,6 +108,10 @@ pub fn router(app: App) -> Router {
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn(error::render))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            outcome::observe,
+        ))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(layers::span)
