@@ -120,6 +120,7 @@ class Storyteller:
         """Asks for a turn once, and adds what is said to `shown`."""
         self.requests += 1
         body = {
+            "model": "builtin",
             "prompt": prompt,
             "session_id": self.session,
             "max_tokens": TOKENS,

@@ -135,6 +135,12 @@ def busy(servers):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_nothing_is_lost_when_one_replica_is_drained_and_one_killed(router, binary, environment, store, tmp_path):
     began = time.monotonic()
+
+    def until_used(restarted):
+        # `cache_aware` goes on where it was: it comes back to a replica only when others are busier.
+        if "cache_aware" not in router:
+            harness.until("the restarted replica is used again", restarted.steps)
+
     flags = [*store, "--drain-delay", DRAIN_DELAY]
     with (
         harness.replicas(binary, tmp_path, 3, *flags) as servers,
@@ -146,14 +152,14 @@ def test_nothing_is_lost_when_one_replica_is_drained_and_one_killed(router, bina
         drained.drain()
         more_turns(tellers)
         drained.start()
-        harness.until("the restarted replica is used again", drained.steps)
+        until_used(drained)
         more_turns(tellers)
         others = [server for server in servers if server is not drained]
         killed = harness.until("another replica has a session", lambda: busy(others))
         killed.kill()
         more_turns(tellers)
         killed.start()
-        harness.until("the restarted replica is used again", killed.steps)
+        until_used(killed)
         more_turns(tellers)
     with harness.replicas(binary, tmp_path, 1, *store) as (server,):
         kept = {teller.session: harness.get(f"{server.url}/v1/sessions/{teller.session}")["text"] for teller in tellers}
@@ -235,11 +241,11 @@ def test_cache_aware_asks_servers_to_tokenize_and_is_answered(binary, environmen
             request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert response.status == 200
+        entries = [json.loads(line) for server in servers for line in server.log.read_text().splitlines()]
         asked = [
-            entry["fields"]["status"]
-            for server in servers
-            for entry in map(json.loads, server.log.read_text().splitlines())
-            if entry.get("fields", {}).get("status") and entry.get("span", {}).get("path") == "/tokenize"
+            entry["status"]
+            for entry in entries
+            if entry["message"] == "answered" and entry["span"]["path"] == "/tokenize"
         ]
         assert asked and set(asked) == {200}, asked
 

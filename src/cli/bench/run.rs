@@ -45,16 +45,16 @@ impl Run {
         let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
         let workload = Arc::clone(&self.workload);
         let max_retries = self.max_retries;
-        let retried = Arc::new(AtomicU64::new(0));
-        let retries = Arc::clone(&retried);
+        let retries = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&retries);
         let one = move |ticket: load::Ticket| {
             let (target, options) = (Arc::clone(&target), Arc::clone(&options));
-            let (workload, retried) = (Arc::clone(&workload), Arc::clone(&retried));
+            let (workload, counter) = (Arc::clone(&workload), Arc::clone(&counter));
             async move {
                 let ask = workload.ask(number(ticket.number));
                 let outcome =
                     retry::stream(&target, &ask, &options, ticket.arrival, max_retries).await;
-                retried.fetch_add(u64::from(outcome.retries), Ordering::Relaxed);
+                counter.fetch_add(u64::from(outcome.retries), Ordering::Relaxed);
                 outcome.result
             }
         };
