@@ -303,7 +303,16 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
-    /// How long streams in flight may go on after SIGTERM or Ctrl-C [default: 30s]
+    /// How long requests are still accepted after SIGTERM or Ctrl-C, while /health and /readyz
+    /// already say 503, so that routers send them elsewhere [default: 0s]
+    #[arg(
+        long,
+        env = "SKALD_DRAIN_DELAY",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub drain_delay: Option<HumanDuration>,
+    /// How long streams in flight may go on after that [default: 30s]
     #[arg(
         long,
         env = "SKALD_DRAIN_TIMEOUT",
@@ -377,6 +386,7 @@ pub struct Settings {
     pub session_limit: Option<usize>,
     pub max_sessions: usize,
     pub listen: SocketAddr,
+    pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
     pub header_timeout: Duration,
@@ -458,6 +468,7 @@ impl Layer {
             session_limit: self.session_limit.or(below.session_limit),
             max_sessions: self.max_sessions.or(below.max_sessions),
             listen: self.listen.or(below.listen),
+            drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
             header_timeout: self.header_timeout.or(below.header_timeout),
@@ -500,6 +511,7 @@ impl Layer {
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
             header_timeout: seconds(self.header_timeout, 30),

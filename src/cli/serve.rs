@@ -72,6 +72,7 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         .local_addr()
         .map_err(|e| Failure::Running(e.into()))?;
     let app = App::new(HttpConfig {
+        drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
         header_timeout: settings.header_timeout,

@@ -30,7 +30,7 @@ fn health_of(app: &App) -> Health {
         Stage::Ready(serving) if serving.engine.status().alive => ("ok", None),
         Stage::Ready(_) => ("worker stopped", Some(ApiError::worker_gone().to_string())),
         Stage::Loading => ("loading", None),
-        Stage::Draining(_) => ("draining", None),
+        Stage::Leaving(_) | Stage::Draining(_) => ("draining", None),
         Stage::Failed(why) => ("failed", Some(why)),
     };
     Health { status, error }

@@ -19,6 +19,7 @@
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
+//! | `probes` | what routers ask: `/model_info`, `/server_info`, `/get_load`, `/ping` |
 //! | `openapi` | the contract |
 //!
 //! The front end never touches a tensor and never blocks its threads; it spawns nothing that
@@ -49,6 +50,7 @@ mod offsets;
 mod openai;
 mod openapi;
 mod outcome;
+mod probes;
 mod serve;
 mod sessions;
 mod sse;
@@ -93,6 +95,12 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::readyz))
         .routes(routes!(health::health))
         .routes(routes!(health::info))
+        .routes(routes!(probes::ping))
+        .routes(routes!(probes::model_info))
+        .routes(routes!(probes::get_model_info))
+        .routes(routes!(probes::server_info))
+        .routes(routes!(probes::get_server_info))
+        .routes(routes!(probes::get_load))
         .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::document))
 }
