@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
