@@ -240,6 +240,7 @@ fn model_info(
         source: source.to_string(),
         parameters: config.parameters() as u64,
         dtype: dtype_name(dtype).to_owned(),
+        isa: isa.to_owned(),
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_embd: config.n_embd,

@@ -115,6 +115,12 @@ impl Active {
         self.history + self.request.prompt.len()
     }
 
+    /// Whether the prompt may begin with what the prefix cache holds, which has neither logits nor
+    /// hidden states.
+    pub fn reuses_cache(&self) -> bool {
+        !self.request.logprobs.prompt && self.request.output == Output::Text
+    }
+
     /// Whether the logits after history token `index` are wanted to report the token after it.
     pub fn wants_prompt_logits(&self, index: usize) -> bool {
         let next = index + 1;
@@ -225,6 +231,11 @@ impl Active {
     /// Sends a token that was drawn in the step that was through at `at`.
     pub fn deliver(&self, token: GeneratedToken, at: Instant) {
         self.send(TokenEvent::Token(token), at);
+    }
+
+    /// Clients that receive events: one, or one for each beam that is returned.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
     }
 
     /// Sends each client of a search its beam, whole.

@@ -13,6 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
+use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
 use crate::session::Sessions;
@@ -57,6 +58,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// How the weights are held: `f32`, `bf16`, `q8`.
     pub dtype: String,
+    /// The instruction set of the kernels.
+    pub isa: String,
     /// Transformer blocks.
     pub n_layer: usize,
     /// Attention heads per block.
@@ -119,6 +122,8 @@ struct Inner {
     tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
+    observations: Arc<Observations>,
+    sessions: SessionCount,
 }
 
 /// The front end's shared state; cheap to clone. One lock, read once per request and written
@@ -144,6 +149,8 @@ impl App {
             tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
+            observations: Arc::default(),
+            sessions: SessionCount::default(),
         }))
     }
 
@@ -156,6 +163,16 @@ impl App {
     /// What spans are made with, if there is a collector for them.
     pub(super) fn tracer(&self) -> Option<&SdkTracer> {
         self.0.tracer.as_ref()
+    }
+
+    /// What was counted of requests and generations since the start.
+    pub(super) fn observations(&self) -> &Arc<Observations> {
+        &self.0.observations
+    }
+
+    /// The number of stored sessions, as far as it is known.
+    pub(super) fn session_count(&self) -> &SessionCount {
+        &self.0.sessions
     }
 
     /// The model is loaded: generations are welcome from now on. If the server was asked to stop

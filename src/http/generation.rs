@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, SelectAll, Stream};
 
-use super::app::Serving;
+use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
 use super::request_trace::{GenerationTrace, RequestTrace};
@@ -144,6 +144,7 @@ impl TextGeneration {
     /// # Errors
     /// What the engine says if it does not take the request.
     async fn start(
+        app: &App,
         serving: &Serving,
         request: GenerateRequest,
         trace: GenerationTrace,
@@ -160,7 +161,7 @@ impl TextGeneration {
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
-            timeline: Timeline::new(submitted.clone()),
+            timeline: Timeline::new(submitted.clone(), app.observations()),
         };
         Ok(running.map(generation).collect())
     }
@@ -171,6 +172,7 @@ impl TextGeneration {
     /// # Errors
     /// The first refusal.
     pub(super) async fn start_all(
+        app: &App,
         serving: &Serving,
         requests: Vec<GenerateRequest>,
         turn: Option<Turn>,
@@ -187,7 +189,8 @@ impl TextGeneration {
             (_, Err(requests)) => (None, requests),
         };
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
-            Self::start(serving, request, trace.generation(index), include_stop)
+            let trace = trace.generation(index);
+            Self::start(app, serving, request, trace, include_stop)
         });
         let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
         if let Some(first) = started.first_mut() {

@@ -89,8 +89,7 @@ fn tenant(headers: &HeaderMap) -> Tenant {
     key.map_or(Tenant::ANONYMOUS, Tenant::of_key)
 }
 
-/// The outermost layer: names the request, puts the name on the answer, and follows both with a
-/// trace.
+/// The outermost layer: names the request, begins its trace, and puts the name on the answer.
 pub(super) async fn name_request(
     State(app): State<App>,
     mut request: Request,
@@ -103,15 +102,14 @@ pub(super) async fn name_request(
         .filter(|given| is_loggable(given));
     let id = given.map_or_else(RequestId::random, RequestId::new);
     let trace = RequestTrace::begin(app.tracer(), &request, &id);
-    let method = request.method().clone();
     let extensions = request.extensions_mut();
     extensions.insert(ShownId(id.clone()));
-    extensions.insert(trace.clone());
+    extensions.insert(trace);
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    trace.follow(&method, response)
+    response
 }
 
 /// Short, and of characters that mean nothing to a terminal, a log parser or a shell.

@@ -14,6 +14,7 @@
 //! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
 //! | `timeline` | what happened to each generation, and when |
+//! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
@@ -48,6 +49,7 @@ mod native;
 mod offsets;
 mod openai;
 mod openapi;
+mod outcome;
 mod request_trace;
 mod serve;
 mod sessions;
@@ -59,6 +61,7 @@ mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};
 pub use grammar::GrammarCompiler;
+pub use metrics::Observations;
 pub use serve::run;
 
 use axum::extract::{DefaultBodyLimit, Request};
@@ -108,6 +111,10 @@ pub fn router(app: App) -> Router {
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn(error::render))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            outcome::observe,
+        ))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(layers::span)

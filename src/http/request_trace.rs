@@ -13,26 +13,20 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, MatchedPath, Request};
 use axum::http::{Method, StatusCode, Version, header};
-use axum::response::Response;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt, TraceId, Tracer};
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
+use super::outcome::{Outcome, PROBES};
 use super::timeline::{Ending, Stage, Timeline};
 use super::trace_context;
 use crate::request::{GenerateRequest, Output, RequestId};
 
-/// What orchestrators and scrapers ask every few seconds; a span of each would bury the others.
-const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 const CACHED: &str = "gen_ai.usage.cache_read.input_tokens";
 /// The longest text of an attribute that a client has written, in characters.
 const MAX_TEXT: usize = 256;
@@ -68,8 +62,7 @@ struct RequestSpan {
 #[derive(Debug, Default)]
 struct Totals {
     status: Option<StatusCode>,
-    /// The whole answer was handed over.
-    answered: bool,
+    outcome: Option<Outcome>,
     error: Option<&'static str>,
     /// The engine accepted it.
     ran: bool,
@@ -160,21 +153,18 @@ impl RequestTrace {
         }
     }
 
-    /// Goes with the answer to its last byte.
-    pub(super) fn follow(self, method: &Method, response: Response) -> Response {
-        let Some(span) = &self.span else {
-            return response;
-        };
-        span.totals().status = Some(response.status());
-        // The answer to HEAD is its head.
-        let answered = method == Method::HEAD;
-        response.map(|body| {
-            Body::new(Followed {
-                body,
-                answered,
-                trace: self,
-            })
-        })
+    /// Notes with which status the answer begins.
+    pub(super) fn answered(&self, status: StatusCode) {
+        if let Some(span) = &self.span {
+            span.totals().status = Some(status);
+        }
+    }
+
+    /// Notes how the request ended. Its span ends with the last clone of this.
+    pub(super) fn ended(&self, outcome: Outcome) {
+        if let Some(span) = &self.span {
+            span.totals().outcome = Some(outcome);
+        }
     }
 }
 
@@ -282,8 +272,8 @@ impl Totals {
             let status = i64::from(status.as_u16());
             attributes.push(KeyValue::new("http.response.status_code", status));
         }
-        if !self.answered {
-            attributes.push(KeyValue::new("skald.cancelled", true));
+        if let Some(outcome) = self.outcome {
+            attributes.push(KeyValue::new("skald.outcome", outcome.as_str()));
         }
         if self.ran {
             attributes.push(count("gen_ai.usage.input_tokens", self.input_tokens));
@@ -312,46 +302,10 @@ impl Totals {
     fn failure(&self) -> Option<Cow<'static, str>> {
         let status = self.status.filter(StatusCode::is_server_error);
         let status = status.map(|status| Cow::Owned(status.as_str().to_owned()));
-        self.error.map(Cow::Borrowed).or(status)
-    }
-}
-
-/// The body of an answer; the span of its request ends with it.
-struct Followed {
-    // Dropped before `trace`, so that its generations have ended before the span does.
-    body: Body,
-    /// The last byte was handed over.
-    answered: bool,
-    trace: RequestTrace,
-}
-
-impl HttpBody for Followed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        task: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(task));
-        self.answered |= frame.is_none();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        if let Some(span) = &self.trace.span {
-            span.totals().answered = self.answered || self.body.is_end_stream();
-        }
+        let failed = self.outcome == Some(Outcome::ServerError);
+        let generation = self.error.map(Cow::Borrowed);
+        let unknown = failed.then_some(Cow::Borrowed("server_error"));
+        generation.or(status).or(unknown)
     }
 }
 

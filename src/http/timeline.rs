@@ -6,13 +6,15 @@
 //! ```
 //!
 //! Moments up to the last token are the worker's (the end of the step that sent the event), so a
-//! client that reads slowly does not change them. A [`Timeline`] reports once, when it is dropped;
-//! it must never hold text or token ids.
+//! client that reads slowly does not change them. A [`Timeline`] reports once, when the
+//! generation is over; it must never hold text or token ids.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::Span;
 
+use super::metrics::{GenerationReport, Observations};
 use super::request_trace::GenerationTrace;
 use crate::engine::{FinishReason, GeneratedToken, PromptReport};
 use crate::request::{GenerateRequest, Output, RequestId};
@@ -93,18 +95,19 @@ pub(super) struct Timeline {
     prompt_read: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    /// When the answer was complete; for a generation that did not finish, when it was dropped.
+    /// When it was reported: its text was complete, it failed, or it was dropped before.
     ended: Option<Instant>,
     /// Prompt tokens from the KV cache.
     cached_tokens: usize,
     generated: usize,
     logprob_sum: f64,
     ending: Ending,
+    observations: Arc<Observations>,
 }
 
 impl Timeline {
     /// A generation that was accepted, one of those that its request asks for.
-    pub(super) fn new(submitted: Submitted) -> Self {
+    pub(super) fn new(submitted: Submitted, observations: &Arc<Observations>) -> Self {
         Self {
             submitted,
             first_step: None,
@@ -116,28 +119,53 @@ impl Timeline {
             generated: 0,
             logprob_sum: 0.0,
             ending: Ending::Cancelled,
+            observations: Arc::clone(observations),
         }
     }
 
     /// The prompt was read by the step that was through at `at`.
     pub(super) fn prompt(&mut self, report: &PromptReport, at: Instant) {
         self.first_step = Some(report.first_step);
+        let queued = self.since_submitted(report.first_step);
+        self.observations.queue_time(queued);
         self.prompt_read = Some(at);
         self.cached_tokens = report.cached_tokens;
     }
 
     /// A token was drawn in the step that was through at `at`.
     pub(super) fn token(&mut self, token: &GeneratedToken, at: Instant) {
-        self.first_token.get_or_insert(at);
+        match self.last_token {
+            None => {
+                self.first_token = Some(at);
+                self.observations.first_token(self.since_submitted(at));
+            }
+            // Accepted draft tokens and whole beams come at once: they are one arrival.
+            Some(last) if last == at => (),
+            Some(last) => self.observations.inter_token(at.duration_since(last)),
+        }
         self.last_token = Some(at);
         self.generated += 1;
         self.logprob_sum += f64::from(token.token.logprob);
     }
 
-    /// The generation is over.
+    /// The generation is over: reports it, so that the report is not behind what the client
+    /// receives.
     pub(super) fn end(&mut self, ending: Ending) {
+        if self.ended.is_some() {
+            return;
+        }
+        let now = Instant::now();
         self.ending = ending;
-        self.ended.get_or_insert_with(Instant::now);
+        self.ended = Some(now);
+        self.log(now);
+        self.observations.generation(&GenerationReport {
+            output: self.submitted.output,
+            ending,
+            prompt_tokens: self.submitted.prompt_tokens,
+            generated_tokens: self.generated,
+            duration: self.since_submitted(now),
+        });
+        self.submitted.trace.ended(self);
     }
 
     /// The name of the generation.
@@ -244,6 +272,7 @@ impl Timeline {
                 prompt_tokens,
                 cached_tokens = self.cached_tokens,
                 queue_ms = self.first_step.map(ms),
+                prompt_read_ms = self.prompt_read.map(ms),
                 total_ms = ms(ended),
                 "embedding finished"
             ),
@@ -252,9 +281,8 @@ impl Timeline {
 }
 
 impl Drop for Timeline {
+    /// A generation that nothing else has ended was cancelled.
     fn drop(&mut self) {
-        let ended = *self.ended.get_or_insert_with(Instant::now);
-        self.log(ended);
-        self.submitted.trace.ended(self);
+        self.end(Ending::Cancelled);
     }
 }

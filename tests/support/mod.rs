@@ -4,6 +4,7 @@
 
 pub mod caller;
 pub mod load;
+pub mod metrics;
 pub mod process;
 pub mod script;
 pub mod sse;
@@ -100,6 +101,7 @@ pub fn serving(setup: &Setup) -> Serving {
         source: setup.source.to_string(),
         parameters: config.parameters() as u64,
         dtype: "f32".to_owned(),
+        isa: "test".to_owned(),
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_embd: config.n_embd,

@@ -84,7 +84,7 @@ async fn a_request_is_a_span_with_its_stages_below_it() {
         ("gen_ai.usage.input_tokens", prompt_tokens.clone()),
         ("gen_ai.usage.output_tokens", json!(5)),
         ("gen_ai.response.finish_reasons", json!(["length"])),
-        ("skald.cancelled", Value::Null),
+        ("skald.outcome", json!("success")),
         ("error.type", Value::Null),
     ] {
         assert_eq!(request.attribute(key), &value, "{key}");
@@ -194,7 +194,7 @@ async fn a_stream_ends_its_span_with_its_last_event() {
     are_ordered(&request, &stages);
     assert_eq!(request.attribute("gen_ai.operation.name"), "chat");
     assert_eq!(request.attribute("gen_ai.usage.output_tokens"), 8);
-    assert_eq!(request.attribute("skald.cancelled"), &Value::Null);
+    assert_eq!(request.attribute("skald.outcome"), "success");
     assert_eq!(request.status, UNSET);
     server.stop();
 }
@@ -212,7 +212,7 @@ async fn a_stream_whose_client_goes_away_is_cancelled() {
     let (request, stages) = collector.request("left");
     assert_eq!(names(&stages), ["queue", "prefill", "decode"]);
     are_ordered(&request, &stages);
-    assert_eq!(request.attribute("skald.cancelled"), &json!(true));
+    assert_eq!(request.attribute("skald.outcome"), "cancelled");
     assert_eq!(
         request.attribute("gen_ai.response.finish_reasons"),
         &json!(["cancelled"])
@@ -290,6 +290,7 @@ async fn a_refused_request_is_no_error_of_the_server() {
     assert_eq!(names(&stages), Vec::<&str>::new());
     assert_eq!(request.status, UNSET);
     assert_eq!(request.attribute("http.response.status_code"), 400);
+    assert_eq!(request.attribute("skald.outcome"), "client_error");
     assert_eq!(
         request.attribute("gen_ai.response.finish_reasons"),
         &Value::Null
@@ -360,6 +361,7 @@ async fn an_answer_of_the_servers_fault_is_an_error() {
     let (request, stages) = collector.request(&id);
     assert_eq!(request.status, ERROR);
     assert_eq!(request.attribute("error.type"), "503");
+    assert_eq!(request.attribute("skald.outcome"), "unavailable");
     assert_eq!(names(&stages), Vec::<&str>::new());
     drop(stream);
 }

@@ -43,6 +43,10 @@ impl Worker {
         match beams.take(part.id, row, &mut self.scheduler) {
             Step::Next => (),
             Step::Done(hypotheses) => {
+                let returned = hypotheses.iter().take(active.clients());
+                let tokens: usize = returned.map(|beam| beam.tokens.len()).sum();
+                self.status.generated_tokens += tokens;
+                self.published.offer(&self.status);
                 active.deliver_beams(hypotheses, at);
                 self.finish(part.request);
             }

@@ -4,6 +4,7 @@
 //! [`crate::engine::bulk`]); the handler only cuts them out of the body and puts the vectors
 //! together. It must not hold up its thread, so each vector is written out as it comes.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
@@ -23,6 +24,7 @@ use crate::http::app::{App, Serving};
 use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
 use crate::http::layers::Scope;
+use crate::http::metrics::Observations;
 use crate::http::openapi::OpenAiErrors;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
@@ -151,7 +153,7 @@ pub(in crate::http) async fn embeddings(
     let data: Vec<EmbeddedInput> = stream::iter(requests.into_iter().enumerate())
         .map(|(index, request)| {
             let submitted = Submitted::now(&request, scope.trace.generation(index));
-            embedding(&bulk, format, index, request, submitted)
+            embedding(&bulk, app.observations(), format, index, request, submitted)
         })
         .buffered(IN_FLIGHT)
         .try_collect()
@@ -242,13 +244,14 @@ fn check_dimensions(dimensions: Option<i64>, n_embd: usize) -> Result<(), ApiErr
 /// Runs one input.
 async fn embedding(
     bulk: &Bulk,
+    observations: &Arc<Observations>,
     format: EncodingFormat,
     index: usize,
     request: GenerateRequest,
     submitted: Submitted,
 ) -> Result<EmbeddedInput, ApiError> {
     let mut generation = bulk.submit(request).await?;
-    let mut timeline = Timeline::new(submitted);
+    let mut timeline = Timeline::new(submitted, observations);
     let timed = generation.next_timed().await;
     let mean = match timed.map(|timed| (timed.event, timed.at)) {
         Some((TokenEvent::Prefilled(report), at)) => {

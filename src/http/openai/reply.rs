@@ -127,7 +127,7 @@ pub(super) async fn respond<W: Wording>(
         ..
     } = wording.reply();
     trace.asks(&serving.info.id, &requests, *per_prompt);
-    let generations = TextGeneration::start_all(serving, requests, turn, trace, false).await?;
+    let generations = TextGeneration::start_all(app, serving, requests, turn, trace, false).await?;
     if wording.reply().streaming.stream {
         let writer = Chunks {
             wording,
@@ -135,8 +135,8 @@ pub(super) async fn respond<W: Wording>(
             open: generations.len(),
             done: false,
         };
-        let events = sse::events(generations, writer, in_flight);
-        return Ok(sse::respond(events, app.config().keep_alive));
+        let keep_alive = app.config().keep_alive;
+        return Ok(sse::respond(generations, writer, in_flight, keep_alive));
     }
     let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
     Ok(wording.whole(wholes))
