@@ -15,6 +15,8 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::telemetry::OtlpEndpoint;
+
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -360,6 +362,15 @@ pub struct Layer {
     /// `info,skald::engine=debug` [default: info]
     #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
     pub log: Option<String>,
+    /// Send traces to this OpenTelemetry collector, by OTLP over HTTP: http://localhost:4318
+    /// [default: none, or what `OTEL_EXPORTER_OTLP_ENDPOINT` says]
+    #[arg(
+        long,
+        env = "SKALD_OTLP_ENDPOINT",
+        value_name = "URL",
+        help_heading = "Traces"
+    )]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// All settings, checked.
@@ -394,6 +405,7 @@ pub struct Settings {
     pub max_body: ByteSize,
     pub log_format: LogFormat,
     pub log: String,
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 impl Layer {
@@ -476,6 +488,7 @@ impl Layer {
             max_body: self.max_body.or(below.max_body),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
+            otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
         }
     }
 
@@ -519,6 +532,7 @@ impl Layer {
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            otlp_endpoint: self.otlp_endpoint,
         };
         settings.check()?;
         Ok(settings)

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
 //! | [`panics`] | panics in the logs |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |

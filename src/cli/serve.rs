@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::config::{Layer, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
 use crate::session::SessionConfig;
-use crate::telemetry;
+use crate::telemetry::{self, Traces};
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
 const EXIT_BY_SIGNAL: i32 = 130;
@@ -42,13 +43,19 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let settings = self.settings().map_err(Failure::Unusable)?;
         telemetry::start(settings.log_format, &settings.log)
-            .context("`log` is no filter")
+            .context("`log` is not a valid filter")
             .map_err(Failure::Unusable)?;
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
             warn!(name, nearest, "an environment variable that sets nothing");
         }
+        let traces = Traces::start(settings.otlp_endpoint.clone())
+            .map_err(|error| Failure::Unusable(error.into()))?;
+        let tracer = traces.as_ref().map(Traces::tracer);
         let runtime = runtime()?;
-        let outcome = runtime.block_on(serve(settings));
+        let outcome = runtime.block_on(serve(settings, tracer));
+        if let Some(traces) = traces {
+            traces.stop();
+        }
         // A model that is still loading is not waited for.
         runtime.shutdown_background();
         outcome
@@ -63,7 +70,7 @@ impl Serve {
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Failure> {
+async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Failure> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}", settings.listen))
@@ -71,14 +78,15 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     let address = listener
         .local_addr()
         .map_err(|e| Failure::Running(e.into()))?;
-    let app = App::new(HttpConfig {
+    let http = HttpConfig {
         drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,
-    });
+    };
+    let app = App::traced(http, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));

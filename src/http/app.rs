@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -124,6 +125,7 @@ pub(super) enum State {
 
 struct Inner {
     config: HttpConfig,
+    tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
     observations: Arc<Observations>,
@@ -142,8 +144,15 @@ impl App {
     /// A front end without a model: alive, not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
+        Self::traced(config, None)
+    }
+
+    /// The same, which makes a span of every request, if there is a tracer.
+    #[must_use]
+    pub fn traced(config: HttpConfig, tracer: Option<SdkTracer>) -> Self {
         Self(Arc::new(Inner {
             config,
+            tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
             observations: Arc::default(),
@@ -155,6 +164,11 @@ impl App {
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
+    }
+
+    /// What spans are made with, if there is a collector for them.
+    pub(super) fn tracer(&self) -> Option<&SdkTracer> {
+        self.0.tracer.as_ref()
     }
 
     /// What was counted of requests and generations since the start.

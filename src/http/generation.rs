@@ -15,6 +15,7 @@ use futures_util::stream::{self, SelectAll, Stream};
 use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
+use super::request_trace::{GenerationTrace, RequestTrace};
 use super::timeline::{Ending, Submitted, Timeline};
 use super::wire::IfBusyField;
 use crate::engine::{
@@ -146,10 +147,11 @@ impl TextGeneration {
         app: &App,
         serving: &Serving,
         request: GenerateRequest,
+        trace: GenerationTrace,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let stops = request.stop.stop_strings.clone();
-        let submitted = Submitted::now(&request);
+        let submitted = Submitted::now(&request, trace);
         let running = serving.engine.submit_all(request).await?.into_iter();
         let generation = |running| Self {
             running: Some(running),
@@ -174,6 +176,7 @@ impl TextGeneration {
         serving: &Serving,
         requests: Vec<GenerateRequest>,
         turn: Option<Turn>,
+        trace: &RequestTrace,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
@@ -185,9 +188,10 @@ impl TextGeneration {
             (_, Ok(request)) => (None, request.into()),
             (_, Err(requests)) => (None, requests),
         };
-        let starts = requests
-            .into_iter()
-            .map(|request| Self::start(app, serving, request, include_stop));
+        let starts = requests.into_iter().enumerate().map(|(index, request)| {
+            let trace = trace.generation(index);
+            Self::start(app, serving, request, trace, include_stop)
+        });
         let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
         if let Some(first) = started.first_mut() {
             first.turn = turn;
@@ -212,7 +216,7 @@ impl TextGeneration {
             TokenEvent::Failed(error) => {
                 self.running = None;
                 self.timeline.end(Ending::Failed);
-                tracing::warn!(id = %self.timeline.id(), %error, "generation failed");
+                tracing::warn!(generation = self.timeline.index(), %error, "generation failed");
                 Err(error.into())
             }
         })

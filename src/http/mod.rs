@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `app` | shared state: settings, and whether a model is served |
 //! | `serve` | connections, and the graceful stop |
-//! | `layers` | request ids, spans |
+//! | `layers` | request ids, spans in the log |
+//! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
@@ -51,11 +52,13 @@ mod openai;
 mod openapi;
 mod outcome;
 mod probes;
+mod request_trace;
 mod serve;
 mod sessions;
 mod sse;
 mod timeline;
 mod tokens;
+mod trace_context;
 mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};
@@ -129,7 +132,10 @@ pub fn router(app: App) -> Router {
                 .on_eos(())
                 .on_failure(()),
         )
-        .layer(middleware::from_fn(layers::name_request))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            layers::name_request,
+        ))
         .with_state(app)
 }
 

@@ -1,9 +1,9 @@
-//! How a request to an API endpoint ended: exactly one outcome for each, counted when its answer's
-//! last byte was handed to the connection or the client went away.
+//! How a request to an API endpoint ended: exactly one outcome for each, counted and told to its trace
+//! when its answer's last byte was handed to the connection or the client went away.
 //!
 //! A status says how an answer began; a stream can fail after a 200, and a client can leave before
 //! the end. So [`observe`], the layer around all routes, wraps the body. Probes and `/metrics` are
-//! not counted. Nothing here may change an answer.
+//! neither counted nor traced. Nothing here may change an answer.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -18,9 +18,10 @@ use hyper::body::{Frame, SizeHint};
 
 use super::app::App;
 use super::metrics::Observations;
+use super::request_trace::RequestTrace;
 
 /// What is asked every few seconds by orchestrators and Prometheus.
-const NOT_COUNTED: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+pub(super) const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 /// What paths without a route are counted as, so that clients can't make up labels.
 const OTHER: &str = "other";
 
@@ -96,17 +97,19 @@ impl StreamEnd {
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let endpoint = request.extensions().get::<MatchedPath>();
     let endpoint = endpoint.map_or(OTHER, MatchedPath::as_str);
-    if NOT_COUNTED.contains(&endpoint) {
+    if PROBES.contains(&endpoint) {
         return next.run(request).await;
     }
     let mut pending = Pending {
         observations: Arc::clone(app.observations()),
         endpoint: endpoint.to_owned(),
+        trace: request.extensions().get().cloned().unwrap_or_default(),
         stream: StreamEnd::default(),
         counted: false,
     };
     let has_body = request.method() != Method::HEAD;
     let mut response = next.run(request).await;
+    pending.trace.answered(response.status());
     let extensions = response.extensions_mut();
     if let Some(stream) = extensions.remove::<StreamEnd>() {
         pending.stream = stream;
@@ -130,6 +133,8 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
 struct Pending {
     observations: Arc<Observations>,
     endpoint: String,
+    /// Its span ends with this, after the generations in the body have.
+    trace: RequestTrace,
     /// What the stream itself notes comes first.
     stream: StreamEnd,
     counted: bool,
@@ -142,6 +147,7 @@ impl Pending {
             self.counted = true;
             let outcome = self.stream.noted().unwrap_or(outcome);
             self.observations.request(&self.endpoint, outcome);
+            self.trace.ended(outcome);
         }
     }
 }

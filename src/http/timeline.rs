@@ -1,5 +1,5 @@
 //! What happened to one generation and when, from its submission to its end: the one account from
-//! which its log line is written and its metrics are observed.
+//! which its log line is written, its metrics are observed and its spans are made.
 //!
 //! ```text
 //! submitted ──queue──► first_step ──prefill──► prompt_read = first_token ──decode──► ended
@@ -12,7 +12,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+
 use super::metrics::{GenerationReport, Observations};
+use super::request_trace::GenerationTrace;
 use crate::engine::{FinishReason, GeneratedToken, PromptReport};
 use crate::request::{GenerateRequest, Output, RequestId};
 
@@ -44,10 +47,24 @@ impl Ending {
     }
 }
 
+/// A part of a generation's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Until the first step that it was in.
+    Queue,
+    /// Until its prompt was read.
+    Prefill,
+    /// Until its last token.
+    Decode,
+}
+
 /// What is known of a generation when its request is submitted.
 #[derive(Debug, Clone)]
 pub(super) struct Submitted {
     id: RequestId,
+    trace: GenerationTrace,
+    /// That of the HTTP request: a stream that is cancelled is dropped outside of it.
+    log_span: Span,
     output: Output,
     /// Tokens of the context, a session's history included.
     prompt_tokens: usize,
@@ -56,9 +73,11 @@ pub(super) struct Submitted {
 
 impl Submitted {
     /// A request that is submitted now.
-    pub(super) fn now(request: &GenerateRequest) -> Self {
+    pub(super) fn now(request: &GenerateRequest, trace: GenerationTrace) -> Self {
         Self {
             id: request.id.clone(),
+            trace,
+            log_span: Span::current(),
             output: request.output,
             prompt_tokens: request.history.len() + request.prompt.len(),
             at: Instant::now(),
@@ -146,11 +165,69 @@ impl Timeline {
             generated_tokens: self.generated,
             duration: self.since_submitted(now),
         });
+        self.submitted.trace.ended(self);
     }
 
     /// The name of the generation.
     pub(super) fn id(&self) -> &RequestId {
         &self.submitted.id
+    }
+
+    /// Which of its request's generations it is, from 0.
+    pub(super) fn index(&self) -> usize {
+        self.submitted.trace.index
+    }
+
+    /// What it was for.
+    pub(super) fn output(&self) -> Output {
+        self.submitted.output
+    }
+
+    /// How it ended.
+    pub(super) fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// Tokens of the context, a session's history included.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.submitted.prompt_tokens
+    }
+
+    /// Those of them that came from the KV cache.
+    pub(super) fn cached_tokens(&self) -> usize {
+        self.cached_tokens
+    }
+
+    /// Its time in the queue, once it is over.
+    pub(super) fn queue_time(&self) -> Option<Duration> {
+        self.first_step.map(|at| self.since_submitted(at))
+    }
+
+    /// The time to its first token, once there is one.
+    pub(super) fn first_token_time(&self) -> Option<Duration> {
+        self.first_token.map(|at| self.since_submitted(at))
+    }
+
+    /// The stages it got to, in order, with their first and last moments. One that ended before its
+    /// prompt was read has the queue alone: the worker reports both stages with the prompt.
+    pub(super) fn stages(&self) -> Vec<(Stage, Instant, Instant)> {
+        let submitted = self.submitted.at;
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        let (Some(first_step), Some(prompt_read)) = (self.first_step, self.prompt_read) else {
+            return vec![(Stage::Queue, submitted, ended)];
+        };
+        let mut stages = vec![
+            (Stage::Queue, submitted, first_step),
+            (Stage::Prefill, first_step, prompt_read),
+        ];
+        let finished = matches!(self.ending, Ending::Finished(_));
+        let last = if finished {
+            self.last_token
+        } else {
+            Some(ended)
+        };
+        stages.extend(last.map(|last| (Stage::Decode, prompt_read, last)));
+        stages
     }
 
     /// Tokens generated so far, those that are not shown included.
@@ -170,14 +247,15 @@ impl Timeline {
     fn log(&self, ended: Instant) {
         let ms = |at: Instant| self.since_submitted(at).as_secs_f64() * 1e3;
         let Submitted {
-            id,
             output,
             prompt_tokens,
+            log_span,
             ..
         } = &self.submitted;
+        let _in_request = log_span.enter();
         match output {
             Output::Text => tracing::info!(
-                %id,
+                generation = self.index(),
                 outcome = self.ending.as_str(),
                 prompt_tokens,
                 cached_tokens = self.cached_tokens,
@@ -189,7 +267,7 @@ impl Timeline {
             ),
             // A request can have 2048 of them: it has a line of its own.
             Output::Embedding => tracing::debug!(
-                %id,
+                generation = self.index(),
                 outcome = self.ending.as_str(),
                 prompt_tokens,
                 cached_tokens = self.cached_tokens,

@@ -134,7 +134,9 @@ async fn answer(
     let requests = std::mem::take(&mut plan.requests);
     let turn = plan.turn.take();
     let wanted = Wanted::new(plan, &requests);
-    let generations = TextGeneration::start_all(app, &serving, requests, turn, true).await?;
+    let trace = &scope.trace;
+    trace.asks(&serving.info.id, &requests, requests.len());
+    let generations = TextGeneration::start_all(app, &serving, requests, turn, trace, true).await?;
     let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
     if form == Form::Stream {
         let writer = answer::Events::new(tokens, wanted);

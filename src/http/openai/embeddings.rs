@@ -148,14 +148,17 @@ pub(in crate::http) async fn embeddings(
     let format = body.encoding_format.unwrap_or_default();
     let requests = body.plan(&serving, &scope).await?;
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
+    scope.trace.asks(&serving.info.id, &requests, 1);
     let bulk = serving.engine.bulk()?;
     let data: Vec<EmbeddedInput> = stream::iter(requests.into_iter().enumerate())
-        .map(|(index, request)| embedding(&bulk, app.observations(), format, index, request))
+        .map(|(index, request)| {
+            let submitted = Submitted::now(&request, scope.trace.generation(index));
+            embedding(&bulk, app.observations(), format, index, request, submitted)
+        })
         .buffered(IN_FLIGHT)
         .try_collect()
         .await?;
     tracing::info!(
-        id = %scope.id,
         inputs = data.len(),
         prompt_tokens = tokens,
         total_ms = started.elapsed().as_secs_f64() * 1e3,
@@ -245,8 +248,8 @@ async fn embedding(
     format: EncodingFormat,
     index: usize,
     request: GenerateRequest,
+    submitted: Submitted,
 ) -> Result<EmbeddedInput, ApiError> {
-    let submitted = Submitted::now(&request);
     let mut generation = bulk.submit(request).await?;
     let mut timeline = Timeline::new(submitted, observations);
     let timed = generation.next_timed().await;
