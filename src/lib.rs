@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
+//! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
@@ -25,6 +26,7 @@ pub mod http;
 pub mod kernels;
 pub mod model;
 pub mod request;
+pub mod resources;
 pub mod session;
 pub mod telemetry;
 pub mod text;
