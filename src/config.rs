@@ -15,6 +15,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::resources::{self, Sourced};
 use crate::telemetry::OtlpEndpoint;
 
 /// Why the settings can't be used.
@@ -191,10 +192,11 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub chat_template: Option<String>,
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<NonZeroUsize>,
-    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB]
+    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB, or half of what
+    /// the memory limit leaves beside the weights if that is less]
     #[arg(
         long,
         env = "SKALD_KV_MEMORY",
@@ -382,8 +384,9 @@ pub struct Settings {
     pub dtype: Dtype,
     pub generation_config: GenerationDefaults,
     pub chat_template: Option<String>,
-    pub threads: NonZeroUsize,
-    pub kv_memory: ByteSize,
+    pub threads: Sourced<NonZeroUsize>,
+    /// Chosen by [`resources::kv_memory`], once the weights are loaded, where nothing is set.
+    pub kv_memory: Option<ByteSize>,
     pub kv_dtype: KvPrecision,
     pub max_batch: usize,
     pub max_step_tokens: usize,
@@ -497,7 +500,6 @@ impl Layer {
     /// # Errors
     /// [`ConfigError::Range`] naming setting, value and what would do.
     pub fn settle(self) -> Result<Settings, ConfigError> {
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let seconds = |duration: Option<HumanDuration>, default| {
             duration.map_or(Duration::from_secs(default), |d| d.0)
         };
@@ -507,8 +509,8 @@ impl Layer {
             dtype: self.dtype.unwrap_or(Dtype::Auto),
             generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
             chat_template: self.chat_template,
-            threads: self.threads.unwrap_or(cores),
-            kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
+            threads: resources::threads(self.threads),
+            kv_memory: self.kv_memory,
             kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),
             max_batch: self.max_batch.unwrap_or(64),
             max_step_tokens: self.max_step_tokens.unwrap_or(512),
@@ -551,7 +553,7 @@ impl Settings {
                 expected: format!("it must be {least} to {most}"),
             })
         };
-        between("threads", self.threads.get(), 1, 1024)?;
+        between("threads", self.threads.value.get(), 1, 1024)?;
         between("max-batch", self.max_batch, 1, 4096)?;
         between(
             "max-step-tokens",

@@ -8,13 +8,14 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, field, info, warn};
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
 use crate::config::{Layer, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
+use crate::resources;
 use crate::session::SessionConfig;
 use crate::telemetry::{self, Traces};
 
@@ -90,17 +91,26 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
+    let memory_limit = resources::memory_limit();
+    info!(
+        threads = settings.threads.value,
+        threads_from = %settings.threads.origin,
+        memory_limit = memory_limit.map(|limit| field::display(limit.value)),
+        memory_limit_from = memory_limit.map(|limit| field::display(limit.origin)),
+        "resources"
+    );
     let model = ModelSettings {
         model: settings.model,
         served_model_name: settings.served_model_name,
         dtype: settings.dtype,
         kv_dtype: settings.kv_dtype,
-        threads: settings.threads,
+        threads: settings.threads.value,
+        kv_memory: settings.kv_memory,
+        memory_limit,
         generation_config: settings.generation_config,
         chat_template: settings.chat_template,
     };
     let engine = EngineConfig {
-        kv_memory: settings.kv_memory,
         max_batch: settings.max_batch,
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,
