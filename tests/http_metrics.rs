@@ -343,6 +343,11 @@ async fn a_full_queue_is_an_overload_and_a_client_that_leaves_a_cancellation() {
     let waiting = json!({"inputs": "A", "parameters": {"max_new_tokens": 100}});
     let waiting = tokio::spawn(request.body(waiting.to_string()).send());
     server.until("waiting", |status| status.waiting == 1).await;
+    // Two steps later the worker has accepted it.
+    let steps = server.engine().status().steps;
+    server
+        .until("accepted", |status| status.steps >= steps + 2)
+        .await;
     let metrics = Metrics::of(&server).await;
     assert_eq!(metrics.get("skald_requests_running"), 1.0);
     let waits = metrics.get("vllm:num_requests_waiting{model_name=\"fairy-tales\"}");
