@@ -364,7 +364,7 @@ pub struct Layer {
     /// `info,skald::engine=debug` [default: info]
     #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
     pub log: Option<String>,
-    /// Send traces to this OpenTelemetry collector, by OTLP over HTTP: http://localhost:4318
+    /// Send traces to this OpenTelemetry collector, such as `http://localhost:4318`, by OTLP over HTTP
     /// [default: none, or what `OTEL_EXPORTER_OTLP_ENDPOINT` says]
     #[arg(
         long,

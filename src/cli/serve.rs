@@ -49,13 +49,13 @@ impl Serve {
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
             warn!(name, nearest, "an environment variable that sets nothing");
         }
-        let traces = Traces::start(settings.otlp_endpoint.clone())
+        let export = Traces::start(settings.otlp_endpoint.clone())
             .map_err(|error| Failure::Unusable(error.into()))?;
-        let tracer = traces.as_ref().map(Traces::tracer);
+        let tracer = export.as_ref().map(Traces::tracer);
         let runtime = runtime()?;
         let outcome = runtime.block_on(serve(settings, tracer));
-        if let Some(traces) = traces {
-            traces.stop();
+        if let Some(export) = export {
+            export.stop();
         }
         // A model that is still loading is not waited for.
         runtime.shutdown_background();

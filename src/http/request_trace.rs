@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axum::extract::{ConnectInfo, MatchedPath, Request};
 use axum::http::{Method, StatusCode, Version, header};
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt, TraceId, Tracer};
+use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt, TraceId, Tracer};
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
@@ -80,7 +80,7 @@ impl RequestTrace {
     /// of the caller's.
     pub(super) fn begin(tracer: Option<&SdkTracer>, request: &Request, id: &RequestId) -> Self {
         let caller = trace_context::caller(request.headers());
-        let trace_id = caller.as_ref().map(|caller| caller.trace_id());
+        let trace_id = caller.as_ref().map(SpanContext::trace_id);
         let path = request.uri().path();
         let Some(tracer) = tracer.filter(|_| !PROBES.contains(&path)) else {
             return Self {

@@ -80,16 +80,15 @@ impl Losses {
 
     fn lose(&self, spans: usize, reason: &str) {
         let lost = spans + self.lost.fetch_add(spans, Ordering::Relaxed);
-        let now = Instant::now();
-        let mut last = self
+        let mut warned = self
             .last_warning
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| now - last < BETWEEN_WARNINGS) {
+        if warned.is_some_and(|at| at.elapsed() < BETWEEN_WARNINGS) {
             return;
         }
-        *last = Some(now);
-        drop(last);
+        *warned = Some(Instant::now());
+        drop(warned);
         self.failing.store(true, Ordering::Relaxed);
         tracing::warn!(endpoint = %self.endpoint, reason, lost, "trace export failing");
     }

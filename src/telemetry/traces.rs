@@ -103,18 +103,16 @@ fn set(variable: &str) -> Option<String> {
 }
 
 fn standard_endpoint() -> Result<Option<OtlpEndpoint>, TracesError> {
-    let variable = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-    let whole = set(variable).map(|text| OtlpEndpoint::whole(&text));
-    let (variable, endpoint) = match whole {
-        Some(endpoint) => (variable, Some(endpoint)),
-        None => {
-            let variable = "OTEL_EXPORTER_OTLP_ENDPOINT";
-            (variable, set(variable).map(|text| text.parse()))
-        }
-    };
-    endpoint
-        .transpose()
-        .map_err(|source| TracesError::Endpoint { variable, source })
+    type Parse = fn(&str) -> Result<OtlpEndpoint, InvalidEndpoint>;
+    let variables: [(_, Parse); 2] = [
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", OtlpEndpoint::whole),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", str::parse),
+    ];
+    let endpoint = variables.into_iter().find_map(|(variable, parse)| {
+        let endpoint = parse(&set(variable)?);
+        Some(endpoint.map_err(|source| TracesError::Endpoint { variable, source }))
+    });
+    endpoint.transpose()
 }
 
 /// The standard variable that forbids traces, if one does.

@@ -55,7 +55,7 @@ async fn one_request(environment: &[(&str, &str)], flags: &[&str]) -> Process {
     let environment = [&[AT_ONCE], environment].concat();
     let mut server = Process::start_in(&environment, flags);
     let body = json!({"inputs": "Once", "parameters": {"max_new_tokens": 1}});
-    let request = post(&server, "the one", "/generate", &body);
+    let request = post(&server, "the-one", "/generate", &body);
     assert_eq!(answer(request).await.0, 200);
     server.terminate();
     server.ended();
@@ -79,7 +79,7 @@ async fn the_standard_variables_are_honoured() {
         &[],
     )
     .await;
-    let (request, _) = collector.request("the one");
+    let (request, _) = collector.request("the-one");
     assert_eq!(request.resource["service.name"], "tales");
     assert_eq!(request.resource["deployment.environment.name"], "test");
     assert!(
@@ -100,7 +100,7 @@ async fn the_servers_own_setting_wins() {
         &["--otlp-endpoint", &traces],
     )
     .await;
-    ours.request("the one");
+    ours.request("the-one");
     assert_eq!(standard.heads().len(), 0);
 }
 

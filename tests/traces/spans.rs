@@ -345,7 +345,7 @@ async fn an_answer_of_the_servers_fault_is_an_error() {
     let collector = Collector::start();
     let server = traced(&collector, &["--drain-timeout", "60s"]);
     let endless = json!({"prompt": "Once", "max_tokens": 100_000, "stream": true, "overflow": "slide", "ignore_eos": true});
-    let stream = post(&server, "holds the drain", "/v1/completions", &endless);
+    let stream = post(&server, "holds-the-drain", "/v1/completions", &endless);
     let mut stream = Live::new(stream.send().await.expect("an answer"));
     stream.next().await.expect("an event");
     server.terminate();
