@@ -10,6 +10,7 @@
 # the package mirror of this machine, and --whole builds with this machine's Rust toolchain and
 # crates. That needs root. Base and image stay under target/container, so another run is quick.
 set -euo pipefail
+[ ! -e "${1:-}" ] || set -- "$(realpath "$1")"
 cd "$(dirname "$0")/.."
 
 suite=trixie
@@ -22,7 +23,7 @@ server=skald-test-server
 visitor=skald-test-visitor
 sessions=skald-test-sessions
 # What the requests below take, on a slow and busy machine.
-patience=120
+patience=300
 
 main() {
     local whole=false binary=target/release/skald
@@ -74,7 +75,8 @@ main() {
 fail() {
     echo "docker/test.sh: $*" >&2
     if [ -n "${scratch:-}" ]; then
-        e logs "$server" 2>&1 | tail -20 >&2 || true
+        e logs "$server" >"$scratch/last" 2>&1 || mv "$scratch/log" "$scratch/last" 2>/dev/null || true
+        tail -20 "$scratch/last" >&2
     fi
     exit 1
 }
@@ -303,6 +305,7 @@ session_tokens() {
 # SIGTERM while a stream is in flight: the stream goes on to its end, then the server stops.
 stop_within_a_stream() {
     local length=1500 stream=$scratch/stream
+    : >"$stream"
     complete '{"prompt": "The king", "stream": true, "ignore_eos": true, "overflow": "slide",
         "max_tokens": '$length', "stream_options": {"include_usage": true}}' >"$stream" &
     local client=$!
@@ -323,10 +326,11 @@ is_draining() { [ "$(curl -s -o /dev/null -w '%{http_code}' "$url/readyz")" = 50
 ended() {
     local name=$1 expected=$2 code
     until_true "$name ends" has_ended "$name"
+    [ "$(e inspect --format '{{.State.OOMKilled}}' "$name")" = false ] || fail "$name ran out of memory"
     code=$(e inspect --format '{{.State.ExitCode}}' "$name")
     [ "$code" = "$expected" ] || fail "$name ended with $code, not with $expected"
-    [ "$(e inspect --format '{{.State.OOMKilled}}' "$name")" = false ] || fail "$name ran out of memory"
-    e rm "$name" >/dev/null 2>&1
+    e logs "$name" >"$scratch/log" 2>&1
+    e rm --volumes "$name" >/dev/null 2>&1
 }
 
 has_ended() { [ "$(e inspect --format '{{.State.Running}}' "$1")" = false ]; }
@@ -345,11 +349,12 @@ fill_kv_cache() {
     [ $engine = podman ] || network=container:$server target=http://127.0.0.1:8080
     run "$visitor" --network "$network" "$image" bench "$target" \
         --concurrency 64 --requests 80 --prompt-tokens 700 --output-tokens 8
+    is_running "$server" || fail "the server did not survive a full KV cache"
     ended "$visitor" 0
     blocks=$(engine_figure kv_blocks) known=$(engine_figure kv_blocks_cached)
-    echo "KV blocks cached: $known of $blocks"
+    echo "KV blocks cached: $known of $blocks; peak memory:" \
+        "$(sed -n 's/^VmHWM:\s*//p' "/proc/$(pid "$server")/status")"
     [ "$known" -gt $((blocks * 9 / 10)) ] || fail "the KV cache has not been filled"
-    is_running "$server" || fail "the server did not survive a full KV cache"
 }
 
 engine_figure() { curl -sS "$url/info" | grep -o "\"$1\": *[0-9]*" | grep -o '[0-9]*$'; }
