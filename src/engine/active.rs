@@ -162,7 +162,6 @@ impl Active {
         let report = PromptReport {
             prompt_tokens: self.prompt_tokens(),
             cached_tokens: self.cached_tokens.unwrap_or(0),
-            first_step: self.first_step.unwrap_or(at),
             logprobs: std::mem::take(&mut self.prompt_logprobs),
             embedding,
             finish,
@@ -243,8 +242,7 @@ impl Active {
         for (client, beam) in self.clients.iter().zip(beams) {
             for token in beam.tokens {
                 // There is room for a whole beam; a client that went away says so by itself.
-                let event = TokenEvent::Token(token);
-                let _ = client.try_send(TimedEvent { event, at });
+                let _ = client.try_send(self.timed(TokenEvent::Token(token), at));
             }
         }
     }
@@ -271,9 +269,17 @@ impl Active {
         self.send(TokenEvent::Failed(error), Instant::now());
     }
 
+    fn timed(&self, event: TokenEvent, at: Instant) -> TimedEvent {
+        TimedEvent {
+            event,
+            at,
+            first_step: self.first_step,
+        }
+    }
+
     /// Room was made sure of before the step; a client that went away says so by itself.
     fn send(&self, event: TokenEvent, at: Instant) {
-        let timed = TimedEvent { event, at };
+        let timed = self.timed(event, at);
         if let [client] = &self.clients[..] {
             let _ = client.try_send(timed);
             return;

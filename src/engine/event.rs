@@ -25,13 +25,18 @@ pub enum TokenEvent {
     Failed(GenerateError),
 }
 
-/// An event with the moment the worker sent it. The events of one step share their moment.
+/// An event with its times, which are not part of it: an event is a function of the request alone,
+/// bit for bit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimedEvent {
     /// The event.
     pub event: TokenEvent,
-    /// When its step was through; independent of when the client gets to read it.
+    /// When its step was through, the same for all events of a step; independent of when the client
+    /// gets to read it.
     pub at: Instant,
+    /// Start of the first step the request was in, where its time in the queue ended; `None` if it
+    /// was in none.
+    pub first_step: Option<Instant>,
 }
 
 /// What is known once the prompt is read.
@@ -41,8 +46,6 @@ pub struct PromptReport {
     pub prompt_tokens: usize,
     /// How many of them came from the KV cache.
     pub cached_tokens: usize,
-    /// Start of the first step the request was in; its time in the queue ends here.
-    pub first_step: Instant,
     /// Where asked for: an entry for every token of the request's own prompt; `None` for a token
     /// that has nothing before it.
     pub logprobs: Vec<Option<PromptToken>>,

@@ -222,6 +222,7 @@ impl Generation {
         let timed = self.events.recv().await.unwrap_or_else(|| TimedEvent {
             event: TokenEvent::Failed(GenerateError::EngineGone),
             at: Instant::now(),
+            first_step: None,
         });
         self.finished = match &timed.event {
             TokenEvent::Token(token) => token.finish.is_some(),

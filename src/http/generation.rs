@@ -205,7 +205,12 @@ impl TextGeneration {
             let end = self.end(reason, String::new(), Vec::new(), 0).await;
             return Some(end.map(Step::Text));
         }
-        let TimedEvent { event, at } = self.running.as_mut()?.next_timed().await?;
+        let TimedEvent {
+            event,
+            at,
+            first_step,
+        } = self.running.as_mut()?.next_timed().await?;
+        self.timeline.begun(first_step);
         Some(match event {
             TokenEvent::Prefilled(report) => {
                 self.timeline.prompt(&report, at);

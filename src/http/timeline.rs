@@ -123,11 +123,18 @@ impl Timeline {
         }
     }
 
+    /// The request was in a step, the first of which began at `at`.
+    pub(super) fn begun(&mut self, at: Option<Instant>) {
+        if self.first_step.is_none()
+            && let Some(at) = at
+        {
+            self.first_step = Some(at);
+            self.observations.queue_time(self.since_submitted(at));
+        }
+    }
+
     /// The prompt was read by the step that was through at `at`.
     pub(super) fn prompt(&mut self, report: &PromptReport, at: Instant) {
-        self.first_step = Some(report.first_step);
-        let queued = self.since_submitted(report.first_step);
-        self.observations.queue_time(queued);
         self.prompt_read = Some(at);
         self.cached_tokens = report.cached_tokens;
     }

@@ -253,6 +253,7 @@ async fn embedding(
     let mut generation = bulk.submit(request).await?;
     let mut timeline = Timeline::new(submitted, observations);
     let timed = generation.next_timed().await;
+    timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));
     let mean = match timed.map(|timed| (timed.event, timed.at)) {
         Some((TokenEvent::Prefilled(report), at)) => {
             timeline.prompt(&report, at);
