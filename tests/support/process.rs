@@ -39,8 +39,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `skald serve` on a free port; does not wait for it.
+    /// Starts `skald serve` on a free port; does not wait for it. The URL of a database is given in
+    /// the environment, as it should be.
     pub fn spawn(flags: &[&str]) -> Self {
+        match flags.iter().position(|flag| *flag == "--session-store") {
+            Some(at) => {
+                let rest = [&flags[..at], &flags[at + 2..]].concat();
+                Self::spawn_with(&rest, &[("SKALD_SESSION_STORE", flags[at + 1])])
+            }
+            None => Self::spawn_with(flags, &[]),
+        }
+    }
+
+    /// The same in an environment with these variables.
+    pub fn spawn_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let unless_given = DEFAULTS
             .into_iter()
             .filter(|[flag, _]| !flags.contains(flag));
@@ -49,6 +61,7 @@ impl Process {
         let child = skald(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(unless_given.flatten())
             .args(flags)
+            .envs(environment.iter().copied())
             .stdout(file())
             .stderr(file())
             .spawn()
@@ -117,10 +130,22 @@ impl Process {
         Caller::new(self.address().expect("it is ready"))
     }
 
+    /// Starts a server whose sessions are in a database, with a short lease.
+    #[track_caller]
+    pub fn with_store(url: &str, flags: &[&str]) -> Self {
+        let store = ["--session-store", url, "--session-lease", "2s"];
+        Self::start(&[&store, flags].concat())
+    }
+
     /// Asks it to stop, as an orchestrator does.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.expect("kill runs").success());
     }
 
