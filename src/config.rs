@@ -150,6 +150,34 @@ impl<'de> Deserialize<'de> for HumanDuration {
     }
 }
 
+/// The shortest lease, which still leaves time to renew it, and the longest.
+const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// The URL of a database. It may have a password in it, so it is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// The URL, password included.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreUrl(…)")
+    }
+}
+
 /// One source's values of the settings; `None` where it says nothing.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
@@ -257,8 +285,28 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub share_prefix_cache: Option<bool>,
+    /// Keep sessions in this PostgreSQL database, which servers on many machines may share:
+    /// postgres://USER@HOST/DATABASE, with the password in PGPASSWORD, or all of it in
+    /// `SKALD_SESSION_STORE`, so that it can't be seen in the list of processes [default: none]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_STORE",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Sessions"
+    )]
+    pub session_store: Option<StoreUrl>,
+    /// After this time without a word from a server, others may take over the sessions in that
+    /// database that its turns are on [default: 10s]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_LEASE",
+        value_name = "DURATION",
+        help_heading = "Sessions"
+    )]
+    pub session_lease: Option<HumanDuration>,
     /// Keep sessions in this directory, so that they outlive the server; several servers may share
-    /// it [default: in memory]
+    /// it. With a database, only KV blocks of sessions are there [default: in memory]
     #[arg(
         long,
         env = "SKALD_SESSION_DIR",
@@ -290,8 +338,8 @@ pub struct Layer {
         help_heading = "Sessions"
     )]
     pub session_limit: Option<usize>,
-    /// Sessions kept in memory, where there is no directory for them; beyond that the least recently
-    /// used is forgotten [default: 10000]
+    /// Sessions kept in memory, where there is neither database nor directory for them; beyond that
+    /// the least recently used is forgotten [default: 10000]
     #[arg(
         long,
         env = "SKALD_MAX_SESSIONS",
@@ -394,6 +442,8 @@ pub struct Settings {
     pub speculation: Speculation,
     pub max_queue: usize,
     pub share_prefix_cache: bool,
+    pub session_store: Option<StoreUrl>,
+    pub session_lease: Duration,
     pub session_dir: Option<PathBuf>,
     pub session_kv_size: ByteSize,
     pub session_ttl: Option<Duration>,
@@ -439,7 +489,12 @@ impl Layer {
     pub fn from_toml(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let toml_error = |error: toml::de::Error| ConfigError::Toml {
             file: file.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
+            // The parser quotes the line, and this one may have a password in it.
+            reason: if text.contains("session-store") {
+                error.message().to_owned()
+            } else {
+                error.to_string().trim_end().to_owned()
+            },
         };
         let table: toml::Table = text.parse().map_err(toml_error)?;
         let names = Self::names();
@@ -477,6 +532,8 @@ impl Layer {
             speculation: self.speculation.or(below.speculation),
             max_queue: self.max_queue.or(below.max_queue),
             share_prefix_cache: self.share_prefix_cache.or(below.share_prefix_cache),
+            session_store: self.session_store.or(below.session_store),
+            session_lease: self.session_lease.or(below.session_lease),
             session_dir: self.session_dir.or(below.session_dir),
             session_kv_size: self.session_kv_size.or(below.session_kv_size),
             session_ttl: self.session_ttl.or(below.session_ttl),
@@ -518,6 +575,8 @@ impl Layer {
             speculation: self.speculation.unwrap_or(Speculation::Auto),
             max_queue: self.max_queue.unwrap_or(256),
             share_prefix_cache: self.share_prefix_cache.unwrap_or(false),
+            session_store: self.session_store,
+            session_lease: seconds(self.session_lease, 10),
             session_dir: self.session_dir,
             session_kv_size: self.session_kv_size.unwrap_or(ByteSize::gib(4)),
             session_ttl: self.session_ttl.map(|ttl| ttl.0),
@@ -565,6 +624,18 @@ impl Settings {
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
         if let Some(limit) = self.session_limit {
             between("session-limit", limit, 1, 1 << 30)?;
+        }
+        let (least, most) = LEASE;
+        if !(least..=most).contains(&self.session_lease) {
+            return Err(ConfigError::Range {
+                setting: "session-lease",
+                value: HumanDuration(self.session_lease).to_string(),
+                expected: format!(
+                    "it must be {} to {}",
+                    HumanDuration(least),
+                    HumanDuration(most)
+                ),
+            });
         }
         let ttl = self.session_ttl.unwrap_or(Duration::MAX);
         for (setting, duration) in [

@@ -1,6 +1,7 @@
 //! `skald serve`: listens first, so that probes are answered, then loads the model.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -12,11 +13,12 @@ use tracing::{error, field, info, warn};
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
-use crate::config::{Layer, Settings, Speculation, unknown_variables};
+use crate::config::{Layer, Settings, Speculation, StoreUrl, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
 use crate::resources;
 use crate::session::SessionConfig;
+use crate::session::postgres::{self, Database};
 use crate::telemetry::{self, Traces};
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
@@ -123,6 +125,11 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         ..EngineConfig::default()
     };
     let sessions = SessionConfig {
+        // Before the model is loaded: who mistyped a password learns it at once.
+        database: match &settings.session_store {
+            Some(url) => Some(database(url, settings.session_lease).await?),
+            None => None,
+        },
         dir: settings.session_dir,
         kv_size: settings.session_kv_size,
         ttl: settings.session_ttl,
@@ -146,6 +153,20 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
     outcome.map_err(|e| Failure::Running(e.into()))?;
     info!("stopped");
     Ok(())
+}
+
+/// Connects to the database of sessions.
+async fn database(url: &StoreUrl, lease: Duration) -> Result<Database, Failure> {
+    let on_the_command_line = |argument: String| argument.contains(url.expose());
+    let password = std::env::var("PGPASSWORD").ok();
+    let database = Database::open(url.expose(), password.as_deref(), lease).await;
+    let database = database
+        .context("`session-store`")
+        .map_err(Failure::Unusable)?;
+    if postgres::has_password(url.expose()) && std::env::args().any(on_the_command_line) {
+        warn!("the password of `session-store` is in the list of processes; use PGPASSWORD");
+    }
+    Ok(database)
 }
 
 /// Cancels the token at SIGTERM or Ctrl-C; a second one ends the process at once.

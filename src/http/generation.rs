@@ -261,6 +261,13 @@ impl TextGeneration {
         let id = token.token.id;
         if let Some(turn) = &mut self.turn {
             turn.push(id);
+            if let Err(lost) = turn.check() {
+                // Nothing of it can be kept any more.
+                self.turn = None;
+                self.running = None;
+                self.progress.outcome = "not kept";
+                return Err(lost.into());
+            }
         }
         let special = self.tokenizer.is_special(id);
         // The token that ends the text is not part of it.

@@ -202,7 +202,7 @@ struct LimitFacts {
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
     /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
-    /// are on disk.
+    /// are on disk or in a database.
     max_sessions: Option<usize>,
     /// Sessions one API key may have; null for no limit.
     max_sessions_per_key: Option<usize>,
@@ -363,7 +363,7 @@ impl LimitFacts {
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
             max_step_tokens,
-            max_sessions: sessions.dir.is_none().then_some(sessions.max_in_memory),
+            max_sessions: sessions.in_memory().then_some(sessions.max_in_memory),
             max_sessions_per_key: sessions.per_tenant,
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),

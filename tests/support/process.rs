@@ -42,9 +42,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `skald serve` on a free port; does not wait for it.
+    /// Starts `skald serve` on a free port; does not wait for it. The URL of a database is given in
+    /// the environment, as it should be.
     pub fn spawn(flags: &[&str]) -> Self {
-        Self::spawn_in(&[], flags)
+        match flags.iter().position(|flag| *flag == "--session-store") {
+            Some(at) => {
+                let rest = [&flags[..at], &flags[at + 2..]].concat();
+                Self::spawn_in(&[("SKALD_SESSION_STORE", flags[at + 1])], &rest)
+            }
+            None => Self::spawn_in(&[], flags),
+        }
     }
 
     /// The same with these variables set.
@@ -145,10 +152,22 @@ impl Process {
         Caller::new(self.address().expect("it is ready"))
     }
 
+    /// Starts a server whose sessions are in a database, with a short lease.
+    #[track_caller]
+    pub fn with_store(url: &str, flags: &[&str]) -> Self {
+        let store = ["--session-store", url, "--session-lease", "2s"];
+        Self::start(&[&store, flags].concat())
+    }
+
     /// Asks it to stop, as an orchestrator does.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.expect("kill runs").success());
     }
 
