@@ -151,36 +151,37 @@ mod tests {
 
     const MIB: ByteSize = ByteSize::mib(1);
 
-    fn limit(mib: u64) -> Option<Sourced<ByteSize>> {
-        Some(Sourced {
+    fn limit(mib: u64) -> Sourced<ByteSize> {
+        Sourced {
             value: ByteSize::mib(mib),
             origin: Origin::CgroupMemory,
-        })
+        }
     }
 
-    fn fitted(limit: Option<Sourced<ByteSize>>, weights_mib: u64) -> (u64, Origin) {
+    fn fitted(limit_mib: impl Into<Option<u64>>, weights_mib: u64) -> (u64, Origin) {
+        let limit = limit_mib.into().map(limit);
         let sourced = kv_memory(None, limit, ByteSize::mib(weights_mib), ByteSize::mib(16));
         (sourced.value.as_u64() / MIB.as_u64(), sourced.origin)
     }
 
     #[test]
     fn the_kv_cache_gets_half_of_what_the_limit_leaves_beside_the_weights() {
-        assert_eq!(fitted(limit(512), 40), (236, Origin::CgroupMemory));
-        assert_eq!(fitted(limit(2048), 500), (774, Origin::CgroupMemory));
-        assert_eq!(fitted(limit(2089), 41), (1024, Origin::Default));
-        assert_eq!(fitted(limit(65_536), 500), (1024, Origin::Default));
+        assert_eq!(fitted(512, 40), (236, Origin::CgroupMemory));
+        assert_eq!(fitted(2048, 500), (774, Origin::CgroupMemory));
+        assert_eq!(fitted(2089, 41), (1024, Origin::Default));
+        assert_eq!(fitted(65_536, 500), (1024, Origin::Default));
         assert_eq!(fitted(None, 40), (1024, Origin::Default));
     }
 
     #[test]
     fn the_kv_cache_holds_a_whole_window_however_little_memory_there_is() {
-        assert_eq!(fitted(limit(60), 40), (16, Origin::CgroupMemory));
-        assert_eq!(fitted(limit(60), 4000), (16, Origin::CgroupMemory));
+        assert_eq!(fitted(60, 40), (16, Origin::CgroupMemory));
+        assert_eq!(fitted(60, 4000), (16, Origin::CgroupMemory));
     }
 
     #[test]
     fn settings_win_over_limits() {
-        let set = kv_memory(Some(ByteSize::gib(3)), limit(512), MIB, MIB);
+        let set = kv_memory(Some(ByteSize::gib(3)), Some(limit(512)), MIB, MIB);
         assert_eq!((set.value, set.origin), (ByteSize::gib(3), Origin::Setting));
         let many = NonZeroUsize::new(999).unwrap();
         let set = threads(Some(many));
