@@ -167,7 +167,7 @@ impl TestServer {
             .build()
             .expect("a runtime");
         setup.sessions.database = setup.store.as_deref().map(|url| {
-            let open = Database::open(url, None, Duration::from_secs(10));
+            let open = Database::open(url, None, std::time::Duration::from_secs(10));
             // This thread may be in a runtime of its own.
             let opened = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(open)).join());
             opened.expect("no panic").expect("a database")
