@@ -126,3 +126,35 @@ async fn a_turn_whose_fate_can_not_be_read_is_said_to_be_unknown() {
     caller.post("/generate", turn("tale", " He", 3)).await.ok();
     drop(setting.cluster);
 }
+
+/// A server is cut off with its commit on the way. By the time it arrives, the lease has expired and
+/// another server's turn is there: nothing but the version stands between it and that turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_was_on_its_way_for_longer_than_the_lease_changes_nothing() {
+    let Some(setting) = Setting::start("fence").await else {
+        return;
+    };
+    let reference = Reference::start();
+    let caller = setting.server.caller();
+    let told = caller.post("/generate", turn("tale", "Once", 6)).await.ok();
+    let before = adds(&reference, "Once", &told);
+    let other = Process::with_store(&setting.url, &[]);
+    let other = other.caller();
+    setting.proxy.stall_at_the_next_commit();
+    let late = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.post("/generate", turn("tale", " She", 6)).await }
+    });
+    setting.proxy.stalled().await;
+    let told = other.post("/generate", turn("tale", " He", 6)).await.ok();
+    let after = [before, adds(&reference, " He", &told)].concat();
+    assert!(!late.is_finished());
+    setting.proxy.mend();
+    let late = late.await.expect("an answer");
+    assert_eq!(late.status, 409, "{}", late.body);
+    assert!(late.message().contains("not kept"), "{}", late.body);
+    for caller in [&caller, &other] {
+        assert_eq!(history(caller).await, after);
+    }
+    drop(setting.cluster);
+}

@@ -23,6 +23,9 @@ struct Network {
     lose_answer: AtomicBool,
     cut_after: AtomicBool,
     lost: AtomicUsize,
+    /// The next commit, and all that is sent after it, is on its way until [`Proxy::mend`].
+    stall_commit: AtomicBool,
+    is_stalled: watch::Sender<bool>,
     /// Nothing gets through, and nothing new is connected.
     is_cut: watch::Sender<bool>,
 }
@@ -36,6 +39,8 @@ impl Proxy {
             lose_answer: AtomicBool::new(false),
             cut_after: AtomicBool::new(false),
             lost: AtomicUsize::new(0),
+            stall_commit: AtomicBool::new(false),
+            is_stalled: watch::Sender::new(false),
             is_cut: watch::Sender::new(false),
         });
         let address = listener.local_addr().expect("an address");
@@ -68,10 +73,26 @@ impl Proxy {
         self.lose_the_next_answer();
     }
 
+    /// Keeps the next commit on its way, and all that is sent after it, until
+    /// [`mend`](Self::mend).
+    pub fn stall_at_the_next_commit(&self) {
+        self.network.stall_commit.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until a commit is on its way.
+    pub async fn stalled(&self) {
+        let mut stalled = self.network.is_stalled.subscribe();
+        stalled
+            .wait_for(|stalled| *stalled)
+            .await
+            .expect("it is there");
+    }
+
     /// Everything gets through again.
     pub fn mend(&self) {
         self.network.cut_after.store(false, Ordering::SeqCst);
         self.network.is_cut.send_replace(false);
+        self.network.is_stalled.send_replace(false);
     }
 
     /// How many answers were lost.
@@ -91,6 +112,11 @@ async fn pass_on(mut client: TcpStream, network: Arc<Network>) {
             read = client.read(&mut asked) => {
                 let Ok(n @ 1..) = read else { return };
                 let is_commit = asked[..n].windows(COMMIT.len()).any(|part| part == COMMIT);
+                if is_commit && network.stall_commit.swap(false, Ordering::SeqCst) {
+                    network.is_stalled.send_replace(true);
+                }
+                let mut stalled = network.is_stalled.subscribe();
+                let _ = stalled.wait_for(|stalled| !stalled).await.map(|_| ());
                 if database.write_all(&asked[..n]).await.is_err() {
                     return;
                 }
@@ -110,7 +136,7 @@ async fn pass_on(mut client: TcpStream, network: Arc<Network>) {
                     return;
                 }
             }
-            _ = cut.wait_for(|cut| *cut) => return,
+            () = async { let _ = cut.wait_for(|cut| *cut).await; } => return,
         }
     }
 }
