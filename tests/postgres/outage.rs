@@ -77,10 +77,6 @@ async fn available(caller: &Caller) {
 }
 
 /// The history of a session once no turn runs on it; `None` if the database is away.
-#[expect(
-    clippy::option_option,
-    reason = "a session that is not there is an answer"
-)]
 async fn settled(caller: &Caller, name: &str) -> Option<Option<Vec<u32>>> {
     let deadline = Instant::now() + RECOVERED;
     loop {
