@@ -15,6 +15,9 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::resources::{self, Sourced};
+use crate::telemetry::OtlpEndpoint;
+
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -217,10 +220,11 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub chat_template: Option<String>,
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<NonZeroUsize>,
-    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB]
+    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB, or half of what
+    /// the memory limit leaves beside the weights if that is less]
     #[arg(
         long,
         env = "SKALD_KV_MEMORY",
@@ -351,7 +355,16 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
-    /// How long streams in flight may go on after SIGTERM or Ctrl-C [default: 30s]
+    /// How long requests are still accepted after SIGTERM or Ctrl-C, while /health and /readyz
+    /// already say 503, so that routers send them elsewhere [default: 0s]
+    #[arg(
+        long,
+        env = "SKALD_DRAIN_DELAY",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub drain_delay: Option<HumanDuration>,
+    /// How long streams in flight may go on after that [default: 30s]
     #[arg(
         long,
         env = "SKALD_DRAIN_TIMEOUT",
@@ -399,6 +412,15 @@ pub struct Layer {
     /// `info,skald::engine=debug` [default: info]
     #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
     pub log: Option<String>,
+    /// Send traces to this OpenTelemetry collector, such as `http://localhost:4318`, by OTLP over HTTP
+    /// [default: none, or what `OTEL_EXPORTER_OTLP_ENDPOINT` says]
+    #[arg(
+        long,
+        env = "SKALD_OTLP_ENDPOINT",
+        value_name = "URL",
+        help_heading = "Traces"
+    )]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// All settings, checked.
@@ -410,8 +432,9 @@ pub struct Settings {
     pub dtype: Dtype,
     pub generation_config: GenerationDefaults,
     pub chat_template: Option<String>,
-    pub threads: NonZeroUsize,
-    pub kv_memory: ByteSize,
+    pub threads: Sourced<NonZeroUsize>,
+    /// Chosen by [`resources::kv_memory`], once the weights are loaded, where nothing is set.
+    pub kv_memory: Option<ByteSize>,
     pub kv_dtype: KvPrecision,
     pub max_batch: usize,
     pub max_step_tokens: usize,
@@ -427,6 +450,7 @@ pub struct Settings {
     pub session_limit: Option<usize>,
     pub max_sessions: usize,
     pub listen: SocketAddr,
+    pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
     pub header_timeout: Duration,
@@ -434,6 +458,7 @@ pub struct Settings {
     pub max_body: ByteSize,
     pub log_format: LogFormat,
     pub log: String,
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 impl Layer {
@@ -515,6 +540,7 @@ impl Layer {
             session_limit: self.session_limit.or(below.session_limit),
             max_sessions: self.max_sessions.or(below.max_sessions),
             listen: self.listen.or(below.listen),
+            drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
             header_timeout: self.header_timeout.or(below.header_timeout),
@@ -522,6 +548,7 @@ impl Layer {
             max_body: self.max_body.or(below.max_body),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
+            otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
         }
     }
 
@@ -530,7 +557,6 @@ impl Layer {
     /// # Errors
     /// [`ConfigError::Range`] naming setting, value and what would do.
     pub fn settle(self) -> Result<Settings, ConfigError> {
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let seconds = |duration: Option<HumanDuration>, default| {
             duration.map_or(Duration::from_secs(default), |d| d.0)
         };
@@ -540,8 +566,8 @@ impl Layer {
             dtype: self.dtype.unwrap_or(Dtype::Auto),
             generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
             chat_template: self.chat_template,
-            threads: self.threads.unwrap_or(cores),
-            kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
+            threads: resources::threads(self.threads),
+            kv_memory: self.kv_memory,
             kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),
             max_batch: self.max_batch.unwrap_or(64),
             max_step_tokens: self.max_step_tokens.unwrap_or(512),
@@ -559,6 +585,7 @@ impl Layer {
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
             header_timeout: seconds(self.header_timeout, 30),
@@ -566,6 +593,7 @@ impl Layer {
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            otlp_endpoint: self.otlp_endpoint,
         };
         settings.check()?;
         Ok(settings)
@@ -584,7 +612,7 @@ impl Settings {
                 expected: format!("it must be {least} to {most}"),
             })
         };
-        between("threads", self.threads.get(), 1, 1024)?;
+        between("threads", self.threads.value.get(), 1, 1024)?;
         between("max-batch", self.max_batch, 1, 4096)?;
         between(
             "max-step-tokens",

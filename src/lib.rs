@@ -7,7 +7,10 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
-//! | [`telemetry`] | logs |
+//! | [`resources`] | compute threads and memory that the process may use |
+//! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
+//! | [`panics`] | panics in the logs |
+//! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
@@ -24,7 +27,10 @@ pub mod engine;
 pub mod http;
 pub mod kernels;
 pub mod model;
+pub mod panics;
 pub mod request;
+pub mod resources;
 pub mod session;
 pub mod telemetry;
 pub mod text;
+pub mod tls;

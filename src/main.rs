@@ -6,5 +6,6 @@ use clap::Parser;
 use skald::cli::Cli;
 
 fn main() -> ExitCode {
+    skald::panics::log();
     Cli::parse().run()
 }

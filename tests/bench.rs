@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{TestServer, load};
+use support::{TestServer, load, pace};
 
 fn bench(server: SocketAddr, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
@@ -41,6 +41,9 @@ fn measured(server: SocketAddr, arguments: &[&str]) -> Value {
     report(&output)
 }
 
+/// A timeout for answers that come, however slow the machine is.
+const PATIENCE: &str = "180s";
+
 /// Answers every connection's one request with `answer` and closes it.
 fn canned(answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -48,18 +51,33 @@ fn canned(answer: &'static str) -> SocketAddr {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.expect("a connection");
-            let mut request = vec![0; 64 * 1024];
-            let _ = stream.read(&mut request);
+            // A request that is not read to its end would make the close a reset.
+            read_request(&mut stream);
             let _ = stream.write_all(answer.as_bytes());
         }
     });
     address
 }
 
+/// Reads a head and the body whose length it tells.
+fn read_request(stream: &mut TcpStream) {
+    let mut request = BufReader::new(stream);
+    let mut length = 0;
+    let mut line = String::new();
+    while request.read_line(&mut line).is_ok_and(|read| read > 2) {
+        let field = line.to_lowercase();
+        if let Some(value) = field.strip_prefix("content-length:") {
+            length = value.trim().parse().expect("a length");
+        }
+        line.clear();
+    }
+    let _ = request.read_exact(&mut vec![0; length]);
+}
+
 /// Asserts that a run fails with this kind of error for both its requests.
 #[track_caller]
-fn fails_with(server: SocketAddr, kind: &str, example: &str) {
-    let output = output(server, &["--json", "-n", "2", "--timeout", "300ms"]);
+fn fails_with(server: SocketAddr, timeout: &str, kind: &str, example: &str) {
+    let output = output(server, &["--json", "-n", "2", "--timeout", timeout]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("none of 2 requests was answered"));
     let report = report(&output);
@@ -176,7 +194,8 @@ fn the_table_is_for_people_and_the_file_for_programs() {
 
 #[test]
 fn no_one_at_the_address_is_told_clearly() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // An address of its own, where no other test gets the port meanwhile.
+    let free = TcpListener::bind("127.0.0.2:0").expect("a free port");
     let address = free.local_addr().expect("an address");
     drop(free);
     let output = output(address, &["--json"]);
@@ -208,7 +227,8 @@ fn refusals_are_counted_by_status_and_429_apart() {
             .contains("1024")
     );
 
-    let busy = load::slow(Duration::from_millis(20), |setup| {
+    // One runs and one waits for half a second each: of eight that come at once most are refused.
+    let busy = load::slow(Duration::from_millis(100), |setup| {
         setup.engine.max_batch = 1;
         setup.engine.queue_limit = 1;
     });
@@ -228,6 +248,7 @@ fn answers_that_are_no_whole_stream_are_errors() {
         canned(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{\"choices\": []}",
         ),
+        PATIENCE,
         "no event stream",
         "choices",
     );
@@ -235,6 +256,7 @@ fn answers_that_are_no_whole_stream_are_errors() {
         canned(
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\n",
         ),
+        PATIENCE,
         "stream broke off",
         "after 1 event",
     );
@@ -242,6 +264,7 @@ fn answers_that_are_no_whole_stream_are_errors() {
         canned(
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: {\"error\":{\"message\":\"out of memory\"}}\n\n",
         ),
+        PATIENCE,
         "error in the stream",
         "out of memory",
     );
@@ -250,7 +273,7 @@ fn answers_that_are_no_whole_stream_are_errors() {
 #[test]
 fn a_server_that_is_too_slow_times_out() {
     let slow = load::slow(Duration::from_millis(100), |_| ());
-    fails_with(slow.address, "timed out", "300ms");
+    fails_with(slow.address, "300ms", "timed out", "300ms");
 }
 
 #[test]
@@ -278,7 +301,12 @@ fn ctrl_c_ends_early_and_reports_what_was_measured() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("skald runs");
-    std::thread::sleep(Duration::from_millis(1500));
+    // Under way for a while: a request takes three steps at most.
+    let deadline = Instant::now() + pace::PATIENCE;
+    while slow.engine().status().steps < 100 {
+        assert!(Instant::now() < deadline, "it is not under way");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-s", "INT", &pid]).status();
     assert!(sent.expect("kill runs").success());

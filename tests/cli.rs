@@ -7,9 +7,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::pace::PATIENCE;
 use support::process::skald;
 
 fn output(command: &mut Command) -> Output {
@@ -109,7 +110,9 @@ impl Drop for Server {
 #[test]
 fn help_names_every_subcommand_and_gives_examples() {
     let help = text(&output(&mut skald(&["--help"])).stdout);
-    for word in ["serve", "generate", "bench", "pull", "openapi", "curl -N"] {
+    for word in [
+        "serve", "generate", "bench", "pull", "health", "openapi", "curl -N",
+    ] {
         assert!(help.contains(word), "{word} in {help}");
     }
     let serve = text(&output(&mut skald(&["serve", "--help"])).stdout);
@@ -251,6 +254,67 @@ fn a_server_tells_what_it_runs_and_stops_at_sigterm() {
     assert_eq!(status.code(), Some(0));
 }
 
+/// Starts `skald serve`, stops it when it is ready, and returns the log's lines.
+fn log_of(command: &mut Command) -> Vec<Value> {
+    let mut child = command
+        .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("skald runs");
+    let log = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut lines = Vec::new();
+    for line in log.lines() {
+        let Ok(line) = serde_json::from_str::<Value>(&line.expect("a log")) else {
+            continue; // the command's own last words
+        };
+        let ready = line["message"].as_str().unwrap_or_default();
+        if ready.starts_with("ready at") {
+            child.kill().expect("a signal");
+        }
+        lines.push(line);
+    }
+    child.wait().expect("it ends");
+    lines
+}
+
+#[test]
+fn the_log_tells_threads_and_memory_and_what_set_them() {
+    let logged = |log: &[Value], field: &str| {
+        let found = log.iter().find_map(|line| line.get(field));
+        found.cloned().unwrap_or_default()
+    };
+    let flags = ["serve", "--threads", "3", "--kv-memory", "96MiB"];
+    let log = log_of(&mut skald(&flags));
+    assert_eq!(logged(&log, "threads"), 3);
+    assert_eq!(logged(&log, "threads_from"), "setting");
+    assert_eq!(logged(&log, "kv_cache"), "96.0 MiB");
+    assert_eq!(logged(&log, "kv_cache_from"), "setting");
+
+    let log = log_of(&mut skald(&["serve"]));
+    let available = std::thread::available_parallelism().expect("a number");
+    assert_eq!(logged(&log, "threads"), available.get());
+    assert_ne!(logged(&log, "threads_from"), "setting");
+    assert_ne!(logged(&log, "kv_cache_from"), "setting");
+    if cfg!(target_os = "linux") {
+        assert!(logged(&log, "memory_limit").is_string());
+    }
+}
+
+#[test]
+fn a_kv_cache_that_exceeds_the_memory_is_pointed_out() {
+    let Some(limit) = skald::resources::memory_limit() else {
+        eprintln!("skipped: this system tells no memory limit");
+        return;
+    };
+    // With the weights that is too much; where the system does not even promise it, the server ends
+    // after the warning.
+    let all = limit.value.as_u64().to_string();
+    let log = log_of(&mut skald(&["serve", "--kv-memory", &all]));
+    let warned = log.iter().find(|line| line["level"] == "WARN");
+    let message = warned.expect("a warning")["message"].to_string();
+    assert!(message.contains("memory limit"), "{message}");
+}
+
 #[test]
 fn a_port_that_is_taken_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -309,10 +373,46 @@ fn an_environment_variable_that_sets_nothing_is_pointed_out() {
     assert!(log.contains("SKALD_KV_MEMROY") && log.contains("SKALD_KV_MEMORY"));
 }
 
+/// The process that panics is this test itself, started again.
+#[test]
+fn a_panic_is_a_line_of_the_log_that_names_its_place() {
+    const ITSELF: &str = "a_panic_is_a_line_of_the_log_that_names_its_place";
+    if std::env::var_os("SKALD_TEST_PANIC").is_some() {
+        skald::panics::log();
+        skald::telemetry::start(skald::config::LogFormat::Json, "info").expect("a filter");
+        let worker = std::thread::Builder::new().name("a worker".to_owned());
+        let panics = worker.spawn(|| panic!("injected {}", 1)).expect("a thread");
+        panics.join().expect_err("it panicked");
+        return;
+    }
+    let itself = std::env::current_exe().expect("this program");
+    let mut command = Command::new(itself);
+    command.args(["--exact", ITSELF, "--nocapture"]);
+    for (backtrace, is_there) in [("0", false), ("1", true)] {
+        let child = command
+            .env("SKALD_TEST_PANIC", "1")
+            .env("RUST_BACKTRACE", backtrace);
+        let log = text(&output(child).stderr);
+        let lines = log.lines().filter(|line| line.starts_with('{'));
+        let lines: Vec<Value> = lines
+            .map(|l| serde_json::from_str(l).expect("JSON"))
+            .collect();
+        let [line] = &lines[..] else {
+            panic!("one line: {log}");
+        };
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(line["failure"], "injected 1");
+        assert_eq!(line["thread"], "a worker");
+        let place = line["location"].as_str().expect("a place");
+        assert!(place.starts_with("tests/cli.rs:"), "{place}");
+        assert_eq!(line["backtrace"].is_string(), is_there, "{line}");
+    }
+}
+
 /// Nothing hangs: a server whose log no one reads still answers.
 #[test]
 fn a_second_signal_ends_a_draining_server_at_once() {
-    let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "60s"]));
+    let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "10m"]));
     let mut stream = TcpStream::connect(&server.address).expect("a connection");
     let body = r#"{"prompt":"Once","stream":true,"overflow":"slide","max_tokens":100000,"ignore_eos":true}"#;
     write!(
@@ -324,7 +424,12 @@ fn a_second_signal_ends_a_draining_server_at_once() {
     let mut begun = [0; 64];
     stream.read_exact(&mut begun).expect("the answer begins");
     server.signal("TERM");
-    std::thread::sleep(Duration::from_millis(200));
+    // Signals that come at once count as one: the second is sent when the first was taken.
+    let deadline = Instant::now() + PATIENCE;
+    while !server.get("/readyz").starts_with("HTTP/1.1 503") {
+        assert!(Instant::now() < deadline, "it does not drain");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert!(server.child.try_wait().expect("a status").is_none());
     server.signal("TERM");
     assert_eq!(server.child.wait().expect("it ends").code(), Some(130));

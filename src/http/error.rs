@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::outcome::Outcome;
 use crate::engine::GenerateError;
 use crate::request::InvalidRequest;
 use crate::session::SessionError;
@@ -354,6 +355,11 @@ impl ApiError {
         }
     }
 
+    /// What a request that fails like this is counted as, whenever it does.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome::of(self.openai_kind().0)
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self.kind {
             Kind::Busy | Kind::SessionBusy | Kind::SessionTakenOver => Some(RETRY_BUSY),
@@ -479,6 +485,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         None => return response,
     };
     let mut answer = error.answer(&path);
+    answer.extensions_mut().insert(error.outcome());
     if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
         answer.headers_mut().insert(header::ALLOW, allow);
     }

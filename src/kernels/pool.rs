@@ -410,14 +410,20 @@ mod tests {
     fn what_one_thread_does_not_get_to_another_does() {
         let pool = Pool::new(NonZeroUsize::new(2).unwrap());
         let caller = std::thread::current().id();
-        let slow_tasks = AtomicUsize::new(0);
+        let (slow, quick) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let deadline = Instant::now() + Duration::from_secs(180);
         pool.run(64, |_| {
-            if std::thread::current().id() == caller {
-                slow_tasks.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(20));
+            if std::thread::current().id() != caller {
+                quick.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            slow.fetch_add(1, Ordering::Relaxed);
+            // Longer than its own half takes the other thread.
+            while quick.load(Ordering::Relaxed) <= 32 && Instant::now() < deadline {
+                std::thread::yield_now();
             }
         });
-        assert!(slow_tasks.into_inner() < 32);
+        assert!(slow.into_inner() < 32);
     }
 
     #[test]

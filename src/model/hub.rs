@@ -5,66 +5,35 @@
 //! when the hub can't be reached. Nothing in the cache is ever trusted to be a model; that is
 //! checked when its files are opened.
 
+mod cache;
+mod digest;
+mod download;
 mod error;
-mod meter;
+mod http;
+mod progress;
+mod retry;
+mod settings;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use hf_hub::repository::{HFRepository, RepoTypeModel};
-use hf_hub::{HFClient, HFError};
-
-use meter::Meter;
+use cache::ModelCache;
+use download::Download;
+use error::FetchError;
+use http::{Hub, Revision};
+use progress::Progress;
+use retry::retrying;
 
 pub use error::HubError;
+pub use settings::{HubSettings, HubToken};
 
 use super::layout::{Layout, WEIGHTS_INDEX};
 use super::source::SourceError;
 use super::weights::shards;
 
-const ENDPOINT: &str = "https://huggingface.co";
 const MAIN: &str = "main";
-/// Attempts after a failed one, each after a longer pause: 1.4 s of pauses in all, at most.
-const RETRIES: usize = 3;
-
-/// How to reach the hub, and where its cache is.
-#[derive(Debug, Clone)]
-pub struct HubSettings {
-    /// The hub's address.
-    pub endpoint: String,
-    /// The token to show; if absent, `HF_TOKEN`, else the one `hf auth login` has stored.
-    pub token: Option<String>,
-    /// The directory of the cache.
-    pub cache_dir: PathBuf,
-    /// Whether to use the cache alone.
-    pub offline: bool,
-    /// For how long to wait for the hub's first answer before turning to the cache.
-    pub answer_within: Duration,
-}
 
 impl HubSettings {
-    /// What the environment says: `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_HUB_OFFLINE`
-    /// (1, on, yes or true), `HF_HUB_ETAG_TIMEOUT` (seconds, 10 if absent).
-    #[must_use]
-    pub fn from_env() -> Self {
-        Self::from_variables(|name| std::env::var(name).ok())
-    }
-
-    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let variable = |name| variable(name).filter(|value| !value.is_empty());
-        let offline = variable("HF_HUB_OFFLINE").unwrap_or_default();
-        let seconds = variable("HF_HUB_ETAG_TIMEOUT").and_then(|value| value.parse().ok());
-        Self {
-            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
-            token: None,
-            cache_dir: hf_hub::resolve_cache_dir(),
-            offline: ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str()),
-            answer_within: Duration::from_secs(seconds.unwrap_or(10)),
-        }
-    }
-
     /// Brings all files of a model that are needed into the cache and gives their directory.
     /// Blocks; may be called from any thread, also one of an async runtime.
     ///
@@ -81,9 +50,7 @@ impl HubSettings {
             settings: self,
             id,
             revision: revision.unwrap_or(MAIN),
-            directory: self
-                .cache_dir
-                .join(format!("models--{}", id.replace('/', "--"))),
+            cache: ModelCache::new(&self.cache_dir, id),
             progress,
         };
         pull.run()
@@ -131,9 +98,7 @@ struct Pull<'a> {
     settings: &'a HubSettings,
     id: &'a str,
     revision: &'a str,
-    /// The cache's directory for this model: `refs/<revision>` holds a commit, and
-    /// `snapshots/<commit>/` its files.
-    directory: PathBuf,
+    cache: ModelCache,
     progress: bool,
 }
 
@@ -148,7 +113,7 @@ impl Pull<'_> {
         if self.settings.offline {
             return Err(HubError::Offline {
                 id: self.name(),
-                cache: self.directory.display().to_string(),
+                cache: self.cache.directory().display().to_string(),
             }
             .into());
         }
@@ -172,28 +137,22 @@ impl Pull<'_> {
         let commit = if is_commit(self.revision) {
             self.revision.to_owned()
         } else {
-            std::fs::read_to_string(self.reference()).ok()?
+            self.cache.commit_of(self.revision)?
         };
-        let snapshot = self.snapshot(commit.trim());
+        let snapshot = self.cache.snapshot(&commit);
         is_whole(&snapshot).then_some(snapshot)
-    }
-
-    fn reference(&self) -> PathBuf {
-        self.directory.join("refs").join(self.revision)
-    }
-
-    fn snapshot(&self, commit: &str) -> PathBuf {
-        self.directory.join("snapshots").join(commit)
     }
 
     /// The client is async; a thread of its own lets it run also where a runtime already does.
     fn download_in_own_runtime(&self) -> Result<PathBuf, SourceError> {
         let download = || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
+            let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
-                .map_err(|error| self.other(HFError::Io(error)))?;
+                .map_err(|source| HubError::Io {
+                    file: self.cache.directory().display().to_string(),
+                    source,
+                })?;
             runtime.block_on(self.download())
         };
         std::thread::scope(|scope| match scope.spawn(download).join() {
@@ -203,99 +162,74 @@ impl Pull<'_> {
     }
 
     async fn download(&self) -> Result<PathBuf, SourceError> {
-        let repository = self.repository()?;
-        let info = repository.info().revision(self.revision).send();
-        let info = tokio::time::timeout(self.settings.answer_within, info).await;
-        let Ok(info) = info else {
-            let waited = humantime::format_duration(self.settings.answer_within);
-            return Err(self.no_answer(format!("none within {waited}")).into());
-        };
-        let info = info.map_err(|error| self.explain(error))?;
-        let Some(commit) = info.sha else {
-            return Err(self.no_answer("it names no commit".to_owned()).into());
-        };
-        let files = info.siblings.unwrap_or_default();
-        let files: HashSet<String> = files.into_iter().map(|file| file.rfilename).collect();
+        let hub = Hub::new(self.settings).map_err(|error| self.explain(error, None))?;
+        let asked = self.ask(&hub).await;
+        let Revision { commit, files } = asked.map_err(|error| self.explain(error, None))?;
+        let files: HashSet<String> = files.into_iter().collect();
         let present = |file: &str| files.contains(file);
         let layout = Layout::find(&format!("the repository {}", self.name()), present)?;
 
-        let snapshot = self.snapshot(&commit);
+        let snapshot = self.cache.snapshot(&commit);
         for file in layout.files(present) {
-            self.file(&repository, &commit, file).await?;
+            self.file(&hub, &commit, file).await?;
         }
         if layout.weights == WEIGHTS_INDEX {
             for shard in shards(&snapshot.join(WEIGHTS_INDEX))? {
-                self.file(&repository, &commit, &shard).await?;
+                self.file(&hub, &commit, &shard).await?;
             }
         }
         self.point_to(&commit);
         Ok(snapshot)
     }
 
-    fn repository(&self) -> Result<HFRepository<RepoTypeModel>, HubError> {
-        let mut client = HFClient::builder()
-            .endpoint(&self.settings.endpoint)
-            .cache_dir(&self.settings.cache_dir)
-            .user_agent(concat!("skald/", env!("CARGO_PKG_VERSION")))
-            .retry_max_attempts(RETRIES);
-        if let Some(token) = &self.settings.token {
-            client = client.token(token);
-        }
-        let client = client.build().map_err(|error| self.other(error))?;
-        let (owner, name) = hf_hub::split_id(self.id);
-        Ok(client.model(owner, name))
+    async fn ask(&self, hub: &Hub) -> Result<Revision, FetchError> {
+        let within = self.settings.answer_within;
+        let revision = retrying(async || hub.revision(self.id, self.revision).await);
+        let answer = tokio::time::timeout(within, revision).await;
+        answer.unwrap_or(Err(FetchError::Silent(within)))
     }
 
     /// Fetches one file, unless the cache has it.
-    async fn file(
-        &self,
-        repository: &HFRepository<RepoTypeModel>,
-        commit: &str,
-        file: &str,
-    ) -> Result<(), HubError> {
-        if self.snapshot(commit).join(file).exists() {
+    async fn file(&self, hub: &Hub, commit: &str, file: &str) -> Result<(), HubError> {
+        if self.cache.snapshot(commit).join(file).exists() {
             return Ok(());
         }
-        let meter = Arc::new(Meter::new(self.progress, file));
-        let path = loop {
-            let download = repository.download_file().filename(file).revision(commit);
-            match download.progress(Arc::clone(&meter)).send().await {
-                // Another process is at it. The lock ends with that process, whatever happens.
-                Err(HFError::CacheLockTimeout { .. }) => {
-                    tracing::info!(file, "waiting for another process that fetches this file");
-                }
-                done => break done.map_err(|error| self.explain(error))?,
-            }
-        };
-        // The client takes whatever body it gets for the file, even that of an error.
-        let expected = meter.announced();
-        let found = path.metadata().map_or(0, |metadata| metadata.len());
-        if expected != 0 && found != expected {
-            remove(&path);
-            return Err(HubError::Incomplete {
-                id: self.name(),
-                file: file.to_owned(),
-                found,
-                expected,
-            });
+        let fetched = self.fetch(hub, commit, file).await;
+        fetched.map_err(|error| self.explain(error, Some(file)))
+    }
+
+    async fn fetch(&self, hub: &Hub, commit: &str, file: &str) -> Result<(), FetchError> {
+        let metadata = retrying(async || hub.metadata(self.id, commit, file).await).await?;
+        let etag = metadata.etag.as_str();
+        let io = |error| FetchError::io(self.cache.directory(), error);
+
+        let lock = self.cache.lock(etag).map_err(io)?;
+        let blob = self.cache.blob(etag);
+        // Another commit may have the same content, and another process may have just fetched it.
+        if !blob.exists() {
+            tracing::info!(model = self.id, file, bytes = metadata.size, "downloading");
+            let partial = self.cache.partial(etag, lock.is_some()).map_err(io)?;
+            let download = Download {
+                hub,
+                id: self.id,
+                commit,
+                file,
+                metadata: &metadata,
+                progress: Progress::new(self.progress, file),
+            };
+            download.run(partial, blob).await?;
         }
-        Ok(())
+        self.cache.link(etag, commit, file).map_err(io)
     }
 
     /// Notes which commit the revision is, for when the hub can't be asked.
     fn point_to(&self, commit: &str) {
-        let path = self.reference();
-        let known = std::fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit);
-        if is_commit(self.revision) || known {
+        if is_commit(self.revision) {
             return;
         }
-        let written = path
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| std::fs::write(&path, commit));
-        if let Err(error) = written {
-            let file = path.display();
-            tracing::warn!(%file, %error, "the cache can't be used offline for this revision");
+        if let Err(error) = self.cache.point_to(self.revision, commit) {
+            let cache = self.cache.directory().display();
+            tracing::warn!(%cache, %error, "the cache can't be used offline for this revision");
         }
     }
 }
@@ -311,41 +245,9 @@ fn is_whole(snapshot: &Path) -> bool {
     }
 }
 
-/// Takes a file out of the cache: the link in the snapshot and what it points to.
-fn remove(path: &Path) {
-    let blob = path.canonicalize();
-    for path in blob.iter().map(PathBuf::as_path).chain([path]) {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!(file = %path.display(), %error, "can't be removed from the cache");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_environment_may_name_another_hub_or_none() {
-        let settings = |set: &[(&str, &str)]| {
-            HubSettings::from_variables(|name| {
-                let found = set.iter().find(|(variable, _)| *variable == name);
-                found.map(|(_, value)| (*value).to_owned())
-            })
-        };
-        let default = settings(&[("HF_ENDPOINT", ""), ("HF_HUB_OFFLINE", "0")]);
-        assert_eq!(default.endpoint, ENDPOINT);
-        assert!(!default.offline);
-        assert_eq!(default.answer_within, Duration::from_secs(10));
-        let other = settings(&[
-            ("HF_ENDPOINT", "http://mirror"),
-            ("HF_HUB_OFFLINE", "TRUE"),
-            ("HF_HUB_ETAG_TIMEOUT", "3"),
-        ]);
-        assert_eq!(other.endpoint, "http://mirror");
-        assert!(other.offline);
-        assert_eq!(other.answer_within, Duration::from_secs(3));
-    }
 
     #[test]
     fn ids_and_revisions_that_could_leave_the_cache_are_refused() {

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from servers import serving
+from servers import START_SECONDS, serving
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def base_url(start_server):
 @pytest.fixture(scope="session")
 def info(base_url):
     """What the server says of itself."""
-    with urllib.request.urlopen(f"{base_url}/info", timeout=5) as response:
+    with urllib.request.urlopen(f"{base_url}/info", timeout=START_SECONDS) as response:
         return json.load(response)
 
 
@@ -65,7 +65,7 @@ def ids(base_url):
 
     def tokenize(text):
         request = urllib.request.Request(f"{base_url}/tokenize", json.dumps({"content": text}).encode())
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
             return json.load(response)["tokens"]
 
     return tokenize
@@ -76,7 +76,7 @@ def running(base_url):
     """How many requests the engine has at this moment, running or waiting."""
 
     def count():
-        with urllib.request.urlopen(f"{base_url}/info", timeout=5) as response:
+        with urllib.request.urlopen(f"{base_url}/info", timeout=START_SECONDS) as response:
             engine = json.load(response)["engine"]
         return engine["running"] + engine["waiting"]
 

@@ -6,10 +6,10 @@ import subprocess
 import time
 import urllib.request
 
-#: How long a server may take to load the model, in seconds.
-START_SECONDS = 60
+#: How long a server may take to load the model or to answer, in seconds: a machine may be busy.
+START_SECONDS = 180
 #: How long a graceful stop may take, in seconds.
-STOP_SECONDS = 60
+STOP_SECONDS = 180
 
 
 @contextlib.contextmanager

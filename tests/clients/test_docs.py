@@ -27,7 +27,7 @@ ADDRESS = "http://localhost:8080"
 #: Which of requirements/ the examples of a chapter need, where it is not `openai`.
 ENVIRONMENTS = {"LlamaIndex": "llama-index", "lm-eval": "lm-eval"}
 #: What an example of a chapter may take, in seconds.
-LIMIT = 180
+LIMIT = 600
 
 
 class Example(typing.NamedTuple):

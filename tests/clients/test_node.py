@@ -21,7 +21,7 @@ def test_the_node_client(node, base_url, name):
         env={**os.environ, "SKALD_URL": base_url},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     print(run.stdout, run.stderr)
     assert run.returncode == 0, run.stdout

@@ -1,8 +1,7 @@
 //! Beam search: what transformers find, whatever runs beside it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -12,7 +11,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::request::{BeamParams, EarlyStopping, RequestDraft, RequestId};
 
 use crate::model::{
-    Outcome, admit, engine, finish, gpt2_in, greedy, prompt, run, run_all, run_beams, sampled,
+    Outcome, admit, engine, finish, gpt2_in, greedy, idle, prompt, run, run_all, run_beams, sampled,
 };
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
@@ -254,17 +253,6 @@ async fn beams_share_their_prompt_and_what_is_left_of_them_serves_the_next() {
     assert_eq!(tokens(&first), tokens(&again));
 }
 
-async fn until_idle(engine: &EngineHandle) {
-    for _ in 0..200 {
-        let status = engine.status();
-        if (status.running, status.waiting, status.kv_blocks_used) == (0, 0, 0) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{:?}", engine.status());
-}
-
 #[tokio::test]
 async fn a_search_whose_clients_left_frees_everything_and_one_that_stays_is_served() {
     let engine = engine(EngineConfig::default());
@@ -274,7 +262,7 @@ async fn a_search_whose_clients_left_frees_everything_and_one_that_stays_is_serv
         assert!(matches!(beam.next().await, Some(TokenEvent::Prefilled(_))));
     }
     drop(beams);
-    until_idle(&engine).await;
+    idle(&engine).await;
 
     let short = || search(&prompt(100, 2), 4, 30);
     let expected = run_beams(&engine, short()).await;
@@ -289,33 +277,33 @@ async fn a_search_whose_clients_left_frees_everything_and_one_that_stays_is_serv
         finish(best).await.expect("it ends").tokens,
         expected[0].tokens
     );
-    until_idle(&engine).await;
+    idle(&engine).await;
 }
 
 #[tokio::test]
 async fn a_step_that_fails_fails_a_search_once_and_the_next_one_is_well() {
-    let panics = Arc::new(AtomicBool::new(false));
-    let hook = Arc::clone(&panics);
+    // Steps until one panics; none does at 0.
+    let fuse = Arc::new(AtomicUsize::new(0));
+    let hook = Arc::clone(&fuse);
     let engine = engine(EngineConfig {
         step_hook: Some(Arc::new(move |_: &[RequestId]| {
-            assert!(!hook.swap(false, Ordering::SeqCst), "injected");
+            let left = hook.load(Ordering::SeqCst);
+            hook.store(left.saturating_sub(1), Ordering::SeqCst);
+            assert!(left != 1, "injected");
         })),
         ..EngineConfig::default()
     });
     let expected = run_beams(&engine, search(&prompt(20, 1), 3, 200)).await;
-    let mut beams = engine
+    fuse.store(5, Ordering::SeqCst);
+    let beams = engine
         .submit_all(admit(search(&prompt(20, 1), 3, 200)))
         .await
         .expect("accepted");
-    for beam in &mut beams {
-        beam.next().await;
-    }
-    panics.store(true, Ordering::SeqCst);
     for beam in beams {
         let failed = finish(beam).await.expect_err("the step panicked");
         assert_eq!(failed, GenerateError::StepFailed("injected".to_owned()));
     }
-    until_idle(&engine).await;
+    idle(&engine).await;
     let again = run_beams(&engine, search(&prompt(20, 1), 3, 200)).await;
     for (again, expected) in again.iter().zip(expected) {
         assert_eq!(again.tokens, expected.tokens);

@@ -9,8 +9,10 @@ use skald::kernels::linear::WeightDtype;
 use skald::request::{Output, RequestDraft, RequestId};
 
 use crate::model::{
-    admit, embedding, engine, finish, gpt2_in, greedy, limits, prompt, run, run_all, sampled,
+    admit, embedding, engine, finish, gpt2_in, greedy, limits, prompt, run, run_all, run_together,
+    sampled,
 };
+use crate::pace::{Gate, until};
 
 /// Bit by bit: equality of floats would take 0 and -0 for the same.
 async fn embed(engine: &EngineHandle, input: &[u32]) -> Vec<u32> {
@@ -159,11 +161,20 @@ fn an_embedding_is_asked_for_within_the_window_and_draws_nothing() {
 #[tokio::test]
 async fn long_inputs_keep_no_stream_from_its_token_in_every_step() {
     let (steps, config) = recording(64);
-    let engine = engine(config);
+    let gate = Gate::after(0);
+    let (pass, record) = (gate.hook(), config.step_hook.expect("it records"));
+    let engine = engine(EngineConfig {
+        step_hook: Some(Arc::new(move |ids: &[RequestId]| {
+            pass(ids);
+            record(ids);
+        })),
+        ..config
+    });
     let stream = named("stream", sampled(&prompt(5, 1), 200, 1));
     let long = (0..4).map(|salt| named("long", embedding(&prompt(1000, 10 + salt))));
     let stream = engine.submit(admit(stream)).await.expect("accepted");
-    let (stream, _) = tokio::join!(finish(stream), run_all(&engine, long.collect()));
+    let long = run_together(&engine, &gate, long.collect());
+    let (stream, _) = tokio::join!(finish(stream), long);
     assert_eq!(stream.expect("it does not fail").tokens.len(), 200);
     let steps = steps.lock().expect("not poisoned");
     let last = steps.iter().rposition(|step| has(step, "stream"));
@@ -197,9 +208,7 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
     });
     let all = futures_util::future::join_all(all);
     let beside = async {
-        while engine.status().waiting < 2 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
+        until("waiting", async || engine.status().waiting == 2).await;
         let others = [
             engine.submit(admit(greedy(&prompt(10, 2), 1))).await,
             engine.submit(admit(greedy(&prompt(10, 3), 1))).await,

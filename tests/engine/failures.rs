@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use skald::engine::{EngineConfig, GenerateError, TokenEvent};
 use skald::request::{RequestDraft, RequestId};
@@ -63,9 +62,7 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let refused = engine.submit(long()).await.err();
     assert_eq!(refused, Some(GenerateError::QueueFull { limit: 2 }));
     drop((running, waiting));
-    while engine.status().waiting > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    idle(&engine).await;
     assert_eq!(
         run(&engine, greedy(&prompt(10, 1), 3)).await.tokens.len(),
         3
@@ -100,12 +97,7 @@ async fn a_dropped_generation_frees_its_slot_and_its_blocks() {
             Some(TokenEvent::Prefilled(_))
         ));
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let status = engine.status();
-    assert_eq!(
-        (status.running, status.waiting, status.kv_blocks_used),
-        (0, 0, 0)
-    );
+    idle(&engine).await;
 }
 
 #[tokio::test]

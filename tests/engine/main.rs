@@ -6,6 +6,8 @@ mod exactness;
 mod failures;
 mod invariance;
 mod model;
+#[path = "../support/pace.rs"]
+mod pace;
 mod preemption;
 mod prefix;
 mod quality;

@@ -11,6 +11,8 @@ use skald::model::gpt2::{Gpt2, Runtime};
 use skald::model::{ModelFiles, ModelSource};
 use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, Tenant};
 
+use crate::pace::{Gate, until};
+
 /// The built-in model's files.
 pub fn files() -> ModelFiles {
     "builtin"
@@ -118,15 +120,13 @@ pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError
     })
 }
 
-/// Waits until the worker says that nothing runs and no block is held.
+/// Waits until the worker says that nothing runs or waits and no block is held.
 pub async fn idle(engine: &EngineHandle) {
-    loop {
+    until("idle", async || {
         let status = engine.status();
-        if (status.running, status.kv_blocks_used) == (0, 0) {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+        (status.running, status.waiting, status.kv_blocks_used) == (0, 0, 0)
+    })
+    .await;
 }
 
 /// Runs one request to its end.
@@ -149,6 +149,20 @@ pub async fn run_beams(engine: &EngineHandle, draft: RequestDraft) -> Vec<Outcom
 /// Runs requests side by side.
 pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
     futures_util::future::join_all(drafts.into_iter().map(|draft| run(engine, draft))).await
+}
+
+/// Runs requests side by side on an engine that is held: all of them are there when it goes on.
+pub async fn run_together(
+    engine: &EngineHandle,
+    gate: &Gate,
+    drafts: Vec<RequestDraft>,
+) -> Vec<Outcome> {
+    // Each future sends its request when it is first polled.
+    let all_sent = async {
+        tokio::task::yield_now().await;
+        gate.open();
+    };
+    tokio::join!(run_all(engine, drafts), all_sent).0
 }
 
 /// A prompt of `n` tokens that no other `salt` gives.

@@ -5,16 +5,20 @@ use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::request::{Overflow, RequestDraft, Tenant};
 
-use crate::model::{engine, gpt2_in, prompt, run, run_all, sampled};
+use crate::model::{engine, gpt2_in, prompt, run, run_together, sampled};
+use crate::pace::Gate;
 
-/// An engine with this many blocks.
-fn tight(blocks: u64) -> EngineHandle {
+/// An engine with this many blocks, which is held.
+fn tight(blocks: u64) -> (EngineHandle, Gate) {
     let block = gpt2_in(WeightDtype::F32).kv_block_bytes(KvDtype::F32) as u64;
-    engine(EngineConfig {
+    let gate = Gate::after(0);
+    let engine = engine(EngineConfig {
         kv_memory: bytesize::ByteSize::b(block * blocks),
         max_step_tokens: 100,
+        step_hook: Some(gate.hook()),
         ..EngineConfig::default()
-    })
+    });
+    (engine, gate)
 }
 
 /// What the sampler draws depends on all tokens so far: penalties count them.
@@ -30,14 +34,17 @@ fn penalized(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
 }
 
 /// Requests give the same side by side in little room as one after the other in much.
-async fn assert_the_same(requests: impl Fn() -> Vec<RequestDraft>, tight: &EngineHandle) {
+async fn assert_the_same(
+    requests: impl Fn() -> Vec<RequestDraft>,
+    (tight, gate): (EngineHandle, Gate),
+) {
     let roomy = engine(EngineConfig::default());
     let mut alone = Vec::new();
     for draft in requests() {
         alone.push(run(&roomy, draft).await);
     }
     assert_eq!(roomy.status().preemptions, 0);
-    let together = run_all(tight, requests()).await;
+    let together = run_together(&tight, &gate, requests()).await;
     for (alone, together) in alone.iter().zip(&together) {
         assert_eq!(alone.tokens, together.tokens);
     }
@@ -51,7 +58,7 @@ async fn sampling_with_penalties_is_the_same_after_a_preemption() {
         let draft = |i: u32| penalized(&prompt(20 + 7 * i as usize, i), 100, u64::from(i));
         (0..8).map(draft).collect()
     };
-    assert_the_same(requests, &tight(24)).await;
+    assert_the_same(requests, tight(24)).await;
 }
 
 /// Long histories, as sessions have them, that begin alike and part in the middle of blocks; of
@@ -71,7 +78,7 @@ async fn long_histories_that_share_beginnings_are_the_same_after_a_preemption() 
         };
         (0..8).map(draft).collect()
     };
-    assert_the_same(requests, &tight(75)).await;
+    assert_the_same(requests, tight(75)).await;
 }
 
 /// Past the window, where the context starts anew.
@@ -84,5 +91,5 @@ async fn a_context_that_slides_is_the_same_after_a_preemption() {
         };
         (0..4).map(draft).collect()
     };
-    assert_the_same(requests, &tight(126)).await;
+    assert_the_same(requests, tight(126)).await;
 }

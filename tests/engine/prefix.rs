@@ -2,17 +2,24 @@
 //! come back from where they were kept, and are nobody else's.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use skald::engine::{EngineConfig, EngineHandle, EvictedBlock, PrefixId, TokenEvent};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
-use skald::request::{RequestDraft, Tenant};
+use skald::request::{RequestDraft, RequestId, Tenant};
 
-use crate::model::{Outcome, admit, finish, gpt2_in, greedy, prompt, run, run_all, sampled};
+use crate::model::{Outcome, admit, gpt2_in, greedy, prompt, run, run_all, run_together, sampled};
+use crate::pace::{Gate, until};
 
 const BLOCK_SIZE: usize = skald::kernels::kv::BLOCK_SIZE;
+
+/// Tokens that a client may leave unread: its channel has room for 256 events, and a step may bring
+/// 9.
+const UNREAD: usize = 256 - 9;
 
 const DTYPES: [(WeightDtype, KvDtype); 3] = [
     (WeightDtype::F32, KvDtype::F32),
@@ -122,35 +129,35 @@ async fn a_conversation_computes_each_token_once() {
 
 #[tokio::test]
 async fn a_head_that_many_requests_share_is_computed_once_and_held_once() {
+    let gate = Gate::after(0);
+    let pass = gate.hook();
+    let most = Arc::new(AtomicUsize::new(0));
+    let (seen, watched) = (Arc::clone(&most), Arc::new(OnceLock::<EngineHandle>::new()));
+    let itself = Arc::clone(&watched);
     let engine = engine(EngineConfig {
         max_step_tokens: 150,
         // However slow the machine is: all of them are to run at the same time.
-        step_time: Duration::from_secs(60),
+        step_time: Duration::from_secs(3600),
+        // Before each step, the figures are those of the step before it.
+        step_hook: Some(Arc::new(move |ids: &[RequestId]| {
+            pass(ids);
+            let used = itself
+                .get()
+                .map_or(0, |engine| engine.status().kv_blocks_used);
+            seen.fetch_max(used, Ordering::Relaxed);
+        })),
         ..EngineConfig::default()
     });
+    watched.set(engine.clone()).ok().expect("set once");
     let head = prompt(512, 1);
     let draft = |n: u32| {
         let ids = [&head[..], &prompt(9, 100 + n)].concat();
         sampled(&ids, 40, u64::from(n))
     };
     let drafts: Vec<_> = (0..64).map(draft).collect();
-    let mut generations = Vec::new();
-    for draft in &drafts {
-        generations.push(engine.submit(admit(draft.clone())).await.expect("accepted"));
-    }
-    let mut most = 0;
-    let watch = async {
-        loop {
-            most = most.max(engine.status().kv_blocks_used);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let all = futures_util::future::join_all(generations.into_iter().map(finish));
-    let outcomes = tokio::select! {
-        outcomes = all => outcomes,
-        () = watch => unreachable!("it watches for ever"),
-    };
-    let outcomes: Vec<Outcome> = outcomes.into_iter().map(|o| o.expect("it ends")).collect();
+    let outcomes = run_together(&engine, &gate, drafts.clone()).await;
+    engine.stop();
+    let most = most.load(Ordering::Relaxed);
     let computed = outcomes
         .iter()
         .map(|o| o.prompt.prompt_tokens - o.prompt.cached_tokens);
@@ -313,14 +320,14 @@ async fn an_import_takes_no_block_that_someone_needs_and_none_of_its_own() {
         kv_memory: blocks(30),
         ..EngineConfig::default()
     });
-    // A request that no one reads holds its blocks.
+    // A request that no one reads holds its blocks, and gets no more once its client's channel
+    // might not have room for all that a step can bring.
     let unread = admit(sampled(&prompt(70, 7), 400, 3));
     let unread = small.submit(unread).await.expect("accepted");
-    let mut steps = 0;
-    while steps != small.status().steps || steps == 0 {
-        steps = small.status().steps;
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    until("stalled", async || {
+        small.status().generated_tokens >= UNREAD
+    })
+    .await;
     let room = 30 - small.status().kv_blocks_used;
     assert!((1..12).contains(&room), "{room}");
     for _ in 0..2 {

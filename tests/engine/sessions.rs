@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use skald::engine::{EngineConfig, EngineHandle, GenerateError, TokenEvent};
@@ -15,8 +15,9 @@ use skald::session::{
 };
 
 use crate::model::{
-    Outcome, admit, after, engine, finish, gpt2, greedy, limits, prompt, run, sampled,
+    Outcome, admit, after, engine, finish, gpt2, greedy, idle, limits, prompt, run, sampled,
 };
+use crate::pace::until;
 
 const N_POSITIONS: usize = 1024;
 
@@ -205,9 +206,7 @@ async fn who_does_not_want_to_wait_is_told_and_too_many_may_not() {
         Err(SessionError::Busy { .. })
     ));
     let second = tokio::spawn(begin(IfBusy::Wait));
-    while server.sessions.waiting() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("waiting", async || server.sessions.waiting() == 1).await;
     assert!(matches!(
         begin(IfBusy::Wait).await,
         Err(SessionError::TooManyWait { limit: 1 })
@@ -365,24 +364,29 @@ async fn tenants_do_not_see_each_others_sessions_and_have_so_many_at_most() {
 #[tokio::test]
 async fn a_session_that_is_not_used_expires() {
     let dir = tempfile::tempdir().unwrap();
-    let ttl = Some(Duration::from_millis(300));
+    const TTL: Duration = Duration::from_millis(500);
     for dir in [None, Some(dir.path().to_owned())] {
         let server = Server::with(SessionConfig {
             dir: dir.clone(),
-            ttl,
+            ttl: Some(TTL),
             ..SessionConfig::default()
         });
-        server.turn("a", greedy(&prompt(5, 1), 0)).await;
-        assert!(server.history("a").await.is_some());
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        assert_eq!(server.history("a").await, None);
-        let gone = server.sessions.delete(&key("a")).await;
-        assert!(matches!(gone, Err(SessionError::NotFound { .. })));
-        server.turn("a", greedy(&prompt(2, 1), 0)).await;
-        assert_eq!(server.history("a").await.unwrap().len(), 2);
-        while server.sessions.count().await.unwrap() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        for tokens in [5, 2] {
+            let begun = Instant::now();
+            server.turn("a", greedy(&prompt(tokens, 1), 0)).await;
+            let history = server.history("a").await;
+            // Its name begins anew. On a slow machine its time may be over already.
+            assert!(history.is_some() || begun.elapsed() > TTL);
+            assert!(history.is_none_or(|history| history.len() == tokens));
+            // Looking is not using.
+            until("expired", async || server.history("a").await.is_none()).await;
+            let gone = server.sessions.delete(&key("a")).await;
+            assert!(matches!(gone, Err(SessionError::NotFound { .. })));
         }
+        until("forgotten", async || {
+            server.sessions.count().await.unwrap() == 0
+        })
+        .await;
     }
 }
 
@@ -395,9 +399,7 @@ async fn what_had_to_leave_the_cache_comes_back_from_the_disk_with_the_same_resu
     // Fills the whole cache with something else.
     run(&server.engine, greedy(&prompt(1000, 9), 10)).await;
     let snapshots = server.snapshots.as_ref().unwrap();
-    while snapshots.len() < 19 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("on disk", async || snapshots.len() >= 19).await;
     let turn = server.turn("a", sampled(&second, 10, 4)).await;
     assert_eq!(turn.prompt.cached_tokens, 304);
     let whole = [first, said].concat();
@@ -447,6 +449,7 @@ async fn two_servers_on_one_directory_take_turns() {
         let sessions = there.sessions.clone();
         async move { sessions.begin(&key("a"), IfBusy::Wait).await }
     });
+    // Nothing tells whether it looks at the lock by now; it gets its turn either way.
     tokio::time::sleep(Duration::from_millis(50)).await;
     drop(turn);
     assert_eq!(waiting.await.unwrap().unwrap().history(), expected);
@@ -465,9 +468,7 @@ async fn a_client_that_leaves_frees_the_engine_within_a_step() {
         ));
     }
     drop(generation);
-    while engine.status().running > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    idle(&engine).await;
     engine.stop();
     let refused = engine.submit(admit(greedy(&prompt(20, 1), 1))).await;
     assert!(matches!(

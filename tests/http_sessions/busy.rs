@@ -74,7 +74,7 @@ async fn those_who_wait_take_turns_in_the_order_they_came() {
         waiting.push(tokio::spawn(
             async move { caller.post(COMPLETIONS, body).await },
         ));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.until_waiting(n + 1).await;
     }
     assert!(waiting.iter().all(|turn| !turn.is_finished()));
     drop(running);
@@ -99,9 +99,13 @@ async fn one_who_gives_up_waiting_is_not_waited_for() {
     let server = server();
     let caller = server.caller();
     let running = busy(&caller, "g").await;
-    let gives_up = caller.post(COMPLETIONS, turn("g", &[4000], 3));
-    let gave_up = tokio::time::timeout(Duration::from_millis(200), gives_up).await;
-    assert!(gave_up.is_err(), "it waits");
+    let gives_up = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.post(COMPLETIONS, turn("g", &[4000], 3)).await }
+    });
+    server.until_waiting(1).await;
+    gives_up.abort();
+    server.until_waiting(0).await;
     drop(running);
     caller.post(COMPLETIONS, turn("g", &[4001], 3)).await.ok();
     let history = caller.history("g").await.unwrap();
@@ -121,7 +125,7 @@ async fn a_rewind_waits_for_the_turn_before_it() {
         let caller = caller.clone();
         async move { caller.rewind("r", json!({"tokens": 1})).await }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.until_waiting(1).await;
     assert!(!rewinding.is_finished());
     drop(running);
     let after = rewinding.await.expect("it ends").ok();

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::caller::{said, token_ids};
-use crate::support::load::{endless, slow, streamed};
-use crate::support::{Setup, TestServer, sse};
+use crate::support::load::{endless, held, slow, streamed};
+use crate::support::{TestServer, sse};
 use crate::{COMPLETIONS, GENERATE, fresh, native, prompt, told, turn, with};
 
 use std::sync::LazyLock;
@@ -235,13 +235,13 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
         (
             COMPLETIONS,
             streamed(with(
-                turn("left", &prompt(20, 1), 200),
+                turn("left", &prompt(20, 1), 900),
                 json!({"logprobs": null}),
             )),
         ),
         (
             "/generate_stream",
-            native("left-too", "Once upon a time", 200),
+            native("left-too", "Once upon a time", 900),
         ),
     ] {
         let id = body["session_id"].as_str().unwrap().to_owned();
@@ -257,35 +257,55 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
             server.ids("Once upon a time").len()
         };
         let kept = token_ids(&session["tokens"]);
-        assert!(
-            (prompt + 5..prompt + 100).contains(&kept.len()),
-            "{} tokens",
-            kept.len()
-        );
+        let said = kept.len() - prompt;
+        assert!((5..900).contains(&said), "{said} tokens");
 
         // The same, not cut off.
         let mut whole = body;
         whole["session_id"] = json!("whole");
         whole["stream"] = json!(false);
-        let path = if path == COMPLETIONS { path } else { GENERATE };
+        let path = if path == COMPLETIONS {
+            whole["max_tokens"] = json!(said);
+            path
+        } else {
+            whole["parameters"]["max_new_tokens"] = json!(said);
+            GENERATE
+        };
         server.caller().post(path, whole).await.ok();
         let whole = caller.history("whole").await.unwrap();
-        assert_eq!(whole[..kept.len()], kept);
+        assert_eq!(whole, kept);
         caller.delete("/v1/sessions/whole").await.ok();
     }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
-    let server = slow(Duration::from_millis(50), |setup: &mut Setup| {
+    // The prompt is read in 15 steps, after three of which the engine is held.
+    let (server, gate) = held(3, |setup: &mut Setup| {
         super::there(setup);
         setup.engine.max_step_tokens = 64;
     });
     let caller = server.caller();
-    let body = turn("early", &prompt(900, 1), 10);
-    let sending = caller.send(COMPLETIONS, body);
-    let given_up = tokio::time::timeout(Duration::from_millis(300), sending).await;
-    assert!(given_up.is_err(), "the prompt takes longer");
+    let sending = tokio::spawn({
+        let caller = caller.clone();
+        async move {
+            caller
+                .send(COMPLETIONS, turn("early", &prompt(900, 1), 10))
+                .await
+        }
+    });
+    server
+        .until("under way", |status| status.running == 1)
+        .await;
+    // It waits until the server has seen that the client is gone.
+    let rewinding = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.rewind("early", json!({"tokens": 1})).await }
+    });
+    server.until_waiting(1).await;
+    sending.abort();
+    assert_eq!(rewinding.await.expect("it ends").status, 404);
+    gate.open();
     server
         .until("idle", |status| status.running + status.waiting == 0)
         .await;

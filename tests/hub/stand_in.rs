@@ -1,8 +1,8 @@
 //! A stand-in for the hub on a local socket: the model endpoint of its API, and file downloads,
-//! large files by way of a redirect as the real one sends them to its content network.
+//! large files by way of a redirect to another socket, as the real one sends them to its content
+//! network.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,6 +11,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
+use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
@@ -65,20 +67,46 @@ pub enum Fault {
     Status(u16),
     /// It answers everything with a page, as a proxy's log-in does.
     WebPage,
-    /// The weights break off halfway.
+    /// It sends every reader in a circle.
+    Circle,
+    /// The weights break off halfway, whatever part of them is asked for.
     CutShort,
+    /// Every answer with weights breaks off after a few bytes.
+    BreaksOften,
     /// It answers the weights with an error, after having announced them.
     ErrorAsFile,
+    /// It sends whole files, whatever part is asked for.
+    WithoutRanges,
+    /// A byte of the weights is wrong.
+    WrongByte,
+    /// It sends more bytes of the weights than it announced.
+    TooLong,
+}
+
+/// Bytes that an answer has before it breaks off, with [`Fault::BreaksOften`].
+pub const BREAKS_AFTER: usize = 4096;
+
+/// One request to the content network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContentRequest {
+    /// The first byte that was asked for.
+    pub from: usize,
+    /// Whether it carried a token.
+    pub authorized: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     repositories: BTreeMap<String, Repository>,
+    /// New ids of models by their old ones.
+    renamed: BTreeMap<String, String>,
     requests: Vec<String>,
+    content_requests: Vec<ContentRequest>,
+    content_address: String,
     fault: Option<Fault>,
 }
 
-/// The running stand-in; dropping it closes its socket.
+/// The running stand-in; dropping it closes its sockets.
 pub struct StandIn {
     address: SocketAddr,
     inner: Arc<Mutex<Inner>>,
@@ -93,16 +121,11 @@ impl StandIn {
             .build()
             .unwrap();
         let inner = Arc::new(Mutex::new(Inner::default()));
-        let router = Router::new()
-            .fallback(answer)
-            .with_state(Arc::clone(&inner));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).unwrap();
-            axum::serve(listener, router).await.unwrap();
-        });
+        let hub = Router::new().fallback(answer);
+        let content = Router::new().fallback(content);
+        let address = serve(&runtime, hub.with_state(Arc::clone(&inner)));
+        let content_address = serve(&runtime, content.with_state(Arc::clone(&inner)));
+        inner.lock().unwrap().content_address = format!("http://{content_address}");
         Self {
             address,
             inner,
@@ -122,6 +145,10 @@ impl StandIn {
         self.inner().repositories.insert(id.to_owned(), repository);
     }
 
+    pub fn rename(&self, old: &str, new: &str) {
+        self.inner().renamed.insert(old.to_owned(), new.to_owned());
+    }
+
     pub fn break_with(&self, fault: Fault) {
         self.inner().fault = Some(fault);
     }
@@ -130,13 +157,20 @@ impl StandIn {
         self.inner().fault = None;
     }
 
-    /// Method and path of every request so far.
+    /// Method and path of every request to the hub itself so far.
     pub fn requests(&self) -> Vec<String> {
         self.inner().requests.clone()
     }
 
+    /// Every request to the content network so far.
+    pub fn content_requests(&self) -> Vec<ContentRequest> {
+        self.inner().content_requests.clone()
+    }
+
     pub fn forget_requests(&self) {
-        self.inner().requests.clear();
+        let mut inner = self.inner();
+        inner.requests.clear();
+        inner.content_requests.clear();
     }
 
     /// The files that were asked for with their content, sorted.
@@ -171,6 +205,17 @@ impl Drop for StandIn {
     }
 }
 
+fn serve(runtime: &Runtime, router: Router) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener).unwrap();
+        axum::serve(listener, router).await.unwrap();
+    });
+    address
+}
+
 async fn answer(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Response {
     let path = request.uri().path().to_owned();
     let fault = {
@@ -182,11 +227,40 @@ async fn answer(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Res
         Some(Fault::Silent) => std::future::pending().await,
         Some(Fault::Status(status)) => StatusCode::from_u16(status).unwrap().into_response(),
         Some(Fault::WebPage) => "<html>Please log in</html>".into_response(),
+        Some(Fault::Circle) => (StatusCode::FOUND, [(header::LOCATION, path)]).into_response(),
         _ => {
             let inner = inner.lock().unwrap();
             route(&inner, &request, &path).unwrap_or_else(IntoResponse::into_response)
         }
     }
+}
+
+/// The content network: files by their names.
+async fn content(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Response {
+    let mut inner = inner.lock().unwrap();
+    let range = request.headers().get(header::RANGE);
+    let range = range.map(|range| range.to_str().unwrap().to_owned());
+    let first = range.as_ref().map(|range| {
+        let first = range
+            .strip_prefix("bytes=")
+            .and_then(|r| r.strip_suffix('-'));
+        first.expect("a range from some byte on").parse().unwrap()
+    });
+    inner.content_requests.push(ContentRequest {
+        from: first.unwrap_or(0),
+        authorized: request.headers().contains_key(header::AUTHORIZATION),
+    });
+    let name = request.uri().path().trim_start_matches('/');
+    let commits = inner
+        .repositories
+        .values()
+        .flat_map(|r| r.revisions.values());
+    let mut files = commits.flat_map(|(_, files)| files.values());
+    let Some(content) = files.find(|content| sha256(content) == name) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let first = first.filter(|_| inner.fault != Some(Fault::WithoutRanges));
+    body(inner.fault, content.clone(), first)
 }
 
 type Refusal = (StatusCode, [(&'static str, &'static str); 2]);
@@ -206,14 +280,15 @@ fn route(inner: &Inner, request: &Request, path: &str) -> Result<Response, Refus
             "Repository not found",
         )
     };
-    if let Some(file) = path.strip_prefix("/content/") {
-        let files = inner
-            .repositories
-            .values()
-            .flat_map(|r| r.revisions.values());
-        let mut files = files.flat_map(|(_, files)| files.values());
-        let content = files.find(|content| etag(content) == file);
-        return Ok(body(inner.fault, content.ok_or_else(no_model)?.clone()));
+    for (old, new) in &inner.renamed {
+        if path.contains(&format!("/{old}/")) {
+            let location = path.replacen(old, new, 1);
+            let moved = (
+                StatusCode::TEMPORARY_REDIRECT,
+                [(header::LOCATION, location)],
+            );
+            return Ok(moved.into_response());
+        }
     }
     let info = path.strip_prefix("/api/models/");
     let (id, rest) = match info {
@@ -239,7 +314,7 @@ fn route(inner: &Inner, request: &Request, path: &str) -> Result<Response, Refus
     let content = files
         .get(file)
         .ok_or_else(|| refusal(StatusCode::NOT_FOUND, "EntryNotFound", "Entry not found"))?;
-    Ok(resolve(inner.fault, request, commit, file, content))
+    Ok(resolve(inner, request, commit, file, content))
 }
 
 fn authorize(repository: &Repository, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -264,27 +339,22 @@ fn authorize(repository: &Repository, headers: &HeaderMap) -> Result<(), Refusal
 }
 
 /// A file's address: small ones are answered at once, weights by a redirect.
-fn resolve(
-    fault: Option<Fault>,
-    request: &Request,
-    commit: &str,
-    file: &str,
-    content: &[u8],
-) -> Response {
-    let etag = etag(content);
+fn resolve(inner: &Inner, request: &Request, commit: &str, file: &str, content: &[u8]) -> Response {
     let head = request.method() == Method::HEAD;
     let response = Response::builder().header("x-repo-commit", commit);
     let response = if file.ends_with(".safetensors") {
-        let host = request.headers()[header::HOST].to_str().unwrap();
+        let etag = sha256(content);
+        let location = format!("{}/{etag}", inner.content_address);
         response
             .status(StatusCode::FOUND)
-            .header(header::LOCATION, format!("http://{host}/content/{etag}"))
+            .header(header::LOCATION, location)
+            .header(header::ETAG, "\"of the redirect\"")
             .header("x-linked-etag", format!("\"{etag}\""))
             .header("x-linked-size", content.len())
             .body(Body::empty())
     } else {
         let response = response
-            .header(header::ETAG, format!("\"{etag}\""))
+            .header(header::ETAG, format!("\"{}\"", git_object(content)))
             .header(header::CONTENT_LENGTH, content.len());
         response.body(if head {
             Body::empty()
@@ -292,6 +362,7 @@ fn resolve(
             Body::from(content.to_vec())
         })
     };
+    let fault = inner.fault;
     let refused = fault == Some(Fault::ErrorAsFile) && !head && file.ends_with(".safetensors");
     if refused {
         return (StatusCode::FORBIDDEN, "signature expired").into_response();
@@ -299,18 +370,66 @@ fn resolve(
     response.unwrap()
 }
 
-fn body(fault: Option<Fault>, content: Vec<u8>) -> Response {
-    if fault != Some(Fault::CutShort) {
-        return content.into_response();
+/// An answer with a file's bytes from `first` on; all of them if absent.
+fn body(fault: Option<Fault>, mut content: Vec<u8>, first: Option<usize>) -> Response {
+    let size = content.len();
+    let end = match fault {
+        Some(Fault::CutShort) => size / 2,
+        Some(Fault::BreaksOften) => first.unwrap_or(0) + BREAKS_AFTER,
+        _ => size,
+    };
+    match fault {
+        Some(Fault::WrongByte) => content[size - 1] ^= 1,
+        Some(Fault::TooLong) => content.push(0),
+        _ => (),
     }
-    let half = Bytes::copy_from_slice(&content[..content.len() / 2]);
-    let broken = std::io::Error::other("the connection broke");
-    let parts = tokio_stream::iter([Ok(half), Err(broken)]);
-    Body::from_stream(parts).into_response()
+    if first.is_some_and(|first| first >= size) {
+        return StatusCode::RANGE_NOT_SATISFIABLE.into_response();
+    }
+    let whole = end >= size;
+    let from = first.unwrap_or(0);
+    let end = end.min(size).max(from);
+    let part = if whole {
+        &content[from..]
+    } else {
+        &content[from..end]
+    };
+    let part = Ok(Bytes::copy_from_slice(part));
+    let broken = async {
+        // What goes before it is sent first.
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("the connection broke"))
+    };
+    let parts = stream::iter([part]);
+    let body = if whole {
+        Body::from_stream(parts)
+    } else {
+        Body::from_stream(parts.chain(stream::once(broken)))
+    };
+    match first {
+        None => body.into_response(),
+        Some(first) => {
+            let range = format!("bytes {first}-{}/{size}", size - 1);
+            let range = [(header::CONTENT_RANGE, range)];
+            (StatusCode::PARTIAL_CONTENT, range, body).into_response()
+        }
+    }
 }
 
-fn etag(content: &[u8]) -> String {
-    let mut hasher = DefaultHasher::new();
-    content.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+/// The name of a large file.
+pub fn sha256(content: &[u8]) -> String {
+    hex(&SHA256, content)
+}
+
+/// The name of a small file.
+pub fn git_object(content: &[u8]) -> String {
+    let header = format!("blob {}\0", content.len());
+    let object = [header.as_bytes(), content].concat();
+    hex(&SHA1_FOR_LEGACY_USE_ONLY, &object)
+}
+
+fn hex(algorithm: &'static Algorithm, content: &[u8]) -> String {
+    let digest = digest(algorithm, content);
+    let bytes = digest.as_ref().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }

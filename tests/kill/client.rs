@@ -9,6 +9,7 @@ use crate::ledger::{Doubt, Tale, Turn};
 use crate::random::Random;
 use crate::reference::{Choice, Reference, TOP_K};
 use crate::support::caller::{Caller, said, token_ids};
+use crate::support::pace::PATIENCE;
 use crate::support::sse::Live;
 
 /// The server is not there any more, or goes away.
@@ -36,8 +37,6 @@ enum Form {
 
 /// Histories longer than this are cut or deleted, so that all fit the window.
 const LONG: usize = 700;
-/// How long a server may take to notice that a client has left.
-const SETTLED: Duration = Duration::from_secs(10);
 /// Sessions of a client at most.
 const SESSIONS: usize = 4;
 
@@ -222,7 +221,7 @@ impl Client {
             self.tale(name).said(&prompt, &told);
             return Ok(());
         }
-        let deadline = Instant::now() + SETTLED;
+        let deadline = Instant::now() + PATIENCE;
         let found = loop {
             let answer = caller.try_get(&format!("/v1/sessions/{name}")).await?;
             if answer.status != 404 {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::kills::files;
 use crate::reference::{Choice, Reference};
 use crate::support::caller::{Caller, said, token_ids};
+use crate::support::pace::PATIENCE;
 use crate::support::process::Process;
 use crate::support::script::tokenizer;
 
@@ -270,7 +271,7 @@ async fn what_does_not_belong_there_is_left_alone() {
 
     // Nor is it in the way when sessions are looked for whose time is over.
     let _server = Process::on(root, &["--session-ttl", "1s"]);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while of_tale.exists() {
         assert!(Instant::now() < deadline, "it is forgotten after a second");
         tokio::time::sleep(Duration::from_millis(50)).await;

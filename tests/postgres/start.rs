@@ -134,7 +134,7 @@ async fn the_password_is_not_told_anywhere() {
     };
     let url = cluster.create("quiet").await;
     // As it should not be.
-    let mut server = Process::spawn_with(&["--log", "trace", "--session-store", &url], &[]);
+    let mut server = Process::spawn_in(&[], &["--log", "trace", "--session-store", &url]);
     server.wait_until_ready();
     let caller = server.caller();
     caller.post("/generate", turn("tale", "Once", 3)).await.ok();
@@ -171,9 +171,9 @@ async fn the_password_may_be_in_the_environment() {
         .url("postgres")
         .replace(&format!(":{PASSWORD}@"), "@");
     is_unusable(&refused(&url), &["password"]);
-    let mut server = Process::spawn_with(
-        &[],
+    let mut server = Process::spawn_in(
         &[("SKALD_SESSION_STORE", &url), ("PGPASSWORD", PASSWORD)],
+        &[],
     );
     server.wait_until_ready();
     let caller = server.caller();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::pace::PATIENCE;
 use super::{Answer, client, sse};
 
 /// A client of one server.
@@ -105,13 +106,13 @@ impl Caller {
 
     /// Waits until no generation runs on a session; the session as it is then.
     pub async fn idle(&self, id: &str) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let session = self.session(id).await.ok();
             if session["busy"] == json!(false) {
                 return session;
             }
-            assert!(Instant::now() < deadline, "busy for 20 s: {session}");
+            assert!(Instant::now() < deadline, "still busy: {session}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

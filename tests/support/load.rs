@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skald::engine::EngineConfig;
 
+use super::pace::Gate;
 use super::{Setup, TestServer};
 
 /// Never ends by itself.
@@ -30,7 +31,16 @@ pub async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
     response
 }
 
-/// A server whose every step takes a while, so that there is time to act.
+/// A server whose engine is held after this many steps, until the gate lets it go on.
+pub fn held(steps: usize, change: impl FnOnce(&mut Setup)) -> (TestServer, Gate) {
+    let gate = Gate::after(steps);
+    let mut setup = Setup::default();
+    setup.engine.step_hook = Some(gate.hook());
+    change(&mut setup);
+    (TestServer::with(setup), gate)
+}
+
+/// A server whose every step takes a while, so that an endless stream does not come far.
 pub fn slow(step: Duration, change: impl FnOnce(&mut Setup)) -> TestServer {
     let mut setup = Setup {
         engine: EngineConfig {

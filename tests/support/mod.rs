@@ -4,6 +4,8 @@
 
 pub mod caller;
 pub mod load;
+pub mod metrics;
+pub mod pace;
 pub mod postgres;
 pub mod process;
 pub mod script;
@@ -12,7 +14,7 @@ pub mod sse;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use bytesize::ByteSize;
 use serde_json::Value;
@@ -28,6 +30,8 @@ use skald::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint
 use skald::text::template::TemplateSource;
 use skald::text::{ChatTemplate, Tokenizer};
 use tokio_util::sync::CancellationToken;
+
+use pace::PATIENCE;
 
 /// How a test server differs from the usual.
 pub struct Setup {
@@ -74,6 +78,7 @@ pub struct TestServer {
 
 struct Loaded {
     engine: EngineHandle,
+    sessions: Sessions,
     tokenizer: Arc<Tokenizer>,
 }
 
@@ -105,6 +110,7 @@ pub fn serving(setup: &Setup) -> Serving {
         source: setup.source.to_string(),
         parameters: config.parameters() as u64,
         dtype: "f32".to_owned(),
+        isa: "test".to_owned(),
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_embd: config.n_embd,
@@ -174,6 +180,7 @@ impl TestServer {
             let serving = serving(&setup);
             let loaded = Loaded {
                 engine: serving.engine.clone(),
+                sessions: serving.sessions.clone(),
                 tokenizer: Arc::clone(&serving.tokenizer),
             };
             app.ready(serving);
@@ -228,6 +235,12 @@ impl TestServer {
 
     pub fn engine(&self) -> &EngineHandle {
         &self.loaded.as_ref().expect("a model is loaded").engine
+    }
+
+    /// Waits until this many requests wait for their turns on a session.
+    pub async fn until_waiting(&self, requests: usize) {
+        let sessions = &self.loaded.as_ref().expect("a model is loaded").sessions;
+        pace::until("waiting", async || sessions.waiting() == requests).await;
     }
 
     /// The ids of a text.
@@ -293,11 +306,11 @@ impl TestServer {
 
     /// Waits until the engine's figures are as wanted.
     pub async fn until(&self, what: &str, wanted: impl Fn(EngineStatus) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while !wanted(self.engine().status()) {
             let status = self.engine().status();
-            assert!(Instant::now() < deadline, "not {what} in 10 s: {status:?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(Instant::now() < deadline, "not {what} in time: {status:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     }
 }
@@ -310,7 +323,7 @@ impl Drop for TestServer {
 
 /// A client that makes a new connection for each request, so that tests do not share any.
 pub fn client() -> reqwest::Client {
-    reqwest::Client::builder()
+    skald::tls::http_client()
         .pool_max_idle_per_host(0)
         .no_proxy()
         .build()

@@ -9,15 +9,18 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::caller::Caller;
-
-/// How long a server may take to load the built-in model.
-const READY: Duration = Duration::from_secs(60);
+use super::pace::PATIENCE;
 
 /// The command without what this environment might set.
 pub fn skald(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
     let ours = std::env::vars().map(|(name, _)| name);
-    for name in ours.filter(|n| n.starts_with("SKALD_") || n.starts_with("HF_")) {
+    let sets = |name: &String| {
+        ["SKALD_", "HF_", "OTEL_"]
+            .iter()
+            .any(|p| name.starts_with(p))
+    };
+    for name in ours.filter(sets) {
         command.env_remove(name);
     }
     command.args(arguments).stdin(Stdio::null());
@@ -45,14 +48,14 @@ impl Process {
         match flags.iter().position(|flag| *flag == "--session-store") {
             Some(at) => {
                 let rest = [&flags[..at], &flags[at + 2..]].concat();
-                Self::spawn_with(&rest, &[("SKALD_SESSION_STORE", flags[at + 1])])
+                Self::spawn_in(&[("SKALD_SESSION_STORE", flags[at + 1])], &rest)
             }
-            None => Self::spawn_with(flags, &[]),
+            None => Self::spawn_in(&[], flags),
         }
     }
 
-    /// The same in an environment with these variables.
-    pub fn spawn_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+    /// The same with these variables set.
+    pub fn spawn_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let unless_given = DEFAULTS
             .into_iter()
             .filter(|[flag, _]| !flags.contains(flag));
@@ -77,6 +80,14 @@ impl Process {
         server
     }
 
+    /// The same with these variables set.
+    #[track_caller]
+    pub fn start_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let mut server = Self::spawn_in(environment, flags);
+        server.wait_until_ready();
+        server
+    }
+
     /// Starts a server whose sessions are in a directory.
     #[track_caller]
     pub fn on(directory: &Path, flags: &[&str]) -> Self {
@@ -86,7 +97,7 @@ impl Process {
 
     #[track_caller]
     pub fn wait_until_ready(&mut self) {
-        let deadline = Instant::now() + READY;
+        let deadline = Instant::now() + PATIENCE;
         while self.address().is_none() {
             let ended = self.child.try_wait().expect("a status");
             assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.log());
@@ -96,21 +107,32 @@ impl Process {
     }
 
     /// Where it is ready, once it is.
-    fn address(&self) -> Option<String> {
+    pub fn address(&self) -> Option<String> {
         self.messages()
             .find_map(|line| Some(line.strip_prefix("ready at ")?.to_owned()))
     }
 
     /// What was logged, without what belongs to it.
     fn messages(&self) -> impl Iterator<Item = String> {
-        let lines: Vec<Value> = self
-            .log()
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        lines
+        self.lines()
             .into_iter()
             .filter_map(|line| Some(line["message"].as_str()?.to_owned()))
+    }
+
+    /// The lines that were logged.
+    fn lines(&self) -> Vec<Value> {
+        let log = self.log();
+        let lines = log.lines();
+        lines
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// The lines that were logged with this message.
+    pub fn logged(&self, message: &str) -> Vec<Value> {
+        let mut lines = self.lines();
+        lines.retain(|line| line["message"] == message);
+        lines
     }
 
     /// All that was logged so far.
@@ -153,9 +175,26 @@ impl Process {
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         self.terminate();
+        self.ended()
+    }
+
+    /// Waits for its graceful end.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "{status}\n{}", self.log());
         status
+    }
+
+    /// Waits for its graceful end, for so long.
+    #[track_caller]
+    pub fn ended_within(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        while self.child.try_wait().expect("a status").is_none() {
+            assert!(Instant::now() < deadline, "it runs on:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.ended()
     }
 
     /// Ends it at once, by SIGKILL.

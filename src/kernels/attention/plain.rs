@@ -1,7 +1,6 @@
 //! Attention in plain candle operations, for any device: the reference for the kernels.
 
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::ops::softmax;
 
 use super::plan::{AttentionPlan, SequenceSpan};
 use crate::kernels::kv::{BLOCK_SIZE, KvShape, LayerKv};
@@ -105,10 +104,18 @@ fn attend(q: &Tensor, kv: &LayerKv, span: &SequenceSpan) -> Result<Tensor> {
     let scale = 1.0 / (head_dim as f64).sqrt();
     let scores = (q.matmul(&k)? * scale)?; // [n_head, rows, context]
     let scores = scores.broadcast_add(&mask(span, q.device())?)?;
-    softmax(&scores, D::Minus1)?
+    softmax(&scores)?
         .matmul(&v)? // [n_head, rows, head_dim]
         .transpose(0, 1)?
         .reshape((rows, n_head * head_dim))
+}
+
+/// Softmax over the last dimension.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
+    let max = scores.max_keepdim(D::Minus1)?; // [.., context] -> [.., 1]
+    let weights = scores.broadcast_sub(&max)?.exp()?; // [.., context]
+    let sum = weights.sum_keepdim(D::Minus1)?; // [.., 1]
+    weights.broadcast_div(&sum)
 }
 
 /// Values in a 32-bit word of the cache.

@@ -1,8 +1,12 @@
-//! Why the hub did not give a model, in terms of what can be done about it.
+//! Why the hub did not give a model: of one request ([`FetchError`]), and in terms of what can be
+//! done about it ([`HubError`]).
 
 use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
 
-use hf_hub::HFError;
+use reqwest::StatusCode;
 
 use super::Pull;
 
@@ -26,6 +30,16 @@ pub enum HubError {
         id: String,
         /// The revision.
         revision: String,
+    },
+    /// The repository lacks a file that its index of shards names.
+    #[error("the model `{id}` has no file {file} at {endpoint}")]
+    NoFile {
+        /// The hub.
+        endpoint: String,
+        /// The model, with its revision.
+        id: String,
+        /// The file.
+        file: String,
     },
     /// The hub wants a token, or another one.
     #[error(
@@ -71,86 +85,206 @@ pub enum HubError {
         /// The cache's directory for the model.
         cache: String,
     },
-    /// A file arrived that is not as long as announced.
-    #[error("{file} of `{id}` arrived with {found} bytes, expected {expected}")]
-    Incomplete {
-        /// The model.
+    /// A file arrived that is not what the hub announced.
+    #[error("{file} of `{id}` is not what the hub announced: {reason}; try again")]
+    Damaged {
+        /// The model, with its revision.
         id: String,
         /// The file.
         file: String,
-        /// Bytes that arrived.
-        found: u64,
-        /// Bytes the hub announced.
-        expected: u64,
+        /// The difference.
+        reason: String,
     },
-    /// Anything else that went wrong while fetching.
-    #[error("`{id}` can't be fetched: {source}")]
-    Other {
-        /// The model.
-        id: String,
+    /// `HF_ENDPOINT` is not an address.
+    #[error("HF_ENDPOINT `{endpoint}` is not a valid address: {reason}")]
+    Endpoint {
+        /// The value.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The token has characters that no token has.
+    #[error(
+        "the token of the hub (HF_TOKEN, or the file of `hf auth login`) is not valid: it has \
+             characters that can't be sent"
+    )]
+    TokenSyntax,
+    /// A file of the cache can't be written or read.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The HTTP client can't be set up.
+    #[error("no HTTP client for {endpoint}: {reason}")]
+    Client {
+        /// The hub.
+        endpoint: String,
         /// What went wrong.
-        source: Box<HFError>,
+        reason: String,
     },
 }
 
 impl HubError {
     /// Whether the same request may succeed at another time, so that what the cache has will do.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. } | Self::Incomplete { .. })
+        matches!(self, Self::NoAnswer { .. } | Self::Damaged { .. })
+    }
+}
+
+/// Why one request of the hub's protocol failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FetchError {
+    #[error("{0}")]
+    Endpoint(String),
+    #[error("the token can't be sent")]
+    Token,
+    #[error("{}", with_causes(.0))]
+    Client(reqwest::Error),
+    #[error("none within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    #[error("{status}{}", .message.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
+    Refused {
+        status: StatusCode,
+        /// What is missing, in the hub's terms.
+        code: Option<String>,
+        message: Option<String>,
+        retry_after: Option<Duration>,
+    },
+    #[error("more than {0} redirects")]
+    Redirects(usize),
+    #[error("{0}")]
+    Malformed(String),
+    #[error("it answers with another part of the file than was asked for")]
+    Range,
+    #[error("{found} bytes, expected {expected}")]
+    Incomplete { found: u64, expected: u64 },
+    #[error("{found} bytes or more, expected {expected}")]
+    TooLong { found: u64, expected: u64 },
+    #[error("its checksum differs")]
+    Corrupt,
+    #[error("{file}: {source}")]
+    Io { file: String, source: io::Error },
+}
+
+impl From<reqwest::Error> for FetchError {
+    /// Without the address: that of the content network is itself a secret.
+    fn from(error: reqwest::Error) -> Self {
+        Self::Client(error.without_url())
+    }
+}
+
+impl FetchError {
+    pub(super) fn malformed(reason: impl Into<String>) -> Self {
+        Self::Malformed(reason.into())
+    }
+
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        let file = path.display().to_string();
+        Self::Io { file, source }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Client(error) => !error.is_builder(),
+            Self::Refused { status, .. } => {
+                let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+                status.is_server_error() || passing.contains(status)
+            }
+            Self::Range | Self::Incomplete { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// How long the hub asks to wait.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 }
 
 impl Pull<'_> {
-    pub(super) fn no_answer(&self, reason: String) -> HubError {
-        HubError::NoAnswer {
-            endpoint: self.settings.endpoint.clone(),
-            id: self.name(),
-            reason,
-        }
-    }
-
-    pub(super) fn other(&self, error: HFError) -> HubError {
-        HubError::Other {
-            id: self.name(),
-            source: Box::new(error),
-        }
-    }
-
-    /// What the client reports, in terms of what can be done about it.
-    pub(super) fn explain(&self, error: HFError) -> HubError {
-        let (endpoint, id) = (self.settings.endpoint.clone(), self.id.to_owned());
+    /// Says what a failed request means for the model, or for one file of it.
+    pub(super) fn explain(&self, error: FetchError, file: Option<&str>) -> HubError {
+        let (endpoint, id) = (self.settings.endpoint.clone(), self.name());
+        let of_file = file.is_some();
+        let file = || file.unwrap_or_default().to_owned();
+        let reason = error.to_string();
         match error {
-            HFError::AuthRequired { context } => HubError::Token {
-                endpoint,
-                id,
-                reason: context.server_message.unwrap_or(context.status.to_string()),
-            },
-            HFError::Forbidden { context } => HubError::Forbidden {
-                endpoint,
-                id,
-                reason: context.server_message.unwrap_or(context.status.to_string()),
-            },
-            HFError::RepoNotFound { .. } => HubError::NoModel { endpoint, id },
-            // The hub answers 404 for both, and tells them apart in a header.
-            HFError::RevisionNotFound { context, .. } => {
-                let code = context.and_then(|context| context.error_code);
-                if code.as_deref() == Some("RepoNotFound") {
-                    HubError::NoModel { endpoint, id }
-                } else {
-                    HubError::NoRevision {
+            FetchError::Endpoint(reason) => HubError::Endpoint { endpoint, reason },
+            FetchError::Token => HubError::TokenSyntax,
+            FetchError::Io { file, source } => HubError::Io { file, source },
+            FetchError::Client(error) if error.is_builder() => {
+                HubError::Client { endpoint, reason }
+            }
+            FetchError::Incomplete { .. } | FetchError::TooLong { .. } | FetchError::Corrupt => {
+                let file = file();
+                HubError::Damaged { id, file, reason }
+            }
+            FetchError::Refused {
+                status,
+                code,
+                message,
+                ..
+            } => {
+                // The content network refuses for reasons of its own, such as an address that has
+                // expired.
+                let is_hub = !of_file || code.is_some() || message.is_some();
+                let message = message.unwrap_or_else(|| status.to_string());
+                let refused = is_hub.then(|| self.refused(status, code.as_deref(), message));
+                let refused = refused.flatten();
+                refused.unwrap_or_else(|| match code.as_deref() {
+                    Some("EntryNotFound") => {
+                        let file = file();
+                        HubError::NoFile { endpoint, id, file }
+                    }
+                    _ => HubError::NoAnswer {
                         endpoint,
                         id,
-                        revision: self.revision.to_owned(),
-                    }
-                }
+                        reason,
+                    },
+                })
             }
-            HFError::Request { source, .. } => self.no_answer(with_causes(&source)),
-            HFError::Http { context } if context.status.is_server_error() => {
-                self.no_answer(context.status.to_string())
+            _ => HubError::NoAnswer {
+                endpoint,
+                id,
+                reason,
+            },
+        }
+    }
+
+    /// What the hub holds against the model or the token; `None` if the answer is about neither.
+    /// The hub answers 404 for much, and tells it apart in a header.
+    fn refused(&self, status: StatusCode, code: Option<&str>, reason: String) -> Option<HubError> {
+        let (endpoint, id) = (self.settings.endpoint.clone(), self.id.to_owned());
+        match (status, code) {
+            (_, Some("RevisionNotFound")) => {
+                let revision = self.revision.to_owned();
+                Some(HubError::NoRevision {
+                    endpoint,
+                    id,
+                    revision,
+                })
             }
-            HFError::RateLimited { context, .. } => self.no_answer(context.status.to_string()),
-            HFError::MalformedResponse { what, .. } => self.no_answer(what),
-            error => self.other(error),
+            (StatusCode::UNAUTHORIZED, _) => Some(HubError::Token {
+                endpoint,
+                id,
+                reason,
+            }),
+            (StatusCode::FORBIDDEN, _) => Some(HubError::Forbidden {
+                endpoint,
+                id,
+                reason,
+            }),
+            (StatusCode::NOT_FOUND, None | Some("RepoNotFound")) => {
+                Some(HubError::NoModel { endpoint, id })
+            }
+            _ => None,
         }
     }
 }

@@ -39,7 +39,7 @@ impl Tls {
     /// # Errors
     /// What is wrong with the authorities.
     pub fn new(trust: &Trust) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider));
         let config = config.with_safe_default_protocol_versions();
         let config = config.map_err(|error| error.to_string())?;

@@ -1,0 +1,176 @@
+//! Brings one file's content to the disk: resumes what is there, survives connections that break,
+//! and gives the file its name only when it is what the hub announced.
+//!
+//! The thread blocks while it writes or hashes; it has nothing else to do.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use reqwest::StatusCode;
+use reqwest::header::CONTENT_RANGE;
+
+use super::digest;
+use super::error::FetchError;
+use super::http::{Hub, Metadata};
+use super::progress::Progress;
+use super::retry::Retry;
+
+/// Longest file whose length the hub does not tell, in bytes: large ones have one.
+const MAX_UNANNOUNCED: u64 = 1 << 30;
+
+/// A file to fetch.
+pub(super) struct Download<'a> {
+    pub(super) hub: &'a Hub,
+    pub(super) id: &'a str,
+    pub(super) commit: &'a str,
+    pub(super) file: &'a str,
+    pub(super) metadata: &'a Metadata,
+    pub(super) progress: Progress,
+}
+
+impl Download<'_> {
+    /// Fetches the file by way of `partial` to `blob`.
+    pub(super) async fn run(self, partial: PathBuf, blob: PathBuf) -> Result<(), FetchError> {
+        let mut partial = Partial::open(partial)?;
+        // Nothing tells whether a file of unknown length is whole.
+        if self.metadata.size.is_none_or(|size| partial.length > size) {
+            partial.clear()?;
+        }
+        loop {
+            let resumed = partial.length > 0;
+            self.complete(&mut partial).await?;
+            if partial.matches(&self.metadata.etag)? {
+                break;
+            }
+            partial.clear()?;
+            // What was there already may be what is wrong.
+            if !resumed {
+                return Err(FetchError::Corrupt);
+            }
+            tracing::warn!(
+                file = self.file,
+                "discarding a partial download that is corrupt"
+            );
+        }
+        partial.become_whole(blob)?;
+        self.progress.finish();
+        Ok(())
+    }
+
+    /// Asks again from where a connection broke, until all is there.
+    async fn complete(&self, partial: &mut Partial) -> Result<(), FetchError> {
+        let mut retry = Retry::new();
+        loop {
+            let before = partial.length;
+            match self.append(partial).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    if partial.length > before {
+                        retry.progressed();
+                    }
+                    retry.pause(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Appends what one answer brings.
+    async fn append(&self, partial: &mut Partial) -> Result<(), FetchError> {
+        let (hub, size) = (self.hub, self.metadata.size);
+        if size == Some(partial.length) && partial.length > 0 {
+            return Ok(());
+        }
+        let from = partial.length;
+        let answer = hub.content(self.id, self.commit, self.file, from).await;
+        let mut answer = match answer {
+            Err(FetchError::Refused { status, .. })
+                if status == StatusCode::RANGE_NOT_SATISFIABLE =>
+            {
+                partial.clear()?;
+                return Err(FetchError::Range);
+            }
+            answer => answer?,
+        };
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            partial.clear()?;
+        } else if first_byte(&answer) != Some(from) {
+            partial.clear()?;
+            return Err(FetchError::Range);
+        }
+        self.progress
+            .begin(size.or(answer.content_length()), partial.length);
+        let most = size.unwrap_or(MAX_UNANNOUNCED);
+        while let Some(chunk) = answer.chunk().await? {
+            partial.append(&chunk)?;
+            self.progress.at(partial.length);
+            if partial.length > most {
+                let found = partial.length;
+                partial.clear()?;
+                return Err(FetchError::TooLong {
+                    found,
+                    expected: most,
+                });
+            }
+        }
+        match size {
+            Some(expected) if expected != partial.length => Err(FetchError::Incomplete {
+                found: partial.length,
+                expected,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The first byte of a partial answer, counted from 0.
+fn first_byte(answer: &reqwest::Response) -> Option<u64> {
+    let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let (first, _) = range.strip_prefix("bytes ")?.split_once('-')?;
+    first.parse().ok()
+}
+
+/// A file as far as it has arrived.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    /// Its bytes so far.
+    length: u64,
+}
+
+impl Partial {
+    fn open(path: PathBuf) -> Result<Self, FetchError> {
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let length = |file: File| file.metadata().map(|metadata| (file, metadata.len()));
+        let (file, length) = file
+            .and_then(length)
+            .map_err(|error| FetchError::io(&path, error))?;
+        Ok(Self { path, file, length })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
+        let written = self.file.write_all(bytes);
+        self.length += bytes.len() as u64;
+        written.map_err(|error| self.failed(error))
+    }
+
+    fn clear(&mut self) -> Result<(), FetchError> {
+        self.length = 0;
+        self.file.set_len(0).map_err(|error| self.failed(error))
+    }
+
+    fn matches(&self, etag: &str) -> Result<bool, FetchError> {
+        digest::matches(etag, &self.path).map_err(|error| self.failed(error))
+    }
+
+    /// Gives the file its name, once it is on the disk.
+    fn become_whole(self, blob: PathBuf) -> Result<(), FetchError> {
+        let renamed = self.file.sync_all();
+        let renamed = renamed.and_then(|()| std::fs::rename(&self.path, blob));
+        renamed.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: io::Error) -> FetchError {
+        FetchError::io(&self.path, error)
+    }
+}

@@ -1,0 +1,112 @@
+//! How often a request is repeated, and how long it waits before that.
+
+use std::time::Duration;
+
+use super::error::FetchError;
+
+/// Attempts after a failed one, each after a longer pause: 1.4 s of pauses in all, at most.
+const RETRIES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause that a hub may ask for; a longer one is left to the user.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// Attempts in all: a hub that breaks every connection after a few bytes is given up.
+const MAX_ATTEMPTS: u32 = 200;
+
+/// Counts the failed attempts at one request.
+pub(super) struct Retry {
+    /// Failures since something arrived.
+    in_a_row: u32,
+    attempts: u32,
+}
+
+impl Retry {
+    pub(super) fn new() -> Self {
+        Self {
+            in_a_row: 0,
+            attempts: 0,
+        }
+    }
+
+    /// Notes that the last attempt brought something, though not all.
+    pub(super) fn progressed(&mut self) {
+        self.in_a_row = 0;
+    }
+
+    /// Waits before the next attempt; gives the error back if there is to be none.
+    pub(super) async fn pause(&mut self, error: FetchError) -> Result<(), FetchError> {
+        self.attempts += 1;
+        if !error.is_transient() || self.in_a_row == RETRIES || self.attempts == MAX_ATTEMPTS {
+            return Err(error);
+        }
+        let pause = error
+            .retry_after()
+            .unwrap_or(FIRST_PAUSE * (1 << self.in_a_row));
+        if pause > MAX_PAUSE {
+            return Err(error);
+        }
+        self.in_a_row += 1;
+        tracing::debug!(%error, ?pause, "request to the hub failed, trying again");
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+/// Repeats an attempt while its errors may pass.
+pub(super) async fn retrying<T>(
+    mut attempt: impl AsyncFnMut() -> Result<T, FetchError>,
+) -> Result<T, FetchError> {
+    let mut retry = Retry::new();
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) => retry.pause(error).await?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, retry_after: Option<u64>) -> FetchError {
+        FetchError::Refused {
+            status: reqwest::StatusCode::from_u16(status).unwrap(),
+            code: None,
+            message: None,
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    async fn attempts(status: u16, retry_after: Option<u64>) -> u32 {
+        let mut attempts = 0;
+        let failed: Result<(), _> = retrying(async || {
+            attempts += 1;
+            Err(refused(status, retry_after))
+        })
+        .await;
+        failed.unwrap_err();
+        attempts
+    }
+
+    #[tokio::test]
+    async fn only_what_may_pass_is_tried_again_and_only_a_few_times() {
+        assert_eq!(attempts(503, None).await, 4);
+        assert_eq!(attempts(429, Some(0)).await, 4);
+        assert_eq!(attempts(404, None).await, 1);
+        assert_eq!(attempts(429, Some(3600)).await, 1);
+    }
+
+    #[tokio::test]
+    async fn progress_is_worth_further_attempts_but_not_without_end() {
+        let mut retry = Retry::new();
+        let mut attempts = 0;
+        loop {
+            retry.progressed();
+            attempts += 1;
+            if retry.pause(refused(503, Some(0))).await.is_err() {
+                break;
+            }
+        }
+        assert_eq!(attempts, MAX_ATTEMPTS);
+    }
+}
