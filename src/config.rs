@@ -286,7 +286,7 @@ pub struct Layer {
     )]
     pub share_prefix_cache: Option<bool>,
     /// Keep sessions in this PostgreSQL database, which servers on many machines may share:
-    /// postgres://USER@HOST/DATABASE, with the password in PGPASSWORD, or all of it in
+    /// `postgres://USER@HOST/DATABASE`, with the password in PGPASSWORD, or all of it in
     /// `SKALD_SESSION_STORE`, so that it can't be seen in the list of processes [default: none]
     #[arg(
         long,

@@ -50,10 +50,12 @@ pub(super) enum OpenAiErrors {
     /// Too many requests are waiting; see `Retry-After`
     #[response(status = 429)]
     Busy(OpenAiError),
-    /// Generation failed
+    /// Generation failed, or it is not known whether a session has kept the turn
+    /// (`session_state_unknown`)
     #[response(status = 500)]
     Failed(OpenAiError),
-    /// The model is being loaded, or the server shuts down; see `Retry-After`
+    /// The model is being loaded, the server shuts down, or the database of sessions is away
+    /// (`session_store_unavailable`); see `Retry-After`
     #[response(status = 503)]
     Unavailable(OpenAiError),
 }
@@ -68,10 +70,11 @@ pub(super) enum OpenAiLookupErrors {
     /// There is no such model or session
     #[response(status = 404)]
     NotFound(OpenAiError),
-    /// The disk with the sessions failed
+    /// The disk or the database of sessions failed
     #[response(status = 500)]
     Failed(OpenAiError),
-    /// The model is being loaded; see `Retry-After`
+    /// The model is being loaded, or the database of sessions is away
+    /// (`session_store_unavailable`); see `Retry-After`
     #[response(status = 503)]
     Unavailable(OpenAiError),
 }
@@ -83,8 +86,9 @@ pub(super) enum SessionErrors {
     /// This API key has as many sessions as it may have (`session_limit`)
     #[response(status = 403)]
     Limit(OpenAiError),
-    /// Another request is on the session (`session_busy`), or there is one of that name already
-    /// (`session_exists`)
+    /// Another request is on the session (`session_busy`), there is one of that name already
+    /// (`session_exists`), or another server took the session in the middle of the turn, which is
+    /// not kept (`session_taken_over`)
     #[response(status = 409)]
     Conflict(OpenAiError),
 }
@@ -108,7 +112,8 @@ pub(super) enum NativeSessionErrors {
     /// This API key has as many sessions as it may have
     #[response(status = 403)]
     Limit(NativeError),
-    /// Another request is on the session
+    /// Another request is on the session, or another server took it in the middle of the turn, which
+    /// is not kept
     #[response(status = 409)]
     Conflict(NativeError),
 }
@@ -135,10 +140,12 @@ pub(super) enum NativeErrors {
     /// Too many requests are waiting; see `Retry-After`
     #[response(status = 429)]
     Busy(NativeError),
-    /// The server failed
+    /// The server failed, or it is not known whether a session has kept the turn
+    /// (`session_state_unknown`)
     #[response(status = 500)]
     Failed(NativeError),
-    /// The model is being loaded, or the server shuts down; see `Retry-After`
+    /// The model is being loaded, the server shuts down, or the database of sessions is away; see
+    /// `Retry-After`
     #[response(status = 503)]
     Unavailable(NativeError),
 }

@@ -442,10 +442,9 @@ async fn sweep(store: Arc<dyn Store>, ttl: Option<Duration>, stop: CancellationT
         .is_some()
     {
         match store.sweep(ttl).await {
-            Ok(0) => (),
+            // The database's own log line tells of an outage already.
+            Ok(0) | Err(SessionError::Away { .. }) => (),
             Ok(expired) => tracing::info!(expired, "expired sessions deleted"),
-            // The database's own log line says so already.
-            Err(SessionError::Away { .. }) => (),
             Err(error) => tracing::warn!(%error, "expired sessions not deleted"),
         }
     }

@@ -1,7 +1,5 @@
 //! What is cached is apart for each key.
 
-use serde_json::json;
-
 use crate::support::process::Process;
 use crate::{COMPLETIONS, prompt, turn};
 

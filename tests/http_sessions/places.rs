@@ -22,7 +22,8 @@ pub enum Place {
 pub struct Fresh {
     pub place: Place,
     flags: Vec<String>,
-    _directory: Option<tempfile::TempDir>,
+    /// Removed with this.
+    directory: Option<tempfile::TempDir>,
 }
 
 /// A new database; `None` where PostgreSQL is not installed.
@@ -49,7 +50,7 @@ impl Place {
         let mut fresh = Fresh {
             place: self,
             flags: Vec::new(),
-            _directory: None,
+            directory: None,
         };
         match self {
             Self::Memory => (),
@@ -57,7 +58,7 @@ impl Place {
                 let directory = tempfile::tempdir().expect("a directory");
                 let path = directory.path().to_str().expect("a path").to_owned();
                 fresh.flags = vec!["--session-dir".to_owned(), path];
-                fresh._directory = Some(directory);
+                fresh.directory = Some(directory);
             }
             Self::Database => {
                 fresh.flags = vec!["--session-store".to_owned(), database()?];

@@ -6,6 +6,9 @@
 //! | [`kills`] | servers that are killed under load |
 //! | [`outage`] | a database that crashes under load, is away, or hangs |
 //! | [`shared`] | two servers on one session, and one that is stopped for longer than its lease |
+//! | [`doubt`] | commits whose answers are lost on the way |
+//! | [`proxy`] | a network that can be cut |
+//! | [`tls`] | certificates |
 //! | [`start`] | schemas, passwords, URLs, two models on one database |
 //!
 //! The load is that of `tests/kill`. Where PostgreSQL is not installed these tests are skipped.
@@ -26,10 +29,13 @@ mod reference;
 #[path = "../tiny_model/mod.rs"]
 mod tiny_model;
 
+mod doubt;
 mod kills;
 mod outage;
+mod proxy;
 mod shared;
 mod start;
+mod tls;
 
 use serde_json::{Value, json};
 use support::Answer;

@@ -205,7 +205,8 @@ async fn what_a_server_was_on_is_free_at_once_when_it_stops() {
     );
     stream.next().await.expect("it runs").expect("an event");
     stopping.stop();
-    let answer = other.caller().post("/generate", turn("tale", " He", 3));
+    let caller = other.caller();
+    let answer = caller.post("/generate", turn("tale", " He", 3));
     let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
     answer.expect("it does not wait for the lease").ok();
 }

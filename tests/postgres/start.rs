@@ -9,7 +9,7 @@ use crate::support::process::{Process, skald};
 use crate::{tiny_model, turn};
 
 /// A server that does not come to serve.
-fn refused(url: &str) -> Output {
+pub fn refused(url: &str) -> Output {
     let output = skald(&["serve", "--listen", "127.0.0.1:0"])
         .env("SKALD_SESSION_STORE", url)
         .output();
@@ -18,7 +18,7 @@ fn refused(url: &str) -> Output {
 
 /// Asserts exit code 2 and a message with these words, and without the password.
 #[track_caller]
-fn is_unusable(output: &Output, words: &[&str]) {
+pub fn is_unusable(output: &Output, words: &[&str]) {
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{told}");
     for word in words {

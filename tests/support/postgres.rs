@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tokio_postgres::{Client, NoTls};
@@ -31,10 +31,7 @@ impl Cluster {
     /// Makes a cluster and starts it; `None` where PostgreSQL is not installed.
     pub fn start() -> Option<Self> {
         let Some(programs) = programs() else {
-            let required = std::env::var_os("SKALD_TEST_POSTGRES").is_some_and(|v| v == "1");
-            assert!(!required, "SKALD_TEST_POSTGRES=1, and there is no initdb");
-            println!("skipped: PostgreSQL is not installed (no initdb)");
-            return None;
+            return skipped("PostgreSQL is not installed (no initdb)");
         };
         let directory = tempfile::tempdir().expect("a directory");
         let is_root = std::fs::metadata(directory.path()).expect("it").uid() == 0;
@@ -136,6 +133,23 @@ impl Cluster {
         self.resume();
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The directory where the server keeps its data.
+    pub fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    /// Gives a file there to the user that the server runs as.
+    pub fn give(&self, file: &Path) {
+        if let Some((user, group)) = self.user {
+            chown(file, Some(user), Some(group)).expect("root may");
+        }
+    }
+
     /// The URL of a database, password included.
     pub fn url(&self, database: &str) -> String {
         self.url_with(PASSWORD, database)
@@ -195,6 +209,17 @@ fn as_user(mut program: Command, user: Option<(u32, u32)>) -> Command {
         program.uid(user).gid(group);
     }
     program
+}
+
+/// Says why a test is skipped.
+///
+/// # Panics
+/// If no test may be.
+pub fn skipped<T>(why: &str) -> Option<T> {
+    let required = std::env::var_os("SKALD_TEST_POSTGRES").is_some_and(|v| v == "1");
+    assert!(!required, "SKALD_TEST_POSTGRES=1, and {why}");
+    println!("skipped: {why}");
+    None
 }
 
 /// Where PostgreSQL's programs are: on the path, or where distributions put them, the newest first.

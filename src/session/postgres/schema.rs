@@ -12,7 +12,7 @@ const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
 /// What this server needs.
 const VERSION: i32 = MIGRATIONS.len() as i32;
 /// Of the advisory lock: "skald" in ASCII.
-const LOCK: i64 = 0x73_6b_61_6c_64;
+const LOCK: i64 = 0x0073_6b61_6c64;
 
 /// Why the schema can't be used.
 #[derive(Debug, thiserror::Error)]

@@ -53,33 +53,27 @@ impl Tls {
     }
 }
 
-/// Reads the certificates of authorities.
+/// Reads the certificates of authorities: those in a file, or the system's.
 fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    match file {
-        Some(file) => {
-            let wrong = |error: &dyn std::fmt::Display| {
-                format!("`sslrootcert` {}: {error}", file.display())
-            };
-            let certificates = CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|e| wrong(&e))?;
-                roots.add(certificate).map_err(|e| wrong(&e))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong(&"has no certificate"));
-            }
+    let Some(file) = file else {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            return Err(
+                "the system has no trusted certificates; name a file with `sslrootcert`".to_owned(),
+            );
         }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err(
-                    "the system has no trusted certificates; name a file with `sslrootcert`"
-                        .to_owned(),
-                );
-            }
-        }
+        return Ok(roots);
+    };
+    let wrong =
+        |error: &dyn std::fmt::Display| format!("`sslrootcert` {}: {error}", file.display());
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))? {
+        let certificate = certificate.map_err(|e| wrong(&e))?;
+        roots.add(certificate).map_err(|e| wrong(&e))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(&"has no certificate"));
     }
     Ok(roots)
 }

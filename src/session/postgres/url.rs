@@ -177,14 +177,14 @@ mod tests {
     #[test]
     fn a_url_is_named_without_its_password() {
         for (url, name) in [
-            ("postgres://u:secret@db/skald", "postgres://u@db/skald"),
+            ("postgres://u:secret@db/skald", "postgres://u@db:5432/skald"),
             (
                 "postgresql://u:secret@db:6543/skald?sslmode=disable&application_name=secret",
                 "postgres://u@db:6543/skald",
             ),
             ("postgres://u:s%40cret@a:1,b:2/x", "postgres://u@a:1,b:2/x"),
-            ("postgres://u@%2Frun%2Fpg/x", "postgres://u@/run/pg/x"),
-            ("postgres://u@db", "postgres://u@db/u"),
+            ("postgres://u@%2Frun%2Fpg/x", "postgres://u@/run/pg:5432/x"),
+            ("postgres://u@db", "postgres://u@db:5432/u"),
         ] {
             assert_eq!(parse(url, None).unwrap().name, name);
         }
