@@ -15,6 +15,9 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::resources::{self, Sourced};
+use crate::telemetry::OtlpEndpoint;
+
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -147,6 +150,34 @@ impl<'de> Deserialize<'de> for HumanDuration {
     }
 }
 
+/// The shortest lease, which still leaves time to renew it, and the longest.
+const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// The URL of a database. It may have a password in it, so it is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// The URL, password included.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreUrl(…)")
+    }
+}
+
 /// One source's values of the settings; `None` where it says nothing.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
@@ -189,10 +220,11 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub chat_template: Option<String>,
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<NonZeroUsize>,
-    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB]
+    /// Memory for the KV cache; taken from the system as it is used [default: 1GiB, or half of what
+    /// the memory limit leaves beside the weights if that is less]
     #[arg(
         long,
         env = "SKALD_KV_MEMORY",
@@ -253,8 +285,28 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub share_prefix_cache: Option<bool>,
+    /// Keep sessions in this PostgreSQL database, which servers on many machines may share:
+    /// postgres://USER@HOST/DATABASE, with the password in PGPASSWORD, or all of it in
+    /// `SKALD_SESSION_STORE`, so that it can't be seen in the list of processes [default: none]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_STORE",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Sessions"
+    )]
+    pub session_store: Option<StoreUrl>,
+    /// After this time without a word from a server, others may take over the sessions in that
+    /// database that its turns are on [default: 10s]
+    #[arg(
+        long,
+        env = "SKALD_SESSION_LEASE",
+        value_name = "DURATION",
+        help_heading = "Sessions"
+    )]
+    pub session_lease: Option<HumanDuration>,
     /// Keep sessions in this directory, so that they outlive the server; several servers may share
-    /// it [default: in memory]
+    /// it. With a database, only KV blocks of sessions are there [default: in memory]
     #[arg(
         long,
         env = "SKALD_SESSION_DIR",
@@ -286,8 +338,8 @@ pub struct Layer {
         help_heading = "Sessions"
     )]
     pub session_limit: Option<usize>,
-    /// Sessions kept in memory, where there is no directory for them; beyond that the least recently
-    /// used is forgotten [default: 10000]
+    /// Sessions kept in memory, where there is neither database nor directory for them; beyond that
+    /// the least recently used is forgotten [default: 10000]
     #[arg(
         long,
         env = "SKALD_MAX_SESSIONS",
@@ -303,7 +355,16 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
-    /// How long streams in flight may go on after SIGTERM or Ctrl-C [default: 30s]
+    /// How long requests are still accepted after SIGTERM or Ctrl-C, while /health and /readyz
+    /// already say 503, so that routers send them elsewhere [default: 0s]
+    #[arg(
+        long,
+        env = "SKALD_DRAIN_DELAY",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub drain_delay: Option<HumanDuration>,
+    /// How long streams in flight may go on after that [default: 30s]
     #[arg(
         long,
         env = "SKALD_DRAIN_TIMEOUT",
@@ -351,6 +412,15 @@ pub struct Layer {
     /// `info,skald::engine=debug` [default: info]
     #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
     pub log: Option<String>,
+    /// Send traces to this OpenTelemetry collector, such as `http://localhost:4318`, by OTLP over HTTP
+    /// [default: none, or what `OTEL_EXPORTER_OTLP_ENDPOINT` says]
+    #[arg(
+        long,
+        env = "SKALD_OTLP_ENDPOINT",
+        value_name = "URL",
+        help_heading = "Traces"
+    )]
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 /// All settings, checked.
@@ -362,8 +432,9 @@ pub struct Settings {
     pub dtype: Dtype,
     pub generation_config: GenerationDefaults,
     pub chat_template: Option<String>,
-    pub threads: NonZeroUsize,
-    pub kv_memory: ByteSize,
+    pub threads: Sourced<NonZeroUsize>,
+    /// Chosen by [`resources::kv_memory`], once the weights are loaded, where nothing is set.
+    pub kv_memory: Option<ByteSize>,
     pub kv_dtype: KvPrecision,
     pub max_batch: usize,
     pub max_step_tokens: usize,
@@ -371,12 +442,15 @@ pub struct Settings {
     pub speculation: Speculation,
     pub max_queue: usize,
     pub share_prefix_cache: bool,
+    pub session_store: Option<StoreUrl>,
+    pub session_lease: Duration,
     pub session_dir: Option<PathBuf>,
     pub session_kv_size: ByteSize,
     pub session_ttl: Option<Duration>,
     pub session_limit: Option<usize>,
     pub max_sessions: usize,
     pub listen: SocketAddr,
+    pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
     pub header_timeout: Duration,
@@ -384,6 +458,7 @@ pub struct Settings {
     pub max_body: ByteSize,
     pub log_format: LogFormat,
     pub log: String,
+    pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
 impl Layer {
@@ -414,7 +489,12 @@ impl Layer {
     pub fn from_toml(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let toml_error = |error: toml::de::Error| ConfigError::Toml {
             file: file.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
+            // The parser quotes the line, and this one may have a password in it.
+            reason: if text.contains("session-store") {
+                error.message().to_owned()
+            } else {
+                error.to_string().trim_end().to_owned()
+            },
         };
         let table: toml::Table = text.parse().map_err(toml_error)?;
         let names = Self::names();
@@ -452,12 +532,15 @@ impl Layer {
             speculation: self.speculation.or(below.speculation),
             max_queue: self.max_queue.or(below.max_queue),
             share_prefix_cache: self.share_prefix_cache.or(below.share_prefix_cache),
+            session_store: self.session_store.or(below.session_store),
+            session_lease: self.session_lease.or(below.session_lease),
             session_dir: self.session_dir.or(below.session_dir),
             session_kv_size: self.session_kv_size.or(below.session_kv_size),
             session_ttl: self.session_ttl.or(below.session_ttl),
             session_limit: self.session_limit.or(below.session_limit),
             max_sessions: self.max_sessions.or(below.max_sessions),
             listen: self.listen.or(below.listen),
+            drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
             header_timeout: self.header_timeout.or(below.header_timeout),
@@ -465,6 +548,7 @@ impl Layer {
             max_body: self.max_body.or(below.max_body),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
+            otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
         }
     }
 
@@ -473,7 +557,6 @@ impl Layer {
     /// # Errors
     /// [`ConfigError::Range`] naming setting, value and what would do.
     pub fn settle(self) -> Result<Settings, ConfigError> {
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let seconds = |duration: Option<HumanDuration>, default| {
             duration.map_or(Duration::from_secs(default), |d| d.0)
         };
@@ -483,8 +566,8 @@ impl Layer {
             dtype: self.dtype.unwrap_or(Dtype::Auto),
             generation_config: self.generation_config.unwrap_or(GenerationDefaults::Auto),
             chat_template: self.chat_template,
-            threads: self.threads.unwrap_or(cores),
-            kv_memory: self.kv_memory.unwrap_or(ByteSize::gib(1)),
+            threads: resources::threads(self.threads),
+            kv_memory: self.kv_memory,
             kv_dtype: self.kv_dtype.unwrap_or(KvPrecision::Auto),
             max_batch: self.max_batch.unwrap_or(64),
             max_step_tokens: self.max_step_tokens.unwrap_or(512),
@@ -492,6 +575,8 @@ impl Layer {
             speculation: self.speculation.unwrap_or(Speculation::Auto),
             max_queue: self.max_queue.unwrap_or(256),
             share_prefix_cache: self.share_prefix_cache.unwrap_or(false),
+            session_store: self.session_store,
+            session_lease: seconds(self.session_lease, 10),
             session_dir: self.session_dir,
             session_kv_size: self.session_kv_size.unwrap_or(ByteSize::gib(4)),
             session_ttl: self.session_ttl.map(|ttl| ttl.0),
@@ -500,6 +585,7 @@ impl Layer {
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
             header_timeout: seconds(self.header_timeout, 30),
@@ -507,6 +593,7 @@ impl Layer {
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            otlp_endpoint: self.otlp_endpoint,
         };
         settings.check()?;
         Ok(settings)
@@ -525,7 +612,7 @@ impl Settings {
                 expected: format!("it must be {least} to {most}"),
             })
         };
-        between("threads", self.threads.get(), 1, 1024)?;
+        between("threads", self.threads.value.get(), 1, 1024)?;
         between("max-batch", self.max_batch, 1, 4096)?;
         between(
             "max-step-tokens",
@@ -537,6 +624,18 @@ impl Settings {
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
         if let Some(limit) = self.session_limit {
             between("session-limit", limit, 1, 1 << 30)?;
+        }
+        let (least, most) = LEASE;
+        if !(least..=most).contains(&self.session_lease) {
+            return Err(ConfigError::Range {
+                setting: "session-lease",
+                value: HumanDuration(self.session_lease).to_string(),
+                expected: format!(
+                    "it must be {} to {}",
+                    HumanDuration(least),
+                    HumanDuration(most)
+                ),
+            });
         }
         let ttl = self.session_ttl.unwrap_or(Duration::MAX);
         for (setting, duration) in [

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
-//! | [`telemetry`] | logs |
+//! | [`resources`] | compute threads and memory that the process may use |
+//! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
 //! | [`panics`] | panics in the logs |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
@@ -28,6 +29,7 @@ pub mod kernels;
 pub mod model;
 pub mod panics;
 pub mod request;
+pub mod resources;
 pub mod session;
 pub mod telemetry;
 pub mod text;

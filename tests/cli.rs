@@ -110,7 +110,9 @@ impl Drop for Server {
 #[test]
 fn help_names_every_subcommand_and_gives_examples() {
     let help = text(&output(&mut skald(&["--help"])).stdout);
-    for word in ["serve", "generate", "bench", "pull", "openapi", "curl -N"] {
+    for word in [
+        "serve", "generate", "bench", "pull", "health", "openapi", "curl -N",
+    ] {
         assert!(help.contains(word), "{word} in {help}");
     }
     let serve = text(&output(&mut skald(&["serve", "--help"])).stdout);
@@ -250,6 +252,67 @@ fn a_server_tells_what_it_runs_and_stops_at_sigterm() {
     assert!(rest.contains("stopped"), "{rest}");
     let status = server.child.wait().expect("it ends");
     assert_eq!(status.code(), Some(0));
+}
+
+/// Starts `skald serve`, stops it when it is ready, and returns the log's lines.
+fn log_of(command: &mut Command) -> Vec<Value> {
+    let mut child = command
+        .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("skald runs");
+    let log = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut lines = Vec::new();
+    for line in log.lines() {
+        let Ok(line) = serde_json::from_str::<Value>(&line.expect("a log")) else {
+            continue; // the command's own last words
+        };
+        let ready = line["message"].as_str().unwrap_or_default();
+        if ready.starts_with("ready at") {
+            child.kill().expect("a signal");
+        }
+        lines.push(line);
+    }
+    child.wait().expect("it ends");
+    lines
+}
+
+#[test]
+fn the_log_tells_threads_and_memory_and_what_set_them() {
+    let logged = |log: &[Value], field: &str| {
+        let found = log.iter().find_map(|line| line.get(field));
+        found.cloned().unwrap_or_default()
+    };
+    let flags = ["serve", "--threads", "3", "--kv-memory", "96MiB"];
+    let log = log_of(&mut skald(&flags));
+    assert_eq!(logged(&log, "threads"), 3);
+    assert_eq!(logged(&log, "threads_from"), "setting");
+    assert_eq!(logged(&log, "kv_cache"), "96.0 MiB");
+    assert_eq!(logged(&log, "kv_cache_from"), "setting");
+
+    let log = log_of(&mut skald(&["serve"]));
+    let available = std::thread::available_parallelism().expect("a number");
+    assert_eq!(logged(&log, "threads"), available.get());
+    assert_ne!(logged(&log, "threads_from"), "setting");
+    assert_ne!(logged(&log, "kv_cache_from"), "setting");
+    if cfg!(target_os = "linux") {
+        assert!(logged(&log, "memory_limit").is_string());
+    }
+}
+
+#[test]
+fn a_kv_cache_that_exceeds_the_memory_is_pointed_out() {
+    let Some(limit) = skald::resources::memory_limit() else {
+        eprintln!("skipped: this system tells no memory limit");
+        return;
+    };
+    // With the weights that is too much; where the system does not even promise it, the server ends
+    // after the warning.
+    let all = limit.value.as_u64().to_string();
+    let log = log_of(&mut skald(&["serve", "--kv-memory", &all]));
+    let warned = log.iter().find(|line| line["level"] == "WARN");
+    let message = warned.expect("a warning")["message"].to_string();
+    assert!(message.contains("memory limit"), "{message}");
 }
 
 #[test]

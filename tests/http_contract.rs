@@ -47,6 +47,12 @@ fn the_contract_is_whole() {
         "/readyz",
         "/health",
         "/info",
+        "/ping",
+        "/model_info",
+        "/get_model_info",
+        "/server_info",
+        "/get_server_info",
+        "/get_load",
         "/openapi.json",
     ] {
         assert!(paths.contains_key(path), "{path} is not described");

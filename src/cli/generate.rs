@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, anyhow};
-use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
@@ -14,6 +13,7 @@ use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
 use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle};
+use crate::resources;
 use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::TextStream;
@@ -36,7 +36,7 @@ pub struct Generate {
     /// How weights are held
     #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
     dtype: Dtype,
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS")]
     threads: Option<NonZeroUsize>,
     /// Whether the model's `generation_config.json` fills in what is not given
@@ -83,22 +83,19 @@ impl Generate {
     pub(super) fn run(self) -> Result<(), Failure> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
         let prompt = self.read_prompt().map_err(Failure::Running)?;
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let model = ModelSettings {
             model: self.model.clone(),
             served_model_name: None,
             dtype: self.dtype,
             kv_dtype: KvPrecision::Auto,
-            threads: self.threads.unwrap_or(cores),
+            threads: resources::threads(self.threads).value,
+            kv_memory: None,
+            memory_limit: resources::memory_limit(),
             generation_config: self.generation_config,
             chat_template: None,
         };
-        let engine = EngineConfig {
-            kv_memory: ByteSize::mib(512),
-            ..EngineConfig::default()
-        };
         let serving = model
-            .start(engine, SessionConfig::default())
+            .start(EngineConfig::default(), SessionConfig::default())
             .map_err(Failure::Unusable)?;
         let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
         let outcome = runtime()?.block_on(self.stream(&serving, request));

@@ -5,14 +5,17 @@
 
 mod bench;
 mod generate;
+mod health;
 mod model;
 mod openapi;
 mod pull;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::SignalKind;
 
 /// The exit code for settings and models that can't be used; clap's own for bad flags.
 const UNUSABLE: u8 = 2;
@@ -29,6 +32,7 @@ const UNUSABLE: u8 = 2;
         skald serve --model openai-community/gpt2 --dtype q8 --threads 4\n  \
         skald generate \"Once upon a time\" --seed 7\n  \
         skald bench --concurrency 8\n  \
+        skald health http://localhost:8080\n  \
         skald pull openai-community/gpt2"
 )]
 pub struct Cli {
@@ -46,6 +50,8 @@ enum Command {
     Bench(bench::Bench),
     /// Fetch a model from the hub into the cache, without serving it
     Pull(pull::Pull),
+    /// Ask a server whether it is ready
+    Health(health::Health),
     /// Print the HTTP contract as `OpenAPI`
     Openapi(openapi::Openapi),
 }
@@ -63,11 +69,22 @@ impl Cli {
     /// Runs the command to its end; failures are told on standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
+        let signals = match self.command {
+            // Has handlers of its own: it drains.
+            Command::Serve(_) => &[] as &[_],
+            // Has one for Ctrl-C: it reports what it has measured.
+            Command::Bench(_) => &[SignalKind::terminate()],
+            _ => &[SignalKind::terminate(), SignalKind::interrupt()],
+        };
+        if let Err(error) = signals::end_process_one(signals) {
+            eprintln!("skald: signals will not end this command: {error}");
+        }
         let outcome = match self.command {
             Command::Serve(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Pull(command) => command.run(),
+            Command::Health(command) => command.run(),
             Command::Openapi(command) => command.run(),
         };
         let (code, error) = match outcome {

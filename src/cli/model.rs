@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::Context;
 use bytesize::ByteSize;
 use candle_core::DType;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, blocks::BLOCK_SIZE};
@@ -18,8 +18,9 @@ use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
-use crate::model::{ModelFiles, ModelSource};
+use crate::model::{Gpt2Config, ModelFiles, ModelSource};
 use crate::request::Limits;
+use crate::resources::{self, Sourced};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
 use crate::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
 use crate::text::ChatTemplate;
@@ -33,6 +34,10 @@ pub(super) struct ModelSettings {
     pub dtype: Dtype,
     pub kv_dtype: KvPrecision,
     pub threads: NonZeroUsize,
+    /// Memory for the KV cache; `None` fits it to the memory limit.
+    pub kv_memory: Option<ByteSize>,
+    /// Memory that the process may use.
+    pub memory_limit: Option<Sourced<ByteSize>>,
     pub generation_config: GenerationDefaults,
     pub chat_template: Option<String>,
 }
@@ -56,9 +61,10 @@ impl ModelSettings {
         engine.kv_dtype = self.kv_dtype(dtype);
         let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
         let weights = ByteSize::b(model.weight_bytes() as u64);
-        let kv_memory = engine.kv_memory;
-        let kv_tokens = engine.kv_memory.as_u64() / model.kv_block_bytes(engine.kv_dtype) as u64
-            * BLOCK_SIZE as u64;
+        let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
+        let kv_memory = self.kv_memory(weights, window_bytes(&files.config, block_bytes));
+        engine.kv_memory = kv_memory.value;
+        let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
         let snapshots = snapshots(&files, &model, dtype, &mut engine, &sessions)?;
         let handle = engine::start(model, engine)?;
         let max_queue = handle.limits().max_queue;
@@ -71,9 +77,9 @@ impl ModelSettings {
             parameters = files.config.parameters(),
             dtype = dtype_name(dtype),
             weights = %weights,
-            kv_cache = %kv_memory,
+            kv_cache = %kv_memory.value,
+            kv_cache_from = %kv_memory.origin,
             kv_tokens,
-            threads = self.threads,
             isa = Isa::detect().name(),
             chat_template = chat.origin(),
             seconds = started.elapsed().as_secs_f32(),
@@ -108,6 +114,23 @@ impl ModelSettings {
         })
     }
 
+    /// Chooses the KV cache's memory; warns if it does not fit beside the weights.
+    fn kv_memory(&self, weights: ByteSize, window: ByteSize) -> Sourced<ByteSize> {
+        let chosen = resources::kv_memory(self.kv_memory, self.memory_limit, weights, window);
+        if let Some(limit) = self.memory_limit
+            && weights.as_u64() + chosen.value.as_u64() > limit.value.as_u64()
+        {
+            warn!(
+                %weights,
+                kv_cache = %chosen.value,
+                memory_limit = %limit.value,
+                memory_limit_from = %limit.origin,
+                "weights and KV cache exceed the memory limit: raise it, or lower kv-memory or dtype"
+            );
+        }
+        chosen
+    }
+
     /// `auto` is the checkpoint's own precision.
     fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
         match self.dtype {
@@ -138,6 +161,11 @@ impl ModelSettings {
         limits.max_best_of = limits.max_best_of.min(limits.max_choices);
         limits
     }
+}
+
+/// Returns the KV memory of one sequence that fills the context window.
+fn window_bytes(config: &Gpt2Config, block_bytes: u64) -> ByteSize {
+    ByteSize::b(config.n_positions.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
 }
 
 /// The place on disk of KV blocks that the engine evicts, if there is to be one.
@@ -240,6 +268,7 @@ fn model_info(
         source: source.to_string(),
         parameters: config.parameters() as u64,
         dtype: dtype_name(dtype).to_owned(),
+        isa: isa.to_owned(),
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_embd: config.n_embd,

@@ -1,21 +1,25 @@
 //! `skald serve`: listens first, so that probes are answered, then loads the model.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, field, info, warn};
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
-use crate::config::{Layer, Settings, Speculation, unknown_variables};
+use crate::config::{Layer, Settings, Speculation, StoreUrl, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
+use crate::resources;
 use crate::session::SessionConfig;
-use crate::telemetry;
+use crate::session::postgres::{self, Database};
+use crate::telemetry::{self, Traces};
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
 const EXIT_BY_SIGNAL: i32 = 130;
@@ -42,13 +46,19 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let settings = self.settings().map_err(Failure::Unusable)?;
         telemetry::start(settings.log_format, &settings.log)
-            .context("`log` is no filter")
+            .context("`log` is not a valid filter")
             .map_err(Failure::Unusable)?;
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
             warn!(name, nearest, "an environment variable that sets nothing");
         }
+        let export = Traces::start(settings.otlp_endpoint.clone())
+            .map_err(|error| Failure::Unusable(error.into()))?;
+        let tracer = export.as_ref().map(Traces::tracer);
         let runtime = runtime()?;
-        let outcome = runtime.block_on(serve(settings));
+        let outcome = runtime.block_on(serve(settings, tracer));
+        if let Some(export) = export {
+            export.stop();
+        }
         // A model that is still loading is not waited for.
         runtime.shutdown_background();
         outcome
@@ -63,7 +73,7 @@ impl Serve {
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Failure> {
+async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Failure> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("can't listen on {}", settings.listen))
@@ -71,27 +81,38 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     let address = listener
         .local_addr()
         .map_err(|e| Failure::Running(e.into()))?;
-    let app = App::new(HttpConfig {
+    let http = HttpConfig {
+        drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,
-    });
+    };
+    let app = App::traced(http, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
+    let memory_limit = resources::memory_limit();
+    info!(
+        threads = settings.threads.value,
+        threads_from = %settings.threads.origin,
+        memory_limit = memory_limit.map(|limit| field::display(limit.value)),
+        memory_limit_from = memory_limit.map(|limit| field::display(limit.origin)),
+        "resources"
+    );
     let model = ModelSettings {
         model: settings.model,
         served_model_name: settings.served_model_name,
         dtype: settings.dtype,
         kv_dtype: settings.kv_dtype,
-        threads: settings.threads,
+        threads: settings.threads.value,
+        kv_memory: settings.kv_memory,
+        memory_limit,
         generation_config: settings.generation_config,
         chat_template: settings.chat_template,
     };
     let engine = EngineConfig {
-        kv_memory: settings.kv_memory,
         max_batch: settings.max_batch,
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,
@@ -104,6 +125,11 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
         ..EngineConfig::default()
     };
     let sessions = SessionConfig {
+        // Before the model is loaded: who mistyped a password learns it at once.
+        database: match &settings.session_store {
+            Some(url) => Some(database(url, settings.session_lease).await?),
+            None => None,
+        },
         dir: settings.session_dir,
         kv_size: settings.session_kv_size,
         ttl: settings.session_ttl,
@@ -127,6 +153,20 @@ async fn serve(settings: Settings) -> Result<(), Failure> {
     outcome.map_err(|e| Failure::Running(e.into()))?;
     info!("stopped");
     Ok(())
+}
+
+/// Connects to the database of sessions.
+async fn database(url: &StoreUrl, lease: Duration) -> Result<Database, Failure> {
+    let on_the_command_line = |argument: String| argument.contains(url.expose());
+    let password = std::env::var("PGPASSWORD").ok();
+    let database = Database::open(url.expose(), password.as_deref(), lease).await;
+    let database = database
+        .context("`session-store`")
+        .map_err(Failure::Unusable)?;
+    if postgres::has_password(url.expose()) && std::env::args().any(on_the_command_line) {
+        warn!("the password of `session-store` is in the list of processes; use PGPASSWORD");
+    }
+    Ok(database)
 }
 
 /// Cancels the token at SIGTERM or Ctrl-C; a second one ends the process at once.

@@ -1,13 +1,15 @@
 //! What the worker keeps beside the scheduler for every accepted request: its parameters, its
 //! sampler, its client, and how far it is.
 
+use std::time::Instant;
+
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::beam::Hypothesis;
 use super::beams::Beams;
 use super::constraint::Constraint;
 use super::event::{
-    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
 };
 use super::logprobs::logprobs;
 use super::pooling::MeanPool;
@@ -26,7 +28,7 @@ pub(super) struct Active {
     /// Its beams, if it searches instead of drawing.
     pub beams: Option<Box<Beams>>,
     /// One; of a search one for each beam it returns, best first.
-    clients: Vec<mpsc::Sender<TokenEvent>>,
+    clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Clients that have not closed their generation.
     open: usize,
     sampler: Sampler,
@@ -39,6 +41,8 @@ pub(super) struct Active {
     generated: usize,
     /// Context tokens that came from the cache; known once it was first planned.
     cached_tokens: Option<usize>,
+    /// Start of the first step it was in.
+    first_step: Option<Instant>,
     /// For every token of its own prompt, where asked for.
     prompt_logprobs: Vec<Option<PromptToken>>,
     reported_prompt: bool,
@@ -50,7 +54,7 @@ impl Active {
     /// A request that continues `tokens`: its session's, then its own prompt.
     pub fn new(
         request: GenerateRequest,
-        clients: Vec<mpsc::Sender<TokenEvent>>,
+        clients: Vec<mpsc::Sender<TimedEvent>>,
         place: OwnedSemaphorePermit,
         tokens: &[u32],
         model: &Gpt2Config,
@@ -77,6 +81,7 @@ impl Active {
             place: Some(place),
             generated: 0,
             cached_tokens: None,
+            first_step: None,
             prompt_logprobs,
             reported_prompt: false,
             pool,
@@ -95,18 +100,25 @@ impl Active {
         self.open == 0
     }
 
-    /// Notes that it is in a step, with so many context tokens already in the cache; whether it is
-    /// the first time.
-    pub fn planned(&mut self, first_position: usize) -> bool {
+    /// Notes that it is in the step that began at `at`, with so many context tokens already in the
+    /// cache; whether it is the first time.
+    pub fn planned(&mut self, first_position: usize, at: Instant) -> bool {
         self.place = None;
         let is_first = self.cached_tokens.is_none();
         self.cached_tokens.get_or_insert(first_position);
+        self.first_step.get_or_insert(at);
         is_first
     }
 
     /// Tokens before the first one it generates.
     pub fn prompt_tokens(&self) -> usize {
         self.history + self.request.prompt.len()
+    }
+
+    /// Whether the prompt may begin with what the prefix cache holds, which has neither logits nor
+    /// hidden states.
+    pub fn reuses_cache(&self) -> bool {
+        !self.request.logprobs.prompt && self.request.output == Output::Text
     }
 
     /// Whether the logits after history token `index` are wanted to report the token after it.
@@ -130,8 +142,9 @@ impl Active {
         self.request.stop.max_tokens > 0
     }
 
-    /// Reports the prompt once it is read. The reason is given if that was all.
-    pub fn report_prompt(&mut self) -> Option<FinishReason> {
+    /// Reports the prompt once it is read, by the step that was through at `at`. The reason is given
+    /// if that was all.
+    pub fn report_prompt(&mut self, at: Instant) -> Option<FinishReason> {
         if self.reported_prompt {
             return None;
         }
@@ -153,7 +166,7 @@ impl Active {
             embedding,
             finish,
         };
-        self.send(TokenEvent::Prefilled(report));
+        self.send(TokenEvent::Prefilled(report), at);
         finish
     }
 
@@ -214,17 +227,22 @@ impl Active {
         self.constraint = Some(constraint);
     }
 
-    /// Sends a token that was drawn.
-    pub fn deliver(&self, token: GeneratedToken) {
-        self.send(TokenEvent::Token(token));
+    /// Sends a token that was drawn in the step that was through at `at`.
+    pub fn deliver(&self, token: GeneratedToken, at: Instant) {
+        self.send(TokenEvent::Token(token), at);
+    }
+
+    /// Clients that receive events: one, or one for each beam that is returned.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
     }
 
     /// Sends each client of a search its beam, whole.
-    pub fn deliver_beams(&self, beams: Vec<Hypothesis>) {
+    pub fn deliver_beams(&self, beams: Vec<Hypothesis>, at: Instant) {
         for (client, beam) in self.clients.iter().zip(beams) {
             for token in beam.tokens {
                 // There is room for a whole beam; a client that went away says so by itself.
-                let _ = client.try_send(TokenEvent::Token(token));
+                let _ = client.try_send(self.timed(TokenEvent::Token(token), at));
             }
         }
     }
@@ -248,17 +266,26 @@ impl Active {
 
     /// Sends the last event of a generation that failed.
     pub fn fail(&self, error: GenerateError) {
-        self.send(TokenEvent::Failed(error));
+        self.send(TokenEvent::Failed(error), Instant::now());
+    }
+
+    fn timed(&self, event: TokenEvent, at: Instant) -> TimedEvent {
+        TimedEvent {
+            event,
+            at,
+            first_step: self.first_step,
+        }
     }
 
     /// Room was made sure of before the step; a client that went away says so by itself.
-    fn send(&self, event: TokenEvent) {
+    fn send(&self, event: TokenEvent, at: Instant) {
+        let timed = self.timed(event, at);
         if let [client] = &self.clients[..] {
-            let _ = client.try_send(event);
+            let _ = client.try_send(timed);
             return;
         }
         for client in &self.clients {
-            let _ = client.try_send(event.clone());
+            let _ = client.try_send(timed.clone());
         }
     }
 }

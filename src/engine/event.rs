@@ -1,5 +1,7 @@
 //! What the inference worker tells the front end about one generation.
 
+use std::time::Instant;
+
 use crate::request::StopConditions;
 
 /// A token with its log-probability under the model's own distribution.
@@ -21,6 +23,20 @@ pub enum TokenEvent {
     Token(GeneratedToken),
     /// The generation ended early; other requests are not affected.
     Failed(GenerateError),
+}
+
+/// An event with its times, which are not part of it: an event is a function of the request alone,
+/// bit for bit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimedEvent {
+    /// The event.
+    pub event: TokenEvent,
+    /// When its step was through, the same for all events of a step; independent of when the client
+    /// gets to read it.
+    pub at: Instant,
+    /// Start of the first step the request was in, where its time in the queue ended; `None` if it
+    /// was in none.
+    pub first_step: Option<Instant>,
 }
 
 /// What is known once the prompt is read.

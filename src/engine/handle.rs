@@ -3,14 +3,16 @@
 //! A handle holds no model state. It must never block the thread it is called on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::beams::sequence_ids;
 use super::bulk::Lane;
-use super::event::{GenerateError, TokenEvent};
+use super::event::{GenerateError, TimedEvent, TokenEvent};
 use super::exchange::Exchange;
+use super::figures::{EngineStatus, Published};
 use super::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -31,75 +33,9 @@ pub(super) struct Submission {
     /// Sent once: accepted for running, or why not.
     pub verdict: oneshot::Sender<Result<(), GenerateError>>,
     /// One, or one for each beam that is returned.
-    pub clients: Vec<mpsc::Sender<TokenEvent>>,
+    pub clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Its place in the queue, given back when it starts to run or goes away.
     pub place: OwnedSemaphorePermit,
-}
-
-/// Figures the worker keeps up to date after every step.
-#[derive(Debug, Default)]
-pub(super) struct Gauges {
-    pub running: AtomicUsize,
-    pub preempted: AtomicUsize,
-    pub kv_blocks_used: AtomicUsize,
-    pub kv_blocks_cached: AtomicUsize,
-    pub steps: AtomicUsize,
-    pub drafted: AtomicUsize,
-    pub accepted: AtomicUsize,
-    pub prompt_tokens: AtomicUsize,
-    pub cached_tokens: AtomicUsize,
-    pub generated_tokens: AtomicUsize,
-    pub preemptions: AtomicUsize,
-    pub evicted_blocks: AtomicUsize,
-    pub lost_blocks: AtomicUsize,
-    /// The bits of a number of seconds, which is 0 before it is known.
-    pub prefill_seconds_per_token: AtomicU64,
-}
-
-impl Gauges {
-    fn prefill_seconds_per_token(&self) -> Option<f64> {
-        let bits = self.prefill_seconds_per_token.load(Ordering::Relaxed);
-        Some(f64::from_bits(bits)).filter(|&seconds| seconds > 0.0)
-    }
-}
-
-/// The engine's state at one moment.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct EngineStatus {
-    /// The worker thread is there and takes requests.
-    pub alive: bool,
-    /// Requests in the batch.
-    pub running: usize,
-    /// Requests that wait to run: in the queue, or preempted.
-    pub waiting: usize,
-    /// KV blocks that running requests hold.
-    pub kv_blocks_used: usize,
-    /// KV blocks that no one holds but whose content can be used again.
-    pub kv_blocks_cached: usize,
-    /// KV blocks in all.
-    pub kv_blocks: usize,
-    /// Forward passes since the start.
-    pub steps: usize,
-    /// Tokens guessed since the start.
-    pub drafted: usize,
-    /// How many of them were right.
-    pub accepted: usize,
-    /// Tokens of prompts, histories included, since the start.
-    pub prompt_tokens: usize,
-    /// How many of them were in the KV cache already.
-    pub cached_tokens: usize,
-    /// Tokens generated since the start.
-    pub generated_tokens: usize,
-    /// How often a request had to give its blocks back since the start.
-    pub preemptions: usize,
-    /// Blocks given away to be kept since the start.
-    pub evicted_blocks: usize,
-    /// Blocks that were to be kept but that no one took in time.
-    pub lost_blocks: usize,
-    /// Bytes of one KV block.
-    pub kv_block_bytes: usize,
-    /// What reading a token of a prompt costs, once a prompt was read.
-    pub prefill_seconds_per_token: Option<f64>,
 }
 
 /// How much the engine takes on; set once at the start.
@@ -122,9 +58,7 @@ pub struct EngineHandle {
     pub(super) lane: Lane,
     limits: EngineLimits,
     event_capacity: usize,
-    kv_blocks: usize,
-    kv_block_bytes: usize,
-    gauges: Arc<Gauges>,
+    published: Arc<Published>,
     /// Requests get numbers of our own: names given from outside need not be unique.
     next_id: Arc<AtomicU64>,
 }
@@ -134,9 +68,7 @@ impl EngineHandle {
         commands: mpsc::UnboundedSender<Command>,
         limits: EngineLimits,
         event_capacity: usize,
-        kv_blocks: usize,
-        kv_block_bytes: usize,
-        gauges: Arc<Gauges>,
+        published: Arc<Published>,
     ) -> Self {
         Self {
             commands,
@@ -144,9 +76,7 @@ impl EngineHandle {
             lane: Lane::new(limits),
             limits,
             event_capacity,
-            kv_blocks,
-            kv_block_bytes,
-            gauges,
+            published,
             next_id: Arc::default(),
         }
     }
@@ -209,7 +139,7 @@ impl EngineHandle {
         &self,
         id: SequenceId,
         request: &GenerateRequest,
-    ) -> (Vec<mpsc::Sender<TokenEvent>>, Vec<Generation>) {
+    ) -> (Vec<mpsc::Sender<TimedEvent>>, Vec<Generation>) {
         let (count, capacity) = match request.beams {
             None => (1, self.event_capacity),
             // The prompt's report, and then a whole beam at once.
@@ -252,26 +182,11 @@ impl EngineHandle {
     /// The engine's figures after its last step.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
-        let read = |gauge: &AtomicUsize| gauge.load(Ordering::Relaxed);
+        let published = self.published.get();
         EngineStatus {
             alive: !self.commands.is_closed(),
-            running: read(&self.gauges.running),
-            waiting: self.limits.max_queue - self.queue.available_permits()
-                + read(&self.gauges.preempted),
-            kv_blocks_used: read(&self.gauges.kv_blocks_used),
-            kv_blocks_cached: read(&self.gauges.kv_blocks_cached),
-            kv_blocks: self.kv_blocks,
-            steps: read(&self.gauges.steps),
-            drafted: read(&self.gauges.drafted),
-            accepted: read(&self.gauges.accepted),
-            prompt_tokens: read(&self.gauges.prompt_tokens),
-            cached_tokens: read(&self.gauges.cached_tokens),
-            generated_tokens: read(&self.gauges.generated_tokens),
-            preemptions: read(&self.gauges.preemptions),
-            evicted_blocks: read(&self.gauges.evicted_blocks),
-            lost_blocks: read(&self.gauges.lost_blocks),
-            kv_block_bytes: self.kv_block_bytes,
-            prefill_seconds_per_token: self.gauges.prefill_seconds_per_token(),
+            waiting: self.limits.max_queue - self.queue.available_permits() + published.waiting,
+            ..published
         }
     }
 
@@ -284,7 +199,7 @@ impl EngineHandle {
 /// One accepted request: a stream of events. Dropping it cancels the generation within a step.
 pub struct Generation {
     id: SequenceId,
-    events: mpsc::Receiver<TokenEvent>,
+    events: mpsc::Receiver<TimedEvent>,
     commands: mpsc::UnboundedSender<Command>,
     /// The last event was received.
     finished: bool,
@@ -296,20 +211,25 @@ impl Generation {
     /// The next event; `None` after the last one. If the worker dies, the last event is
     /// [`TokenEvent::Failed`].
     pub async fn next(&mut self) -> Option<TokenEvent> {
+        self.next_timed().await.map(|timed| timed.event)
+    }
+
+    /// As [`next`](Self::next), with the moment the event was sent.
+    pub async fn next_timed(&mut self) -> Option<TimedEvent> {
         if self.finished {
             return None;
         }
-        let event = self
-            .events
-            .recv()
-            .await
-            .unwrap_or(TokenEvent::Failed(GenerateError::EngineGone));
-        self.finished = match &event {
+        let timed = self.events.recv().await.unwrap_or_else(|| TimedEvent {
+            event: TokenEvent::Failed(GenerateError::EngineGone),
+            at: Instant::now(),
+            first_step: None,
+        });
+        self.finished = match &timed.event {
             TokenEvent::Token(token) => token.finish.is_some(),
             TokenEvent::Prefilled(prompt) => prompt.finish.is_some(),
             TokenEvent::Failed(_) => true,
         };
-        Some(event)
+        Some(timed)
     }
 }
 

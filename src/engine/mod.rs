@@ -17,6 +17,7 @@
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - [`exchange`] is how keys and values leave the engine and come back.
+//! - [`figures`] is what the worker publishes of itself once a step.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
 //!
@@ -35,6 +36,7 @@ mod constraint;
 mod draw;
 pub mod event;
 pub mod exchange;
+pub mod figures;
 pub mod handle;
 pub mod logprobs;
 mod pooling;
@@ -57,11 +59,12 @@ use tracing::error;
 pub use blocks::PrefixId;
 pub use bulk::Bulk;
 pub use event::{
-    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
     TokenLogprob,
 };
 pub use exchange::EvictedBlock;
-pub use handle::{EngineHandle, EngineLimits, EngineStatus, Generation};
+pub use figures::EngineStatus;
+pub use handle::{EngineHandle, EngineLimits, Generation};
 
 use crate::kernels::kv::KvDtype;
 use crate::model::gpt2::Gpt2;
@@ -159,7 +162,12 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
     }
     let kv = model.kv_cache(config.kv_dtype, kv_blocks)?;
     let (sender, commands) = mpsc::unbounded_channel();
-    let gauges = Arc::default();
+    let status = EngineStatus {
+        kv_blocks,
+        kv_block_bytes: block_bytes,
+        ..EngineStatus::default()
+    };
+    let published = Arc::new(figures::Published::new(status));
     let handle = EngineHandle::new(
         sender,
         EngineLimits {
@@ -168,12 +176,10 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
             max_queue: config.queue_limit,
         },
         EVENT_CAPACITY,
-        kv_blocks,
-        block_bytes,
-        Arc::clone(&gauges),
+        Arc::clone(&published),
     );
     let masks = constraint::Masks::start()?;
-    let worker = worker::Worker::new(model, kv, kv_blocks, config, commands, gauges, masks);
+    let worker = worker::Worker::new(model, kv, config, commands, published, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         // It follows grammars.

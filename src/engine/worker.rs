@@ -16,7 +16,6 @@ mod requests;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -29,7 +28,8 @@ use super::budget::StepBudget;
 use super::constraint::Masks;
 use super::draw::panic_message;
 use super::event::GenerateError;
-use super::handle::{Command, Gauges};
+use super::figures::{EngineStatus, Published};
+use super::handle::Command;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
@@ -42,14 +42,14 @@ const STALL_PAUSE: Duration = Duration::from_millis(2);
 pub(super) struct Worker {
     model: Gpt2,
     kv: KvCache,
-    /// Bytes of one of its blocks.
-    block_bytes: usize,
     config: EngineConfig,
     scheduler: Scheduler,
     budget: StepBudget,
     active: HashMap<SequenceId, Box<Active>>,
     commands: mpsc::UnboundedReceiver<Command>,
-    gauges: Arc<Gauges>,
+    /// Its figures, kept up to date while it works and published once a step.
+    status: EngineStatus,
+    published: Arc<Published>,
     masks: Masks,
 }
 
@@ -57,10 +57,9 @@ impl Worker {
     pub fn new(
         model: Gpt2,
         kv: KvCache,
-        kv_blocks: usize,
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,
-        gauges: Arc<Gauges>,
+        published: Arc<Published>,
         masks: Masks,
     ) -> Self {
         let limits = StepLimits {
@@ -68,16 +67,17 @@ impl Worker {
             max_step_tokens: config.max_step_tokens,
             speculative_rows: config.speculative_rows,
         };
+        let status = published.get();
         Self {
-            scheduler: Scheduler::new(limits, kv_blocks),
+            scheduler: Scheduler::new(limits, status.kv_blocks),
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
             active: HashMap::new(),
-            block_bytes: model.kv_block_bytes(config.kv_dtype),
             model,
             kv,
             config,
             commands,
-            gauges,
+            status,
+            published,
             masks,
         }
     }
@@ -87,7 +87,8 @@ impl Worker {
         self.model.pool().adopt_caller();
         while self.take_commands() {
             self.step();
-            self.publish_gauges();
+            self.measure();
+            self.published.offer(&self.status);
         }
         self.end();
     }
@@ -105,7 +106,8 @@ impl Worker {
         loop {
             let idle = self.scheduler.running() + self.scheduler.waiting() == 0;
             let command = if idle {
-                self.publish_gauges();
+                self.measure();
+                self.published.set(&self.status);
                 match self.commands.blocking_recv() {
                     Some(command) => command,
                     None => return false,
@@ -141,14 +143,16 @@ impl Worker {
         if !self.carry_out_moves() {
             return;
         }
+        let began = Instant::now();
         for part in &plan {
             if let Some(active) = self.active.get_mut(&part.request)
-                && active.planned(part.first_position)
+                && active.planned(part.first_position, began)
             {
-                let gauges = &self.gauges;
-                let (prompt, cached) = (active.prompt_tokens(), part.first_position);
-                gauges.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
-                gauges.cached_tokens.fetch_add(cached, Ordering::Relaxed);
+                self.status.prompt_tokens += active.prompt_tokens();
+                if active.reuses_cache() {
+                    self.status.cache_queried_tokens += active.prompt_tokens();
+                    self.status.cached_tokens += part.first_position;
+                }
             }
         }
         let lent = self.masks.lend(&plan, &mut self.active);
@@ -184,22 +188,16 @@ impl Worker {
         Ok((batch, outputs))
     }
 
-    fn publish_gauges(&self) {
+    /// Brings those figures up to date that are read off, not counted.
+    fn measure(&mut self) {
         let blocks = self.scheduler.blocks();
-        let gauges = &self.gauges;
-        let set = |gauge: &std::sync::atomic::AtomicUsize, value| {
-            gauge.store(value, Ordering::Relaxed);
-        };
-        set(&gauges.running, self.scheduler.running());
-        set(&gauges.preempted, self.scheduler.preempted());
-        set(&gauges.preemptions, self.scheduler.preemptions());
-        set(
-            &gauges.kv_blocks_used,
-            blocks.capacity() - blocks.available(),
-        );
-        set(&gauges.kv_blocks_cached, blocks.idle());
-        let seconds = self.budget.seconds_per_token().unwrap_or_default();
-        let gauge = &gauges.prefill_seconds_per_token;
-        gauge.store(seconds.to_bits(), Ordering::Relaxed);
+        let status = &mut self.status;
+        status.running = self.scheduler.running();
+        // The handle adds the requests in the queue, which it knows without the worker.
+        status.waiting = self.scheduler.preempted();
+        status.preemptions = self.scheduler.preemptions();
+        status.kv_blocks_used = blocks.capacity() - blocks.available();
+        status.kv_blocks_cached = blocks.idle();
+        status.prefill_seconds_per_token = self.budget.seconds_per_token();
     }
 }

@@ -1,17 +1,19 @@
 //! What every handler shares: the settings of the front end, and whether a model is being served.
 //!
-//! The state only moves forward: loading -> ready -> draining, or loading -> failed. Nothing here
+//! The state only moves forward: loading -> ready -> leaving -> draining, or loading -> failed. Nothing here
 //! may know a wire format.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
+use opentelemetry_sdk::trace::SdkTracer;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
+use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
 use crate::session::Sessions;
@@ -20,6 +22,9 @@ use crate::text::{ChatTemplate, Tokenizer};
 /// The settings of the front end.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpConfig {
+    /// How long requests are still accepted, while the server says that it is not ready, after it
+    /// was asked to stop.
+    pub drain_delay: Duration,
     /// How long streams in flight may go on after the server was asked to stop.
     pub drain_timeout: Duration,
     /// A stream that is silent for so long sends a comment, so that proxies keep it open.
@@ -36,6 +41,7 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
             header_timeout: Duration::from_secs(30),
@@ -56,6 +62,8 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// How the weights are held: `f32`, `bf16`, `q8`.
     pub dtype: String,
+    /// The instruction set of the kernels.
+    pub isa: String,
     /// Transformer blocks.
     pub n_layer: usize,
     /// Attention heads per block.
@@ -107,6 +115,8 @@ pub(super) enum State {
     Loading,
     /// Requests are welcome.
     Ready(Arc<Serving>),
+    /// Requests are still served, but not asked for: routers are to send them elsewhere.
+    Leaving(Arc<Serving>),
     /// No new generations; those in flight finish. `None` if the model was never there.
     Draining(Option<Arc<Serving>>),
     /// The model could not be loaded.
@@ -115,12 +125,15 @@ pub(super) enum State {
 
 struct Inner {
     config: HttpConfig,
+    tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
+    observations: Arc<Observations>,
+    sessions: SessionCount,
 }
 
-/// The front end's shared state; cheap to clone. One lock, read once per request and written
-/// three times in the server's life.
+/// The front end's shared state; cheap to clone. One lock, read a few times per request and written
+/// four times in the server's life.
 #[derive(Clone)]
 pub struct App(Arc<Inner>);
 
@@ -131,10 +144,19 @@ impl App {
     /// A front end without a model: alive, not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
+        Self::traced(config, None)
+    }
+
+    /// The same, which makes a span of every request, if there is a tracer.
+    #[must_use]
+    pub fn traced(config: HttpConfig, tracer: Option<SdkTracer>) -> Self {
         Self(Arc::new(Inner {
             config,
+            tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
+            observations: Arc::default(),
+            sessions: SessionCount::default(),
         }))
     }
 
@@ -142,6 +164,21 @@ impl App {
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
+    }
+
+    /// What spans are made with, if there is a collector for them.
+    pub(super) fn tracer(&self) -> Option<&SdkTracer> {
+        self.0.tracer.as_ref()
+    }
+
+    /// What was counted of requests and generations since the start.
+    pub(super) fn observations(&self) -> &Arc<Observations> {
+        &self.0.observations
+    }
+
+    /// The number of stored sessions, as far as it is known.
+    pub(super) fn session_count(&self) -> &SessionCount {
+        &self.0.sessions
     }
 
     /// The model is loaded: generations are welcome from now on. If the server was asked to stop
@@ -163,11 +200,24 @@ impl App {
         }
     }
 
+    /// Not ready from now on, though requests are still served. Returns whether they were welcome
+    /// until now.
+    pub fn leave(&self) -> bool {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State::Ready(serving) = &*state else {
+            return false;
+        };
+        *state = State::Leaving(Arc::clone(serving));
+        true
+    }
+
     /// No new generations from now on.
     pub fn drain(&self) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         *state = match &*state {
-            State::Ready(serving) => State::Draining(Some(Arc::clone(serving))),
+            State::Ready(serving) | State::Leaving(serving) => {
+                State::Draining(Some(Arc::clone(serving)))
+            }
             State::Draining(serving) => State::Draining(serving.clone()),
             State::Loading | State::Failed(_) => State::Draining(None),
         };
@@ -182,10 +232,19 @@ impl App {
             .clone()
     }
 
+    /// Whether the server is about to stop: connections are then closed after the next answer, so
+    /// that clients that keep them open come to another server.
+    pub(super) fn is_stopping(&self) -> bool {
+        let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, State::Leaving(_) | State::Draining(_))
+    }
+
     /// The model, for what does not generate: also while draining.
     pub(super) fn serving(&self) -> Result<Arc<Serving>, ApiError> {
         match self.state() {
-            State::Ready(serving) | State::Draining(Some(serving)) => Ok(serving),
+            State::Ready(serving) | State::Leaving(serving) | State::Draining(Some(serving)) => {
+                Ok(serving)
+            }
             State::Loading => Err(ApiError::loading()),
             State::Draining(None) => Err(ApiError::draining()),
             State::Failed(why) => Err(ApiError::failed(&why)),
@@ -197,7 +256,7 @@ impl App {
         // Counted before the state is read: a drain that begins in between waits for us.
         let in_flight = InFlight(self.0.in_flight.token());
         match self.state() {
-            State::Ready(serving) => Ok((serving, in_flight)),
+            State::Ready(serving) | State::Leaving(serving) => Ok((serving, in_flight)),
             State::Draining(_) => Err(ApiError::draining()),
             State::Loading => Err(ApiError::loading()),
             State::Failed(why) => Err(ApiError::failed(&why)),

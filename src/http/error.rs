@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::outcome::Outcome;
 use crate::engine::GenerateError;
 use crate::request::InvalidRequest;
 use crate::session::SessionError;
@@ -26,6 +27,8 @@ use crate::text::TextError;
 const RETRY_BUSY: Duration = Duration::from_secs(1);
 /// When to come back where the model is still being loaded.
 const RETRY_LOADING: Duration = Duration::from_secs(5);
+/// When to come back where the session database is away.
+const RETRY_DATABASE: Duration = Duration::from_secs(2);
 /// When to come back to a server that is going away: another one may have its place.
 const RETRY_GONE: Duration = Duration::from_secs(10);
 /// TGI's name for a generation that was cut short.
@@ -45,6 +48,9 @@ enum Kind {
     SessionBusy,
     SessionExists,
     SessionLimit,
+    SessionTakenOver,
+    SessionUnknown,
+    SessionsAway,
     Busy,
     Loading,
     Draining,
@@ -83,8 +89,9 @@ struct OpenAiErrorBody {
     param: Option<String>,
     /// For programs: `context_length_exceeded`, `model_not_found`, `not_found`,
     /// `method_not_allowed`, `request_timeout`, `request_too_large`, `rate_limit_exceeded`,
-    /// `session_busy`, `session_exists`, `session_limit`,
-    /// `model_loading`, `shutting_down`, `unavailable`, `generation_failed`, or null.
+    /// `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
+    /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
+    /// `shutting_down`, `unavailable`, `generation_failed`, or null.
     code: Option<&'static str>,
 }
 
@@ -95,7 +102,8 @@ pub(super) struct NativeError {
     /// For people: names field, value and limit.
     error: String,
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
-    /// `conflict`, `session_limit`, `overloaded`, `unavailable`, `generation`, `incomplete_generation` or `internal`.
+    /// `conflict`, `session_limit`, `session_state_unknown`, `overloaded`, `unavailable`,
+    /// `generation`, `incomplete_generation` or `internal`.
     error_type: &'static str,
 }
 
@@ -252,6 +260,17 @@ impl ApiError {
             Kind::SessionBusy => (StatusCode::CONFLICT, INVALID, Some("session_busy")),
             Kind::SessionExists => (StatusCode::CONFLICT, INVALID, Some("session_exists")),
             Kind::SessionLimit => (StatusCode::FORBIDDEN, INVALID, Some("session_limit")),
+            Kind::SessionTakenOver => (StatusCode::CONFLICT, INVALID, Some("session_taken_over")),
+            Kind::SessionUnknown => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                SERVER,
+                Some("session_state_unknown"),
+            ),
+            Kind::SessionsAway => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("session_store_unavailable"),
+            ),
             Kind::Busy => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
@@ -283,14 +302,17 @@ impl ApiError {
             Kind::BrokenBody => (StatusCode::BAD_REQUEST, "validation"),
             Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
-            Kind::SessionBusy | Kind::SessionExists => (StatusCode::CONFLICT, "conflict"),
+            Kind::SessionBusy | Kind::SessionExists | Kind::SessionTakenOver => {
+                (StatusCode::CONFLICT, "conflict")
+            }
+            Kind::SessionUnknown => (StatusCode::INTERNAL_SERVER_ERROR, "session_state_unknown"),
             Kind::SessionLimit => (StatusCode::FORBIDDEN, "session_limit"),
             Kind::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Kind::ModelNotFound | Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Kind::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-            Kind::Loading | Kind::Draining | Kind::Unavailable => {
+            Kind::Loading | Kind::Draining | Kind::Unavailable | Kind::SessionsAway => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
             Kind::Incomplete => (StatusCode::INTERNAL_SERVER_ERROR, INCOMPLETE),
@@ -333,9 +355,15 @@ impl ApiError {
         }
     }
 
+    /// What a request that fails like this is counted as, whenever it does.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome::of(self.openai_kind().0)
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            Kind::Busy | Kind::SessionBusy => Some(RETRY_BUSY),
+            Kind::Busy | Kind::SessionBusy | Kind::SessionTakenOver => Some(RETRY_BUSY),
+            Kind::SessionsAway => Some(RETRY_DATABASE),
             Kind::Loading => Some(RETRY_LOADING),
             Kind::Draining | Kind::Unavailable => Some(RETRY_GONE),
             _ => None,
@@ -357,6 +385,12 @@ impl ApiError {
                 HeaderName::from_static("retry-after-ms"),
                 HeaderValue::from(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             );
+        }
+        if self.kind == Kind::SessionUnknown {
+            // They would send a turn again that may have been kept.
+            let headers = response.headers_mut();
+            let name = HeaderName::from_static("x-should-retry");
+            headers.insert(name, HeaderValue::from_static("false"));
         }
         response
     }
@@ -413,7 +447,12 @@ impl From<SessionError> for ApiError {
             SessionError::NotFound { .. } => (Kind::NotFound, None),
             SessionError::Exists { .. } => (Kind::SessionExists, Some("id")),
             SessionError::BeyondHistory { field, .. } => (Kind::Invalid, Some(*field)),
-            SessionError::Disk { .. } | SessionError::Directory { .. } => (Kind::Internal, None),
+            SessionError::TakenOver { .. } => (Kind::SessionTakenOver, Some("session_id")),
+            SessionError::Unknown { .. } => (Kind::SessionUnknown, Some("session_id")),
+            SessionError::Away { .. } => (Kind::SessionsAway, None),
+            SessionError::Disk { .. }
+            | SessionError::Directory { .. }
+            | SessionError::Database(_) => (Kind::Internal, None),
             SessionError::Engine(error) => return error.clone().into(),
         };
         Self {
@@ -446,6 +485,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         None => return response,
     };
     let mut answer = error.answer(&path);
+    answer.extensions_mut().insert(error.outcome());
     if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
         answer.headers_mut().insert(header::ALLOW, allow);
     }

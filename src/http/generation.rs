@@ -12,14 +12,16 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, SelectAll, Stream};
 
-use super::app::Serving;
+use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
+use super::request_trace::{GenerationTrace, RequestTrace};
+use super::timeline::{Ending, Submitted, Timeline};
 use super::wire::IfBusyField;
 use crate::engine::{
-    FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
 };
-use crate::request::{GenerateRequest, RequestDraft, RequestId};
+use crate::request::{GenerateRequest, RequestDraft};
 use crate::session::{IfBusy, Kept, SessionKey, Turn};
 use crate::text::{TextError, TextStream, Tokenizer};
 
@@ -132,19 +134,7 @@ pub(super) struct TextGeneration {
     ledger: Ledger,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
-    progress: Progress,
-}
-
-/// The figures of one generation, for its line in the log.
-struct Progress {
-    id: RequestId,
-    started: Instant,
-    first_token: Option<Instant>,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    generated: usize,
-    logprob_sum: f64,
-    outcome: &'static str,
+    timeline: Timeline,
 }
 
 impl TextGeneration {
@@ -154,12 +144,14 @@ impl TextGeneration {
     /// # Errors
     /// What the engine says if it does not take the request.
     async fn start(
+        app: &App,
         serving: &Serving,
         request: GenerateRequest,
+        trace: GenerationTrace,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let stops = request.stop.stop_strings.clone();
-        let (id, started) = (request.id.clone(), Instant::now());
+        let submitted = Submitted::now(&request, trace);
         let running = serving.engine.submit_all(request).await?.into_iter();
         let generation = |running| Self {
             running: Some(running),
@@ -169,7 +161,7 @@ impl TextGeneration {
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
-            progress: Progress::new(id.clone(), started),
+            timeline: Timeline::new(submitted.clone(), app.observations()),
         };
         Ok(running.map(generation).collect())
     }
@@ -180,9 +172,11 @@ impl TextGeneration {
     /// # Errors
     /// The first refusal.
     pub(super) async fn start_all(
+        app: &App,
         serving: &Serving,
         requests: Vec<GenerateRequest>,
         turn: Option<Turn>,
+        trace: &RequestTrace,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
@@ -194,9 +188,10 @@ impl TextGeneration {
             (_, Ok(request)) => (None, request.into()),
             (_, Err(requests)) => (None, requests),
         };
-        let starts = requests
-            .into_iter()
-            .map(|request| Self::start(serving, request, include_stop));
+        let starts = requests.into_iter().enumerate().map(|(index, request)| {
+            let trace = trace.generation(index);
+            Self::start(app, serving, request, trace, include_stop)
+        });
         let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
         if let Some(first) = started.first_mut() {
             first.turn = turn;
@@ -210,18 +205,23 @@ impl TextGeneration {
             let end = self.end(reason, String::new(), Vec::new(), 0).await;
             return Some(end.map(Step::Text));
         }
-        Some(match self.running.as_mut()?.next().await? {
+        let TimedEvent {
+            event,
+            at,
+            first_step,
+        } = self.running.as_mut()?.next_timed().await?;
+        self.timeline.begun(first_step);
+        Some(match event {
             TokenEvent::Prefilled(report) => {
-                self.progress.prompt_tokens = report.prompt_tokens;
-                self.progress.cached_tokens = report.cached_tokens;
+                self.timeline.prompt(&report, at);
                 self.prompt_only = report.finish;
                 Ok(Step::Prompt(report))
             }
-            TokenEvent::Token(token) => self.token(token).await.map(Step::Text),
+            TokenEvent::Token(token) => self.token(token, at).await.map(Step::Text),
             TokenEvent::Failed(error) => {
                 self.running = None;
-                self.progress.outcome = "failed";
-                tracing::warn!(id = %self.progress.id, %error, "generation failed");
+                self.timeline.end(Ending::Failed);
+                tracing::warn!(generation = self.timeline.index(), %error, "generation failed");
                 Err(error.into())
             }
         })
@@ -256,11 +256,18 @@ impl TextGeneration {
         Err(GenerateError::Incomplete.into())
     }
 
-    async fn token(&mut self, token: GeneratedToken) -> Result<TextStep, ApiError> {
-        self.progress.count(&token);
+    async fn token(&mut self, token: GeneratedToken, at: Instant) -> Result<TextStep, ApiError> {
+        self.timeline.token(&token, at);
         let id = token.token.id;
         if let Some(turn) = &mut self.turn {
             turn.push(id);
+            if let Err(lost) = turn.check() {
+                // Nothing of it can be kept any more.
+                self.turn = None;
+                self.running = None;
+                self.progress.outcome = "not kept";
+                return Err(lost.into());
+            }
         }
         let special = self.tokenizer.is_special(id);
         // The token that ends the text is not part of it.
@@ -347,7 +354,7 @@ impl TextGeneration {
         unshown: usize,
     ) -> Result<TextStep, ApiError> {
         self.close(Kept {
-            tokens: self.progress.generated.saturating_sub(unshown),
+            tokens: self.timeline.generated().saturating_sub(unshown),
             tail: Vec::new(),
         })
         .await?;
@@ -360,19 +367,14 @@ impl TextGeneration {
         text: String,
         tokens: Vec<ShownToken>,
     ) -> TextStep {
-        self.progress.outcome = match reason {
-            FinishReason::Length => "length",
-            FinishReason::EndOfText => "end of text",
-            FinishReason::Stop => "stop",
-            FinishReason::Complete => "complete",
-        };
+        self.timeline.end(Ending::Finished(reason));
         TextStep {
             text,
             tokens,
             finish: Some(Finished {
                 reason,
-                generated: self.progress.generated,
-                mean_logprob: self.progress.mean_logprob(),
+                generated: self.timeline.generated(),
+                mean_logprob: self.timeline.mean_logprob(),
             }),
         }
     }
@@ -384,7 +386,7 @@ impl TextGeneration {
         if let Some(turn) = self.turn.take()
             && let Err(error) = turn.settle(kept).await
         {
-            self.progress.outcome = "not kept";
+            self.timeline.end(Ending::NotStored);
             return Err(error.into());
         }
         Ok(())
@@ -396,54 +398,12 @@ impl Drop for TextGeneration {
     /// that is nothing it stays as it was, so that the client can simply ask again.
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take()
-            && self.progress.generated > 0
+            && self.timeline.generated() > 0
             && !self.whole
         {
             let (_, cut) = self.ledger.cut();
             turn.settle_soon(self.kept(&cut));
         }
-    }
-}
-
-impl Progress {
-    fn new(id: RequestId, started: Instant) -> Self {
-        Self {
-            id,
-            started,
-            first_token: None,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            generated: 0,
-            logprob_sum: 0.0,
-            outcome: "cancelled",
-        }
-    }
-
-    fn count(&mut self, token: &GeneratedToken) {
-        self.first_token.get_or_insert_with(Instant::now);
-        self.generated += 1;
-        self.logprob_sum += f64::from(token.token.logprob);
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 tokens")]
-    fn mean_logprob(&self) -> f64 {
-        self.logprob_sum / self.generated.max(1) as f64
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(
-            id = %self.id,
-            outcome = self.outcome,
-            prompt_tokens = self.prompt_tokens,
-            cached_tokens = self.cached_tokens,
-            generated_tokens = self.generated,
-            first_token_ms = self.first_token.map(|at| (at - self.started).as_secs_f64() * 1e3),
-            total_ms = ms(self.started),
-            "generation over"
-        );
     }
 }
 

@@ -30,7 +30,7 @@ fn health_of(app: &App) -> Health {
         Stage::Ready(serving) if serving.engine.status().alive => ("ok", None),
         Stage::Ready(_) => ("worker stopped", Some(ApiError::worker_gone().to_string())),
         Stage::Loading => ("loading", None),
-        Stage::Draining(_) => ("draining", None),
+        Stage::Leaving(_) | Stage::Draining(_) => ("draining", None),
         Stage::Failed(why) => ("failed", Some(why)),
     };
     Health { status, error }
@@ -202,7 +202,7 @@ struct LimitFacts {
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
     /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
-    /// are on disk.
+    /// are on disk or in a database.
     max_sessions: Option<usize>,
     /// Sessions one API key may have; null for no limit.
     max_sessions_per_key: Option<usize>,
@@ -252,8 +252,8 @@ struct EngineFacts {
     kv_blocks_cached: usize,
     /// KV blocks in all.
     kv_blocks: usize,
-    /// Sessions there are.
-    sessions: usize,
+    /// Stored sessions; null where the store does not answer.
+    sessions: Option<usize>,
     /// Forward passes since the start.
     steps: usize,
     /// Tokens guessed from the requests' own texts since the start.
@@ -263,7 +263,7 @@ struct EngineFacts {
 }
 
 impl Info {
-    fn of(app: &App, serving: &Serving, sessions: usize) -> Self {
+    fn of(app: &App, serving: &Serving, sessions: Option<usize>) -> Self {
         let info = &serving.info;
         let n_positions = serving.limits.n_positions;
         let engine = serving.engine.limits();
@@ -363,7 +363,7 @@ impl LimitFacts {
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
             max_step_tokens,
-            max_sessions: sessions.dir.is_none().then_some(sessions.max_in_memory),
+            max_sessions: sessions.in_memory().then_some(sessions.max_in_memory),
             max_sessions_per_key: sessions.per_tenant,
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
@@ -390,7 +390,7 @@ impl SamplingFacts {
 }
 
 impl EngineFacts {
-    fn of(serving: &Serving, sessions: usize) -> Self {
+    fn of(serving: &Serving, sessions: Option<usize>) -> Self {
         let status = serving.engine.status();
         Self {
             alive: status.alive,
@@ -419,6 +419,6 @@ impl EngineFacts {
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
     let serving = app.serving()?;
-    let sessions = serving.sessions.count().await?;
+    let sessions = app.session_count().read(&serving).await;
     Ok(Json(Info::of(&app, &serving, sessions)))
 }

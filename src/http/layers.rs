@@ -1,14 +1,14 @@
-//! What wraps every request: its name, its span, the answer to a panic.
+//! What wraps every request: its name, its trace, its span in the log.
 //!
 //! Each answer carries `X-Request-Id`: the client's own if it sent one that is fit to be logged,
-//! a new one otherwise. The span bears it too, so every log line of the request does, also those
-//! written while the answer is streamed.
+//! a new one otherwise. The span bears it too, and the id of the trace, so every log line of the
+//! request does, also those written while the answer is streamed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, header};
 use axum::middleware::Next;
@@ -17,6 +17,7 @@ use tracing::{Level, Span};
 
 use super::app::App;
 use super::error::ApiError;
+use super::request_trace::RequestTrace;
 use crate::request::{RequestId, SessionId, Tenant};
 use crate::session::SessionKey;
 
@@ -35,6 +36,8 @@ pub(super) struct Scope {
     pub id: RequestId,
     /// Whose it is.
     pub tenant: Tenant,
+    /// Its trace.
+    pub trace: RequestTrace,
     session: Option<HeaderValue>,
 }
 
@@ -65,6 +68,7 @@ impl FromRequestParts<App> for Scope {
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
             tenant: tenant(&parts.headers),
+            trace: parts.extensions.get().cloned().unwrap_or_default(),
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }
@@ -85,15 +89,22 @@ fn tenant(headers: &HeaderMap) -> Tenant {
     key.map_or(Tenant::ANONYMOUS, Tenant::of_key)
 }
 
-/// The outermost layer: names the request and puts the name on the answer.
-pub(super) async fn name_request(mut request: Request, next: Next) -> Response {
+/// The outermost layer: names the request, begins its trace, and puts the name on the answer.
+pub(super) async fn name_request(
+    State(app): State<App>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let given = request
         .headers()
         .get(REQUEST_ID)
         .and_then(|given| given.to_str().ok())
         .filter(|given| is_loggable(given));
     let id = given.map_or_else(RequestId::random, RequestId::new);
-    request.extensions_mut().insert(ShownId(id.clone()));
+    let trace = RequestTrace::begin(app.tracer(), &request, &id);
+    let extensions = request.extensions_mut();
+    extensions.insert(ShownId(id.clone()));
+    extensions.insert(trace);
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -107,14 +118,18 @@ fn is_loggable(id: &str) -> bool {
     !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.chars().all(allowed)
 }
 
-/// The span of a request.
+/// The span of a request in the log. Its level is that of errors, so that no filter that lets a line
+/// through takes the request's name off it.
 pub(super) fn span(request: &Request<Body>) -> Span {
     let id = request.extensions().get::<ShownId>();
+    let trace = request.extensions().get::<RequestTrace>();
+    let trace_id = trace.and_then(RequestTrace::id);
     let client = request.extensions().get::<ConnectInfo<SocketAddr>>();
     tracing::span!(
-        Level::INFO,
+        Level::ERROR,
         "request",
         id = id.map(|shown| tracing::field::display(shown.0.clone())),
+        trace_id = trace_id.map(tracing::field::display),
         method = %request.method(),
         path = request.uri().path(),
         client = client.map(|client| tracing::field::display(client.0)),

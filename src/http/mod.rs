@@ -7,16 +7,20 @@
 //! |---|---|
 //! | `app` | shared state: settings, and whether a model is served |
 //! | `serve` | connections, and the graceful stop |
-//! | `layers` | request ids, spans |
+//! | `layers` | request ids, spans in the log |
+//! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `timeline` | what happened to each generation, and when |
+//! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
+//! | `probes` | what routers ask: `/model_info`, `/server_info`, `/get_load`, `/ping` |
 //! | `openapi` | the contract |
 //!
 //! The front end never touches a tensor and never blocks its threads; it spawns nothing that
@@ -46,14 +50,20 @@ mod native;
 mod offsets;
 mod openai;
 mod openapi;
+mod outcome;
+mod probes;
+mod request_trace;
 mod serve;
 mod sessions;
 mod sse;
+mod timeline;
 mod tokens;
+mod trace_context;
 mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};
 pub use grammar::GrammarCompiler;
+pub use metrics::Observations;
 pub use serve::run;
 
 use axum::extract::{DefaultBodyLimit, Request};
@@ -88,6 +98,12 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::readyz))
         .routes(routes!(health::health))
         .routes(routes!(health::info))
+        .routes(routes!(probes::ping))
+        .routes(routes!(probes::model_info))
+        .routes(routes!(probes::get_model_info))
+        .routes(routes!(probes::server_info))
+        .routes(routes!(probes::get_server_info))
+        .routes(routes!(probes::get_load))
         .routes(routes!(metrics::metrics))
         .routes(routes!(openapi::document))
 }
@@ -103,6 +119,10 @@ pub fn router(app: App) -> Router {
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn(error::render))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            outcome::observe,
+        ))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(layers::span)
@@ -112,7 +132,10 @@ pub fn router(app: App) -> Router {
                 .on_eos(())
                 .on_failure(()),
         )
-        .layer(middleware::from_fn(layers::name_request))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            layers::name_request,
+        ))
         .with_state(app)
 }
 

@@ -150,6 +150,9 @@ pub(super) enum NativeBodyErrors {
     /// The body is not JSON
     #[response(status = 400)]
     Broken(NativeError),
+    /// The model named is not the one served
+    #[response(status = 404)]
+    NotFound(NativeError),
     /// The body did not arrive in time
     #[response(status = 408)]
     Timeout(NativeError),

@@ -1,8 +1,12 @@
 //! The server: accepts connections until it is told to stop, then drains.
 //!
-//! A stop goes in this order: not ready and no new generations at once; connections are still
+//! A stop goes in this order: not ready at once; for `drain_delay` requests are served as before, so
+//! that routers see it before a client does; then no new generations, though connections are still
 //! accepted, so that probes and clients are told so; streams in flight finish, or after
 //! `drain_timeout` end with an error event; connections close; the engine stops.
+//!
+//! From the beginning of a stop each answer over HTTP/1 closes its connection: a client that keeps
+//! its connections open would otherwise never ask its balancer for another server.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::{HeaderValue, Version, header};
+use axum::response::Response;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -42,6 +49,7 @@ pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io
     tracing::info!(%address, "listening");
     let server = Server {
         router: super::router(app.clone()),
+        app: app.clone(),
         config: *app.config(),
         graceful: GracefulShutdown::new(),
         abort: CancellationToken::new(),
@@ -53,6 +61,15 @@ pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io
         biased;
         () = stop.cancelled() => {}
         () = server.accept(&listener) => {}
+    }
+    let drain_delay = server.config.drain_delay;
+    if app.leave() && !drain_delay.is_zero() {
+        tracing::info!(?drain_delay, "not ready any more: still serving requests");
+        tokio::select! {
+            biased;
+            () = sleep(drain_delay) => {}
+            () = server.accept(&listener) => {}
+        }
     }
     app.drain();
     let drain_timeout = server.config.drain_timeout;
@@ -89,6 +106,7 @@ pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io
 
 struct Server {
     router: Router,
+    app: App,
     config: HttpConfig,
     graceful: GracefulShutdown,
     abort: CancellationToken,
@@ -102,6 +120,7 @@ impl Server {
                 Ok((stream, client)) => {
                     let connection = Connection {
                         router: self.router.clone(),
+                        app: self.app.clone(),
                         config: self.config,
                         client,
                         watcher: self.graceful.watcher(),
@@ -125,6 +144,7 @@ impl Server {
 
 struct Connection {
     router: Router,
+    app: App,
     config: HttpConfig,
     client: SocketAddr,
     watcher: Watcher,
@@ -151,11 +171,7 @@ impl Connection {
             move |mut request: Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(ConnectInfo(client));
-                let router = self.router.clone();
-                async move {
-                    let answer = router.oneshot(request.map(axum::body::Body::new)).await;
-                    answer.map_err(|never: Infallible| never)
-                }
+                answer(self.router.clone(), self.app.clone(), request)
             }
         });
         let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -177,4 +193,20 @@ impl Connection {
             () = silent => tracing::debug!(%client, "no request came"),
         }
     }
+}
+
+/// Answers a request. A server that is about to stop closes the connection with the answer; HTTP/2
+/// has no header for that, and is told when the last streams have ended.
+async fn answer(
+    router: Router,
+    app: App,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let has_header = request.version() < Version::HTTP_2;
+    let mut response = router.oneshot(request.map(Body::new)).await?;
+    if has_header && app.is_stopping() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    Ok(response)
 }

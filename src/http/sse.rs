@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::app::InFlight;
 use super::error::ApiError;
 use super::generation::{Step, TextGeneration, merge};
+use super::outcome::{Outcome, StreamEnd};
 
 /// An event whose data is `value` as JSON.
 pub(super) fn json(value: &impl Serialize) -> Event {
@@ -26,15 +27,22 @@ pub(super) fn json(value: &impl Serialize) -> Event {
     })
 }
 
-/// The answer that sends `events` as they come; `keep_alive` is the longest silence.
-pub(super) fn respond<S>(events: S, keep_alive: Duration) -> Response
-where
-    S: Stream<Item = Event> + Send + 'static,
-{
+/// The answer that sends the events of `generations` as they come; `keep_alive` is the longest
+/// silence. Its body owns the generations, so dropping it cancels them, and `in_flight`, so a drain
+/// waits for its end.
+pub(super) fn respond<W: Writer>(
+    generations: Vec<TextGeneration>,
+    writer: W,
+    in_flight: InFlight,
+    keep_alive: Duration,
+) -> Response {
+    let end = StreamEnd::default();
+    let events = events(generations, writer, in_flight, end.clone());
     let comments = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(events.map(Ok::<_, Infallible>))
         .keep_alive(comments)
         .into_response();
+    response.extensions_mut().insert(end);
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(
@@ -53,21 +61,30 @@ pub(super) trait Writer: Send + 'static {
     fn done(&self) -> bool;
 }
 
-/// The stream of all events of `generations`. It owns them, so dropping it cancels them, and
-/// `in_flight`, so a drain waits for its end.
-pub(super) fn events<W: Writer>(
+/// The stream of all events of `generations`.
+fn events<W: Writer>(
     generations: Vec<TextGeneration>,
     writer: W,
     in_flight: InFlight,
+    end: StreamEnd,
 ) -> impl Stream<Item = Event> + Send {
-    let state = (merge(generations), writer, in_flight);
-    stream::unfold(state, |(mut steps, mut writer, in_flight)| async move {
-        if writer.done() {
-            return None;
-        }
-        let (index, step) = steps.next().await?;
-        let events = writer.step(index, step);
-        Some((stream::iter(events), (steps, writer, in_flight)))
-    })
+    let state = (merge(generations), writer, in_flight, end);
+    stream::unfold(
+        state,
+        |(mut steps, mut writer, in_flight, end)| async move {
+            if writer.done() {
+                return None;
+            }
+            let (index, step) = steps.next().await?;
+            if let Err(error) = &step {
+                end.note(error.outcome());
+            }
+            let events = writer.step(index, step);
+            if writer.done() {
+                end.note(Outcome::Success);
+            }
+            Some((stream::iter(events), (steps, writer, in_flight, end)))
+        },
+    )
     .flatten()
 }

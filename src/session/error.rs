@@ -65,6 +65,33 @@ pub enum SessionError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The database can't be reached, or does not answer in time. Nothing was changed.
+    #[error("the session database is unavailable: {what}; retry later")]
+    Away {
+        /// What is not done for that reason.
+        what: &'static str,
+    },
+    /// The session's lease expired in the middle of a turn, and another server took the session.
+    #[error(
+        "the turn on session {id:?} was not kept: another server has taken the session over; \
+         send the request again"
+    )]
+    TakenOver {
+        /// Its name.
+        id: String,
+    },
+    /// The connection broke while a change was committed, and the outcome could not be read.
+    #[error(
+        "the session database did not say whether the turn on session {id:?} was kept; \
+         read the session before you send the request again"
+    )]
+    Unknown {
+        /// Its name.
+        id: String,
+    },
+    /// The database refused a statement, or has a row that can't be read.
+    #[error("the session database failed: {0}")]
+    Database(String),
     /// The engine is not there.
     #[error(transparent)]
     Engine(#[from] GenerateError),

@@ -36,6 +36,16 @@ pub(super) fn seal(fingerprint: Fingerprint) -> Seal {
 }
 
 impl History {
+    /// Returns a history whose last turn ends now, as its first does if `created` is `None`.
+    pub fn used_now(created: Option<SystemTime>, tokens: Arc<[u32]>) -> Self {
+        let now = SystemTime::now();
+        Self {
+            tokens,
+            created: created.unwrap_or(now),
+            last_used: now,
+        }
+    }
+
     /// As a file's content: when it was created and last used, in nanoseconds since 1970 (8 bytes
     /// each), then the tokens (4 bytes each).
     pub fn encode(&self) -> Vec<u8> {
@@ -45,9 +55,7 @@ impl History {
             let nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
             bytes.extend_from_slice(&nanos.to_le_bytes());
         }
-        for token in &*self.tokens {
-            bytes.extend_from_slice(&token.to_le_bytes());
-        }
+        bytes.extend(encode_tokens(&self.tokens));
         bytes
     }
 
@@ -55,12 +63,11 @@ impl History {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (created, rest) = bytes.split_first_chunk()?;
         let (last_used, rest) = rest.split_first_chunk()?;
-        let (tokens, rest) = rest.as_chunks();
         let time = |nanos: &[u8; 8]| {
             UNIX_EPOCH.checked_add(Duration::from_nanos(u64::from_le_bytes(*nanos)))
         };
-        rest.is_empty().then_some(Self {
-            tokens: tokens.iter().map(|&id| u32::from_le_bytes(id)).collect(),
+        Some(Self {
+            tokens: decode_tokens(rest)?,
             created: time(created)?,
             last_used: time(last_used)?,
         })
@@ -68,9 +75,26 @@ impl History {
 
     /// Whether it was left alone for longer than it may be.
     pub fn has_expired(&self, ttl: Option<Duration>) -> bool {
-        let idle = self.last_used.elapsed().unwrap_or_default();
-        ttl.is_some_and(|ttl| idle > ttl)
+        has_expired(self.last_used, ttl)
     }
+}
+
+/// Returns whether what was last used then was left alone for longer than it may be.
+pub(super) fn has_expired(last_used: SystemTime, ttl: Option<Duration>) -> bool {
+    let idle = last_used.elapsed().unwrap_or_default();
+    ttl.is_some_and(|ttl| idle > ttl)
+}
+
+/// Returns tokens as 4 bytes each, little endian.
+pub(super) fn encode_tokens(tokens: &[u32]) -> Vec<u8> {
+    tokens.iter().flat_map(|id| id.to_le_bytes()).collect()
+}
+
+/// Returns the tokens that [`encode_tokens`] made bytes of; `None` if these are not such bytes.
+pub(super) fn decode_tokens(bytes: &[u8]) -> Option<Arc<[u32]>> {
+    let (tokens, rest) = bytes.as_chunks();
+    let tokens = tokens.iter().map(|&id| u32::from_le_bytes(id));
+    rest.is_empty().then(|| tokens.collect())
 }
 
 #[cfg(test)]

@@ -1,14 +1,20 @@
-//! Histories in memory: all that is kept without a session directory.
+//! Histories in memory: all that is kept without a session directory or a database.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use super::SessionKey;
+use async_trait::async_trait;
+
 use super::history::History;
+use super::store::{Entry, Held, Hold, Store};
+use super::{IfBusy, SessionError, SessionKey};
+use crate::request::Tenant;
 
 /// Histories by name; beyond a limit the least recently used is forgotten.
+#[derive(Clone)]
 pub(super) struct Memory {
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
     limit: usize,
 }
 
@@ -19,10 +25,16 @@ struct Kept {
     clock: u64,
 }
 
+/// A session whose turn it is in this process, which is the only one.
+struct InMemory {
+    memory: Memory,
+    key: SessionKey,
+}
+
 impl Memory {
     pub fn new(limit: usize) -> Self {
         Self {
-            kept: Mutex::default(),
+            kept: Arc::default(),
             limit,
         }
     }
@@ -31,12 +43,12 @@ impl Memory {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn read(&self, key: &SessionKey) -> Option<History> {
+    fn get(&self, key: &SessionKey) -> Option<History> {
         let kept = self.kept();
         kept.histories.get(key).map(|(history, _)| history.clone())
     }
 
-    pub fn write(&self, key: &SessionKey, history: History) {
+    fn put(&self, key: &SessionKey, history: History) {
         let mut kept = self.kept();
         kept.clock += 1;
         let now = kept.clock;
@@ -50,20 +62,92 @@ impl Memory {
         }
     }
 
-    pub fn remove(&self, key: &SessionKey) -> bool {
+    fn take(&self, key: &SessionKey) -> bool {
         self.kept().histories.remove(key).is_some()
     }
+}
 
-    pub fn count_all(&self) -> usize {
-        self.kept().histories.len()
+#[async_trait]
+impl Store for Memory {
+    async fn hold(&self, key: &SessionKey, _if_busy: IfBusy) -> Result<Held, SessionError> {
+        Ok(Held {
+            history: self.get(key),
+            hold: Box::new(InMemory {
+                memory: self.clone(),
+                key: key.clone(),
+            }),
+        })
     }
 
-    /// All that `wanted` picks.
-    pub fn list(&self, wanted: impl Fn(&SessionKey) -> bool) -> Vec<(SessionKey, History)> {
+    async fn forget(&self, key: &SessionKey) -> Result<(), SessionError> {
+        self.take(key);
+        Ok(())
+    }
+
+    async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, SessionError> {
+        let found = keys
+            .iter()
+            .filter_map(|key| Some((key.clone(), self.get(key)?)));
+        Ok(found.collect())
+    }
+
+    async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError> {
         let kept = self.kept();
-        let wanted = kept.histories.iter().filter(|(key, _)| wanted(key));
-        wanted
-            .map(|(key, (history, _))| (key.clone(), history.clone()))
-            .collect()
+        let theirs = kept
+            .histories
+            .iter()
+            .filter(|(key, _)| key.tenant == tenant);
+        let entries = theirs.map(|(key, (history, _))| Entry {
+            key: key.clone(),
+            last_used: history.last_used,
+        });
+        Ok(entries.collect())
+    }
+
+    async fn count_others(
+        &self,
+        key: &SessionKey,
+        ttl: Option<Duration>,
+        beginning: &[SessionKey],
+    ) -> Result<usize, SessionError> {
+        let kept = self.kept();
+        let is_other = |other: &SessionKey| other.tenant == key.tenant && other != key;
+        let there = kept
+            .histories
+            .iter()
+            .filter(|(other, (history, _))| is_other(other) && !history.has_expired(ttl));
+        let new = beginning
+            .iter()
+            .filter(|other| is_other(other) && !kept.histories.contains_key(*other));
+        Ok(there.count() + new.count())
+    }
+
+    async fn count(&self) -> Result<usize, SessionError> {
+        Ok(self.kept().histories.len())
+    }
+
+    async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError> {
+        let mut kept = self.kept();
+        let before = kept.histories.len();
+        kept.histories
+            .retain(|_, (history, _)| !history.has_expired(ttl));
+        Ok(before - kept.histories.len())
+    }
+}
+
+#[async_trait]
+impl Hold for InMemory {
+    async fn write(
+        &self,
+        created: Option<SystemTime>,
+        tokens: Arc<[u32]>,
+    ) -> Result<History, SessionError> {
+        let history = History::used_now(created, tokens);
+        self.memory.put(&self.key, history.clone());
+        Ok(history)
+    }
+
+    async fn remove(&self) -> Result<bool, SessionError> {
+        Ok(self.memory.take(&self.key))
     }
 }

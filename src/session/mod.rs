@@ -14,8 +14,11 @@
 //! | [`sessions`](self) | [`Sessions`]: begin a turn; list, show, fork, rewind, delete |
 //! | `turn` | [`Turn`]: one client's hold on a session, and what it leaves there |
 //! | `queue` | whose turn it is in this process |
-//! | `store` | where histories are: `memory`, or `dir`, a directory that servers can share |
-//! | `history`, `sealed` | the files there: what is in them, and how a damaged one is told |
+//! | `store` | what a place for histories does: `memory`, `dir` or `postgres` |
+//! | `memory` | histories that end with the process |
+//! | `dir` | histories in a directory, which servers can share |
+//! | [`postgres`] | histories in a database, for servers on many machines |
+//! | `history`, `sealed` | what is in a history's file, and how a damaged one is told |
 //! | [`snapshots`] | KV blocks on disk: those that had to leave the cache, and how they come back |
 //!
 //! Nothing here may know a wire format, or touch model or KV cache but through the engine's handle.
@@ -34,6 +37,7 @@ mod dir;
 mod error;
 mod history;
 mod memory;
+pub mod postgres;
 mod queue;
 mod sealed;
 mod sessions;

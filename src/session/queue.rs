@@ -110,6 +110,13 @@ impl Queue {
         let place = places.get(key).filter(|p| p.turn.try_lock().is_err())?;
         Some(!place.deleted.swap(true, Ordering::SeqCst))
     }
+
+    /// Takes the mark of [`delete_under`](Self::delete_under) back.
+    pub fn undelete(&self, key: &SessionKey) {
+        if let Some(place) = self.places().get(key) {
+            place.deleted.store(false, Ordering::SeqCst);
+        }
+    }
 }
 
 impl OnTurn {

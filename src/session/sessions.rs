@@ -10,13 +10,14 @@ use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::dir::SessionDir;
-use super::history::History;
+use super::dir::Directory;
+use super::history::{History, has_expired};
 use super::memory::Memory;
+use super::postgres::{Database, Postgres};
 use super::queue::Queue;
 use super::sealed::Fingerprint;
 use super::snapshots::Snapshots;
-use super::store::Store;
+use super::store::{Entry, Store};
 use super::turn::Turn;
 use super::{IfBusy, SessionError, SessionInfo, SessionKey};
 use crate::engine::EngineHandle;
@@ -30,7 +31,10 @@ const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// How sessions are kept.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// The directory of their histories; `None`: in memory.
+    /// Database of their histories.
+    pub database: Option<Database>,
+    /// Directory of KV blocks, and of histories where there is no database. Without both, histories
+    /// are in memory.
     pub dir: Option<std::path::PathBuf>,
     /// Disk for KV blocks in that directory; none are kept if it is zero.
     pub kv_size: ByteSize,
@@ -38,8 +42,8 @@ pub struct SessionConfig {
     pub ttl: Option<Duration>,
     /// Sessions that one tenant may have.
     pub per_tenant: Option<usize>,
-    /// Sessions kept in memory, where there is no directory; beyond that the least recently used
-    /// is forgotten.
+    /// Sessions kept in memory, where there is neither database nor directory; beyond that the least
+    /// recently used is forgotten.
     pub max_in_memory: usize,
     /// Requests that may wait for their turns, over all sessions.
     pub max_waiting: usize,
@@ -48,6 +52,7 @@ pub struct SessionConfig {
 impl Default for SessionConfig {
     fn default() -> Self {
         Self {
+            database: None,
             dir: None,
             kv_size: ByteSize::gib(4),
             ttl: None,
@@ -55,6 +60,22 @@ impl Default for SessionConfig {
             max_in_memory: 10_000,
             max_waiting: 256,
         }
+    }
+}
+
+impl SessionConfig {
+    /// Returns whether histories end with the process.
+    #[must_use]
+    pub fn in_memory(&self) -> bool {
+        self.database.is_none() && self.dir.is_none()
+    }
+
+    fn open_store(&self, tokenizer: Fingerprint) -> Result<Arc<dyn Store>, SessionError> {
+        Ok(match (&self.database, &self.dir) {
+            (Some(database), _) => Arc::new(Postgres::new(database.clone(), tokenizer)),
+            (None, Some(dir)) => Arc::new(Directory::open(dir, tokenizer)?),
+            (None, None) => Arc::new(Memory::new(self.max_in_memory)),
+        })
     }
 }
 
@@ -66,7 +87,7 @@ pub(super) struct Shared {
     engine: EngineHandle,
     n_positions: usize,
     config: SessionConfig,
-    pub(super) store: Store,
+    pub(super) store: Arc<dyn Store>,
     queue: Arc<Queue>,
     pub(super) snapshots: Option<Arc<Snapshots>>,
     /// Turns that are settled without anyone waiting.
@@ -75,7 +96,7 @@ pub(super) struct Shared {
 }
 
 impl Sessions {
-    /// Opens the directory, if there is one.
+    /// Opens the place of their histories.
     ///
     /// `snapshots` are where the engine sends the KV blocks that it evicts.
     ///
@@ -88,17 +109,7 @@ impl Sessions {
         tokenizer: Fingerprint,
         snapshots: Option<Arc<Snapshots>>,
     ) -> Result<Self, SessionError> {
-        let store = match &config.dir {
-            None => Store::Memory(Arc::new(Memory::new(config.max_in_memory))),
-            Some(dir) => {
-                let opened = SessionDir::open(dir, tokenizer);
-                let opened = opened.map_err(|error| SessionError::Directory {
-                    path: dir.display().to_string(),
-                    error,
-                })?;
-                Store::Dir(Arc::new(opened))
-            }
-        };
+        let store = config.open_store(tokenizer)?;
         let sessions = Self(Arc::new(Shared {
             engine,
             n_positions,
@@ -118,7 +129,7 @@ impl Sessions {
         if let Ok(runtime) = Handle::try_current() {
             self.0.sweeping.get_or_init(|| {
                 let stop = CancellationToken::new();
-                let (store, ttl) = (self.0.store.clone(), self.0.config.ttl);
+                let (store, ttl) = (Arc::clone(&self.0.store), self.0.config.ttl);
                 runtime.spawn(sweep(store, ttl, stop.clone()));
                 stop.drop_guard()
             });
@@ -150,15 +161,8 @@ impl Sessions {
         let Some(limit) = self.0.config.per_tenant else {
             return Ok(());
         };
-        let count = self.0.store.count(key.tenant, self.0.config.ttl).await;
-        let mut count = count.map_err(listing)?;
-        for other in self.0.queue.keys() {
-            // Others may be in their first turns.
-            let is_new = other.tenant == key.tenant
-                && other != *key
-                && self.0.store.peek(&other).await?.is_none();
-            count += usize::from(is_new);
-        }
+        let (ttl, beginning) = (self.0.config.ttl, self.0.queue.keys());
+        let count = self.0.store.count_others(key, ttl, &beginning).await?;
         if count >= limit {
             return Err(SessionError::Limit { limit });
         }
@@ -199,19 +203,22 @@ impl Sessions {
         let busy = busy.filter(|key| key.tenant == tenant);
         let busy = busy.filter_map(|key| Some((self.0.queue.since(&key)?, key)));
         let mut busy: HashMap<_, _> = busy.map(|(since, key)| (key, since)).collect();
-        let mut all = self.0.store.list(tenant).await.map_err(listing)?;
-        all.retain(|(_, history)| !history.has_expired(self.0.config.ttl));
+        let mut all = self.0.store.list(tenant).await?;
+        all.retain(|entry| !has_expired(entry.last_used, self.0.config.ttl));
         let mut all: Vec<_> = all
             .into_iter()
-            .map(|(key, history)| (busy.remove(&key).is_some(), key, history))
+            .map(|entry| (busy.remove(&entry.key), entry))
             .collect();
-        all.extend(
-            busy.into_iter()
-                .map(|(key, since)| (true, key, begun(since))),
-        );
-        all.sort_by(|(_, a, was), (_, b, is)| is.last_used.cmp(&was.last_used).then(a.cmp(b)));
+        all.extend(busy.into_iter().map(|(key, since)| {
+            let last_used = since;
+            (Some(since), Entry { key, last_used })
+        }));
+        all.sort_by(|(_, was), (_, is)| {
+            let by_use = is.last_used.cmp(&was.last_used);
+            by_use.then_with(|| was.key.cmp(&is.key))
+        });
         if let Some(after) = after {
-            let at = all.iter().position(|(_, key, _)| key.id == *after);
+            let at = all.iter().position(|(_, entry)| entry.key.id == *after);
             let at = at.ok_or_else(|| SessionError::NotFound {
                 id: after.to_string(),
             })?;
@@ -219,9 +226,14 @@ impl Sessions {
         }
         let has_more = all.len() > limit;
         all.truncate(limit);
-        let infos = all
-            .into_iter()
-            .map(|(busy, key, history)| self.info(key, history, busy));
+        let keys: Vec<_> = all.iter().map(|(_, entry)| entry.key.clone()).collect();
+        let histories = self.0.store.read(&keys).await?;
+        let mut histories: HashMap<_, _> = histories.into_iter().collect();
+        let infos = all.into_iter().filter_map(|(since, Entry { key, .. })| {
+            // One that was deleted meanwhile is left out.
+            let history = histories.remove(&key).or_else(|| since.map(begun))?;
+            Some(self.info(key, history, since.is_some()))
+        });
         Ok((try_join_all(infos).await?, has_more))
     }
 
@@ -232,7 +244,8 @@ impl Sessions {
     pub async fn get(&self, key: &SessionKey) -> Result<SessionInfo, SessionError> {
         // Before the history is read: who is told that a session is not busy has all of it.
         let since = self.0.queue.since(key);
-        let found = self.0.store.peek(key).await?;
+        let found = self.0.store.read(std::slice::from_ref(key)).await?;
+        let found = found.into_iter().next().map(|(_, history)| history);
         let found = found.filter(|history| !history.has_expired(self.0.config.ttl));
         let history = found.or_else(|| since.map(begun));
         let history = history.ok_or_else(|| not_found(key))?;
@@ -245,7 +258,14 @@ impl Sessions {
     /// [`SessionError::NotFound`]; [`SessionError::Busy`] if another server is on it.
     pub async fn delete(&self, key: &SessionKey) -> Result<(), SessionError> {
         match self.0.queue.delete_under(key) {
-            Some(true) => self.0.store.forget(key).await,
+            Some(true) => {
+                let forgotten = self.0.store.forget(key).await;
+                if forgotten.is_err() {
+                    // What the turn makes is to be kept after all.
+                    self.0.queue.undelete(key);
+                }
+                forgotten
+            }
             Some(false) => Err(not_found(key)),
             None => {
                 let turn = self.begin_existing(key, IfBusy::Error).await?;
@@ -319,7 +339,7 @@ impl Sessions {
     /// # Errors
     /// [`SessionError::Disk`].
     pub async fn count(&self) -> Result<usize, SessionError> {
-        self.0.store.count_all().await.map_err(listing)
+        self.0.store.count().await
     }
 
     /// Requests that wait for their turns.
@@ -345,6 +365,7 @@ impl Sessions {
     pub async fn saved(&self) {
         self.0.background.close();
         self.0.background.wait().await;
+        self.0.store.close().await;
         if let Some(snapshots) = &self.0.snapshots {
             snapshots.written().await;
         }
@@ -412,7 +433,7 @@ fn begun(since: SystemTime) -> History {
 }
 
 /// Looks for expired sessions again and again until it is told to stop.
-async fn sweep(store: Store, ttl: Option<Duration>, stop: CancellationToken) {
+async fn sweep(store: Arc<dyn Store>, ttl: Option<Duration>, stop: CancellationToken) {
     let (soonest, latest) = SWEEP;
     let pause = ttl.map_or(latest, |ttl| (ttl / 4).clamp(soonest, latest));
     while stop
@@ -422,8 +443,10 @@ async fn sweep(store: Store, ttl: Option<Duration>, stop: CancellationToken) {
     {
         match store.sweep(ttl).await {
             Ok(0) => (),
-            Ok(expired) => tracing::info!(expired, "sessions were deleted that nobody used"),
-            Err(error) => tracing::warn!(%error, "expired sessions could not be looked for"),
+            Ok(expired) => tracing::info!(expired, "expired sessions deleted"),
+            // The database's own log line says so already.
+            Err(SessionError::Away { .. }) => (),
+            Err(error) => tracing::warn!(%error, "expired sessions not deleted"),
         }
     }
 }
@@ -440,13 +463,5 @@ fn beyond(key: &SessionKey, field: &'static str, value: usize, tokens: &[u32]) -
         value,
         id: key.id.to_string(),
         tokens: tokens.len(),
-    }
-}
-
-fn listing(error: std::io::Error) -> SessionError {
-    SessionError::Disk {
-        id: "*".to_owned(),
-        what: "listed",
-        error,
     }
 }

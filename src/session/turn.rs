@@ -1,7 +1,6 @@
 //! One client's hold on a session: from its history, through what is generated, to what it keeps.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures_util::FutureExt;
 
@@ -9,7 +8,7 @@ use super::SessionError;
 use super::history::History;
 use super::queue::OnTurn;
 use super::sessions::Shared;
-use super::store::{Held, Store};
+use super::store::Held;
 use crate::request::{SessionId, Tenant};
 
 /// What of a generation's output was delivered, so that a session keeps exactly that.
@@ -34,7 +33,7 @@ pub struct Turn {
     output: Vec<u32>,
 }
 
-/// What must be given back at the end: first the file's lock, then the turn.
+/// What must be given back at the end: first the hold on the session, then the turn.
 struct Open {
     held: Held,
     on_turn: OnTurn,
@@ -81,16 +80,31 @@ impl Turn {
         self.prompt.extend_from_slice(prompt);
     }
 
+    /// Checks that the turn can still be kept, as far as it is known without asking.
+    ///
+    /// # Errors
+    /// [`SessionError::TakenOver`] if another server has the session.
+    pub fn check(&self) -> Result<(), SessionError> {
+        match &self.open {
+            // A session that was deleted is not this turn's any more, and the turn goes on.
+            Some(open) if !open.on_turn.is_deleted() => open.held.hold.check(),
+            _ => Ok(()),
+        }
+    }
+
     /// A token was generated.
     pub fn push(&mut self, token: u32) {
         self.output.push(token);
     }
 
     /// Ends the turn: the session now has history, prompt and what is kept of the output, and is
-    /// free for the next turn. With a session directory, all that is on disk when this returns.
+    /// free for the next turn. With a session directory or a database, all that is durable when this
+    /// returns.
     ///
     /// # Errors
-    /// [`SessionError::Disk`] if it can't be written; the session is as it was.
+    /// If it can't be written ([`SessionError::Disk`], [`SessionError::Away`]) or another server has
+    /// the session ([`SessionError::TakenOver`]), the session is as it was; after
+    /// [`SessionError::Unknown`] it is not known.
     pub async fn settle(mut self, kept: Kept) -> Result<(), SessionError> {
         let output = self.output.get(..kept.tokens).unwrap_or(&self.output);
         let tokens = [&*self.history, &self.prompt, output, &kept.tail].concat();
@@ -113,10 +127,14 @@ impl Turn {
 
     /// Ends the turn, and the session with it.
     pub(super) async fn delete(mut self) -> Result<(), SessionError> {
-        let Some(Open { held, on_turn }) = self.open.take() else {
+        let Some(Open {
+            held,
+            on_turn: _on_turn,
+        }) = self.open.take()
+        else {
             return Ok(());
         };
-        let removed = self.shared.store.remove(on_turn.key(), &held).await;
+        let removed = held.hold.remove().await;
         removed.map(|_| ())
     }
 
@@ -132,7 +150,7 @@ impl Turn {
             return Ok(None);
         };
         let id = open.on_turn.key().id.to_string();
-        let mut ending = Box::pin(open.end(self.shared.store.clone(), tokens));
+        let mut ending = Box::pin(open.end(tokens));
         if let Some(ended) = (&mut ending).now_or_never() {
             return ended;
         }
@@ -148,30 +166,27 @@ impl Turn {
 }
 
 impl Open {
-    async fn end(
-        self,
-        store: Store,
-        tokens: Option<Arc<[u32]>>,
-    ) -> Result<Option<History>, SessionError> {
+    async fn end(self, tokens: Option<Arc<[u32]>>) -> Result<Option<History>, SessionError> {
         let Self { held, mut on_turn } = self;
-        let key = on_turn.key().clone();
-        let mut left = held.history.clone();
+        let Held { history, hold } = held;
+        let mut left = history;
         if let Some(tokens) = tokens.filter(|_| !on_turn.is_deleted()) {
-            let now = SystemTime::now();
-            let history = History {
-                tokens,
-                created: left.map_or(now, |was| was.created),
-                last_used: now,
+            let created = left.map(|was| was.created);
+            left = match hold.write(created, tokens).await {
+                Ok(history) => Some(history),
+                Err(_) if on_turn.is_deleted() => None,
+                Err(error) => return Err(error),
             };
-            store.write(&key, &held, history.clone()).await?;
-            left = Some(history);
         }
         if left.is_some() && on_turn.end_unless_deleted() {
             return Ok(left);
         }
         // It was deleted, or there never was anything to remember.
-        store.remove(&key, &held).await?;
-        Ok(None)
+        match hold.remove().await {
+            // By now there is another of that name.
+            Ok(_) | Err(SessionError::TakenOver { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -186,11 +201,9 @@ impl Drop for Turn {
         }
         // The turn ends here, though not all may be gone from the disk: who is refused has left no
         // session, not even a busy one, by the time it is told.
-        let key = on_turn.key().clone();
-        let store = self.shared.store.clone();
         let mut removing = Box::pin(async move {
-            if let Err(error) = store.remove(&key, &held).await {
-                tracing::warn!(%error, "a session that never was left its directory");
+            if let Err(error) = held.hold.remove().await {
+                tracing::warn!(%error, "a session that never was is not removed");
             }
         });
         if (&mut removing).now_or_never().is_none() {

@@ -174,6 +174,13 @@ impl Tokenizer {
         self.bytes.get(id as usize).map(AsRef::as_ref)
     }
 
+    /// Returns a token as the vocabulary writes it, with `Ġ` for a space at its beginning. `None` if
+    /// there is no such token.
+    #[must_use]
+    pub fn token_name(&self, id: u32) -> Option<String> {
+        self.parsing.id_to_token(id)
+    }
+
     /// Whether a token is a special one, as end-of-text is.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {

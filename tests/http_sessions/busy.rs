@@ -18,7 +18,7 @@ async fn busy(caller: &Caller, id: &str) -> sse::Live {
 }
 
 fn server() -> TestServer {
-    slow(Duration::from_millis(5), |_| ())
+    slow(Duration::from_millis(5), super::there)
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn other_sessions_do_not_wait() {
 
 #[tokio::test]
 async fn if_busy_is_one_of_two_words() {
-    let server = TestServer::start();
+    let server = super::start();
     let caller = server.caller();
     for value in [json!("queue"), json!(true), json!("")] {
         let more = json!({"if_busy": value});

@@ -1,14 +1,20 @@
-//! Sessions in a directory go on after a restart as if there had been none.
+//! Sessions in a directory or a database go on after a restart as if there had been none.
 
 use serde_json::{Value, json};
 
+use crate::places::{Fresh, Place};
 use crate::support::process::Process;
 use crate::{COMPLETIONS, GENERATE, fresh, native, prompt, told, turn, with};
 
 #[tokio::test]
 async fn a_restart_changes_nothing() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let server = Process::on(directory.path(), &[]);
+    for place in Place::durable() {
+        nothing_is_changed(&place).await;
+    }
+}
+
+async fn nothing_is_changed(place: &Fresh) {
+    let server = place.start(&[]);
     let nobody = server.caller();
     let owner = nobody.with_key("sk-1");
     nobody
@@ -35,7 +41,7 @@ async fn a_restart_changes_nothing() {
     let owners = lasting(owner.session("tale").await.ok());
     server.stop();
 
-    let server = Process::on(directory.path(), &[]);
+    let server = place.start(&[]);
     let (nobody, owner) = (server.caller(), server.caller().with_key("sk-1"));
     for (name, before) in names.iter().zip(&before) {
         assert_eq!(lasting(nobody.session(name).await.ok()), *before);

@@ -8,7 +8,7 @@ use crate::support::TestServer;
 use crate::support::caller::Caller;
 use crate::{COMPLETIONS, fresh, is_refused, prompt, told, turn, with};
 
-static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
+static SERVER: LazyLock<TestServer> = LazyLock::new(super::start);
 
 /// A session of 50 prompt tokens and 23 generated ones; its history.
 async fn told_so_far(caller: &Caller, id: &str) -> Vec<usize> {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::places::Place;
 use crate::support::caller::Caller;
 use crate::support::pace::until;
-use crate::support::process::Process;
 use crate::{COMPLETIONS, GENERATE, is_refused, native, prompt, turn};
 
 const TTL: Duration = Duration::from_secs(2);
@@ -51,10 +51,8 @@ impl<'a> InUse<'a> {
 
 #[tokio::test]
 async fn a_session_is_forgotten_when_it_was_not_used_for_so_long() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let durable = directory.path().to_str().expect("a path");
-    for flags in [&[][..], &["--session-dir", durable]] {
-        let server = Process::start(&[&["--session-ttl", "2s"], flags].concat());
+    for place in Place::all() {
+        let server = place.start(&["--session-ttl", "2s"]);
         let caller = server.caller();
         caller
             .post(COMPLETIONS, turn("idle", &prompt(20, 1), 2))
@@ -91,29 +89,28 @@ async fn a_session_is_forgotten_when_it_was_not_used_for_so_long() {
 
 #[tokio::test]
 async fn the_time_runs_on_while_no_server_does() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let server = Process::on(directory.path(), &["--session-ttl", "3s"]);
-    let caller = server.caller();
-    caller
-        .post(COMPLETIONS, turn("old", &prompt(20, 1), 2))
-        .await
-        .ok();
-    server.stop();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let server = Process::on(directory.path(), &["--session-ttl", "3s"]);
-    assert_eq!(server.caller().session("old").await.status, 404);
-    assert_eq!(
-        server.caller().get("/v1/sessions").await.ok()["data"],
-        json!([])
-    );
+    for place in Place::durable() {
+        let server = place.start(&["--session-ttl", "3s"]);
+        let caller = server.caller();
+        caller
+            .post(COMPLETIONS, turn("old", &prompt(20, 1), 2))
+            .await
+            .ok();
+        server.stop();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let server = place.start(&["--session-ttl", "3s"]);
+        assert_eq!(server.caller().session("old").await.status, 404);
+        assert_eq!(
+            server.caller().get("/v1/sessions").await.ok()["data"],
+            json!([])
+        );
+    }
 }
 
 #[tokio::test]
 async fn a_key_has_so_many_sessions_and_is_told_so() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let durable = directory.path().to_str().expect("a path");
-    for flags in [&[][..], &["--session-dir", durable]] {
-        let server = Process::start(&[&["--session-limit", "2"], flags].concat());
+    for place in Place::all() {
+        let server = place.start(&["--session-limit", "2"]);
         let nobody = server.caller();
         for caller in [nobody.clone(), nobody.with_key("sk-1")] {
             caller
@@ -150,11 +147,9 @@ async fn a_key_has_so_many_sessions_and_is_told_so() {
 
 #[tokio::test]
 async fn a_session_that_is_forgotten_takes_no_place() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let durable = directory.path().to_str().expect("a path");
-    for flags in [&[][..], &["--session-dir", durable]] {
+    for place in Place::all() {
         let limits = ["--session-limit", "1", "--session-ttl", "2s"];
-        let server = Process::start(&[&limits[..], flags].concat());
+        let server = place.start(&limits);
         let caller = server.caller();
         for name in ["one", "two", "two", "three"] {
             caller

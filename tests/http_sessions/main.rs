@@ -1,14 +1,49 @@
-//! Sessions over a real socket: what every endpoint does and refuses, in both dialects.
+//! Sessions over a real socket: what every endpoint does and refuses, in both dialects, and over
+//! every place where sessions can be.
+
+#![allow(clippy::duplicate_mod, reason = "the same tests over every place")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod busy;
+mod caches;
 mod durable;
-mod fork;
 mod limits;
-mod tenants;
-mod turns;
+mod places;
+
+/// The tests of one server, over one place.
+macro_rules! over {
+    ($($name:ident: $place:ident,)*) => {$(
+        #[path = "."]
+        mod $name {
+            mod busy;
+            mod fork;
+            mod tenants;
+            mod turns;
+
+            use crate::places::Place;
+            use crate::support::{Setup, TestServer};
+
+            /// Puts a server's sessions there.
+            fn there(setup: &mut Setup) {
+                Place::$place.prepare(setup);
+            }
+
+            /// A server with its sessions there.
+            fn start() -> TestServer {
+                let mut setup = Setup::default();
+                there(&mut setup);
+                TestServer::with(setup)
+            }
+        }
+    )*};
+}
+
+over! {
+    memory: Memory,
+    directory: Directory,
+    database: Database,
+}
 
 use serde_json::{Value, json};
 use support::Answer;

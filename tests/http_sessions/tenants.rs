@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use crate::support::process::Process;
-use crate::support::{TestServer, client};
+use super::start;
+use crate::support::client;
 use crate::{COMPLETIONS, is_refused, prompt, turn};
 
 #[tokio::test]
 async fn the_same_name_is_another_session_under_another_key() {
-    let server = TestServer::start();
+    let server = start();
     let nobody = server.caller();
     let callers = [
         nobody.clone(),
@@ -37,7 +37,7 @@ async fn the_same_name_is_another_session_under_another_key() {
 
 #[tokio::test]
 async fn anothers_session_is_as_if_it_were_not_there() {
-    let server = TestServer::start();
+    let server = start();
     let owner = server.caller().with_key("sk-owner");
     owner
         .post(COMPLETIONS, turn("mine", &prompt(20, 1), 2))
@@ -65,7 +65,7 @@ async fn anothers_session_is_as_if_it_were_not_there() {
 /// The scheme of HTTP's authorization is written in any case, and parted by any number of spaces.
 #[tokio::test]
 async fn the_key_is_the_same_however_its_scheme_is_written() {
-    let server = TestServer::start();
+    let server = start();
     let caller = server.caller().with_key("sk-1");
     caller
         .post(COMPLETIONS, turn("tale", &[1, 2], 1))
@@ -84,32 +84,4 @@ async fn the_key_is_the_same_however_its_scheme_is_written() {
     assert_eq!(status("Bearer sk-12").await, 404);
     assert_eq!(status("Bearer SK-1").await, 404);
     assert_eq!(status("Bearer ").await, 404);
-}
-
-#[tokio::test]
-async fn a_key_does_not_show_by_its_caches_what_others_asked() {
-    let cached = |caller: crate::support::caller::Caller| async move {
-        let answer = caller
-            .post(COMPLETIONS, crate::fresh(&prompt(100, 1), 1))
-            .await
-            .ok();
-        answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone()
-    };
-    let server = Process::start(&[]);
-    let caller = server.caller();
-    assert_eq!(cached(caller.clone()).await, 0);
-    assert_eq!(cached(caller.with_key("a")).await, 0);
-    assert_eq!(cached(caller.with_key("b")).await, 0);
-    assert_eq!(cached(caller.with_key("b")).await, 99);
-    assert_eq!(cached(caller).await, 99);
-
-    let server = Process::start(&["--share-prefix-cache"]);
-    let caller = server.caller();
-    assert_eq!(cached(caller.with_key("a")).await, 0);
-    assert_eq!(cached(caller.with_key("b")).await, 99);
-    assert_eq!(cached(caller.clone()).await, 99);
-    // Sessions are apart nevertheless.
-    let a = caller.with_key("a");
-    a.post(COMPLETIONS, turn("tale", &[1, 2], 1)).await.ok();
-    assert_eq!(caller.with_key("b").session("tale").await.status, 404);
 }

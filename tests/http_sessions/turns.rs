@@ -10,7 +10,7 @@ use crate::{COMPLETIONS, GENERATE, fresh, native, prompt, told, turn, with};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
+static SERVER: LazyLock<TestServer> = LazyLock::new(super::start);
 
 #[tokio::test]
 async fn field_and_header_name_a_session_in_both_dialects_and_at_every_endpoint() {
@@ -229,7 +229,7 @@ async fn a_turn_that_fails_leaves_no_trace() {
 
 #[tokio::test]
 async fn a_client_that_leaves_keeps_what_it_was_sent() {
-    let server = slow(Duration::from_millis(20), |_| ());
+    let server = slow(Duration::from_millis(20), super::there);
     let caller = server.caller();
     for (path, body) in [
         (
@@ -281,7 +281,8 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
 #[tokio::test]
 async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
     // The prompt is read in 15 steps, after three of which the engine is held.
-    let (server, gate) = held(3, |setup| {
+    let (server, gate) = held(3, |setup: &mut Setup| {
+        super::there(setup);
         setup.engine.max_step_tokens = 64;
     });
     let caller = server.caller();
@@ -319,7 +320,7 @@ async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
 
 #[tokio::test]
 async fn a_deleted_session_is_gone_and_a_running_turn_does_not_bring_it_back() {
-    let server = slow(Duration::from_millis(5), |_| ());
+    let server = slow(Duration::from_millis(5), super::there);
     let caller = server.caller();
     let body = with(endless(), json!({"session_id": "gone", "stream": true}));
     let mut stream = sse::Live::new(caller.send(COMPLETIONS, body).await);

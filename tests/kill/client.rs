@@ -86,7 +86,8 @@ impl Client {
         while self.step(&caller, reference).await.is_ok() {}
     }
 
-    async fn step(&mut self, caller: &Caller, reference: &Reference) -> Result<(), Gone> {
+    /// Does one thing.
+    pub async fn step(&mut self, caller: &Caller, reference: &Reference) -> Result<(), Gone> {
         let there: Vec<String> = self.there().map(str::to_owned).collect();
         let name = match self.random.below(10) {
             0..6 if !there.is_empty() => self.random.pick(&there).clone(),
@@ -334,6 +335,14 @@ fn accepted(status: u16, body: Value) -> Result<Value, Gone> {
     match status {
         200 | 201 => Ok(body),
         503 => Err(Gone),
+        // The connection to a database broke in the wrong moment.
+        500 if is_unknown(&body) => Err(Gone),
         status => panic!("{status}: {body}"),
     }
+}
+
+/// Whether an answer says that it is not known if the turn was kept, in either dialect.
+fn is_unknown(body: &Value) -> bool {
+    let names = [&body["error_type"], &body["error"]["code"]];
+    names.contains(&&json!("session_state_unknown"))
 }

@@ -4,7 +4,9 @@
 
 pub mod caller;
 pub mod load;
+pub mod metrics;
 pub mod pace;
+pub mod postgres;
 pub mod process;
 pub mod script;
 pub mod sse;
@@ -22,6 +24,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::model::ModelSource;
 use skald::model::gpt2::{Gpt2, Runtime};
 use skald::request::Limits;
+use skald::session::postgres::Database;
 use skald::session::snapshots::{SnapshotConfig, Snapshots};
 use skald::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
 use skald::text::template::TemplateSource;
@@ -35,6 +38,8 @@ pub struct Setup {
     pub source: ModelSource,
     pub engine: EngineConfig,
     pub sessions: SessionConfig,
+    /// URL of the database of sessions.
+    pub store: Option<String>,
     pub http: HttpConfig,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
@@ -53,6 +58,7 @@ impl Default for Setup {
                 ..EngineConfig::default()
             },
             sessions: SessionConfig::default(),
+            store: None,
             http: HttpConfig::default(),
             model_defaults: false,
             chat_template: None,
@@ -104,6 +110,7 @@ pub fn serving(setup: &Setup) -> Serving {
         source: setup.source.to_string(),
         parameters: config.parameters() as u64,
         dtype: "f32".to_owned(),
+        isa: "test".to_owned(),
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_embd: config.n_embd,
@@ -153,11 +160,18 @@ impl TestServer {
     }
 
     /// Starts a server on a thread of its own, so that tests with runtimes of their own share it.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "a setup is made for one server"
-    )]
-    pub fn with(setup: Setup) -> Self {
+    pub fn with(mut setup: Setup) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        setup.sessions.database = setup.store.as_deref().map(|url| {
+            let open = Database::open(url, None, Duration::from_secs(10));
+            // This thread may be in a runtime of its own.
+            let opened = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(open)).join());
+            opened.expect("no panic").expect("a database")
+        });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
         let address = listener.local_addr().expect("an address");
@@ -176,11 +190,6 @@ impl TestServer {
         let thread = std::thread::spawn({
             let (app, stop) = (app.clone(), stop.clone());
             move || {
-                let runtime = tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .enable_all()
-                    .build()
-                    .expect("a runtime");
                 runtime.block_on(async move {
                     let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
                     skald::http::run(listener, app, stop)

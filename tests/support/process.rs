@@ -15,7 +15,12 @@ use super::pace::PATIENCE;
 pub fn skald(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
     let ours = std::env::vars().map(|(name, _)| name);
-    for name in ours.filter(|n| n.starts_with("SKALD_") || n.starts_with("HF_")) {
+    let sets = |name: &String| {
+        ["SKALD_", "HF_", "OTEL_"]
+            .iter()
+            .any(|p| name.starts_with(p))
+    };
+    for name in ours.filter(sets) {
         command.env_remove(name);
     }
     command.args(arguments).stdin(Stdio::null());
@@ -37,8 +42,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `skald serve` on a free port; does not wait for it.
+    /// Starts `skald serve` on a free port; does not wait for it. The URL of a database is given in
+    /// the environment, as it should be.
     pub fn spawn(flags: &[&str]) -> Self {
+        match flags.iter().position(|flag| *flag == "--session-store") {
+            Some(at) => {
+                let rest = [&flags[..at], &flags[at + 2..]].concat();
+                Self::spawn_in(&[("SKALD_SESSION_STORE", flags[at + 1])], &rest)
+            }
+            None => Self::spawn_in(&[], flags),
+        }
+    }
+
+    /// The same with these variables set.
+    pub fn spawn_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let unless_given = DEFAULTS
             .into_iter()
             .filter(|[flag, _]| !flags.contains(flag));
@@ -47,6 +64,7 @@ impl Process {
         let child = skald(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(unless_given.flatten())
             .args(flags)
+            .envs(environment.iter().copied())
             .stdout(file())
             .stderr(file())
             .spawn()
@@ -58,6 +76,14 @@ impl Process {
     #[track_caller]
     pub fn start(flags: &[&str]) -> Self {
         let mut server = Self::spawn(flags);
+        server.wait_until_ready();
+        server
+    }
+
+    /// The same with these variables set.
+    #[track_caller]
+    pub fn start_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        let mut server = Self::spawn_in(environment, flags);
         server.wait_until_ready();
         server
     }
@@ -81,21 +107,32 @@ impl Process {
     }
 
     /// Where it is ready, once it is.
-    fn address(&self) -> Option<String> {
+    pub fn address(&self) -> Option<String> {
         self.messages()
             .find_map(|line| Some(line.strip_prefix("ready at ")?.to_owned()))
     }
 
     /// What was logged, without what belongs to it.
     fn messages(&self) -> impl Iterator<Item = String> {
-        let lines: Vec<Value> = self
-            .log()
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        lines
+        self.lines()
             .into_iter()
             .filter_map(|line| Some(line["message"].as_str()?.to_owned()))
+    }
+
+    /// The lines that were logged.
+    fn lines(&self) -> Vec<Value> {
+        let log = self.log();
+        let lines = log.lines();
+        lines
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// The lines that were logged with this message.
+    pub fn logged(&self, message: &str) -> Vec<Value> {
+        let mut lines = self.lines();
+        lines.retain(|line| line["message"] == message);
+        lines
     }
 
     /// All that was logged so far.
@@ -115,10 +152,22 @@ impl Process {
         Caller::new(self.address().expect("it is ready"))
     }
 
+    /// Starts a server whose sessions are in a database, with a short lease.
+    #[track_caller]
+    pub fn with_store(url: &str, flags: &[&str]) -> Self {
+        let store = ["--session-store", url, "--session-lease", "2s"];
+        Self::start(&[&store, flags].concat())
+    }
+
     /// Asks it to stop, as an orchestrator does.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.expect("kill runs").success());
     }
 
@@ -126,9 +175,26 @@ impl Process {
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         self.terminate();
+        self.ended()
+    }
+
+    /// Waits for its graceful end.
+    #[track_caller]
+    pub fn ended(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "{status}\n{}", self.log());
         status
+    }
+
+    /// Waits for its graceful end, for so long.
+    #[track_caller]
+    pub fn ended_within(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        while self.child.try_wait().expect("a status").is_none() {
+            assert!(Instant::now() < deadline, "it runs on:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.ended()
     }
 
     /// Ends it at once, by SIGKILL.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, Url};
 use serde_json::Value;
 
@@ -141,9 +141,14 @@ async fn checked(response: Response) -> Result<Response, Failure> {
     } else {
         FailureKind::Status(status.as_u16())
     };
+    let retry_after = response.headers().get(RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
     let text = response.text().await.unwrap_or_default();
     let message = serde_json::from_str(&text)
         .ok()
         .and_then(|body| error_message(&body));
-    Err(Failure::new(kind, message.unwrap_or(text)))
+    Err(Failure {
+        retry_after: retry_after.map(Duration::from_secs),
+        ..Failure::new(kind, message.unwrap_or(text))
+    })
 }

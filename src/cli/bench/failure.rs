@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 /// Longer messages are cut: they are shown as examples.
 const MAX_MESSAGE_CHARS: usize = 300;
@@ -14,6 +15,8 @@ pub(super) struct Failure {
     pub kind: FailureKind,
     /// What was said.
     pub message: String,
+    /// When the server says to come back.
+    pub retry_after: Option<Duration>,
 }
 
 /// How failures are counted.
@@ -41,7 +44,11 @@ impl Failure {
             message.truncate(at);
             message.push('…');
         }
-        Self { kind, message }
+        Self {
+            kind,
+            message,
+            retry_after: None,
+        }
     }
 
     /// The client's own error, with its causes.

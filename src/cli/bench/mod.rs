@@ -5,6 +5,7 @@
 //! | `lengths`, `workload` | what is asked: lengths, prompts |
 //! | `load`, `run`, `progress` | when: closed loop, open loop; a whole load, and how far it is |
 //! | `dialect`, `client`, `sse` | one request and its answer |
+//! | `retry` | a request that is sent again after a failure |
 //! | `timeline`, `failure` | what came of it |
 //! | `stats`, `report` | what came of all, as a table and as JSON |
 //!
@@ -35,6 +36,7 @@ mod lengths;
 mod load;
 mod progress;
 mod report;
+mod retry;
 mod run;
 mod sse;
 mod stats;
@@ -124,6 +126,10 @@ pub struct Bench {
         help_heading = "Load"
     )]
     timeout: Duration,
+    /// Send a request that failed again up to so many times, where that may help: no connection, a
+    /// stream that broke off, 408, 409, 429 and 5xx; latencies count from its first attempt
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Load")]
+    retries: u32,
     /// Lengths of prompts, in words that are a token each to most models
     #[arg(
         long,
@@ -248,7 +254,7 @@ impl Bench {
             output: self.output_tokens,
             shared_prefix: self.shared_prefix,
         };
-        let run = Run::new(target, options, workload);
+        let run = Run::new(target, options, workload, self.retries);
         if self.warmup > 0 {
             // A closed loop in any case: what is not counted need not arrive at random.
             let pace = Pace::Closed(self.concurrency.unwrap_or(NonZeroUsize::MIN));
@@ -302,6 +308,7 @@ impl Bench {
             temperature: self.temperature,
             seed,
             warmup: self.warmup,
+            max_retries: self.retries,
         }
     }
 }

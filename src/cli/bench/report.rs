@@ -34,6 +34,8 @@ pub(super) struct Setup {
     pub temperature: f64,
     /// Draws prompts, lengths and arrivals.
     pub seed: u64,
+    /// Attempts a request has after its first.
+    pub max_retries: u32,
     /// Requests before these, not counted.
     pub warmup: u64,
 }
@@ -65,6 +67,8 @@ pub(super) struct Measured {
     pub answered: Vec<Answered>,
     /// Not so.
     pub failed: FailureCounts,
+    /// Attempts after a first that failed, over all requests.
+    pub retries: u64,
     /// From the start until the last request was over.
     pub elapsed: Duration,
     /// Ended early, with Ctrl-C.
@@ -126,6 +130,8 @@ pub(super) struct Requests {
     pub failed: usize,
     /// Sent or waiting when the run was ended early.
     pub cancelled: u64,
+    /// Attempts after a first that failed, over all requests.
+    pub retries: u64,
 }
 
 /// A way to fail.
@@ -192,6 +198,7 @@ impl Report {
                 rejected,
                 failed: failed - rejected,
                 cancelled: measured.unfinished(),
+                retries: measured.retries,
             },
             errors: errors(&measured.failed),
             tokens: Tokens {
@@ -252,6 +259,7 @@ impl fmt::Display for Report {
             rejected,
             failed,
             cancelled,
+            retries,
         } = self.requests;
         write!(
             f,
@@ -259,6 +267,9 @@ impl fmt::Display for Report {
         )?;
         if cancelled > 0 {
             write!(f, ", {cancelled} cancelled")?;
+        }
+        if retries > 0 {
+            write!(f, ", {retries} retries")?;
         }
         writeln!(f, " in {:.2} s{interrupted}", self.duration_s)?;
         let tokens = self.tokens;
@@ -361,6 +372,7 @@ mod tests {
             temperature: 0.0,
             seed: 1,
             warmup: 0,
+            max_retries: 1,
         }
     }
 
@@ -386,6 +398,7 @@ mod tests {
             arrived: 8,
             answered: vec![answered(2), answered(4)],
             failed,
+            retries: 5,
             elapsed: Duration::from_secs(2),
             interrupted: true,
         }
@@ -398,7 +411,7 @@ mod tests {
         assert_eq!(report["load"], json!({"kind": "closed", "concurrency": 2}));
         assert_eq!(
             report["requests"],
-            json!({"completed": 2, "rejected": 1, "failed": 3, "cancelled": 2})
+            json!({"completed": 2, "rejected": 1, "failed": 3, "cancelled": 2, "retries": 5})
         );
         assert_eq!(
             report["errors"],
@@ -439,7 +452,7 @@ mod tests {
         for part in [
             "http://server (openai, m)",
             "open loop, 2.5 requests/s, at most 4 in flight",
-            "2 completed, 3 failed, 1 rejected (429), 2 cancelled in 2.00 s, ended early",
+            "2 completed, 3 failed, 1 rejected (429), 2 cancelled, 5 retries in 2.00 s, ended early",
             "128 read, 6 written of 8 asked\n",
             "1.00 requests/s, 3.0 output tokens/s, 67.0 total tokens/s",
             "2 x HTTP 500: oh",

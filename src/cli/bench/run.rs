@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
@@ -12,6 +13,7 @@ use super::dialect::BodyOptions;
 use super::load::{self, Extent, Pace, Progress};
 use super::progress::Bar;
 use super::report::Measured;
+use super::retry;
 use super::workload::{Number, Workload};
 
 /// How often the progress bar is drawn.
@@ -22,12 +24,15 @@ pub(super) struct Run {
     target: Arc<Target>,
     options: Arc<BodyOptions>,
     workload: Arc<Workload>,
+    /// Attempts a request has after its first.
+    max_retries: u32,
 }
 
 impl Run {
     /// A run against a server.
-    pub fn new(target: Target, options: BodyOptions, workload: Workload) -> Self {
+    pub fn new(target: Target, options: BodyOptions, workload: Workload, max_retries: u32) -> Self {
         Self {
+            max_retries,
             target: Arc::new(target),
             options: Arc::new(options),
             workload: Arc::new(workload),
@@ -39,12 +44,18 @@ impl Run {
     pub async fn load(&self, pace: Pace, extent: Extent, number: fn(u64) -> Number) -> Measured {
         let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
         let workload = Arc::clone(&self.workload);
+        let max_retries = self.max_retries;
+        let retries = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&retries);
         let one = move |ticket: load::Ticket| {
             let (target, options) = (Arc::clone(&target), Arc::clone(&options));
-            let workload = Arc::clone(&workload);
+            let (workload, counter) = (Arc::clone(&workload), Arc::clone(&counter));
             async move {
                 let ask = workload.ask(number(ticket.number));
-                target.stream(&ask, &options, ticket.arrival).await
+                let outcome =
+                    retry::stream(&target, &ask, &options, ticket.arrival, max_retries).await;
+                counter.fetch_add(u64::from(outcome.retries), Ordering::Relaxed);
+                outcome.result
             }
         };
         let (send, mut progress) = unbounded_channel();
@@ -67,6 +78,7 @@ impl Run {
                     Some(Progress::Arrived) => measured.arrived += 1,
                     Some(Progress::Done(outcome)) => {
                         measured.elapsed = started.elapsed();
+                        measured.retries = retries.load(Ordering::Relaxed);
                         match outcome {
                             Ok(answered) => measured.answered.push(answered),
                             Err(failure) => measured.failed.add(failure),

@@ -1,5 +1,7 @@
 //! What the worker does for beam searches.
 
+use std::time::Instant;
+
 use tracing::error;
 
 use super::Worker;
@@ -26,11 +28,11 @@ impl Worker {
     }
 
     /// Hands a search one of its rows; with the last row of a step it goes on or ends.
-    pub(super) fn advance_beams(&mut self, part: Part, ranked: Ranked) {
+    pub(super) fn advance_beams(&mut self, part: Part, ranked: Ranked, at: Instant) {
         let Some(active) = self.active.get_mut(&part.request) else {
             return;
         };
-        active.report_prompt();
+        active.report_prompt(at);
         let (Some(beams), Some(ranked)) = (&mut active.beams, ranked) else {
             return;
         };
@@ -41,7 +43,11 @@ impl Worker {
         match beams.take(part.id, row, &mut self.scheduler) {
             Step::Next => (),
             Step::Done(hypotheses) => {
-                active.deliver_beams(hypotheses);
+                let returned = hypotheses.iter().take(active.clients());
+                let tokens: usize = returned.map(|beam| beam.tokens.len()).sum();
+                self.status.generated_tokens += tokens;
+                self.published.offer(&self.status);
+                active.deliver_beams(hypotheses, at);
                 self.finish(part.request);
             }
         }

@@ -1,6 +1,5 @@
 //! What moves in the KV memory outside of a pass: copies, blocks that leave, blocks that come back.
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
 
@@ -90,11 +89,10 @@ impl Worker {
             return;
         };
         let sent = keeper.try_send(block);
-        let count = match sent {
-            Ok(()) => &self.gauges.evicted_blocks,
-            Err(_) => &self.gauges.lost_blocks,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
+        match sent {
+            Ok(()) => self.status.evicted_blocks += 1,
+            Err(_) => self.status.lost_blocks += 1,
+        }
         if let Err(TrySendError::Disconnected(_)) = sent {
             warn!("no one keeps evicted blocks of the KV cache any more");
             self.config.evicted = None;
@@ -102,7 +100,7 @@ impl Worker {
     }
 
     fn read(&self, Eviction { block, prefix }: Eviction) -> Option<EvictedBlock> {
-        let mut bytes = Vec::with_capacity(self.block_bytes);
+        let mut bytes = Vec::with_capacity(self.status.kv_block_bytes);
         match self.kv.read_block(block.0, &mut bytes) {
             Ok(()) => Some(EvictedBlock { prefix, bytes }),
             Err(failure) => {
@@ -147,7 +145,7 @@ impl Worker {
         if !self.carry_out_moves() {
             return 0;
         }
-        let blocks: Vec<&[u8]> = bytes.chunks_exact(self.block_bytes).collect();
+        let blocks: Vec<&[u8]> = bytes.chunks_exact(self.status.kv_block_bytes).collect();
         let count = blocks.len();
         let import = self.scheduler.begin_import(root, tokens, first, count);
         // Only blocks that leave for those that come: nothing that could fail.

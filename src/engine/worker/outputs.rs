@@ -1,6 +1,6 @@
 //! From what a forward pass gives to what requests receive.
 
-use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tracing::error;
 
@@ -17,7 +17,9 @@ use crate::model::gpt2::Outputs;
 impl Worker {
     /// Hands every row of hidden states and of logits to the request it belongs to.
     pub(super) fn take_outputs(&mut self, plan: &[Part], batch: &StepBatch, outputs: &Outputs) {
-        self.gauges.steps.fetch_add(1, Ordering::Relaxed);
+        let tokens = plan.iter().map(|part| part.tokens).sum();
+        self.status.steps += 1;
+        self.status.step_tokens.observe(tokens);
         for &part in plan {
             self.scheduler.computed(part);
         }
@@ -33,6 +35,8 @@ impl Worker {
         let read = with_values(&outputs.logits, |logits| {
             draw_all(pool, &mut rows, logits, vocab_size);
         });
+        self.count(&rows);
+        let drawn_at = Instant::now();
         let mut rows = rows.into_iter();
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
@@ -46,11 +50,11 @@ impl Worker {
                 }) => {
                     self.active.insert(part.id, active);
                     self.take_prompt_rows(part.id, wanted, prompt);
-                    self.advance(*part, drawn, failed);
+                    self.advance(*part, drawn, failed, drawn_at);
                 }
                 Some(Row::Rank { ranked, .. }) => {
                     self.take_prompt_rows(part.request, wanted, prompt);
-                    self.advance_beams(*part, ranked);
+                    self.advance_beams(*part, ranked, drawn_at);
                 }
                 _ => self.take_prompt_rows(part.request, wanted, prompt),
             }
@@ -99,27 +103,39 @@ impl Worker {
         rows
     }
 
+    /// Counts what the step drew and publishes it, so that the figures are never behind what a
+    /// client has received.
+    fn count(&mut self, rows: &[Row]) {
+        let status = &mut self.status;
+        for row in rows {
+            if let Row::Draw { draft, drawn, .. } = row {
+                status.drafted += draft.len();
+                status.accepted += drawn.len().saturating_sub(1);
+                status.generated_tokens += drawn.len();
+            }
+        }
+        self.published.offer(&self.status);
+    }
+
     /// Sends one sequence the tokens drawn for it, and takes them in.
-    fn advance(&mut self, part: Part, drawn: Vec<GeneratedToken>, failed: Option<GenerateError>) {
+    fn advance(
+        &mut self,
+        part: Part,
+        drawn: Vec<GeneratedToken>,
+        failed: Option<GenerateError>,
+        at: Instant,
+    ) {
         let id = part.id;
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        if active.report_prompt().is_some() {
+        if active.report_prompt(at).is_some() {
             return self.finish(id);
         }
-        let right = drawn.len().saturating_sub(1);
-        self.gauges
-            .drafted
-            .fetch_add(part.drafted, Ordering::Relaxed);
-        self.gauges.accepted.fetch_add(right, Ordering::Relaxed);
-        self.gauges
-            .generated_tokens
-            .fetch_add(drawn.len(), Ordering::Relaxed);
         let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
         let finished = drawn.last().is_some_and(|token| token.finish.is_some());
         for token in drawn {
-            active.deliver(token);
+            active.deliver(token, at);
         }
         self.scheduler.push_tokens(id, &tokens);
         if finished {

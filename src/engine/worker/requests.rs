@@ -7,7 +7,7 @@ use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::event::GenerateError;
 use crate::engine::handle::Submission;
 use crate::engine::sequence::{Sequence, SequenceId, context_start};
-use crate::request::{GenerateRequest, Output};
+use crate::request::GenerateRequest;
 
 impl Worker {
     /// Accepts a request, or says why it can never run.
@@ -26,12 +26,10 @@ impl Worker {
         let config = self.model.config();
         let max_tokens = request.stop.max_tokens;
         let tokens = [&request.history[..], &request.prompt].concat();
-        // What is in the cache has neither logits nor hidden states.
-        let may_reuse = !request.logprobs.prompt && request.output == Output::Text;
         let mut active = Active::new(request, clients, place, &tokens, config);
         let root = self.root(active.request.tenant);
         let keep = active.request.keep_kv && self.config.evicted.is_some();
-        let sequence = Sequence::new(id, tokens, config.n_positions, may_reuse);
+        let sequence = Sequence::new(id, tokens, config.n_positions, active.reuses_cache());
         let mut sequence = sequence.with_root(root).with_keep(keep);
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
@@ -92,6 +90,7 @@ impl Worker {
             active.fail(error.clone());
         }
         self.active.clear();
-        self.publish_gauges();
+        self.measure();
+        self.published.set(&self.status);
     }
 }

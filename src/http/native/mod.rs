@@ -134,12 +134,14 @@ async fn answer(
     let requests = std::mem::take(&mut plan.requests);
     let turn = plan.turn.take();
     let wanted = Wanted::new(plan, &requests);
-    let generations = TextGeneration::start_all(&serving, requests, turn, true).await?;
+    let trace = &scope.trace;
+    trace.asks(&serving.info.id, &requests, requests.len());
+    let generations = TextGeneration::start_all(app, &serving, requests, turn, trace, true).await?;
     let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
     if form == Form::Stream {
         let writer = answer::Events::new(tokens, wanted);
-        let events = sse::events(generations, writer, in_flight);
-        return Ok(sse::respond(events, app.config().keep_alive));
+        let keep_alive = app.config().keep_alive;
+        return Ok(sse::respond(generations, writer, in_flight, keep_alive));
     }
     let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
     let answer = tokens.answer(&wanted, wholes)?;

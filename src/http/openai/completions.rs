@@ -65,7 +65,7 @@ pub(in crate::http) async fn completions(
         choices: plan.choices,
         telling: plan.telling,
     };
-    reply::respond(&app, in_flight, wording, requests, turn).await
+    reply::respond(&app, in_flight, wording, requests, turn, &scope.trace).await
 }
 
 /// Completions in OpenAI's words.

@@ -4,6 +4,7 @@
 //! [`crate::engine::bulk`]); the handler only cuts them out of the body and puts the vectors
 //! together. It must not hold up its thread, so each vector is written out as it comes.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
@@ -18,12 +19,14 @@ use utoipa::ToSchema;
 
 use super::prompt::{Prompt, token_ids};
 use super::shared::check_model;
-use crate::engine::{Bulk, GenerateError, TokenEvent};
+use crate::engine::{Bulk, FinishReason, GenerateError, TokenEvent};
 use crate::http::app::{App, Serving};
 use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
 use crate::http::layers::Scope;
+use crate::http::metrics::Observations;
 use crate::http::openapi::OpenAiErrors;
+use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
 
 /// Inputs of one request that are on their way or wait for a place; more would only wait too.
@@ -145,18 +148,21 @@ pub(in crate::http) async fn embeddings(
     let format = body.encoding_format.unwrap_or_default();
     let requests = body.plan(&serving, &scope).await?;
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
+    scope.trace.asks(&serving.info.id, &requests, 1);
     let bulk = serving.engine.bulk()?;
     let data: Vec<EmbeddedInput> = stream::iter(requests.into_iter().enumerate())
-        .map(|(index, request)| embedding(&bulk, format, index, request))
+        .map(|(index, request)| {
+            let submitted = Submitted::now(&request, scope.trace.generation(index));
+            embedding(&bulk, app.observations(), format, index, request, submitted)
+        })
         .buffered(IN_FLIGHT)
         .try_collect()
         .await?;
     tracing::info!(
-        id = %scope.id,
         inputs = data.len(),
         prompt_tokens = tokens,
         total_ms = started.elapsed().as_secs_f64() * 1e3,
-        "embeddings over"
+        "embeddings finished"
     );
     Ok(Json(EmbeddingList {
         object: "list",
@@ -238,17 +244,29 @@ fn check_dimensions(dimensions: Option<i64>, n_embd: usize) -> Result<(), ApiErr
 /// Runs one input.
 async fn embedding(
     bulk: &Bulk,
+    observations: &Arc<Observations>,
     format: EncodingFormat,
     index: usize,
     request: GenerateRequest,
+    submitted: Submitted,
 ) -> Result<EmbeddedInput, ApiError> {
     let mut generation = bulk.submit(request).await?;
-    let mean = match generation.next().await {
-        Some(TokenEvent::Prefilled(report)) => report.embedding,
-        Some(TokenEvent::Failed(error)) => return Err(error.into()),
-        Some(TokenEvent::Token(_)) | None => None,
+    let mut timeline = Timeline::new(submitted, observations);
+    let timed = generation.next_timed().await;
+    timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));
+    let mean = match timed.map(|timed| (timed.event, timed.at)) {
+        Some((TokenEvent::Prefilled(report), at)) => {
+            timeline.prompt(&report, at);
+            report.embedding.ok_or(GenerateError::Incomplete)
+        }
+        Some((TokenEvent::Failed(error), _)) => Err(error),
+        Some((TokenEvent::Token(_), _)) | None => Err(GenerateError::Incomplete),
     };
-    let mean = mean.ok_or(GenerateError::Incomplete)?;
+    timeline.end(match &mean {
+        Ok(_) => Ending::Finished(FinishReason::Complete),
+        Err(_) => Ending::Failed,
+    });
+    let mean = mean?;
     Ok(EmbeddedInput {
         object: "embedding",
         index,

@@ -15,6 +15,7 @@ use crate::engine::PromptReport;
 use crate::http::app::{App, InFlight, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
+use crate::http::request_trace::RequestTrace;
 use crate::http::sse::{self, Writer};
 use crate::request::GenerateRequest;
 use crate::session::Turn;
@@ -118,9 +119,15 @@ pub(super) async fn respond<W: Wording>(
     wording: W,
     requests: Vec<GenerateRequest>,
     turn: Option<Turn>,
+    trace: &RequestTrace,
 ) -> Result<Response, ApiError> {
-    let serving = &wording.reply().serving;
-    let generations = TextGeneration::start_all(serving, requests, turn, false).await?;
+    let Reply {
+        serving,
+        per_prompt,
+        ..
+    } = wording.reply();
+    trace.asks(&serving.info.id, &requests, *per_prompt);
+    let generations = TextGeneration::start_all(app, serving, requests, turn, trace, false).await?;
     if wording.reply().streaming.stream {
         let writer = Chunks {
             wording,
@@ -128,8 +135,8 @@ pub(super) async fn respond<W: Wording>(
             open: generations.len(),
             done: false,
         };
-        let events = sse::events(generations, writer, in_flight);
-        return Ok(sse::respond(events, app.config().keep_alive));
+        let keep_alive = app.config().keep_alive;
+        return Ok(sse::respond(generations, writer, in_flight, keep_alive));
     }
     let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
     Ok(wording.whole(wholes))

@@ -282,7 +282,7 @@ impl SharedFields {
 ///
 /// # Errors
 /// `model_not_found`.
-pub(super) fn check_model(model: Option<&str>, serving: &Serving) -> Result<(), ApiError> {
+pub(in crate::http) fn check_model(model: Option<&str>, serving: &Serving) -> Result<(), ApiError> {
     match model {
         Some(model) if !serving.info.is_called(model) => {
             Err(ApiError::model_not_found(model, &serving.info.id))

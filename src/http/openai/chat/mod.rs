@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`request`] | the body, and how it becomes requests to the engine |
 //! | [`messages`] | the messages in it |
+//! | [`conversation`] | how messages become a prompt, also for `/tokenize` |
 //! | [`answer`] | the objects of the answer |
 //!
 //! How messages become a prompt is [`crate::text::template`]'s business.
 
 mod answer;
-mod messages;
+pub(in crate::http) mod conversation;
+pub(in crate::http) mod messages;
 mod request;
 
 use std::sync::Arc;
@@ -87,7 +89,7 @@ pub(in crate::http) async fn completions(
         ),
         with_logprobs: plan.logprobs.is_some(),
     };
-    reply::respond(&app, in_flight, wording, plan.requests, None).await
+    reply::respond(&app, in_flight, wording, plan.requests, None, &scope.trace).await
 }
 
 /// Chat completions in OpenAI's words.

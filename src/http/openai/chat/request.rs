@@ -1,20 +1,17 @@
 //! The body of `POST /v1/chat/completions`, and how it becomes requests to the engine.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::conversation;
 use super::messages::MessageField;
 use crate::http::app::Serving;
 use crate::http::body::objects;
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
-use crate::http::generation::off_thread;
 use crate::http::layers::Scope;
 use crate::http::openai::shared::{self, Length, Streaming, WithShared};
 use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
-use crate::text::template::{Ending, Message};
 
 /// The body of a chat completion request.
 pub(in crate::http) type ChatBody = WithShared<ChatRequest>;
@@ -92,8 +89,8 @@ impl ChatBody {
         let logprobs = own.logprobs(serving)?;
         let truncation = shared.truncation()?;
         let length = own.length(serving)?;
-        let ending = own.ending()?;
-        let messages = own.messages()?;
+        let ending = conversation::ending(own.continue_final_message, own.add_generation_prompt)?;
+        let messages = conversation::messages(own.messages.take())?;
         let mut draft = RequestDraft {
             prompt_field: "messages",
             logprobs: LogprobsWanted {
@@ -104,7 +101,7 @@ impl ChatBody {
             ..shared.draft(serving, scope, length)?
         };
         let stops = serving.chat.stops(&messages);
-        let mut prompt = prompt(serving, messages, ending).await?;
+        let mut prompt = conversation::prompt(serving, messages, ending).await?;
         if let Some(truncation) = truncation {
             let keep = truncation.keeps(serving, &draft);
             prompt.drain(..prompt.len().saturating_sub(keep));
@@ -120,25 +117,10 @@ impl ChatBody {
     }
 }
 
-/// The prompt of a conversation; a long one is made on a thread of its own.
-async fn prompt(
-    serving: &Serving,
-    messages: Vec<Message>,
-    ending: Ending,
-) -> Result<Vec<u32>, ApiError> {
-    let (chat, tokenizer) = (Arc::clone(&serving.chat), Arc::clone(&serving.tokenizer));
-    let bytes = messages.iter().map(|message| message.content.len()).sum();
-    off_thread(bytes, move || chat.encode(&tokenizer, &messages, ending)).await
-}
-
 impl ChatRequest {
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        for (field, tools) in [("tools", &self.tools), ("functions", &self.functions)] {
-            if let Some(tools) = tools.as_ref().filter(|tools| !tools.is_empty()) {
-                let count = tools.len();
-                return Err(unsupported(field, count, "this model calls no tools"));
-            }
-        }
+        conversation::no_tools("tools", self.tools.as_deref())?;
+        conversation::no_tools("functions", self.functions.as_deref())?;
         match &self.tool_choice {
             Some(choice) if choice != "none" && choice != "auto" => {
                 return Err(unsupported(
@@ -195,32 +177,5 @@ impl ChatRequest {
             given: newer.or(older),
             default: serving.limits.n_positions,
         })
-    }
-
-    fn ending(&self) -> Result<Ending, ApiError> {
-        let goes_on = self.continue_final_message.unwrap_or(false);
-        match (goes_on, self.add_generation_prompt) {
-            (true, Some(true)) => Err(ApiError::invalid(
-                "continue_final_message",
-                "`continue_final_message: true` goes on with the last message, `add_generation_prompt: true` begins another: only one of them is possible",
-            )),
-            (true, _) => Ok(Ending::Continue),
-            (false, Some(false)) => Ok(Ending::Closed),
-            (false, _) => Ok(Ending::Answer),
-        }
-    }
-
-    fn messages(&mut self) -> Result<Vec<Message>, ApiError> {
-        let messages = self.messages.take().unwrap_or_default();
-        if messages.is_empty() {
-            return Err(ApiError::invalid(
-                "messages",
-                "`messages` must be a list of at least one message, got none",
-            ));
-        }
-        let messages = messages.into_iter().enumerate();
-        messages
-            .map(|(place, message)| message.into_message(place))
-            .collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Histories in a directory, which several servers can share.
+//! The files of histories.
 //!
 //! `sessions/<tenant>/<id>.session/` has the file `history`, sealed, and the file `lock`, which
 //! whoever changes the session has locked (`flock`; the system unlocks it if the process dies).
@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::SessionKey;
-use super::history::{self, History};
-use super::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
 use crate::request::{SessionId, Tenant};
+use crate::session::SessionKey;
+use crate::session::history::{self, History};
+use crate::session::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
 
 /// A session's directory has this after its name: a name may be `..`.
 const ENDING: &str = ".session";

@@ -1,4 +1,10 @@
-//! `/tokenize` and `/detokenize`, as llama.cpp's server has them; `/tokenize` also as TGI has it.
+//! `/tokenize` and `/detokenize`, as llama.cpp's server, TGI and vLLM have them.
+//!
+//! The field that holds the text decides on the dialect of the answer: `content` is llama.cpp's,
+//! `inputs` TGI's, `prompt` and `messages` vLLM's ([`vllm`]). Nothing here generates or waits for the
+//! engine, so a draining server still answers.
+
+mod vllm;
 
 use std::sync::Arc;
 
@@ -7,14 +13,18 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::vllm::CountedTokens;
 use super::app::App;
-use super::body::JsonBody;
+use super::body::{JsonBody, objects};
 use super::error::ApiError;
 use super::generation::{off_thread, tokenize};
+use super::openai::chat::messages::MessageField;
+use super::openai::shared::check_model;
 use super::openapi::NativeBodyErrors;
 use crate::text::{TokenSpan, Tokenizer};
 
-/// A text to tokenize: `content` for an answer as llama.cpp gives it, `inputs` for one as TGI does.
+/// What to tokenize, in exactly one of `content` (for an answer as llama.cpp gives it), `inputs` (as
+/// TGI does), and `prompt` or `messages` (as vLLM does).
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(example = json!({"content": "Once upon a time", "with_pieces": true}))]
 pub(super) struct TokenizeBody {
@@ -22,17 +32,42 @@ pub(super) struct TokenizeBody {
     content: Option<String>,
     /// The text, in place of `content`.
     inputs: Option<String>,
+    /// The text, in place of `content`.
+    prompt: Option<String>,
+    /// A conversation, in place of `content`: its tokens are those of the prompt that
+    /// `/v1/chat/completions` makes of it.
+    #[serde(default, deserialize_with = "objects")]
+    #[schema(value_type = Option<Vec<MessageField>>, min_items = 1)]
+    messages: Option<Vec<MessageField>>,
     /// Add the tokens the model wants at the beginning of a text: GPT-2 wants none, so this
     /// changes nothing.
     #[expect(dead_code, reason = "read to check its type")]
     #[schema(default = false)]
     add_special: Option<bool>,
-    /// Tell the text of each token too.
+    /// Tell the text of each token too; only with `content`.
     #[schema(default = false)]
     with_pieces: Option<bool>,
-    /// `<|endoftext|>` in the text is the special token; otherwise it is text like any other.
+    /// `<|endoftext|>` in the text is the special token; otherwise it is text like any other. In
+    /// `messages` it always is text.
     #[schema(default = true)]
     parse_special: Option<bool>,
+    /// The name of the served model; any other is 404. Read only with `prompt` and `messages`.
+    model: Option<String>,
+    /// As `add_special`, in vLLM's words.
+    #[expect(dead_code, reason = "read to check its type")]
+    add_special_tokens: Option<bool>,
+    /// Tell each token as the vocabulary writes it; only with `prompt` and `messages`.
+    #[schema(default = false)]
+    return_token_strs: Option<bool>,
+    /// Begin an assistant's message; only with `messages`.
+    #[schema(default = true)]
+    add_generation_prompt: Option<bool>,
+    /// Go on with the last message instead of beginning another; only with `messages`.
+    #[schema(default = false)]
+    continue_final_message: Option<bool>,
+    /// Not supported: an empty list is accepted.
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<serde_json::Value>>,
 }
 
 /// The tokens of a text.
@@ -46,6 +81,8 @@ pub(super) enum Tokenized {
     },
     /// For `inputs`.
     Tgi(Vec<PlacedToken>),
+    /// For `prompt` and `messages`.
+    Vllm(CountedTokens),
 }
 
 /// An id, or with `with_pieces` an id and its text.
@@ -102,13 +139,13 @@ pub(super) struct PlacedToken {
 )]
 pub(super) async fn tokenize_text(
     State(app): State<App>,
-    JsonBody(body): JsonBody<TokenizeBody>,
+    JsonBody(mut body): JsonBody<TokenizeBody>,
 ) -> Result<Json<Tokenized>, ApiError> {
     let serving = app.serving()?;
     let tokenizer = &serving.tokenizer;
     let parse_special = body.parse_special.unwrap_or(true);
-    let answer = match (body.content, body.inputs) {
-        (Some(content), None) => {
+    Ok(Json(match body.form()? {
+        Form::LlamaCpp(content) => {
             let ids = tokenize(tokenizer, content, parse_special).await?;
             Tokenized::LlamaCpp {
                 tokens: if body.with_pieces.unwrap_or(false) {
@@ -118,21 +155,56 @@ pub(super) async fn tokenize_text(
                 },
             }
         }
-        (None, Some(inputs)) => Tokenized::Tgi(placed(tokenizer, inputs, parse_special).await?),
-        (None, None) => {
-            return Err(ApiError::invalid(
-                "content",
-                "`content` (or `inputs`) is missing: the text to tokenize",
-            ));
+        Form::Tgi(inputs) => Tokenized::Tgi(placed(tokenizer, inputs, parse_special).await?),
+        Form::Vllm(source) => Tokenized::Vllm(vllm::count(&serving, &body, source).await?),
+    }))
+}
+
+/// Whose answer is asked for, and of what.
+enum Form {
+    LlamaCpp(String),
+    Tgi(String),
+    Vllm(vllm::Source),
+}
+
+impl TokenizeBody {
+    /// Takes out what to tokenize.
+    ///
+    /// # Errors
+    /// If there is nothing, or more than one thing.
+    fn form(&mut self) -> Result<Form, ApiError> {
+        let forms = [
+            ("content", self.content.take().map(Form::LlamaCpp)),
+            ("inputs", self.inputs.take().map(Form::Tgi)),
+            (
+                "prompt",
+                self.prompt.take().map(vllm::Source::Prompt).map(Form::Vllm),
+            ),
+            (
+                "messages",
+                self.messages
+                    .take()
+                    .map(vllm::Source::Messages)
+                    .map(Form::Vllm),
+            ),
+        ];
+        let given = forms
+            .into_iter()
+            .filter_map(|(field, form)| Some((field, form?)));
+        let given: Vec<_> = given.collect();
+        match given.as_slice() {
+            [(first, _), (second, _), ..] => Err(ApiError::invalid(
+                second,
+                format!("`{first}` and `{second}` are both given: they ask for different answers"),
+            )),
+            _ => given.into_iter().next().map(|(_, form)| form).ok_or_else(|| {
+                ApiError::invalid(
+                    "content",
+                    "`content` (or `inputs`, `prompt`, `messages`) is missing: the text to tokenize",
+                )
+            }),
         }
-        (Some(_), Some(_)) => {
-            return Err(ApiError::invalid(
-                "inputs",
-                "`content` and `inputs` are both given: they ask for different answers",
-            ));
-        }
-    };
-    Ok(Json(answer))
+    }
 }
 
 fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<ListedToken> {
@@ -182,13 +254,19 @@ async fn placed(
 pub(super) struct DetokenizeBody {
     /// Token ids.
     tokens: Vec<u32>,
+    /// The name of the served model; any other is 404. Default: the served one.
+    model: Option<String>,
 }
 
-/// The text of tokens.
+/// The text of tokens, under the name each dialect gives it.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"content": "Once upon a time", "prompt": "Once upon a time"}))]
 pub(super) struct Detokenized {
-    /// Special tokens by name; a replacement character for bytes that are not whole UTF-8.
+    /// Special tokens by name; a replacement character for bytes that are not whole UTF-8. For
+    /// clients of llama.cpp.
     content: String,
+    /// The same, for clients of vLLM.
+    prompt: String,
 }
 
 /// Turn tokens into text
@@ -204,22 +282,21 @@ pub(super) async fn detokenize(
     JsonBody(body): JsonBody<DetokenizeBody>,
 ) -> Result<Json<Detokenized>, ApiError> {
     let serving = app.serving()?;
-    let mut bytes = Vec::new();
+    check_model(body.model.as_deref(), &serving)?;
     for (place, &id) in body.tokens.iter().enumerate() {
-        match serving.tokenizer.token_bytes(id) {
-            Some(token) => bytes.extend_from_slice(token),
-            None => {
-                return Err(ApiError::invalid(
-                    "tokens",
-                    format!(
-                        "`tokens[{place}]` is {id}; the model's token ids are 0 to {}",
-                        serving.limits.vocab_size.saturating_sub(1)
-                    ),
-                ));
-            }
+        if serving.tokenizer.token_bytes(id).is_none() {
+            return Err(ApiError::invalid(
+                "tokens",
+                format!(
+                    "`tokens[{place}]` is {id}; the model's token ids are 0 to {}",
+                    serving.limits.vocab_size.saturating_sub(1)
+                ),
+            ));
         }
     }
+    let content = serving.tokenizer.decode(&body.tokens);
     Ok(Json(Detokenized {
-        content: String::from_utf8_lossy(&bytes).into_owned(),
+        prompt: content.clone(),
+        content,
     }))
 }

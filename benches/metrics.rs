@@ -1,0 +1,181 @@
+//! What the metrics cost, beside what a step of the model takes.
+//!
+//! ```text
+//! cargo bench --bench metrics -- [MODEL_DIR] [--dtype q8] [--threads 2] [--runs 5]
+//! ```
+//!
+//! In a step the worker stamps the time, counts the step's tokens, and publishes its figures twice:
+//! before the tokens go out, and after. For each token the front end observes the time since the one
+//! before it. Both are timed by themselves, alone and beside a thread that reads the figures or
+//! observes into the same histogram without pause, which is far more than any scraper does. The
+//! model's step is one of sequences that decode after 64 tokens.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use skald::engine::EngineConfig;
+use skald::engine::figures::{EngineStatus, Published};
+use skald::http::Observations;
+use skald::kernels::kv::KvDtype;
+use skald::kernels::linear::WeightDtype;
+use skald::model::gpt2::{Gpt2, Runtime};
+use skald::model::{ModelFiles, ModelSource};
+use skald::request::{Limits, SamplingStyle};
+
+mod requests;
+
+use requests::{Prompts, median, run, runtime};
+
+const PROMPT: usize = 64;
+const NEW: usize = 128;
+const REPEATS: u32 = 1_000_000;
+
+#[derive(Parser)]
+struct Arguments {
+    /// A checkpoint's directory, or `builtin`.
+    #[arg(default_value = "builtin")]
+    model: String,
+    #[arg(long, default_value = "q8")]
+    dtype: String,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
+    batch: Vec<usize>,
+    #[arg(long, default_value = "5")]
+    runs: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let source: ModelSource = arguments.model.parse().expect("a model");
+    let files = source.fetch(false).expect("the model's files");
+    let steps = model_steps(&files, &arguments);
+    println!(
+        "{}, {}, {} threads",
+        files.name, arguments.dtype, arguments.threads
+    );
+    println!(
+        "| batch | step µs | readers | worker ns a step | front end ns a token | share of a step |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for busy in [false, true] {
+        let worker = nanoseconds(&arguments, || worker(busy));
+        let front_end = nanoseconds(&arguments, || front_end(busy));
+        for (&batch, &step) in arguments.batch.iter().zip(&steps) {
+            let cost = worker + front_end * batch as f64;
+            println!(
+                "| {batch} | {:.0} | {} | {worker:.0} | {front_end:.0} | {:.3} % |",
+                step * 1e6,
+                if busy { "one without pause" } else { "none" },
+                cost / (step * 1e9) * 100.0
+            );
+        }
+    }
+}
+
+/// The median over all runs.
+fn nanoseconds(arguments: &Arguments, mut time: impl FnMut() -> Duration) -> f64 {
+    median((0..arguments.runs).map(|_| time().as_secs_f64() * 1e9 / f64::from(REPEATS)))
+}
+
+/// What the worker does for the metrics in a step.
+fn worker(busy: bool) -> Duration {
+    let published = Arc::new(Published::new(EngineStatus::default()));
+    let reader = Arc::clone(&published);
+    beside(
+        busy,
+        move || {
+            black_box(reader.get());
+        },
+        || {
+            let mut status = EngineStatus::default();
+            for step in 0..REPEATS as usize {
+                black_box(Instant::now());
+                black_box(Instant::now());
+                status.steps += 1;
+                status.step_tokens.observe(step % 512);
+                status.generated_tokens += 64;
+                published.offer(black_box(&status));
+                status.running = step % 64;
+                published.offer(black_box(&status));
+            }
+        },
+    )
+}
+
+/// What the front end does for the metrics with a token.
+fn front_end(busy: bool) -> Duration {
+    let observations = Arc::new(Observations::default());
+    let other = Arc::clone(&observations);
+    let wait = Duration::from_millis(4);
+    beside(
+        busy,
+        move || other.inter_token(black_box(wait)),
+        || {
+            for _ in 0..REPEATS {
+                observations.inter_token(black_box(wait));
+            }
+        },
+    )
+}
+
+/// How long `work` takes, beside a thread that repeats `other` if it is to.
+fn beside(busy: bool, other: impl Fn() + Send + 'static, work: impl FnOnce()) -> Duration {
+    let stop = Arc::new(AtomicBool::new(!busy));
+    let thread = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                other();
+            }
+        }
+    });
+    let started = Instant::now();
+    work();
+    let took = started.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    thread.join().expect("it ends");
+    took
+}
+
+/// Seconds of a step that decodes, for each size of the batch.
+fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
+    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
+        "f32" => (WeightDtype::F32, KvDtype::F32),
+        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
+        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
+        other => panic!("no dtype {other}"),
+    };
+    let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let config = EngineConfig {
+        kv_dtype,
+        // A step decodes one token of each sequence.
+        speculative_rows: 0,
+        ..EngineConfig::default()
+    };
+    let engine = skald::engine::start(model, config).expect("the engine");
+    let vocab_size = files.config.vocab_size;
+    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let mut prompts = Prompts::new(vocab_size);
+    let runtime = runtime();
+    let mut step = |batch: usize| {
+        let drafts = (0..batch)
+            .map(|_| prompts.request(PROMPT, NEW, SamplingStyle::Sample))
+            .collect();
+        let (_, rest) = runtime.block_on(run(&engine, &limits, drafts));
+        rest.as_secs_f64() / (NEW - 1) as f64
+    };
+    step(1);
+    let batches = arguments.batch.iter();
+    let steps = batches.map(|&batch| median((0..arguments.runs).map(|_| step(batch))));
+    let steps = steps.collect();
+    engine.stop();
+    steps
+}

@@ -1,0 +1,176 @@
+//! `skald health`: asks a server whether it is ready, for the health checks of container engines.
+//!
+//! Exit code 0 or 1 and nothing else: Docker reserves the others. It asks once and decides
+//! nothing; how often, and what follows, is the engine's business.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use reqwest::Url;
+use reqwest::redirect::Policy;
+
+use super::Failure;
+use crate::config::{HumanDuration, Layer};
+
+/// What is asked where the URL names no path.
+const READINESS: &str = "/readyz";
+/// Time for the whole question and answer. Less than what engines allow a health check, so that
+/// the message is this program's.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of an answer that are looked at.
+const LONGEST_ANSWER: usize = 16 << 10;
+
+/// Ask a server whether it is ready: exit code 0 if it is, 1 if not
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without a URL the server at `listen` is asked, as set by SKALD_LISTEN, the file \
+        given by --config, or the default; for 0.0.0.0 or [::] that is the loopback address.\n\n\
+        Examples:\n  \
+        skald health\n  \
+        skald health http://localhost:8081\n  \
+        skald health http://localhost:8080/livez"
+)]
+pub struct Health {
+    /// The server; without a path it is asked for /readyz
+    #[arg(value_name = "URL")]
+    url: Option<String>,
+    /// How long the answer may take [default: 3s]
+    #[arg(long, value_name = "DURATION")]
+    timeout: Option<HumanDuration>,
+    /// The TOML file with the server's settings
+    #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Health {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        self.check().map_err(Failure::Running)
+    }
+
+    fn check(self) -> anyhow::Result<()> {
+        let timeout = self.timeout.map_or(TIMEOUT, |timeout| timeout.0);
+        let url = match &self.url {
+            Some(given) => question(given)?,
+            None => self.local()?,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let answer = async { tokio::time::timeout(timeout, ask(url.clone())).await };
+        match runtime.block_on(answer) {
+            Ok(outcome) => outcome,
+            Err(_) => bail!("{url} did not answer within {}", HumanDuration(timeout)),
+        }
+    }
+
+    /// The readiness of the server that has this process's settings.
+    fn local(&self) -> anyhow::Result<Url> {
+        // Read here rather than by clap, whose exit code for a wrong value is 2.
+        let variable = std::env::var("SKALD_LISTEN").ok();
+        let set = match (&variable, &self.config) {
+            (Some(text), _) => Some(text.parse().with_context(|| {
+                format!("SKALD_LISTEN is {text:?}; it must be ADDRESS:PORT, such as 0.0.0.0:8080")
+            })?),
+            (None, Some(file)) => Layer::from_file(file)?.listen,
+            (None, None) => None,
+        };
+        let listen = Layer {
+            listen: set,
+            ..Layer::default()
+        };
+        let address = reachable(listen.settle()?.listen);
+        if address.port() == 0 {
+            bail!("the server listens on a port that the system chose: give its URL");
+        }
+        question(&format!("http://{address}"))
+    }
+}
+
+/// Returns the address at which a server can be reached from its own machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// Returns what to ask a server that is given by its URL.
+fn question(given: &str) -> anyhow::Result<Url> {
+    let expected = || format!("{given:?} is not a valid URL; write http://localhost:8080");
+    let mut url: Url = given.parse().with_context(expected)?;
+    // `localhost:8080` is a URL too, of the scheme `localhost`.
+    if !matches!(url.scheme(), "http" | "https") {
+        bail!("{}", expected());
+    }
+    if matches!(url.path(), "" | "/") {
+        url.set_path(READINESS);
+    }
+    Ok(url)
+}
+
+/// Asks, and fails unless the answer is a success.
+async fn ask(url: Url) -> anyhow::Result<()> {
+    let client = reqwest::Client::builder()
+        // The answer of a proxy, or of where the server points to, says nothing of the server.
+        .no_proxy()
+        .redirect(Policy::none())
+        .build()?;
+    let mut response = client.get(url.clone()).send().await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LONGEST_ANSWER {
+            break;
+        }
+    }
+    let status = response.status();
+    if status.is_success() {
+        println!("{url}: {}", told(&body).unwrap_or("ok".to_owned()));
+        return Ok(());
+    }
+    match told(&body) {
+        Some(told) => bail!("{url} answered {status}: {told}"),
+        None => bail!("{url} answered {status}"),
+    }
+}
+
+/// Returns what a health answer of Skald says.
+fn told(body: &[u8]) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let status = answer.get("status")?.as_str()?;
+    match answer.get("error").and_then(|error| error.as_str()) {
+        Some(error) => Some(format!("{status}: {error}")),
+        None => Some(status.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_listens_everywhere_is_asked_on_loopback() {
+        let asked = |listen: &str| reachable(listen.parse().unwrap()).to_string();
+        assert_eq!(asked("0.0.0.0:8080"), "127.0.0.1:8080");
+        assert_eq!(asked("[::]:81"), "[::1]:81");
+        assert_eq!(asked("10.1.2.3:82"), "10.1.2.3:82");
+    }
+
+    #[test]
+    fn only_a_url_without_a_path_gets_one() {
+        let asked = |given: &str| question(given).map(|url| url.to_string()).ok();
+        let readiness = Some("http://localhost:8080/readyz".to_owned());
+        assert_eq!(asked("http://localhost:8080"), readiness);
+        assert_eq!(asked("http://localhost:8080/"), readiness);
+        let liveness = "http://localhost:8080/livez";
+        assert_eq!(asked(liveness).as_deref(), Some(liveness));
+        for wrong in ["localhost:8080", "8080", "", "http://", "unix:///run/skald"] {
+            assert_eq!(asked(wrong), None, "{wrong}");
+        }
+    }
+}

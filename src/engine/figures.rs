@@ -1,0 +1,153 @@
+//! The engine's figures: one struct that the worker keeps, publishes once a step, and that `/info`,
+//! `/metrics` and tests read.
+//!
+//! A new figure is a field of [`EngineStatus`], a line where the worker counts it, and a line where
+//! `/metrics` names it. The worker must never wait for a reader: while one copies the figures, the
+//! step goes on without publishing and the next one does.
+
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+/// The engine's state at one moment. Counts are since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct EngineStatus {
+    /// Whether the worker thread runs and takes requests.
+    pub alive: bool,
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Requests that wait to run: in the queue, or preempted.
+    pub waiting: usize,
+    /// KV blocks held by running requests.
+    pub kv_blocks_used: usize,
+    /// KV blocks held by no request whose content can be reused.
+    pub kv_blocks_cached: usize,
+    /// KV blocks in total.
+    pub kv_blocks: usize,
+    /// Size of a KV block in bytes.
+    pub kv_block_bytes: usize,
+    /// Forward passes.
+    pub steps: usize,
+    /// Tokens computed per forward pass.
+    pub step_tokens: StepTokens,
+    /// Draft tokens proposed.
+    pub drafted: usize,
+    /// Draft tokens accepted.
+    pub accepted: usize,
+    /// Prompt tokens of requests that began to run, session histories and cached tokens included.
+    pub prompt_tokens: usize,
+    /// Those of them that were looked up in the prefix cache. Requests for embeddings or for the
+    /// prompt's log-probabilities compute the whole prompt.
+    pub cache_queried_tokens: usize,
+    /// Those of them that were found there.
+    pub cached_tokens: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Running requests that had to give their KV blocks back.
+    pub preemptions: usize,
+    /// KV blocks of sessions handed on to be stored when they were evicted.
+    pub evicted_blocks: usize,
+    /// KV blocks of sessions dropped at eviction because the store was behind.
+    pub lost_blocks: usize,
+    /// Cost of prefill, once a prompt was read.
+    pub prefill_seconds_per_token: Option<f64>,
+}
+
+/// A histogram of the tokens in a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTokens {
+    /// Forward passes per bucket; the last bucket has no bound.
+    counts: [u64; Self::BOUNDS.len() + 1],
+    /// Tokens in total.
+    sum: u64,
+}
+
+impl StepTokens {
+    /// The largest number of tokens in each bucket but the last. Powers of two: decode steps have
+    /// one row per sequence, prefill steps up to `--max-step-tokens`.
+    pub const BOUNDS: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+    /// Counts a pass over `tokens` tokens.
+    pub fn observe(&mut self, tokens: usize) {
+        let tokens = tokens as u64;
+        let bucket = Self::BOUNDS.partition_point(|&bound| bound < tokens);
+        self.counts[bucket] += 1;
+        self.sum += tokens;
+    }
+
+    /// Forward passes in each bucket, not cumulative, in the order of [`BOUNDS`](Self::BOUNDS); the
+    /// last bucket has no bound.
+    #[must_use]
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// Tokens of all passes.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+}
+
+/// The figures as they were last published.
+#[derive(Debug)]
+pub struct Published(Mutex<EngineStatus>);
+
+impl Published {
+    /// Publishes the worker's first figures.
+    #[must_use]
+    pub fn new(status: EngineStatus) -> Self {
+        Self(Mutex::new(status))
+    }
+
+    /// Publishes a step's figures, unless a reader is copying the last ones at this moment.
+    pub fn offer(&self, status: &EngineStatus) {
+        match self.0.try_lock() {
+            Ok(mut published) => *published = *status,
+            Err(TryLockError::Poisoned(published)) => *published.into_inner() = *status,
+            Err(TryLockError::WouldBlock) => (),
+        }
+    }
+
+    /// Publishes figures that stand for a while: between steps the worker has time to wait for a
+    /// reader's copy.
+    pub fn set(&self, status: &EngineStatus) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = *status;
+    }
+
+    /// Returns a copy of the last published figures.
+    #[must_use]
+    pub fn get(&self) -> EngineStatus {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_part_of_its_bucket_and_the_last_bucket_has_none() {
+        let mut steps = StepTokens::default();
+        for tokens in [1, 2, 3, 4, 5, 4096, 4097, 1 << 40] {
+            steps.observe(tokens);
+        }
+        assert_eq!(steps.counts(), [1, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(steps.sum(), 1 + 2 + 3 + 4 + 5 + 4096 + 4097 + (1 << 40));
+    }
+
+    #[test]
+    fn a_step_does_not_wait_for_a_reader_and_the_next_one_publishes() {
+        let published = Published::new(EngineStatus::default());
+        let of = |steps| EngineStatus {
+            steps,
+            ..EngineStatus::default()
+        };
+        let reader = published.0.lock().unwrap();
+        published.offer(&of(1));
+        drop(reader);
+        assert_eq!(published.get().steps, 0);
+        published.offer(&of(2));
+        assert_eq!(published.get().steps, 2);
+        published.set(&of(3));
+        assert_eq!(published.get().steps, 3);
+    }
+}

@@ -1,0 +1,324 @@
+//! Every metric: its name, its type, its help, and vLLM's name for it where it has one.
+//!
+//! `skald_…` are Skald's own names. Those that mean the same in vLLM appear once more as `vllm:…`,
+//! with the label `model_name`: dashboards, routers and autoscalers look for these. What is not
+//! known (no model yet, a session store that is away) is left out.
+
+use std::fmt;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+use super::format::Format;
+use super::observations::Observations;
+use crate::engine::blocks::BLOCK_SIZE;
+use crate::engine::figures::{EngineStatus, StepTokens};
+use crate::http::app::{ModelInfo, Serving};
+use crate::session::snapshots::Snapshots;
+
+/// What a scrape is written from.
+pub(super) struct Scrape<'a> {
+    /// What the front end counted.
+    pub observations: &'a Observations,
+    /// The model, if it is there.
+    pub serving: Option<&'a Serving>,
+    /// Stored sessions, if their number is known.
+    pub sessions: Option<usize>,
+}
+
+impl Scrape<'_> {
+    /// Returns all metrics in a format.
+    ///
+    /// # Errors
+    /// None but a fault of the encoder.
+    pub(super) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
+        let families = self.families();
+        let mut text = String::new();
+        match format {
+            Format::Prometheus => {
+                prometheus_text::encode(&mut text, &families.skald)?;
+                prometheus_text::encode(&mut text, &families.vllm)?;
+            }
+            Format::OpenMetrics => {
+                encode_registry(&mut text, &families.skald)?;
+                encode_registry(&mut text, &families.vllm)?;
+                encode_eof(&mut text)?;
+            }
+        }
+        Ok(text)
+    }
+
+    fn families(&self) -> Families {
+        let model = self.serving.map(|serving| &serving.info);
+        let mut families = Families::new(model.map(|info| info.id.clone()));
+        families.build(model);
+        let status = self.serving.map(|serving| serving.engine.status());
+        let alive = status.is_some_and(|status| status.alive);
+        let help = "Whether the model is loaded and the inference worker runs";
+        families.skald("up", help, Reading::Gauge(alive.into()));
+        if let (Some(serving), Some(status)) = (self.serving, status) {
+            families.engine(&status);
+            families.vllm_only(&status);
+            families.sessions(serving, self.sessions);
+        }
+        families.observations(self.observations);
+        families
+    }
+}
+
+/// A value read off at the scrape.
+#[derive(Debug, Clone, Copy)]
+enum Reading {
+    Gauge(usize),
+    Ratio(f64),
+    Counter(usize),
+    Histogram(StepTokens),
+}
+
+impl EncodeMetric for Reading {
+    fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
+        match self {
+            Self::Gauge(value) => encoder.encode_gauge(value),
+            Self::Ratio(value) => encoder.encode_gauge(value),
+            Self::Counter(value) => encoder.encode_counter::<NoLabelSet, _, f64>(value, None),
+            Self::Histogram(steps) => {
+                let bounds = StepTokens::BOUNDS.iter().map(|&bound| bound as f64);
+                let bounds = bounds.chain([f64::INFINITY]);
+                let buckets: Vec<(f64, u64)> = bounds.zip(steps.counts().iter().copied()).collect();
+                let count = steps.counts().iter().sum();
+                encoder.encode_histogram::<NoLabelSet>(steps.sum() as f64, count, &buckets, None)
+            }
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        match self {
+            Self::Gauge(_) | Self::Ratio(_) => MetricType::Gauge,
+            Self::Counter(_) => MetricType::Counter,
+            Self::Histogram(_) => MetricType::Histogram,
+        }
+    }
+}
+
+/// The families of one scrape.
+struct Families {
+    skald: Registry,
+    /// Empty while there is no model whose name its label could give.
+    vllm: Registry,
+    has_model: bool,
+}
+
+impl Families {
+    fn new(model: Option<String>) -> Self {
+        let has_model = model.is_some();
+        let label = model.map(|name| ("model_name".into(), name.into()));
+        Self {
+            skald: Registry::with_prefix("skald"),
+            vllm: Registry::with_labels(label.into_iter()),
+            has_model,
+        }
+    }
+
+    /// One of Skald's own.
+    fn skald(&mut self, name: &str, help: &str, metric: impl Metric) {
+        self.skald.register(name, help, metric);
+    }
+
+    /// One of vLLM's.
+    fn vllm(&mut self, name: &str, help: &str, metric: impl Metric) {
+        if self.has_model {
+            self.vllm.register(format!("vllm:{name}"), help, metric);
+        }
+    }
+
+    /// One of Skald's own that vLLM has by another name.
+    fn both(&mut self, name: &str, vllm: &str, help: &str, metric: impl Metric + Clone) {
+        self.skald(name, help, metric.clone());
+        self.vllm(vllm, help, metric);
+    }
+
+    fn build(&mut self, model: Option<&ModelInfo>) {
+        let of = |label: fn(&ModelInfo) -> &String| model.map(label).cloned().unwrap_or_default();
+        let labels = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("isa", of(|info| &info.isa)),
+            ("dtype", of(|info| &info.dtype)),
+            ("model", of(|info| &info.id)),
+        ];
+        let help = "Version, instruction set, weight type and model";
+        self.skald("build", help, Info::new(labels.to_vec()));
+    }
+
+    fn engine(&mut self, status: &EngineStatus) {
+        use Reading::{Counter, Gauge};
+        // Taken apart whole, so that no figure is forgotten here.
+        let EngineStatus {
+            alive: _,
+            running,
+            waiting,
+            kv_blocks_used,
+            kv_blocks_cached,
+            kv_blocks,
+            kv_block_bytes,
+            steps,
+            step_tokens,
+            drafted,
+            accepted,
+            prompt_tokens,
+            cache_queried_tokens,
+            cached_tokens,
+            generated_tokens,
+            preemptions,
+            evicted_blocks,
+            lost_blocks,
+            prefill_seconds_per_token: _,
+        } = *status;
+        let help = "Sequences in the batch";
+        self.both(
+            "requests_running",
+            "num_requests_running",
+            help,
+            Gauge(running),
+        );
+        let help = "Requests in the queue, and preempted ones";
+        self.both(
+            "requests_waiting",
+            "num_requests_waiting",
+            help,
+            Gauge(waiting),
+        );
+        self.skald("steps", "Forward passes", Counter(steps));
+        let help = "Tokens per forward pass";
+        self.both(
+            "step_tokens",
+            "iteration_tokens_total",
+            help,
+            Reading::Histogram(step_tokens),
+        );
+        let help = "Prompt tokens of requests that began to run, cached tokens included";
+        self.both(
+            "prompt_tokens",
+            "prompt_tokens",
+            help,
+            Counter(prompt_tokens),
+        );
+        let help = "Generated tokens";
+        self.both(
+            "generated_tokens",
+            "generation_tokens",
+            help,
+            Counter(generated_tokens),
+        );
+        let (help, value) = (
+            "Prompt tokens looked up in the prefix cache",
+            cache_queried_tokens,
+        );
+        self.both(
+            "prefix_cache_query_tokens",
+            "prefix_cache_queries",
+            help,
+            Counter(value),
+        );
+        let (help, value) = ("Prompt tokens found in the prefix cache", cached_tokens);
+        self.both(
+            "prefix_cache_hit_tokens",
+            "prefix_cache_hits",
+            help,
+            Counter(value),
+        );
+        self.skald("draft_tokens", "Draft tokens proposed", Counter(drafted));
+        self.skald(
+            "accepted_tokens",
+            "Draft tokens accepted",
+            Counter(accepted),
+        );
+        let help = "Preemptions of running requests for want of KV blocks";
+        self.both("preemptions", "num_preemptions", help, Counter(preemptions));
+        self.skald("kv_blocks", "KV blocks in total", Gauge(kv_blocks));
+        self.skald(
+            "kv_block_bytes",
+            "Size of a KV block",
+            Gauge(kv_block_bytes),
+        );
+        let help = "KV blocks held by running requests";
+        self.skald("kv_blocks_used", help, Gauge(kv_blocks_used));
+        let help = "KV blocks held by no request whose content can be reused";
+        self.skald("kv_blocks_cached", help, Gauge(kv_blocks_cached));
+        let help = "KV blocks of sessions handed on to be stored at eviction";
+        self.skald("kv_evicted_blocks", help, Counter(evicted_blocks));
+        let help = "KV blocks of sessions dropped at eviction because the store was behind";
+        self.skald("kv_lost_blocks", help, Counter(lost_blocks));
+    }
+
+    /// What vLLM has of the engine that Skald's own names put another way.
+    fn vllm_only(&mut self, status: &EngineStatus) {
+        let usage = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
+        let help = "Share of the KV blocks held by running requests, from 0 to 1";
+        self.vllm("kv_cache_usage_perc", help, Reading::Ratio(usage));
+        let labels = [
+            ("block_size", BLOCK_SIZE),
+            ("num_gpu_blocks", status.kv_blocks),
+        ];
+        let help = "Tokens per KV block, and KV blocks in total";
+        self.vllm("cache_config", help, Info::new(labels.to_vec()));
+    }
+
+    fn sessions(&mut self, serving: &Serving, sessions: Option<usize>) {
+        use Reading::{Counter, Gauge};
+        if let Some(sessions) = sessions {
+            self.skald("sessions", "Stored sessions", Gauge(sessions));
+        }
+        let waiting = serving.sessions.waiting();
+        let help = "Requests waiting for their sessions";
+        self.skald("sessions_waiting", help, Gauge(waiting));
+        let snapshots = serving.sessions.snapshots();
+        let stored = snapshots.map_or(0, Snapshots::len);
+        self.skald("kv_disk_blocks", "KV blocks on disk", Gauge(stored));
+        let restored = snapshots.map_or(0, Snapshots::restored);
+        let help = "KV blocks restored from disk";
+        self.skald("kv_disk_restored_blocks", help, Counter(restored));
+    }
+
+    fn observations(&mut self, observations: &Observations) {
+        // Taken apart whole, so that nothing is forgotten here.
+        let Observations {
+            requests,
+            generations,
+            queue_time,
+            time_to_first_token,
+            inter_token_latency,
+            duration,
+            prompt_tokens,
+            generated_tokens,
+        } = observations;
+        let help = "HTTP requests by route and outcome";
+        self.skald("requests", help, requests.clone());
+        let help = "Generations by the reason for their end";
+        self.vllm("request_success", help, generations.clone());
+        let mut histogram = |name, vllm, help, histogram: &Histogram| {
+            self.both(name, vllm, help, histogram.clone());
+        };
+        let (skald, vllm) = ("queue_time_seconds", "request_queue_time_seconds");
+        let help = "Time from submission to the first step";
+        histogram(skald, vllm, help, queue_time);
+        let name = "time_to_first_token_seconds";
+        let help = "Time from submission to the first token";
+        histogram(name, name, help, time_to_first_token);
+        let name = "inter_token_latency_seconds";
+        let help = "Time between steps that brought a generation tokens";
+        histogram(name, name, help, inter_token_latency);
+        let (skald, vllm) = ("request_duration_seconds", "e2e_request_latency_seconds");
+        let help = "Time from submission to the end of a generation";
+        histogram(skald, vllm, help, duration);
+        let name = "request_prompt_tokens";
+        let help = "Prompt tokens per generation, session history included";
+        histogram(name, name, help, prompt_tokens);
+        let (skald, vllm) = ("request_generated_tokens", "request_generation_tokens");
+        let help = "Generated tokens per generation";
+        histogram(skald, vllm, help, generated_tokens);
+    }
+}

@@ -1,0 +1,80 @@
+//! How the fields that describe a conversation become a prompt, for every endpoint that takes them.
+
+use std::sync::Arc;
+
+use super::messages::MessageField;
+use crate::http::app::Serving;
+use crate::http::error::ApiError;
+use crate::http::fields::unsupported;
+use crate::http::generation::off_thread;
+use crate::text::template::{Ending, Message};
+
+/// Returns the messages of a conversation.
+///
+/// # Errors
+/// If there are none, or one has no text.
+pub(in crate::http) fn messages(
+    given: Option<Vec<MessageField>>,
+) -> Result<Vec<Message>, ApiError> {
+    let given = given.unwrap_or_default();
+    if given.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "`messages` must be a list of at least one message, got none",
+        ));
+    }
+    let given = given.into_iter().enumerate();
+    given
+        .map(|(place, message)| message.into_message(place))
+        .collect()
+}
+
+/// Returns where the prompt ends.
+///
+/// # Errors
+/// If it should both go on with the last message and begin another.
+pub(in crate::http) fn ending(
+    continue_final_message: Option<bool>,
+    add_generation_prompt: Option<bool>,
+) -> Result<Ending, ApiError> {
+    let goes_on = continue_final_message.unwrap_or(false);
+    match (goes_on, add_generation_prompt) {
+        (true, Some(true)) => Err(ApiError::invalid(
+            "continue_final_message",
+            "`continue_final_message: true` goes on with the last message, `add_generation_prompt: true` begins another: only one of them is possible",
+        )),
+        (true, _) => Ok(Ending::Continue),
+        (false, Some(false)) => Ok(Ending::Closed),
+        (false, _) => Ok(Ending::Answer),
+    }
+}
+
+/// Checks that a list of tools or functions is empty.
+///
+/// # Errors
+/// If it is not: no model served here calls any.
+pub(in crate::http) fn no_tools(
+    field: &str,
+    tools: Option<&[serde_json::Value]>,
+) -> Result<(), ApiError> {
+    match tools {
+        Some(tools) if !tools.is_empty() => {
+            Err(unsupported(field, tools.len(), "this model calls no tools"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the prompt of a conversation; a long one is made on a thread of its own.
+///
+/// # Errors
+/// What the chat template says against the messages.
+pub(in crate::http) async fn prompt(
+    serving: &Serving,
+    messages: Vec<Message>,
+    ending: Ending,
+) -> Result<Vec<u32>, ApiError> {
+    let (chat, tokenizer) = (Arc::clone(&serving.chat), Arc::clone(&serving.tokenizer));
+    let bytes = messages.iter().map(|message| message.content.len()).sum();
+    off_thread(bytes, move || chat.encode(&tokenizer, &messages, ending)).await
+}

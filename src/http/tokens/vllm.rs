@@ -1,0 +1,71 @@
+//! `/tokenize` as vLLM has it. Routers that place requests by what a server has cached ask it this way
+//! (`cache_aware` of vllm-router does, before each request).
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::TokenizeBody;
+use crate::http::app::Serving;
+use crate::http::error::ApiError;
+use crate::http::generation::tokenize;
+use crate::http::openai::chat::conversation;
+use crate::http::openai::chat::messages::MessageField;
+use crate::http::openai::shared::check_model;
+
+/// What to tokenize.
+pub(super) enum Source {
+    /// A text.
+    Prompt(String),
+    /// A conversation.
+    Messages(Vec<MessageField>),
+}
+
+/// Tokens, and how many the model can take.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"count": 4, "max_model_len": 1024, "tokens": [2467, 664, 258, 517], "token_strs": ["Once", "\u{120}upon", "\u{120}a", "\u{120}time"]}))]
+pub(in crate::http) struct CountedTokens {
+    /// Number of tokens.
+    count: usize,
+    /// The model's context, in tokens.
+    max_model_len: usize,
+    /// Token ids.
+    tokens: Vec<u32>,
+    /// Each token as the vocabulary writes it; null unless asked for.
+    token_strs: Option<Vec<String>>,
+}
+
+/// Returns the tokens of a text or conversation.
+///
+/// # Errors
+/// If another model is named, or the messages are not as `/v1/chat/completions` takes them.
+pub(super) async fn count(
+    serving: &Serving,
+    body: &TokenizeBody,
+    source: Source,
+) -> Result<CountedTokens, ApiError> {
+    check_model(body.model.as_deref(), serving)?;
+    let tokenizer = &serving.tokenizer;
+    let tokens = match source {
+        Source::Prompt(prompt) => {
+            tokenize(tokenizer, prompt, body.parse_special.unwrap_or(true)).await?
+        }
+        Source::Messages(messages) => {
+            conversation::no_tools("tools", body.tools.as_deref())?;
+            let ending =
+                conversation::ending(body.continue_final_message, body.add_generation_prompt)?;
+            let messages = conversation::messages(Some(messages))?;
+            conversation::prompt(serving, messages, ending).await?
+        }
+    };
+    let names = || tokens.iter().map(|&id| tokenizer.token_name(id));
+    let token_strs = body
+        .return_token_strs
+        .unwrap_or(false)
+        .then(|| names().map(Option::unwrap_or_default).collect());
+    Ok(CountedTokens {
+        count: tokens.len(),
+        max_model_len: serving.info.n_positions,
+        token_strs,
+        tokens,
+    })
+}

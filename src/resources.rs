@@ -1,0 +1,218 @@
+//! What the process may use of its machine: compute threads and memory, and what set each figure.
+//!
+//! A container sees the whole machine in most places (`/proc/meminfo`, the list of cores), so
+//! defaults taken from there would be throttled or killed. Here they follow the process's cgroup.
+//! Nothing here changes a limit, and a setting always wins over what is found.
+
+mod cgroup;
+
+use std::fmt;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+/// The KV cache's memory where nothing limits it.
+pub const DEFAULT_KV_MEMORY: ByteSize = ByteSize::gib(1);
+
+/// What set a figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag, an environment variable or the configuration file.
+    Setting,
+    /// The built-in default.
+    Default,
+    /// The number of cores that the process may run on.
+    Cores,
+    /// The CPU quota of the process's cgroup.
+    CpuQuota,
+    /// The memory limit of the process's cgroup.
+    CgroupMemory,
+    /// The machine's memory.
+    MachineMemory,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Setting => "setting",
+            Self::Default => "default",
+            Self::Cores => "available cores",
+            Self::CpuQuota => "cgroup CPU quota",
+            Self::CgroupMemory => "cgroup memory limit",
+            Self::MachineMemory => "machine memory",
+        })
+    }
+}
+
+/// A figure and what set it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The figure.
+    pub value: T,
+    /// What set it.
+    pub origin: Origin,
+}
+
+/// Returns the number of compute threads: the setting, else one per core that the process may
+/// use, within the CPU quota of its cgroup.
+///
+/// A quota that is not a whole number is rounded down (2.5 CPUs: 2 threads), though never below 1.
+/// Compute threads meet after every layer: one thread more than the quota pays for would use it up
+/// before the period ends, and all of them would then stand still until the next one.
+#[must_use]
+pub fn threads(setting: Option<NonZeroUsize>) -> Sourced<NonZeroUsize> {
+    if let Some(value) = setting {
+        let origin = Origin::Setting;
+        return Sourced { value, origin };
+    }
+    // The standard library reads the affinity mask and the quota (cgroup v1 and v2, ancestors
+    // included), and rounds as above.
+    let value = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let origin = match allowed_cores() {
+        Some(cores) if value.get() < cores => Origin::CpuQuota,
+        _ => Origin::Cores,
+    };
+    Sourced { value, origin }
+}
+
+/// Returns the number of cores in the process's affinity mask.
+fn allowed_cores() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        let mask = rustix::thread::sched_getaffinity(None).ok()?;
+        Some(mask.count() as usize)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Returns the memory that the process may use: the least of the limits of its cgroup and the
+/// machine's memory; `None` where the system tells neither.
+#[must_use]
+pub fn memory_limit() -> Option<Sourced<ByteSize>> {
+    memory_limit_under(Path::new("/"))
+}
+
+fn memory_limit_under(root: &Path) -> Option<Sourced<ByteSize>> {
+    let sourced = |origin| move |value| Sourced { value, origin };
+    let machine = machine_memory(root).map(sourced(Origin::MachineMemory));
+    let cgroup = cgroup::memory_limit(root).map(sourced(Origin::CgroupMemory));
+    // A cgroup without a limit has one that is larger than any machine.
+    machine
+        .into_iter()
+        .chain(cgroup)
+        .min_by_key(|limit| limit.value)
+}
+
+/// Reads the machine's memory, in whole KiB.
+fn machine_memory(root: &Path) -> Option<ByteSize> {
+    let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(ByteSize::kib(kib))
+}
+
+/// Returns the memory for the KV cache: the setting, else [`DEFAULT_KV_MEMORY`], or half of what
+/// `limit` leaves beside the `weights` if that is less.
+///
+/// The other half is for activations, requests and the front end. At least one context `window` is
+/// returned: with less, a prompt that the model can read could not be run.
+#[must_use]
+pub fn kv_memory(
+    setting: Option<ByteSize>,
+    limit: Option<Sourced<ByteSize>>,
+    weights: ByteSize,
+    window: ByteSize,
+) -> Sourced<ByteSize> {
+    if let Some(value) = setting {
+        let origin = Origin::Setting;
+        return Sourced { value, origin };
+    }
+    let default = Sourced {
+        value: DEFAULT_KV_MEMORY,
+        origin: Origin::Default,
+    };
+    let Some(limit) = limit else { return default };
+    let half = ByteSize::b(limit.value.as_u64().saturating_sub(weights.as_u64()) / 2);
+    if half >= DEFAULT_KV_MEMORY {
+        return default;
+    }
+    Sourced {
+        value: half.max(window),
+        origin: limit.origin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: ByteSize = ByteSize::mib(1);
+
+    fn limit(mib: u64) -> Option<Sourced<ByteSize>> {
+        Some(Sourced {
+            value: ByteSize::mib(mib),
+            origin: Origin::CgroupMemory,
+        })
+    }
+
+    fn fitted(limit: Option<Sourced<ByteSize>>, weights_mib: u64) -> (u64, Origin) {
+        let sourced = kv_memory(None, limit, ByteSize::mib(weights_mib), ByteSize::mib(16));
+        (sourced.value.as_u64() / MIB.as_u64(), sourced.origin)
+    }
+
+    #[test]
+    fn the_kv_cache_gets_half_of_what_the_limit_leaves_beside_the_weights() {
+        assert_eq!(fitted(limit(512), 40), (236, Origin::CgroupMemory));
+        assert_eq!(fitted(limit(2048), 500), (774, Origin::CgroupMemory));
+        assert_eq!(fitted(limit(2089), 41), (1024, Origin::Default));
+        assert_eq!(fitted(limit(65_536), 500), (1024, Origin::Default));
+        assert_eq!(fitted(None, 40), (1024, Origin::Default));
+    }
+
+    #[test]
+    fn the_kv_cache_holds_a_whole_window_however_little_memory_there_is() {
+        assert_eq!(fitted(limit(60), 40), (16, Origin::CgroupMemory));
+        assert_eq!(fitted(limit(60), 4000), (16, Origin::CgroupMemory));
+    }
+
+    #[test]
+    fn settings_win_over_limits() {
+        let set = kv_memory(Some(ByteSize::gib(3)), limit(512), MIB, MIB);
+        assert_eq!((set.value, set.origin), (ByteSize::gib(3), Origin::Setting));
+        let many = NonZeroUsize::new(999).unwrap();
+        let set = threads(Some(many));
+        assert_eq!((set.value, set.origin), (many, Origin::Setting));
+    }
+
+    #[test]
+    fn threads_are_never_more_than_the_cores_that_the_process_may_use() {
+        let found = threads(None);
+        if let Some(cores) = allowed_cores() {
+            assert!(found.value.get() <= cores);
+            assert_eq!(found.origin == Origin::Cores, found.value.get() == cores);
+        }
+    }
+
+    #[test]
+    fn the_least_of_cgroup_and_machine_is_the_memory_limit() {
+        let root = cgroup::fixture(&[
+            ("proc/meminfo", "MemTotal:        2048 kB\nMemFree: 1 kB\n"),
+            ("proc/self/cgroup", "0::/\n"),
+            (
+                "proc/self/mountinfo",
+                "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+            ),
+            ("sys/fs/cgroup/memory.max", "1048576\n"),
+        ]);
+        let found = memory_limit_under(root.path()).unwrap();
+        assert_eq!((found.value, found.origin), (MIB, Origin::CgroupMemory));
+        fs::write(root.path().join("sys/fs/cgroup/memory.max"), "max\n").unwrap();
+        let found = memory_limit_under(root.path()).unwrap();
+        let machine = (ByteSize::mib(2), Origin::MachineMemory);
+        assert_eq!((found.value, found.origin), machine);
+        assert!(memory_limit_under(&root.path().join("nowhere")).is_none());
+    }
+}

@@ -1,0 +1,199 @@
+//! Histories in a directory, which several servers can share: [`files`] on threads that may block.
+
+mod files;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+
+use self::files::{Locked, SessionDir};
+use super::history::History;
+use super::queue::busy;
+use super::store::{Entry, Held, Hold, Store};
+use super::{Fingerprint, IfBusy, SessionError, SessionKey};
+use crate::request::Tenant;
+
+/// How long to wait before a lock is tried again that another server has: at first, and at most.
+const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// How often it is tried for who does not want to wait: someone may just be looking.
+const LOCK_GLANCES: usize = 6;
+
+/// Histories in a directory.
+pub(super) struct Directory(Arc<SessionDir>);
+
+/// A session whose file this process has locked; the system unlocks it when this is dropped.
+struct OnDisk {
+    dir: Arc<SessionDir>,
+    key: SessionKey,
+    locked: Arc<Locked>,
+}
+
+impl Directory {
+    /// Makes the directory if need be.
+    ///
+    /// # Errors
+    /// [`SessionError::Directory`] if it can't be written to.
+    pub fn open(dir: &Path, tokenizer: Fingerprint) -> Result<Self, SessionError> {
+        let opened = SessionDir::open(dir, tokenizer);
+        let opened = opened.map_err(|error| SessionError::Directory {
+            path: dir.display().to_string(),
+            error,
+        })?;
+        Ok(Self(Arc::new(opened)))
+    }
+
+    /// Does what may block on a thread for that.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&SessionDir) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let dir = Arc::clone(&self.0);
+        blocking(move || work(&dir)).await
+    }
+}
+
+#[async_trait]
+impl Store for Directory {
+    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError> {
+        let (mut pause, longest) = LOCK_PAUSE;
+        let mut attempts = 0;
+        loop {
+            let wanted = key.clone();
+            let held = self.run(move |dir| {
+                let Some(locked) = dir.lock(&wanted)? else {
+                    return Ok(None);
+                };
+                let history = dir.read(&locked)?;
+                Ok(Some((locked, history)))
+            });
+            if let Some((locked, history)) = held.await.map_err(disk(key, "read"))? {
+                return Ok(Held {
+                    history,
+                    hold: Box::new(OnDisk {
+                        dir: Arc::clone(&self.0),
+                        key: key.clone(),
+                        locked: Arc::new(locked),
+                    }),
+                });
+            }
+            attempts += 1;
+            if if_busy == IfBusy::Error && attempts >= LOCK_GLANCES {
+                return Err(busy(key));
+            }
+            tokio::time::sleep(pause).await;
+            pause = longest.min(pause * 2);
+        }
+    }
+
+    async fn forget(&self, key: &SessionKey) -> Result<(), SessionError> {
+        let forgotten = key.clone();
+        let removed = self.run(move |dir| dir.forget(&forgotten)).await;
+        removed.map_err(disk(key, "deleted"))
+    }
+
+    async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, SessionError> {
+        let wanted = keys.to_vec();
+        let found = self.run(move |dir| {
+            let mut found = Vec::with_capacity(wanted.len());
+            for key in wanted {
+                if let Some(history) = dir.peek(&key)? {
+                    found.push((key, history));
+                }
+            }
+            Ok(found)
+        });
+        let name = match keys {
+            [key] => key.id.to_string(),
+            _ => "*".to_owned(),
+        };
+        found.await.map_err(|error| SessionError::Disk {
+            id: name,
+            what: "read",
+            error,
+        })
+    }
+
+    async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError> {
+        let listed = self.run(move |dir| dir.list(tenant)).await;
+        let listed = listed.map_err(listing)?.into_iter();
+        let entries = listed.map(|(key, history)| Entry {
+            key,
+            last_used: history.last_used,
+        });
+        Ok(entries.collect())
+    }
+
+    async fn count_others(
+        &self,
+        key: &SessionKey,
+        ttl: Option<Duration>,
+        beginning: &[SessionKey],
+    ) -> Result<usize, SessionError> {
+        let (key, beginning) = (key.clone(), beginning.to_vec());
+        let counted = self.run(move |dir| {
+            let mut count = dir.count(key.tenant, ttl)?;
+            for other in beginning {
+                let is_new =
+                    other.tenant == key.tenant && other != key && dir.peek(&other)?.is_none();
+                count += usize::from(is_new);
+            }
+            Ok(count)
+        });
+        counted.await.map_err(listing)
+    }
+
+    async fn count(&self) -> Result<usize, SessionError> {
+        self.run(SessionDir::count_all).await.map_err(listing)
+    }
+
+    async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError> {
+        let swept = self.run(move |dir| dir.sweep(ttl)).await;
+        swept.map_err(listing)
+    }
+}
+
+#[async_trait]
+impl Hold for OnDisk {
+    async fn write(
+        &self,
+        created: Option<SystemTime>,
+        tokens: Arc<[u32]>,
+    ) -> Result<History, SessionError> {
+        let history = History::used_now(created, tokens);
+        let (dir, locked) = (Arc::clone(&self.dir), Arc::clone(&self.locked));
+        let written = history.clone();
+        let written = blocking(move || dir.write(&locked, &written)).await;
+        written.map_err(disk(&self.key, "written"))?;
+        Ok(history)
+    }
+
+    async fn remove(&self) -> Result<bool, SessionError> {
+        let locked = Arc::clone(&self.locked);
+        let removed = blocking(move || SessionDir::remove(&locked)).await;
+        removed.map_err(disk(&self.key, "deleted"))
+    }
+}
+
+/// Runs what may block on a thread for that.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
+fn disk(key: &SessionKey, what: &'static str) -> impl FnOnce(io::Error) -> SessionError {
+    let id = key.id.to_string();
+    move |error| SessionError::Disk { id, what, error }
+}
+
+fn listing(error: io::Error) -> SessionError {
+    SessionError::Disk {
+        id: "*".to_owned(),
+        what: "listed",
+        error,
+    }
+}

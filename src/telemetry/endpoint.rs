@@ -1,0 +1,132 @@
+//! Where traces go: the URL of an OTLP receiver that speaks protobuf over HTTP.
+
+use std::fmt;
+use std::str::FromStr;
+
+use reqwest::Url;
+use serde::Deserialize;
+
+/// The path that OTLP over HTTP gives to traces.
+const TRACES: &str = "/v1/traces";
+
+/// Why a text is not an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is not a valid OTLP endpoint ({reason}); it must be a URL such as http://localhost:4318"
+)]
+pub struct InvalidEndpoint {
+    text: String,
+    reason: String,
+}
+
+/// The URL that spans are posted to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtlpEndpoint(Url);
+
+impl OtlpEndpoint {
+    /// Takes over the whole URL of a receiver, as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` gives it.
+    ///
+    /// # Errors
+    /// If it is not an absolute `http` or `https` URL without query and fragment.
+    pub fn whole(text: &str) -> Result<Self, InvalidEndpoint> {
+        let invalid = |reason: &str| InvalidEndpoint {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let url = Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(invalid("it does not begin with http:// or https://"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(invalid("it has a query or a fragment"));
+        }
+        Ok(Self(url))
+    }
+
+    /// The URL as the exporter takes it.
+    pub(super) fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl FromStr for OtlpEndpoint {
+    type Err = InvalidEndpoint;
+
+    /// Takes the URL of a collector, to which `/v1/traces` is added, unless it is there already.
+    fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
+        let Self(mut url) = Self::whole(text)?;
+        let base = url.path().trim_end_matches('/');
+        let path = format!("{}{TRACES}", base.trim_end_matches(TRACES));
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for OtlpEndpoint {
+    /// For people and logs: without a user name and a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.0.host_str().unwrap_or_default();
+        write!(f, "{}://{host}", self.0.scheme())?;
+        if let Some(port) = self.0.port() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(self.0.path())
+    }
+}
+
+impl<'de> Deserialize<'de> for OtlpEndpoint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_traces_is_added_to_a_collector() {
+        for (given, posted_to) in [
+            ("http://localhost:4318", "http://localhost:4318/v1/traces"),
+            ("http://localhost:4318/", "http://localhost:4318/v1/traces"),
+            ("https://host/otlp", "https://host/otlp/v1/traces"),
+            ("https://host/otlp/v1/traces", "https://host/otlp/v1/traces"),
+            ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
+        ] {
+            let endpoint: OtlpEndpoint = given.parse().expect(given);
+            assert_eq!(endpoint.as_str(), posted_to);
+            assert_eq!(endpoint.to_string(), posted_to);
+        }
+    }
+
+    #[test]
+    fn the_endpoint_of_traces_alone_is_taken_as_it_is() {
+        let endpoint = OtlpEndpoint::whole("https://host/custom").expect("a URL");
+        assert_eq!(endpoint.as_str(), "https://host/custom");
+    }
+
+    #[test]
+    fn what_is_not_a_url_of_a_server_is_refused_and_named() {
+        for given in [
+            "",
+            "collector",
+            "localhost:4318",
+            "grpc://localhost:4317",
+            "http://",
+            "http://host:99999",
+            "http://host/?key=1",
+            "http://host/#part",
+        ] {
+            let refusal = given.parse::<OtlpEndpoint>().expect_err(given).to_string();
+            assert!(refusal.contains(&format!("{given:?}")), "{refusal}");
+            assert!(refusal.contains("http://localhost:4318"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let endpoint: OtlpEndpoint = "http://user:secret@host:1".parse().expect("a URL");
+        assert_eq!(endpoint.to_string(), "http://host:1/v1/traces");
+    }
+}

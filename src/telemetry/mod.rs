@@ -1,0 +1,20 @@
+//! What Skald tells those who operate it, besides metrics: logs on standard error, traces to an
+//! OpenTelemetry collector.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `logs` | lines on standard error |
+//! | `endpoint` | where traces go |
+//! | `traces` | the tracer that spans are made with, from start to stop |
+//! | `export` | the way of finished spans to the collector, and the count of those that are lost |
+//!
+//! Nothing here knows of requests; the front end makes the spans (`http::request_trace`).
+
+mod endpoint;
+mod export;
+mod logs;
+mod traces;
+
+pub use endpoint::{InvalidEndpoint, OtlpEndpoint};
+pub use logs::start;
+pub use traces::{Traces, TracesError};

@@ -1,0 +1,96 @@
+"""What the tests of compose file, dashboards, alerts and manifests share."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+
+from servers import serving
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+#: Set where a missing program is a failure and not a reason to skip.
+REQUIRED = "SKALD_TEST_DEPLOY"
+#: What the server calls its model.
+MODEL = "tales"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--skald", default=str(ROOT / "target/release/skald"), help="the binary to test")
+
+
+def program(name, *, also=None):
+    """The path of a program, or of the copy in `also`."""
+    found = shutil.which(name) or (str(also) if also and also.exists() else None)
+    if found is None and os.environ.get(REQUIRED):
+        pytest.fail(f"{name} is not installed, and {REQUIRED} requires it")
+    return found or pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(scope="session")
+def promtool():
+    """Runs promtool."""
+    path = program("promtool")
+
+    def run(*arguments, **options):
+        return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def compose():
+    """The compose file."""
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def version():
+    """The version of this Skald, from its manifest."""
+    for line in (ROOT / "Cargo.toml").read_text().splitlines():
+        if line.startswith("version = "):
+            return line.split('"')[1]
+    raise AssertionError("Cargo.toml has no version")
+
+
+@pytest.fixture(scope="session")
+def server(request, tmp_path_factory):
+    """A server that has answered requests of several outcomes: every metric has its labels."""
+    folder = tmp_path_factory.mktemp("skald")
+    with serving(
+        request.config.getoption("--skald"),
+        folder / "log",
+        "--served-model-name",
+        MODEL,
+        "--session-dir",
+        str(folder / "sessions"),
+    ) as url:
+        generate(url)
+        yield url
+
+
+def generate(url):
+    """Has the server generate, with work for the prefix cache and speculation, and refuse a request."""
+    post(f"{url}/generate", {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 24}})
+    repetitive = {"prompt": "the cat and " * 12, "max_tokens": 32, "temperature": 0}
+    for _ in range(2):
+        post(f"{url}/v1/completions", {"model": MODEL, **repetitive})
+    post(f"{url}/v1/completions", {"model": "another", **repetitive}, accept=404)
+
+
+def post(url, body, accept=200):
+    """Posts JSON; the answer must have the status that is accepted."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            response.read()
+            status = response.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    assert status == accept, f"{url} answered {status}"

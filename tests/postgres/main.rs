@@ -1,0 +1,65 @@
+//! What a kill, an outage, a second server or a stopped one may do to sessions in PostgreSQL: nothing
+//! that shows.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`kills`] | servers that are killed under load |
+//! | [`outage`] | a database that crashes under load, is away, or hangs |
+//! | [`shared`] | two servers on one session, and one that is stopped for longer than its lease |
+//! | [`start`] | schemas, passwords, URLs, two models on one database |
+//!
+//! The load is that of `tests/kill`. Where PostgreSQL is not installed these tests are skipped.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../kill/client.rs"]
+mod client;
+#[path = "../kill/ledger.rs"]
+mod ledger;
+#[path = "../kill/load.rs"]
+mod load;
+#[path = "../kill/random.rs"]
+mod random;
+#[path = "../kill/reference.rs"]
+mod reference;
+#[path = "../tiny_model/mod.rs"]
+mod tiny_model;
+
+mod kills;
+mod outage;
+mod shared;
+mod start;
+
+use serde_json::{Value, json};
+use support::Answer;
+
+/// A greedy turn in the native dialect.
+fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
+    json!({
+        "inputs": inputs, "session_id": session,
+        "parameters": {"max_new_tokens": max_new_tokens, "do_sample": false, "details": true},
+    })
+}
+
+/// A turn that never ends, streamed.
+fn endless(session: &str) -> Value {
+    json!({
+        "prompt": " and", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
+        "session_id": session, "stream": true,
+    })
+}
+
+/// Asserts that a request was refused because the database is away, with what a client needs to try
+/// again.
+#[track_caller]
+fn is_away(answer: &Answer) {
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let seconds: u64 = answer.header("retry-after").parse().expect("seconds");
+    assert!((1..60).contains(&seconds), "{seconds}");
+    let message = answer.message();
+    assert!(
+        message.contains("session database is unavailable"),
+        "{message}"
+    );
+}
