@@ -265,7 +265,7 @@ impl TextGeneration {
                 // Nothing of it can be kept any more.
                 self.turn = None;
                 self.running = None;
-                self.progress.outcome = "not kept";
+                self.timeline.end(Ending::NotStored);
                 return Err(lost.into());
             }
         }
