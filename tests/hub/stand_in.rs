@@ -84,7 +84,7 @@ pub enum Fault {
 }
 
 /// Bytes that an answer has before it breaks off, with [`Fault::BreaksOften`].
-pub const BREAKS_AFTER: usize = 4096;
+pub const BREAKS_AFTER: usize = 1024;
 
 /// One request to the content network.
 #[derive(Debug, Clone, PartialEq)]
