@@ -19,6 +19,8 @@ class Hub:
         self.files = files
         self.requests = []
         self.url = None
+        #: The content network: the same server by another name, so that it is another host.
+        self.content_url = None
 
     def etag(self, name):
         content = self.files[name]
@@ -66,7 +68,7 @@ def handler(hub):
             headers = {"X-Repo-Commit": COMMIT}
             if name.endswith(".safetensors"):
                 headers |= {"X-Linked-Etag": f'"{hub.etag(name)}"', "X-Linked-Size": len(hub.files[name])}
-                self.reply(302, b"", headers | {"Location": hub.url + content})
+                self.reply(302, b"", headers | {"Location": hub.content_url + content})
             else:
                 self.reply(200, hub.files[name], headers | {"ETag": f'"{hub.etag(name)}"'})
 
@@ -86,7 +88,8 @@ def serving(files):
     """A hub on a port the system chose."""
     hub = Hub(files)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    port = server.server_address[1]
+    hub.url, hub.content_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -30,7 +30,7 @@ def hub(root):
 def environment(hub, tmp_path):
     """The variables that both programs read, and nothing of this machine's own."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return inherited | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    return inherited | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1,localhost"}
 
 
 @pytest.fixture
