@@ -115,7 +115,7 @@ fn question(given: &str) -> anyhow::Result<Url> {
 
 /// Asks, and fails unless the answer is a success.
 async fn ask(url: Url) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder()
+    let client = crate::tls::http_client()
         // The answer of a proxy, or of where the server points to, says nothing of the server.
         .no_proxy()
         .redirect(Policy::none())

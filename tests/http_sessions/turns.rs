@@ -281,7 +281,7 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
 #[tokio::test]
 async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
     // The prompt is read in 15 steps, after three of which the engine is held.
-    let (server, gate) = held(3, |setup| {
+    let (server, gate) = held(3, |setup: &mut crate::support::Setup| {
         super::there(setup);
         setup.engine.max_step_tokens = 64;
     });
