@@ -11,7 +11,6 @@ pub fn install_provider() {
 }
 
 /// Returns a builder of HTTP clients that can speak TLS.
-#[must_use]
 pub fn http_client() -> reqwest::ClientBuilder {
     install_provider();
     reqwest::Client::builder()

@@ -43,7 +43,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model over HTTP
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     /// Generate from one prompt in the terminal
     Generate(generate::Generate),
     /// Measure how fast a server answers under load

@@ -47,8 +47,12 @@ fn git_object(path: &Path) -> io::Result<Context> {
 }
 
 fn hex(digest: &Digest) -> String {
+    let digits = "0123456789abcdef".as_bytes();
+    let digit = |value: u8| char::from(digits[usize::from(value)]);
     let bytes = digest.as_ref().iter();
-    bytes.map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
 }
 
 #[cfg(test)]
