@@ -363,8 +363,8 @@ async fn tenants_do_not_see_each_others_sessions_and_have_so_many_at_most() {
 
 #[tokio::test]
 async fn a_session_that_is_not_used_expires() {
-    let dir = tempfile::tempdir().unwrap();
     const TTL: Duration = Duration::from_millis(500);
+    let dir = tempfile::tempdir().unwrap();
     for dir in [None, Some(dir.path().to_owned())] {
         let server = Server::with(SessionConfig {
             dir: dir.clone(),

@@ -431,5 +431,10 @@ pub fn git_object(content: &[u8]) -> String {
 fn hex(algorithm: &'static Algorithm, content: &[u8]) -> String {
     let digest = digest(algorithm, content);
     let bytes = digest.as_ref().iter();
-    bytes.map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .flat_map(|byte| {
+            [byte >> 4, byte & 15]
+                .map(|digit| char::from_digit(digit.into(), 16).expect("below 16"))
+        })
+        .collect()
 }

@@ -215,5 +215,11 @@ fn json_of(value: AnyValue) -> Value {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| {
+            [byte >> 4, byte & 15]
+                .map(|digit| char::from_digit(digit.into(), 16).expect("below 16"))
+        })
+        .collect()
 }
