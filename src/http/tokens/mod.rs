@@ -75,14 +75,19 @@ pub(super) struct TokenizeBody {
 #[serde(untagged)]
 pub(super) enum Tokenized {
     /// For `content`.
-    LlamaCpp {
-        /// The tokens.
-        tokens: Vec<ListedToken>,
-    },
+    LlamaCpp(ListedTokens),
     /// For `inputs`.
     Tgi(Vec<PlacedToken>),
     /// For `prompt` and `messages`.
     Vllm(CountedTokens),
+}
+
+/// Tokens, and no other field.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListedTokens {
+    /// The tokens.
+    tokens: Vec<ListedToken>,
 }
 
 /// An id, or with `with_pieces` an id and its text.
@@ -147,13 +152,13 @@ pub(super) async fn tokenize_text(
     Ok(Json(match body.form()? {
         Form::LlamaCpp(content) => {
             let ids = tokenize(tokenizer, content, parse_special).await?;
-            Tokenized::LlamaCpp {
+            Tokenized::LlamaCpp(ListedTokens {
                 tokens: if body.with_pieces.unwrap_or(false) {
                     pieces(tokenizer, ids)
                 } else {
                     ids.into_iter().map(ListedToken::Id).collect()
                 },
-            }
+            })
         }
         Form::Tgi(inputs) => Tokenized::Tgi(placed(tokenizer, inputs, parse_special).await?),
         Form::Vllm(source) => Tokenized::Vllm(vllm::count(&serving, &body, source).await?),
