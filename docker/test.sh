@@ -164,7 +164,7 @@ version() { sed -n 's/^version = "\(.*\)"/\1/p;T;q' Cargo.toml; }
 # --- the image ---
 
 build_from() {
-    [ -x "$1" ] || fail "$1 is no program; run cargo build --release first, or name a binary"
+    [ -x "$1" ] || fail "$1 is not a program; run cargo build --release first, or name a binary"
     [ $engine = docker ] || make_base
     mkdir "$scratch/context"
     cp "$1" "$scratch/context/skald"
