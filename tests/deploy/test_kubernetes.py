@@ -244,7 +244,8 @@ def test_every_setting_is_one_that_skald_has(base, request):
     names = [*base.settings(), *(variable["name"] for variable in base.container()["env"])]
     for name in names:
         if name.startswith("SKALD_"):
-            assert f"[env: {name}=" in usage, f"`skald serve` has no {name}"
+            # The help of a setting that holds a password shows no value.
+            assert re.search(rf"\[env: {name}[=\]]", usage), f"`skald serve` has no {name}"
 
 
 def test_probes_ask_for_what_a_server_answers(base, server):
