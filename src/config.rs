@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::resources::{self, Sourced};
-use crate::telemetry::OtlpEndpoint;
+use crate::telemetry::{InvalidEndpoint, OtlpEndpoint};
 
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,9 @@ pub enum ConfigError {
         /// The setting whose name is nearest.
         nearest: Option<String>,
     },
+    /// The address of the trace collector can't be used.
+    #[error("`otlp-endpoint`: {0}")]
+    Endpoint(#[from] InvalidEndpoint),
     /// A value is out of its range.
     #[error("`{setting}` is {value}; {expected}")]
     Range {
@@ -143,22 +146,51 @@ impl fmt::Display for HumanDuration {
 
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+        deserializer.deserialize_str(DurationText)
+    }
+}
+
+/// Reads a duration from a string.
+struct DurationText;
+
+impl serde::de::Visitor<'_> for DurationText {
+    type Value = HumanDuration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration in quotes, such as \"30s\" or \"500ms\"")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<HumanDuration, E> {
         text.parse().map_err(|e| {
-            serde::de::Error::custom(format!("{text:?} is no duration ({e}); write 30s or 500ms"))
+            E::custom(format!(
+                "{text:?} is not a valid duration ({e}); write 30s or 500ms"
+            ))
         })
     }
+}
+
+/// Reads a number of compute threads.
+fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "write a number from 1 to 1024".to_owned())
+}
+
+/// Reads the address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "write an IP address and a port, such as 127.0.0.1:8080 or 0.0.0.0:8080".to_owned()
+    })
 }
 
 /// The shortest lease, which still leaves time to renew it, and the longest.
 const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// The URL of a database. It may have a password in it, so it is never shown.
+/// A URL that may have a password in it, so that it is never shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub struct StoreUrl(String);
+pub struct SecretUrl(String);
 
-impl StoreUrl {
+impl SecretUrl {
     /// The URL, password included.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -166,15 +198,15 @@ impl StoreUrl {
     }
 }
 
-impl From<String> for StoreUrl {
+impl From<String> for SecretUrl {
     fn from(url: String) -> Self {
         Self(url)
     }
 }
 
-impl fmt::Debug for StoreUrl {
+impl fmt::Debug for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StoreUrl(…)")
+        f.write_str("SecretUrl(…)")
     }
 }
 
@@ -221,7 +253,13 @@ pub struct Layer {
     )]
     pub chat_template: Option<String>,
     /// Compute threads [default: all cores, within the CPU quota of the cgroup]
-    #[arg(long, env = "SKALD_THREADS", value_name = "N", help_heading = "Engine")]
+    #[arg(
+        long,
+        env = "SKALD_THREADS",
+        value_name = "N",
+        value_parser = thread_count,
+        help_heading = "Engine"
+    )]
     pub threads: Option<NonZeroUsize>,
     /// Memory for the KV cache; taken from the system as it is used [default: 1GiB, or half of what
     /// the memory limit leaves beside the weights if that is less]
@@ -295,9 +333,9 @@ pub struct Layer {
         value_name = "URL",
         help_heading = "Sessions"
     )]
-    pub session_store: Option<StoreUrl>,
-    /// After this time without a word from a server, others may take over the sessions in that
-    /// database that its turns are on [default: 10s]
+    pub session_store: Option<SecretUrl>,
+    /// How long a server may be silent before others may take over the sessions its turns hold in
+    /// that database [default: 10s]
     #[arg(
         long,
         env = "SKALD_SESSION_LEASE",
@@ -352,6 +390,7 @@ pub struct Layer {
         long,
         env = "SKALD_LISTEN",
         value_name = "ADDRESS:PORT",
+        value_parser = address,
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
@@ -420,7 +459,7 @@ pub struct Layer {
         value_name = "URL",
         help_heading = "Traces"
     )]
-    pub otlp_endpoint: Option<OtlpEndpoint>,
+    pub otlp_endpoint: Option<SecretUrl>,
 }
 
 /// All settings, checked.
@@ -442,7 +481,7 @@ pub struct Settings {
     pub speculation: Speculation,
     pub max_queue: usize,
     pub share_prefix_cache: bool,
-    pub session_store: Option<StoreUrl>,
+    pub session_store: Option<SecretUrl>,
     pub session_lease: Duration,
     pub session_dir: Option<PathBuf>,
     pub session_kv_size: ByteSize,
@@ -593,7 +632,10 @@ impl Layer {
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
-            otlp_endpoint: self.otlp_endpoint,
+            otlp_endpoint: self
+                .otlp_endpoint
+                .map(|url| url.expose().parse())
+                .transpose()?,
         };
         settings.check()?;
         Ok(settings)
@@ -637,6 +679,13 @@ impl Settings {
                 ),
             });
         }
+        if self.served_model_name.as_deref() == Some("") {
+            return Err(ConfigError::Range {
+                setting: "served-model-name",
+                value: "empty".to_owned(),
+                expected: "it must be a name".to_owned(),
+            });
+        }
         let ttl = self.session_ttl.unwrap_or(Duration::MAX);
         for (setting, duration) in [
             ("session-ttl", ttl),
@@ -648,7 +697,7 @@ impl Settings {
                 return Err(ConfigError::Range {
                     setting,
                     value: "0s".to_owned(),
-                    expected: "it must be longer than nothing".to_owned(),
+                    expected: "it must be longer than 0s".to_owned(),
                 });
             }
         }

@@ -10,6 +10,7 @@
 //! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
 //! | [`panics`] | panics in the logs |
+//! | [`shown_url`] | what messages show of a URL |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
 //! | [`request`] | what every dialect's request becomes, and its validation |
@@ -31,6 +32,7 @@ pub mod panics;
 pub mod request;
 pub mod resources;
 pub mod session;
+pub mod shown_url;
 pub mod telemetry;
 pub mod text;
 pub mod tls;

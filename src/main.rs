@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use skald::cli::Cli;
 
 fn main() -> ExitCode {
     skald::panics::log();
-    Cli::parse().run()
+    Cli::parse_arguments().run()
 }

@@ -322,7 +322,10 @@ fn a_directory_without_a_whole_model_is_refused_by_what_it_lacks() {
     );
 
     let nowhere = directory.path().join("nowhere");
-    assert_names(&open(&nowhere).err().unwrap(), &["nowhere", "no directory"]);
+    assert_names(
+        &open(&nowhere).err().unwrap(),
+        &["nowhere", "not a directory"],
+    );
 }
 
 #[test]

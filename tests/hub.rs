@@ -298,6 +298,25 @@ fn offline_only_the_cache_is_used() {
 }
 
 #[test]
+fn a_hub_that_asks_for_patience_is_quoted_and_its_password_is_not_shown() {
+    let fixture = Fixture::new();
+    fixture.hub.break_with(Fault::Busy);
+    let endpoint = fixture
+        .hub
+        .endpoint()
+        .replace("http://", "http://ann:s3cret@");
+    let settings = HubSettings {
+        endpoint,
+        answer_within: Duration::from_secs(10),
+        ..fixture.settings()
+    };
+    // It asks for more time than there is, so it is not asked again.
+    let message = pull(&settings, "org/tiny", None).unwrap_err();
+    assert_names(&message, &["429", "slow down"]);
+    assert!(!message.contains("s3cret"), "{message}");
+}
+
+#[test]
 fn a_hub_that_is_gone_leaves_what_is_in_the_cache() {
     let mut fixture = Fixture::new();
     let settings = fixture.settings();

@@ -1,6 +1,6 @@
 //! `skald generate`: one prompt, streamed to the terminal, through the same engine as the server.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, anyhow};
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::model::ModelSettings;
-use super::{Failure, runtime};
+use super::{Failure, runtime, write_out};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
@@ -109,7 +109,7 @@ impl Generate {
         let mut text = String::new();
         std::io::stdin()
             .read_to_string(&mut text)
-            .context("standard input is no text")?;
+            .context("standard input is not valid UTF-8 text")?;
         Ok(text)
     }
 
@@ -173,14 +173,12 @@ impl Generate {
             TextStream::new(serving.tokenizer.clone(), &request.stop.stop_strings, false);
         let mut generation = serving.engine.submit(request).await?;
         let mut whole = String::new();
-        let mut show = |piece: &str| -> std::io::Result<()> {
+        let mut show = |piece: &str| {
             whole.push_str(piece);
             if self.json {
                 return Ok(());
             }
-            let mut out = std::io::stdout().lock();
-            out.write_all(piece.as_bytes())?;
-            out.flush()
+            write_out(piece)
         };
         let mut generated = 0;
         let mut reason = FinishReason::Length;
@@ -211,14 +209,12 @@ impl Generate {
                 FinishReason::Length => "length",
                 FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete => "stop",
             };
-            println!(
-                "{}",
-                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed})
-            );
+            let answer =
+                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed});
+            write_out(&format!("{answer}\n"))
         } else {
-            println!();
+            write_out("\n")
         }
-        Ok(())
     }
 }
 

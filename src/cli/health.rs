@@ -3,6 +3,7 @@
 //! Exit code 0 or 1 and nothing else: Docker reserves the others. It asks once and decides
 //! nothing; how often, and what follows, is the engine's business.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use reqwest::redirect::Policy;
 
 use super::Failure;
 use crate::config::{HumanDuration, Layer};
+use crate::shown_url::shown_url;
 
 /// What is asked where the URL names no path.
 const READINESS: &str = "/readyz";
@@ -62,7 +64,11 @@ impl Health {
         let answer = async { tokio::time::timeout(timeout, ask(url.clone())).await };
         match runtime.block_on(answer) {
             Ok(outcome) => outcome,
-            Err(_) => bail!("{url} did not answer within {}", HumanDuration(timeout)),
+            Err(_) => bail!(
+                "{} did not answer within {}",
+                shown_url(url.as_str()),
+                HumanDuration(timeout)
+            ),
         }
     }
 
@@ -101,9 +107,20 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 /// Returns what to ask a server that is given by its URL.
 fn question(given: &str) -> anyhow::Result<Url> {
-    let expected = || format!("{given:?} is not a valid URL; write http://localhost:8080");
-    let mut url: Url = given.parse().with_context(expected)?;
-    // `localhost:8080` is a URL too, of the scheme `localhost`.
+    let expected = || {
+        let shown = shown_url(given);
+        format!("{shown:?} is not a valid URL; write http://localhost:8080")
+    };
+    let whole = if given.contains("://") {
+        given.to_owned()
+    } else {
+        format!("http://{given}")
+    };
+    // A port alone, which would be taken for an IPv4 address.
+    if given.bytes().all(|byte| byte.is_ascii_digit()) {
+        bail!("{}", expected());
+    }
+    let mut url: Url = whole.parse().with_context(expected)?;
     if !matches!(url.scheme(), "http" | "https") {
         bail!("{}", expected());
     }
@@ -120,7 +137,8 @@ async fn ask(url: Url) -> anyhow::Result<()> {
         .no_proxy()
         .redirect(Policy::none())
         .build()?;
-    let mut response = client.get(url.clone()).send().await?;
+    let answer = client.get(url.clone()).send().await;
+    let mut response = answer.map_err(reqwest::Error::without_url)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
@@ -129,13 +147,16 @@ async fn ask(url: Url) -> anyhow::Result<()> {
         }
     }
     let status = response.status();
+    let shown = shown_url(url.as_str());
     if status.is_success() {
-        println!("{url}: {}", told(&body).unwrap_or("ok".to_owned()));
+        // The exit code is the answer, whether or not its words can be written.
+        let words = told(&body).unwrap_or("ok".to_owned());
+        let _ = writeln!(std::io::stdout(), "{shown}: {words}");
         return Ok(());
     }
     match told(&body) {
-        Some(told) => bail!("{url} answered {status}: {told}"),
-        None => bail!("{url} answered {status}"),
+        Some(told) => bail!("{shown} answered {status}: {told}"),
+        None => bail!("{shown} answered {status}"),
     }
 }
 
@@ -169,7 +190,8 @@ mod tests {
         assert_eq!(asked("http://localhost:8080/"), readiness);
         let liveness = "http://localhost:8080/livez";
         assert_eq!(asked(liveness).as_deref(), Some(liveness));
-        for wrong in ["localhost:8080", "8080", "", "http://", "unix:///run/skald"] {
+        assert_eq!(asked("localhost:8080"), readiness);
+        for wrong in ["8080", "", "http://", "unix:///run/skald"] {
             assert_eq!(asked(wrong), None, "{wrong}");
         }
     }

@@ -12,13 +12,18 @@ mod pull;
 mod serve;
 mod signals;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::SignalKind;
 
 /// The exit code for settings and models that can't be used; clap's own for bad flags.
 const UNUSABLE: u8 = 2;
+
+/// A shell's exit code for a command that writes to a pipe without a reader.
+const ENDED_BY_SIGPIPE: u8 = 141;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -66,6 +71,22 @@ enum Failure {
 }
 
 impl Cli {
+    /// Parses the command line; ends the process where it can't be used, or asks for help.
+    #[must_use]
+    pub fn parse_arguments() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let is_health = std::env::args_os()
+                .nth(1)
+                .is_some_and(|name| name == "health");
+            if is_health && error.use_stderr() {
+                let _ = error.print();
+                // Docker reserves the other exit codes of a health check.
+                std::process::exit(1);
+            }
+            error.exit()
+        })
+    }
+
     /// Runs the command to its end; failures are told on standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
@@ -92,9 +113,41 @@ impl Cli {
             Err(Failure::Unusable(error)) => (UNUSABLE, error),
             Err(Failure::Running(error)) => (1, error),
         };
-        eprintln!("skald: {error:#}");
+        if error.is::<ReaderGone>() {
+            return ExitCode::from(ENDED_BY_SIGPIPE);
+        }
+        eprintln!("skald: {}", told(&error));
         ExitCode::from(code)
     }
+}
+
+/// What reads standard output has gone away (`| head`): the command ends, without a word.
+#[derive(Debug, thiserror::Error)]
+#[error("what reads standard output has gone away")]
+struct ReaderGone;
+
+/// Writes to standard output.
+///
+/// # Errors
+/// [`ReaderGone`], and what else the system refuses.
+fn write_out(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        Err(error) => Err(anyhow!("standard output: {error}")),
+    }
+}
+
+/// Joins an error and its causes, without those whose words it has already said itself.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// An asynchronous runtime of a few threads: the front end's work is small, and the cores belong

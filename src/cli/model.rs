@@ -20,7 +20,7 @@ use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
 use crate::model::{Gpt2Config, ModelFiles, ModelSource};
 use crate::request::Limits;
-use crate::resources::{self, Sourced};
+use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
 use crate::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
 use crate::text::ChatTemplate;
@@ -118,14 +118,16 @@ impl ModelSettings {
     fn kv_memory(&self, weights: ByteSize, window: ByteSize) -> Sourced<ByteSize> {
         let chosen = resources::kv_memory(self.kv_memory, self.memory_limit, weights, window);
         if let Some(limit) = self.memory_limit
-            && weights.as_u64() + chosen.value.as_u64() > limit.value.as_u64()
+            && weights.as_u64() + chosen.value.as_u64() + WORKING_MEMORY.as_u64()
+                > limit.value.as_u64()
         {
             warn!(
                 %weights,
                 kv_cache = %chosen.value,
+                working_memory = %WORKING_MEMORY,
                 memory_limit = %limit.value,
                 memory_limit_from = %limit.origin,
-                "weights and KV cache exceed the memory limit: raise it, or lower kv-memory or dtype"
+                "weights, KV cache and working memory exceed the memory limit: raise it, or lower kv-memory or dtype"
             );
         }
         chosen
@@ -226,7 +228,7 @@ fn chat_template(setting: &str) -> anyhow::Result<ChatTemplate> {
         TemplateSource {
             origin: setting.to_owned(),
             text: std::fs::read_to_string(setting).with_context(|| {
-                format!("`chat-template` is {setting:?}, which is no template nor a file that can be read")
+                format!("`chat-template` is {setting:?}, which is neither a template nor a readable file")
             })?,
         }
     };

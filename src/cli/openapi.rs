@@ -22,7 +22,7 @@ impl Openapi {
         } else {
             contract.to_yaml().map_err(anyhow::Error::from)
         };
-        print!("{}", text.map_err(Failure::Running)?);
+        super::write_out(&text.map_err(Failure::Running)?).map_err(Failure::Running)?;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use anyhow::anyhow;
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, write_out};
 use crate::config::LogFormat;
 use crate::model::{ModelSource, hub};
 use crate::telemetry;
@@ -13,8 +13,8 @@ use crate::telemetry;
 /// Fetch a model from the hub into the cache, without serving it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "HF_HOME says where the cache is, HF_ENDPOINT where the hub is, HF_TOKEN who asks. \
-        The directory is printed.\n\nExample:\n  skald pull openai-community/gpt2"
+    after_help = "HF_HOME sets the cache, HF_ENDPOINT the hub, HF_TOKEN the access token. \
+        Prints the model's directory.\n\nExample:\n  skald pull openai-community/gpt2"
 )]
 pub struct Pull {
     /// The model's id on the hub, with @revision if need be
@@ -33,8 +33,7 @@ impl Pull {
         };
         let progress = std::io::stderr().is_terminal();
         let directory = hub::pull(&id, revision.as_deref(), progress).map_err(unusable)?;
-        println!("{}", directory.display());
-        Ok(())
+        write_out(&format!("{}\n", directory.display())).map_err(Failure::Running)
     }
 }
 

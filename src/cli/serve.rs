@@ -1,7 +1,7 @@
 //! `skald serve`: listens first, so that probes are answered, then loads the model.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -13,7 +13,7 @@ use tracing::{error, field, info, warn};
 
 use super::model::ModelSettings;
 use super::{Failure, runtime};
-use crate::config::{Layer, Settings, Speculation, StoreUrl, unknown_variables};
+use crate::config::{Layer, SecretUrl, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, App, HttpConfig};
 use crate::resources;
@@ -23,6 +23,8 @@ use crate::telemetry::{self, Traces};
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
 const EXIT_BY_SIGNAL: i32 = 130;
+/// Signals so close together are one: `timeout` and shells signal a process and then its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 
 /// Serve a model over HTTP
 #[derive(Debug, Args)]
@@ -49,7 +51,7 @@ impl Serve {
             .context("`log` is not a valid filter")
             .map_err(Failure::Unusable)?;
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
-            warn!(name, nearest, "an environment variable that sets nothing");
+            warn!(name, nearest, "unknown environment variable ignored");
         }
         let export = Traces::start(settings.otlp_endpoint.clone())
             .map_err(|error| Failure::Unusable(error.into()))?;
@@ -76,7 +78,12 @@ impl Serve {
 async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Failure> {
     let listener = TcpListener::bind(settings.listen)
         .await
-        .with_context(|| format!("can't listen on {}", settings.listen))
+        .with_context(|| {
+            format!(
+                "can't listen on {}; choose another address or port with `--listen`",
+                settings.listen
+            )
+        })
         .map_err(Failure::Running)?;
     let address = listener
         .local_addr()
@@ -156,7 +163,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
 }
 
 /// Connects to the database of sessions.
-async fn database(url: &StoreUrl, lease: Duration) -> Result<Database, Failure> {
+async fn database(url: &SecretUrl, lease: Duration) -> Result<Database, Failure> {
     let on_the_command_line = |argument: String| argument.contains(url.expose());
     let password = std::env::var("PGPASSWORD").ok();
     let database = Database::open(url.expose(), password.as_deref(), lease).await;
@@ -175,12 +182,14 @@ fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = stop.clone();
     tokio::spawn(async move {
-        for count in 0.. {
+        let mut first = None;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => (),
                 _ = interrupt.recv() => (),
             }
-            if count > 0 {
+            let at = *first.get_or_insert_with(Instant::now);
+            if stop.is_cancelled() && at.elapsed() > SAME_SIGNAL {
                 error!("a second signal: stopping at once");
                 std::process::exit(EXIT_BY_SIGNAL);
             }

@@ -50,7 +50,7 @@ pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError>
             if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 ApiError::too_large(limit)
             } else {
-                ApiError::broken_body("the request body ended before it was complete")
+                ApiError::cut_body()
             }
         })
 }

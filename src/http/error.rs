@@ -38,6 +38,8 @@ const INCOMPLETE: &str = "incomplete_generation";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     BrokenBody,
+    /// Its client went away before it was whole.
+    CutBody,
     Invalid,
     ContextLength,
     ModelNotFound,
@@ -127,6 +129,12 @@ impl ApiError {
     /// A body that is not JSON at all.
     pub(super) fn broken_body(message: impl Into<String>) -> Self {
         Self::new(Kind::BrokenBody, message)
+    }
+
+    /// A body that ended before it was whole: its client went away.
+    pub(super) fn cut_body() -> Self {
+        let message = "the request body ended before it was complete";
+        Self::new(Kind::CutBody, message)
     }
 
     /// A body that is larger than `limit`.
@@ -234,7 +242,9 @@ impl ApiError {
         const INVALID: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         match self.kind {
-            Kind::BrokenBody | Kind::Invalid => (StatusCode::BAD_REQUEST, INVALID, None),
+            Kind::BrokenBody | Kind::CutBody | Kind::Invalid => {
+                (StatusCode::BAD_REQUEST, INVALID, None)
+            }
             Kind::ContextLength => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
@@ -299,7 +309,7 @@ impl ApiError {
     /// Status and type as TGI has them.
     fn native_kind(&self) -> (StatusCode, &'static str) {
         match self.kind {
-            Kind::BrokenBody => (StatusCode::BAD_REQUEST, "validation"),
+            Kind::BrokenBody | Kind::CutBody => (StatusCode::BAD_REQUEST, "validation"),
             Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
             Kind::SessionBusy | Kind::SessionExists | Kind::SessionTakenOver => {
@@ -357,7 +367,10 @@ impl ApiError {
 
     /// What a request that fails like this is counted as, whenever it does.
     pub(super) fn outcome(&self) -> Outcome {
-        Outcome::of(self.openai_kind().0)
+        match self.kind {
+            Kind::CutBody => Outcome::Cancelled,
+            _ => Outcome::of(self.openai_kind().0),
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -440,6 +453,10 @@ impl From<GenerateError> for ApiError {
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
+        if let SessionError::Database(reason) = &error {
+            // Not for clients: it names tables and roles.
+            tracing::error!(reason, "session database failed");
+        }
         let (kind, param) = match &error {
             SessionError::Busy { .. } => (Kind::SessionBusy, Some("session_id")),
             SessionError::TooManyWait { .. } => (Kind::Busy, Some("session_id")),

@@ -147,7 +147,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 async fn no_such_path(request: Request) -> ApiError {
     ApiError::not_found(format!(
-        "there is nothing at {} {}; GET /openapi.json tells what there is",
+        "there is no {} {}; GET /openapi.json lists the endpoints",
         request.method(),
         request.uri().path()
     ))
@@ -155,7 +155,7 @@ async fn no_such_path(request: Request) -> ApiError {
 
 async fn wrong_method(request: Request) -> ApiError {
     ApiError::method_not_allowed(format!(
-        "{} is not possible at {}; the Allow header tells what is",
+        "{} is not allowed on {}; the Allow header lists the methods that are",
         request.method(),
         request.uri().path()
     ))

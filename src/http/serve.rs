@@ -100,7 +100,6 @@ pub async fn run(listener: TcpListener, app: App, stop: CancellationToken) -> io
     if timeout(FLUSH, server.graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not take their last bytes");
     }
-    tracing::info!("stopped");
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use download::Download;
 use error::FetchError;
 use http::{Hub, Revision};
 use progress::Progress;
-use retry::retrying;
+use retry::Retry;
 
 pub use error::HubError;
 pub use settings::{HubSettings, HubToken};
@@ -184,7 +184,8 @@ impl Pull<'_> {
 
     async fn ask(&self, hub: &Hub) -> Result<Revision, FetchError> {
         let within = self.settings.answer_within;
-        let revision = retrying(async || hub.revision(self.id, self.revision).await);
+        let retry = Retry::within(within);
+        let revision = retry.repeat(async || hub.revision(self.id, self.revision).await);
         let answer = tokio::time::timeout(within, revision).await;
         answer.unwrap_or(Err(FetchError::Silent(within)))
     }
@@ -199,7 +200,9 @@ impl Pull<'_> {
     }
 
     async fn fetch(&self, hub: &Hub, commit: &str, file: &str) -> Result<(), FetchError> {
-        let metadata = retrying(async || hub.metadata(self.id, commit, file).await).await?;
+        let metadata = Retry::new()
+            .repeat(async || hub.metadata(self.id, commit, file).await)
+            .await?;
         let etag = metadata.etag.as_str();
         let io = |error| FetchError::io(self.cache.directory(), error);
 

@@ -162,7 +162,7 @@ impl FromStr for ModelSource {
             return refuse("it is neither a directory nor the form of a hub id");
         }
         if !revision.is_none_or(hub::is_revision) {
-            return refuse("what follows the `@` is no revision");
+            return refuse("what follows the `@` is not a revision");
         }
         Ok(Self::Hub {
             id: id.to_owned(),
@@ -227,7 +227,7 @@ impl ModelFiles {
             return Err(SourceError::Lacks {
                 place,
                 missing: CONFIG,
-                hint: ": it is no directory".to_owned(),
+                hint: ": it is not a directory".to_owned(),
             });
         }
         let present = |file: &str| directory.join(file).exists();
@@ -446,8 +446,8 @@ mod tests {
             ("Cargo.toml", "a file, not a directory"),
             ("my model", "nor the form of a hub id"),
             ("org/", "nor the form of a hub id"),
-            ("gpt2@", "no revision"),
-            ("gpt2@../../x", "no revision"),
+            ("gpt2@", "not a revision"),
+            ("gpt2@../../x", "not a revision"),
         ] {
             let error = text.parse::<ModelSource>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

@@ -73,7 +73,7 @@ pub enum SessionError {
     },
     /// The session's lease expired in the middle of a turn, and another server took the session.
     #[error(
-        "the turn on session {id:?} was not kept: another server has taken the session over; \
+        "the turn on session {id:?} was not kept: another server has taken the session over, or it was deleted; \
          send the request again"
     )]
     TakenOver {
@@ -90,7 +90,7 @@ pub enum SessionError {
         id: String,
     },
     /// The database refused a statement, or has a row that can't be read.
-    #[error("the session database failed: {0}")]
+    #[error("the session database failed; the server's log has the reason")]
     Database(String),
     /// The engine is not there.
     #[error(transparent)]

@@ -4,18 +4,19 @@ use std::fmt;
 use std::str::FromStr;
 
 use reqwest::Url;
-use serde::Deserialize;
+
+use crate::shown_url::shown_url;
 
 /// The path that OTLP over HTTP gives to traces.
 const TRACES: &str = "/v1/traces";
 
-/// Why a text is not an endpoint.
+/// Why a text is not an endpoint. It shows nothing of a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not a valid OTLP endpoint ({reason}); it must be a URL such as http://localhost:4318"
+    "{shown:?} is not a valid OTLP endpoint ({reason}); it must be a URL such as http://localhost:4318"
 )]
 pub struct InvalidEndpoint {
-    text: String,
+    shown: String,
     reason: String,
 }
 
@@ -27,10 +28,10 @@ impl OtlpEndpoint {
     /// Takes over the whole URL of a receiver, as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` gives it.
     ///
     /// # Errors
-    /// If it is not an absolute `http` or `https` URL without query and fragment.
+    /// If it is not an absolute `http` or `https` URL without user, query and fragment.
     pub fn whole(text: &str) -> Result<Self, InvalidEndpoint> {
         let invalid = |reason: &str| InvalidEndpoint {
-            text: text.to_owned(),
+            shown: shown_url(text),
             reason: reason.to_owned(),
         };
         let url = Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
@@ -39,6 +40,11 @@ impl OtlpEndpoint {
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(invalid("it has a query or a fragment"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid(
+                "it has a user name or password: give them by OTEL_EXPORTER_OTLP_HEADERS",
+            ));
         }
         Ok(Self(url))
     }
@@ -63,21 +69,8 @@ impl FromStr for OtlpEndpoint {
 }
 
 impl fmt::Display for OtlpEndpoint {
-    /// For people and logs: without a user name and a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = self.0.host_str().unwrap_or_default();
-        write!(f, "{}://{host}", self.0.scheme())?;
-        if let Some(port) = self.0.port() {
-            write!(f, ":{port}")?;
-        }
-        f.write_str(self.0.path())
-    }
-}
-
-impl<'de> Deserialize<'de> for OtlpEndpoint {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        self.0.fmt(f)
     }
 }
 
@@ -119,14 +112,17 @@ mod tests {
             "http://host/#part",
         ] {
             let refusal = given.parse::<OtlpEndpoint>().expect_err(given).to_string();
-            assert!(refusal.contains(&format!("{given:?}")), "{refusal}");
+            let shown = shown_url(given);
+            assert!(refusal.contains(&format!("{shown:?}")), "{refusal}");
             assert!(refusal.contains("http://localhost:4318"), "{refusal}");
         }
     }
 
     #[test]
-    fn a_password_is_not_shown() {
-        let endpoint: OtlpEndpoint = "http://user:secret@host:1".parse().expect("a URL");
-        assert_eq!(endpoint.to_string(), "http://host:1/v1/traces");
+    fn a_password_is_refused_and_not_shown() {
+        for given in ["http://user:secret@host:1", "http://host/?key=secret"] {
+            let refusal = given.parse::<OtlpEndpoint>().expect_err(given).to_string();
+            assert!(!refusal.contains("secret"), "{refusal}");
+        }
     }
 }

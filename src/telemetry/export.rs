@@ -20,11 +20,13 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
     ExporterBuildError, Protocol, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor,
 };
+use prost::Message as _;
 
 use super::endpoint::OtlpEndpoint;
 
@@ -73,9 +75,10 @@ impl Losses {
         }
     }
 
-    fn failed(&self, spans: usize, reason: &str) {
+    /// Notes that of so many spans `lost` did not arrive.
+    fn failed(&self, spans: usize, lost: usize, reason: &str) {
         self.on_their_way.fetch_sub(spans, Ordering::Relaxed);
-        self.lose(spans, reason);
+        self.lose(lost, reason);
     }
 
     fn lose(&self, spans: usize, reason: &str) {
@@ -145,12 +148,34 @@ impl SpanProcessor for Bounded {
 #[derive(Debug)]
 pub(super) struct Reporting {
     otlp: OtlpExporter,
-    /// Why the last request got no answer.
-    failure: Failure,
+    answer: Arc<Mutex<Answer>>,
     losses: Arc<Losses>,
 }
 
-type Failure = Arc<Mutex<Option<String>>>;
+/// What the collector said last, of which the exporter tells nothing.
+#[derive(Debug, Clone, Default)]
+struct Answer {
+    /// Why there was none.
+    failure: Option<String>,
+    /// Spans that it did not take out of a batch that it did, and why (OTLP's partial success).
+    rejected: Option<(usize, String)>,
+}
+
+impl Answer {
+    fn of(answer: &Result<Response<Bytes>, HttpError>) -> Self {
+        let rejected = |answer: &Response<Bytes>| {
+            let answer = ExportTraceServiceResponse::decode(answer.body().clone()).ok()?;
+            let partial = answer.partial_success?;
+            let spans = usize::try_from(partial.rejected_spans).ok()?;
+            let reason = format!("spans rejected by the collector: {}", partial.error_message);
+            (spans > 0).then_some((spans, reason))
+        };
+        Self {
+            failure: answer.as_ref().err().map(|error| causes(error.as_ref())),
+            rejected: answer.as_ref().ok().and_then(rejected),
+        }
+    }
+}
 
 impl Reporting {
     /// An exporter to the endpoint of `losses`, which waits for an answer for as long as `timeout`.
@@ -159,7 +184,7 @@ impl Reporting {
     /// # Errors
     /// If the HTTP client can't be set up.
     pub(super) fn new(losses: Arc<Losses>, timeout: Duration) -> Result<Self, ExportError> {
-        let failure = Failure::default();
+        let answer = Arc::<Mutex<Answer>>::default();
         crate::tls::install_provider();
         let client = reqwest::blocking::Client::builder()
             .timeout(timeout)
@@ -170,7 +195,7 @@ impl Reporting {
             .with_http()
             .with_http_client(Collector {
                 client,
-                failure: Arc::clone(&failure),
+                last: Arc::clone(&answer),
             })
             .with_endpoint(losses.endpoint.as_str())
             .with_protocol(Protocol::HttpBinary)
@@ -178,17 +203,21 @@ impl Reporting {
             .build()?;
         Ok(Self {
             otlp,
-            failure,
+            answer,
             losses,
         })
     }
 
-    async fn send(&self, spans: Vec<SpanData>) -> Result<(), String> {
-        self.otlp.export(spans).await.map_err(|error| {
-            let failure = self.failure.lock();
-            let failure = failure.unwrap_or_else(PoisonError::into_inner).clone();
-            failure.unwrap_or_else(|| error.to_string())
-        })
+    /// Sends spans; gives those that the collector did not take, with the reason.
+    async fn send(&self, spans: Vec<SpanData>) -> Option<(usize, String)> {
+        let count = spans.len();
+        let sent = self.otlp.export(spans).await;
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = answer.clone();
+        match sent {
+            Ok(()) => answer.rejected,
+            Err(error) => Some((count, answer.failure.unwrap_or_else(|| error.to_string()))),
+        }
     }
 }
 
@@ -208,8 +237,8 @@ impl SpanExporter for Reporting {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         match self.send(batch).await {
-            Ok(()) => self.losses.delivered(spans),
-            Err(reason) => self.losses.failed(spans, &reason),
+            None => self.losses.delivered(spans),
+            Some((lost, reason)) => self.losses.failed(spans, lost, &reason),
         }
         Ok(())
     }
@@ -224,28 +253,28 @@ impl SpanExporter for Reporting {
         self.otlp.set_resource(resource);
         // Ready at once: the blocking client makes the thread wait, not the future.
         let _ = self.send(Vec::new()).now_or_never();
-        let failure = self.failure.lock();
-        if let Some(reason) = failure.unwrap_or_else(PoisonError::into_inner).take() {
-            self.losses.failed(0, &reason);
+        let answer = self.answer.lock();
+        let answer = answer.unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(reason) = answer.failure {
+            self.losses.failed(0, 0, &reason);
         }
     }
 }
 
-/// The HTTP client, which remembers why a collector could not be reached: the exporter only says
-/// "network error".
+/// The HTTP client, which remembers the answer: the exporter only says "network error", and nothing of
+/// rejected spans.
 #[derive(Debug)]
 struct Collector {
     client: reqwest::blocking::Client,
-    failure: Failure,
+    last: Arc<Mutex<Answer>>,
 }
 
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let answer = self.client.send_bytes(request).await;
-        let failure = answer.as_ref().err().map(|error| causes(error.as_ref()));
-        let mut last = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = failure;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Answer::of(&answer);
         answer
     }
 }

@@ -83,7 +83,7 @@ fn raise_exception(message: Value) -> Result<Value, Error> {
 fn strftime_now(format: &str) -> Result<String, Error> {
     let mut text = String::new();
     write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
-        let message = format!("strftime_now: {format:?} is no format of a time");
+        let message = format!("strftime_now: {format:?} is not a valid time format");
         Error::new(ErrorKind::InvalidOperation, message)
     })?;
     Ok(text)

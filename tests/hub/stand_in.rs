@@ -65,6 +65,8 @@ pub enum Fault {
     Silent,
     /// It answers everything with this status.
     Status(u16),
+    /// It answers everything with 429, and asks for 12 seconds of patience.
+    Busy,
     /// It answers everything with a page, as a proxy's log-in does.
     WebPage,
     /// It sends every reader in a circle.
@@ -226,6 +228,10 @@ async fn answer(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Res
     match fault {
         Some(Fault::Silent) => std::future::pending().await,
         Some(Fault::Status(status)) => StatusCode::from_u16(status).unwrap().into_response(),
+        Some(Fault::Busy) => {
+            let head = [("retry-after", "12"), ("x-error-message", "slow down")];
+            (StatusCode::TOO_MANY_REQUESTS, head).into_response()
+        }
         Some(Fault::WebPage) => "<html>Please log in</html>".into_response(),
         Some(Fault::Circle) => (StatusCode::FOUND, [(header::LOCATION, path)]).into_response(),
         _ => {

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
@@ -61,6 +61,8 @@ struct Received {
     heads: Vec<HeaderMap>,
     /// The bytes of every export.
     bytes: Vec<u8>,
+    /// Spans of the next export that are rejected, as OTLP's partial success says.
+    rejects: i64,
 }
 
 /// A collector that listens until it is dropped.
@@ -108,6 +110,11 @@ impl Collector {
     /// What `--otlp-endpoint` is told.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Rejects so many spans of the next export that has any.
+    pub fn reject(&self, spans: i64) {
+        self.received.lock().expect("no panic").rejects = spans;
     }
 
     /// The spans that have arrived.
@@ -162,6 +169,13 @@ async fn export(
     let mut received = received.lock().expect("no panic");
     received.heads.push(head);
     received.bytes.extend_from_slice(&body);
+    let mut answer = ExportTraceServiceResponse::default();
+    if !request.resource_spans.is_empty() {
+        answer.partial_success = Some(ExportTracePartialSuccess {
+            rejected_spans: std::mem::take(&mut received.rejects),
+            error_message: "over quota".to_owned(),
+        });
+    }
     for of_resource in request.resource_spans {
         let resource = of_resource.resource.unwrap_or_default();
         let resource = attributes(&resource.attributes);
@@ -171,7 +185,7 @@ async fn export(
             .spans
             .extend(spans.map(|span| read(span, &resource)));
     }
-    let answer = ExportTraceServiceResponse::default().encode_to_vec();
+    let answer = answer.encode_to_vec();
     ([(header::CONTENT_TYPE, "application/x-protobuf")], answer).into_response()
 }
 

@@ -48,6 +48,29 @@ async fn a_collector_that_is_away_is_a_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn spans_that_a_collector_rejects_are_lost_and_its_reason_is_logged() {
+    let collector = Collector::start();
+    let endpoint = collector.endpoint();
+    let mut server = Process::start_in(&[AT_ONCE], &["--otlp-endpoint", &endpoint]);
+    collector.reject(3);
+    assert_eq!(
+        answer(post(&server, "rejected", "/generate", &tale()))
+            .await
+            .0,
+        200
+    );
+    collector.request("rejected");
+    server.terminate();
+    server.ended();
+    let warnings = server.logged("trace export failing");
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    let reason = warnings[0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("over quota"), "{reason}");
+    let lost = server.logged("trace spans lost in all");
+    assert_eq!(lost[0]["lost"], 3, "{lost:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn spans_arrive_once_the_collector_is_there() {
     let address = free_port();
     let endpoint = format!("http://{address}");

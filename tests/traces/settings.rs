@@ -27,12 +27,12 @@ fn a_malformed_endpoint_is_refused_and_its_setting_named() {
     is_refused(
         &[],
         &["--otlp-endpoint", "collector:4318"],
-        &["--otlp-endpoint", "collector:4318", good],
+        &["otlp-endpoint", "collector:4318", good],
     );
     is_refused(
         &[("SKALD_OTLP_ENDPOINT", "nothing")],
         &[],
-        &["--otlp-endpoint", "nothing", good],
+        &["otlp-endpoint", "nothing", good],
     );
     for variable in [
         "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -49,6 +49,27 @@ fn a_malformed_endpoint_is_refused_and_its_setting_named() {
         .expect("written");
     let path = file.path().to_str().expect("a path");
     is_refused(&[], &["--config", path], &["otlp-endpoint", "host", good]);
+}
+
+#[test]
+fn a_password_in_an_endpoint_is_refused_and_shown_nowhere() {
+    let secret = "http://user:s3cret@localhost:4318/?key=s3cret";
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), format!("otlp-endpoint = {secret:?}")).expect("written");
+    let path = file.path().to_str().expect("a path");
+    let by_variable = |name: &'static str| (vec![(name, secret)], vec![]);
+    for (environment, flags) in [
+        (vec![], vec!["--otlp-endpoint", secret]),
+        (vec![], vec!["--config", path]),
+        by_variable("SKALD_OTLP_ENDPOINT"),
+        by_variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ] {
+        let mut command = skald(&[&["serve", "--listen", "127.0.0.1:0"], &flags[..]].concat());
+        let output = command.envs(environment).output().expect("skald runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
 }
 
 async fn one_request(environment: &[(&str, &str)], flags: &[&str]) -> Process {

@@ -74,7 +74,7 @@ impl Scrape<'_> {
 #[derive(Debug, Clone, Copy)]
 enum Reading {
     Gauge(usize),
-    Ratio(f64),
+    Real(f64),
     Counter(usize),
     Histogram(StepTokens),
 }
@@ -83,7 +83,7 @@ impl EncodeMetric for Reading {
     fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
         match self {
             Self::Gauge(value) => encoder.encode_gauge(value),
-            Self::Ratio(value) => encoder.encode_gauge(value),
+            Self::Real(value) => encoder.encode_gauge(value),
             Self::Counter(value) => encoder.encode_counter::<NoLabelSet, _, f64>(value, None),
             Self::Histogram(steps) => {
                 let bounds = StepTokens::BOUNDS.iter().map(|&bound| bound as f64);
@@ -97,7 +97,7 @@ impl EncodeMetric for Reading {
 
     fn metric_type(&self) -> MetricType {
         match self {
-            Self::Gauge(_) | Self::Ratio(_) => MetricType::Gauge,
+            Self::Gauge(_) | Self::Real(_) => MetricType::Gauge,
             Self::Counter(_) => MetricType::Counter,
             Self::Histogram(_) => MetricType::Histogram,
         }
@@ -258,7 +258,7 @@ impl Families {
     fn vllm_only(&mut self, status: &EngineStatus) {
         let usage = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
         let help = "Share of the KV blocks held by running requests, from 0 to 1";
-        self.vllm("kv_cache_usage_perc", help, Reading::Ratio(usage));
+        self.vllm("kv_cache_usage_perc", help, Reading::Real(usage));
         let labels = [
             ("block_size", BLOCK_SIZE),
             ("num_gpu_blocks", status.kv_blocks),
@@ -286,6 +286,7 @@ impl Families {
     fn observations(&mut self, observations: &Observations) {
         // Taken apart whole, so that nothing is forgotten here.
         let Observations {
+            start_time,
             requests,
             generations,
             queue_time,
@@ -295,6 +296,8 @@ impl Families {
             prompt_tokens,
             generated_tokens,
         } = observations;
+        let help = "Unix time of the start of the process";
+        self.skald("start_time_seconds", help, Reading::Real(*start_time));
         let help = "HTTP requests by route and outcome";
         self.skald("requests", help, requests.clone());
         let help = "Generations by the reason for their end";

@@ -7,7 +7,7 @@
 //!
 //! An observation is a short uncontended lock or an atomic addition; nothing here may wait.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -73,6 +73,8 @@ pub(in crate::http) struct GenerationReport {
 /// All that was counted since the start.
 #[derive(Debug)]
 pub struct Observations {
+    /// When counting began, which is when the process did, in seconds of Unix time.
+    pub(super) start_time: f64,
     pub(super) requests: Family<RequestLabels, Counter>,
     pub(super) generations: Family<FinishLabels, Counter>,
     pub(super) queue_time: Histogram,
@@ -89,7 +91,9 @@ impl Default for Observations {
         for finished_reason in ["stop", "length", "abort", "error"] {
             drop(generations.get_or_create(&FinishLabels { finished_reason }));
         }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self {
+            start_time: now.unwrap_or_default().as_secs_f64(),
             requests: Family::default(),
             generations,
             queue_time: Histogram::new(DURATION),

@@ -61,12 +61,14 @@ impl Download<'_> {
     /// Asks again from where a connection broke, until all is there.
     async fn complete(&self, partial: &mut Partial) -> Result<(), FetchError> {
         let mut retry = Retry::new();
+        // More than any attempt before has brought: what had to be fetched again is no progress.
+        let mut furthest = partial.length;
         loop {
-            let before = partial.length;
             match self.append(partial).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    if partial.length > before {
+                    if partial.length > furthest {
+                        furthest = partial.length;
                         retry.progressed();
                     }
                     retry.pause(error).await?;

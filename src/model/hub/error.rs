@@ -9,6 +9,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::Pull;
+use crate::shown_url::shown_url;
 
 /// Why the hub did not give a model.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +79,7 @@ pub enum HubError {
         reason: String,
     },
     /// Fetching is forbidden and the cache does not have the model, or not all of it.
-    #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids to fetch it")]
+    #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids fetching it")]
     Offline {
         /// The model, with its revision.
         id: String,
@@ -211,7 +212,7 @@ impl FetchError {
 impl Pull<'_> {
     /// Says what a failed request means for the model, or for one file of it.
     pub(super) fn explain(&self, error: FetchError, file: Option<&str>) -> HubError {
-        let (endpoint, id) = (self.settings.endpoint.clone(), self.name());
+        let (endpoint, id) = (shown_url(&self.settings.endpoint), self.name());
         let of_file = file.is_some();
         let file = || file.unwrap_or_default().to_owned();
         let reason = error.to_string();

@@ -1,6 +1,6 @@
 //! How often a request is repeated, and how long it waits before that.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::FetchError;
 
@@ -17,6 +17,8 @@ pub(super) struct Retry {
     /// Failures since something arrived.
     in_a_row: u32,
     attempts: u32,
+    /// When there is no more time for another attempt.
+    deadline: Option<Instant>,
 }
 
 impl Retry {
@@ -24,6 +26,29 @@ impl Retry {
         Self {
             in_a_row: 0,
             attempts: 0,
+            deadline: None,
+        }
+    }
+
+    /// A pause that would not be over within this time is not begun: its error says more than that the
+    /// time is over.
+    pub(super) fn within(time: Duration) -> Self {
+        Self {
+            deadline: Instant::now().checked_add(time),
+            ..Self::new()
+        }
+    }
+
+    /// Repeats an attempt while its errors may pass.
+    pub(super) async fn repeat<T>(
+        mut self,
+        mut attempt: impl AsyncFnMut() -> Result<T, FetchError>,
+    ) -> Result<T, FetchError> {
+        loop {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(error) => self.pause(error).await?,
+            }
         }
     }
 
@@ -41,26 +66,14 @@ impl Retry {
         let pause = error
             .retry_after()
             .unwrap_or(FIRST_PAUSE * (1 << self.in_a_row));
-        if pause > MAX_PAUSE {
+        let too_late = |deadline| Instant::now() + pause >= deadline;
+        if pause > MAX_PAUSE || self.deadline.is_some_and(too_late) {
             return Err(error);
         }
         self.in_a_row += 1;
         tracing::debug!(%error, ?pause, "request to the hub failed, trying again");
         tokio::time::sleep(pause).await;
         Ok(())
-    }
-}
-
-/// Repeats an attempt while its errors may pass.
-pub(super) async fn retrying<T>(
-    mut attempt: impl AsyncFnMut() -> Result<T, FetchError>,
-) -> Result<T, FetchError> {
-    let mut retry = Retry::new();
-    loop {
-        match attempt().await {
-            Ok(done) => return Ok(done),
-            Err(error) => retry.pause(error).await?,
-        }
     }
 }
 
@@ -79,11 +92,13 @@ mod tests {
 
     async fn attempts(status: u16, retry_after: Option<u64>) -> u32 {
         let mut attempts = 0;
-        let failed: Result<(), _> = retrying(async || {
-            attempts += 1;
-            Err(refused(status, retry_after))
-        })
-        .await;
+        let retry = Retry::within(Duration::from_secs(5));
+        let failed: Result<(), _> = retry
+            .repeat(async || {
+                attempts += 1;
+                Err(refused(status, retry_after))
+            })
+            .await;
         failed.unwrap_err();
         attempts
     }
@@ -94,6 +109,8 @@ mod tests {
         assert_eq!(attempts(429, Some(0)).await, 4);
         assert_eq!(attempts(404, None).await, 1);
         assert_eq!(attempts(429, Some(3600)).await, 1);
+        // Longer than there is time.
+        assert_eq!(attempts(429, Some(12)).await, 1);
     }
 
     #[tokio::test]

@@ -102,7 +102,8 @@ impl SessionDir {
         let Some(content) = self.seal.read(path)? else {
             return Ok(None);
         };
-        let history = History::decode(&content).ok_or(Unreadable::Corrupt("it is no history"))?;
+        let history =
+            History::decode(&content).ok_or(Unreadable::Corrupt("it is not a history"))?;
         Ok(Some(history))
     }
 

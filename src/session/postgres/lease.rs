@@ -93,7 +93,7 @@ impl Leases {
         // To its end even if the client goes away, so that what is taken is also given back.
         let taking = tokio::spawn(async move {
             let taken = leases.rows.take(&key).await;
-            let taken = taken.map_err(|fault| failed(fault, "the turn did not begin"))?;
+            let taken = taken.map_err(|fault| failed(fault, "the session was not changed"))?;
             let Some(taken) = taken else {
                 return Ok(Take::Busy);
             };

@@ -74,7 +74,7 @@ const COUNT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The URL is not one of a PostgreSQL database.
-    #[error("the URL of the session database {0}")]
+    #[error("the URL of the session database is not valid: {0}")]
     Url(#[from] InvalidUrl),
     /// TLS can't be set up.
     #[error("TLS to the session database can't be set up: {0}")]
@@ -200,21 +200,25 @@ impl Store for Postgres {
         &self,
         key: &SessionKey,
         ttl: Option<Duration>,
-        // They hold their rows, where all servers see them.
-        _beginning: &[SessionKey],
+        beginning: &[SessionKey],
     ) -> Result<usize, SessionError> {
-        let count = self.rows.count_others(key, ttl).await;
+        let count = self.rows.count_others(key, ttl, beginning).await;
         count.map_err(|fault| failed(fault, "sessions can't be counted"))
     }
 
     async fn count(&self) -> Result<usize, SessionError> {
         let (fresh, patience) = COUNT;
         let (last, at) = self.counted();
+        // The last count stands in for one that can't be had, if there has been one.
+        let last = || match at {
+            Some(_) => Ok(last),
+            None => Err(failed(Fault::Away, "sessions can't be counted")),
+        };
         if !self.rows.link.is_open() || at.is_some_and(|at| at.elapsed() < fresh) {
-            return Ok(last);
+            return last();
         }
         let Ok(Ok(count)) = timeout(patience, self.rows.count()).await else {
-            return Ok(last);
+            return last();
         };
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         *counted = (count, Some(Instant::now()));

@@ -65,10 +65,12 @@ pub(super) enum Deleted {
 
 impl Rows {
     pub fn new(link: Arc<Link>, tokenizer: Fingerprint, lease: Duration) -> Self {
+        let server = Uuid::new_v4().to_string();
+        tracing::info!(holder = server, "session leases");
         Self {
             link,
             tokenizer: tokenizer.0.to_vec(),
-            server: Uuid::new_v4().to_string(),
+            server,
             lease: lease.as_secs_f64(),
         }
     }
@@ -284,19 +286,25 @@ impl Rows {
         &self,
         key: &SessionKey,
         ttl: Option<Duration>,
+        beginning: &[SessionKey],
     ) -> Result<usize, Fault> {
         let sql = "
             SELECT count(*) AS sessions FROM skald_sessions
             WHERE tokenizer = $1 AND tenant = $2 AND id <> $3 AND (
-                held_until > clock_timestamp() OR tokens IS NOT NULL AND ($4 IS NULL
+                held_until > clock_timestamp() AND (holder <> $5 OR id = ANY($6))
+                OR tokens IS NOT NULL AND ($4 IS NULL
                     OR last_used >= clock_timestamp() - make_interval(secs => $4))
             )";
         let (tenant, id) = (key.tenant.to_string(), key.id.as_str());
+        let beginning = beginning.iter().filter(|other| other.tenant == key.tenant);
+        let beginning: Vec<&str> = beginning.map(|other| other.id.as_str()).collect();
         let with: &[Parameter<'_>] = &[
             (&self.tokenizer, Type::BYTEA),
             (&tenant, Type::TEXT),
             (&id, Type::TEXT),
             (&seconds(ttl), Type::FLOAT8),
+            (&self.server, Type::TEXT),
+            (&beginning, Type::TEXT_ARRAY),
         ];
         let rows = self.link.query(sql, with);
         count(&rows.await?)

@@ -33,13 +33,13 @@ pub(super) struct Target {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidUrl {
     /// It is a URL of something else, or none.
-    #[error("must begin with postgres:// or postgresql://")]
+    #[error("it must begin with postgres:// or postgresql://")]
     Scheme,
     /// It can't be told where the password ends.
-    #[error("has more than one `@`; write those of user and password as %40")]
+    #[error("it has more than one `@`; write those of user and password as %40")]
     At,
     /// Nobody to connect as.
-    #[error("names no user; write postgres://USER@HOST/DATABASE")]
+    #[error("it names no user; write postgres://USER@HOST/DATABASE")]
     User,
     /// An unknown way to use TLS.
     #[error("`sslmode` must be disable, prefer, require or verify-full")]
@@ -102,8 +102,10 @@ pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, Invalid
 /// Returns whether a URL has a password in it.
 #[must_use]
 pub fn has_password(url: &str) -> bool {
-    let config = url.parse::<Config>();
-    config.is_ok_and(|config| config.get_password().is_some())
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let user = address.rsplit_once('@').map_or("", |(user, _)| user);
+    user.contains(':') || query.split('&').any(|pair| pair.starts_with("password="))
 }
 
 /// Fills in what the URL does not say.

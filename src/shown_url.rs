@@ -1,0 +1,34 @@
+//! What messages and logs may show of a URL: never a user name, a password or a query, which are where
+//! keys are.
+
+/// Returns a URL without user name, password, query and fragment. It need not be a valid one: what
+/// stands before the last `@` is left out in any case.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    let whole = url.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = match whole.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), whole),
+    };
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    format!("{scheme}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown_url;
+
+    #[test]
+    fn nothing_secret_is_left_of_a_url() {
+        for (url, shown) in [
+            ("http://host:1/a", "http://host:1/a"),
+            ("http://user:secret@host:1/a", "http://host:1/a"),
+            ("http://user:se/cr@et@host", "http://host"),
+            ("https://host/?key=secret#secret", "https://host/"),
+            ("user:secret@host", "host"),
+            ("", ""),
+        ] {
+            assert_eq!(shown_url(url), shown);
+        }
+    }
+}
