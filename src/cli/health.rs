@@ -137,8 +137,11 @@ async fn ask(url: Url) -> anyhow::Result<()> {
         .no_proxy()
         .redirect(Policy::none())
         .build()?;
-    let answer = client.get(url.clone()).send().await;
-    let mut response = answer.map_err(reqwest::Error::without_url)?;
+    let shown = shown_url(url.as_str());
+    let answer = client.get(url).send().await;
+    let mut response = answer
+        .map_err(reqwest::Error::without_url)
+        .with_context(|| shown.clone())?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
@@ -147,7 +150,6 @@ async fn ask(url: Url) -> anyhow::Result<()> {
         }
     }
     let status = response.status();
-    let shown = shown_url(url.as_str());
     if status.is_success() {
         // The exit code is the answer, whether or not its words can be written.
         let words = told(&body).unwrap_or("ok".to_owned());
