@@ -381,6 +381,15 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub keep_alive: Option<HumanDuration>,
+    /// How long a client may take nothing of an answer before the answer is ended. A stream whose
+    /// client does not read gives up its place in the batch at once [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_STALL_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub stall_timeout: Option<HumanDuration>,
     /// How long a client may take to send the head of a request [default: 30s]
     #[arg(
         long,
@@ -453,6 +462,7 @@ pub struct Settings {
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
+    pub stall_timeout: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub max_body: ByteSize,
@@ -543,6 +553,7 @@ impl Layer {
             drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
+            stall_timeout: self.stall_timeout.or(below.stall_timeout),
             header_timeout: self.header_timeout.or(below.header_timeout),
             body_timeout: self.body_timeout.or(below.body_timeout),
             max_body: self.max_body.or(below.max_body),
@@ -588,6 +599,7 @@ impl Layer {
             drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
+            stall_timeout: seconds(self.stall_timeout, 30),
             header_timeout: seconds(self.header_timeout, 30),
             body_timeout: seconds(self.body_timeout, 30),
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
@@ -641,6 +653,7 @@ impl Settings {
         for (setting, duration) in [
             ("session-ttl", ttl),
             ("keep-alive", self.keep_alive),
+            ("stall-timeout", self.stall_timeout),
             ("header-timeout", self.header_timeout),
             ("body-timeout", self.body_timeout),
         ] {

@@ -18,9 +18,9 @@ use super::speculate::MAX_DRAFT;
 use crate::model::Gpt2Config;
 use crate::request::{GenerateRequest, Output};
 
-/// Events a step can send to one request: the prompt's report, tokens that were guessed right, and
-/// the one after them.
-pub(super) const EVENTS_PER_STEP: usize = 2 + MAX_DRAFT;
+/// Events a step can send to one request: the prompt's report, tokens that were guessed right, the
+/// one after them, and why it failed.
+pub(super) const EVENTS_PER_STEP: usize = 3 + MAX_DRAFT;
 
 /// One accepted request.
 pub(super) struct Active {
@@ -31,6 +31,8 @@ pub(super) struct Active {
     clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Clients that have not closed their generation.
     open: usize,
+    /// A client has not taken its events: the request is to be set aside.
+    stalled: bool,
     sampler: Sampler,
     /// Follows the request's grammar, if it has one; not there while it is lent.
     constraint: Option<Constraint>,
@@ -75,6 +77,7 @@ impl Active {
             request,
             beams: None,
             open: clients.len(),
+            stalled: false,
             clients,
             sampler,
             constraint,
@@ -88,10 +91,24 @@ impl Active {
         }
     }
 
-    /// Whether the client has room for what a step can send.
+    /// Notes whether its clients take their events. One without room for those of a step is stalled
+    /// until half of its channel is free, so that a slow reader does not come and go with each event.
+    pub fn look_at_clients(&mut self) {
+        let stalled = self.stalled;
+        let has_room = |client: &mpsc::Sender<TimedEvent>| {
+            let needed = if stalled {
+                client.max_capacity() / 2
+            } else {
+                EVENTS_PER_STEP
+            };
+            client.capacity() >= needed
+        };
+        self.stalled = !self.clients.iter().all(has_room);
+    }
+
+    /// Whether its clients took their events when it last [looked](Self::look_at_clients).
     pub fn can_receive(&self) -> bool {
-        let mut clients = self.clients.iter();
-        clients.all(|client| client.capacity() >= EVENTS_PER_STEP)
+        !self.stalled
     }
 
     /// A client has closed its generation; whether it was the last.

@@ -131,6 +131,14 @@ pub enum GenerateError {
         /// The length of the queue.
         limit: usize,
     },
+    /// Its client did not read, and too many others did not either.
+    #[error(
+        "the client stopped reading, and more than {limit} requests are set aside for clients that do not read"
+    )]
+    Stalled {
+        /// Requests that can be set aside.
+        limit: usize,
+    },
     /// The KV cache is too small for the request, even alone.
     #[error(
         "the request needs {needed} KV blocks of {block_size} tokens; the cache has {available} in all (`--kv-memory` sets its size)"

@@ -16,6 +16,8 @@ pub struct EngineStatus {
     pub running: usize,
     /// Requests that wait to run: in the queue, or preempted.
     pub waiting: usize,
+    /// Requests set aside because their clients do not read.
+    pub stalled: usize,
     /// KV blocks held by running requests.
     pub kv_blocks_used: usize,
     /// KV blocks held by no request whose content can be reused.

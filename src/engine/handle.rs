@@ -22,6 +22,8 @@ pub(super) enum Command {
     /// The front end is done with a generation, finished or not.
     Close(SequenceId),
     Exchange(Exchange),
+    /// A client has read half of what it was sent: if its request is set aside, it can go on.
+    Wake,
     /// Fail everything that still runs or waits, and end the worker.
     Stop,
 }
@@ -224,6 +226,10 @@ impl Generation {
             at: Instant::now(),
             first_step: None,
         });
+        // Going down it is passed once, so the worker need not look at stalled clients all the time.
+        if self.events.len() == self.events.max_capacity() / 2 {
+            let _ = self.commands.send(Command::Wake);
+        }
         self.finished = match &timed.event {
             TokenEvent::Token(token) => token.finish.is_some(),
             TokenEvent::Prefilled(prompt) => prompt.finish.is_some(),

@@ -35,7 +35,7 @@ use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
 use crate::model::gpt2::{Gpt2, Outputs};
 
-/// How long the loop rests when every running request waits for its client.
+/// How long the loop rests when a step is empty.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Owns everything inference needs. Lives on its own thread.
@@ -123,6 +123,8 @@ impl Worker {
                 Command::Submit(submission) => self.submit(submission),
                 Command::Close(id) => self.close(id),
                 Command::Exchange(exchange) => self.exchange(exchange),
+                // A step brings the stalled request back.
+                Command::Wake => return true,
                 Command::Stop => return false,
             }
         }
@@ -132,10 +134,14 @@ impl Worker {
     fn step(&mut self) {
         let tokens = self.budget.tokens(self.scheduler.decoding());
         self.scheduler.set_max_step_tokens(tokens);
+        for active in self.active.values_mut() {
+            active.look_at_clients();
+        }
         let active = &self.active;
         let plan = self
             .scheduler
             .plan(|id| active.get(&id).is_some_and(|active| active.can_receive()));
+        self.limit_stalled();
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
             return;
@@ -193,6 +199,7 @@ impl Worker {
         let blocks = self.scheduler.blocks();
         let status = &mut self.status;
         status.running = self.scheduler.running();
+        status.stalled = self.scheduler.stalled();
         // The handle adds the requests in the queue, which it knows without the worker.
         status.waiting = self.scheduler.preempted();
         status.preemptions = self.scheduler.preemptions();

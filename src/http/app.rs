@@ -29,6 +29,8 @@ pub struct HttpConfig {
     pub drain_timeout: Duration,
     /// A stream that is silent for so long sends a comment, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of an answer before the answer is ended.
+    pub stall_timeout: Duration,
     /// How long a client may take to send the head of a request; also how long a connection may
     /// stay open unused.
     pub header_timeout: Duration,
@@ -44,6 +46,7 @@ impl Default for HttpConfig {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::mib(2),

@@ -422,7 +422,7 @@ impl From<InvalidRequest> for ApiError {
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let (kind, param) = match &error {
-            GenerateError::QueueFull { .. } => (Kind::Busy, None),
+            GenerateError::QueueFull { .. } | GenerateError::Stalled { .. } => (Kind::Busy, None),
             GenerateError::BatchTooSmall { .. } => (Kind::Invalid, Some("best_of")),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::KvTooSmall { .. } | GenerateError::Grammar(_) => (Kind::Invalid, None),

@@ -210,6 +210,8 @@ struct LimitFacts {
     session_ttl_seconds: Option<f64>,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
+    /// Seconds a client may take nothing of an answer before the answer is ended.
+    stall_timeout_seconds: f64,
     /// Seconds a client may take to send the head of a request.
     header_timeout_seconds: f64,
     /// Seconds it may take to send the body.
@@ -367,6 +369,7 @@ impl LimitFacts {
             max_sessions_per_key: sessions.per_tenant,
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
+            stall_timeout_seconds: config.stall_timeout.as_secs_f64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
         }

@@ -16,6 +16,7 @@
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
+//! | `stall` | clients that stop reading |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
@@ -56,6 +57,7 @@ mod request_trace;
 mod serve;
 mod sessions;
 mod sse;
+mod stall;
 mod timeline;
 mod tokens;
 mod trace_context;

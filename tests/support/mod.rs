@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod pace;
 pub mod postgres;
 pub mod process;
+pub mod reader;
 pub mod script;
 pub mod sse;
 

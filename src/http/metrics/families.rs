@@ -160,6 +160,7 @@ impl Families {
             alive: _,
             running,
             waiting,
+            stalled,
             kv_blocks_used,
             kv_blocks_cached,
             kv_blocks,
@@ -191,6 +192,8 @@ impl Families {
             help,
             Gauge(waiting),
         );
+        let help = "Requests set aside because their clients do not read";
+        self.skald("requests_stalled", help, Gauge(stalled));
         self.skald("steps", "Forward passes", Counter(steps));
         let help = "Tokens per forward pass";
         self.both(
