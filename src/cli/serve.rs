@@ -86,6 +86,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
         stall_timeout: settings.stall_timeout,
+        watchdog_timeout: settings.watchdog_timeout,
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,

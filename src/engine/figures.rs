@@ -6,12 +6,15 @@
 //! step goes on without publishing and the next one does.
 
 use std::sync::{Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
 /// The engine's state at one moment. Counts are since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStatus {
     /// Whether the worker thread runs and takes requests.
     pub alive: bool,
+    /// Time since the last step; zero where there is nothing to do.
+    pub silence: Duration,
     /// Sequences in the batch.
     pub running: usize,
     /// Requests that wait to run: in the queue, or preempted.

@@ -13,6 +13,7 @@ use super::bulk::Lane;
 use super::event::{GenerateError, TimedEvent, TokenEvent};
 use super::exchange::Exchange;
 use super::figures::{EngineStatus, Published};
+use super::heartbeat::Heartbeat;
 use super::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -61,6 +62,7 @@ pub struct EngineHandle {
     limits: EngineLimits,
     event_capacity: usize,
     published: Arc<Published>,
+    heartbeat: Arc<Heartbeat>,
     /// Requests get numbers of our own: names given from outside need not be unique.
     next_id: Arc<AtomicU64>,
 }
@@ -71,6 +73,7 @@ impl EngineHandle {
         limits: EngineLimits,
         event_capacity: usize,
         published: Arc<Published>,
+        heartbeat: Arc<Heartbeat>,
     ) -> Self {
         Self {
             commands,
@@ -79,6 +82,7 @@ impl EngineHandle {
             limits,
             event_capacity,
             published,
+            heartbeat,
             next_id: Arc::default(),
         }
     }
@@ -187,6 +191,7 @@ impl EngineHandle {
         let published = self.published.get();
         EngineStatus {
             alive: !self.commands.is_closed(),
+            silence: self.heartbeat.silence(),
             waiting: self.limits.max_queue - self.queue.available_permits() + published.waiting,
             ..published
         }

@@ -17,7 +17,8 @@
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - [`exchange`] is how keys and values leave the engine and come back.
-//! - [`figures`] is what the worker publishes of itself once a step.
+//! - [`figures`] is what the worker publishes of itself once a step, `heartbeat` since when it has made
+//!   none.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
 //!
@@ -38,6 +39,7 @@ pub mod event;
 pub mod exchange;
 pub mod figures;
 pub mod handle;
+mod heartbeat;
 pub mod logprobs;
 mod pooling;
 pub mod sampler;
@@ -168,6 +170,7 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
         ..EngineStatus::default()
     };
     let published = Arc::new(figures::Published::new(status));
+    let heartbeat = Arc::new(heartbeat::Heartbeat::new());
     let handle = EngineHandle::new(
         sender,
         EngineLimits {
@@ -177,9 +180,11 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
         },
         EVENT_CAPACITY,
         Arc::clone(&published),
+        Arc::clone(&heartbeat),
     );
     let masks = constraint::Masks::start()?;
-    let worker = worker::Worker::new(model, kv, config, commands, published, masks);
+    let figures = (published, heartbeat);
+    let worker = worker::Worker::new(model, kv, config, commands, figures, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         // It follows grammars.

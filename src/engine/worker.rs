@@ -30,6 +30,7 @@ use super::draw::panic_message;
 use super::event::GenerateError;
 use super::figures::{EngineStatus, Published};
 use super::handle::Command;
+use super::heartbeat::Heartbeat;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
@@ -50,6 +51,7 @@ pub(super) struct Worker {
     /// Its figures, kept up to date while it works and published once a step.
     status: EngineStatus,
     published: Arc<Published>,
+    heartbeat: Arc<Heartbeat>,
     masks: Masks,
 }
 
@@ -59,7 +61,7 @@ impl Worker {
         kv: KvCache,
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,
-        published: Arc<Published>,
+        (published, heartbeat): (Arc<Published>, Arc<Heartbeat>),
         masks: Masks,
     ) -> Self {
         let limits = StepLimits {
@@ -78,6 +80,7 @@ impl Worker {
             commands,
             status,
             published,
+            heartbeat,
             masks,
         }
     }
@@ -86,7 +89,9 @@ impl Worker {
     pub fn run(mut self) {
         self.model.pool().adopt_caller();
         while self.take_commands() {
-            self.step();
+            if self.step() {
+                self.heartbeat.beat();
+            }
             self.measure();
             self.published.offer(&self.status);
         }
@@ -108,10 +113,12 @@ impl Worker {
             let command = if idle {
                 self.measure();
                 self.published.set(&self.status);
-                match self.commands.blocking_recv() {
-                    Some(command) => command,
-                    None => return false,
-                }
+                self.heartbeat.rest();
+                let Some(command) = self.commands.blocking_recv() else {
+                    return false;
+                };
+                self.heartbeat.beat();
+                command
             } else {
                 match self.commands.try_recv() {
                     Ok(command) => command,
@@ -130,8 +137,8 @@ impl Worker {
         }
     }
 
-    /// One step of everything that can run.
-    fn step(&mut self) {
+    /// One step of everything that can run; `false` if there was nothing.
+    fn step(&mut self) -> bool {
         let tokens = self.budget.tokens(self.scheduler.decoding());
         self.scheduler.set_max_step_tokens(tokens);
         for active in self.active.values_mut() {
@@ -144,11 +151,16 @@ impl Worker {
         self.limit_stalled();
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
-            return;
+            return false;
         }
-        if !self.carry_out_moves() {
-            return;
+        if self.carry_out_moves() {
+            self.run_pass(plan);
         }
+        true
+    }
+
+    /// Runs the model over a plan, and hands out what comes of it.
+    fn run_pass(&mut self, plan: Vec<Part>) {
         let began = Instant::now();
         for part in &plan {
             if let Some(active) = self.active.get_mut(&part.request)

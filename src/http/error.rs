@@ -195,6 +195,17 @@ impl ApiError {
         )
     }
 
+    /// The inference worker has work and makes no step.
+    pub(super) fn worker_stalled(silence: Duration, limit: Duration) -> Self {
+        Self::new(
+            Kind::Unavailable,
+            format!(
+                "the inference worker has work and has made no step for {:.1}s (limit {limit:?}, `--watchdog-timeout`); the server must be restarted",
+                silence.as_secs_f64()
+            ),
+        )
+    }
+
     /// A fault of the server itself; the log has the details.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)

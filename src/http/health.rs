@@ -18,22 +18,43 @@ use crate::request::{Limits, SessionId};
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"status": "ok"}))]
 pub(super) struct Health {
-    /// `ok`, `loading`, `draining`, `failed`, or `worker stopped`.
+    /// `ok`, `loading`, `draining`, `failed`, `worker stopped`, or `worker stalled`.
     status: &'static str,
-    /// Why it failed.
+    /// Why it can't serve requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
+/// Whether only a restart helps.
+const BROKEN: [&str; 2] = ["worker stopped", "worker stalled"];
+
 fn health_of(app: &App) -> Health {
-    let (status, error) = match app.state() {
-        Stage::Ready(serving) if serving.engine.status().alive => ("ok", None),
-        Stage::Ready(_) => ("worker stopped", Some(ApiError::worker_gone().to_string())),
+    let stage = app.state();
+    let (status, error) = match &stage {
+        Stage::Ready(_) => ("ok", None),
         Stage::Loading => ("loading", None),
         Stage::Leaving(_) | Stage::Draining(_) => ("draining", None),
-        Stage::Failed(why) => ("failed", Some(why)),
+        Stage::Failed(why) => ("failed", Some(why.clone())),
     };
-    Health { status, error }
+    let serving = match &stage {
+        Stage::Ready(serving) | Stage::Leaving(serving) | Stage::Draining(Some(serving)) => serving,
+        _ => return Health { status, error },
+    };
+    match app.check_worker(serving) {
+        Ok(()) => Health { status, error },
+        // A server that stops ends its worker itself.
+        Err(_) if status == "draining" && !serving.engine.status().alive => {
+            Health { status, error }
+        }
+        Err(broken) => Health {
+            status: if serving.engine.status().alive {
+                "worker stalled"
+            } else {
+                "worker stopped"
+            },
+            error: Some(broken.to_string()),
+        },
+    }
 }
 
 fn answer(health: Health, good: bool) -> Response {
@@ -51,7 +72,7 @@ fn answer(health: Health, good: bool) -> Response {
 /// Is the process alive?
 ///
 /// Also while the model is loaded and while the server drains. Not if the inference worker has
-/// stopped: then only a restart helps.
+/// stopped, or has work and makes no step for `--watchdog-timeout`: then only a restart helps.
 #[utoipa::path(
     get,
     path = "/livez",
@@ -63,7 +84,10 @@ fn answer(health: Health, good: bool) -> Response {
 )]
 pub(super) async fn livez(State(app): State<App>) -> Response {
     let health = health_of(&app);
-    let alive = health.status != "worker stopped";
+    let alive = !BROKEN.contains(&health.status);
+    if !alive {
+        tracing::error!(status = health.status, error = health.error, "not alive");
+    }
     answer(health, alive)
 }
 
@@ -74,7 +98,7 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     tag = "server",
     responses(
         (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Loading, draining or failed", body = Health),
+        (status = 503, description = "Loading, draining, failed, or without a working worker", body = Health),
     ),
 )]
 pub(super) async fn readyz(State(app): State<App>) -> Response {
@@ -90,7 +114,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     tag = "server",
     responses(
         (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Loading, draining or failed", body = Health),
+        (status = 503, description = "Loading, draining, failed, or without a working worker", body = Health),
     ),
 )]
 pub(super) async fn health(State(app): State<App>) -> Response {

@@ -158,6 +158,7 @@ impl Families {
         // Taken apart whole, so that no figure is forgotten here.
         let EngineStatus {
             alive: _,
+            silence,
             running,
             waiting,
             stalled,
@@ -194,6 +195,9 @@ impl Families {
         );
         let help = "Requests set aside because their clients do not read";
         self.skald("requests_stalled", help, Gauge(stalled));
+        let help = "Time since the last forward pass while there is work";
+        let silence = Reading::Ratio(silence.as_secs_f64());
+        self.skald("step_silence_seconds", help, silence);
         self.skald("steps", "Forward passes", Counter(steps));
         let help = "Tokens per forward pass";
         self.both(
