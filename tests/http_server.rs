@@ -393,7 +393,10 @@ async fn a_worker_that_has_work_and_makes_no_step_is_not_alive() {
     let small = json!({"prompt": "A", "max_tokens": 3});
     let request = client().post(server.url("/v1/completions"));
     let waiting = tokio::spawn(request.body(small.to_string()).send());
-    until("not alive", async || server.get("/livez").await.status == 503).await;
+    until("not alive", async || {
+        server.get("/livez").await.status == 503
+    })
+    .await;
     for path in paths {
         let answer = server.get(path).await;
         assert_eq!(

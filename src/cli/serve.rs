@@ -119,6 +119,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,
         queue_limit: settings.max_queue,
+        queue_timeout: settings.queue_timeout,
         share_prefixes: settings.share_prefix_cache,
         speculative_rows: match settings.speculation {
             Speculation::Auto => EngineConfig::default().speculative_rows,

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::beam::Hypothesis;
 use super::beams::Beams;
@@ -13,6 +13,7 @@ use super::event::{
 };
 use super::logprobs::logprobs;
 use super::pooling::MeanPool;
+use super::queue::Place;
 use super::sampler::{Allowed, Sampler, Scratch};
 use super::speculate::MAX_DRAFT;
 use crate::model::Gpt2Config;
@@ -37,7 +38,7 @@ pub(super) struct Active {
     /// Follows the request's grammar, if it has one; not there while it is lent.
     constraint: Option<Constraint>,
     /// Its place in the queue, until it runs.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     /// Tokens of its session before its own prompt.
     history: usize,
     generated: usize,
@@ -57,7 +58,7 @@ impl Active {
     pub fn new(
         request: GenerateRequest,
         clients: Vec<mpsc::Sender<TimedEvent>>,
-        place: OwnedSemaphorePermit,
+        place: Place,
         tokens: &[u32],
         model: &Gpt2Config,
     ) -> Self {

@@ -52,6 +52,8 @@ pub struct EngineStatus {
     pub evicted_blocks: usize,
     /// KV blocks of sessions dropped at eviction because the store was behind.
     pub lost_blocks: usize,
+    /// Requests that begin to run per second while others wait, once that was so.
+    pub begun_per_second: Option<f64>,
     /// Cost of prefill, once a prompt was read.
     pub prefill_seconds_per_token: Option<f64>,
 }

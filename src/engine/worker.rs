@@ -31,6 +31,7 @@ use super::event::GenerateError;
 use super::figures::{EngineStatus, Published};
 use super::handle::Command;
 use super::heartbeat::Heartbeat;
+use super::queue::BeginRate;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
@@ -46,6 +47,7 @@ pub(super) struct Worker {
     config: EngineConfig,
     scheduler: Scheduler,
     budget: StepBudget,
+    begin_rate: BeginRate,
     active: HashMap<SequenceId, Box<Active>>,
     commands: mpsc::UnboundedReceiver<Command>,
     /// Its figures, kept up to date while it works and published once a step.
@@ -73,6 +75,7 @@ impl Worker {
         Self {
             scheduler: Scheduler::new(limits, status.kv_blocks),
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
+            begin_rate: BeginRate::default(),
             active: HashMap::new(),
             model,
             kv,
@@ -161,18 +164,7 @@ impl Worker {
 
     /// Runs the model over a plan, and hands out what comes of it.
     fn run_pass(&mut self, plan: Vec<Part>) {
-        let began = Instant::now();
-        for part in &plan {
-            if let Some(active) = self.active.get_mut(&part.request)
-                && active.planned(part.first_position, began)
-            {
-                self.status.prompt_tokens += active.prompt_tokens();
-                if active.reuses_cache() {
-                    self.status.cache_queried_tokens += active.prompt_tokens();
-                    self.status.cached_tokens += part.first_position;
-                }
-            }
-        }
+        self.note_begun(&plan);
         let lent = self.masks.lend(&plan, &mut self.active);
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
@@ -190,6 +182,26 @@ impl Worker {
         for part in plan {
             self.fail(part.request, GenerateError::StepFailed(failure.clone()));
         }
+    }
+
+    /// Counts the requests that begin to run with this plan, and how fast they do.
+    fn note_begun(&mut self, plan: &[Part]) {
+        let now = Instant::now();
+        let mut begun = 0;
+        for part in plan {
+            if let Some(active) = self.active.get_mut(&part.request)
+                && active.planned(part.first_position, now)
+            {
+                begun += 1;
+                self.status.prompt_tokens += active.prompt_tokens();
+                if active.reuses_cache() {
+                    self.status.cache_queried_tokens += active.prompt_tokens();
+                    self.status.cached_tokens += part.first_position;
+                }
+            }
+        }
+        let others_wait = self.scheduler.waiting() > self.scheduler.preempted();
+        self.begin_rate.observe(now, begun, others_wait);
     }
 
     fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, Outputs)> {
@@ -217,6 +229,7 @@ impl Worker {
         status.preemptions = self.scheduler.preemptions();
         status.kv_blocks_used = blocks.capacity() - blocks.available();
         status.kv_blocks_cached = blocks.idle();
+        status.begun_per_second = self.begin_rate.per_second();
         status.prefill_seconds_per_token = self.budget.seconds_per_token();
     }
 }

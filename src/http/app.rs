@@ -264,6 +264,8 @@ impl App {
         match self.state() {
             State::Ready(serving) | State::Leaving(serving) => {
                 self.check_worker(&serving)?;
+                // Before its prompt is tokenized: refusing has to cost next to nothing.
+                serving.engine.check_queue()?;
                 Ok((serving, in_flight))
             }
             State::Draining(_) => Err(ApiError::draining()),

@@ -86,7 +86,11 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     let health = health_of(&app);
     let alive = !BROKEN.contains(&health.status);
     if !alive {
-        tracing::error!(status = health.status, error = health.error, "not alive");
+        tracing::error!(
+            status = health.status,
+            error = health.error.as_deref(),
+            "not alive"
+        );
     }
     answer(health, alive)
 }
@@ -223,6 +227,8 @@ struct LimitFacts {
     max_batch_requests: usize,
     /// Requests that may wait for a place in it; more get a 429.
     max_queue_requests: usize,
+    /// Seconds a request may wait for a place; one that would wait longer gets a 429.
+    queue_timeout_seconds: f64,
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
     /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
@@ -368,6 +374,7 @@ impl LimitFacts {
             max_batch,
             max_step_tokens,
             max_queue,
+            queue_timeout,
         } = serving.engine.limits();
         let config = app.config();
         let sessions = serving.sessions.config();
@@ -388,6 +395,7 @@ impl LimitFacts {
             max_session_id_characters: SessionId::MAX_LENGTH,
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
+            queue_timeout_seconds: queue_timeout.as_secs_f64(),
             max_step_tokens,
             max_sessions: sessions.in_memory().then_some(sessions.max_in_memory),
             max_sessions_per_key: sessions.per_tenant,

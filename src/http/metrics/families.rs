@@ -177,6 +177,7 @@ impl Families {
             preemptions,
             evicted_blocks,
             lost_blocks,
+            begun_per_second: _,
             prefill_seconds_per_token: _,
         } = *status;
         let help = "Sequences in the batch";
