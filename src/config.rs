@@ -420,6 +420,33 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub keep_alive: Option<HumanDuration>,
+    /// How long a request may wait for its place in the batch: one that would wait longer gets a 429 at
+    /// once, one that has waited so long a 503 [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_QUEUE_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "Engine"
+    )]
+    pub queue_timeout: Option<HumanDuration>,
+    /// How long a client may take nothing of an answer before the answer is ended. A stream whose
+    /// client does not read gives up its place in the batch at once [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_STALL_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub stall_timeout: Option<HumanDuration>,
+    /// How long the inference worker may have work and make no step before /livez and /readyz say 503;
+    /// longer than any step takes [default: 30s]
+    #[arg(
+        long,
+        env = "SKALD_WATCHDOG_TIMEOUT",
+        value_name = "DURATION",
+        help_heading = "HTTP"
+    )]
+    pub watchdog_timeout: Option<HumanDuration>,
     /// How long a client may take to send the head of a request [default: 30s]
     #[arg(
         long,
@@ -492,6 +519,9 @@ pub struct Settings {
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
+    pub queue_timeout: Duration,
+    pub stall_timeout: Duration,
+    pub watchdog_timeout: Duration,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub max_body: ByteSize,
@@ -582,6 +612,9 @@ impl Layer {
             drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
+            queue_timeout: self.queue_timeout.or(below.queue_timeout),
+            stall_timeout: self.stall_timeout.or(below.stall_timeout),
+            watchdog_timeout: self.watchdog_timeout.or(below.watchdog_timeout),
             header_timeout: self.header_timeout.or(below.header_timeout),
             body_timeout: self.body_timeout.or(below.body_timeout),
             max_body: self.max_body.or(below.max_body),
@@ -627,6 +660,9 @@ impl Layer {
             drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
+            queue_timeout: seconds(self.queue_timeout, 30),
+            stall_timeout: seconds(self.stall_timeout, 30),
+            watchdog_timeout: seconds(self.watchdog_timeout, 30),
             header_timeout: seconds(self.header_timeout, 30),
             body_timeout: seconds(self.body_timeout, 30),
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
@@ -690,6 +726,9 @@ impl Settings {
         for (setting, duration) in [
             ("session-ttl", ttl),
             ("keep-alive", self.keep_alive),
+            ("queue-timeout", self.queue_timeout),
+            ("watchdog-timeout", self.watchdog_timeout),
+            ("stall-timeout", self.stall_timeout),
             ("header-timeout", self.header_timeout),
             ("body-timeout", self.body_timeout),
         ] {

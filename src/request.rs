@@ -8,6 +8,7 @@
 //! Nothing here may know a wire format, and nothing here may touch the engine.
 
 mod beam;
+mod deadline;
 mod draft;
 mod limits;
 mod tenant;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use crate::text::Grammar;
 pub use beam::{BeamParams, EarlyStopping};
+pub use deadline::Deadline;
 pub use draft::{RequestDraft, SamplingStyle};
 pub use limits::{Limits, SamplingDefaults};
 pub use tenant::Tenant;
@@ -198,6 +200,8 @@ pub struct GenerateRequest {
     pub grammar: Option<Grammar>,
     /// What it is for.
     pub output: Output,
+    /// When it is to be answered.
+    pub deadline: Option<Deadline>,
 }
 
 /// Why a request was refused before it reached the engine.

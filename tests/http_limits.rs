@@ -65,15 +65,17 @@ fn listed() -> Vec<(&'static str, Value)> {
 }
 
 /// Limits that are settings of the server or the engine.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 12] = [
     "max_session_id_characters",
     "max_batch_requests",
     "max_queue_requests",
+    "queue_timeout_seconds",
     "max_step_tokens",
     "max_sessions",
     "max_sessions_per_key",
     "session_ttl_seconds",
     "max_body_bytes",
+    "stall_timeout_seconds",
     "header_timeout_seconds",
     "body_timeout_seconds",
 ];

@@ -21,12 +21,14 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What dashboards, routers and alert rules rely on; counters as the text format names them.
-const GAUGES: [&str; 16] = [
+const GAUGES: [&str; 18] = [
     "skald_build_info",
     "skald_start_time_seconds",
     "skald_up",
     "skald_requests_running",
     "skald_requests_waiting",
+    "skald_requests_stalled",
+    "skald_step_silence_seconds",
     "skald_kv_blocks",
     "skald_kv_blocks_used",
     "skald_kv_blocks_cached",

@@ -11,7 +11,7 @@ use serde_json::json;
 use skald::engine::EngineConfig;
 use skald::http::HttpConfig;
 use support::load::{begun, endless, held, slow, streamed};
-use support::pace::PATIENCE;
+use support::pace::{PATIENCE, until};
 use support::sse::{Events, Live};
 use support::{Setup, TestServer, client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -377,6 +377,46 @@ async fn a_worker_that_is_gone_is_not_healthy() {
     let refused = server.post("/v1/completions", json!({"prompt": "a"})).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.body["error"]["code"], "unavailable");
+}
+
+#[tokio::test]
+async fn a_worker_that_has_work_and_makes_no_step_is_not_alive() {
+    let (server, gate) = held(0, |setup| {
+        setup.http.watchdog_timeout = Duration::from_millis(200);
+    });
+    let paths = ["/livez", "/readyz", "/health", "/ping"];
+    // Without work it is not missed.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    for path in paths {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    let small = json!({"prompt": "A", "max_tokens": 3});
+    let request = client().post(server.url("/v1/completions"));
+    let waiting = tokio::spawn(request.body(small.to_string()).send());
+    until("not alive", async || {
+        server.get("/livez").await.status == 503
+    })
+    .await;
+    for path in paths {
+        let answer = server.get(path).await;
+        assert_eq!(
+            (answer.status, &answer.body["status"]),
+            (503, &json!("worker stalled")),
+            "{path}"
+        );
+        let why = answer.body["error"].as_str().expect("a reason");
+        assert!(why.contains("watchdog-timeout"), "{why}");
+    }
+    let refused = server.post("/v1/completions", small).await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.body["error"]["code"], "unavailable");
+    assert_eq!(refused.header("retry-after"), "10");
+    // A step that took longer than the limit was not the end.
+    gate.open();
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    for path in paths {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -92,6 +92,8 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
+        stall_timeout: settings.stall_timeout,
+        watchdog_timeout: settings.watchdog_timeout,
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,
@@ -124,6 +126,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,
         queue_limit: settings.max_queue,
+        queue_timeout: settings.queue_timeout,
         share_prefixes: settings.share_prefix_cache,
         speculative_rows: match settings.speculation {
             Speculation::Auto => EngineConfig::default().speculative_rows,

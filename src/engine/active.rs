@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::beam::Hypothesis;
 use super::beams::Beams;
@@ -13,14 +13,15 @@ use super::event::{
 };
 use super::logprobs::logprobs;
 use super::pooling::MeanPool;
+use super::queue::Place;
 use super::sampler::{Allowed, Sampler, Scratch};
 use super::speculate::MAX_DRAFT;
 use crate::model::Gpt2Config;
 use crate::request::{GenerateRequest, Output};
 
-/// Events a step can send to one request: the prompt's report, tokens that were guessed right, and
-/// the one after them.
-pub(super) const EVENTS_PER_STEP: usize = 2 + MAX_DRAFT;
+/// Events a step can send to one request: the prompt's report, tokens that were guessed right, the
+/// one after them, and why it failed.
+pub(super) const EVENTS_PER_STEP: usize = 3 + MAX_DRAFT;
 
 /// One accepted request.
 pub(super) struct Active {
@@ -31,11 +32,13 @@ pub(super) struct Active {
     clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Clients that have not closed their generation.
     open: usize,
+    /// A client has not taken its events: the request is to be set aside.
+    stalled: bool,
     sampler: Sampler,
     /// Follows the request's grammar, if it has one; not there while it is lent.
     constraint: Option<Constraint>,
     /// Its place in the queue, until it runs.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     /// Tokens of its session before its own prompt.
     history: usize,
     generated: usize,
@@ -55,7 +58,7 @@ impl Active {
     pub fn new(
         request: GenerateRequest,
         clients: Vec<mpsc::Sender<TimedEvent>>,
-        place: OwnedSemaphorePermit,
+        place: Place,
         tokens: &[u32],
         model: &Gpt2Config,
     ) -> Self {
@@ -75,6 +78,7 @@ impl Active {
             request,
             beams: None,
             open: clients.len(),
+            stalled: false,
             clients,
             sampler,
             constraint,
@@ -88,10 +92,24 @@ impl Active {
         }
     }
 
-    /// Whether the client has room for what a step can send.
+    /// Notes whether its clients take their events. One without room for those of a step is stalled
+    /// until half of its channel is free, so that a slow reader does not come and go with each event.
+    pub fn look_at_clients(&mut self) {
+        let stalled = self.stalled;
+        let has_room = |client: &mpsc::Sender<TimedEvent>| {
+            let needed = if stalled {
+                client.max_capacity() / 2
+            } else {
+                EVENTS_PER_STEP
+            };
+            client.capacity() >= needed
+        };
+        self.stalled = !self.clients.iter().all(has_room);
+    }
+
+    /// Whether its clients took their events when it last [looked](Self::look_at_clients).
     pub fn can_receive(&self) -> bool {
-        let mut clients = self.clients.iter();
-        clients.all(|client| client.capacity() >= EVENTS_PER_STEP)
+        !self.stalled
     }
 
     /// A client has closed its generation; whether it was the last.

@@ -66,11 +66,13 @@ impl EngineHandle {
     /// # Errors
     /// [`GenerateError::QueueFull`] if as many such clients are there as the queue has places.
     pub fn bulk(&self) -> Result<Bulk, GenerateError> {
+        let retry_after = self.queue.retry_after(&self.status());
         let place = Arc::clone(&self.lane.bulks).try_acquire_owned();
         Ok(Bulk {
             engine: self.clone(),
             place: place.map_err(|_| GenerateError::QueueFull {
                 limit: self.lane.max_bulks,
+                retry_after,
             })?,
         })
     }
@@ -89,10 +91,7 @@ impl Bulk {
             .acquire_many_owned(lane.share(request.prompt.len()))
             .await
             .map_err(|_| GenerateError::EngineGone)?;
-        let place = Arc::clone(&self.engine.queue)
-            .acquire_owned()
-            .await
-            .map_err(|_| GenerateError::EngineGone)?;
+        let place = self.engine.queue.wait(request.prompt.len()).await?;
         let mut generations = self.engine.submit_at(place, request).await?.into_iter();
         let mut generation = generations.next().ok_or(GenerateError::EngineGone)?;
         generation.share = Some(share);
@@ -102,6 +101,8 @@ impl Bulk {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn lane(max_step_tokens: usize, max_queue: usize) -> Lane {
@@ -109,6 +110,7 @@ mod tests {
             max_batch: 64,
             max_step_tokens,
             max_queue,
+            queue_timeout: Duration::from_secs(30),
         })
     }
 

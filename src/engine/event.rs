@@ -1,6 +1,6 @@
 //! What the inference worker tells the front end about one generation.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::request::StopConditions;
 
@@ -126,9 +126,44 @@ impl FinishReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerateError {
     /// The queue of waiting requests is full.
-    #[error("the server is busy: {limit} requests are waiting already")]
+    #[error("the server is busy: {limit} requests are waiting already; retry later")]
     QueueFull {
         /// The length of the queue.
+        limit: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The request would not begin in time.
+    #[error(
+        "the server is busy: {waiting} requests are waiting, and one more would wait {:.0}s, longer than the limit of {limit:?} (`--queue-timeout`); retry later",
+        wait.as_secs_f64()
+    )]
+    QueueTooSlow {
+        /// Requests in the queue.
+        waiting: usize,
+        /// The estimated wait.
+        wait: Duration,
+        /// The longest wait.
+        limit: Duration,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The request has waited too long.
+    #[error(
+        "the server is busy: the request has not begun within {limit:?} (`--queue-timeout`); retry later"
+    )]
+    QueueTimeout {
+        /// The longest wait.
+        limit: Duration,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// Its client did not read, and too many others did not either.
+    #[error(
+        "the client stopped reading, and more than {limit} requests are set aside for clients that do not read"
+    )]
+    Stalled {
+        /// Requests that can be set aside.
         limit: usize,
     },
     /// The KV cache is too small for the request, even alone.

@@ -6,16 +6,21 @@
 //! step goes on without publishing and the next one does.
 
 use std::sync::{Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
 /// The engine's state at one moment. Counts are since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStatus {
     /// Whether the worker thread runs and takes requests.
     pub alive: bool,
+    /// Time since the last step; zero where there is nothing to do.
+    pub silence: Duration,
     /// Sequences in the batch.
     pub running: usize,
     /// Requests that wait to run: in the queue, or preempted.
     pub waiting: usize,
+    /// Requests set aside because their clients do not read.
+    pub stalled: usize,
     /// KV blocks held by running requests.
     pub kv_blocks_used: usize,
     /// KV blocks held by no request whose content can be reused.
@@ -47,6 +52,8 @@ pub struct EngineStatus {
     pub evicted_blocks: usize,
     /// KV blocks of sessions dropped at eviction because the store was behind.
     pub lost_blocks: usize,
+    /// Requests that begin to run per second while others wait, once that was so.
+    pub begun_per_second: Option<f64>,
     /// Cost of prefill, once a prompt was read.
     pub prefill_seconds_per_token: Option<f64>,
 }

@@ -4,15 +4,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, SetOnce, mpsc, oneshot};
 
 use super::beams::sequence_ids;
 use super::bulk::Lane;
 use super::event::{GenerateError, TimedEvent, TokenEvent};
 use super::exchange::Exchange;
 use super::figures::{EngineStatus, Published};
+use super::heartbeat::Heartbeat;
+use super::queue::{Place, Queue};
 use super::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -22,6 +24,8 @@ pub(super) enum Command {
     /// The front end is done with a generation, finished or not.
     Close(SequenceId),
     Exchange(Exchange),
+    /// A client has read half of what it was sent: if its request is set aside, it can go on.
+    Wake,
     /// Fail everything that still runs or waits, and end the worker.
     Stop,
 }
@@ -35,7 +39,7 @@ pub(super) struct Submission {
     /// One, or one for each beam that is returned.
     pub clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Its place in the queue, given back when it starts to run or goes away.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
 }
 
 /// How much the engine takes on; set once at the start.
@@ -47,18 +51,21 @@ pub struct EngineLimits {
     pub max_step_tokens: usize,
     /// Requests that may wait; more are refused.
     pub max_queue: usize,
+    /// How long a request may wait; one that would wait longer is refused.
+    pub queue_timeout: Duration,
 }
 
 /// The front end's handle on the worker; cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
-    pub(super) queue: Arc<Semaphore>,
+    pub(super) queue: Queue,
     /// What bulks share.
     pub(super) lane: Lane,
     limits: EngineLimits,
     event_capacity: usize,
     published: Arc<Published>,
+    heartbeat: Arc<Heartbeat>,
     /// Requests get numbers of our own: names given from outside need not be unique.
     next_id: Arc<AtomicU64>,
 }
@@ -69,14 +76,16 @@ impl EngineHandle {
         limits: EngineLimits,
         event_capacity: usize,
         published: Arc<Published>,
+        heartbeat: Arc<Heartbeat>,
     ) -> Self {
         Self {
             commands,
-            queue: Arc::new(Semaphore::new(limits.max_queue)),
+            queue: Queue::new(limits),
             lane: Lane::new(limits),
             limits,
             event_capacity,
             published,
+            heartbeat,
             next_id: Arc::default(),
         }
     }
@@ -85,8 +94,8 @@ impl EngineHandle {
     /// beam search, the best beam is given.
     ///
     /// # Errors
-    /// [`GenerateError::QueueFull`] at once if the queue is full; the worker's reason if the
-    /// request can never run; [`GenerateError::EngineGone`] if the worker is gone.
+    /// [`GenerateError::QueueFull`] or [`GenerateError::QueueTooSlow`] at once if it would have to
+    /// wait too long; the worker's reason if the request can never run; [`GenerateError::EngineGone`] if the worker is gone.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let mut generations = self.submit_all(request).await?.into_iter();
         generations.next().ok_or(GenerateError::EngineGone)
@@ -102,25 +111,20 @@ impl EngineHandle {
         &self,
         request: GenerateRequest,
     ) -> Result<Vec<Generation>, GenerateError> {
-        let place =
-            Arc::clone(&self.queue)
-                .try_acquire_owned()
-                .map_err(|_| GenerateError::QueueFull {
-                    limit: self.limits.max_queue,
-                })?;
+        let place = self.queue.enter(request.prompt.len(), &self.status())?;
         self.submit_at(place, request).await
     }
 
     /// As [`submit_all`](Self::submit_all), with a place in the queue.
     pub(super) async fn submit_at(
         &self,
-        place: OwnedSemaphorePermit,
+        place: Place,
         request: GenerateRequest,
     ) -> Result<Vec<Generation>, GenerateError> {
         let ids = sequence_ids(&request);
         let id = SequenceId(self.next_id.fetch_add(ids, Ordering::Relaxed));
         let (verdict, accepted) = oneshot::channel();
-        let (clients, generations) = self.channels(id, &request);
+        let (clients, generations) = self.channels(id, &request, &place);
         self.commands
             .send(Command::Submit(Box::new(Submission {
                 id,
@@ -139,6 +143,7 @@ impl EngineHandle {
         &self,
         id: SequenceId,
         request: &GenerateRequest,
+        place: &Place,
     ) -> (Vec<mpsc::Sender<TimedEvent>>, Vec<Generation>) {
         let (count, capacity) = match request.beams {
             None => (1, self.event_capacity),
@@ -155,6 +160,7 @@ impl EngineHandle {
                 events,
                 commands: self.commands.clone(),
                 finished: false,
+                left_queue: place.left(),
                 share: None,
             };
             (client, generation)
@@ -185,8 +191,27 @@ impl EngineHandle {
         let published = self.published.get();
         EngineStatus {
             alive: !self.commands.is_closed(),
-            waiting: self.limits.max_queue - self.queue.available_permits() + published.waiting,
+            silence: self.heartbeat.silence(),
+            waiting: self.queue.waiting() + published.waiting,
             ..published
+        }
+    }
+
+    /// Checks that a request would begin within the queue's timeout if it came now: before the work
+    /// of making one.
+    ///
+    /// # Errors
+    /// [`GenerateError::QueueTooSlow`].
+    pub fn check_queue(&self) -> Result<(), GenerateError> {
+        self.queue.check(&self.status())
+    }
+
+    /// Returns the error of a request that has waited for the queue's timeout.
+    #[must_use]
+    pub fn queue_timed_out(&self) -> GenerateError {
+        GenerateError::QueueTimeout {
+            limit: self.limits.queue_timeout,
+            retry_after: self.queue.retry_after(&self.status()),
         }
     }
 
@@ -203,11 +228,20 @@ pub struct Generation {
     commands: mpsc::UnboundedSender<Command>,
     /// The last event was received.
     finished: bool,
+    left_queue: Arc<SetOnce<()>>,
     /// Its share of the lane, if it is one of a bulk; held for its drop.
     pub(super) share: Option<OwnedSemaphorePermit>,
 }
 
 impl Generation {
+    /// Waits until the request has begun to run, or has ended before.
+    pub fn begun(&self) -> impl Future<Output = ()> + Send + use<> {
+        let left_queue = Arc::clone(&self.left_queue);
+        async move {
+            left_queue.wait().await;
+        }
+    }
+
     /// The next event; `None` after the last one. If the worker dies, the last event is
     /// [`TokenEvent::Failed`].
     pub async fn next(&mut self) -> Option<TokenEvent> {
@@ -224,6 +258,10 @@ impl Generation {
             at: Instant::now(),
             first_step: None,
         });
+        // Going down it is passed once, so the worker need not look at stalled clients all the time.
+        if self.events.len() == self.events.max_capacity() / 2 {
+            let _ = self.commands.send(Command::Wake);
+        }
         self.finished = match &timed.event {
             TokenEvent::Token(token) => token.finish.is_some(),
             TokenEvent::Prefilled(prompt) => prompt.finish.is_some(),

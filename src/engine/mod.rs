@@ -14,10 +14,12 @@
 //!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
 //! - `constraint` follows a request's grammar and says which tokens may come next.
 //! - `pooling` is the mean of a sequence's hidden states, its embedding; `values` reads tensors.
+//! - `queue` is who waits in front of the batch, and for how long.
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
 //! - [`exchange`] is how keys and values leave the engine and come back.
-//! - [`figures`] is what the worker publishes of itself once a step.
+//! - [`figures`] is what the worker publishes of itself once a step, `heartbeat` since when it has made
+//!   none.
 //! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
 //!   plan becomes the model's input.
 //!
@@ -38,8 +40,10 @@ pub mod event;
 pub mod exchange;
 pub mod figures;
 pub mod handle;
+mod heartbeat;
 pub mod logprobs;
 mod pooling;
+mod queue;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
@@ -95,6 +99,8 @@ pub struct EngineConfig {
     pub speculative_rows: usize,
     /// Requests that may wait; more are refused.
     pub queue_limit: usize,
+    /// How long a request may wait; one that would wait longer is refused.
+    pub queue_timeout: Duration,
     /// All use what anyone has computed. Else only requests of the same tenant share prefixes: what
     /// others asked cannot be seen by the time an answer takes.
     pub share_prefixes: bool,
@@ -116,6 +122,7 @@ impl Default for EngineConfig {
             step_time: Duration::from_millis(100),
             speculative_rows: 8,
             queue_limit: 256,
+            queue_timeout: Duration::from_secs(30),
             share_prefixes: false,
             evicted: None,
             step_hook: None,
@@ -168,18 +175,22 @@ pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineEr
         ..EngineStatus::default()
     };
     let published = Arc::new(figures::Published::new(status));
+    let heartbeat = Arc::new(heartbeat::Heartbeat::new());
     let handle = EngineHandle::new(
         sender,
         EngineLimits {
             max_batch: config.max_batch,
             max_step_tokens: config.max_step_tokens,
             max_queue: config.queue_limit,
+            queue_timeout: config.queue_timeout,
         },
         EVENT_CAPACITY,
         Arc::clone(&published),
+        Arc::clone(&heartbeat),
     );
     let masks = constraint::Masks::start()?;
-    let worker = worker::Worker::new(model, kv, config, commands, published, masks);
+    let figures = (published, heartbeat);
+    let worker = worker::Worker::new(model, kv, config, commands, figures, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         // It follows grammars.

@@ -17,10 +17,14 @@
 //! others are dropped, and whoever leads the search [`branch`](Scheduler::branch)es them off anew.
 //! So two searches can never wait for each other.
 //!
+//! A request whose client takes no tokens is set aside like a preempted one (`stalled`), so that the
+//! others have its place and its blocks.
+//!
 //! Pure policy over plain data: it must never touch a tensor, a thread, a clock or a channel.
 
 mod cache;
 mod import;
+mod stalled;
 
 use std::collections::VecDeque;
 
@@ -70,6 +74,8 @@ pub struct Scheduler {
     preempted: usize,
     /// Oldest first.
     running: Vec<Sequence>,
+    /// Set aside until their clients read again; the longest stalled first.
+    stalled: Vec<Sequence>,
     blocks: BlockPool,
     preemptions: usize,
 }
@@ -83,6 +89,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             preempted: 0,
             running: Vec::new(),
+            stalled: Vec::new(),
             blocks: BlockPool::new(blocks),
             preemptions: 0,
         }
@@ -166,23 +173,21 @@ impl Scheduler {
         self.blocks.forget_all();
     }
 
-    /// Chooses the next step. `ready` says whether a request's client can take another token;
-    /// one that can't keeps its blocks and sits the step out.
+    /// Chooses the next step. `ready` says whether a request's client can take what a step sends;
+    /// one that can't is set aside, without blocks, until it can.
     pub fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Part> {
+        self.set_aside(&ready);
+        self.bring_back(&ready);
         for sequence in &mut self.running {
             sequence.draft.clear();
         }
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         let preemptions = self.preemptions;
-        self.plan_running(&mut plan, usize::MAX, |s| {
-            s.pending() == 1 && ready(s.request())
-        });
+        self.plan_running(&mut plan, usize::MAX, |s| s.pending() == 1);
         let prefill = self.limits.max_step_tokens.saturating_sub(plan.len());
         // A full batch of decodes must not keep the prompts out for ever.
         let prefill = prefill.max(BLOCK_SIZE);
-        let left = self.plan_running(&mut plan, prefill, |s| {
-            s.pending() > 1 && ready(s.request())
-        });
+        let left = self.plan_running(&mut plan, prefill, |s| s.pending() > 1);
         if self.preemptions == preemptions {
             self.admit(&mut plan, left);
         }
@@ -414,6 +419,8 @@ impl Scheduler {
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = if let Some(at) = self.running.iter().position(|s| s.id == id) {
             self.running.remove(at)
+        } else if let Some(at) = self.stalled.iter().position(|s| s.id == id) {
+            self.stalled.remove(at)
         } else {
             let at = self.waiting.iter().position(|s| s.id == id)?;
             self.preempted -= usize::from(at < self.preempted);
@@ -426,6 +433,7 @@ impl Scheduler {
     /// Takes all sequences of a request out; gives the first.
     pub fn remove_request(&mut self, request: SequenceId) -> Option<Sequence> {
         let all = self.running.iter().chain(&self.waiting);
+        let all = all.chain(&self.stalled);
         let its = all.filter(|s| s.request() == request).map(|s| s.id);
         let its: Vec<SequenceId> = its.collect();
         let mut removed = its.into_iter().filter_map(|id| self.remove(id));
@@ -440,6 +448,7 @@ impl Scheduler {
             release(&mut self.blocks, &mut sequence);
         }
         self.waiting.clear();
+        self.stalled.clear();
         self.preempted = 0;
     }
 }

@@ -30,12 +30,14 @@ use super::draw::panic_message;
 use super::event::GenerateError;
 use super::figures::{EngineStatus, Published};
 use super::handle::Command;
+use super::heartbeat::Heartbeat;
+use super::queue::BeginRate;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
 use crate::model::gpt2::{Gpt2, Outputs};
 
-/// How long the loop rests when every running request waits for its client.
+/// How long the loop rests when a step is empty.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Owns everything inference needs. Lives on its own thread.
@@ -45,11 +47,13 @@ pub(super) struct Worker {
     config: EngineConfig,
     scheduler: Scheduler,
     budget: StepBudget,
+    begin_rate: BeginRate,
     active: HashMap<SequenceId, Box<Active>>,
     commands: mpsc::UnboundedReceiver<Command>,
     /// Its figures, kept up to date while it works and published once a step.
     status: EngineStatus,
     published: Arc<Published>,
+    heartbeat: Arc<Heartbeat>,
     masks: Masks,
 }
 
@@ -59,7 +63,7 @@ impl Worker {
         kv: KvCache,
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,
-        published: Arc<Published>,
+        (published, heartbeat): (Arc<Published>, Arc<Heartbeat>),
         masks: Masks,
     ) -> Self {
         let limits = StepLimits {
@@ -71,6 +75,7 @@ impl Worker {
         Self {
             scheduler: Scheduler::new(limits, status.kv_blocks),
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
+            begin_rate: BeginRate::default(),
             active: HashMap::new(),
             model,
             kv,
@@ -78,6 +83,7 @@ impl Worker {
             commands,
             status,
             published,
+            heartbeat,
             masks,
         }
     }
@@ -86,7 +92,9 @@ impl Worker {
     pub fn run(mut self) {
         self.model.pool().adopt_caller();
         while self.take_commands() {
-            self.step();
+            if self.step() {
+                self.heartbeat.beat();
+            }
             self.measure();
             self.published.offer(&self.status);
         }
@@ -108,10 +116,12 @@ impl Worker {
             let command = if idle {
                 self.measure();
                 self.published.set(&self.status);
-                match self.commands.blocking_recv() {
-                    Some(command) => command,
-                    None => return false,
-                }
+                self.heartbeat.rest();
+                let Some(command) = self.commands.blocking_recv() else {
+                    return false;
+                };
+                self.heartbeat.beat();
+                command
             } else {
                 match self.commands.try_recv() {
                     Ok(command) => command,
@@ -123,38 +133,38 @@ impl Worker {
                 Command::Submit(submission) => self.submit(submission),
                 Command::Close(id) => self.close(id),
                 Command::Exchange(exchange) => self.exchange(exchange),
+                // A step brings the stalled request back.
+                Command::Wake => return true,
                 Command::Stop => return false,
             }
         }
     }
 
-    /// One step of everything that can run.
-    fn step(&mut self) {
+    /// One step of everything that can run; `false` if there was nothing.
+    fn step(&mut self) -> bool {
         let tokens = self.budget.tokens(self.scheduler.decoding());
         self.scheduler.set_max_step_tokens(tokens);
+        for active in self.active.values_mut() {
+            active.look_at_clients();
+        }
         let active = &self.active;
         let plan = self
             .scheduler
             .plan(|id| active.get(&id).is_some_and(|active| active.can_receive()));
+        self.limit_stalled();
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
-            return;
+            return false;
         }
-        if !self.carry_out_moves() {
-            return;
+        if self.carry_out_moves() {
+            self.run_pass(plan);
         }
-        let began = Instant::now();
-        for part in &plan {
-            if let Some(active) = self.active.get_mut(&part.request)
-                && active.planned(part.first_position, began)
-            {
-                self.status.prompt_tokens += active.prompt_tokens();
-                if active.reuses_cache() {
-                    self.status.cache_queried_tokens += active.prompt_tokens();
-                    self.status.cached_tokens += part.first_position;
-                }
-            }
-        }
+        true
+    }
+
+    /// Runs the model over a plan, and hands out what comes of it.
+    fn run_pass(&mut self, plan: Vec<Part>) {
+        self.note_begun(&plan);
         let lent = self.masks.lend(&plan, &mut self.active);
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
@@ -172,6 +182,26 @@ impl Worker {
         for part in plan {
             self.fail(part.request, GenerateError::StepFailed(failure.clone()));
         }
+    }
+
+    /// Counts the requests that begin to run with this plan, and how fast they do.
+    fn note_begun(&mut self, plan: &[Part]) {
+        let now = Instant::now();
+        let mut begun = 0;
+        for part in plan {
+            if let Some(active) = self.active.get_mut(&part.request)
+                && active.planned(part.first_position, now)
+            {
+                begun += 1;
+                self.status.prompt_tokens += active.prompt_tokens();
+                if active.reuses_cache() {
+                    self.status.cache_queried_tokens += active.prompt_tokens();
+                    self.status.cached_tokens += part.first_position;
+                }
+            }
+        }
+        let others_wait = self.scheduler.waiting() > self.scheduler.preempted();
+        self.begin_rate.observe(now, begun, others_wait);
     }
 
     fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, Outputs)> {
@@ -193,11 +223,13 @@ impl Worker {
         let blocks = self.scheduler.blocks();
         let status = &mut self.status;
         status.running = self.scheduler.running();
+        status.stalled = self.scheduler.stalled();
         // The handle adds the requests in the queue, which it knows without the worker.
         status.waiting = self.scheduler.preempted();
         status.preemptions = self.scheduler.preemptions();
         status.kv_blocks_used = blocks.capacity() - blocks.available();
         status.kv_blocks_cached = blocks.idle();
+        status.begun_per_second = self.begin_rate.per_second();
         status.prefill_seconds_per_token = self.budget.seconds_per_token();
     }
 }

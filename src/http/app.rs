@@ -29,6 +29,10 @@ pub struct HttpConfig {
     pub drain_timeout: Duration,
     /// A stream that is silent for so long sends a comment, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of an answer before the answer is ended.
+    pub stall_timeout: Duration,
+    /// How long the worker may have work and make no step before the server counts as broken.
+    pub watchdog_timeout: Duration,
     /// How long a client may take to send the head of a request; also how long a connection may
     /// stay open unused.
     pub header_timeout: Duration,
@@ -44,6 +48,8 @@ impl Default for HttpConfig {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
+            watchdog_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::mib(2),
@@ -256,10 +262,31 @@ impl App {
         // Counted before the state is read: a drain that begins in between waits for us.
         let in_flight = InFlight(self.0.in_flight.token());
         match self.state() {
-            State::Ready(serving) | State::Leaving(serving) => Ok((serving, in_flight)),
+            State::Ready(serving) | State::Leaving(serving) => {
+                self.check_worker(&serving)?;
+                // Before its prompt is tokenized: refusing has to cost next to nothing.
+                serving.engine.check_queue()?;
+                Ok((serving, in_flight))
+            }
             State::Draining(_) => Err(ApiError::draining()),
             State::Loading => Err(ApiError::loading()),
             State::Failed(why) => Err(ApiError::failed(&why)),
+        }
+    }
+
+    /// Checks that the worker makes steps.
+    ///
+    /// # Errors
+    /// Why it can't serve a request.
+    pub(super) fn check_worker(&self, serving: &Serving) -> Result<(), ApiError> {
+        let status = serving.engine.status();
+        let limit = self.config().watchdog_timeout;
+        if !status.alive {
+            Err(ApiError::worker_gone())
+        } else if status.silence >= limit {
+            Err(ApiError::worker_stalled(status.silence, limit))
+        } else {
+            Ok(())
         }
     }
 

@@ -46,6 +46,7 @@ enum Kind {
     NotFound,
     MethodNotAllowed,
     Timeout,
+    Deadline,
     TooLarge,
     SessionBusy,
     SessionExists,
@@ -54,6 +55,7 @@ enum Kind {
     SessionUnknown,
     SessionsAway,
     Busy,
+    QueueTimeout,
     Loading,
     Draining,
     Unavailable,
@@ -70,6 +72,8 @@ pub(super) struct ApiError {
     message: String,
     /// The field at fault.
     param: Option<String>,
+    /// When to come back, where that was measured.
+    retry_after: Option<Duration>,
 }
 
 /// OpenAI's error object.
@@ -90,8 +94,8 @@ struct OpenAiErrorBody {
     /// The field at fault, if it is one field's.
     param: Option<String>,
     /// For programs: `context_length_exceeded`, `model_not_found`, `not_found`,
-    /// `method_not_allowed`, `request_timeout`, `request_too_large`, `rate_limit_exceeded`,
-    /// `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
+    /// `method_not_allowed`, `request_timeout`, `timeout`, `request_too_large`,
+    /// `rate_limit_exceeded`, `queue_timeout`, `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
     /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
     /// `shutting_down`, `unavailable`, `generation_failed`, or null.
     code: Option<&'static str>,
@@ -115,6 +119,7 @@ impl ApiError {
             kind,
             message: message.into(),
             param: None,
+            retry_after: None,
         }
     }
 
@@ -154,6 +159,17 @@ impl ApiError {
             Kind::Timeout,
             format!("the request body did not arrive within {limit:?}"),
         )
+    }
+
+    /// A request that was not answered before its own deadline.
+    pub(super) fn past_deadline(timeout: Duration) -> Self {
+        Self {
+            param: Some("timeout".to_owned()),
+            ..Self::new(
+                Kind::Deadline,
+                format!("the request was not answered within its `timeout` of {timeout:?}"),
+            )
+        }
     }
 
     /// A model this server does not serve.
@@ -200,6 +216,17 @@ impl ApiError {
         Self::new(
             Kind::Unavailable,
             "the inference worker has stopped; the server must be restarted",
+        )
+    }
+
+    /// The inference worker has work and makes no step.
+    pub(super) fn worker_stalled(silence: Duration, limit: Duration) -> Self {
+        Self::new(
+            Kind::Unavailable,
+            format!(
+                "the inference worker has work and has made no step for {:.1}s (limit {limit:?}, `--watchdog-timeout`); the server must be restarted",
+                silence.as_secs_f64()
+            ),
         )
     }
 
@@ -262,6 +289,7 @@ impl ApiError {
                 INVALID,
                 Some("request_timeout"),
             ),
+            Kind::Deadline => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("timeout")),
             Kind::TooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 INVALID,
@@ -285,6 +313,11 @@ impl ApiError {
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
                 Some("rate_limit_exceeded"),
+            ),
+            Kind::QueueTimeout => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("queue_timeout"),
             ),
             Kind::Loading => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -320,7 +353,8 @@ impl ApiError {
             Kind::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Kind::ModelNotFound | Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Kind::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Kind::Timeout | Kind::Deadline => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Kind::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Kind::Loading | Kind::Draining | Kind::Unavailable | Kind::SessionsAway => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
@@ -374,8 +408,13 @@ impl ApiError {
     }
 
     fn retry_after(&self) -> Option<Duration> {
+        if self.retry_after.is_some() {
+            return self.retry_after;
+        }
         match self.kind {
-            Kind::Busy | Kind::SessionBusy | Kind::SessionTakenOver => Some(RETRY_BUSY),
+            Kind::Busy | Kind::QueueTimeout | Kind::SessionBusy | Kind::SessionTakenOver => {
+                Some(RETRY_BUSY)
+            }
             Kind::SessionsAway => Some(RETRY_DATABASE),
             Kind::Loading => Some(RETRY_LOADING),
             Kind::Draining | Kind::Unavailable => Some(RETRY_GONE),
@@ -392,15 +431,19 @@ impl ApiError {
         };
         if let Some(after) = self.retry_after() {
             let headers = response.headers_mut();
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            // Rounded up: a client that comes too early has to come once more.
+            let seconds = after.as_millis().div_ceil(1000);
+            let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             // Official OpenAI clients look at this one first.
             headers.insert(
                 HeaderName::from_static("retry-after-ms"),
                 HeaderValue::from(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             );
         }
-        if self.kind == Kind::SessionUnknown {
-            // They would send a turn again that may have been kept.
+        if matches!(self.kind, Kind::SessionUnknown | Kind::Deadline) {
+            // They would send a turn again that may have been kept, or ask again for what they no
+            // longer want.
             let headers = response.headers_mut();
             let name = HeaderName::from_static("x-should-retry");
             headers.insert(name, HeaderValue::from_static("false"));
@@ -435,7 +478,10 @@ impl From<InvalidRequest> for ApiError {
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let (kind, param) = match &error {
-            GenerateError::QueueFull { .. } => (Kind::Busy, None),
+            GenerateError::QueueFull { .. }
+            | GenerateError::QueueTooSlow { .. }
+            | GenerateError::Stalled { .. } => (Kind::Busy, None),
+            GenerateError::QueueTimeout { .. } => (Kind::QueueTimeout, None),
             GenerateError::BatchTooSmall { .. } => (Kind::Invalid, Some("best_of")),
             GenerateError::NoCandidates => (Kind::Invalid, Some("logit_bias")),
             GenerateError::KvTooSmall { .. } | GenerateError::Grammar(_) => (Kind::Invalid, None),
@@ -444,8 +490,15 @@ impl From<GenerateError> for ApiError {
             GenerateError::ShuttingDown => (Kind::Draining, None),
             GenerateError::EngineGone => (Kind::Unavailable, None),
         };
+        let retry_after = match &error {
+            GenerateError::QueueFull { retry_after, .. }
+            | GenerateError::QueueTooSlow { retry_after, .. }
+            | GenerateError::QueueTimeout { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        };
         Self {
             param: param.map(str::to_owned),
+            retry_after,
             ..Self::new(kind, error.to_string())
         }
     }

@@ -5,9 +5,10 @@
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::error::ApiError;
-use crate::request::{InvalidRequest, in_range};
+use crate::request::{Deadline, InvalidRequest, in_range};
 
 /// A number in a range that includes its ends.
 pub(super) fn number(
@@ -82,6 +83,23 @@ pub(super) fn at_least(
         })
 }
 
+/// The longest `timeout`, in seconds: a day.
+const LONGEST_TIMEOUT: f64 = 86_400.0;
+
+/// The deadline of a request with this `timeout`, in seconds from now.
+pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, InvalidRequest> {
+    let Some(seconds) = timeout else {
+        return Ok(None);
+    };
+    if seconds > 0.0 && seconds <= LONGEST_TIMEOUT {
+        return Ok(Some(Deadline::after(Duration::from_secs_f64(seconds))));
+    }
+    Err(InvalidRequest::new(
+        "timeout",
+        format!("`timeout` must be above 0 and at most {LONGEST_TIMEOUT} seconds, got {seconds}"),
+    ))
+}
+
 /// The error for something another server has and this one does not.
 pub(super) fn unsupported(field: &str, value: impl Display, why: &str) -> ApiError {
     ApiError::invalid(
@@ -117,6 +135,21 @@ mod tests {
         );
         assert_eq!(above_zero("top_p", Some(1.0), 1.0), Ok(Some(1.0)));
         assert!(above_zero("top_p", Some(1e-60), 1.0).unwrap().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_timeout_is_a_positive_number_of_seconds() {
+        assert_eq!(deadline(None), Ok(None));
+        let half = deadline(Some(0.5)).unwrap().expect("a deadline");
+        assert_eq!(half.timeout(), Duration::from_millis(500));
+        assert!(!half.has_passed());
+        for wrong in [0.0, -1.0, 86_401.0, f64::NAN] {
+            let message = deadline(Some(wrong)).unwrap_err().message;
+            assert!(
+                message.starts_with("`timeout` must be above 0"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

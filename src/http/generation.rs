@@ -5,11 +5,12 @@
 //! axum does with handler and stream when the client goes away, cancels the request, and the session
 //! keeps what was given out. So nothing here may be spawned.
 
+use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{select_all, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream};
 
 use super::app::{App, Serving};
@@ -17,11 +18,12 @@ use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
 use super::request_trace::{GenerationTrace, RequestTrace};
 use super::timeline::{Ending, Submitted, Timeline};
+use super::waiting::{before, begun_in_time};
 use super::wire::IfBusyField;
 use crate::engine::{
     FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
 };
-use crate::request::{GenerateRequest, RequestDraft};
+use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::session::{IfBusy, Kept, SessionKey, Turn};
 use crate::text::{TextError, TextStream, Tokenizer};
 
@@ -56,7 +58,8 @@ pub(super) async fn begin_turn(
         return Ok(None);
     };
     let if_busy = if_busy.map_or(IfBusy::Wait, IfBusy::from);
-    let turn = serving.sessions.begin(&session, if_busy).await?;
+    let begin = async { Ok(serving.sessions.begin(&session, if_busy).await?) };
+    let turn = before(draft.deadline, begin).await?;
     draft.history = Some(turn.history().to_vec());
     draft.keep_kv = turn.keeps_kv();
     Ok(Some(turn))
@@ -134,6 +137,7 @@ pub(super) struct TextGeneration {
     ledger: Ledger,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
+    deadline: Option<Deadline>,
     timeline: Timeline,
 }
 
@@ -151,6 +155,7 @@ impl TextGeneration {
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let stops = request.stop.stop_strings.clone();
+        let deadline = request.deadline;
         let submitted = Submitted::now(&request, trace);
         let running = serving.engine.submit_all(request).await?.into_iter();
         let generation = |running| Self {
@@ -161,16 +166,18 @@ impl TextGeneration {
             tokenizer: Arc::clone(&serving.tokenizer),
             ledger: Ledger::default(),
             prompt_only: None,
+            deadline,
             timeline: Timeline::new(submitted.clone(), app.observations()),
         };
         Ok(running.map(generation).collect())
     }
 
-    /// Submits all requests of one HTTP request, and gives their generations in the same order;
-    /// none runs unless all are accepted. A request with a turn is the only one.
+    /// Submits all requests of one HTTP request, and gives their generations in the same order, once
+    /// the first of them has begun to run; none runs unless all are accepted. A request with a turn is
+    /// the only one.
     ///
     /// # Errors
-    /// The first refusal.
+    /// The first refusal, or that none has begun in time.
     pub(super) async fn start_all(
         app: &App,
         serving: &Serving,
@@ -188,15 +195,42 @@ impl TextGeneration {
             (_, Ok(request)) => (None, request.into()),
             (_, Err(requests)) => (None, requests),
         };
+        let deadline = requests.first().and_then(|request| request.deadline);
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
             let trace = trace.generation(index);
             Self::start(app, serving, request, trace, include_stop)
         });
-        let mut started: Vec<Self> = try_join_all(starts).await?.into_iter().flatten().collect();
+        let start = async {
+            let started = try_join_all(starts).await?.into_iter().flatten();
+            let started: Vec<Self> = started.collect();
+            let running = started.iter().filter_map(|one| one.running.as_ref());
+            let begun: Vec<_> = running.map(|one| Box::pin(one.begun())).collect();
+            if !begun.is_empty() {
+                select_all(begun).await;
+            }
+            Ok(started)
+        };
+        let start = begun_in_time(serving, pending(), start);
+        let mut started = before(deadline, start).await?;
         if let Some(first) = started.first_mut() {
             first.turn = turn;
         }
         Ok(started)
+    }
+
+    /// The next event of the engine.
+    ///
+    /// # Errors
+    /// That the request's deadline came first.
+    async fn event(&mut self) -> Result<Option<TimedEvent>, ApiError> {
+        let Some(running) = &mut self.running else {
+            return Ok(None);
+        };
+        // Events that are there already would otherwise go on past it.
+        if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed()) {
+            return Err(ApiError::past_deadline(deadline.timeout()));
+        }
+        before(self.deadline, async { Ok(running.next_timed().await) }).await
     }
 
     /// The next step; `None` after the last one, or after an error.
@@ -209,7 +243,14 @@ impl TextGeneration {
             event,
             at,
             first_step,
-        } = self.running.as_mut()?.next_timed().await?;
+        } = match self.event().await {
+            Ok(event) => event?,
+            Err(past_deadline) => {
+                self.running = None;
+                self.timeline.end(Ending::TimedOut);
+                return Some(Err(past_deadline));
+            }
+        };
         self.timeline.begun(first_step);
         Some(match event {
             TokenEvent::Prefilled(report) => {

@@ -18,22 +18,43 @@ use crate::request::{Limits, SessionId};
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"status": "ok"}))]
 pub(super) struct Health {
-    /// `ok`, `loading`, `draining`, `failed`, or `worker stopped`.
+    /// `ok`, `loading`, `draining`, `failed`, `worker stopped`, or `worker stalled`.
     status: &'static str,
-    /// Why it failed.
+    /// Why it can't serve requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
+/// Whether only a restart helps.
+const BROKEN: [&str; 2] = ["worker stopped", "worker stalled"];
+
 fn health_of(app: &App) -> Health {
-    let (status, error) = match app.state() {
-        Stage::Ready(serving) if serving.engine.status().alive => ("ok", None),
-        Stage::Ready(_) => ("worker stopped", Some(ApiError::worker_gone().to_string())),
+    let stage = app.state();
+    let (status, error) = match &stage {
+        Stage::Ready(_) => ("ok", None),
         Stage::Loading => ("loading", None),
         Stage::Leaving(_) | Stage::Draining(_) => ("draining", None),
-        Stage::Failed(why) => ("failed", Some(why)),
+        Stage::Failed(why) => ("failed", Some(why.clone())),
     };
-    Health { status, error }
+    let serving = match &stage {
+        Stage::Ready(serving) | Stage::Leaving(serving) | Stage::Draining(Some(serving)) => serving,
+        _ => return Health { status, error },
+    };
+    match app.check_worker(serving) {
+        Ok(()) => Health { status, error },
+        // A server that stops ends its worker itself.
+        Err(_) if status == "draining" && !serving.engine.status().alive => {
+            Health { status, error }
+        }
+        Err(broken) => Health {
+            status: if serving.engine.status().alive {
+                "worker stalled"
+            } else {
+                "worker stopped"
+            },
+            error: Some(broken.to_string()),
+        },
+    }
 }
 
 fn answer(health: Health, good: bool) -> Response {
@@ -51,7 +72,7 @@ fn answer(health: Health, good: bool) -> Response {
 /// Is the process alive?
 ///
 /// Also while the model is loaded and while the server drains. Not if the inference worker has
-/// stopped: then only a restart helps.
+/// stopped, or has work and makes no step for `--watchdog-timeout`: then only a restart helps.
 #[utoipa::path(
     get,
     path = "/livez",
@@ -63,7 +84,14 @@ fn answer(health: Health, good: bool) -> Response {
 )]
 pub(super) async fn livez(State(app): State<App>) -> Response {
     let health = health_of(&app);
-    let alive = health.status != "worker stopped";
+    let alive = !BROKEN.contains(&health.status);
+    if !alive {
+        tracing::error!(
+            status = health.status,
+            error = health.error.as_deref(),
+            "not alive"
+        );
+    }
     answer(health, alive)
 }
 
@@ -74,7 +102,7 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     tag = "server",
     responses(
         (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Loading, draining or failed", body = Health),
+        (status = 503, description = "Loading, draining, failed, or without a working worker", body = Health),
     ),
 )]
 pub(super) async fn readyz(State(app): State<App>) -> Response {
@@ -90,7 +118,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     tag = "server",
     responses(
         (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Loading, draining or failed", body = Health),
+        (status = 503, description = "Loading, draining, failed, or without a working worker", body = Health),
     ),
 )]
 pub(super) async fn health(State(app): State<App>) -> Response {
@@ -199,6 +227,8 @@ struct LimitFacts {
     max_batch_requests: usize,
     /// Requests that may wait for a place in it; more get a 429.
     max_queue_requests: usize,
+    /// Seconds a request may wait for a place; one that would wait longer gets a 429.
+    queue_timeout_seconds: f64,
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
     /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
@@ -210,6 +240,8 @@ struct LimitFacts {
     session_ttl_seconds: Option<f64>,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
+    /// Seconds a client may take nothing of an answer before the answer is ended.
+    stall_timeout_seconds: f64,
     /// Seconds a client may take to send the head of a request.
     header_timeout_seconds: f64,
     /// Seconds it may take to send the body.
@@ -342,6 +374,7 @@ impl LimitFacts {
             max_batch,
             max_step_tokens,
             max_queue,
+            queue_timeout,
         } = serving.engine.limits();
         let config = app.config();
         let sessions = serving.sessions.config();
@@ -362,11 +395,13 @@ impl LimitFacts {
             max_session_id_characters: SessionId::MAX_LENGTH,
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
+            queue_timeout_seconds: queue_timeout.as_secs_f64(),
             max_step_tokens,
             max_sessions: sessions.in_memory().then_some(sessions.max_in_memory),
             max_sessions_per_key: sessions.per_tenant,
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
+            stall_timeout_seconds: config.stall_timeout.as_secs_f64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
         }

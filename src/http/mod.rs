@@ -16,6 +16,8 @@
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
+//! | `stall` | clients that stop reading |
+//! | `waiting` | how long a request may wait for its place, and for its answer |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
@@ -56,9 +58,11 @@ mod request_trace;
 mod serve;
 mod sessions;
 mod sse;
+mod stall;
 mod timeline;
 mod tokens;
 mod trace_context;
+mod waiting;
 mod wire;
 
 pub use app::{App, HttpConfig, ModelInfo, Serving};

@@ -41,20 +41,21 @@ pub(super) enum OpenAiErrors {
     /// `model_not_found`, or no such path or session
     #[response(status = 404)]
     NotFound(OpenAiError),
-    /// The body did not arrive in time
+    /// The body did not arrive in time, or the answer was not there within the request's `timeout`
     #[response(status = 408)]
     Timeout(OpenAiError),
     /// The body is too large
     #[response(status = 413)]
     TooLarge(OpenAiError),
-    /// Too many requests are waiting; see `Retry-After`
+    /// Too many requests are waiting, or the request would wait too long; see `Retry-After`
     #[response(status = 429)]
     Busy(OpenAiError),
     /// Generation failed, or it is not known whether a session has kept the turn
     /// (`session_state_unknown`)
     #[response(status = 500)]
     Failed(OpenAiError),
-    /// The model is being loaded, the server shuts down, or the database of sessions is away
+    /// The model is being loaded, the server shuts down, the request has waited too long for its place
+    /// (`queue_timeout`), the inference worker is stuck, or the database of sessions is away
     /// (`session_store_unavailable`); see `Retry-After`
     #[response(status = 503)]
     Unavailable(OpenAiError),
@@ -125,7 +126,7 @@ pub(super) enum NativeErrors {
     /// The body is not JSON
     #[response(status = 400)]
     Broken(NativeError),
-    /// The body did not arrive in time
+    /// The body did not arrive in time, or the answer was not there within the request's `timeout`
     #[response(status = 408)]
     Timeout(NativeError),
     /// The body is too large
@@ -137,14 +138,15 @@ pub(super) enum NativeErrors {
     /// Generation failed
     #[response(status = 424)]
     Generation(NativeError),
-    /// Too many requests are waiting; see `Retry-After`
+    /// Too many requests are waiting, or the request would wait too long; see `Retry-After`
     #[response(status = 429)]
     Busy(NativeError),
     /// The server failed, or it is not known whether a session has kept the turn
     /// (`session_state_unknown`)
     #[response(status = 500)]
     Failed(NativeError),
-    /// The model is being loaded, the server shuts down, or the database of sessions is away; see
+    /// The model is being loaded, the server shuts down, the request has waited too long for its place
+    /// (`overloaded`), the inference worker is stuck, or the database of sessions is away; see
     /// `Retry-After`
     #[response(status = 503)]
     Unavailable(NativeError),

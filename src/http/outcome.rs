@@ -19,6 +19,7 @@ use hyper::body::{Frame, SizeHint};
 use super::app::App;
 use super::metrics::Observations;
 use super::request_trace::RequestTrace;
+use super::stall::Reader;
 
 /// What is asked every few seconds by orchestrators and Prometheus.
 pub(super) const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
@@ -32,6 +33,8 @@ pub(super) enum Outcome {
     Success,
     /// The client went away before it was.
     Cancelled,
+    /// The client stopped reading before it was.
+    Stalled,
     /// The request was at fault: a 4xx but 429.
     ClientError,
     /// A queue was full: 429.
@@ -44,9 +47,10 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// All of them.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Success,
         Self::Cancelled,
+        Self::Stalled,
         Self::ClientError,
         Self::Overloaded,
         Self::Unavailable,
@@ -58,6 +62,7 @@ impl Outcome {
         match self {
             Self::Success => "success",
             Self::Cancelled => "cancelled",
+            Self::Stalled => "stalled",
             Self::ClientError => "client_error",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
@@ -104,6 +109,7 @@ pub(super) async fn observe(State(app): State<App>, request: Request, next: Next
         observations: Arc::clone(app.observations()),
         endpoint: endpoint.to_owned(),
         trace: request.extensions().get().cloned().unwrap_or_default(),
+        reader: request.extensions().get().cloned(),
         stream: StreamEnd::default(),
         counted: false,
     };
@@ -135,6 +141,8 @@ struct Pending {
     endpoint: String,
     /// Its span ends with this, after the generations in the body have.
     trace: RequestTrace,
+    /// Whether its client reads.
+    reader: Option<Reader>,
     /// What the stream itself notes comes first.
     stream: StreamEnd,
     counted: bool,
@@ -156,6 +164,8 @@ impl Drop for Pending {
     fn drop(&mut self) {
         self.end(if std::thread::panicking() {
             Outcome::ServerError
+        } else if self.reader.as_ref().is_some_and(Reader::stalled) {
+            Outcome::Stalled
         } else {
             Outcome::Cancelled
         });

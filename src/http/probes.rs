@@ -191,7 +191,7 @@ pub(super) async fn get_load(State(app): State<App>) -> Result<Json<Vec<EngineLo
     tag = "server",
     responses(
         (status = 200, description = "Ready", body = health::Health),
-        (status = 503, description = "Loading, draining or failed", body = health::Health),
+        (status = 503, description = "Loading, draining, failed, or without a working worker", body = health::Health),
     ),
 )]
 pub(super) async fn ping(state: State<App>) -> Response {

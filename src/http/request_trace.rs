@@ -390,6 +390,7 @@ fn finish_reason(ending: Ending) -> &'static str {
         Ending::Finished(Length) => "length",
         Ending::Finished(EndOfText | Stop | Complete) => "stop",
         Ending::Cancelled => "cancelled",
+        Ending::TimedOut => "timeout",
         Ending::Failed | Ending::NotStored => "error",
     }
 }
@@ -399,6 +400,7 @@ fn failure(ending: Ending) -> Option<&'static str> {
     match ending {
         Ending::Failed => Some("generation_failed"),
         Ending::NotStored => Some("session_not_stored"),
+        Ending::TimedOut => Some("timeout"),
         Ending::Finished(_) | Ending::Cancelled => None,
     }
 }

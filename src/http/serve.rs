@@ -32,11 +32,14 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::app::{App, HttpConfig, State};
+use super::stall::StallClock;
 
 /// How long the last bytes may take to reach clients once generation is over.
 const FLUSH: Duration = Duration::from_secs(2);
 /// How long sessions may take to reach the disk once generation is over.
 const SAVE: Duration = Duration::from_secs(10);
+/// Bytes of one answer that may wait for a client of HTTP/2 beside those that it has a window for.
+const SEND_BUFFER: usize = 64 * 1024;
 /// Pause after a failure to accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -162,18 +165,25 @@ impl Connection {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout);
-        builder.http2().timer(TokioTimer::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_send_buf_size(SEND_BUFFER);
+        let clock = StallClock::new(self.config.stall_timeout);
 
         let asked = Arc::new(AtomicBool::new(false));
         let service = service_fn({
-            let asked = Arc::clone(&asked);
+            let (asked, clock) = (Arc::clone(&asked), clock.clone());
             move |mut request: Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(ConnectInfo(client));
-                answer(self.router.clone(), self.app.clone(), request)
+                let exchange = clock.begin(&mut request);
+                let answer = answer(self.router.clone(), self.app.clone(), request);
+                async move { answer.await.map(|response| exchange.answered(response)) }
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(clock.socket(stream));
+        let connection = builder.serve_connection(stream, service);
         let connection = self.watcher.watch(connection.into_owned());
         tokio::pin!(connection);
         // hyper's own timer only starts once it knows which version of HTTP the client speaks.
@@ -190,6 +200,7 @@ impl Connection {
                 }
             }
             () = silent => tracing::debug!(%client, "no request came"),
+            () = clock.expired() => tracing::info!(%client, "stalled connection closed"),
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) enum Ending {
     Finished(FinishReason),
     /// The client went away, or another generation of its request failed.
     Cancelled,
+    /// Its request's deadline came first.
+    TimedOut,
     /// The engine failed it.
     Failed,
     /// Its text was complete, but its session could not be stored.
@@ -41,6 +43,7 @@ impl Ending {
             Self::Finished(FinishReason::Stop) => "stop",
             Self::Finished(FinishReason::Complete) => "complete",
             Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
             Self::Failed => "failed",
             Self::NotStored => "not_stored",
         }

@@ -1,6 +1,6 @@
 //! A request as a dialect understood it.
 
-use super::{BeamParams, LogprobsWanted, Output, Overflow, RequestId, Tenant};
+use super::{BeamParams, Deadline, LogprobsWanted, Output, Overflow, RequestId, Tenant};
 use crate::text::Grammar;
 
 /// How a dialect samples where neither the request nor the model's defaults say.
@@ -76,6 +76,8 @@ pub struct RequestDraft {
     pub grammar: Option<Grammar>,
     /// What it is for.
     pub output: Output,
+    /// When it is to be answered.
+    pub deadline: Option<Deadline>,
 }
 
 impl RequestDraft {
@@ -123,6 +125,7 @@ impl RequestDraft {
             logprobs: LogprobsWanted::default(),
             grammar: None,
             output: Output::default(),
+            deadline: None,
         }
     }
 }

@@ -148,6 +148,7 @@ impl Limits {
             logprobs: draft.logprobs,
             grammar: draft.grammar,
             output: draft.output,
+            deadline: draft.deadline,
         })
     }
 

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 
+import httpx
 import openai
 import pytest
 
@@ -120,11 +121,19 @@ def crowd(busy, model):
     endless = {"overflow": "slide", "ignore_eos": True}
     first = clients.completions.create(**fields, extra_body=endless)
     next(iter(first))
-    streams = [first, clients.completions.create(**fields, extra_body=endless)]
+
+    def wait():
+        # Its answer begins when it begins to run: when the first one is closed.
+        clients.completions.create(**fields, extra_body=endless).close()
+
+    second = threading.Thread(target=wait)
+    second.start()
+    while httpx.get(f"{busy.removesuffix('/v1')}/info").json()["engine"]["waiting"] == 0:
+        time.sleep(0.01)
 
     def disperse():
-        for stream in streams:
-            stream.close()
+        first.close()
+        second.join()
 
     yield disperse
     disperse()

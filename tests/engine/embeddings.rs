@@ -215,7 +215,10 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
         ];
         assert!(others.iter().all(Result::is_ok), "two places are left");
         let refused = engine.submit(admit(greedy(&prompt(10, 4), 1))).await.err();
-        assert_eq!(refused, Some(GenerateError::QueueFull { limit: 4 }));
+        assert!(matches!(
+            refused,
+            Some(GenerateError::QueueFull { limit: 4, .. })
+        ));
         drop((endless, others));
     };
     let (outcomes, ()) = tokio::join!(all, beside);
@@ -226,7 +229,10 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
     // As many bulks as the queue has places.
     let bulks: Vec<_> = (0..3).map(|_| engine.bulk().expect("a place")).collect();
     let refused = engine.bulk().err();
-    assert_eq!(refused, Some(GenerateError::QueueFull { limit: 4 }));
+    assert!(matches!(
+        refused,
+        Some(GenerateError::QueueFull { limit: 4, .. })
+    ));
     drop((bulk, bulks));
     assert!(engine.bulk().is_ok());
 }

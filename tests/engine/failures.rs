@@ -7,6 +7,7 @@ use skald::engine::{EngineConfig, GenerateError, TokenEvent};
 use skald::request::{RequestDraft, RequestId};
 
 use crate::model::{admit, engine, finish, greedy, idle, prompt, run, run_all, sampled};
+use crate::pace::until;
 
 #[tokio::test]
 async fn a_panic_in_a_step_fails_its_requests_and_the_worker_goes_on() {
@@ -60,7 +61,10 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let waiting = [engine.submit(long()).await, engine.submit(long()).await];
     assert!(waiting.iter().all(Result::is_ok));
     let refused = engine.submit(long()).await.err();
-    assert_eq!(refused, Some(GenerateError::QueueFull { limit: 2 }));
+    assert!(matches!(
+        refused,
+        Some(GenerateError::QueueFull { limit: 2, .. })
+    ));
     drop((running, waiting));
     idle(&engine).await;
     assert_eq!(
@@ -70,20 +74,62 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_holds_up_no_one_and_loses_nothing() {
-    let engine = engine(EngineConfig::default());
-    let slow = sampled(&prompt(10, 1), 700, 1);
-    let expected = run(&engine, slow.clone()).await;
-    let stalled = engine.submit(admit(slow)).await.expect("accepted");
-    let others = (0..4).map(|i| sampled(&prompt(20, i), 300, 1)).collect();
-    assert!(
-        run_all(&engine, others)
-            .await
-            .iter()
-            .all(|o| o.tokens.len() == 300)
-    );
-    let outcome = finish(stalled).await.expect("it goes on when read");
-    assert_eq!(outcome.tokens, expected.tokens);
+async fn clients_that_do_not_read_hold_up_no_one_and_lose_nothing() {
+    let engine = engine(EngineConfig {
+        max_batch: 2,
+        ..EngineConfig::default()
+    });
+    let slow = |i| sampled(&prompt(10, i), 700, 1);
+    let mut expected = Vec::new();
+    let mut stalled = Vec::new();
+    for i in 0..3 {
+        expected.push(run(&engine, slow(i)).await);
+    }
+    for i in 0..3 {
+        stalled.push(engine.submit(admit(slow(i))).await.expect("accepted"));
+    }
+    let set_aside = async || {
+        let status = engine.status();
+        (status.stalled, status.running, status.kv_blocks_used) == (3, 0, 0)
+    };
+    until("set aside", set_aside).await;
+    let others = (0..4).map(|i| sampled(&prompt(20, i), 200, 1)).collect();
+    for other in run_all(&engine, others).await {
+        assert_eq!(other.tokens.len(), 200);
+    }
+    until("set aside", set_aside).await;
+    // The worker rests: it has to be woken by those that read again.
+    for (stalled, expected) in stalled.into_iter().zip(expected) {
+        let outcome = finish(stalled).await.expect("it goes on when read");
+        assert_eq!(outcome.tokens, expected.tokens);
+    }
+    idle(&engine).await;
+}
+
+#[tokio::test]
+async fn no_more_requests_are_set_aside_than_may_wait() {
+    let engine = engine(EngineConfig {
+        queue_limit: 2,
+        ..EngineConfig::default()
+    });
+    let slow = || admit(sampled(&prompt(10, 1), 700, 1));
+    let mut stalled = Vec::new();
+    for count in 1..=3 {
+        let before = engine.status().steps;
+        stalled.push(engine.submit(slow()).await.expect("accepted"));
+        let aside = count.min(2);
+        // It stalls with 256 tokens, of which a step gives 8 at most.
+        until("set aside", async || {
+            let status = engine.status();
+            status.steps >= before + 30 && (status.stalled, status.running) == (aside, 0)
+        })
+        .await;
+    }
+    let first = finish(stalled.remove(0)).await;
+    assert_eq!(first.err(), Some(GenerateError::Stalled { limit: 2 }));
+    for other in stalled {
+        assert_eq!(finish(other).await.expect("it goes on").tokens.len(), 700);
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod pace;
 pub mod postgres;
 pub mod process;
+pub mod reader;
 pub mod script;
 pub mod sse;
 
@@ -55,11 +56,16 @@ impl Default for Setup {
             source: ModelSource::Builtin,
             engine: EngineConfig {
                 kv_memory: ByteSize::mib(256),
+                // However slow the machine is.
+                queue_timeout: PATIENCE,
                 ..EngineConfig::default()
             },
             sessions: SessionConfig::default(),
             store: None,
-            http: HttpConfig::default(),
+            http: HttpConfig {
+                watchdog_timeout: PATIENCE,
+                ..HttpConfig::default()
+            },
             model_defaults: false,
             chat_template: None,
             load: true,

@@ -269,7 +269,7 @@ impl Scheduler {
             assert!(sequence.table.len() * BLOCK_SIZE >= sequence.computed);
             assert_eq!(sequence.prefixes.len(), sequence.computed / BLOCK_SIZE);
         }
-        for sequence in &self.waiting {
+        for sequence in self.waiting.iter().chain(&self.stalled) {
             assert!(sequence.table.is_empty() && sequence.computed == 0);
         }
     }
@@ -395,6 +395,7 @@ proptest! {
         }
         prop_assert!(machine.alive.is_empty(), "starved: {:?}", machine.alive);
         prop_assert_eq!(machine.scheduler.running() + machine.scheduler.waiting(), 0);
+        prop_assert_eq!(machine.scheduler.stalled(), 0);
         prop_assert_eq!(machine.scheduler.blocks().available(), blocks);
     }
 }

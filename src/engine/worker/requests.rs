@@ -68,6 +68,14 @@ impl Worker {
         self.finish(id);
     }
 
+    /// Ends the requests that stalled first where more are set aside than may wait.
+    pub(super) fn limit_stalled(&mut self) {
+        let limit = self.config.queue_limit;
+        while let Some(id) = self.scheduler.stalled_beyond(limit) {
+            self.fail(id, GenerateError::Stalled { limit });
+        }
+    }
+
     /// Takes a generation out of the batch.
     pub(super) fn finish(&mut self, id: SequenceId) {
         self.scheduler.remove_request(id);

@@ -158,8 +158,10 @@ impl Families {
         // Taken apart whole, so that no figure is forgotten here.
         let EngineStatus {
             alive: _,
+            silence,
             running,
             waiting,
+            stalled,
             kv_blocks_used,
             kv_blocks_cached,
             kv_blocks,
@@ -175,6 +177,7 @@ impl Families {
             preemptions,
             evicted_blocks,
             lost_blocks,
+            begun_per_second: _,
             prefill_seconds_per_token: _,
         } = *status;
         let help = "Sequences in the batch";
@@ -191,6 +194,11 @@ impl Families {
             help,
             Gauge(waiting),
         );
+        let help = "Requests set aside because their clients do not read";
+        self.skald("requests_stalled", help, Gauge(stalled));
+        let help = "Time since the last forward pass while there is work";
+        let silence = Reading::Ratio(silence.as_secs_f64());
+        self.skald("step_silence_seconds", help, silence);
         self.skald("steps", "Forward passes", Counter(steps));
         let help = "Tokens per forward pass";
         self.both(

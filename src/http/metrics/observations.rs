@@ -146,7 +146,7 @@ impl Observations {
             Ending::Finished(
                 FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete,
             ) => "stop",
-            Ending::Cancelled => "abort",
+            Ending::Cancelled | Ending::TimedOut => "abort",
             Ending::Failed | Ending::NotStored => "error",
         };
         let labels = FinishLabels { finished_reason };

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::http::app::Serving;
 use crate::http::body::object;
 use crate::http::error::ApiError;
-use crate::http::fields::{above_zero, at_least, integer, number, unsupported};
+use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
 use crate::http::generation::{begin_turn, tokenize};
 use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
@@ -102,6 +102,11 @@ pub(in crate::http) struct Parameters {
     pub grammar: Option<NativeGrammar>,
     /// Not supported: there are no adapters.
     pub adapter_id: Option<String>,
+    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
+    /// its place included. After that the request ends with 408 `timeout`, or with that error as the
+    /// last event of a stream. Default: no limit.
+    #[schema(exclusive_minimum = 0, maximum = 86400)]
+    pub timeout: Option<f64>,
 }
 
 /// A checked request.
@@ -254,6 +259,7 @@ impl Parameters {
             seed: self.seed,
             stop_strings: self.stop.take().unwrap_or_default().into_vec(),
             tenant: scope.tenant,
+            deadline: deadline(self.timeout)?,
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),
                 prompt: self.decoder_input_details.unwrap_or(false),

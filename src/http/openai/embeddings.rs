@@ -15,18 +15,21 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::SetOnce;
 use utoipa::ToSchema;
 
 use super::prompt::{Prompt, token_ids};
 use super::shared::check_model;
-use crate::engine::{Bulk, FinishReason, GenerateError, TokenEvent};
+use crate::engine::{FinishReason, GenerateError, Generation, TokenEvent};
 use crate::http::app::{App, Serving};
 use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
+use crate::http::fields::deadline;
 use crate::http::layers::Scope;
 use crate::http::metrics::Observations;
 use crate::http::openapi::OpenAiErrors;
 use crate::http::timeline::{Ending, Submitted, Timeline};
+use crate::http::waiting::{before, begun_in_time};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
 
 /// Inputs of one request that are on their way or wait for a place; more would only wait too.
@@ -50,6 +53,10 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// Accepted, not used.
     #[expect(dead_code, reason = "read to check its type")]
     user: Option<String>,
+    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
+    /// its place included. After that the request ends with 408 `timeout`. Default: no limit.
+    #[schema(exclusive_minimum = 0, maximum = 86400)]
+    timeout: Option<f64>,
 }
 
 /// How vectors are written.
@@ -146,18 +153,31 @@ pub(in crate::http) async fn embeddings(
     let (serving, _in_flight) = app.begin()?;
     let started = Instant::now();
     let format = body.encoding_format.unwrap_or_default();
+    let deadline = deadline(body.timeout)?;
     let requests = body.plan(&serving, &scope).await?;
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
     let bulk = serving.engine.bulk()?;
-    let data: Vec<EmbeddedInput> = stream::iter(requests.into_iter().enumerate())
+    let begun = SetOnce::new();
+    let data = stream::iter(requests.into_iter().enumerate())
         .map(|(index, request)| {
             let submitted = Submitted::now(&request, scope.trace.generation(index));
-            embedding(&bulk, app.observations(), format, index, request, submitted)
+            let (bulk, begun, observations) = (&bulk, &begun, app.observations());
+            async move {
+                let generation = bulk.submit(request).await?;
+                generation.begun().await;
+                // Set by the first one.
+                let _ = begun.set(());
+                embedding(generation, observations, format, index, submitted).await
+            }
         })
         .buffered(IN_FLIGHT)
-        .try_collect()
-        .await?;
+        .try_collect();
+    let first = async {
+        begun.wait().await;
+    };
+    let data = begun_in_time(&serving, first, data);
+    let data: Vec<EmbeddedInput> = before(deadline, data).await?;
     tracing::info!(
         inputs = data.len(),
         prompt_tokens = tokens,
@@ -243,14 +263,12 @@ fn check_dimensions(dimensions: Option<i64>, n_embd: usize) -> Result<(), ApiErr
 
 /// Runs one input.
 async fn embedding(
-    bulk: &Bulk,
+    mut generation: Generation,
     observations: &Arc<Observations>,
     format: EncodingFormat,
     index: usize,
-    request: GenerateRequest,
     submitted: Submitted,
 ) -> Result<EmbeddedInput, ApiError> {
-    let mut generation = bulk.submit(request).await?;
     let mut timeline = Timeline::new(submitted, observations);
     let timed = generation.next_timed().await;
     timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));

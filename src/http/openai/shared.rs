@@ -15,7 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::http::app::{App, Serving};
 use crate::http::body::{self, object};
 use crate::http::error::ApiError;
-use crate::http::fields::{above_zero, at_least, integer, number};
+use crate::http::fields::{above_zero, at_least, deadline, integer, number};
 use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::layers::Scope;
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
@@ -110,6 +110,11 @@ pub(in crate::http) struct SharedFields {
     /// What happens when the context reaches the model's window. Default: `error` if the number of
     /// tokens to generate is given, otherwise `stop`.
     overflow: Option<OverflowField>,
+    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
+    /// its place included. After that the request ends with 408 `timeout`, or with that error as the
+    /// last event of a stream. Default: no limit.
+    #[schema(exclusive_minimum = 0, maximum = 86400)]
+    timeout: Option<f64>,
 }
 
 /// How to stream.
@@ -268,6 +273,7 @@ impl SharedFields {
             ignore_end_of_text: self.ignore_eos.unwrap_or(false),
             overflow: self.overflow.map_or(absent, Overflow::from),
             tenant: scope.tenant,
+            deadline: deadline(self.timeout)?,
             ..RequestDraft::new(
                 scope.id.clone(),
                 Vec::new(),

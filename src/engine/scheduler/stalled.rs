@@ -1,0 +1,58 @@
+//! Requests whose clients do not take their tokens: set aside, without blocks and without a place in
+//! the batch, until their clients read again.
+//!
+//! What a stalled sequence had computed stays in the prefix cache while there is room, as that of a
+//! preempted one does, so its output does not depend on how often it stalled. It comes back before
+//! requests that have not begun, since it arrived before them.
+
+use super::Scheduler;
+use super::cache::release;
+use crate::engine::sequence::{Sequence, SequenceId};
+
+impl Scheduler {
+    /// Returns the number of requests that are set aside.
+    #[must_use]
+    pub fn stalled(&self) -> usize {
+        self.stalled.len()
+    }
+
+    /// Returns the request that was set aside first, if more than `limit` are.
+    #[must_use]
+    pub fn stalled_beyond(&self, limit: usize) -> Option<SequenceId> {
+        let first = self.stalled.first().map(Sequence::request);
+        first.filter(|_| self.stalled.len() > limit)
+    }
+
+    /// Takes the requests that are not ready out of the batch. The first of a search's sequences
+    /// stands for all of them.
+    pub(super) fn set_aside(&mut self, ready: impl Fn(SequenceId) -> bool) {
+        let mut next = 0;
+        while let Some(request) = self.running.get(next).map(Sequence::request) {
+            if ready(request) {
+                next += 1;
+                continue;
+            }
+            let rest = self.running[next..].iter();
+            let width = rest.take_while(|s| s.request() == request).count();
+            let mut beams: Vec<Sequence> = self.running.drain(next..next + width).collect();
+            for beam in beams.iter_mut().rev() {
+                release(&mut self.blocks, beam);
+            }
+            self.stalled.extend(beams.into_iter().next());
+        }
+    }
+
+    /// Puts those that are ready again into the queue, behind the preempted ones.
+    pub(super) fn bring_back(&mut self, ready: impl Fn(SequenceId) -> bool) {
+        let mut next = 0;
+        while let Some(sequence) = self.stalled.get(next) {
+            if ready(sequence.request()) {
+                let sequence = self.stalled.remove(next);
+                self.waiting.insert(self.preempted, sequence);
+                self.preempted += 1;
+            } else {
+                next += 1;
+            }
+        }
+    }
+}

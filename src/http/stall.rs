@@ -1,0 +1,366 @@
+//! Clients that stop reading: an answer whose client takes nothing for `--stall-timeout` is ended.
+//!
+//! hyper asks for more of an answer when its connection has room, and waits otherwise, for ever if
+//! need be. A [`StallClock`] watches one connection from both sides:
+//!
+//! - its socket, by [`Clocked`]: a write that has been waiting for room. This is all that can happen
+//!   over HTTP/1, and the connection is closed.
+//! - over HTTP/2 each answer's body, by [`ClockedBody`]: the client keeps reading from the socket,
+//!   but gives a stream no window. Its body is dropped, which frees all that the request holds. The
+//!   connection is closed if nothing else goes on over it, since a stream without a window can't be
+//!   told of its end.
+//!
+//! The clock counts only while the client takes nothing; a server that has nothing to send is not
+//! waited for. The engine has set the request aside long before. Nothing here may look into an answer.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Request, Version};
+use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+/// Largest piece of an answer handed to HTTP/2 at once, in bytes: what a client takes is seen piece by
+/// piece, and no more than this is out of reach when an answer is dropped.
+const PIECE: usize = 16 * 1024;
+/// Bytes that the system keeps unsent for one connection. Its own limit is megabytes, and a client that
+/// does not read would only be noticed once they are full.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 64 * 1024;
+
+/// Watches what the client of one connection takes; cheap to clone.
+#[derive(Clone)]
+pub(super) struct StallClock(Arc<Shared>);
+
+struct Shared {
+    timeout: Duration,
+    /// Since when a write to the socket waits for room.
+    blocked: Mutex<Option<Instant>>,
+    /// Bodies of HTTP/2 that may still be sent.
+    bodies: Mutex<Vec<Weak<Slot>>>,
+    /// Requests that are not answered to the end.
+    open: AtomicUsize,
+    /// The connection is closed because its client took nothing.
+    closed: AtomicBool,
+}
+
+/// Tells a request whether its client stopped reading: an extension of each request.
+#[derive(Clone)]
+pub(super) struct Reader {
+    connection: Arc<Shared>,
+    stalled: Arc<AtomicBool>,
+}
+
+/// Counted as long as a request is not answered to the end.
+struct Open(Arc<Shared>);
+
+/// The body of one answer over HTTP/2, which its stream and the clock share.
+struct Slot {
+    state: Mutex<Sending>,
+    reader: Reader,
+}
+
+/// How far a body is.
+struct Sending {
+    /// `None` once it was dropped.
+    body: Option<(Body, Open)>,
+    /// The rest of a frame that is sent in pieces.
+    rest: Bytes,
+    /// Since when the client has taken nothing; `None` while it waits for the server.
+    since: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StallClock {
+    /// Creates the clock of a new connection.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self(Arc::new(Shared {
+            timeout,
+            blocked: Mutex::new(None),
+            bodies: Mutex::default(),
+            open: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// Returns the connection's socket, watched.
+    pub(super) fn socket(&self, stream: TcpStream) -> Clocked {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT not set");
+        }
+        Clocked {
+            stream,
+            clock: self.clone(),
+        }
+    }
+
+    /// Counts a request, and tells it of its [`Reader`].
+    pub(super) fn begin<B>(&self, request: &mut Request<B>) -> Exchange {
+        let reader = Reader {
+            connection: Arc::clone(&self.0),
+            stalled: Arc::default(),
+        };
+        request.extensions_mut().insert(reader.clone());
+        Exchange {
+            is_stream: request.version() == Version::HTTP_2,
+            open: Open::new(&self.0),
+            reader,
+        }
+    }
+
+    /// Drops the bodies whose clients have taken nothing for too long; returns once the connection is
+    /// to be closed.
+    pub(super) async fn expired(&self) {
+        loop {
+            let now = Instant::now();
+            let mut next = now + self.0.timeout;
+            if let Some(since) = *lock(&self.0.blocked) {
+                let end = since + self.0.timeout;
+                if end <= now {
+                    self.0.closed.store(true, Ordering::Relaxed);
+                    return;
+                }
+                next = next.min(end);
+            }
+            let ended = self.end_stalled(now, &mut next);
+            if ended > 0 {
+                tracing::info!(streams = ended, "stalled streams ended");
+                if self.0.open.load(Ordering::Relaxed) == 0 {
+                    return;
+                }
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    /// Drops the bodies that are due at `now` and returns their number; `next` becomes the moment of the
+    /// next one if that is earlier.
+    fn end_stalled(&self, now: Instant, next: &mut Instant) -> usize {
+        let bodies = lock(&self.0.bodies).clone();
+        let mut ended = 0;
+        for slot in bodies.iter().filter_map(Weak::upgrade) {
+            let mut state = lock(&slot.state);
+            let Some(end) = state.since.map(|since| since + self.0.timeout) else {
+                continue;
+            };
+            if end > now {
+                *next = end.min(*next);
+            } else if let Some(body) = state.body.take() {
+                state.rest = Bytes::new();
+                drop(state);
+                slot.reader.stalled.store(true, Ordering::Relaxed);
+                drop(body);
+                ended += 1;
+            }
+        }
+        ended
+    }
+}
+
+/// A request that is being answered.
+pub(super) struct Exchange {
+    /// It is a stream of HTTP/2.
+    is_stream: bool,
+    open: Open,
+    reader: Reader,
+}
+
+impl Exchange {
+    /// Returns the answer with its body watched.
+    pub(super) fn answered(self, response: Response) -> Response {
+        if !self.is_stream || response.body().is_end_stream() {
+            return response;
+        }
+        response.map(|body| self.watched(body))
+    }
+
+    fn watched(self, body: Body) -> Body {
+        let connection = Arc::clone(&self.reader.connection);
+        let slot = Arc::new(Slot {
+            state: Mutex::new(Sending {
+                body: Some((body, self.open)),
+                rest: Bytes::new(),
+                since: Some(Instant::now()),
+            }),
+            reader: self.reader,
+        });
+        let mut bodies = lock(&connection.bodies);
+        bodies.retain(|body| body.strong_count() > 0);
+        bodies.push(Arc::downgrade(&slot));
+        Body::new(ClockedBody(slot))
+    }
+}
+
+impl Reader {
+    /// Whether the answer was ended because its client took nothing of it.
+    pub(super) fn stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed) || self.connection.closed.load(Ordering::Relaxed)
+    }
+}
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer's body over HTTP/2, watched.
+struct ClockedBody(Arc<Slot>);
+
+impl HttpBody for ClockedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut state = lock(&self.0.state);
+        state.since = None;
+        let polled = state.poll_piece(context);
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            state.since = Some(Instant::now());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = lock(&self.0.state);
+        let ended = |(body, _): &(Body, Open)| body.is_end_stream();
+        state.rest.is_empty() && state.body.as_ref().is_some_and(ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = lock(&self.0.state);
+        let rest = state.rest.len() as u64;
+        let hint = state.body.as_ref().map(|(body, _)| body.size_hint());
+        let hint = hint.unwrap_or_default();
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower() + rest);
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole
+    }
+}
+
+impl Sending {
+    /// The next frame, or the next piece of a large one.
+    fn poll_piece(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some((body, _)) = &mut self.body else {
+            let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading");
+            return Poll::Ready(Some(Err(axum::Error::new(stalled))));
+        };
+        if self.rest.is_empty() {
+            let frame = match Pin::new(body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                other => return other,
+            };
+            match frame.into_data() {
+                Ok(data) if data.len() > PIECE => self.rest = data,
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            }
+        }
+        let piece = self.rest.split_to(PIECE.min(self.rest.len()));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+}
+
+/// A connection's socket, watched.
+pub(super) struct Clocked {
+    stream: TcpStream,
+    clock: StallClock,
+}
+
+impl Clocked {
+    /// Notes how a write went.
+    fn note<T>(&self, written: &Poll<io::Result<T>>) {
+        let mut blocked = lock(&self.clock.0.blocked);
+        if written.is_pending() {
+            blocked.get_or_insert_with(Instant::now);
+        } else {
+            *blocked = None;
+        }
+    }
+}
+
+impl AsyncRead for Clocked {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Clocked {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.note(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Drop for Clocked {
+    /// What a client that stopped reading has not taken is thrown away, or the system would keep it for
+    /// minutes.
+    fn drop(&mut self) {
+        if self.clock.0.closed.load(Ordering::Relaxed) {
+            let socket = SockRef::from(&self.stream);
+            if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+                tracing::debug!(%error, "SO_LINGER not set");
+            }
+        }
+    }
+}

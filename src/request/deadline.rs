@@ -1,0 +1,39 @@
+//! The moment until which a request is to be answered.
+
+use std::time::{Duration, Instant};
+
+/// A request's own timeout, counted from its arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// Returns the deadline of a request that arrives now.
+    #[must_use]
+    pub fn after(timeout: Duration) -> Self {
+        Self {
+            at: Instant::now() + timeout,
+            timeout,
+        }
+    }
+
+    /// The moment.
+    #[must_use]
+    pub fn at(self) -> Instant {
+        self.at
+    }
+
+    /// The time from the request's arrival to the deadline.
+    #[must_use]
+    pub fn timeout(self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether it is over.
+    #[must_use]
+    pub fn has_passed(self) -> bool {
+        Instant::now() >= self.at
+    }
+}
