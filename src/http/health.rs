@@ -193,6 +193,14 @@ struct LimitFacts {
     max_embedding_inputs: usize,
     /// Tokens of all of them together.
     max_embedding_tokens: usize,
+    /// Tokens of the prompts of one request, and tokens to generate, each over all choices.
+    max_request_tokens: usize,
+    /// Log-probabilities in one answer, those of the most likely tokens in each place included.
+    max_answer_logprobs: usize,
+    /// Bytes of text that one answer repeats or makes of token ids.
+    max_answer_text_bytes: usize,
+    /// Tokens of a session's history.
+    max_session_tokens: usize,
     /// Characters in the name of a session.
     max_session_id_characters: usize,
     /// Requests in the batch.
@@ -210,6 +218,8 @@ struct LimitFacts {
     session_ttl_seconds: Option<f64>,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
+    /// Bytes of large requests that may be parsed and tokenized, or wait for it; more get a 429.
+    max_pending_bytes: u64,
     /// Seconds a client may take to send the head of a request.
     header_timeout_seconds: f64,
     /// Seconds it may take to send the body.
@@ -337,6 +347,10 @@ impl LimitFacts {
             max_repetition_penalty,
             max_embedding_inputs,
             max_embedding_tokens,
+            max_request_tokens,
+            max_answer_logprobs,
+            max_answer_text_bytes,
+            max_session_tokens,
         } = serving.limits;
         let EngineLimits {
             max_batch,
@@ -359,6 +373,10 @@ impl LimitFacts {
             max_repetition_penalty,
             max_embedding_inputs,
             max_embedding_tokens,
+            max_request_tokens,
+            max_answer_logprobs,
+            max_answer_text_bytes,
+            max_session_tokens,
             max_session_id_characters: SessionId::MAX_LENGTH,
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
@@ -367,6 +385,7 @@ impl LimitFacts {
             max_sessions_per_key: sessions.per_tenant,
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
+            max_pending_bytes: config.max_pending.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
         }
