@@ -81,17 +81,19 @@ async fn many_large_texts_are_tokenized_a_few_at_a_time_or_refused() {
 
 #[tokio::test]
 async fn the_prompt_of_all_choices_is_scored_once() {
+    // Its own: what the engine computes is counted.
+    let server = TestServer::start();
     let prompt =
         "The fox and the king went over the hill to see the sea, and the fox sang. ".repeat(8);
     let body = json!({
         "prompt": prompt, "n": 6, "seed": 5, "echo": true, "logprobs": 2, "prompt_logprobs": 1,
         "max_tokens": 3,
     });
-    let prompt_tokens = SERVER.ids(&prompt).len();
-    let before = SERVER.engine().status();
-    let answer = SERVER.post(COMPLETIONS, body.clone()).await.ok();
-    SERVER.until("at rest", |status| status.running == 0).await;
-    let after = SERVER.engine().status();
+    let prompt_tokens = server.ids(&prompt).len();
+    let before = server.engine().status();
+    let answer = server.post(COMPLETIONS, body.clone()).await.ok();
+    server.until("at rest", |status| status.running == 0).await;
+    let after = server.engine().status();
     let computed = after.step_tokens.sum() - before.step_tokens.sum();
     // A last, partial block is computed by each.
     let most = prompt_tokens + 6 * (16 + 3 + 3);
@@ -126,7 +128,7 @@ async fn the_prompt_of_all_choices_is_scored_once() {
     // In a stream each choice begins with them too.
     let mut body = body;
     body["stream"] = json!(true);
-    let events = SERVER.stream(COMPLETIONS, body).await;
+    let events = server.stream(COMPLETIONS, body).await;
     for index in 0..6 {
         let first = events.choices(index).next().expect("a first event");
         assert_eq!(scores(first), scores(&choices[0]), "{index}");
