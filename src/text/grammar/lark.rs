@@ -341,11 +341,11 @@ mod tests {
     #[test]
     fn terminals_are_as_long_as_what_they_name() {
         let doubling = |levels: usize| {
-            let mut text = "start: T0\n".to_owned();
-            for level in 0..levels {
-                text.push_str(&format!("T{level}: T{0} T{0}\n", level + 1));
-            }
-            text + &format!("T{levels}: \"ab\"\n")
+            let names = (0..levels).map(|level| format!("T{level}: T{0} T{0}\n", level + 1));
+            format!(
+                "start: T0\n{}T{levels}: \"ab\"\n",
+                names.collect::<String>()
+            )
         };
         assert_eq!(expression_bytes(&doubling(10)), 4 << 10);
         assert_eq!(expression_bytes(&doubling(40)), ENDLESS);

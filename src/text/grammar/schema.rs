@@ -220,17 +220,12 @@ impl Bound {
             .as_i64()
             .map(i128::from)
             .or(number.as_u64().map(i128::from));
-        let (floor, fraction) = match integer {
-            Some(integer) => (integer, false),
-            None => {
-                let value = number.as_f64()?;
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "saturates, far out of range"
-                )]
-                let floor = value.floor() as i128;
-                (floor, value.fract() != 0.0)
-            }
+        let (floor, fraction) = if let Some(integer) = integer {
+            (integer, false)
+        } else {
+            let value = number.as_f64()?;
+            // Saturates, far out of range.
+            (value.floor() as i128, value.fract() != 0.0)
         };
         Some(Self {
             name,
@@ -466,6 +461,10 @@ mod tests {
     }
 
     #[track_caller]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "json!() in a call reads better without a reference"
+    )]
     fn refused(schema: Value, parts: &[&str]) {
         let message = prepared(schema.clone()).expect_err(&schema.to_string());
         for part in parts {
