@@ -385,6 +385,15 @@ pub struct Layer {
         help_heading = "Sessions"
     )]
     pub max_sessions: Option<usize>,
+    /// Maximum tokens of a session's history; a turn that could exceed it is refused
+    /// [default: 262144]
+    #[arg(
+        long,
+        env = "SKALD_MAX_SESSION_TOKENS",
+        value_name = "N",
+        help_heading = "Sessions"
+    )]
+    pub max_session_tokens: Option<usize>,
     /// The address to listen on; port 0 lets the system choose [default: 127.0.0.1:8080]
     #[arg(
         long,
@@ -471,6 +480,15 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub max_body: Option<ByteSize>,
+    /// Bytes of requests of more than 64 KiB that may be parsed and tokenized, or wait for it; more
+    /// get a 429 [default: 64MiB]
+    #[arg(
+        long,
+        env = "SKALD_MAX_PENDING",
+        value_name = "SIZE",
+        help_heading = "HTTP"
+    )]
+    pub max_pending: Option<ByteSize>,
     /// How log lines look [default: auto]
     #[arg(long, env = "SKALD_LOG_FORMAT", value_enum, help_heading = "Logs")]
     pub log_format: Option<LogFormat>,
@@ -515,6 +533,8 @@ pub struct Settings {
     pub session_ttl: Option<Duration>,
     pub session_limit: Option<usize>,
     pub max_sessions: usize,
+    /// Chosen by [`Limits`](crate::request::Limits) where nothing is set.
+    pub max_session_tokens: Option<usize>,
     pub listen: SocketAddr,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
@@ -525,6 +545,7 @@ pub struct Settings {
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub max_body: ByteSize,
+    pub max_pending: ByteSize,
     pub log_format: LogFormat,
     pub log: String,
     pub otlp_endpoint: Option<OtlpEndpoint>,
@@ -608,6 +629,7 @@ impl Layer {
             session_ttl: self.session_ttl.or(below.session_ttl),
             session_limit: self.session_limit.or(below.session_limit),
             max_sessions: self.max_sessions.or(below.max_sessions),
+            max_session_tokens: self.max_session_tokens.or(below.max_session_tokens),
             listen: self.listen.or(below.listen),
             drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
@@ -618,6 +640,7 @@ impl Layer {
             header_timeout: self.header_timeout.or(below.header_timeout),
             body_timeout: self.body_timeout.or(below.body_timeout),
             max_body: self.max_body.or(below.max_body),
+            max_pending: self.max_pending.or(below.max_pending),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
             otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
@@ -654,6 +677,7 @@ impl Layer {
             session_ttl: self.session_ttl.map(|ttl| ttl.0),
             session_limit: self.session_limit,
             max_sessions: self.max_sessions.unwrap_or(10_000),
+            max_session_tokens: self.max_session_tokens,
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
@@ -666,6 +690,7 @@ impl Layer {
             header_timeout: seconds(self.header_timeout, 30),
             body_timeout: seconds(self.body_timeout, 30),
             max_body: self.max_body.unwrap_or(ByteSize::mib(2)),
+            max_pending: self.max_pending.unwrap_or(ByteSize::mib(64)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             otlp_endpoint: self
@@ -700,6 +725,9 @@ impl Settings {
         )?;
         between("max-queue", self.max_queue, 1, 1 << 20)?;
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
+        if let Some(tokens) = self.max_session_tokens {
+            between("max-session-tokens", tokens, 1, 1 << 30)?;
+        }
         if let Some(limit) = self.session_limit {
             between("session-limit", limit, 1, 1 << 30)?;
         }

@@ -173,6 +173,17 @@ pub struct LogprobsWanted {
     pub prompt_ranks: bool,
 }
 
+impl LogprobsWanted {
+    /// The same without those of the prompt.
+    #[must_use]
+    pub fn without_prompt(self) -> Self {
+        Self {
+            top: self.top,
+            ..Self::default()
+        }
+    }
+}
+
 /// A validated request: the engine can run it as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {

@@ -4,6 +4,7 @@
 //! defaults taken from there would be throttled or killed. Here they follow the process's cgroup.
 //! Nothing here changes a limit, and a setting always wins over what is found.
 
+pub mod background;
 mod cgroup;
 
 use std::fmt;

@@ -31,6 +31,10 @@ fn listed() -> Vec<(&'static str, Value)> {
         max_repetition_penalty,
         max_embedding_inputs,
         max_embedding_tokens,
+        max_request_tokens,
+        max_answer_logprobs,
+        max_answer_text_bytes,
+        max_session_tokens,
     } = Limits::for_model(1024, 8192, vec![8191]);
     assert_eq!(defaults, SamplingDefaults::default());
     vec![
@@ -53,6 +57,13 @@ fn listed() -> Vec<(&'static str, Value)> {
         ),
         ("/limits/max_embedding_inputs", json!(max_embedding_inputs)),
         ("/limits/max_embedding_tokens", json!(max_embedding_tokens)),
+        ("/limits/max_request_tokens", json!(max_request_tokens)),
+        ("/limits/max_answer_logprobs", json!(max_answer_logprobs)),
+        (
+            "/limits/max_answer_text_bytes",
+            json!(max_answer_text_bytes),
+        ),
+        ("/limits/max_session_tokens", json!(max_session_tokens)),
         ("/model/vocab_size", json!(vocab_size)),
         ("/model/end_of_text", json!(end_of_text)),
         ("/sampling_defaults/temperature", json!(null)),
@@ -65,7 +76,7 @@ fn listed() -> Vec<(&'static str, Value)> {
 }
 
 /// Limits that are settings of the server or the engine.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 13] = [
     "max_session_id_characters",
     "max_batch_requests",
     "max_queue_requests",
@@ -76,6 +87,7 @@ const SETTINGS: [&str; 12] = [
     "session_ttl_seconds",
     "max_body_bytes",
     "stall_timeout_seconds",
+    "max_pending_bytes",
     "header_timeout_seconds",
     "body_timeout_seconds",
 ];

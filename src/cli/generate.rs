@@ -93,6 +93,7 @@ impl Generate {
             memory_limit: resources::memory_limit(),
             generation_config: self.generation_config,
             chat_template: None,
+            max_session_tokens: None,
         };
         let serving = model
             .start(EngineConfig::default(), SessionConfig::default())

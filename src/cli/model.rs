@@ -40,6 +40,8 @@ pub(super) struct ModelSettings {
     pub memory_limit: Option<Sourced<ByteSize>>,
     pub generation_config: GenerationDefaults,
     pub chat_template: Option<String>,
+    /// Maximum tokens of a session's history.
+    pub max_session_tokens: Option<usize>,
 }
 
 impl ModelSettings {
@@ -157,6 +159,9 @@ impl ModelSettings {
             Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
         if self.generation_config == GenerationDefaults::Auto {
             limits.defaults = files.generation_config.sampling();
+        }
+        if let Some(tokens) = self.max_session_tokens {
+            limits.max_session_tokens = tokens;
         }
         // All choices of a request enter the queue at once: more would never be taken.
         limits.max_choices = limits.max_choices.min(max_queue);

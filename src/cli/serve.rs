@@ -97,6 +97,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,
+        max_pending: settings.max_pending,
     };
     let app = App::traced(http, tracer);
     let stop = CancellationToken::new();
@@ -120,6 +121,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         memory_limit,
         generation_config: settings.generation_config,
         chat_template: settings.chat_template,
+        max_session_tokens: settings.max_session_tokens,
     };
     let engine = EngineConfig {
         max_batch: settings.max_batch,

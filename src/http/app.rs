@@ -11,6 +11,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::admission::Admission;
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
@@ -40,6 +41,8 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// The largest body of a request.
     pub max_body: ByteSize,
+    /// Bytes of large requests that may be parsed and tokenized, or wait for it.
+    pub max_pending: ByteSize,
 }
 
 impl Default for HttpConfig {
@@ -53,6 +56,7 @@ impl Default for HttpConfig {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::mib(2),
+            max_pending: ByteSize::mib(64),
         }
     }
 }
@@ -134,6 +138,7 @@ struct Inner {
     tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
+    admission: Admission,
     observations: Arc<Observations>,
     sessions: SessionCount,
 }
@@ -161,6 +166,7 @@ impl App {
             tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
+            admission: Admission::new(config.max_pending),
             observations: Arc::default(),
             sessions: SessionCount::default(),
         }))
@@ -170,6 +176,11 @@ impl App {
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
+    }
+
+    /// Admission of work outside the engine.
+    pub(super) fn admission(&self) -> &Admission {
+        &self.0.admission
     }
 
     /// What spans are made with, if there is a collector for them.

@@ -15,17 +15,22 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 
+use super::admission::PARSE_INLINE;
 use super::app::App;
-use super::error::ApiError;
+use super::error::{ApiError, shown, shown_within};
 
 /// A JSON object from the request body.
 pub(super) struct JsonBody<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        parse(&read(request, app).await?).map(Self)
+        let bytes = read(request, app).await?;
+        let length = bytes.len();
+        let parsing = move || parse(&bytes);
+        let parsed = app.admission().run(length, PARSE_INLINE, parsing).await?;
+        parsed.map(Self)
     }
 }
 
@@ -79,12 +84,13 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
         Category::Data => {
             let message = error.to_string();
             let place = format!(" at line {} column {}", error.line(), error.column());
-            let message = plain(message.strip_suffix(&place).unwrap_or(&message));
+            let message = message.strip_suffix(&place).unwrap_or(&message);
+            let message = plain(&shown_within(message));
             if path == "." {
                 let field = missing_field(&message).unwrap_or("body");
                 ApiError::invalid(field, format!("the request body: {message}"))
             } else {
-                ApiError::invalid(path, format!("`{path}`: {message}"))
+                ApiError::invalid(path, format!("`{}`: {message}", shown(path)))
             }
         }
         Category::Syntax | Category::Eof | Category::Io => {

@@ -31,6 +31,10 @@ const RETRY_LOADING: Duration = Duration::from_secs(5);
 const RETRY_DATABASE: Duration = Duration::from_secs(2);
 /// When to come back to a server that is going away: another one may have its place.
 const RETRY_GONE: Duration = Duration::from_secs(10);
+/// Characters of a client's own value that an error repeats.
+const SHOWN: usize = 200;
+/// Characters of a whole message from its beginning and from its end, if it is longer than both.
+const MESSAGE: (usize, usize) = (800, 200);
 /// TGI's name for a generation that was cut short.
 const INCOMPLETE: &str = "incomplete_generation";
 
@@ -72,7 +76,7 @@ pub(super) struct ApiError {
     message: String,
     /// The field at fault.
     param: Option<String>,
-    /// When to come back, where that was measured.
+    /// When to come back, where it depends on more than the kind.
     retry_after: Option<Duration>,
 }
 
@@ -115,18 +119,28 @@ pub(super) struct NativeError {
 
 impl ApiError {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
+        let (head, tail) = MESSAGE;
         Self {
             kind,
-            message: message.into(),
+            // Whatever got into it: an answer is not as long as the request.
+            message: abridged(message.into(), head, tail),
             param: None,
             retry_after: None,
+        }
+    }
+
+    /// Too much work of one kind is pending.
+    pub(super) fn busy(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(Kind::Busy, message)
         }
     }
 
     /// A field that is out of range, of the wrong type, or does not go with another.
     pub(super) fn invalid(field: &str, message: impl Into<String>) -> Self {
         Self {
-            param: Some(field.to_owned()),
+            param: Some(shown(field)),
             ..Self::new(Kind::Invalid, message)
         }
     }
@@ -178,7 +192,10 @@ impl ApiError {
             param: Some("model".to_owned()),
             ..Self::new(
                 Kind::ModelNotFound,
-                format!("the model {asked:?} does not exist here; this server serves {served:?}"),
+                format!(
+                    "the model {:?} does not exist here; this server serves {served:?}",
+                    shown(asked)
+                ),
             )
         }
     }
@@ -431,10 +448,7 @@ impl ApiError {
         };
         if let Some(after) = self.retry_after() {
             let headers = response.headers_mut();
-            // Rounded up: a client that comes too early has to come once more.
-            let seconds = after.as_millis().div_ceil(1000);
-            let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
             // Official OpenAI clients look at this one first.
             headers.insert(
                 HeaderName::from_static("retry-after-ms"),
@@ -469,7 +483,7 @@ impl From<InvalidRequest> for ApiError {
             Kind::Invalid
         };
         Self {
-            param: Some(invalid.field),
+            param: Some(shown(&invalid.field)),
             ..Self::new(kind, invalid.message)
         }
     }
@@ -567,9 +581,73 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     answer
 }
 
+/// Returns a duration in seconds, rounded up.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// Returns the first characters of a value that a client sent.
+pub(super) fn shown(value: &str) -> String {
+    abridged(value.to_owned(), SHOWN, 0)
+}
+
+/// Returns a message about a value that a client sent, the value cut short: what stands before and after
+/// it says what was wrong.
+pub(super) fn shown_within(message: &str) -> String {
+    abridged(message.to_owned(), SHOWN, SHOWN)
+}
+
+/// Returns a text without its middle if it has more than `head` and `tail` characters.
+fn abridged(text: String, head: usize, tail: usize) -> String {
+    let byte = |character: Option<(usize, char)>| character.map_or(text.len(), |(at, _)| at);
+    // Where it is ASCII, as most are, its length says whether anything is to be done.
+    if text.len() <= head + tail {
+        return text;
+    }
+    let begin = byte(text.char_indices().nth(head));
+    let end = match tail {
+        0 => text.len(),
+        _ => byte(text.char_indices().nth_back(tail - 1)),
+    };
+    match (text.get(..begin), text.get(end..)) {
+        (Some(first), Some(last)) if begin < end => format!("{first}…{last}"),
+        _ => text,
+    }
+}
+
 fn is_json(response: &Response) -> bool {
     response
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_value_is_cut_and_what_stands_around_it_stays() {
+        assert_eq!(shown("short"), "short");
+        assert_eq!(shown(&"é".repeat(200)), "é".repeat(200));
+        assert_eq!(shown(&"é".repeat(201)), format!("{}…", "é".repeat(200)));
+        let message = format!(
+            "`n`: invalid type: string {:?}, expected an integer",
+            "x".repeat(1000)
+        );
+        let cut = shown_within(&message);
+        assert!(cut.starts_with("`n`: invalid type: string \"xxx"), "{cut}");
+        assert!(cut.ends_with("xxx\", expected an integer"), "{cut}");
+        assert_eq!(cut.chars().count(), 401);
+        let error = ApiError::invalid(&"k".repeat(1 << 20), "m".repeat(1 << 20));
+        assert_eq!(error.message.chars().count(), 1001);
+        assert_eq!(error.param.map(|param| param.chars().count()), Some(201));
+    }
+
+    #[test]
+    fn a_hint_of_its_own_is_rounded_up() {
+        let busy = ApiError::busy("busy", Duration::from_millis(2100)).answer("/");
+        assert_eq!(busy.headers()[header::RETRY_AFTER], "3");
+        assert_eq!(busy.headers()["retry-after-ms"], "2100");
+    }
 }

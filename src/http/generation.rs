@@ -13,6 +13,7 @@ use std::time::Instant;
 use futures_util::future::{select_all, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream};
 
+use super::admission::{Admission, TOKENIZE_INLINE};
 use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
@@ -25,22 +26,23 @@ use crate::engine::{
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::session::{IfBusy, Kept, SessionKey, Turn};
-use crate::text::{TextError, TextStream, Tokenizer};
-
-/// Texts longer than this are tokenized on a thread of their own: a millisecond or so.
-const TOKENIZE_INLINE_BYTES: usize = 8 * 1024;
+use crate::text::{TextStream, Tokenizer};
 
 /// Token ids of a text.
 ///
 /// # Errors
-/// If the tokenizer fails.
+/// If the tokenizer fails, or too much is being tokenized.
 pub(super) async fn tokenize(
+    admission: &Admission,
     tokenizer: &Arc<Tokenizer>,
     text: String,
     parse_special: bool,
 ) -> Result<Vec<u32>, ApiError> {
     let tokenizer = Arc::clone(tokenizer);
-    off_thread(text.len(), move || tokenizer.encode(&text, parse_special)).await
+    let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
+        tokenizer.encode(&text, parse_special)
+    });
+    Ok(ids.await??)
 }
 
 /// Begins the turn on a request's session, if it has one, and puts the session's history before the
@@ -63,21 +65,6 @@ pub(super) async fn begin_turn(
     draft.history = Some(turn.history().to_vec());
     draft.keep_kv = turn.keeps_kv();
     Ok(Some(turn))
-}
-
-/// Runs `tokenizing` of so many bytes, on a thread of its own if they are many.
-///
-/// # Errors
-/// Its own, or that it panicked.
-pub(super) async fn off_thread<T: Send + 'static>(
-    bytes: usize,
-    tokenizing: impl FnOnce() -> Result<T, TextError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= TOKENIZE_INLINE_BYTES {
-        return Ok(tokenizing()?);
-    }
-    let done = tokio::task::spawn_blocking(tokenizing).await;
-    Ok(done.map_err(|error| ApiError::internal(format!("tokenizing failed: {error}")))??)
 }
 
 /// One step forward of a generation, as text.

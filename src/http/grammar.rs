@@ -8,17 +8,22 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
+use super::admission::Lane;
 use super::app::Serving;
 use super::body::object;
-use super::error::ApiError;
+use super::error::{ApiError, shown};
 use crate::request::InvalidRequest;
+use crate::resources::background::Priority;
 use crate::text::{Grammar, GrammarError, GrammarSource, Grammars, Tokenizer};
 
-/// Grammars compiled at a time: the cores are the engine's.
+/// Grammars compiled at a time in each lane: the cores are the engine's.
 const AT_A_TIME: usize = 1;
+/// Grammars that are compiled or wait in each lane.
+const MAX_PENDING: usize = 32;
+/// Bytes of a description, and of the expressions in it, that are compiled in a few milliseconds.
+const QUICK: (usize, usize) = (8 << 10, 256);
 
 /// What the text is to be: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
 /// object), or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}` (JSON that
@@ -114,7 +119,8 @@ impl Description {
                 return Err(InvalidRequest::new(
                     field,
                     format!(
-                        "`{field}` must be a JSON schema, an object or one as a string, got {other}"
+                        "`{field}` must be a JSON schema, an object or one as a string, got {}",
+                        shown(&other.to_string())
                     ),
                 ));
             }
@@ -129,16 +135,9 @@ impl Description {
     pub(super) async fn compile(self, serving: &Serving) -> Result<Grammar, ApiError> {
         let Self { field, source } = self;
         serving.limits.check_grammar(&field, &source)?;
-        match serving.grammars.compile(source).await {
-            Ok(Ok(grammar)) => Ok(grammar),
-            Ok(Err(error)) => Err(ApiError::invalid(
-                &field,
-                format!("`{field}` can't be followed: {error}"),
-            )),
-            Err(error) => Err(ApiError::internal(format!(
-                "a grammar could not be compiled: {error}"
-            ))),
-        }
+        serving.grammars.compile(source).await?.map_err(|error| {
+            ApiError::invalid(&field, format!("`{field}` can't be followed: {error}"))
+        })
     }
 }
 
@@ -278,7 +277,8 @@ impl NativeGrammar {
                 Err(InvalidRequest::new(
                     VALUE,
                     format!(
-                        "`{VALUE}` must be {expected} with `grammar.type` {kind:?}, got {value}"
+                        "`{VALUE}` must be {expected} with `grammar.type` {kind:?}, got {}",
+                        shown(&value.to_string())
                     ),
                 ))
             }
@@ -296,38 +296,44 @@ fn wrong_type(field: &str, got: &str, expected: &str) -> InvalidRequest {
     InvalidRequest::new(field, format!("`{field}` must be {expected}, got {got:?}"))
 }
 
-/// Compiles grammars on a thread that serves nobody else, a few at a time.
+/// Compiles grammars on threads that leave the cores to the engine, a few at a time: small ones do not
+/// wait for large ones.
 pub struct GrammarCompiler {
     grammars: Arc<Grammars>,
-    places: Arc<Semaphore>,
+    quick: Lane,
+    slow: Lane,
 }
 
 impl GrammarCompiler {
     /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
+        let lane = || Lane::new("other grammars wait to be compiled", AT_A_TIME, MAX_PENDING);
         Self {
             grammars: Arc::new(Grammars::new(tokenizer, vocab_size, end_of_text)),
-            places: Arc::new(Semaphore::new(AT_A_TIME)),
+            quick: lane(),
+            slow: lane(),
         }
     }
 
-    /// The outer error: the compiler itself failed.
+    /// Makes a grammar; the inner error is that of its description.
+    ///
+    /// # Errors
+    /// 429 if too many are waiting; an internal error if the compiler itself fails.
     async fn compile(
         &self,
         source: GrammarSource,
-    ) -> Result<Result<Grammar, GrammarError>, tokio::task::JoinError> {
+    ) -> Result<Result<Grammar, GrammarError>, ApiError> {
         if let Some(grammar) = self.grammars.known(&source) {
             return Ok(Ok(grammar));
         }
-        // The permit goes along: a client that leaves does not end what it began.
-        let place = Arc::clone(&self.places).acquire_owned().await;
+        let (bytes, expressions) = QUICK;
+        let is_quick = source.bytes() <= bytes && source.expression_bytes() <= expressions;
+        let lane = if is_quick { &self.quick } else { &self.slow };
+        let place = lane.enter(1).await?;
         let grammars = Arc::clone(&self.grammars);
-        tokio::task::spawn_blocking(move || {
-            let _place = place;
-            grammars.compile(&source)
-        })
-        .await
+        let work = move || grammars.compile(&source);
+        place.run("skald-grammar", Priority::Low, work).await
     }
 }
 

@@ -221,6 +221,14 @@ struct LimitFacts {
     max_embedding_inputs: usize,
     /// Tokens of all of them together.
     max_embedding_tokens: usize,
+    /// Tokens of the prompts of one request, and tokens to generate, each over all choices.
+    max_request_tokens: usize,
+    /// Log-probabilities in one answer, those of the most likely tokens in each place included.
+    max_answer_logprobs: usize,
+    /// Bytes of text that one answer repeats or makes of token ids.
+    max_answer_text_bytes: usize,
+    /// Tokens of a session's history.
+    max_session_tokens: usize,
     /// Characters in the name of a session.
     max_session_id_characters: usize,
     /// Requests in the batch.
@@ -242,6 +250,8 @@ struct LimitFacts {
     max_body_bytes: u64,
     /// Seconds a client may take nothing of an answer before the answer is ended.
     stall_timeout_seconds: f64,
+    /// Bytes of large requests that may be parsed and tokenized, or wait for it; more get a 429.
+    max_pending_bytes: u64,
     /// Seconds a client may take to send the head of a request.
     header_timeout_seconds: f64,
     /// Seconds it may take to send the body.
@@ -369,6 +379,10 @@ impl LimitFacts {
             max_repetition_penalty,
             max_embedding_inputs,
             max_embedding_tokens,
+            max_request_tokens,
+            max_answer_logprobs,
+            max_answer_text_bytes,
+            max_session_tokens,
         } = serving.limits;
         let EngineLimits {
             max_batch,
@@ -392,6 +406,10 @@ impl LimitFacts {
             max_repetition_penalty,
             max_embedding_inputs,
             max_embedding_tokens,
+            max_request_tokens,
+            max_answer_logprobs,
+            max_answer_text_bytes,
+            max_session_tokens,
             max_session_id_characters: SessionId::MAX_LENGTH,
             max_batch_requests: max_batch,
             max_queue_requests: max_queue,
@@ -402,6 +420,7 @@ impl LimitFacts {
             session_ttl_seconds: sessions.ttl.map(|ttl| ttl.as_secs_f64()),
             max_body_bytes: config.max_body.as_u64(),
             stall_timeout_seconds: config.stall_timeout.as_secs_f64(),
+            max_pending_bytes: config.max_pending.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
         }

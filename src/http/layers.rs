@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::{Level, Span};
 
+use super::admission::Admission;
 use super::app::App;
 use super::error::ApiError;
 use super::request_trace::RequestTrace;
@@ -38,6 +39,8 @@ pub(super) struct Scope {
     pub tenant: Tenant,
     /// Its trace.
     pub trace: RequestTrace,
+    /// Admission of what is to be done for it outside the engine.
+    pub admission: Admission,
     session: Option<HeaderValue>,
 }
 
@@ -63,12 +66,13 @@ impl Scope {
 impl FromRequestParts<App> for Scope {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let shown = parts.extensions.get::<ShownId>();
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
             tenant: tenant(&parts.headers),
             trace: parts.extensions.get().cloned().unwrap_or_default(),
+            admission: app.admission().clone(),
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }

@@ -8,6 +8,7 @@
 //! | `app` | shared state: settings, and whether a model is served |
 //! | `serve` | connections, and the graceful stop |
 //! | `layers` | request ids, spans in the log |
+//! | `admission` | how much is done at a time outside the engine, and where |
 //! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
@@ -38,6 +39,7 @@
     )
 )]
 
+mod admission;
 mod app;
 mod body;
 mod error;
@@ -78,7 +80,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::error::ApiError;
+use self::error::{ApiError, shown};
 
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
@@ -153,7 +155,7 @@ async fn no_such_path(request: Request) -> ApiError {
     ApiError::not_found(format!(
         "there is no {} {}; GET /openapi.json lists the endpoints",
         request.method(),
-        request.uri().path()
+        shown(request.uri().path())
     ))
 }
 
@@ -161,6 +163,6 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::method_not_allowed(format!(
         "{} is not allowed on {}; the Allow header lists the methods that are",
         request.method(),
-        request.uri().path()
+        shown(request.uri().path())
     ))
 }

@@ -47,7 +47,8 @@ pub(super) enum OpenAiErrors {
     /// The body is too large
     #[response(status = 413)]
     TooLarge(OpenAiError),
-    /// Too many requests are waiting, or the request would wait too long; see `Retry-After`
+    /// Too many requests are waiting, the request would wait too long, or too much is being parsed, tokenized or compiled; see
+    /// `Retry-After`
     #[response(status = 429)]
     Busy(OpenAiError),
     /// Generation failed, or it is not known whether a session has kept the turn
@@ -138,7 +139,8 @@ pub(super) enum NativeErrors {
     /// Generation failed
     #[response(status = 424)]
     Generation(NativeError),
-    /// Too many requests are waiting, or the request would wait too long; see `Retry-After`
+    /// Too many requests are waiting, the request would wait too long, or too much is being parsed, tokenized or compiled; see
+    /// `Retry-After`
     #[response(status = 429)]
     Busy(NativeError),
     /// The server failed, or it is not known whether a session has kept the turn
@@ -171,6 +173,9 @@ pub(super) enum NativeBodyErrors {
     /// A field has a wrong type or value
     #[response(status = 422)]
     Invalid(NativeError),
+    /// Too much is being tokenized already; see `Retry-After`
+    #[response(status = 429)]
+    Busy(NativeError),
     /// The model is being loaded; see `Retry-After`
     #[response(status = 503)]
     Unavailable(NativeError),

@@ -64,6 +64,14 @@ pub struct Limits {
     pub max_embedding_inputs: usize,
     /// Tokens of all inputs of one HTTP request for embeddings.
     pub max_embedding_tokens: usize,
+    /// Tokens of the prompts of one HTTP request, and tokens to generate, each over all choices.
+    pub max_request_tokens: usize,
+    /// Log-probabilities in one answer, those of the most likely tokens in each place included.
+    pub max_answer_logprobs: usize,
+    /// Bytes of text that one answer repeats or makes of token ids.
+    pub max_answer_text_bytes: usize,
+    /// Tokens of a session's history.
+    pub max_session_tokens: usize,
 }
 
 impl Limits {
@@ -87,6 +95,10 @@ impl Limits {
             max_repetition_penalty: 100.0,
             max_embedding_inputs: 2048,
             max_embedding_tokens: 300_000,
+            max_request_tokens: 1 << 20,
+            max_answer_logprobs: 1 << 19,
+            max_answer_text_bytes: 16 << 20,
+            max_session_tokens: 1 << 18,
         }
     }
 
@@ -95,7 +107,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`InvalidRequest`] naming the field, its value and the limit.
-    pub fn admit(&self, draft: RequestDraft) -> Result<GenerateRequest, InvalidRequest> {
+    pub fn admit(&self, mut draft: RequestDraft) -> Result<GenerateRequest, InvalidRequest> {
         self.check_tokens(&draft)?;
         self.check_stops(&draft)?;
         if let Some(beams) = &draft.beams {
@@ -124,6 +136,10 @@ impl Limits {
                 ),
             ));
         }
+        self.check_session(&draft, max_tokens)?;
+        // The engine looks through them for each token.
+        draft.stop_tokens.sort_unstable();
+        draft.stop_tokens.dedup();
         let sampling = self.sampling(&draft);
         Ok(GenerateRequest {
             id: draft.id,
@@ -178,6 +194,83 @@ impl Limits {
             ));
         }
         Ok(())
+    }
+
+    /// Checks what all choices of an HTTP request take together: `prompt` tokens of their prompts, and
+    /// `generated` tokens at most; `field` is that of the choices.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] naming the field, the tokens and the limit.
+    pub fn check_total(
+        &self,
+        field: &str,
+        prompt: usize,
+        generated: usize,
+    ) -> Result<(), InvalidRequest> {
+        for (what, tokens) in [("prompts have", prompt), ("texts can have", generated)] {
+            if tokens > self.max_request_tokens {
+                return Err(InvalidRequest::new(
+                    field,
+                    format!(
+                        "with this `{field}` all {what} {tokens} tokens together; at most {} are possible",
+                        self.max_request_tokens
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the log-probabilities that an answer can have.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] naming the field, their number and the limit.
+    pub fn check_logprobs(&self, field: &str, count: usize) -> Result<(), InvalidRequest> {
+        if count <= self.max_answer_logprobs {
+            return Ok(());
+        }
+        Err(InvalidRequest::new(
+            field,
+            format!(
+                "`{field}` asks for up to {count} log-probabilities in one answer; at most {} are possible: ask for fewer choices, tokens or likely tokens",
+                self.max_answer_logprobs
+            ),
+        ))
+    }
+
+    /// Checks the text that an answer repeats, or makes of token ids.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`] naming the field, the bytes and the limit.
+    pub fn check_text(&self, field: &str, bytes: usize) -> Result<(), InvalidRequest> {
+        if bytes <= self.max_answer_text_bytes {
+            return Ok(());
+        }
+        Err(InvalidRequest::new(
+            field,
+            format!(
+                "the text of `{field}` in the answer has {bytes} bytes; at most {} are possible",
+                self.max_answer_text_bytes
+            ),
+        ))
+    }
+
+    /// Checks that a session does not become too long.
+    fn check_session(&self, draft: &RequestDraft, max_tokens: usize) -> Result<(), InvalidRequest> {
+        let Some(history) = &draft.history else {
+            return Ok(());
+        };
+        let (history, prompt) = (history.len(), draft.prompt.len());
+        if history + prompt + max_tokens <= self.max_session_tokens {
+            return Ok(());
+        }
+        Err(InvalidRequest::new(
+            "session_id",
+            format!(
+                "a session can have at most {} tokens; this one has {history}, and {prompt} new prompt tokens and {max_tokens} tokens to generate exceed that: rewind it, ask for fewer, or begin another",
+                self.max_session_tokens
+            ),
+        ))
     }
 
     fn check_tokens(&self, draft: &RequestDraft) -> Result<(), InvalidRequest> {

@@ -9,6 +9,10 @@
 //! Compiling takes milliseconds, for large schemas more: never on a thread that serves others. It
 //! must never fetch anything: a schema that refers to another by its address is refused.
 
+mod expression;
+mod lark;
+mod schema;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,6 +25,7 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
+use self::expression::Shape;
 use super::Tokenizer;
 
 /// Grammars kept for the next request that asks for the same.
@@ -29,8 +34,8 @@ const CACHED: usize = 32;
 /// Characters of a reason that are told.
 const MAX_REASON: usize = 400;
 
-/// Digits of a `multipleOf`: following one takes a state for each remainder.
-const MAX_MULTIPLE_DIGITS: usize = 5;
+/// The keyword under which a schema has the library's own settings.
+const OPTIONS: &str = "x-guidance";
 
 /// Stack of a thread that works on grammars. The library's depth follows that of expressions, whose
 /// length the request's limits bound; what is not used takes no memory.
@@ -79,15 +84,17 @@ impl GrammarSource {
     }
 
     /// How long its regular expressions are, all of a schema's together, or its context-free
-    /// grammar. The cost of compiling them grows with the square of it.
+    /// grammar with its terminals put into each other. The cost of compiling them grows with the
+    /// square of it.
     #[must_use]
     pub fn expression_bytes(&self) -> usize {
         match self {
             Self::JsonObject | Self::Choice(_) => 0,
-            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Regex(text) => text.len(),
+            Self::Lark(text) => lark::expression_bytes(text),
             // What is no JSON is refused with a reason when it is compiled.
             Self::JsonSchema(text) => {
-                serde_json::from_str(text).map_or(0, |schema| pattern_bytes(&schema))
+                serde_json::from_str(text).map_or(0, |schema| schema::expression_bytes(&schema))
             }
         }
     }
@@ -96,13 +103,9 @@ impl GrammarSource {
         let grammar = match self {
             Self::JsonObject => json_schema(json!({"type": "object"})),
             Self::JsonSchema(text) => {
-                let schema = serde_json::from_str(text)
+                let mut schema = serde_json::from_str(text)
                     .map_err(|error| GrammarError(format!("the schema is not JSON: {error}")))?;
-                if let Some(value) = too_fine(&schema) {
-                    return Err(GrammarError(format!(
-                        "`multipleOf` can have at most {MAX_MULTIPLE_DIGITS} digits, got {value}"
-                    )));
-                }
+                schema::prepare(&mut schema)?;
                 json_schema(schema)
             }
             Self::Regex(regex) => {
@@ -110,6 +113,7 @@ impl GrammarSource {
                 if regex.is_empty() {
                     return Err(GrammarError("it matches nothing but no text".to_owned()));
                 }
+                Shape::of(regex).check()?;
                 GrammarWithLexer::from_regex(regex)
             }
             Self::Choice(choices) => {
@@ -122,51 +126,15 @@ impl GrammarSource {
                 let lark = format!("start: CHOICE\nCHOICE: {}\n", choices.join(" | "));
                 GrammarWithLexer::from_lark(lark)
             }
-            Self::Lark(lark) => GrammarWithLexer::from_lark(lark.clone()),
+            Self::Lark(text) => GrammarWithLexer::from_lark(lark::prepare(text)?),
         };
         Ok(TopLevelGrammar::from_grammar(grammar))
-    }
-}
-
-/// Bytes of all regular expressions in a schema.
-fn pattern_bytes(schema: &Value) -> usize {
-    match schema {
-        Value::Array(items) => items.iter().map(pattern_bytes).sum(),
-        Value::Object(entries) => {
-            let own = entries.iter().map(|(key, value)| match (&key[..], value) {
-                ("pattern", Value::String(pattern)) => pattern.len(),
-                ("patternProperties", Value::Object(by_pattern)) => {
-                    by_pattern.keys().map(String::len).sum::<usize>() + pattern_bytes(value)
-                }
-                _ => pattern_bytes(value),
-            });
-            own.sum()
-        }
-        _ => 0,
-    }
-}
-
-/// The first `multipleOf` in a schema that would take too many states.
-fn too_fine(schema: &Value) -> Option<&Value> {
-    match schema {
-        Value::Array(items) => items.iter().find_map(too_fine),
-        Value::Object(entries) => entries.iter().find_map(|(key, value)| match value {
-            Value::Number(number) if key == "multipleOf" => {
-                let text = number.to_string();
-                let digits = text.split(['e', 'E']).next().unwrap_or_default();
-                let digits = digits.replace('.', "");
-                (digits.trim_matches('0').len() > MAX_MULTIPLE_DIGITS).then_some(value)
-            }
-            _ => too_fine(value),
-        }),
-        _ => None,
     }
 }
 
 /// JSON without whitespace between its parts, unless the schema's `x-guidance` says otherwise:
 /// so it is clear where it ends, and no model can go on with blanks for ever.
 fn json_schema(schema: Value) -> GrammarWithLexer {
-    const OPTIONS: &str = "x-guidance";
     let mut schema = match schema {
         Value::Object(schema) => schema,
         // `true` allows everything.
@@ -212,6 +180,11 @@ impl GrammarError {
 /// The part of one of the library's messages that is for users: it appends its state in tags.
 #[must_use]
 pub fn reason(message: &str) -> String {
+    // What the library says where it fails itself is for its authors.
+    if message.contains("panic: ") && message.contains("\n<backtrace>") {
+        tracing::warn!(message, "grammar library failed");
+        return "the grammar library failed on it".to_owned();
+    }
     let end = [
         "\n<state>",
         "\n<non-verbose/>",

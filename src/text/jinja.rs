@@ -7,15 +7,25 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-/// What one rendering may cost: about as many instructions, or 64 times as many bytes. Enough for
-/// thousands of messages; a template that loops without end fails within a blink.
-const FUEL: u64 = 2_000_000;
+use super::bounded::Bounded;
+
+/// What one rendering may cost: about as many instructions, or 64 times as many bytes (64 MB). Enough
+/// for thousands of messages; a template that loops without end, or doubles a string again and again,
+/// fails within a blink.
+const FUEL: u64 = 1_000_000;
+/// Bytes of a list or map as text. The fuel of the library is charged after such a text is written, and
+/// lists that share their elements are short while their text is not.
+const MAX_VALUE_BYTES: usize = 4 << 20;
+/// Fuel for each 64 bytes of JSON, as the library charges its own serializer.
+const FUEL_PER_JSON: u64 = 16;
+/// Bytes in the format of a time.
+const MAX_TIME_FORMAT: usize = 256;
 
 /// What a template said with `raise_exception`; the source of the error it caused.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +44,23 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.set_formatter(write_value);
     environment.set_fuel(Some(FUEL));
     Ok(environment)
+}
+
+/// Writes a value as the library does, lists and maps only up to a limit.
+fn write_value(
+    out: &mut Output<'_>,
+    state: &mut State<'_, '_>,
+    value: &Value,
+) -> Result<(), Error> {
+    if value.as_object().is_none() {
+        return escape_formatter(out, state, value);
+    }
+    let mut text = Bounded::new(MAX_VALUE_BYTES);
+    write!(text, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))?;
+    Ok(out.write_str(&text.into_text())?)
 }
 
 /// What the template itself said against what it was given, if that is why it failed.
@@ -81,6 +106,10 @@ fn raise_exception(message: Value) -> Result<Value, Error> {
 
 /// The local time, as C's `strftime` writes it.
 fn strftime_now(format: &str) -> Result<String, Error> {
+    if format.len() > MAX_TIME_FORMAT {
+        let message = format!("strftime_now: a format can be at most {MAX_TIME_FORMAT} bytes long");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let mut text = String::new();
     write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
         let message = format!("strftime_now: {format:?} is not a valid time format");
@@ -91,7 +120,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 
 /// Python's `json.dumps`, with its keyword arguments. Jinja's own filter would write for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "the form filters have")]
-fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     let sort_keys: Option<bool> = options.get("sort_keys")?;
@@ -100,14 +129,16 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
         Some(_) => None,
     };
     options.assert_all_used()?;
+    let limit = json_limit(state);
     let json = if sort_keys == Some(true) {
-        let mut sorted = serde_json::to_value(&value).map_err(no_json)?;
+        let unsorted = dump(&value, None, None, limit)?;
+        let mut sorted: serde_json::Value = serde_json::from_str(&unsorted).map_err(no_json)?;
         sorted.sort_all_objects();
-        dump(&sorted, indent, separators)
+        dump(&sorted, indent, separators, limit)?
     } else {
-        dump(&value, indent, separators)
+        dump(&value, indent, separators, limit)?
     };
-    let json = json.map_err(no_json)?;
+    state.consume_fuel(json.len() as u64 / 64 * FUEL_PER_JSON)?;
     Ok(if ensure_ascii == Some(true) {
         escape_non_ascii(&json)
     } else {
@@ -115,7 +146,18 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     })
 }
 
+/// Bytes of JSON that the rendering can still afford.
+fn json_limit(state: &State<'_, '_>) -> usize {
+    let left = state.fuel_levels().map_or(FUEL, |(_, left)| left);
+    usize::try_from(left.saturating_mul(64) / FUEL_PER_JSON)
+        .map_or(MAX_VALUE_BYTES, |bytes| bytes.min(MAX_VALUE_BYTES))
+}
+
 fn no_json(error: serde_json::Error) -> Error {
+    if error.is_io() {
+        // The buffer is full; nothing else can fail to write into memory.
+        return ErrorKind::OutOfFuel.into();
+    }
     Error::new(ErrorKind::BadSerialization, "tojson").with_source(error)
 }
 
@@ -123,21 +165,23 @@ fn dump(
     value: &impl Serialize,
     indent: Option<usize>,
     separators: Option<Vec<String>>,
-) -> Result<String, serde_json::Error> {
-    let mut json = Vec::new();
-    if let Some(indent) = indent {
+    limit: usize,
+) -> Result<String, Error> {
+    let mut json = Bounded::new(limit);
+    let written = if let Some(indent) = indent {
         let indent = " ".repeat(indent.min(16));
         let formatter = PrettyFormatter::with_indent(indent.as_bytes());
-        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))?;
+        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
     } else {
         let mut separators = separators.unwrap_or_default().into_iter();
         let formatter = OneLine {
             item: separators.next().unwrap_or_else(|| ", ".to_owned()),
             key: separators.next().unwrap_or_else(|| ": ".to_owned()),
         };
-        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))?;
-    }
-    Ok(String::from_utf8_lossy(&json).into_owned())
+        value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
+    };
+    written.map_err(no_json)?;
+    Ok(json.into_text())
 }
 
 /// JSON on one line with Python's separators.
@@ -259,9 +303,27 @@ mod tests {
 
     #[test]
     fn a_template_cannot_go_on_for_ever() {
-        let error = render(
-            "{% for x in range(10000) %}{% for y in range(10000) %}{{ y }}{% endfor %}{% endfor %}",
-        );
-        assert_eq!(error.unwrap_err().kind(), ErrorKind::OutOfFuel);
+        let doubled = |first: &str, twice: &str, shown: &str| {
+            format!(
+                "{{% set n = namespace(x={first}) %}}{{% for i in range(40) %}}{{% set n.x = {twice} %}}{{% endfor %}}{shown}"
+            )
+        };
+        for template in [
+            "{% for x in range(10000) %}{% for y in range(10000) %}{{ y }}{% endfor %}{% endfor %}"
+                .to_owned(),
+            doubled("'ab'", "n.x ~ n.x", "{{ n.x }}"),
+            doubled("'ab'", "n.x + n.x", ""),
+            doubled("'ab'", "n.x.replace('a', 'aaa')", ""),
+            // Short, and their text is not.
+            doubled("[1]", "[n.x, n.x]", "{{ n.x }}"),
+            doubled("[1]", "[n.x, n.x]", "{% set y %}{{ n.x }}{% endset %}"),
+            doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson }}"),
+            doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson(sort_keys=true) }}"),
+        ] {
+            let error = render(&template).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfFuel, "{template}: {error}");
+        }
+        let long = "{{ strftime_now('%Y' * 200) }}";
+        assert!(render(long).unwrap_err().to_string().contains("256"));
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! - [`tokenizer`]: GPT-2's byte-level BPE, both ways.
 //! - [`template`]: chat templates; `jinja` is the language they are written in, `guard` keeps
-//!   special tokens in messages apart from the template's.
+//!   special tokens in messages apart from the template's, `bounded` ends what a template writes
+//!   without end.
 //! - [`stream`]: the incremental detokenizer of one generation.
 //! - [`stop`]: stop strings in a stream of text.
 //! - [`grammar`]: what a text may look like, and which tokens may follow in it.
@@ -20,6 +21,7 @@
     )
 )]
 
+mod bounded;
 pub mod grammar;
 mod guard;
 mod jinja;

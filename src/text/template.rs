@@ -24,6 +24,7 @@
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
 
+use super::bounded::Bounded;
 use super::guard::{END, Guard, unmarked};
 use super::jinja;
 use super::tokenizer::{TextError, Tokenizer};
@@ -48,6 +49,10 @@ const NAME: &str = "chat template";
 const MAX_NAMED_STOPS: usize = 8;
 /// Bytes in such a name at most.
 const MAX_NAMED_STOP_BYTES: usize = 64;
+/// Bytes of a prompt: so many, and so many times those of the messages.
+const MAX_RENDERED: (usize, usize) = (1 << 20, 8);
+/// What a message costs beside its texts, in bytes of text.
+const MESSAGE_BYTES: usize = 64;
 
 /// Why there is no prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,11 +71,19 @@ pub enum TemplateError {
     /// The template went wrong.
     #[error("the chat template failed on these messages: {0}")]
     Failed(String),
-    /// The template takes too long or writes too much.
+    /// The template takes too many steps, or too much memory for values.
     #[error(
         "the chat template takes too many steps for these messages; send fewer or shorter ones"
     )]
     TooLong,
+    /// The template writes too much.
+    #[error(
+        "the chat template makes more than {limit} bytes of these messages; send fewer or shorter ones"
+    )]
+    TooLarge {
+        /// Bytes that it may make of them.
+        limit: usize,
+    },
     /// The last message is not where it could be continued.
     #[error(
         "the chat template does not show the last message, so `continue_final_message` has nothing to continue"
@@ -126,6 +139,35 @@ pub struct Message {
     pub tool_calls: Option<serde_json::Value>,
     /// Which of these a tool answers.
     pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// Returns how much there is to render, in bytes: its texts, and something for the message itself.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let texts = [
+            Some(&self.content),
+            self.name.as_ref(),
+            self.tool_call_id.as_ref(),
+        ];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        texts + self.tool_calls.as_ref().map_or(0, json_bytes) + MESSAGE_BYTES
+    }
+}
+
+/// Returns about how long a JSON value is as text, in bytes.
+fn json_bytes(json: &serde_json::Value) -> usize {
+    use serde_json::Value as Json;
+    let inner: usize = match json {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(json_bytes).sum(),
+        Json::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| key.len() + json_bytes(value))
+            .sum(),
+        Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+    };
+    inner + 8
 }
 
 /// Where the prompt ends.
@@ -224,8 +266,21 @@ impl ChatTemplate {
         messages: &[Message],
         ending: Ending,
     ) -> Result<Vec<u32>, TextError> {
-        let text = self.render(messages, ending)?;
-        Guard::encode(tokenizer, &text)
+        Self::tokenize(tokenizer, &self.render(messages, ending)?)
+    }
+
+    /// Returns the token ids of a prompt's text, as [`render`](Self::render) made it.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] if the tokenizer fails.
+    pub fn tokenize(tokenizer: &Tokenizer, rendered: &str) -> Result<Vec<u32>, TextError> {
+        Guard::encode(tokenizer, rendered)
+    }
+
+    /// Returns whether it is the plain form, whose cost is known: it grows with the messages.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     /// Texts that end an answer besides those the request names: where another one begins to
@@ -251,15 +306,23 @@ impl ChatTemplate {
         lines.collect()
     }
 
-    /// The prompt's text, with messages guarded.
-    fn render(&self, messages: &[Message], ending: Ending) -> Result<String, TemplateError> {
+    /// Returns the prompt's text, with messages guarded: for [`tokenize`](Self::tokenize).
+    ///
+    /// # Errors
+    /// [`TemplateError`] if the template refuses the messages, fails on them, or makes too much of
+    /// them.
+    pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, TemplateError> {
+        let (least, times) = MAX_RENDERED;
+        let given: usize = messages.iter().map(Message::bytes).sum();
+        let limit = given.saturating_mul(times).saturating_add(least);
         let mut shown: Vec<Value> = Vec::with_capacity(messages.len());
         for (place, message) in messages.iter().enumerate() {
             let is_continued = ending == Ending::Continue && place + 1 == messages.len();
             shown.push(self.message(message, is_continued));
         }
         let template = self.environment.get_template(NAME).map_err(explain)?;
-        let rendered = template.render(context! {
+        let mut text = Bounded::new(limit);
+        let context = context! {
             messages => shown,
             add_generation_prompt => ending == Ending::Answer,
             continue_final_message => ending == Ending::Continue,
@@ -267,8 +330,14 @@ impl ChatTemplate {
             eos_token => self.tokens.eos.as_str(),
             tools => Value::from(()),
             documents => Value::from(()),
-        });
-        let rendered = rendered.map_err(explain)?;
+        };
+        if let Err(error) = template.render_captured_to(context, &mut text) {
+            return Err(match error.kind() {
+                ErrorKind::WriteFailure => TemplateError::TooLarge { limit },
+                _ => explain(error),
+            });
+        }
+        let rendered = text.into_text();
         match ending {
             Ending::Continue => cut_at_end(&rendered).ok_or(TemplateError::NothingToContinue),
             Ending::Answer | Ending::Closed => Ok(rendered),

@@ -218,3 +218,21 @@ fn what_is_no_template_is_refused_with_origin_and_line() {
         assert!(error.contains(part), "{part}: {error}");
     }
 }
+
+#[test]
+fn a_prompt_is_not_much_longer_than_its_messages() {
+    let messages = [say(Role::User, &"a".repeat(100_000))];
+    let most = template("{% for i in range(8) %}{{ messages[0].content }}{% endfor %}");
+    assert_eq!(rendered(&most, &messages, Ending::Closed).len(), 800_000);
+    let twice = "{% for i in range(20) %}{{ messages[0].content }}{% endfor %}";
+    let limit = (1 << 20) + 8 * messages[0].bytes();
+    assert_eq!(
+        template(twice).render(&messages, Ending::Closed),
+        Err(TemplateError::TooLarge { limit })
+    );
+    let doubled = "{% set n = namespace(x='ab') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}";
+    assert_eq!(
+        template(doubled).render(&messages, Ending::Closed),
+        Err(TemplateError::TooLong)
+    );
+}

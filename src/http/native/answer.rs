@@ -183,10 +183,16 @@ impl Tokens {
         }
     }
 
-    fn sequence(&self, wanted: &Wanted, generation: usize, whole: &Whole) -> BestOfSequence {
+    fn sequence(
+        &self,
+        wanted: &Wanted,
+        generation: usize,
+        whole: &Whole,
+        scores: &[Option<PromptToken>],
+    ) -> BestOfSequence {
         let prompt = wanted.plan.prompt.iter();
         let prefill = prompt
-            .zip(&whole.prompt.logprobs)
+            .zip(scores)
             .map(|(&id, report)| self.prefill(id, report.as_ref()));
         BestOfSequence {
             generated_text: format!("{}{}", wanted.plan.full_text_prefix, whole.text),
@@ -215,12 +221,17 @@ impl Tokens {
         wanted: &Wanted,
         wholes: Vec<Whole>,
     ) -> Result<GenerateAnswer, ApiError> {
+        let mut wholes = wholes;
+        // The first has scored the prompt of all.
+        let scores = wholes.first_mut();
+        let scores = scores.map(|first| std::mem::take(&mut first.prompt.logprobs));
+        let scores = scores.unwrap_or_default();
         let mut ranked: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
         // Stable: of equals the first wins.
         ranked.sort_by(|(_, a), (_, b)| b.finish.mean_logprob.total_cmp(&a.finish.mean_logprob));
         let mut sequences = ranked
             .iter()
-            .map(|(generation, whole)| self.sequence(wanted, *generation, whole));
+            .map(|(generation, whole)| self.sequence(wanted, *generation, whole, &scores));
         let best = sequences
             .next()
             .ok_or_else(|| ApiError::internal("nothing was generated"))?;

@@ -5,11 +5,12 @@ use utoipa::ToSchema;
 
 use crate::http::app::Serving;
 use crate::http::body::object;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
 use crate::http::generation::{begin_turn, tokenize};
 use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
+use crate::http::openai::shared::choices;
 use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle};
 use crate::session::Turn;
@@ -158,7 +159,13 @@ impl GenerateBody {
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
         draft.grammar = grammar::compile(grammar.transpose()?, serving).await?;
-        draft.prompt = tokenize(&serving.tokenizer, self.inputs.clone(), true).await?;
+        draft.prompt = tokenize(
+            &scope.admission,
+            &serving.tokenizer,
+            self.inputs.clone(),
+            true,
+        )
+        .await?;
         if let Some(keep) = truncate {
             let drop = draft.prompt.len().saturating_sub(keep);
             draft.prompt.drain(..drop);
@@ -173,14 +180,18 @@ impl GenerateBody {
                 ),
             ));
         }
-        let requests = (0..best_of)
-            .map(|n| {
-                let mut request = first.clone();
-                request.id = scope.id.child(n);
-                request.sampling.seed = first.sampling.seed.wrapping_add(n as u64);
-                request
-            })
-            .collect();
+        let generated = best_of.saturating_mul(first.stop.max_tokens);
+        let limits = &serving.limits;
+        limits.check_total(
+            "best_of",
+            best_of.saturating_mul(first.prompt.len()),
+            generated,
+        )?;
+        if !stream {
+            let each = first.logprobs.top + 1;
+            limits.check_logprobs("top_n_tokens", generated.saturating_mul(each))?;
+        }
+        let requests = choices(&first, scope, 0, best_of).collect();
         Ok(Plan {
             requests,
             turn,
@@ -204,7 +215,7 @@ impl Parameters {
         if let Some(adapter) = &self.adapter_id {
             return Err(unsupported(
                 "adapter_id",
-                format!("{adapter:?}"),
+                format!("{:?}", shown(adapter)),
                 "no adapters are loaded",
             ));
         }

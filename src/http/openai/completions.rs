@@ -12,7 +12,7 @@ use super::logprobs::{Logprobs, PromptLogprobs};
 use super::prompt::TokenizedPrompt;
 use super::reply::{self, Reply, Wording};
 use super::request::{Choices, CompletionBody, Telling};
-use crate::engine::PromptReport;
+use crate::engine::PromptToken;
 use crate::http::app::{App, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
@@ -102,18 +102,23 @@ impl Completions {
 
     /// A choice with what is told of its prompt: text and log-probabilities as `echo` shows them,
     /// and `prompt_logprobs`.
-    fn with_prompt(&self, index: usize, generation: usize, report: &PromptReport) -> Choice {
+    fn with_prompt(
+        &self,
+        index: usize,
+        generation: usize,
+        scores: &[Option<PromptToken>],
+    ) -> Choice {
         let tokenizer = &self.serving().tokenizer;
         let mut choice = Choice::new(index);
         if let Some(top) = self.telling.prompt_logprobs {
-            choice.prompt_logprobs = Some(PromptLogprobs::new(tokenizer, &report.logprobs, top));
+            choice.prompt_logprobs = Some(PromptLogprobs::new(tokenizer, scores, top));
         }
         if let (true, Some(prompt)) = (self.telling.echo, self.prompt(generation)) {
             choice.text.clone_from(&prompt.text);
             choice.logprobs = self.telling.logprobs.map(|top| {
                 let mut logprobs = Logprobs::default();
                 let offsets = prompt.offsets(tokenizer);
-                logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, &report.logprobs, top);
+                logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, scores, top);
                 logprobs
             });
         }
@@ -125,8 +130,14 @@ impl Completions {
         self.prompt(generation).map_or(0, TokenizedPrompt::chars)
     }
 
-    fn choice(&self, index: usize, generation: usize, whole: &Whole) -> Choice {
-        let mut choice = self.with_prompt(index, generation, &whole.prompt);
+    fn choice(
+        &self,
+        index: usize,
+        generation: usize,
+        whole: &Whole,
+        scores: &[Option<PromptToken>],
+    ) -> Choice {
+        let mut choice = self.with_prompt(index, generation, scores);
         choice.text.push_str(&whole.text);
         if self.telling.logprobs.is_some() {
             let logprobs = choice.logprobs.get_or_insert_default();
@@ -146,9 +157,13 @@ impl Wording for Completions {
         &self.reply
     }
 
-    fn begun(&self, generation: usize, report: &PromptReport) -> Option<Choice> {
+    fn scores_prompt(&self) -> bool {
+        self.telling.scores_prompt()
+    }
+
+    fn begun(&self, generation: usize, scores: &[Option<PromptToken>]) -> Option<Choice> {
         let tells = self.telling.echo || self.telling.prompt_logprobs.is_some();
-        tells.then(|| self.with_prompt(generation, generation, report))
+        tells.then(|| self.with_prompt(generation, generation, scores))
     }
 
     fn continued(&self, generation: usize, step: TextStep) -> Option<Choice> {
@@ -181,6 +196,16 @@ impl Wording for Completions {
     fn whole(&self, wholes: Vec<Whole>) -> Response {
         let Choices { n, best_of } = self.choices;
         let usage = UsageField::Told(self.reply.usage(&wholes));
+        let mut wholes = wholes;
+        let scores: Vec<_> = wholes
+            .iter_mut()
+            .map(|whole| std::mem::take(&mut whole.prompt.logprobs))
+            .collect();
+        // Those of the first choice are those of all choices of its prompt.
+        let scores = |generation| {
+            let first = scores.get(self.reply.first(generation));
+            first.map(Vec::as_slice).unwrap_or_default()
+        };
         let mut candidates: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
         if best_of > n {
             candidates.sort_by(|(a, whole_a), (b, whole_b)| {
@@ -197,7 +222,9 @@ impl Wording for Completions {
             .enumerate()
             .filter(|(rank, _)| rank % best_of < n)
             .enumerate()
-            .map(|(index, (_, (generation, whole)))| self.choice(index, *generation, whole))
+            .map(|(index, (_, (generation, whole)))| {
+                self.choice(index, *generation, whole, scores(*generation))
+            })
             .collect();
         Json(self.completion(choices, usage)).into_response()
     }

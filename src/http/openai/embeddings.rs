@@ -220,7 +220,7 @@ impl EmbeddingsRequest {
                 ),
             ));
         }
-        let inputs = token_ids(inputs, &serving.tokenizer).await?;
+        let inputs = token_ids(inputs, &scope.admission, &serving.tokenizer).await?;
         let tokens: usize = inputs.iter().map(Vec::len).sum();
         let requests = inputs.into_iter().enumerate().map(|(n, ids)| {
             let draft = RequestDraft {

@@ -7,9 +7,11 @@ use serde::de::{Error, SeqAccess, Unexpected, Visitor, value::SeqAccessDeseriali
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use crate::http::admission::{Admission, TOKENIZE_INLINE};
+use crate::http::app::Serving;
 use crate::http::error::ApiError;
-use crate::http::generation::off_thread;
 use crate::http::offsets::Offsets;
+use crate::request::InvalidRequest;
 use crate::text::{TextError, Tokenizer};
 
 /// A string, a list of strings, a list of token ids, or a list of lists of token ids.
@@ -47,21 +49,22 @@ impl OnePrompt {
 /// Token ids of all inputs of a request, as they are: an empty text has none.
 ///
 /// # Errors
-/// If the tokenizer fails.
+/// If the tokenizer fails, or too much is being tokenized.
 pub(super) async fn token_ids(
     inputs: Vec<OnePrompt>,
+    admission: &Admission,
     tokenizer: &Arc<Tokenizer>,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
     let bytes = inputs.iter().map(OnePrompt::bytes).sum();
     let tokenizer = Arc::clone(tokenizer);
-    off_thread(bytes, move || {
+    let work = move || {
         let ids = inputs.into_iter().map(|input| match input {
             OnePrompt::Text(text) => tokenizer.encode(&text, true),
             OnePrompt::Tokens(ids) => Ok(ids),
         });
-        ids.collect()
-    })
-    .await
+        ids.collect::<Result<_, _>>()
+    };
+    Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)
 }
 
 impl Prompt {
@@ -152,12 +155,25 @@ impl<'de> Deserialize<'de> for Prompt {
 pub(super) struct TokenizedPrompt {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// What `echo` shows. Empty where end-of-text stands in for an empty prompt.
+    /// What `echo` shows. Empty where end-of-text stands in for an empty prompt, and until it is made
+    /// where only the ids are known.
     pub text: String,
     /// Characters of `text`.
     chars: usize,
-    /// The ids add nothing to `text`.
-    stand_in: bool,
+    /// What the ids are to `text`.
+    source: Source,
+}
+
+/// Where the text of a prompt comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Source {
+    /// The request.
+    #[default]
+    Text,
+    /// The ids, of which it is still to be made.
+    Ids,
+    /// Nowhere: the ids add nothing to it.
+    StandIn,
 }
 
 impl TokenizedPrompt {
@@ -169,31 +185,77 @@ impl TokenizedPrompt {
         Ok(match prompt {
             OnePrompt::Text(text) if text.is_empty() => Self::empty(tokenizer, in_session),
             OnePrompt::Text(text) => Self::with_text(tokenizer.encode(&text, true)?, text),
-            OnePrompt::Tokens(ids) => {
-                let text = tokenizer.decode(&ids);
-                Self::with_text(ids, text)
-            }
+            OnePrompt::Tokens(ids) => Self::without_text(ids),
         })
     }
 
     /// Tokenizes all prompts of a request.
     ///
     /// # Errors
-    /// If the tokenizer fails.
+    /// If the tokenizer fails, or too much is being tokenized.
     pub(super) async fn all(
         prompts: Vec<OnePrompt>,
+        admission: &Admission,
         tokenizer: &Arc<Tokenizer>,
         in_session: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let bytes = prompts.iter().map(OnePrompt::bytes).sum();
         let tokenizer = Arc::clone(tokenizer);
-        off_thread(bytes, move || {
+        let work = move || {
             let prompts = prompts.into_iter();
-            prompts
-                .map(|prompt| Self::new(prompt, &tokenizer, in_session))
-                .collect()
-        })
-        .await
+            let prompts = prompts.map(|prompt| Self::new(prompt, &tokenizer, in_session));
+            prompts.collect::<Result<_, _>>()
+        };
+        Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)
+    }
+
+    /// Makes the texts that are still to be made of token ids, for answers that tell of `prompts`, each
+    /// in `choices` choices.
+    ///
+    /// # Errors
+    /// If they are too long for an answer, or too much is being done already.
+    pub(super) async fn with_texts(
+        mut prompts: Vec<Self>,
+        choices: usize,
+        admission: &Admission,
+        serving: &Arc<Serving>,
+    ) -> Result<Vec<Self>, ApiError> {
+        let tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+        let serving = Arc::clone(serving);
+        let work = move || {
+            let tokenizer = &serving.tokenizer;
+            let lengths = prompts.iter().map(|prompt| prompt.text_bytes(tokenizer));
+            let bytes = lengths.sum::<usize>().saturating_mul(choices);
+            serving.limits.check_text("prompt", bytes)?;
+            for prompt in &mut prompts {
+                if prompt.source == Source::Ids {
+                    let text = tokenizer.decode(&prompt.ids);
+                    *prompt = Self::with_text(std::mem::take(&mut prompt.ids), text);
+                }
+            }
+            Ok::<_, InvalidRequest>(prompts)
+        };
+        let bytes = tokens.saturating_mul(size_of::<u32>());
+        Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)
+    }
+
+    /// Bytes of its text, made or not.
+    fn text_bytes(&self, tokenizer: &Tokenizer) -> usize {
+        let of = |&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
+        match self.source {
+            Source::Text => self.text.len(),
+            Source::Ids => self.ids.iter().map(of).sum(),
+            Source::StandIn => 0,
+        }
+    }
+
+    fn without_text(ids: Vec<u32>) -> Self {
+        Self {
+            ids,
+            text: String::new(),
+            chars: 0,
+            source: Source::Ids,
+        }
     }
 
     fn with_text(ids: Vec<u32>, text: String) -> Self {
@@ -201,17 +263,15 @@ impl TokenizedPrompt {
             ids,
             chars: text.chars().count(),
             text,
-            stand_in: false,
+            source: Source::Text,
         }
     }
 
     /// Leaves only its last `tokens` tokens, and their text.
-    pub(super) fn keep_last(&mut self, tokens: usize, tokenizer: &Tokenizer) {
+    pub(super) fn keep_last(&mut self, tokens: usize) {
         let cut = self.ids.len().saturating_sub(tokens);
         if cut > 0 {
-            let ids = self.ids.split_off(cut);
-            let text = tokenizer.decode(&ids);
-            *self = Self::with_text(ids, text);
+            *self = Self::without_text(self.ids.split_off(cut));
         }
     }
 
@@ -230,7 +290,7 @@ impl TokenizedPrompt {
             },
             text: String::new(),
             chars: 0,
-            stand_in: true,
+            source: Source::StandIn,
         }
     }
 
@@ -241,7 +301,7 @@ impl TokenizedPrompt {
             .iter()
             .map(|&id| {
                 let start = offsets.position().chars;
-                if !self.stand_in {
+                if self.source != Source::StandIn {
                     offsets.push(tokenizer.token_bytes(id).unwrap_or_default());
                 }
                 start

@@ -2,6 +2,7 @@
 //! one writer of streams. What a choice looks like is the endpoint's business, by way of
 //! [`Wording`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use futures_util::future::try_join_all;
 
 use super::answer::{Usage, UsageField};
 use super::shared::Streaming;
-use crate::engine::PromptReport;
+use crate::engine::{PromptReport, PromptToken};
 use crate::http::app::{App, InFlight, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
@@ -62,6 +63,11 @@ impl Reply {
         generation / self.per_prompt
     }
 
+    /// The first generation of the same prompt, which scores it for all.
+    pub(super) fn first(&self, generation: usize) -> usize {
+        self.prompt(generation) * self.per_prompt
+    }
+
     /// The seed of a generation.
     pub(super) fn seed(&self, generation: usize) -> Option<i64> {
         self.seeds.get(generation).copied()
@@ -93,8 +99,11 @@ pub(super) trait Wording: Send + 'static {
     /// What it answers to.
     fn reply(&self) -> &Reply;
 
-    /// The prompt was read.
-    fn begun(&self, generation: usize, report: &PromptReport) -> Option<Self::Choice>;
+    /// Whether it tells how likely the prompt's tokens are.
+    fn scores_prompt(&self) -> bool;
+
+    /// The prompt was read; `scores` are the log-probabilities of its tokens, where asked for.
+    fn begun(&self, generation: usize, scores: &[Option<PromptToken>]) -> Option<Self::Choice>;
 
     /// There is new text, or there are new tokens.
     fn continued(&self, generation: usize, step: TextStep) -> Option<Self::Choice>;
@@ -132,6 +141,8 @@ pub(super) async fn respond<W: Wording>(
         let writer = Chunks {
             wording,
             usage: Usage::default(),
+            scores: BTreeMap::new(),
+            held: Vec::new(),
             open: generations.len(),
             done: false,
         };
@@ -146,6 +157,10 @@ pub(super) async fn respond<W: Wording>(
 struct Chunks<W> {
     wording: W,
     usage: Usage,
+    /// Log-probabilities of the prompts' tokens, by the generation that scored them.
+    scores: BTreeMap<usize, Vec<Option<PromptToken>>>,
+    /// Steps of generations whose prompt is not scored yet.
+    held: Vec<(usize, Step)>,
     /// Generations that have not ended.
     open: usize,
     done: bool,
@@ -161,10 +176,37 @@ impl<W: Wording> Chunks<W> {
         self.wording.event(vec![choice], usage)
     }
 
-    fn begin(&mut self, generation: usize, report: &PromptReport) -> Vec<Event> {
+    /// Writes a step, and with it those that have waited for it.
+    fn written(&mut self, generation: usize, step: Step) -> Vec<Event> {
+        let first = self.wording.reply().first(generation);
+        let is_first = generation == first;
+        if self.wording.scores_prompt() && !is_first && !self.scores.contains_key(&first) {
+            self.held.push((generation, step));
+            return Vec::new();
+        }
+        let mut report = match step {
+            Step::Prompt(report) => report,
+            Step::Text(step) => return self.go_on(generation, step),
+        };
+        if is_first {
+            let scores = std::mem::take(&mut report.logprobs);
+            self.scores.insert(first, scores);
+        }
+        let mut events = self.begin(generation, first, &report);
+        if is_first {
+            for (generation, step) in std::mem::take(&mut self.held) {
+                events.append(&mut self.written(generation, step));
+            }
+        }
+        events
+    }
+
+    fn begin(&mut self, generation: usize, first: usize, report: &PromptReport) -> Vec<Event> {
         let reply = self.wording.reply();
         reply.count_prompt(&mut self.usage, generation, report);
-        let choice = self.wording.begun(generation, report);
+        let scores = self.scores.get(&first);
+        let scores = scores.map(Vec::as_slice).unwrap_or_default();
+        let choice = self.wording.begun(generation, scores);
         choice
             .map(|choice| self.event(choice))
             .into_iter()
@@ -199,8 +241,7 @@ impl<W: Wording> Chunks<W> {
 impl<W: Wording> Writer for Chunks<W> {
     fn step(&mut self, index: usize, step: Result<Step, ApiError>) -> Vec<Event> {
         match step {
-            Ok(Step::Prompt(report)) => self.begin(index, &report),
-            Ok(Step::Text(step)) => self.go_on(index, step),
+            Ok(step) => self.written(index, step),
             Err(error) => {
                 self.done = true;
                 vec![sse::json(&error.openai())]

@@ -1,5 +1,7 @@
 //! The body of `POST /v1/completions`, and how it becomes requests to the engine.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -12,7 +14,9 @@ use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::begin_turn;
 use crate::http::layers::Scope;
 use crate::http::wire::IfBusyField;
-use crate::request::{BeamParams, GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::request::{
+    BeamParams, GenerateRequest, InvalidRequest, Limits, LogprobsWanted, RequestDraft,
+};
 use crate::session::Turn;
 
 /// `max_tokens` where it is left out.
@@ -120,6 +124,16 @@ pub(super) struct Telling {
 }
 
 impl Telling {
+    /// Whether the answer tells of the text of the prompt: itself, or how long it is.
+    fn has_text(self) -> bool {
+        self.echo || self.logprobs.is_some()
+    }
+
+    /// Whether the answer tells how likely the prompt's tokens are.
+    pub(super) fn scores_prompt(self) -> bool {
+        self.wanted().prompt
+    }
+
     /// What the engine must find out for it.
     fn wanted(self) -> LogprobsWanted {
         let echoed = self.logprobs.filter(|_| self.echo);
@@ -137,7 +151,11 @@ impl CompletionBody {
     ///
     /// # Errors
     /// The first field that is not as it should be.
-    pub(super) async fn plan(self, serving: &Serving, scope: &Scope) -> Result<Plan, ApiError> {
+    pub(super) async fn plan(
+        self,
+        serving: &Arc<Serving>,
+        scope: &Scope,
+    ) -> Result<Plan, ApiError> {
         let Self {
             mut own,
             mut shared,
@@ -163,21 +181,31 @@ impl CompletionBody {
         };
         let choices = choices.generated(beams);
         let in_session = session.is_some();
-        let mut prompts = TokenizedPrompt::all(prompts, &serving.tokenizer, in_session).await?;
+        let admission = &scope.admission;
+        let tokenizer = &serving.tokenizer;
+        let mut prompts = TokenizedPrompt::all(prompts, admission, tokenizer, in_session).await?;
         let turn = begin_turn(serving, session, own.if_busy, &mut draft).await?;
         let mut requests = Vec::with_capacity(total);
+        let mut answer = AnswerSize::default();
         for prompt in &mut prompts {
             if let Some(truncation) = truncation {
                 let keep = truncation.keeps(serving, &draft);
-                prompt.keep_last(keep, &serving.tokenizer);
+                prompt.keep_last(keep);
             }
             let first = serving.limits.admit(RequestDraft {
                 prompt: prompt.ids.clone(),
                 ..draft.clone()
             })?;
-            let before = requests.len();
             let count = beams.map_or(choices.best_of, |_| 1);
+            // Before there are as many copies of it.
+            answer.add(&first, choices.best_of, telling);
+            answer.check(&serving.limits, telling, streaming)?;
+            let before = requests.len();
             requests.extend(shared::choices(&first, scope, before, count));
+        }
+        if telling.has_text() {
+            let told = if telling.echo { choices.n } else { 1 };
+            prompts = TokenizedPrompt::with_texts(prompts, told, admission, serving).await?;
         }
         Ok(Plan {
             requests,
@@ -187,6 +215,54 @@ impl CompletionBody {
             telling,
             streaming,
         })
+    }
+}
+
+/// How much all choices of a request take together.
+#[derive(Debug, Default)]
+struct AnswerSize {
+    prompt_tokens: usize,
+    tokens: usize,
+    /// Log-probabilities of prompts' tokens.
+    scored: usize,
+    /// Those of generated tokens.
+    drawn: usize,
+}
+
+impl AnswerSize {
+    /// Adds the choices of one prompt.
+    fn add(&mut self, request: &GenerateRequest, choices: usize, telling: Telling) {
+        let add = |sum: &mut usize, each: usize, top: usize| {
+            let all = each.saturating_mul(choices).saturating_mul(top);
+            *sum = sum.saturating_add(all);
+        };
+        let (prompt, tokens) = (request.prompt.len(), request.stop.max_tokens);
+        add(&mut self.prompt_tokens, prompt, 1);
+        add(&mut self.tokens, tokens, 1);
+        if let Some(top) = telling.logprobs {
+            add(&mut self.drawn, tokens, top + 1);
+        }
+        if telling.scores_prompt() {
+            add(&mut self.scored, prompt, telling.wanted().prompt_top + 1);
+        }
+    }
+
+    /// # Errors
+    /// If it is too much for one request, or for one answer. A stream is written as it comes, but for
+    /// what it tells of the prompt.
+    fn check(
+        &self,
+        limits: &Limits,
+        telling: Telling,
+        streaming: Streaming,
+    ) -> Result<(), InvalidRequest> {
+        limits.check_total("n", self.prompt_tokens, self.tokens)?;
+        let field = match telling.prompt_logprobs {
+            Some(_) => "prompt_logprobs",
+            None => "logprobs",
+        };
+        let drawn = if streaming.stream { 0 } else { self.drawn };
+        limits.check_logprobs(field, self.scored.saturating_add(drawn))
     }
 }
 

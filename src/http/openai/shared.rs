@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::http::admission::PARSE_INLINE;
 use crate::http::app::{App, Serving};
 use crate::http::body::{self, object};
 use crate::http::error::ApiError;
@@ -308,8 +309,9 @@ impl Truncation {
 }
 
 /// The requests for `count` choices of one prompt, of which `before` belong to other prompts of
-/// the same HTTP request: alike but for their names and seeds.
-pub(super) fn choices(
+/// the same HTTP request: alike but for their names and seeds. Only the first scores the prompt: it has
+/// the same score in all of them.
+pub(in crate::http) fn choices(
     first: &GenerateRequest,
     scope: &Scope,
     before: usize,
@@ -319,6 +321,9 @@ pub(super) fn choices(
         let mut request = first.clone();
         request.id = scope.id.child(before + choice);
         request.sampling.seed = first.sampling.seed.wrapping_add(choice as u64);
+        if choice > 0 {
+            request.logprobs = request.logprobs.without_prompt();
+        }
         request
     })
 }
@@ -331,15 +336,19 @@ pub(in crate::http) struct WithShared<T> {
     pub shared: SharedFields,
 }
 
-impl<T: DeserializeOwned> FromRequest<App> for WithShared<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for WithShared<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let bytes = body::read(request, app).await?;
-        Ok(Self {
-            own: body::parse(&bytes)?,
-            shared: body::parse(&bytes)?,
-        })
+        let length = bytes.len();
+        let parsing = move || {
+            Ok::<_, ApiError>(Self {
+                own: body::parse(&bytes)?,
+                shared: body::parse(&bytes)?,
+            })
+        };
+        app.admission().run(length, PARSE_INLINE, parsing).await?
     }
 }
 

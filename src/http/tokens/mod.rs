@@ -10,18 +10,21 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::vllm::CountedTokens;
-use super::app::App;
+use super::admission::{Admission, TOKENIZE_INLINE};
+use super::app::{App, Serving};
 use super::body::{JsonBody, objects};
 use super::error::ApiError;
-use super::generation::{off_thread, tokenize};
+use super::generation::tokenize;
 use super::openai::chat::messages::MessageField;
 use super::openai::shared::check_model;
 use super::openapi::NativeBodyErrors;
-use crate::text::{TokenSpan, Tokenizer};
+use crate::request::InvalidRequest;
+use crate::text::{TextError, TokenSpan, Tokenizer};
 
 /// What to tokenize, in exactly one of `content` (for an answer as llama.cpp gives it), `inputs` (as
 /// TGI does), and `prompt` or `messages` (as vLLM does).
@@ -145,24 +148,52 @@ pub(super) struct PlacedToken {
 pub(super) async fn tokenize_text(
     State(app): State<App>,
     JsonBody(mut body): JsonBody<TokenizeBody>,
-) -> Result<Json<Tokenized>, ApiError> {
+) -> Result<Response, ApiError> {
     let serving = app.serving()?;
-    let tokenizer = &serving.tokenizer;
+    let (admission, tokenizer) = (app.admission(), Arc::clone(&serving.tokenizer));
     let parse_special = body.parse_special.unwrap_or(true);
-    Ok(Json(match body.form()? {
+    match body.form()? {
         Form::LlamaCpp(content) => {
-            let ids = tokenize(tokenizer, content, parse_special).await?;
-            Tokenized::LlamaCpp(ListedTokens {
-                tokens: if body.with_pieces.unwrap_or(false) {
-                    pieces(tokenizer, ids)
+            let ids = tokenize(admission, &tokenizer, content, parse_special).await?;
+            let with_pieces = body.with_pieces.unwrap_or(false);
+            let tokens = ids.len();
+            let listed = move || ListedTokens {
+                tokens: if with_pieces {
+                    pieces(&tokenizer, ids)
                 } else {
                     ids.into_iter().map(ListedToken::Id).collect()
                 },
-            })
+            };
+            answer(admission, tokens, move || Tokenized::LlamaCpp(listed())).await
         }
-        Form::Tgi(inputs) => Tokenized::Tgi(placed(tokenizer, inputs, parse_special).await?),
-        Form::Vllm(source) => Tokenized::Vllm(vllm::count(&serving, &body, source).await?),
-    }))
+        Form::Tgi(inputs) => {
+            let bytes = inputs.len();
+            let work = move || {
+                let placed = placed(&tokenizer, &inputs, parse_special)?;
+                Ok::<_, TextError>(Json(Tokenized::Tgi(placed)).into_response())
+            };
+            Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)
+        }
+        Form::Vllm(source) => {
+            let counted = vllm::count(admission, &serving, &body, source).await?;
+            let tokens = counted.tokens();
+            answer(admission, tokens, move || Tokenized::Vllm(counted.named())).await
+        }
+    }
+}
+
+/// Returns an answer about so many tokens; a long one is made and written off the front-end threads.
+///
+/// # Errors
+/// If too much is being done already.
+async fn answer<T: Serialize>(
+    admission: &Admission,
+    tokens: usize,
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<Response, ApiError> {
+    let bytes = tokens.saturating_mul(size_of::<u32>());
+    let written = admission.run(bytes, TOKENIZE_INLINE, move || Json(make()).into_response());
+    written.await
 }
 
 /// Whose answer is asked for, and of what.
@@ -227,30 +258,29 @@ fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<ListedToken> {
 }
 
 /// Tokens with their places.
-async fn placed(
-    tokenizer: &Arc<Tokenizer>,
-    text: String,
+///
+/// # Errors
+/// If the tokenizer fails.
+fn placed(
+    tokenizer: &Tokenizer,
+    text: &str,
     parse_special: bool,
-) -> Result<Vec<PlacedToken>, ApiError> {
-    let tokenizer = Arc::clone(tokenizer);
-    off_thread(text.len(), move || {
-        let spans = tokenizer.encode_spans(&text, parse_special)?;
-        // Bytes at which each character begins, and the end.
-        let mut starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
-        starts.push(text.len());
-        let at = |char: usize| starts.get(char).copied().unwrap_or(text.len());
-        let place = |span: TokenSpan| PlacedToken {
-            id: span.id,
-            text: text
-                .get(at(span.start)..at(span.end))
-                .unwrap_or_default()
-                .to_owned(),
-            start: span.start,
-            stop: span.end,
-        };
-        Ok(spans.into_iter().map(place).collect())
-    })
-    .await
+) -> Result<Vec<PlacedToken>, TextError> {
+    let spans = tokenizer.encode_spans(text, parse_special)?;
+    // Bytes at which each character begins, and the end.
+    let mut starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+    starts.push(text.len());
+    let at = |char: usize| starts.get(char).copied().unwrap_or(text.len());
+    let place = |span: TokenSpan| PlacedToken {
+        id: span.id,
+        text: text
+            .get(at(span.start)..at(span.end))
+            .unwrap_or_default()
+            .to_owned(),
+        start: span.start,
+        stop: span.end,
+    };
+    Ok(spans.into_iter().map(place).collect())
 }
 
 /// Tokens to turn into text.
@@ -285,23 +315,36 @@ pub(super) struct Detokenized {
 pub(super) async fn detokenize(
     State(app): State<App>,
     JsonBody(body): JsonBody<DetokenizeBody>,
-) -> Result<Json<Detokenized>, ApiError> {
+) -> Result<Response, ApiError> {
     let serving = app.serving()?;
     check_model(body.model.as_deref(), &serving)?;
-    for (place, &id) in body.tokens.iter().enumerate() {
-        if serving.tokenizer.token_bytes(id).is_none() {
-            return Err(ApiError::invalid(
+    let bytes = size_of_val(body.tokens.as_slice());
+    let work = move || {
+        check_ids(&body.tokens, &serving)?;
+        let content = serving.tokenizer.decode(&body.tokens);
+        let answer = Detokenized {
+            prompt: content.clone(),
+            content,
+        };
+        Ok::<_, InvalidRequest>(Json(answer).into_response())
+    };
+    Ok(app.admission().run(bytes, TOKENIZE_INLINE, work).await??)
+}
+
+/// Checks that all ids are tokens, and their text not too long for an answer.
+fn check_ids(ids: &[u32], serving: &Serving) -> Result<(), InvalidRequest> {
+    let mut bytes = 0_usize;
+    for (place, &id) in ids.iter().enumerate() {
+        let Some(text) = serving.tokenizer.token_bytes(id) else {
+            return Err(InvalidRequest::new(
                 "tokens",
                 format!(
                     "`tokens[{place}]` is {id}; the model's token ids are 0 to {}",
                     serving.limits.vocab_size.saturating_sub(1)
                 ),
             ));
-        }
+        };
+        bytes = bytes.saturating_add(text.len());
     }
-    let content = serving.tokenizer.decode(&body.tokens);
-    Ok(Json(Detokenized {
-        prompt: content.clone(),
-        content,
-    }))
+    serving.limits.check_text("tokens", bytes)
 }

@@ -1,16 +1,20 @@
 //! `/tokenize` as vLLM has it. Routers that place requests by what a server has cached ask it this way
 //! (`cache_aware` of vllm-router does, before each request).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::TokenizeBody;
+use crate::http::admission::Admission;
 use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::generation::tokenize;
 use crate::http::openai::chat::conversation;
 use crate::http::openai::chat::messages::MessageField;
 use crate::http::openai::shared::check_model;
+use crate::text::Tokenizer;
 
 /// What to tokenize.
 pub(super) enum Source {
@@ -39,33 +43,59 @@ pub(in crate::http) struct CountedTokens {
 /// # Errors
 /// If another model is named, or the messages are not as `/v1/chat/completions` takes them.
 pub(super) async fn count(
+    admission: &Admission,
     serving: &Serving,
     body: &TokenizeBody,
     source: Source,
-) -> Result<CountedTokens, ApiError> {
+) -> Result<Counted, ApiError> {
     check_model(body.model.as_deref(), serving)?;
     let tokenizer = &serving.tokenizer;
+    let special = body.parse_special.unwrap_or(true);
     let tokens = match source {
-        Source::Prompt(prompt) => {
-            tokenize(tokenizer, prompt, body.parse_special.unwrap_or(true)).await?
-        }
+        Source::Prompt(prompt) => tokenize(admission, tokenizer, prompt, special).await?,
         Source::Messages(messages) => {
             conversation::no_tools("tools", body.tools.as_deref())?;
             let ending =
                 conversation::ending(body.continue_final_message, body.add_generation_prompt)?;
             let messages = conversation::messages(Some(messages))?;
-            conversation::prompt(serving, messages, ending).await?
+            conversation::prompt(admission, serving, messages, ending).await?
         }
     };
-    let names = || tokens.iter().map(|&id| tokenizer.token_name(id));
-    let token_strs = body
-        .return_token_strs
-        .unwrap_or(false)
-        .then(|| names().map(Option::unwrap_or_default).collect());
-    Ok(CountedTokens {
-        count: tokens.len(),
-        max_model_len: serving.info.n_positions,
-        token_strs,
+    Ok(Counted {
         tokens,
+        max_model_len: serving.info.n_positions,
+        names: body
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| Arc::clone(tokenizer)),
     })
+}
+
+/// Tokens whose answer is still to be made.
+pub(super) struct Counted {
+    tokens: Vec<u32>,
+    max_model_len: usize,
+    /// Names them, if that was asked for.
+    names: Option<Arc<Tokenizer>>,
+}
+
+impl Counted {
+    /// Returns their number.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Returns the answer.
+    pub(super) fn named(self) -> CountedTokens {
+        let named = |tokenizer: Arc<Tokenizer>| {
+            let names = self.tokens.iter().map(|&id| tokenizer.token_name(id));
+            names.map(Option::unwrap_or_default).collect()
+        };
+        CountedTokens {
+            count: self.tokens.len(),
+            max_model_len: self.max_model_len,
+            token_strs: self.names.map(named),
+            tokens: self.tokens,
+        }
+    }
 }

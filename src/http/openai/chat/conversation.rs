@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::messages::MessageField;
+use crate::http::admission::{Admission, TOKENIZE_INLINE};
 use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::fields::unsupported;
-use crate::http::generation::off_thread;
 use crate::text::template::{Ending, Message};
+use crate::text::{ChatTemplate, TextError};
 
 /// Returns the messages of a conversation.
 ///
@@ -65,16 +66,26 @@ pub(in crate::http) fn no_tools(
     }
 }
 
-/// Returns the prompt of a conversation; a long one is made on a thread of its own.
+/// Returns the prompt of a conversation. A template that is not ours never runs on a front-end thread:
+/// what it takes is its own affair.
 ///
 /// # Errors
-/// What the chat template says against the messages.
+/// What the chat template says against the messages; that too much is being done already.
 pub(in crate::http) async fn prompt(
+    admission: &Admission,
     serving: &Serving,
     messages: Vec<Message>,
     ending: Ending,
 ) -> Result<Vec<u32>, ApiError> {
     let (chat, tokenizer) = (Arc::clone(&serving.chat), Arc::clone(&serving.tokenizer));
-    let bytes = messages.iter().map(|message| message.content.len()).sum();
-    off_thread(bytes, move || chat.encode(&tokenizer, &messages, ending)).await
+    if chat.is_plain() {
+        let bytes = messages.iter().map(Message::bytes).sum();
+        let work = move || chat.encode(&tokenizer, &messages, ending);
+        return Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??);
+    }
+    let rendering = admission.render(move || chat.render(&messages, ending));
+    let text = rendering.await?.map_err(TextError::from)?;
+    let bytes = text.len();
+    let work = move || ChatTemplate::tokenize(&tokenizer, &text);
+    Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)
 }

@@ -28,7 +28,7 @@ use self::answer::{
 use self::request::ChatBody;
 use super::answer::{Usage, UsageField, finish_reason};
 use super::reply::{self, Reply, Wording};
-use crate::engine::PromptReport;
+use crate::engine::PromptToken;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
@@ -153,7 +153,11 @@ impl Wording for Chat {
         &self.reply
     }
 
-    fn begun(&self, generation: usize, _: &PromptReport) -> Option<ChunkChoice> {
+    fn scores_prompt(&self) -> bool {
+        false
+    }
+
+    fn begun(&self, generation: usize, _: &[Option<PromptToken>]) -> Option<ChunkChoice> {
         Some(ChunkChoice {
             index: generation,
             delta: Delta {

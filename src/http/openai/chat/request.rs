@@ -7,7 +7,7 @@ use super::conversation;
 use super::messages::MessageField;
 use crate::http::app::Serving;
 use crate::http::body::objects;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::layers::Scope;
 use crate::http::openai::shared::{self, Length, Streaming, WithShared};
@@ -101,7 +101,7 @@ impl ChatBody {
             ..shared.draft(serving, scope, length)?
         };
         let stops = serving.chat.stops(&messages);
-        let mut prompt = conversation::prompt(serving, messages, ending).await?;
+        let mut prompt = conversation::prompt(&scope.admission, serving, messages, ending).await?;
         if let Some(truncation) = truncation {
             let keep = truncation.keeps(serving, &draft);
             prompt.drain(..prompt.len().saturating_sub(keep));
@@ -109,6 +109,11 @@ impl ChatBody {
         draft.prompt = prompt;
         let mut first = serving.limits.admit(draft)?;
         first.stop.stop_strings.extend(stops);
+        let (limits, generated) = (&serving.limits, n.saturating_mul(first.stop.max_tokens));
+        limits.check_total("n", n.saturating_mul(first.prompt.len()), generated)?;
+        if let (Some(top), false) = (logprobs, streaming.stream) {
+            limits.check_logprobs("top_logprobs", generated.saturating_mul(top + 1))?;
+        }
         Ok(Plan {
             requests: shared::choices(&first, scope, 0, n).collect(),
             logprobs,
@@ -125,7 +130,7 @@ impl ChatRequest {
             Some(choice) if choice != "none" && choice != "auto" => {
                 return Err(unsupported(
                     "tool_choice",
-                    choice,
+                    shown(&choice.to_string()),
                     "this model calls no tools, so only \"none\" and \"auto\" are accepted",
                 ));
             }

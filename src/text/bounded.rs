@@ -1,0 +1,76 @@
+//! A buffer that refuses to grow beyond a limit, for text whose length only its writer knows.
+
+use std::fmt;
+use std::io;
+
+/// Text of at most `limit` bytes; a write beyond it fails and the text stays as it was.
+#[derive(Debug)]
+pub(super) struct Bounded {
+    text: Vec<u8>,
+    limit: usize,
+}
+
+impl Bounded {
+    /// Creates an empty buffer of at most `limit` bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            text: Vec::new(),
+            limit,
+        }
+    }
+
+    /// Returns the text; what is not UTF-8 becomes U+FFFD.
+    pub(super) fn into_text(self) -> String {
+        String::from_utf8(self.text)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() <= self.limit - self.text.len();
+        if fits {
+            self.text.extend_from_slice(bytes);
+        }
+        fits
+    }
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.push(bytes) {
+            Ok(bytes.len())
+        } else {
+            Err(io::ErrorKind::FileTooLarge.into())
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.push(text.as_bytes()) {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_write_beyond_the_limit_fails_and_changes_nothing() {
+        let mut text = Bounded::new(4);
+        assert!(text.write_str("abc").is_ok());
+        assert!(text.write_str("de").is_err());
+        assert!(text.write_str("d").is_ok());
+        assert!(io::Write::write_all(&mut text, b"e").is_err());
+        assert_eq!(text.into_text(), "abcd");
+    }
+}

@@ -1,0 +1,618 @@
+//! What of a JSON schema is changed or refused before the library compiles it, so that every schema that
+//! is accepted is followed.
+//!
+//! The library holds bounds as 64-bit floats, and those of integers as 64-bit integers made of these. So
+//! a bound that a float can't hold would be another one, and one beyond 64 bits the last one there is.
+//! Here a bound that cannot be held is moved inwards to the next that can be: what is generated is always
+//! within the bounds that were asked for. Where nothing is left, the bound is refused by name.
+//!
+//! Nothing here compiles anything. Data in a schema (`const`, `enum`, `default`, `examples`) is not taken
+//! for a schema.
+
+use serde_json::{Map, Number, Value};
+
+use super::GrammarError;
+use super::expression::Shape;
+
+/// Floats hold every integer up to this one.
+const EXACT: i128 = 1 << 53;
+/// Integers that can be bounds of integers. The library negates the least.
+const INTEGERS: (i128, i128) = (i64::MIN as i128 + 1024, i64::MAX as i128);
+/// From here on an integer has as many digits as the greatest, and needs a bound on the other side.
+const MANY_DIGITS: i128 = 1_000_000_000_000_000_000;
+/// The longest text, list or object, in its parts: no answer has as many bytes.
+const LONGEST: u64 = 1 << 27;
+/// Digits of a `multipleOf`: following one takes a state for each remainder.
+const MAX_MULTIPLE_DIGITS: usize = 5;
+
+/// Keywords whose values are schemas by name.
+const NAMED: [&str; 5] = [
+    "properties",
+    "patternProperties",
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+];
+/// Keywords whose values are data.
+const DATA: [&str; 6] = [
+    "const",
+    "enum",
+    "default",
+    "examples",
+    super::OPTIONS,
+    "$comment",
+];
+/// Keywords by which the library puts several schemas into one.
+const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"];
+
+/// Checks a schema, and changes bounds that can't be held into ones that can.
+///
+/// # Errors
+/// The keyword that can't be followed, its value, and what would do.
+pub(super) fn prepare(schema: &mut Value) -> Result<(), GrammarError> {
+    let mut whole = Whole::default();
+    whole.visit(schema)?;
+    whole.check_multiples()
+}
+
+/// Returns the bytes of all regular expressions in a schema.
+pub(super) fn expression_bytes(schema: &Value) -> usize {
+    match schema {
+        Value::Array(items) => items.iter().map(expression_bytes).sum(),
+        Value::Object(entries) => {
+            let own = entries.iter().map(|(key, value)| match (&key[..], value) {
+                ("pattern", Value::String(pattern)) => pattern.len(),
+                ("patternProperties", Value::Object(by_pattern)) => {
+                    by_pattern.keys().map(String::len).sum::<usize>() + expression_bytes(value)
+                }
+                // Separators and whitespace are regular expressions too.
+                (super::OPTIONS, Value::Object(options)) => {
+                    let texts = options.values().filter_map(Value::as_str);
+                    texts.map(str::len).sum()
+                }
+                _ => expression_bytes(value),
+            });
+            own.sum()
+        }
+        _ => 0,
+    }
+}
+
+/// What has been seen of a whole schema.
+#[derive(Default)]
+struct Whole {
+    /// Each `multipleOf`, as digits and the number of those behind the point.
+    multiples: Vec<(u64, u32)>,
+    combines: bool,
+}
+
+impl Whole {
+    fn visit(&mut self, schema: &mut Value) -> Result<(), GrammarError> {
+        match schema {
+            Value::Array(items) => items.iter_mut().try_for_each(|item| self.visit(item)),
+            Value::Object(keywords) => self.object(keywords),
+            _ => Ok(()),
+        }
+    }
+
+    fn object(&mut self, keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
+        if is_integer(keywords.get("type")) {
+            integer_bounds(keywords)?;
+        } else {
+            number_bounds(keywords)?;
+        }
+        lengths(keywords)?;
+        expressions(keywords)?;
+        self.multiple(keywords)?;
+        for name in ["const", "enum"] {
+            if let Some(data) = keywords.get(name) {
+                constant(name, data)?;
+            }
+        }
+        for (name, value) in keywords {
+            self.combines |= COMBINING.contains(&&name[..]);
+            match (&name[..], value) {
+                (name, _) if DATA.contains(&name) => (),
+                (name, Value::Object(named)) if NAMED.contains(&name) => {
+                    named
+                        .values_mut()
+                        .try_for_each(|schema| self.visit(schema))?;
+                }
+                (_, value) => self.visit(value)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn multiple(&mut self, keywords: &Map<String, Value>) -> Result<(), GrammarError> {
+        let Some(Value::Number(multiple)) = keywords.get("multipleOf") else {
+            return Ok(());
+        };
+        if multiple.as_f64().is_none_or(|value| value <= 0.0) {
+            return Err(GrammarError(format!(
+                "`multipleOf` must be greater than 0, got {multiple}"
+            )));
+        }
+        let parts = decimal(multiple);
+        let digits = parts.map(|(coefficient, _)| significant(coefficient));
+        let Some(parts) = parts.filter(|_| digits.is_some_and(|d| d <= MAX_MULTIPLE_DIGITS)) else {
+            return Err(GrammarError(format!(
+                "`multipleOf` can have at most {MAX_MULTIPLE_DIGITS} digits, got {multiple}"
+            )));
+        };
+        if !self.multiples.contains(&parts) {
+            self.multiples.push(parts);
+        }
+        Ok(())
+    }
+
+    /// Where schemas are put into one, so are their `multipleOf`, with 32 bits of digits.
+    fn check_multiples(&self) -> Result<(), GrammarError> {
+        if !self.combines || self.multiples.len() < 2 {
+            return Ok(());
+        }
+        let behind = self.multiples.iter().map(|&(_, behind)| behind).max();
+        let behind = behind.unwrap_or(0);
+        let mut product = Some(1_u32);
+        for &(coefficient, own) in &self.multiples {
+            let scale = 10_u64.checked_pow(behind - own);
+            let scaled = scale.and_then(|scale| coefficient.checked_mul(scale));
+            let scaled = scaled.and_then(|scaled| u32::try_from(scaled).ok());
+            product = product.zip(scaled).and_then(|(a, b)| a.checked_mul(b));
+        }
+        match product {
+            Some(_) => Ok(()),
+            None => Err(GrammarError(format!(
+                "its {} different `multipleOf` can't be followed beside `allOf`, `anyOf`, `oneOf`, `$ref` or `patternProperties`: they have too many digits together",
+                self.multiples.len()
+            ))),
+        }
+    }
+}
+
+/// A number as digits and how many of them stand behind the point; `None` if it has too many.
+fn decimal(number: &Number) -> Option<(u64, u32)> {
+    let text = number.to_string();
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((&text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let fraction = fraction.trim_end_matches('0');
+    let mut coefficient: u64 = format!("{whole}{fraction}").parse().ok()?;
+    let exponent: i64 = exponent.trim_start_matches('+').parse().ok()?;
+    let mut behind = i64::try_from(fraction.len()).ok()? - exponent;
+    while behind < 0 {
+        coefficient = coefficient.checked_mul(10)?;
+        behind += 1;
+    }
+    Some((coefficient, u32::try_from(behind).ok()?))
+}
+
+/// Digits of a number without the zeros at its end.
+fn significant(number: u64) -> usize {
+    number.to_string().trim_end_matches('0').len()
+}
+
+/// Whether only integers are numbers of this type.
+fn is_integer(of_type: Option<&Value>) -> bool {
+    let is = |value: &Value, name: &str| value.as_str() == Some(name);
+    match of_type {
+        Some(Value::Array(types)) => {
+            types.iter().any(|of| is(of, "integer")) && !types.iter().any(|of| is(of, "number"))
+        }
+        Some(of_type) => is(of_type, "integer"),
+        None => false,
+    }
+}
+
+/// A bound as it stands in a schema.
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    name: &'static str,
+    /// Its value, towards minus infinity.
+    floor: i128,
+    /// It has a part behind the point.
+    fraction: bool,
+    exclusive: bool,
+}
+
+impl Bound {
+    fn new(name: &'static str, number: &Number, exclusive: bool) -> Option<Self> {
+        let integer = number
+            .as_i64()
+            .map(i128::from)
+            .or(number.as_u64().map(i128::from));
+        let (floor, fraction) = if let Some(integer) = integer {
+            (integer, false)
+        } else {
+            let value = number.as_f64()?;
+            // Saturates, far out of range.
+            (value.floor() as i128, value.fract() != 0.0)
+        };
+        Some(Self {
+            name,
+            floor,
+            fraction,
+            exclusive,
+        })
+    }
+
+    /// The bounds of a schema on one side.
+    fn of(keywords: &Map<String, Value>, names: [&'static str; 2]) -> Vec<Self> {
+        let [inclusive, exclusive] = names;
+        // In older drafts it says how the other one is meant.
+        let is_exclusive = keywords.get(exclusive) == Some(&Value::Bool(true));
+        let number = |name: &str| match keywords.get(name) {
+            Some(Value::Number(number)) => Some(number),
+            _ => None,
+        };
+        let first = number(inclusive).and_then(|n| Self::new(inclusive, n, is_exclusive));
+        let second = number(exclusive).and_then(|n| Self::new(exclusive, n, true));
+        first.into_iter().chain(second).collect()
+    }
+
+    /// The least integer it allows, as a lower bound.
+    fn least(self) -> i128 {
+        let above = self.fraction || self.exclusive;
+        self.floor.saturating_add(i128::from(above))
+    }
+
+    /// The greatest integer it allows, as an upper bound.
+    fn greatest(self) -> i128 {
+        let below = !self.fraction && self.exclusive;
+        self.floor.saturating_sub(i128::from(below))
+    }
+
+    /// Whether a float holds it and the integers beside it.
+    fn is_held(self) -> bool {
+        self.floor.unsigned_abs() < EXACT.unsigned_abs() - 1
+    }
+}
+
+const LOWER: [&str; 2] = ["minimum", "exclusiveMinimum"];
+const UPPER: [&str; 2] = ["maximum", "exclusiveMaximum"];
+
+/// Bounds of integers, up to 64 bits.
+fn integer_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
+    let (lower, upper) = (Bound::of(keywords, LOWER), Bound::of(keywords, UPPER));
+    if lower.iter().chain(&upper).all(|bound| bound.is_held()) {
+        return Ok(());
+    }
+    let (least, greatest) = INTEGERS;
+    let lower = lower.into_iter().max_by_key(|bound| bound.least());
+    let upper = upper.into_iter().min_by_key(|bound| bound.greatest());
+    let refuse = |bound: Bound| {
+        GrammarError(format!(
+            "`{}` is {}; integers can be followed from {least} to {greatest}",
+            bound.name, bound.floor
+        ))
+    };
+    if let Some(bound) = lower.filter(|bound| bound.least() > greatest) {
+        return Err(refuse(bound));
+    }
+    if let Some(bound) = upper.filter(|bound| bound.greatest() < least) {
+        return Err(refuse(bound));
+    }
+    let mut low = lower.map(|bound| held_above(bound.least().max(least)));
+    let mut high = upper.map(|bound| held_below(bound.greatest().min(greatest)));
+    if let (Some(from), Some(to), Some(low), Some(high)) = (lower, upper, low, high)
+        && low > high
+        && from.least() <= to.greatest()
+    {
+        return Err(GrammarError(format!(
+            "no integer from {} (`{}`) to {} (`{}`) can be followed: beyond {EXACT} only some can",
+            from.least(),
+            from.name,
+            to.greatest(),
+            to.name
+        )));
+    }
+    if high.is_none() && low.is_some_and(|low| low >= MANY_DIGITS) {
+        high = Some(greatest);
+    }
+    if low.is_none() && high.is_some_and(|high| high <= -MANY_DIGITS) {
+        low = Some(least);
+    }
+    set(keywords, LOWER, low);
+    set(keywords, UPPER, high);
+    Ok(())
+}
+
+/// Bounds of numbers of any kind, up to where floats hold every integer.
+fn number_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
+    let (lower, upper) = (Bound::of(keywords, LOWER), Bound::of(keywords, UPPER));
+    let refuse = |bound: &Bound| {
+        Err(GrammarError(format!(
+            "`{}` is {}; it can be followed from -{EXACT} to {EXACT} only, or up to 64 bits with `\"type\": \"integer\"`",
+            bound.name, bound.floor
+        )))
+    };
+    if let Some(bound) = lower
+        .iter()
+        .find(|bound| !bound.is_held() && bound.floor > 0)
+    {
+        return refuse(bound);
+    }
+    if let Some(bound) = upper
+        .iter()
+        .find(|bound| !bound.is_held() && bound.floor < 0)
+    {
+        return refuse(bound);
+    }
+    // What is left beyond it says less than the last that can be held.
+    for (bounds, names, last) in [(lower, LOWER, -EXACT), (upper, UPPER, EXACT)] {
+        if bounds.iter().any(|bound| !bound.is_held()) {
+            let narrower = bounds.iter().find(|bound| bound.is_held());
+            match narrower {
+                // The other one of the two is the narrower one.
+                Some(kept) => {
+                    let dropped = names.into_iter().filter(|name| *name != kept.name);
+                    dropped.for_each(|name| drop(keywords.remove(name)));
+                }
+                None => set(keywords, names, Some(last)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts an inclusive bound in place of those there are, if there are any or is to be one.
+fn set(keywords: &mut Map<String, Value>, names: [&'static str; 2], bound: Option<i128>) {
+    let Some(bound) = bound.and_then(|bound| i64::try_from(bound).ok()) else {
+        return;
+    };
+    let [inclusive, exclusive] = names;
+    keywords.remove(exclusive);
+    keywords.insert(inclusive.to_owned(), Value::from(bound));
+}
+
+/// The next integer that a float holds, upwards; the greatest of 64 bits stands for itself.
+fn held_above(integer: i128) -> i128 {
+    let float = integer as f64;
+    let float = if (float as i128) < integer {
+        float.next_up()
+    } else {
+        float
+    };
+    (float as i128).min(INTEGERS.1)
+}
+
+/// The next integer that a float holds, downwards; the greatest of 64 bits stands for itself.
+fn held_below(integer: i128) -> i128 {
+    if integer == INTEGERS.1 {
+        return integer;
+    }
+    let float = integer as f64;
+    let float = if (float as i128) > integer {
+        float.next_down()
+    } else {
+        float
+    };
+    float as i128
+}
+
+/// Regular expressions.
+fn expressions(keywords: &Map<String, Value>) -> Result<(), GrammarError> {
+    if let Some(pattern) = keywords.get("pattern").and_then(Value::as_str) {
+        Shape::of(pattern).check()?;
+    }
+    if let Some(Value::Object(by_pattern)) = keywords.get("patternProperties") {
+        let mut patterns = by_pattern.keys();
+        patterns.try_for_each(|pattern| Shape::of(pattern).check())?;
+    }
+    if let Some(Value::Object(options)) = keywords.get(super::OPTIONS) {
+        let mut options = options.values().filter_map(Value::as_str);
+        options.try_for_each(|option| Shape::of(option).check())?;
+    }
+    Ok(())
+}
+
+/// Numbers of characters, items or properties.
+fn lengths(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
+    let too_long = |value: &Value| value.as_f64().is_some_and(|length| length > LONGEST as f64);
+    for name in ["minLength", "minItems", "minProperties"] {
+        if let Some(value) = keywords.get(name).filter(|value| too_long(value)) {
+            return Err(GrammarError(format!(
+                "`{name}` is {value}; it can be at most {LONGEST}"
+            )));
+        }
+    }
+    for name in ["maxLength", "maxItems", "maxProperties"] {
+        if let Some(value) = keywords.get_mut(name).filter(|value| too_long(value)) {
+            *value = Value::from(LONGEST);
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the numbers in data are the numbers that the library will allow.
+fn constant(name: &str, data: &Value) -> Result<(), GrammarError> {
+    let exact = |number: &Number| match (number.as_i64(), number.as_u64()) {
+        (Some(integer), _) => {
+            let integer = i128::from(integer);
+            integer >= INTEGERS.0 && (integer as f64) as i128 == integer
+        }
+        // Beyond 64 bits with a sign it is a float, and so written.
+        (None, Some(_)) => false,
+        (None, None) => true,
+    };
+    match data {
+        Value::Number(number) if !exact(number) => Err(GrammarError(format!(
+            "`{name}` has the number {number}, which can't be followed exactly: beyond {EXACT} only some integers can"
+        ))),
+        Value::Array(items) => items.iter().try_for_each(|item| constant(name, item)),
+        Value::Object(fields) => fields.values().try_for_each(|value| constant(name, value)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn prepared(mut schema: Value) -> Result<Value, String> {
+        prepare(&mut schema).map_err(|error| error.to_string())?;
+        Ok(schema)
+    }
+
+    #[track_caller]
+    fn becomes(from: Value, to: Value) {
+        assert_eq!(prepared(from), Ok(to));
+    }
+
+    #[track_caller]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "json!() in a call reads better without a reference"
+    )]
+    fn refused(schema: Value, parts: &[&str]) {
+        let message = prepared(schema.clone()).expect_err(&schema.to_string());
+        for part in parts {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+    }
+
+    #[test]
+    fn bounds_that_can_be_held_stay_as_they_are() {
+        for schema in [
+            json!({"type": "integer", "minimum": -5, "exclusiveMaximum": 7}),
+            json!({"type": "number", "minimum": 0.25, "maximum": 1e9}),
+            json!({"minimum": 0, "exclusiveMinimum": true}),
+            json!({"properties": {"minimum": {"type": "integer", "maximum": 3}}}),
+            json!({"const": {"minimum": 7}, "default": {"minimum": 1e300}}),
+            json!({"type": "string", "maxLength": 100}),
+        ] {
+            becomes(schema.clone(), schema);
+        }
+    }
+
+    #[test]
+    fn bounds_of_integers_are_moved_inwards() {
+        let integer = |bounds: Value| {
+            let mut schema = json!({"type": "integer"});
+            let bounds = bounds.as_object().unwrap().clone();
+            schema.as_object_mut().unwrap().extend(bounds);
+            schema
+        };
+        let cases = [
+            (
+                json!({"minimum": i64::MIN, "maximum": i64::MAX}),
+                json!({"minimum": i64::MIN + 1024, "maximum": i64::MAX}),
+            ),
+            // 2^53 + 1 is held by no float.
+            (
+                json!({"minimum": 9_007_199_254_740_993_i64, "maximum": 9_007_199_254_740_999_i64}),
+                json!({"minimum": 9_007_199_254_740_994_i64, "maximum": 9_007_199_254_740_998_i64}),
+            ),
+            (
+                json!({"exclusiveMinimum": 9_007_199_254_740_992_i64}),
+                json!({"minimum": 9_007_199_254_740_994_i64}),
+            ),
+            (
+                json!({"minimum": 0, "maximum": u64::MAX}),
+                json!({"minimum": 0, "maximum": i64::MAX}),
+            ),
+            (
+                json!({"minimum": -1e30, "maximum": 1e30}),
+                json!({"minimum": i64::MIN + 1024, "maximum": i64::MAX}),
+            ),
+            (
+                json!({"minimum": 5_000_000_000_000_000_000_i64}),
+                json!({"minimum": 5_000_000_000_000_000_000_i64, "maximum": i64::MAX}),
+            ),
+            (
+                json!({"maximum": -5_000_000_000_000_000_000_i64}),
+                json!({"minimum": i64::MIN + 1024, "maximum": -5_000_000_000_000_000_000_i64}),
+            ),
+        ];
+        for (from, to) in cases {
+            becomes(integer(from), integer(to));
+        }
+        refused(
+            integer(json!({"minimum": 1e19})),
+            &["`minimum`", "10000000000000000000"],
+        );
+        refused(integer(json!({"maximum": -1e19})), &["`maximum`"]);
+        let between = 9_007_199_254_740_993_i64;
+        refused(
+            integer(json!({"minimum": between, "maximum": between})),
+            &["9007199254740993", "`minimum`", "`maximum`"],
+        );
+    }
+
+    #[test]
+    fn bounds_of_other_numbers_end_where_floats_are_exact() {
+        let exact = 1_i64 << 53;
+        becomes(
+            json!({"type": "number", "minimum": -1e300, "maximum": f64::MAX}),
+            json!({"type": "number", "minimum": -exact, "maximum": exact}),
+        );
+        becomes(
+            json!({"type": "number", "minimum": -1e300, "exclusiveMinimum": 0}),
+            json!({"type": "number", "exclusiveMinimum": 0}),
+        );
+        refused(
+            json!({"type": "number", "minimum": 1e18}),
+            &["`minimum`", "integer"],
+        );
+        refused(json!({"exclusiveMaximum": -1e18}), &["`exclusiveMaximum`"]);
+    }
+
+    #[test]
+    fn numbers_in_data_are_exact_or_refused() {
+        for schema in [
+            json!({"const": 1_i64 << 60}),
+            json!({"enum": [1.5, "9", [1e300]]}),
+        ] {
+            becomes(schema.clone(), schema);
+        }
+        refused(
+            json!({"const": u64::MAX}),
+            &["`const`", "18446744073709551615"],
+        );
+        refused(json!({"const": i64::MIN}), &["`const`"]);
+        let data = json!({"properties": {"a": {"enum": ["x", {"b": 9_007_199_254_740_993_i64}]}}});
+        refused(data, &["`enum`", "9007199254740993"]);
+    }
+
+    #[test]
+    fn lengths_end_where_answers_do() {
+        becomes(
+            json!({"maxLength": u64::MAX, "maxItems": 1e30}),
+            json!({"maxLength": LONGEST, "maxItems": LONGEST}),
+        );
+        refused(
+            json!({"minItems": 4_294_967_296_u64}),
+            &["`minItems`", "4294967296"],
+        );
+    }
+
+    #[test]
+    fn a_multiple_is_positive_and_not_too_fine() {
+        for multiple in [
+            json!(3),
+            json!(0.01),
+            json!(1e5),
+            json!(1e-5),
+            json!(99_999),
+        ] {
+            let schema = json!({"multipleOf": multiple});
+            becomes(schema.clone(), schema);
+        }
+        refused(json!({"multipleOf": -1}), &["greater than 0", "-1"]);
+        refused(json!({"multipleOf": 0}), &["greater than 0"]);
+        refused(
+            json!({"items": {"multipleOf": 0.000_123_456}}),
+            &["5 digits"],
+        );
+        // 65537 * 65539 is more than 32 bits.
+        let two = json!([{"multipleOf": 65_537}, {"multipleOf": 65_539}]);
+        refused(
+            json!({"allOf": two}),
+            &["2 different `multipleOf`", "allOf"],
+        );
+        let apart =
+            json!({"properties": {"a": {"multipleOf": 65_537}, "b": {"multipleOf": 65_539}}});
+        becomes(apart.clone(), apart);
+    }
+}
