@@ -1,6 +1,6 @@
 //! `skald generate`: one prompt, streamed to the terminal, through the same engine as the server.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, anyhow};
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::model::ModelSettings;
-use super::{Failure, runtime};
+use super::{Failure, print, runtime};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
@@ -178,9 +178,7 @@ impl Generate {
             if self.json {
                 return Ok(());
             }
-            let mut out = std::io::stdout().lock();
-            out.write_all(piece.as_bytes())?;
-            out.flush()
+            print(piece)
         };
         let mut generated = 0;
         let mut reason = FinishReason::Length;
@@ -211,12 +209,11 @@ impl Generate {
                 FinishReason::Length => "length",
                 FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete => "stop",
             };
-            println!(
-                "{}",
-                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed})
-            );
+            let answer =
+                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed});
+            print(&format!("{answer}\n"))?;
         } else {
-            println!();
+            print("\n")?;
         }
         Ok(())
     }

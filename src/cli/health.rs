@@ -12,7 +12,7 @@ use clap::Args;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::config::{HumanDuration, Layer};
 
 /// What is asked where the URL names no path.
@@ -130,7 +130,10 @@ async fn ask(url: Url) -> anyhow::Result<()> {
     }
     let status = response.status();
     if status.is_success() {
-        println!("{url}: {}", told(&body).unwrap_or("ok".to_owned()));
+        print(&format!(
+            "{url}: {}\n",
+            told(&body).unwrap_or("ok".to_owned())
+        ))?;
         return Ok(());
     }
     match told(&body) {

@@ -12,10 +12,13 @@ mod pull;
 mod serve;
 mod signals;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::SignalKind;
+
+use crate::telemetry::{self, FlushLogs};
 
 /// The exit code for settings and models that can't be used; clap's own for bad flags.
 const UNUSABLE: u8 = 2;
@@ -69,6 +72,7 @@ impl Cli {
     /// Runs the command to its end; failures are told on standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
+        let _flush = FlushLogs;
         let signals = match self.command {
             // Has handlers of its own: it drains.
             Command::Serve(_) => &[] as &[_],
@@ -77,7 +81,9 @@ impl Cli {
             _ => &[SignalKind::terminate(), SignalKind::interrupt()],
         };
         if let Err(error) = signals::end_process_one(signals) {
-            eprintln!("skald: signals will not end this command: {error}");
+            telemetry::say(&format!(
+                "skald: signals will not end this command: {error}"
+            ));
         }
         let outcome = match self.command {
             Command::Serve(command) => command.run(),
@@ -92,9 +98,19 @@ impl Cli {
             Err(Failure::Unusable(error)) => (UNUSABLE, error),
             Err(Failure::Running(error)) => (1, error),
         };
-        eprintln!("skald: {error:#}");
+        telemetry::say(&format!("skald: {error:#}"));
         ExitCode::from(code)
     }
+}
+
+/// Writes to standard output. `print!` would panic where that is closed.
+///
+/// # Errors
+/// The system's.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// An asynchronous runtime of a few threads: the front end's work is small, and the cores belong

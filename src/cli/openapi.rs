@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::http;
 
 /// Print the HTTP contract as `OpenAPI`
@@ -22,7 +22,6 @@ impl Openapi {
         } else {
             contract.to_yaml().map_err(anyhow::Error::from)
         };
-        print!("{}", text.map_err(Failure::Running)?);
-        Ok(())
+        print(&text.map_err(Failure::Running)?).map_err(|error| Failure::Running(error.into()))
     }
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use anyhow::anyhow;
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, print};
 use crate::config::LogFormat;
 use crate::model::{ModelSource, hub};
 use crate::telemetry;
@@ -33,8 +33,8 @@ impl Pull {
         };
         let progress = std::io::stderr().is_terminal();
         let directory = hub::pull(&id, revision.as_deref(), progress).map_err(unusable)?;
-        println!("{}", directory.display());
-        Ok(())
+        let line = format!("{}\n", directory.display());
+        print(&line).map_err(|error| Failure::Running(error.into()))
     }
 }
 

@@ -46,8 +46,7 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let settings = self.settings().map_err(Failure::Unusable)?;
         telemetry::start(settings.log_format, &settings.log)
-            .context("`log` is not a valid filter")
-            .map_err(Failure::Unusable)?;
+            .map_err(|error| Failure::Unusable(error.into()))?;
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
             warn!(name, nearest, "an environment variable that sets nothing");
         }
@@ -182,6 +181,7 @@ fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
             }
             if count > 0 {
                 error!("a second signal: stopping at once");
+                telemetry::flush_logs();
                 std::process::exit(EXIT_BY_SIGNAL);
             }
             stop.cancel();
