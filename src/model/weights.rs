@@ -5,7 +5,6 @@
 //! prefix; tensors the model has no use for (`attn.bias`, ...) are ignored.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +15,11 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::config::Gpt2Config;
+use super::finite::{NotFinite, first_not_finite};
+use crate::regular_file;
+
+/// The largest `model.safetensors.index.json`, in bytes.
+const LARGEST_INDEX: u64 = 64 << 20;
 
 /// Why a checkpoint's weights can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,45 @@ pub enum WeightsError {
         tensor: String,
         /// Its type.
         found: String,
+    },
+    /// There are more layers than the configuration says.
+    #[error(
+        "{file}: the tensor `{tensor}` is of layer {layer}, but `n_layer` in config.json is {n_layer} \
+         (layers 0 to {}): the two are not of one model", n_layer - 1
+    )]
+    FurtherLayer {
+        /// The file it is in.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its layer, from 0.
+        layer: usize,
+        /// Layers that the configuration says.
+        n_layer: usize,
+    },
+    /// A tensor is there twice.
+    #[error(
+        "{file}: the tensor `{tensor}` is there twice, with and without a prefix or in another shard"
+    )]
+    Twice {
+        /// The file it is in the second time.
+        file: String,
+        /// The tensor, by its name without prefix.
+        tensor: String,
+    },
+    /// A tensor has NaN or infinity in it.
+    #[error(
+        "{file}: the tensor `{tensor}` is {value} at {index:?}; weights must be finite numbers"
+    )]
+    NotFinite {
+        /// The file it is in.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its first such value.
+        value: String,
+        /// Where that is, in each dimension.
+        index: Vec<usize>,
     },
     /// A token id outside of the vocabulary.
     #[error("token id {id} is outside of the vocabulary of {vocab_size}")]
@@ -227,7 +270,12 @@ impl Checkpoint {
                     shape: info.shape.clone(),
                     range: data + info.data_offsets.0..data + info.data_offsets.1,
                 };
-                tensors.insert(name.to_owned(), entry);
+                if tensors.insert(name.to_owned(), entry).is_some() {
+                    return Err(WeightsError::Twice {
+                        file: files[file].name.clone(),
+                        tensor: name.to_owned(),
+                    });
+                }
             }
         }
         Ok(Self { files, tensors })
@@ -251,6 +299,28 @@ impl Checkpoint {
             bytes: &bytes[entry.range.clone()],
             dtype,
             shape: entry.shape.clone(),
+        })
+    }
+
+    /// The same, whose values are all finite: reads all of them.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), or [`WeightsError::NotFinite`].
+    pub fn finite_tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'_>, WeightsError> {
+        let tensor = self.tensor(name, shape)?;
+        let Some(NotFinite { index, value }) = first_not_finite(&tensor) else {
+            return Ok(tensor);
+        };
+        let (entry, _) = self.find(name, shape)?;
+        Err(WeightsError::NotFinite {
+            file: self.files[entry.file].name.clone(),
+            tensor: name.to_owned(),
+            value,
+            index,
         })
     }
 
@@ -286,17 +356,20 @@ impl Checkpoint {
     /// else the token embeddings.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// As [`finite_tensor`](Self::finite_tensor).
     pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
-        let shape = [config.vocab_size, config.n_embd];
-        self.tensor(
-            if self.has_separate_lm_head(config) {
-                "lm_head.weight"
-            } else {
-                "wte.weight"
-            },
-            &shape,
+        self.finite_tensor(
+            self.lm_head_name(config),
+            &[config.vocab_size, config.n_embd],
         )
+    }
+
+    fn lm_head_name(&self, config: &Gpt2Config) -> &'static str {
+        if self.has_separate_lm_head(config) {
+            "lm_head.weight"
+        } else {
+            "wte.weight"
+        }
     }
 
     /// Gives back the memory of what was read so far; what is read again comes from the file.
@@ -317,7 +390,7 @@ impl Checkpoint {
     /// The token embeddings, if they are not tied to the output projection.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// As [`finite_tensor`](Self::finite_tensor).
     pub fn separate_embedding(
         &self,
         config: &Gpt2Config,
@@ -326,6 +399,7 @@ impl Checkpoint {
             return Ok(None);
         }
         let shape = [config.vocab_size, config.n_embd];
+        self.finite_tensor("wte.weight", &shape)?;
         let (entry, dtype) = self.find("wte.weight", &shape)?;
         Ok(Some(Embedding {
             bytes: self.files[entry.file].bytes.clone(),
@@ -340,10 +414,12 @@ impl Checkpoint {
         self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings
     }
 
-    /// Checks that every tensor the model needs is there, before any work is done.
+    /// Checks that every tensor the model needs is there, and no further layer, before any work is
+    /// done.
     ///
     /// # Errors
-    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them.
+    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them, or
+    /// [`WeightsError::FurtherLayer`].
     pub fn validate(&self, config: &Gpt2Config) -> Result<(), WeightsError> {
         let (n, inner) = (config.n_embd, config.n_inner);
         self.tensor("wte.weight", &[config.vocab_size, n])?;
@@ -368,8 +444,31 @@ impl Checkpoint {
         }
         self.tensor("ln_f.weight", &[n])?;
         self.tensor("ln_f.bias", &[n])?;
-        self.lm_head(config)?;
-        Ok(())
+        self.tensor(self.lm_head_name(config), &[config.vocab_size, n])?;
+        self.check_layers(config.n_layer)
+    }
+
+    /// Checks that no tensor is of a layer that the configuration does not have: the model would
+    /// stop half way.
+    fn check_layers(&self, n_layer: usize) -> Result<(), WeightsError> {
+        let layer = |name: &str| {
+            let (layer, _) = name.strip_prefix("h.")?.split_once('.')?;
+            layer.parse::<usize>().ok()
+        };
+        let layers = self.tensors.iter();
+        let further = layers
+            .filter_map(|(name, entry)| Some((layer(name)?, name, entry)))
+            .filter(|(layer, ..)| *layer >= n_layer)
+            .min_by_key(|(layer, name, _)| (*layer, *name));
+        match further {
+            None => Ok(()),
+            Some((layer, name, entry)) => Err(WeightsError::FurtherLayer {
+                file: self.files[entry.file].name.clone(),
+                tensor: name.clone(),
+                layer,
+                n_layer,
+            }),
+        }
     }
 }
 
@@ -388,7 +487,7 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
         file: name.clone(),
         source,
     };
-    let file = File::open(path).map_err(io)?;
+    let file = regular_file::open(path).map_err(io)?;
     // SAFETY: the mapping is read-only. That no one changes or cuts the file while the server
     // runs is asked of the operator; every loader of mapped checkpoints relies on it.
     #[allow(unsafe_code)]
@@ -406,7 +505,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let file = index.display().to_string();
-    let bytes = std::fs::read(index).map_err(|source| WeightsError::Io {
+    let bytes = regular_file::read(index, LARGEST_INDEX).map_err(|source| WeightsError::Io {
         file: file.clone(),
         source,
     })?;
