@@ -98,9 +98,21 @@ impl Cli {
             Err(Failure::Unusable(error)) => (UNUSABLE, error),
             Err(Failure::Running(error)) => (1, error),
         };
-        telemetry::say(&format!("skald: {error:#}"));
+        telemetry::say(&format!("skald: {}", message(&error)));
         ExitCode::from(code)
     }
+}
+
+/// The message of an error and of its causes, without those that it ends with already.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |message, cause| {
+        let cause = cause.to_string();
+        match message.as_str() {
+            "" => cause,
+            told if told.ends_with(&cause) => message,
+            told => format!("{told}: {cause}"),
+        }
+    })
 }
 
 /// Writes to standard output. `print!` would panic where that is closed.
