@@ -21,9 +21,21 @@ pub(super) struct NotFinite {
 /// Returns the first value of a tensor that is not finite, if there is one.
 pub(super) fn first_not_finite(tensor: &TensorView<'_>) -> Option<NotFinite> {
     let (at, value) = match tensor.dtype {
-        DType::F16 => first(tensor.bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
-        DType::BF16 => first(tensor.bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-        _ => first(tensor.bytes, f32::from_le_bytes),
+        DType::F16 => first(
+            tensor.bytes,
+            |bytes| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00,
+            |bytes| f16::from_le_bytes(bytes).to_f32(),
+        ),
+        DType::BF16 => first(
+            tensor.bytes,
+            |bytes| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80,
+            |bytes| bf16::from_le_bytes(bytes).to_f32(),
+        ),
+        _ => first(
+            tensor.bytes,
+            |bytes| !f32::from_le_bytes(bytes).is_finite(),
+            f32::from_le_bytes,
+        ),
     }?;
     let mut rest = at;
     let mut index: Vec<usize> = tensor
@@ -43,21 +55,23 @@ pub(super) fn first_not_finite(tensor: &TensorView<'_>) -> Option<NotFinite> {
     })
 }
 
-/// The first value that is not finite, and its number.
+/// The first value that is not finite, and its number. `is_special` finds it without a conversion: all
+/// bits of its exponent are set.
 fn first<const BYTES: usize>(
     bytes: &[u8],
+    is_special: impl Fn([u8; BYTES]) -> bool,
     value: impl Fn([u8; BYTES]) -> f32,
 ) -> Option<(usize, f32)> {
     let (values, _) = bytes.as_chunks::<BYTES>();
     for (block, values) in values.chunks(BLOCK).enumerate() {
         // Without a way out in its middle the loop becomes vector instructions.
-        let all = values
+        let any = values
             .iter()
-            .fold(true, |all, &bytes| all & value(bytes).is_finite());
-        if !all {
-            let found = values.iter().enumerate();
-            let mut found = found.map(|(at, &bytes)| (block * BLOCK + at, value(bytes)));
-            return found.find(|(_, value)| !value.is_finite());
+            .fold(false, |any, &bytes| any | is_special(bytes));
+        if any {
+            let mut found = values.iter().enumerate();
+            let found = found.find(|(_, bytes)| is_special(**bytes));
+            return found.map(|(at, &bytes)| (block * BLOCK + at, value(bytes)));
         }
     }
     None
