@@ -10,6 +10,7 @@
 //! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
 //! | [`panics`] | panics in the logs |
+//! | [`regular_file`] | opens files that hold models and sessions |
 //! | [`shown_url`] | what messages show of a URL |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
@@ -29,6 +30,7 @@ pub mod http;
 pub mod kernels;
 pub mod model;
 pub mod panics;
+pub mod regular_file;
 pub mod request;
 pub mod resources;
 pub mod session;

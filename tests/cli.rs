@@ -383,6 +383,7 @@ fn a_panic_is_a_line_of_the_log_that_names_its_place() {
         let worker = std::thread::Builder::new().name("a worker".to_owned());
         let panics = worker.spawn(|| panic!("injected {}", 1)).expect("a thread");
         panics.join().expect_err("it panicked");
+        skald::telemetry::flush_logs();
         return;
     }
     let itself = std::env::current_exe().expect("this program");

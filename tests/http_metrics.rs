@@ -41,7 +41,8 @@ const GAUGES: [&str; 18] = [
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
 ];
-const COUNTERS: [&str; 18] = [
+const COUNTERS: [&str; 19] = [
+    "skald_log_lines_lost_total",
     "skald_requests_total",
     "skald_steps_total",
     "skald_prompt_tokens_total",

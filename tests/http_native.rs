@@ -350,3 +350,24 @@ async fn a_long_text_is_tokenized_like_a_short_one() {
         .ok();
     assert_eq!(answer["tokens"], json!(SERVER.ids(&text)));
 }
+
+/// All weight is on the most likely token, also where the reciprocal of the temperature is infinite.
+#[tokio::test]
+async fn the_smallest_temperatures_choose_what_is_most_likely() {
+    let greedy = json!({"max_new_tokens": 12, "do_sample": false});
+    let expected = generate("Once upon a time", greedy).await;
+    for temperature in [1e-6, 1e-38, 2.9e-39, 1e-45, 1e-300] {
+        let parameters = json!({
+            "max_new_tokens": 12, "do_sample": true, "temperature": temperature, "seed": 3,
+        });
+        let told = generate("Once upon a time", parameters).await;
+        assert_eq!(told, expected, "{temperature}");
+        let body = json!({
+            "prompt": "Once upon a time", "max_tokens": 12, "temperature": temperature,
+            "top_p": 1e-45, "seed": 3,
+        });
+        let told = SERVER.post("/v1/completions", body).await.ok();
+        let text = &told["choices"][0]["text"];
+        assert_eq!(*text, expected["generated_text"], "{temperature}");
+    }
+}

@@ -19,6 +19,8 @@ use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::SignalKind;
 
+use crate::telemetry::{self, FlushLogs};
+
 /// The exit code for settings and models that can't be used; clap's own for bad flags.
 const UNUSABLE: u8 = 2;
 
@@ -90,6 +92,7 @@ impl Cli {
     /// Runs the command to its end; failures are told on standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
+        let _flush = FlushLogs;
         let signals = match self.command {
             // Has handlers of its own: it drains.
             Command::Serve(_) => &[] as &[_],
@@ -98,7 +101,9 @@ impl Cli {
             _ => &[SignalKind::terminate(), SignalKind::interrupt()],
         };
         if let Err(error) = signals::end_process_one(signals) {
-            eprintln!("skald: signals will not end this command: {error}");
+            telemetry::say(&format!(
+                "skald: signals will not end this command: {error}"
+            ));
         }
         let outcome = match self.command {
             Command::Serve(command) => command.run(),
@@ -116,7 +121,7 @@ impl Cli {
         if error.is::<ReaderGone>() {
             return ExitCode::from(ENDED_BY_SIGPIPE);
         }
-        eprintln!("skald: {}", told(&error));
+        telemetry::say(&format!("skald: {}", told(&error)));
         ExitCode::from(code)
     }
 }

@@ -18,7 +18,7 @@ use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::{Gpt2, Runtime};
-use crate::model::{Gpt2Config, ModelFiles, ModelSource};
+use crate::model::{Gpt2Config, ModelFiles, ModelSource, trial};
 use crate::request::Limits;
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
@@ -62,6 +62,8 @@ impl ModelSettings {
         let dtype = self.weight_dtype(files.checkpoint.dtype());
         engine.kv_dtype = self.kv_dtype(dtype);
         let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
+        trial::run(&model, engine.kv_dtype, dtype_name(dtype))
+            .with_context(|| format!("`model` {source} can't be served"))?;
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
         let kv_memory = self.kv_memory(weights, window_bytes(&files.config, block_bytes));

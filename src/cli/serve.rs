@@ -48,8 +48,7 @@ impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let settings = self.settings().map_err(Failure::Unusable)?;
         telemetry::start(settings.log_format, &settings.log)
-            .context("`log` is not a valid filter")
-            .map_err(Failure::Unusable)?;
+            .map_err(|error| Failure::Unusable(error.into()))?;
         for (name, nearest) in unknown_variables(std::env::vars().map(|(name, _)| name)) {
             warn!(name, nearest, "unknown environment variable ignored");
         }
@@ -185,6 +184,9 @@ async fn database(url: &SecretUrl, lease: Duration) -> Result<Database, Failure>
 fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // With a handler, a file that reaches the limit on its size is an error of the write, as a full disk
+    // is; without one it is the end of the process.
+    let _handled = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     let stop = stop.clone();
     tokio::spawn(async move {
         let mut first = None;
@@ -196,6 +198,7 @@ fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
             let at = *first.get_or_insert_with(Instant::now);
             if stop.is_cancelled() && at.elapsed() > SAME_SIGNAL {
                 error!("a second signal: stopping at once");
+                telemetry::flush_logs();
                 std::process::exit(EXIT_BY_SIGNAL);
             }
             stop.cancel();

@@ -535,6 +535,7 @@ impl From<SessionError> for ApiError {
             SessionError::Unknown { .. } => (Kind::SessionUnknown, Some("session_id")),
             SessionError::Away { .. } => (Kind::SessionsAway, None),
             SessionError::Disk { .. }
+            | SessionError::Panicked { .. }
             | SessionError::Directory { .. }
             | SessionError::Database(_) => (Kind::Internal, None),
             SessionError::Engine(error) => return error.clone().into(),

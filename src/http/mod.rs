@@ -21,6 +21,7 @@
 //! | `waiting` | how long a request may wait for its place, and for its answer |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
+//! | `session_reset` | how a client learns that its session begins anew |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
 //! | `probes` | what routers ask: `/model_info`, `/server_info`, `/get_load`, `/ping` |
@@ -58,6 +59,7 @@ mod outcome;
 mod probes;
 mod request_trace;
 mod serve;
+mod session_reset;
 mod sessions;
 mod sse;
 mod stall;

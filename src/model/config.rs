@@ -1,6 +1,10 @@
 //! GPT-2's shape, from `config.json` in the Hugging Face layout.
 
 use serde::Deserialize;
+use serde_path_to_error::Track;
+
+/// The largest size, number of layers or vocabulary.
+const LARGEST: usize = 1 << 24;
 
 /// Why a `config.json` is not one of a model that can be served.
 #[derive(Debug, thiserror::Error)]
@@ -10,8 +14,8 @@ pub enum ConfigError {
     Json {
         /// The file.
         file: String,
-        /// What serde found.
-        source: serde_json::Error,
+        /// What serde found, and in which field.
+        source: JsonError,
     },
     /// A field has a value that is not supported.
     #[error("{file}: `{field}` is {found}; {expected}")]
@@ -25,6 +29,21 @@ pub enum ConfigError {
         /// What would do.
         expected: String,
     },
+}
+
+/// What serde found in a JSON file, with the path to the field.
+pub type JsonError = serde_path_to_error::Error<serde_json::Error>;
+
+/// Reads a JSON file's content.
+///
+/// # Errors
+/// If it is not JSON, or not of this form.
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json)?;
+    json.end()
+        .map_err(|error| JsonError::new(Track::new().path(), error))?;
+    Ok(value)
 }
 
 /// The shape of a GPT-2 model. Field names are those of `config.json`.
@@ -108,7 +127,7 @@ impl Gpt2Config {
     /// # Errors
     /// [`ConfigError`] naming file, field, found and expected value.
     pub fn from_json(file: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|source| ConfigError::Json {
+        let raw: Raw = from_json(bytes).map_err(|source| ConfigError::Json {
             file: file.to_owned(),
             source,
         })?;
@@ -170,9 +189,16 @@ impl Raw {
             ("n_head", self.n_head),
             ("n_inner", self.n_inner.unwrap_or(1)),
         ] {
-            if value == 0 || value > 1 << 24 {
-                return refuse(field, value.to_string(), "expected 1 to 2^24");
+            if value == 0 || value > LARGEST {
+                let expected = format!("expected 1 to {LARGEST}");
+                return refuse(field, value.to_string(), &expected);
             }
+        }
+        let epsilon = self.layer_norm_epsilon;
+        // The kernels have it in f32.
+        if !((epsilon as f32) > 0.0 && epsilon <= 1.0) {
+            let expected = "expected a number above 0, up to 1 (1e-5 in the published models)";
+            return refuse("layer_norm_epsilon", epsilon.to_string(), expected);
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
             let expected = format!("it must divide `n_embd` ({})", self.n_embd);
@@ -233,6 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn an_epsilon_that_is_not_json_is_refused_by_name() {
+        let json = |epsilon: &str| {
+            format!(
+                r#"{{"model_type": "gpt2", "vocab_size": 8, "n_positions": 8, "n_embd": 4,
+                    "n_layer": 1, "n_head": 1, "layer_norm_epsilon": {epsilon}}}"#
+            )
+        };
+        let parse = |text: String| Gpt2Config::from_json("config.json", text.as_bytes());
+        assert!(parse(json("1e-5")).is_ok());
+        for epsilon in ["NaN", "Infinity", "1e400", "null"] {
+            let error = parse(json(epsilon)).unwrap_err().to_string();
+            let name = "config.json: layer_norm_epsilon: ";
+            assert!(error.starts_with(name), "{epsilon}: {error}");
+        }
+        let error = parse(json("1e-5") + "}").unwrap_err().to_string();
+        assert!(error.starts_with("config.json: trailing"), "{error}");
+    }
+
+    #[test]
     fn what_cannot_be_served_is_refused_by_name() {
         for (field, value, words) in [
             ("model_type", "llama".into(), "`model_type` is llama"),
@@ -240,7 +285,32 @@ mod tests {
             ("n_layer", 0.into(), "`n_layer` is 0"),
             ("activation_function", "relu".into(), "only gelu_new"),
             ("scale_attn_weights", false.into(), "scaled attention"),
-            ("vocab_size", "many".into(), "config.json: invalid type"),
+            (
+                "vocab_size",
+                "many".into(),
+                "config.json: vocab_size: invalid type",
+            ),
+            (
+                "n_layer",
+                (-1).into(),
+                "config.json: n_layer: invalid value: integer `-1`",
+            ),
+            ("n_embd", (1_u64 << 40).into(), "expected 1 to 16777216"),
+            (
+                "layer_norm_epsilon",
+                (-1e-5).into(),
+                "`layer_norm_epsilon` is -0.00001; expected a number above 0",
+            ),
+            (
+                "layer_norm_epsilon",
+                1e-60.into(),
+                "`layer_norm_epsilon` is 0.000",
+            ),
+            (
+                "layer_norm_epsilon",
+                2.0.into(),
+                "`layer_norm_epsilon` is 2;",
+            ),
         ] {
             let error = parse(&[(field, value)]).unwrap_err();
             assert!(error.contains(words), "{error}");

@@ -1,8 +1,9 @@
 //! The defaults a model asks for, from its `generation_config.json`.
 
 use serde::Deserialize;
+use serde_path_to_error::Track;
 
-use super::config::TokenIds;
+use super::config::{JsonError, TokenIds, from_json};
 use crate::request::SamplingDefaults;
 
 /// The fields of `generation_config.json` that Skald honours; all others are ignored.
@@ -25,9 +26,10 @@ impl GenerationConfig {
     ///
     /// # Errors
     /// If it is not JSON, or a field has the wrong type or a value that no request may have.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let config: Self = serde_json::from_slice(bytes)?;
-        config.check().map_err(serde::de::Error::custom)?;
+    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
+        let config: Self = from_json(bytes)?;
+        let checked = config.check().map_err(serde::de::Error::custom);
+        checked.map_err(|error| JsonError::new(Track::new().path(), error))?;
         Ok(config)
     }
 

@@ -381,7 +381,7 @@ type Loaded<T> = std::result::Result<T, LoadError>;
 
 impl Loader<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Loaded<TensorView<'_>> {
-        Ok(self.checkpoint.tensor(name, shape)?)
+        Ok(self.checkpoint.finite_tensor(name, shape)?)
     }
 
     fn block(&self, i: usize) -> Loaded<Block> {

@@ -9,16 +9,19 @@
 //! | [`config`] | `config.json`: the shape |
 //! | [`generation_config`] | `generation_config.json`: defaults for sampling |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
-//! | [`weights`] | safetensors files, read where they lie |
+//! | [`weights`], `finite` | safetensors files, read where they lie |
 //! | [`gpt2`] | the forward pass |
+//! | [`trial`] | the pass that a model must survive before it is served |
 
 pub mod config;
+mod finite;
 pub mod generation_config;
 pub mod gpt2;
 pub mod hub;
 mod layout;
 pub mod source;
 pub mod tokenizer_config;
+pub mod trial;
 pub mod weights;
 
 pub use config::Gpt2Config;

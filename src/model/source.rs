@@ -5,10 +5,11 @@
 //! message that names the file; nothing is repaired or guessed here.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::config::{ConfigError, Gpt2Config};
+use super::config::{ConfigError, Gpt2Config, JsonError};
 use super::generation_config::GenerationConfig;
 use super::hub::{self, HubError};
 use super::layout::{
@@ -17,8 +18,12 @@ use super::layout::{
 };
 use super::tokenizer_config::TokenizerConfig;
 use super::weights::{Checkpoint, WeightsError};
+use crate::regular_file;
 use crate::text::template::{TemplateError, TemplateSource, TemplateTokens};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
+
+/// The largest file beside the weights, in bytes: tokenizers of large vocabularies have 40 MB.
+const LARGEST: u64 = 256 << 20;
 
 /// Why a model can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +71,8 @@ pub enum SourceError {
     Json {
         /// The file.
         file: String,
-        /// What serde found.
-        source: serde_json::Error,
+        /// What serde found, and in which field.
+        source: JsonError,
     },
     /// The tokenizer can't be understood.
     #[error("{file}: {source}")]
@@ -247,8 +252,10 @@ impl ModelFiles {
                 (path, tokenizer)
             }
             TokenizerFiles::VocabAndMerges => {
-                let path = directory.join(VOCAB);
-                let tokenizer = Tokenizer::from_vocab_and_merges(&path, &directory.join(MERGES));
+                let (path, merges) = (directory.join(VOCAB), directory.join(MERGES));
+                check_regular(&path)?;
+                check_regular(&merges)?;
+                let tokenizer = Tokenizer::from_vocab_and_merges(&path, &merges);
                 (path, tokenizer)
             }
         };
@@ -356,9 +363,9 @@ fn chat_template(
     let path = directory.join(CHAT_TEMPLATE);
     if path.exists() {
         let origin = path.display().to_string();
-        let text = std::fs::read_to_string(&path).map_err(|source| SourceError::Io {
+        let text = String::from_utf8(read(&path)?).map_err(|error| SourceError::Io {
             file: origin.clone(),
-            source,
+            source: io::Error::new(io::ErrorKind::InvalidData, error),
         })?;
         return Ok(Some(TemplateSource { origin, text }));
     }
@@ -371,7 +378,7 @@ fn chat_template(
 /// What a file that may be absent says.
 fn read_json<T: Default>(
     path: &Path,
-    parse: impl Fn(&[u8]) -> Result<T, serde_json::Error>,
+    parse: impl Fn(&[u8]) -> Result<T, JsonError>,
 ) -> Result<T, SourceError> {
     if !path.exists() {
         return Ok(T::default());
@@ -383,7 +390,16 @@ fn read_json<T: Default>(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
-    std::fs::read(path).map_err(|source| SourceError::Io {
+    regular_file::read(path, LARGEST).map_err(|source| SourceError::Io {
+        file: path.display().to_string(),
+        source,
+    })
+}
+
+/// Checks that a file can be read that a library is to read by its name.
+fn check_regular(path: &Path) -> Result<(), SourceError> {
+    let opened = regular_file::open(path).map(drop);
+    opened.map_err(|source| SourceError::Io {
         file: path.display().to_string(),
         source,
     })

@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use super::config::{JsonError, from_json};
+
 /// The fields of `tokenizer_config.json` that Skald honours; all others are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -47,8 +49,8 @@ impl TokenizerConfig {
     ///
     /// # Errors
     /// If it is not JSON, or a field has the wrong form.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
+        from_json(bytes)
     }
 
     /// The chat template; of several the one named `default`. Where none is, there is no telling

@@ -4,8 +4,9 @@
 //! binary itself, for the built-in model). Names are taken with and without the `transformer.`
 //! prefix; tensors the model has no use for (`attn.bias`, ...) are ignored.
 
+mod error;
+
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,78 +16,13 @@ use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
+pub use self::error::WeightsError;
 use super::config::Gpt2Config;
+use super::finite::{NotFinite, first_not_finite};
+use crate::regular_file;
 
-/// Why a checkpoint's weights can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum WeightsError {
-    /// A file can't be opened or mapped.
-    #[error("{file}: {source}")]
-    Io {
-        /// The file.
-        file: String,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// A file is not in the safetensors format, or is cut short.
-    #[error("{file} is not a whole safetensors file ({bytes} bytes): {reason}")]
-    Format {
-        /// The file.
-        file: String,
-        /// Its length.
-        bytes: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// `model.safetensors.index.json` can't be understood.
-    #[error("{file} is not an index of safetensors shards: {reason}")]
-    Index {
-        /// The file.
-        file: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A tensor the model needs is in none of the files.
-    #[error("the tensor `{tensor}` of shape {expected:?} is missing from {files}")]
-    Missing {
-        /// The tensor, by its name without prefix.
-        tensor: String,
-        /// The shape it should have.
-        expected: Vec<usize>,
-        /// The files that were searched.
-        files: String,
-    },
-    /// A tensor has another shape than the configuration asks for.
-    #[error("{file}: the tensor `{tensor}` has the shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// The file it is in.
-        file: String,
-        /// The tensor.
-        tensor: String,
-        /// Its shape.
-        found: Vec<usize>,
-        /// The shape the configuration asks for.
-        expected: Vec<usize>,
-    },
-    /// A tensor has a type that is not supported.
-    #[error("{file}: the tensor `{tensor}` is of type {found}; F32, F16 and BF16 are supported")]
-    Type {
-        /// The file it is in.
-        file: String,
-        /// The tensor.
-        tensor: String,
-        /// Its type.
-        found: String,
-    },
-    /// A token id outside of the vocabulary.
-    #[error("token id {id} is outside of the vocabulary of {vocab_size}")]
-    TokenId {
-        /// The id.
-        id: u32,
-        /// Ids are below this.
-        vocab_size: usize,
-    },
-}
+/// The largest `model.safetensors.index.json`, in bytes.
+const LARGEST_INDEX: u64 = 64 << 20;
 
 /// The bytes of a file, wherever they are.
 #[derive(Clone)]
@@ -227,7 +163,12 @@ impl Checkpoint {
                     shape: info.shape.clone(),
                     range: data + info.data_offsets.0..data + info.data_offsets.1,
                 };
-                tensors.insert(name.to_owned(), entry);
+                if tensors.insert(name.to_owned(), entry).is_some() {
+                    return Err(WeightsError::Twice {
+                        file: files[file].name.clone(),
+                        tensor: name.to_owned(),
+                    });
+                }
             }
         }
         Ok(Self { files, tensors })
@@ -251,6 +192,28 @@ impl Checkpoint {
             bytes: &bytes[entry.range.clone()],
             dtype,
             shape: entry.shape.clone(),
+        })
+    }
+
+    /// The same, whose values are all finite: reads all of them.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), or [`WeightsError::NotFinite`].
+    pub fn finite_tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'_>, WeightsError> {
+        let tensor = self.tensor(name, shape)?;
+        let Some(NotFinite { index, value }) = first_not_finite(&tensor) else {
+            return Ok(tensor);
+        };
+        let (entry, _) = self.find(name, shape)?;
+        Err(WeightsError::NotFinite {
+            file: self.files[entry.file].name.clone(),
+            tensor: name.to_owned(),
+            value,
+            index,
         })
     }
 
@@ -286,17 +249,20 @@ impl Checkpoint {
     /// else the token embeddings.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// As [`finite_tensor`](Self::finite_tensor).
     pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
-        let shape = [config.vocab_size, config.n_embd];
-        self.tensor(
-            if self.has_separate_lm_head(config) {
-                "lm_head.weight"
-            } else {
-                "wte.weight"
-            },
-            &shape,
+        self.finite_tensor(
+            self.lm_head_name(config),
+            &[config.vocab_size, config.n_embd],
         )
+    }
+
+    fn lm_head_name(&self, config: &Gpt2Config) -> &'static str {
+        if self.has_separate_lm_head(config) {
+            "lm_head.weight"
+        } else {
+            "wte.weight"
+        }
     }
 
     /// Gives back the memory of what was read so far; what is read again comes from the file.
@@ -317,7 +283,7 @@ impl Checkpoint {
     /// The token embeddings, if they are not tied to the output projection.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// As [`finite_tensor`](Self::finite_tensor).
     pub fn separate_embedding(
         &self,
         config: &Gpt2Config,
@@ -326,6 +292,7 @@ impl Checkpoint {
             return Ok(None);
         }
         let shape = [config.vocab_size, config.n_embd];
+        self.finite_tensor("wte.weight", &shape)?;
         let (entry, dtype) = self.find("wte.weight", &shape)?;
         Ok(Some(Embedding {
             bytes: self.files[entry.file].bytes.clone(),
@@ -340,10 +307,12 @@ impl Checkpoint {
         self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings
     }
 
-    /// Checks that every tensor the model needs is there, before any work is done.
+    /// Checks that every tensor the model needs is there, and no further layer, before any work is
+    /// done.
     ///
     /// # Errors
-    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them.
+    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them, or
+    /// [`WeightsError::FurtherLayer`].
     pub fn validate(&self, config: &Gpt2Config) -> Result<(), WeightsError> {
         let (n, inner) = (config.n_embd, config.n_inner);
         self.tensor("wte.weight", &[config.vocab_size, n])?;
@@ -368,8 +337,31 @@ impl Checkpoint {
         }
         self.tensor("ln_f.weight", &[n])?;
         self.tensor("ln_f.bias", &[n])?;
-        self.lm_head(config)?;
-        Ok(())
+        self.tensor(self.lm_head_name(config), &[config.vocab_size, n])?;
+        self.check_layers(config.n_layer)
+    }
+
+    /// Checks that no tensor is of a layer that the configuration does not have: the model would
+    /// stop half way.
+    fn check_layers(&self, n_layer: usize) -> Result<(), WeightsError> {
+        let layer = |name: &str| {
+            let (layer, _) = name.strip_prefix("h.")?.split_once('.')?;
+            layer.parse::<usize>().ok()
+        };
+        let layers = self.tensors.iter();
+        let further = layers
+            .filter_map(|(name, entry)| Some((layer(name)?, name, entry)))
+            .filter(|(layer, ..)| *layer >= n_layer)
+            .min_by_key(|(layer, name, _)| (*layer, *name));
+        match further {
+            None => Ok(()),
+            Some((layer, name, entry)) => Err(WeightsError::FurtherLayer {
+                file: self.files[entry.file].name.clone(),
+                tensor: name.clone(),
+                layer,
+                n_layer,
+            }),
+        }
     }
 }
 
@@ -388,7 +380,7 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
         file: name.clone(),
         source,
     };
-    let file = File::open(path).map_err(io)?;
+    let file = regular_file::open(path).map_err(io)?;
     // SAFETY: the mapping is read-only. That no one changes or cuts the file while the server
     // runs is asked of the operator; every loader of mapped checkpoints relies on it.
     #[allow(unsafe_code)]
@@ -406,7 +398,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let file = index.display().to_string();
-    let bytes = std::fs::read(index).map_err(|source| WeightsError::Io {
+    let bytes = regular_file::read(index, LARGEST_INDEX).map_err(|source| WeightsError::Io {
         file: file.clone(),
         source,
     })?;

@@ -453,7 +453,7 @@ impl Limits {
             0.0
         };
         SamplingParams {
-            temperature,
+            temperature: effective_temperature(temperature),
             top_k: draft.top_k.or(defaults.top_k).unwrap_or(0),
             top_p: draft.top_p.or(defaults.top_p).unwrap_or(1.0),
             min_p: draft.min_p.or(defaults.min_p).unwrap_or(0.0),
@@ -467,6 +467,16 @@ impl Limits {
             logit_bias: draft.logit_bias.clone(),
             seed: draft.seed.unwrap_or_else(random_seed),
         }
+    }
+}
+
+/// Returns 0 for a temperature that is too small to divide by (below 3e-39): with all weight on the
+/// highest logit it is the same as greedy decoding.
+fn effective_temperature(temperature: f32) -> f32 {
+    if temperature.recip().is_finite() {
+        temperature
+    } else {
+        0.0
     }
 }
 

@@ -65,6 +65,12 @@ pub enum SessionError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A store panicked. Its log line says where.
+    #[error("a session could not be {what}: the session store failed; the server's log says more")]
+    Panicked {
+        /// `read`, `written`, …
+        what: &'static str,
+    },
     /// The database can't be reached, or does not answer in time. Nothing was changed.
     #[error("the session database is unavailable: {what}; retry later")]
     Away {

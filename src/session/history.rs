@@ -42,7 +42,8 @@ impl History {
         Self {
             tokens,
             created: created.unwrap_or(now),
-            last_used: now,
+            // The clock may have been set back since.
+            last_used: created.map_or(now, |created| now.max(created)),
         }
     }
 

@@ -72,6 +72,7 @@ impl Store for Memory {
     async fn hold(&self, key: &SessionKey, _if_busy: IfBusy) -> Result<Held, SessionError> {
         Ok(Held {
             history: self.get(key),
+            lost: false,
             hold: Box::new(InMemory {
                 memory: self.clone(),
                 key: key.clone(),

@@ -15,6 +15,7 @@
 //! | `turn` | [`Turn`]: one client's hold on a session, and what it leaves there |
 //! | `queue` | whose turn it is in this process |
 //! | `store` | what a place for histories does: `memory`, `dir` or `postgres` |
+//! | `guarded` | a store whose panics are errors |
 //! | `memory` | histories that end with the process |
 //! | `dir` | histories in a directory, which servers can share |
 //! | [`postgres`] | histories in a database, for servers on many machines |
@@ -35,6 +36,7 @@
 
 mod dir;
 mod error;
+mod guarded;
 mod history;
 mod memory;
 pub mod postgres;

@@ -12,23 +12,37 @@
 //! | 32 | BLAKE3 of everything before |
 //!
 //! A file is written beside its place and renamed into it, so a reader finds the old or the new one
-//! and never a part. A file that is not right is set aside under another name, never deleted.
+//! and never a part. A file that is not right is set aside under a name of its own, never deleted and
+//! never over another.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::regular_file;
 
 /// The ending of a file that is still being written.
 pub(super) const UNFINISHED: &str = "tmp";
 const HEADER: usize = 56;
 const CHECKSUM: usize = 32;
+/// The largest file that is read: far above any history or block.
+const LARGEST: u64 = 1 << 30;
 /// Bytes of a file beside its content.
 pub(super) const OVERHEAD: usize = HEADER + CHECKSUM;
 
 /// What a file's content depends on. With another one, the content means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(pub [u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    /// As part of a path: its first 8 bytes. Files have the whole of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = self.0.first_chunk().copied().unwrap_or_default();
+        write!(f, "{:016x}", u64::from_be_bytes(first))
+    }
+}
 
 /// What a file is.
 #[derive(Debug, Clone, Copy)]
@@ -87,15 +101,30 @@ impl Seal {
 
     /// The content of a file, `None` if there is no such file.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Unreadable> {
-        let mut bytes = match fs::read(path) {
+        let mut bytes = match regular_file::read(path, LARGEST) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if regular_file::is_another_kind(&error) => {
+                return Err(Unreadable::Foreign("not a regular file"));
+            }
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                return Err(Unreadable::Corrupt("it is too large"));
+            }
             Err(error) => return Err(error.into()),
         };
         let length = self.check(&bytes)?;
         bytes.truncate(HEADER + length);
         bytes.drain(..HEADER);
         Ok(Some(bytes))
+    }
+
+    /// Returns whether a file's beginning says that it is of this kind and fingerprint, whole or not.
+    pub fn begins(&self, path: &Path) -> io::Result<bool> {
+        let mut header = Vec::with_capacity(HEADER);
+        let file = regular_file::open(path)?;
+        file.take(HEADER as u64).read_to_end(&mut header)?;
+        let (kind, fingerprint) = (header.get(..8), header.get(16..48));
+        Ok(kind == Some(&self.kind) && fingerprint == Some(&self.fingerprint.0))
     }
 
     /// The length of the content, if all is as it should be.
@@ -133,23 +162,56 @@ impl Seal {
 }
 
 /// Gives a file that is not right another name, so that it is out of the way and can be looked at.
-pub(super) fn set_aside(path: &Path, why: &Unreadable) {
+///
+/// # Errors
+/// If it could not be renamed: it is where it was.
+pub(super) fn set_aside(path: &Path, why: &Unreadable) -> io::Result<()> {
     let ending = match why {
-        Unreadable::Io(_) => return,
+        Unreadable::Io(_) => return Ok(()),
         Unreadable::Corrupt(_) => "corrupt",
         Unreadable::Foreign(_) => "foreign",
     };
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".");
-    aside.push(ending);
-    let moved = fs::rename(path, &aside);
+    let aside = reserve(path, ending);
+    let moved = aside.as_ref().map_or_else(
+        |error| Err(io::Error::from(error.kind())),
+        |aside| fs::rename(path, aside).inspect_err(|_| release(aside)),
+    );
     tracing::warn!(
         file = %path.display(),
-        aside = %Path::new(&aside).display(),
+        aside = aside.ok().map(|aside| tracing::field::display(aside.display().to_string())),
         %why,
         moved = moved.is_ok(),
         "a file is set aside"
     );
+    moved
+}
+
+/// Makes an empty file (a directory for a directory) of the first name that is free: `path.corrupt`,
+/// `path.2.corrupt`, …; renaming something to it overwrites nothing else.
+fn reserve(path: &Path, ending: &str) -> io::Result<PathBuf> {
+    let is_dir = fs::symlink_metadata(path)?.is_dir();
+    for n in 1_u32.. {
+        let mut name = path.as_os_str().to_owned();
+        if n > 1 {
+            name.push(format!(".{n}"));
+        }
+        name.push(format!(".{ending}"));
+        let made = if is_dir {
+            fs::create_dir(&name)
+        } else {
+            File::create_new(&name).map(drop)
+        };
+        match made {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => (),
+            made => return made.map(|()| name.into()),
+        }
+    }
+    Err(ErrorKind::AlreadyExists.into())
+}
+
+/// Gives a name back that [`reserve`] made.
+fn release(aside: &Path) {
+    let _ = fs::remove_file(aside).or_else(|_| fs::remove_dir(aside));
 }
 
 /// A name beside `path` that no one else writes to.
@@ -216,14 +278,54 @@ mod tests {
             },
             Seal { version: 2, ..SEAL },
         ];
-        for other in others {
+        for (other, aside) in others.iter().zip(["file", "file.2", "file.3"]) {
             other.write(&path, b"content", false).unwrap();
             let why = SEAL.read(&path).unwrap_err();
             assert!(matches!(why, Unreadable::Foreign(_)));
-            set_aside(&path, &why);
+            set_aside(&path, &why).unwrap();
             assert!(!path.exists());
-            let aside = dir.path().join("file.foreign");
+            let aside = dir.path().join(format!("{aside}.foreign"));
             assert_eq!(other.read(&aside).unwrap().unwrap(), b"content");
         }
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_not_waited_for_and_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for (n, make) in ["mkfifo", "mkdir", "mkdir"].into_iter().enumerate() {
+            let made = std::process::Command::new(make).arg(&path).status();
+            assert!(made.unwrap().success());
+            let why = SEAL.read(&path).unwrap_err();
+            assert!(matches!(why, Unreadable::Foreign(_)), "{make}");
+            set_aside(&path, &why).unwrap();
+            assert!(!path.exists());
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), n + 1);
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_set_aside_stays() {
+        let why = Unreadable::Corrupt("for a test");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(set_aside(&dir.path().join("none"), &why).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_beginning_of_a_file_tells_whose_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        SEAL.write(&path, b"content", false).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..HEADER]).unwrap();
+        assert!(SEAL.begins(&path).unwrap());
+        let other = Seal {
+            fingerprint: Fingerprint([8; 32]),
+            ..SEAL
+        };
+        assert!(!other.begins(&path).unwrap());
+        fs::write(&path, &bytes[..40]).unwrap();
+        assert!(!SEAL.begins(&path).unwrap());
     }
 }

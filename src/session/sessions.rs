@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::dir::Directory;
+use super::guarded::Guarded;
 use super::history::{History, has_expired};
 use super::memory::Memory;
 use super::postgres::{Database, Postgres};
@@ -71,11 +72,12 @@ impl SessionConfig {
     }
 
     fn open_store(&self, tokenizer: Fingerprint) -> Result<Arc<dyn Store>, SessionError> {
-        Ok(match (&self.database, &self.dir) {
+        let store: Arc<dyn Store> = match (&self.database, &self.dir) {
             (Some(database), _) => Arc::new(Postgres::new(database.clone(), tokenizer)),
             (None, Some(dir)) => Arc::new(Directory::open(dir, tokenizer)?),
             (None, None) => Arc::new(Memory::new(self.max_in_memory)),
-        })
+        };
+        Ok(Arc::new(Guarded(store)))
     }
 }
 

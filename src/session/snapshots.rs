@@ -190,6 +190,8 @@ impl Snapshots {
         let path = self.root.join(name.path());
         if !path.exists() {
             if let Some(parent) = path.parent() {
+                // Not where another file system was: what is written there would be lost to sight.
+                fs::metadata(&self.root)?;
                 fs::create_dir_all(parent)?;
             }
             self.seal.write(&path, &block.bytes, false)?;
@@ -290,7 +292,8 @@ impl Snapshots {
                 }
                 Err(why) => why,
             };
-            set_aside(&path, &why);
+            // A block that can't be moved is overwritten by the next of its name: it is computed again.
+            let _ = set_aside(&path, &why);
             self.index().remove(name);
             break;
         }

@@ -88,6 +88,8 @@ pub(super) trait Hold: Send + Sync {
 pub(super) struct Held {
     /// `None` if there is no such session.
     pub history: Option<History>,
+    /// There was one whose history could not be read, and no turn was kept since.
+    pub lost: bool,
     pub hold: Box<dyn Hold>,
 }
 

@@ -27,6 +27,7 @@ pub struct Turn {
     open: Option<Open>,
     shared: Arc<Shared>,
     history: Arc<[u32]>,
+    history_lost: bool,
     /// What the request adds.
     prompt: Vec<u32>,
     /// What was generated after it.
@@ -44,6 +45,7 @@ impl Turn {
         let history = held.history.as_ref();
         Self {
             history: history.map_or_else(|| Arc::from([]), |h| Arc::clone(&h.tokens)),
+            history_lost: held.lost,
             open: Some(Open { held, on_turn }),
             shared,
             prompt: Vec::new(),
@@ -55,6 +57,13 @@ impl Turn {
     #[must_use]
     pub fn history(&self) -> &[u32] {
         &self.history
+    }
+
+    /// Returns whether the session begins anew because its history could not be read, which its client
+    /// must be told.
+    #[must_use]
+    pub fn history_lost(&self) -> bool {
+        self.history_lost
     }
 
     /// Its session's name, and whose it is; `None` once it is over.
@@ -168,7 +177,11 @@ impl Turn {
 impl Open {
     async fn end(self, tokens: Option<Arc<[u32]>>) -> Result<Option<History>, SessionError> {
         let Self { held, mut on_turn } = self;
-        let Held { history, hold } = held;
+        let Held {
+            history,
+            lost,
+            hold,
+        } = held;
         let mut left = history;
         if let Some(tokens) = tokens.filter(|_| !on_turn.is_deleted()) {
             let created = left.map(|was| was.created);
@@ -178,7 +191,7 @@ impl Open {
                 Err(error) => return Err(error),
             };
         }
-        if left.is_some() && on_turn.end_unless_deleted() {
+        if (left.is_some() || lost) && on_turn.end_unless_deleted() {
             return Ok(left);
         }
         // It was deleted, or there never was anything to remember.
@@ -196,7 +209,8 @@ impl Drop for Turn {
             return;
         };
         let Open { held, mut on_turn } = open;
-        if held.history.is_some() && on_turn.end_unless_deleted() {
+        // What stands for a lost history is left there, for the next turn to tell of it.
+        if (held.history.is_some() || held.lost) && on_turn.end_unless_deleted() {
             return;
         }
         // The turn ends here, though not all may be gone from the disk: who is refused has left no

@@ -14,6 +14,9 @@ use super::template::TemplateError;
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
+/// The largest token id, as that of a model's vocabulary.
+const LARGEST_ID: u32 = (1 << 24) - 1;
+
 /// Why a tokenizer can't be loaded, or there are no tokens of a text or conversation.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -98,6 +101,11 @@ impl Tokenizer {
         }
         let added = parsing.get_added_tokens_decoder();
         let ids = parsing.get_vocab(true).into_values().max().unwrap_or(0);
+        // One entry for each id up to the last one: a single absurd id would take all memory.
+        if ids > LARGEST_ID {
+            let reason = format!("it has the token id {ids}; the largest possible is {LARGEST_ID}");
+            return Err(load(file, reason));
+        }
         let alphabet = byte_alphabet();
         let bytes = (0..=ids)
             .map(|id| match (added.get(&id), parsing.id_to_token(id)) {

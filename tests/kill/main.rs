@@ -5,6 +5,7 @@
 //! | [`kills`] | SIGKILL at random moments under load, on one directory |
 //! | [`torn`] | files that are not as they were written |
 //! | [`shared`] | two servers on one directory |
+//! | [`disk`] | a disk that is full, read-only or gone |
 //! | [`load`] | kills under load, and what must be true after each |
 //! | [`client`] | one client of the load |
 //! | [`ledger`] | what must be true of a session after all that a client has seen |
@@ -18,6 +19,7 @@
 mod support;
 
 mod client;
+mod disk;
 mod kills;
 mod ledger;
 mod load;

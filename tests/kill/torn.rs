@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::kills::files;
 use crate::reference::{Choice, Reference};
-use crate::support::caller::{Caller, said, token_ids};
+use crate::support::caller::{Caller, said};
 use crate::support::pace::PATIENCE;
 use crate::support::process::Process;
 use crate::support::script::tokenizer;
@@ -312,46 +312,150 @@ fn other_tokenizer() -> tempfile::TempDir {
     directory
 }
 
+/// Two servers of different models on one directory by mistake, each with a session of the same name.
 #[tokio::test]
-async fn a_history_of_another_tokenizer_is_foreign() {
-    let reference = Reference::start();
+async fn servers_of_different_tokenizers_never_touch_each_other_s_histories() {
     let directory = tempfile::tempdir().expect("a directory");
-    let server = Process::on(directory.path(), &[]);
-    for name in ["used", "unused"] {
-        say(&server.caller(), name, "Once upon a time there was", 20).await;
-    }
-    let history = server
-        .caller()
-        .history("unused")
-        .await
-        .expect("it is there");
-    server.stop();
-
     let other = other_tokenizer();
     let model = other.path().to_str().expect("a path");
-    let server = Process::on(directory.path(), &["--model", model]);
-    let caller = server.caller();
-    assert_eq!(caller.session("used").await.status, 404);
-    assert_eq!(caller.get("/v1/sessions").await.ok()["data"], json!([]));
-    say(&caller, "used", "Once", 5).await;
-    assert!(caller.history("used").await.expect("it began anew").len() < 10);
-    let warnings = server.warnings();
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert!(warnings[0].contains("used") && warnings[0].contains("foreign"));
-    server.stop();
+    let servers = [
+        Process::on(directory.path(), &[]),
+        Process::on(directory.path(), &["--model", model]),
+    ];
+    let callers = servers.each_ref().map(Process::caller);
+    let mut histories = [Vec::new(), Vec::new()];
+    for turn in 0..4 {
+        for (n, (caller, history)) in callers.iter().zip(&mut histories).enumerate() {
+            let inputs = format!("On day {turn} the {n}th king");
+            say(caller, "tale", &inputs, 5).await;
+            let now = caller.history("tale").await.expect("it is there");
+            assert!(now.starts_with(history) && now.len() > history.len());
+            *history = now;
+        }
+    }
+    assert_ne!(histories[0], histories[1]);
+    for (caller, history) in callers.iter().zip(&histories) {
+        assert_eq!(caller.history("tale").await.as_ref(), Some(history));
+        let list = caller.get("/v1/sessions").await.ok();
+        assert_eq!(list["data"].as_array().expect("a list").len(), 1, "{list}");
+    }
+    callers[1].delete("/v1/sessions/tale").await.ok();
+    assert_eq!(
+        callers[0].history("tale").await.as_ref(),
+        Some(&histories[0])
+    );
+    for server in servers {
+        assert_eq!(server.warnings(), Vec::<String>::new());
+        server.stop();
+    }
+    for file in files(directory.path()) {
+        assert!(!ends_with(&file, ".corrupt") && !ends_with(&file, ".foreign"));
+    }
+    // Whose they are finds them again.
+    let server = Process::on(directory.path(), &[]);
+    let reference = Reference::start();
+    goes_on_from(&server.caller(), "tale", &histories[0], &reference).await;
+}
 
-    // Whose it is finds what nobody touched; what was set aside is whole, and can be put back.
+/// Before tokenizers had directories of their own, all histories were in one.
+#[tokio::test]
+async fn a_directory_of_the_earlier_layout_goes_on() {
+    let reference = Reference::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let other = other_tokenizer();
+    let model = other.path().to_str().expect("a path");
+    for (name, flags) in [("ours", &[][..]), ("theirs", &["--model", model])] {
+        let server = Process::on(directory.path(), flags);
+        say(&server.caller(), name, "Once upon a time there was", 8).await;
+        server.stop();
+    }
+    let sessions = directory.path().join("sessions");
+    let tenant = sessions.join("anonymous");
+    fs::create_dir(&tenant).expect("made");
+    for name in ["ours", "theirs"] {
+        let history = history_of(directory.path(), name);
+        let session = history.parent().expect("a directory");
+        let name = session.file_name().expect("a name");
+        fs::rename(session, tenant.join(name)).expect("moved");
+    }
     let server = Process::on(directory.path(), &[]);
     let caller = server.caller();
-    goes_on_from(&caller, "unused", &history, &reference).await;
-    assert_eq!(caller.session("used").await.status, 404);
-    let aside = files(directory.path()).into_iter();
-    let aside: Vec<PathBuf> = aside
-        .filter(|file| ends_with(file, "history.foreign") && is_under(file, "used"))
-        .collect();
-    fs::rename(&aside[0], aside[0].with_extension("")).expect("put back");
-    let back = caller.session("used").await.ok();
-    assert_eq!(token_ids(&back["tokens"]), history);
+    let ours = caller.history("ours").await.expect("it is there");
+    goes_on_from(&caller, "ours", &ours, &reference).await;
+    assert_eq!(caller.session("theirs").await.status, 404);
+    assert!(tenant.join("theirs.session/history").exists());
+    let moved = server.logged("sessions moved to the directory of their tokenizer");
+    assert_eq!(moved.len(), 1);
+    assert_eq!(moved[0]["sessions"], 1);
+    assert_eq!(server.warnings(), Vec::<String>::new());
+    let server = Process::on(directory.path(), &["--model", model]);
+    assert!(server.caller().history("theirs").await.is_some());
+    assert!(!tenant.exists());
+}
+
+/// A header and a field, in every form of answer, until a turn is kept.
+#[tokio::test]
+async fn the_client_of_a_damaged_history_is_told() {
+    const HEADER: &str = "x-skald-session-reset";
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Process::on(directory.path(), &[]);
+    let caller = server.caller();
+    let native = json!({
+        "inputs": "Once", "session_id": "tale", "parameters": {"max_new_tokens": 2},
+    });
+    let openai = json!({"prompt": "Once", "session_id": "tale", "max_tokens": 2});
+    let streamed = |body: &Value| {
+        let mut body = body.clone();
+        body["stream"] = true.into();
+        body
+    };
+    let requests = [
+        ("/generate", native.clone()),
+        ("/", native.clone()),
+        ("/generate_stream", native.clone()),
+        ("/v1/completions", openai.clone()),
+        ("/v1/completions", streamed(&openai)),
+    ];
+    caller.post("/generate", native.clone()).await.ok();
+    for (round, (path, body)) in requests.iter().enumerate() {
+        damage(&history_of(directory.path(), "tale"), DAMAGES[6].1);
+        // Neither a look nor a refused turn takes it from whoever comes next.
+        assert_eq!(caller.session("tale").await.status, 404);
+        let wrong = json!({"inputs": "", "session_id": "tale"});
+        assert_eq!(caller.post("/generate", wrong).await.status, 422);
+        for is_told in [true, false] {
+            let answer = caller.post(path, body.clone()).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            let header = if is_told { "history-lost" } else { "" };
+            assert_eq!(answer.header(HEADER), header, "{path}");
+            let text = answer.body.to_string().replace('\\', "");
+            let field = text.contains(r#""history_lost":true"#);
+            assert_eq!(field, is_told, "{path}: {text}");
+            assert!(is_told || !text.contains("history_lost"));
+        }
+        let aside = files(directory.path()).into_iter();
+        let aside = aside.filter(|file| ends_with(file, ".corrupt")).count();
+        assert_eq!(aside, round + 1, "nothing set aside is overwritten");
+    }
+}
+
+/// A named pipe blocks its reader for ever.
+#[tokio::test]
+async fn a_history_that_is_not_a_regular_file_is_set_aside() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Process::on(directory.path(), &[]);
+    let caller = server.caller();
+    say(&caller, "tale", "Once", 2).await;
+    let history = history_of(directory.path(), "tale");
+    for make in ["mkfifo", "mkdir"] {
+        fs::remove_file(&history).expect("removed");
+        let made = std::process::Command::new(make).arg(&history).status();
+        assert!(made.expect("it runs").success());
+        assert_eq!(caller.session("tale").await.status, 404);
+        let answer = say(&caller, "tale", "Once", 2).await;
+        assert_eq!(answer["history_lost"], true, "{make}: {answer}");
+        assert!(caller.history("tale").await.is_some());
+    }
 }
 
 /// KV blocks of other weights, or held in another precision, are never mistaken for one's own.

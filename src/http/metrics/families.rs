@@ -19,6 +19,7 @@ use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::figures::{EngineStatus, StepTokens};
 use crate::http::app::{ModelInfo, Serving};
 use crate::session::snapshots::Snapshots;
+use crate::telemetry;
 
 /// What a scrape is written from.
 pub(super) struct Scrape<'a> {
@@ -66,6 +67,9 @@ impl Scrape<'_> {
             families.sessions(serving, self.sessions);
         }
         families.observations(self.observations);
+        let help = "Log lines not written because standard error failed or was not read";
+        let lost = telemetry::lost_log_lines();
+        families.skald("log_lines_lost", help, Reading::Counter(lost));
         families
     }
 }

@@ -21,6 +21,9 @@ use crate::text::Tokenizer;
 pub(in crate::http) struct GenerateAnswer {
     /// The text, with the stop string that ended it, if one did.
     generated_text: String,
+    /// True where the session begins anew because its stored history could not be read; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    history_lost: bool,
     /// Only if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
@@ -97,6 +100,9 @@ pub(in crate::http) struct StreamEvent {
     top_tokens: Option<Vec<Token>>,
     /// The whole text; only in the last event.
     generated_text: Option<String>,
+    /// True in every event where the session begins anew because its stored history could not be read; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    history_lost: bool,
     /// Only in the last event, and only if asked for.
     details: Option<StreamDetails>,
 }
@@ -120,16 +126,18 @@ pub(in crate::http) struct StreamDetails {
 pub(super) struct Wanted {
     plan: Plan,
     seeds: Vec<Option<u64>>,
+    history_lost: bool,
 }
 
 impl Wanted {
-    pub(super) fn new(plan: Plan, requests: &[GenerateRequest]) -> Self {
+    pub(super) fn new(plan: Plan, requests: &[GenerateRequest], history_lost: bool) -> Self {
         let drawn = |request: &GenerateRequest| {
             (request.sampling.temperature > 0.0).then_some(request.sampling.seed)
         };
         Self {
             plan,
             seeds: requests.iter().map(drawn).collect(),
+            history_lost,
         }
     }
 
@@ -238,6 +246,7 @@ impl Tokens {
         let others: Vec<_> = sequences.collect();
         Ok(GenerateAnswer {
             generated_text: best.generated_text,
+            history_lost: wanted.history_lost,
             details: wanted.plan.details.then(|| Details {
                 best_of_sequences: (!others.is_empty()).then_some(others),
                 ..best.details
@@ -287,6 +296,7 @@ impl Events {
                         .top_tokens
                         .then(|| self.tokens.top(&shown.top)),
                     generated_text: None,
+                    history_lost: self.wanted.history_lost,
                     details: None,
                 }
             })

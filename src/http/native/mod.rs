@@ -26,7 +26,7 @@ use super::error::ApiError;
 use super::generation::TextGeneration;
 use super::layers::Scope;
 use super::openapi::{NativeErrors, NativeSessionErrors};
-use super::sse;
+use super::{session_reset, sse};
 
 /// How an endpoint answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ enum Form {
         (status = 200, description = "The text, or its events", content(
             (GenerateAnswer = "application/json"),
             (StreamEvent = "text/event-stream"),
-        )),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -79,7 +79,7 @@ pub(super) async fn generate(
     responses(
         (status = 200, description = "The events", content(
             (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
-        )),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -105,7 +105,7 @@ pub(super) async fn generate_stream(
         (status = 200, description = "The text, or its events", content(
             (Vec<GenerateAnswer> = "application/json"),
             (StreamEvent = "text/event-stream"),
-        )),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -133,7 +133,8 @@ async fn answer(
     let mut plan = body.plan(&serving, scope, form == Form::Stream).await?;
     let requests = std::mem::take(&mut plan.requests);
     let turn = plan.turn.take();
-    let wanted = Wanted::new(plan, &requests);
+    let history_lost = session_reset::is_told(turn.as_ref());
+    let wanted = Wanted::new(plan, &requests, history_lost);
     let trace = &scope.trace;
     trace.asks(&serving.info.id, &requests, requests.len());
     let generations = TextGeneration::start_all(app, &serving, requests, turn, trace, true).await?;
@@ -141,12 +142,14 @@ async fn answer(
     if form == Form::Stream {
         let writer = answer::Events::new(tokens, wanted);
         let keep_alive = app.config().keep_alive;
-        return Ok(sse::respond(generations, writer, in_flight, keep_alive));
+        let response = sse::respond(generations, writer, in_flight, keep_alive);
+        return Ok(session_reset::tell(response, history_lost));
     }
     let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
     let answer = tokens.answer(&wanted, wholes)?;
-    Ok(match form {
+    let response = match form {
         Form::List => Json([answer]).into_response(),
         Form::Object | Form::Stream => Json(answer).into_response(),
-    })
+    };
+    Ok(session_reset::tell(response, history_lost))
 }

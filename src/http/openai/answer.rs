@@ -25,6 +25,9 @@ pub(in crate::http) struct Completion<'a> {
     pub model: &'a str,
     /// Changes whenever the same seed could give another text.
     pub system_fingerprint: &'a str,
+    /// True, in all events of a stream, where the session begins anew because its stored history could not be read; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub history_lost: bool,
     /// One for each choice of each prompt, `index = prompt * n + choice`. In a stream one event
     /// has one choice with its new text, and the event with the usage has none.
     pub choices: Vec<Choice>,

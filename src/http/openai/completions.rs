@@ -18,7 +18,7 @@ use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
 use crate::http::layers::Scope;
 use crate::http::openapi::{OpenAiErrors, SessionErrors};
-use crate::http::sse;
+use crate::http::{session_reset, sse};
 
 /// Complete a prompt
 ///
@@ -39,7 +39,7 @@ use crate::http::sse;
         (status = 200, description = "The completion, or its events", content(
             (Completion<'static> = "application/json"),
             (Completion<'static> = "text/event-stream", example = json!("data: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\" there\",\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
-        )),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         OpenAiErrors,
         SessionErrors,
     ),
@@ -64,6 +64,7 @@ pub(in crate::http) async fn completions(
         prompts: plan.prompts,
         choices: plan.choices,
         telling: plan.telling,
+        history_lost: session_reset::is_told(turn.as_ref()),
     };
     reply::respond(&app, in_flight, wording, requests, turn, &scope.trace).await
 }
@@ -75,6 +76,7 @@ struct Completions {
     prompts: Vec<TokenizedPrompt>,
     choices: Choices,
     telling: Telling,
+    history_lost: bool,
 }
 
 impl Completions {
@@ -90,6 +92,7 @@ impl Completions {
             created: self.reply.created,
             model: &info.id,
             system_fingerprint: &info.fingerprint,
+            history_lost: self.history_lost,
             choices,
             usage,
         }

@@ -17,6 +17,7 @@ use crate::http::app::{App, InFlight, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
 use crate::http::request_trace::RequestTrace;
+use crate::http::session_reset;
 use crate::http::sse::{self, Writer};
 use crate::request::GenerateRequest;
 use crate::session::Turn;
@@ -136,6 +137,7 @@ pub(super) async fn respond<W: Wording>(
         ..
     } = wording.reply();
     trace.asks(&serving.info.id, &requests, *per_prompt);
+    let history_lost = session_reset::is_told(turn.as_ref());
     let generations = TextGeneration::start_all(app, serving, requests, turn, trace, false).await?;
     if wording.reply().streaming.stream {
         let writer = Chunks {
@@ -147,10 +149,11 @@ pub(super) async fn respond<W: Wording>(
             done: false,
         };
         let keep_alive = app.config().keep_alive;
-        return Ok(sse::respond(generations, writer, in_flight, keep_alive));
+        let response = sse::respond(generations, writer, in_flight, keep_alive);
+        return Ok(session_reset::tell(response, history_lost));
     }
     let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
-    Ok(wording.whole(wholes))
+    Ok(session_reset::tell(wording.whole(wholes), history_lost))
 }
 
 /// Writes a stream.

@@ -14,6 +14,11 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::regular_file;
+
+/// The largest file that names a commit, in bytes.
+const LARGEST_REFERENCE: u64 = 4096;
+
 /// The cache of one model.
 #[derive(Debug)]
 pub(super) struct ModelCache {
@@ -48,8 +53,8 @@ impl ModelCache {
 
     /// Returns the commit that a branch or tag stood for when it was last fetched.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
-        let commit = std::fs::read_to_string(self.reference(revision)).ok()?;
-        Some(commit.trim().to_owned())
+        let commit = regular_file::read(&self.reference(revision), LARGEST_REFERENCE).ok()?;
+        Some(String::from_utf8(commit).ok()?.trim().to_owned())
     }
 
     /// Records the commit that a branch or tag stands for. Readers find the old one or the new one.

@@ -1,8 +1,13 @@
 //! The files of histories.
 //!
-//! `sessions/<tenant>/<id>.session/` has the file `history`, sealed, and the file `lock`, which
-//! whoever changes the session has locked (`flock`; the system unlocks it if the process dies).
-//! Everything here blocks.
+//! `sessions/tokenizer-<16 digits>/<tenant>/<id>.session/` has the file `history`, sealed, and the file
+//! `lock`, which whoever changes the session has locked (`flock`; the system unlocks it if the process
+//! dies). The digits are of the tokenizer's fingerprint, so servers whose token ids mean other things
+//! never meet. A history that can't be read is set aside beside its place, and the file `lost` stands
+//! for it until the session has a history again.
+//!
+//! The directory of a tokenizer is made once, at the start. If it is gone later, the file system is:
+//! nothing is made in its place. Everything here blocks.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -10,19 +15,32 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::migration;
 use crate::request::{SessionId, Tenant};
 use crate::session::SessionKey;
 use crate::session::history::{self, History};
 use crate::session::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
 
+/// The directory of a tokenizer's sessions has this before its name; no tenant has.
+pub(super) const TOKENIZER: &str = "tokenizer-";
 /// A session's directory has this after its name: a name may be `..`.
-const ENDING: &str = ".session";
-const HISTORY: &str = "history";
+pub(super) const ENDING: &str = ".session";
+pub(super) const HISTORY: &str = "history";
 const LOCK: &str = "lock";
+/// Stands for a history that was set aside.
+const LOST: &str = "lost";
 /// How often a lock is tried that others delete as we get it.
 const LOCK_ATTEMPTS: usize = 100;
 
-/// The directory of all sessions.
+/// What there is of a session.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub history: Option<History>,
+    /// There was a history, which could not be read.
+    pub lost: bool,
+}
+
+/// The directory of all sessions of a tokenizer.
 pub(super) struct SessionDir {
     root: PathBuf,
     seal: Seal,
@@ -41,19 +59,37 @@ impl SessionDir {
     /// # Errors
     /// If it can't be written to.
     pub fn open(dir: &Path, tokenizer: Fingerprint) -> io::Result<Self> {
-        let root = dir.join("sessions");
+        let sessions = dir.join("sessions");
+        let root = sessions.join(format!("{TOKENIZER}{tokenizer}"));
         fs::create_dir_all(&root)?;
         // A directory that can be read only is found out now, not with the first turn.
         let probe = root.join(format!("probe.{}", std::process::id()));
         fs::write(&probe, [])?;
         fs::remove_file(&probe)?;
-        Ok(Self {
-            root,
-            seal: history::seal(tokenizer),
-        })
+        let seal = history::seal(tokenizer);
+        migration::adopt(&sessions, &root, &seal)?;
+        Ok(Self { root, seal })
     }
 
-    fn tenant_dir(&self, tenant: Tenant) -> PathBuf {
+    /// Checks that the directory is still there.
+    ///
+    /// # Errors
+    /// If it is not: it was removed, or its file system is not mounted any more.
+    fn check(&self) -> io::Result<()> {
+        match fs::metadata(&self.root) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!(
+                    "the session directory {} is gone: it was removed, or is not mounted",
+                    self.root.display()
+                );
+                Err(io::Error::new(ErrorKind::NotFound, message))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn tenant_dir(&self, tenant: Tenant) -> PathBuf {
         self.root.join(tenant.to_string())
     }
 
@@ -66,7 +102,13 @@ impl SessionDir {
     pub fn lock(&self, key: &SessionKey) -> io::Result<Option<Locked>> {
         let dir = self.session_dir(key);
         for _ in 0..LOCK_ATTEMPTS {
-            fs::create_dir_all(&dir)?;
+            self.check()?;
+            for dir in [&self.tenant_dir(key.tenant), &dir] {
+                match fs::create_dir(dir) {
+                    Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                    _ => (),
+                }
+            }
             match try_lock(&dir)? {
                 Attempt::Locked(locked) => return Ok(Some(locked)),
                 Attempt::Held => return Ok(None),
@@ -77,20 +119,34 @@ impl SessionDir {
     }
 
     /// What is there of a session; what can't be read is set aside.
-    pub fn read(&self, locked: &Locked) -> io::Result<Option<History>> {
-        let path = locked.dir.join(HISTORY);
+    ///
+    /// # Errors
+    /// The system's, also if what can't be read can't be set aside.
+    pub fn read(&self, locked: &Locked) -> io::Result<Found> {
+        let (path, lost) = (locked.dir.join(HISTORY), locked.dir.join(LOST));
         let why = match self.read_file(&path) {
-            Ok(history) => return Ok(history),
+            Ok(history) => {
+                return Ok(Found {
+                    lost: history.is_none() && lost.exists(),
+                    history,
+                });
+            }
             Err(Unreadable::Io(error)) => return Err(error),
             Err(why) => why,
         };
-        set_aside(&path, &why);
-        Ok(None)
+        // First, so that it is not forgotten if the process dies in between.
+        File::create(&lost)?;
+        set_aside(&path, &why)?;
+        Ok(Found {
+            history: None,
+            lost: true,
+        })
     }
 
     /// What is there of a session that others may be changing: the state before or after.
     pub fn peek(&self, key: &SessionKey) -> io::Result<Option<History>> {
         match self.read_file(&self.session_dir(key).join(HISTORY)) {
+            Ok(None) => self.check().map(|()| None),
             Ok(history) => Ok(history),
             Err(Unreadable::Io(error)) => Err(error),
             // Its next turn sets it aside.
@@ -113,6 +169,7 @@ impl SessionDir {
         let is_new = !path.exists();
         self.seal.write(&path, &history.encode(), true)?;
         if is_new {
+            remove_if_there(&locked.dir.join(LOST))?;
             // Its directory, and the tenant's, may be new too.
             for parent in locked.dir.ancestors().skip(1).take(2) {
                 File::open(parent)?.sync_all()?;
@@ -123,11 +180,8 @@ impl SessionDir {
 
     /// Takes a session away; whether there was one.
     pub fn remove(locked: &Locked) -> io::Result<bool> {
-        let there = match fs::remove_file(locked.dir.join(HISTORY)) {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        };
+        let there = remove_if_there(&locked.dir.join(HISTORY))?;
+        remove_if_there(&locked.dir.join(LOST))?;
         for entry in fs::read_dir(&locked.dir)?.flatten() {
             if entry.path().extension().is_some_and(|e| e == UNFINISHED) {
                 fs::remove_file(entry.path())?;
@@ -142,10 +196,7 @@ impl SessionDir {
 
     /// Takes away the history of a session that this process has locked already.
     pub fn forget(&self, key: &SessionKey) -> io::Result<()> {
-        match fs::remove_file(self.session_dir(key).join(HISTORY)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.session_dir(key).join(HISTORY)).map(drop)
     }
 
     /// All sessions of a tenant.
@@ -165,11 +216,12 @@ impl SessionDir {
     pub fn count(&self, tenant: Tenant, ttl: Option<Duration>) -> io::Result<usize> {
         let keys = self.keys(tenant)?.into_iter();
         Ok(keys
-            .filter(|key| is_in_use(&self.session_dir(key), ttl))
+            .filter(|key| is_in_use(&self.session_dir(key).join(HISTORY), ttl))
             .count())
     }
 
     fn keys(&self, tenant: Tenant) -> io::Result<Vec<SessionKey>> {
+        self.check()?;
         let entries = entries(&self.tenant_dir(tenant))?.into_iter();
         let names = entries.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
         let ids = names.filter_map(|name| SessionId::parse(name.strip_suffix(ENDING)?).ok());
@@ -178,6 +230,7 @@ impl SessionDir {
 
     /// How many sessions there are in all.
     pub fn count_all(&self) -> io::Result<usize> {
+        self.check()?;
         let mut count = 0;
         for tenant in entries(&self.root)? {
             let sessions = entries(&tenant)?.into_iter();
@@ -189,6 +242,7 @@ impl SessionDir {
     /// Takes away the sessions that were not used for so long, and what a process that died has
     /// left of sessions that never had a turn.
     pub fn sweep(&self, ttl: Option<Duration>) -> io::Result<usize> {
+        self.check()?;
         let mut removed = 0;
         for tenant in entries(&self.root)? {
             let dirs = entries(&tenant)?.into_iter();
@@ -206,22 +260,25 @@ impl SessionDir {
     }
 
     fn remove_if_expired(&self, dir: &Path, ttl: Option<Duration>) -> io::Result<bool> {
-        if is_in_use(dir, ttl) {
+        let lost = dir.join(LOST);
+        if is_in_use(&dir.join(HISTORY), ttl) || is_in_use(&lost, ttl) {
             return Ok(false);
         }
         let Attempt::Locked(locked) = try_lock(dir)? else {
             return Ok(false);
         };
         // A turn may have ended before we had the lock.
-        match self.read(&locked)? {
+        match self.read(&locked)?.history {
             Some(history) if !history.has_expired(ttl) => Ok(false),
+            // Found out just now: its client is still to be told.
+            None if is_in_use(&lost, ttl) => Ok(false),
             _ => Self::remove(&locked),
         }
     }
 }
 
 /// What comes of an attempt to lock a session.
-enum Attempt {
+pub(super) enum Attempt {
     Locked(Locked),
     /// Someone else has it.
     Held,
@@ -230,7 +287,7 @@ enum Attempt {
 }
 
 /// Tries to lock the session in `dir`, which must exist.
-fn try_lock(dir: &Path) -> io::Result<Attempt> {
+pub(super) fn try_lock(dir: &Path) -> io::Result<Attempt> {
     let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     let lock = match options.create(true).truncate(false).write(true).open(&path) {
@@ -256,20 +313,30 @@ fn try_lock(dir: &Path) -> io::Result<Attempt> {
     })
 }
 
-/// Whether there is a session in a directory that was used not too long ago.
-fn is_in_use(dir: &Path, ttl: Option<Duration>) -> bool {
-    let idle = idle_for(&dir.join(HISTORY));
+/// Whether there is a file that was written not too long ago.
+fn is_in_use(file: &Path, ttl: Option<Duration>) -> bool {
+    let idle = idle_for(file);
     idle.is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
 }
 
-/// Since when a file has not been written to; `None` if there is none.
+/// Removes a file; whether there was one.
+fn remove_if_there(file: &Path) -> io::Result<bool> {
+    match fs::remove_file(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Since when a file has not been written to; `None` if there is none. One that is dated in the
+/// future, since the clock was set back, was written to just now.
 fn idle_for(path: &Path) -> Option<Duration> {
     let modified = fs::metadata(path).and_then(|found| found.modified()).ok()?;
     Some(modified.elapsed().unwrap_or_default())
 }
 
 /// What is in a directory; nothing if it is not there.
-fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -279,20 +346,21 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
+/// What tests of this directory share.
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use std::time::SystemTime;
 
     use super::*;
 
-    fn key(id: &str) -> SessionKey {
+    pub fn key(id: &str) -> SessionKey {
         SessionKey {
             tenant: Tenant::of_key(b"key"),
             id: SessionId::parse(id).unwrap(),
         }
     }
 
-    fn history(tokens: &[u32]) -> History {
+    pub fn history(tokens: &[u32]) -> History {
         History {
             tokens: tokens.into(),
             created: SystemTime::UNIX_EPOCH,
@@ -300,106 +368,16 @@ mod tests {
         }
     }
 
-    fn open(dir: &Path) -> SessionDir {
+    pub fn open(dir: &Path) -> SessionDir {
         SessionDir::open(dir, Fingerprint([1; 32])).unwrap()
     }
 
-    fn put(sessions: &SessionDir, id: &str, tokens: &[u32]) {
+    pub fn put(sessions: &SessionDir, id: &str, tokens: &[u32]) {
         let locked = sessions.lock(&key(id)).unwrap().unwrap();
         sessions.write(&locked, &history(tokens)).unwrap();
     }
-
-    #[test]
-    fn every_allowed_name_is_a_directory_of_its_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let sessions = open(dir.path());
-        let longest = "x".repeat(SessionId::MAX_LENGTH);
-        let names = [".", "..", "a", "a.session", "-", "a:b@c", longest.as_str()];
-        for (n, name) in names.iter().enumerate() {
-            put(&sessions, name, &[n as u32]);
-        }
-        for (n, name) in names.iter().enumerate() {
-            let found = sessions.peek(&key(name)).unwrap().unwrap();
-            assert_eq!(*found.tokens, [n as u32]);
-        }
-        assert_eq!(sessions.list(key("a").tenant).unwrap().len(), names.len());
-        assert_eq!(sessions.count(key("a").tenant, None).unwrap(), names.len());
-        assert_eq!(sessions.count(Tenant::ANONYMOUS, None).unwrap(), 0);
-        assert_eq!(sessions.count_all().unwrap(), names.len());
-    }
-
-    #[test]
-    fn a_session_is_locked_by_one_at_a_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let (here, there) = (open(dir.path()), open(dir.path()));
-        let locked = here.lock(&key("a")).unwrap().unwrap();
-        assert!(there.lock(&key("a")).unwrap().is_none());
-        assert!(there.lock(&key("b")).unwrap().is_some());
-        drop(locked);
-        assert!(there.lock(&key("a")).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_session_that_is_removed_can_be_made_anew_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let sessions = open(dir.path());
-        put(&sessions, "a", &[1]);
-        let locked = sessions.lock(&key("a")).unwrap().unwrap();
-        assert!(SessionDir::remove(&locked).unwrap());
-        // The old lock is still held, but it is not the session's any more.
-        let anew = sessions.lock(&key("a")).unwrap().unwrap();
-        assert_eq!(sessions.read(&anew).unwrap(), None);
-        assert!(!SessionDir::remove(&anew).unwrap());
-        assert_eq!(
-            entries(&sessions.tenant_dir(key("a").tenant))
-                .unwrap()
-                .len(),
-            0
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let sessions = open(dir.path());
-        put(&sessions, "a", &[1, 2, 3]);
-        let path = sessions.session_dir(&key("a")).join(HISTORY);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[60] ^= 1;
-        fs::write(&path, bytes).unwrap();
-        assert_eq!(sessions.peek(&key("a")).unwrap(), None);
-        assert!(path.exists());
-        let locked = sessions.lock(&key("a")).unwrap().unwrap();
-        assert_eq!(sessions.read(&locked).unwrap(), None);
-        assert!(path.with_extension("corrupt").exists());
-        let other = SessionDir::open(dir.path(), Fingerprint([2; 32])).unwrap();
-        drop(locked);
-        put(&sessions, "a", &[4]);
-        assert_eq!(other.peek(&key("a")).unwrap(), None);
-    }
-
-    #[test]
-    fn only_what_has_expired_is_swept_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let sessions = open(dir.path());
-        for id in ["old", "new", "used"] {
-            put(&sessions, id, &[1]);
-        }
-        let long_ago = SystemTime::now() - Duration::from_secs(100);
-        let old = History {
-            last_used: long_ago,
-            ..history(&[1])
-        };
-        let locked = sessions.lock(&key("old")).unwrap().unwrap();
-        sessions.write(&locked, &old).unwrap();
-        let path = sessions.session_dir(&key("old")).join(HISTORY);
-        let file = File::options().write(true).open(path).unwrap();
-        file.set_modified(long_ago).unwrap();
-        // Nobody takes away what someone is using.
-        assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 0);
-        drop(locked);
-        assert_eq!(sessions.sweep(None).unwrap(), 0);
-        assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 1);
-        assert_eq!(sessions.count_all().unwrap(), 2);
-    }
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

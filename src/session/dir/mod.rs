@@ -1,6 +1,7 @@
 //! Histories in a directory, which several servers can share: [`files`] on threads that may block.
 
 mod files;
+mod migration;
 
 use std::io;
 use std::path::Path;
@@ -66,12 +67,13 @@ impl Store for Directory {
                 let Some(locked) = dir.lock(&wanted)? else {
                     return Ok(None);
                 };
-                let history = dir.read(&locked)?;
-                Ok(Some((locked, history)))
+                let found = dir.read(&locked)?;
+                Ok(Some((locked, found)))
             });
-            if let Some((locked, history)) = held.await.map_err(disk(key, "read"))? {
+            if let Some((locked, found)) = held.await.map_err(disk(key, "read"))? {
                 return Ok(Held {
-                    history,
+                    history: found.history,
+                    lost: found.lost,
                     hold: Box::new(OnDisk {
                         dir: Arc::clone(&self.0),
                         key: key.clone(),

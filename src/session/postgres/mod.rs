@@ -162,6 +162,8 @@ impl Store for Postgres {
                 Take::Taken { history, lease } => {
                     return Ok(Held {
                         history,
+                        // A row that can't be read is an error each time.
+                        lost: false,
                         hold: Box::new(lease),
                     });
                 }

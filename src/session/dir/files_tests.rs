@@ -1,0 +1,191 @@
+use std::time::SystemTime;
+
+use super::testing::{history, key, open, put};
+use super::*;
+
+#[test]
+fn every_allowed_name_is_a_directory_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    let longest = "x".repeat(SessionId::MAX_LENGTH);
+    let names = [".", "..", "a", "a.session", "-", "a:b@c", longest.as_str()];
+    for (n, name) in names.iter().enumerate() {
+        put(&sessions, name, &[n as u32]);
+    }
+    for (n, name) in names.iter().enumerate() {
+        let found = sessions.peek(&key(name)).unwrap().unwrap();
+        assert_eq!(*found.tokens, [n as u32]);
+    }
+    assert_eq!(sessions.list(key("a").tenant).unwrap().len(), names.len());
+    assert_eq!(sessions.count(key("a").tenant, None).unwrap(), names.len());
+    assert_eq!(sessions.count(Tenant::ANONYMOUS, None).unwrap(), 0);
+    assert_eq!(sessions.count_all().unwrap(), names.len());
+}
+
+#[test]
+fn a_session_is_locked_by_one_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (open(dir.path()), open(dir.path()));
+    let locked = here.lock(&key("a")).unwrap().unwrap();
+    assert!(there.lock(&key("a")).unwrap().is_none());
+    assert!(there.lock(&key("b")).unwrap().is_some());
+    drop(locked);
+    assert!(there.lock(&key("a")).unwrap().is_some());
+}
+
+#[test]
+fn a_session_that_is_removed_can_be_made_anew_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    put(&sessions, "a", &[1]);
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    assert!(SessionDir::remove(&locked).unwrap());
+    // The old lock is still held, but it is not the session's any more.
+    let anew = sessions.lock(&key("a")).unwrap().unwrap();
+    let found = sessions.read(&anew).unwrap();
+    assert_eq!((found.history, found.lost), (None, false));
+    assert!(!SessionDir::remove(&anew).unwrap());
+    assert_eq!(
+        entries(&sessions.tenant_dir(key("a").tenant))
+            .unwrap()
+            .len(),
+        0
+    );
+}
+
+/// Changes a byte of a history.
+fn damage(sessions: &SessionDir, id: &str) -> PathBuf {
+    let path = sessions.session_dir(&key(id)).join(HISTORY);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[60] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    let lost = Found {
+        history: None,
+        lost: true,
+    };
+    for aside in ["history.corrupt", "history.2.corrupt"] {
+        put(&sessions, "a", &[1, 2, 3]);
+        let path = damage(&sessions, "a");
+        assert_eq!(sessions.peek(&key("a")).unwrap(), None);
+        assert!(path.exists());
+        let locked = sessions.lock(&key("a")).unwrap().unwrap();
+        // Until it has a history again, whoever comes is told.
+        assert_eq!(sessions.read(&locked).unwrap(), lost);
+        assert_eq!(sessions.read(&locked).unwrap(), lost);
+        assert!(path.with_file_name(aside).exists());
+        drop(locked);
+        assert_eq!(sessions.sweep(None).unwrap(), 0);
+        let locked = sessions.lock(&key("a")).unwrap().unwrap();
+        assert_eq!(sessions.read(&locked).unwrap(), lost);
+        sessions.write(&locked, &history(&[4])).unwrap();
+        assert!(!sessions.read(&locked).unwrap().lost);
+        assert!(!path.with_file_name(LOST).exists());
+    }
+    // What is deleted is forgotten, not lost.
+    damage(&sessions, "a");
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    assert_eq!(sessions.read(&locked).unwrap(), lost);
+    SessionDir::remove(&locked).unwrap();
+    drop(locked);
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    assert!(!sessions.read(&locked).unwrap().lost);
+}
+
+#[test]
+fn tokenizers_never_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (
+        open(dir.path()),
+        SessionDir::open(dir.path(), Fingerprint([2; 32])).unwrap(),
+    );
+    put(&one, "a", &[1]);
+    let locked = one.lock(&key("a")).unwrap().unwrap();
+    // Not even the lock is the same.
+    put(&two, "a", &[2]);
+    drop(locked);
+    for (sessions, token) in [(&one, 1), (&two, 2)] {
+        let found = sessions.peek(&key("a")).unwrap().unwrap();
+        assert_eq!(*found.tokens, [token]);
+        assert_eq!(sessions.list(key("a").tenant).unwrap().len(), 1);
+        assert_eq!(sessions.count_all().unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_directory_that_is_gone_is_an_error_and_is_not_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(&dir.path().join("mounted"));
+    put(&sessions, "a", &[1]);
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    let away = dir.path().join("away");
+    fs::rename(dir.path().join("mounted"), &away).unwrap();
+    assert!(sessions.lock(&key("a")).is_err());
+    assert!(sessions.peek(&key("a")).is_err());
+    assert!(sessions.write(&locked, &history(&[1, 2])).is_err());
+    assert!(sessions.list(key("a").tenant).is_err());
+    assert!(sessions.count_all().is_err() && sessions.sweep(None).is_err());
+    assert!(!dir.path().join("mounted").exists());
+    fs::rename(&away, dir.path().join("mounted")).unwrap();
+    drop(locked);
+    let found = sessions.peek(&key("a")).unwrap().unwrap();
+    assert_eq!(*found.tokens, [1]);
+}
+
+#[test]
+fn what_is_dated_in_the_future_is_not_swept_away_and_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    put(&sessions, "a", &[1]);
+    let tomorrow = SystemTime::now() + Duration::from_secs(86400);
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    let dated = History {
+        created: tomorrow,
+        last_used: tomorrow,
+        ..history(&[1])
+    };
+    sessions.write(&locked, &dated).unwrap();
+    let path = sessions.session_dir(&key("a")).join(HISTORY);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(tomorrow).unwrap();
+    drop(locked);
+    let ttl = Some(Duration::from_secs(1));
+    assert_eq!(sessions.sweep(ttl).unwrap(), 0);
+    assert_eq!(sessions.count(key("a").tenant, ttl).unwrap(), 1);
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    let found = sessions.read(&locked).unwrap().history.unwrap();
+    assert!(!found.has_expired(ttl));
+    let next = History::used_now(Some(found.created), [1, 2].into());
+    assert!(next.last_used >= next.created);
+}
+
+#[test]
+fn only_what_has_expired_is_swept_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    for id in ["old", "new", "used"] {
+        put(&sessions, id, &[1]);
+    }
+    let long_ago = SystemTime::now() - Duration::from_secs(100);
+    let old = History {
+        last_used: long_ago,
+        ..history(&[1])
+    };
+    let locked = sessions.lock(&key("old")).unwrap().unwrap();
+    sessions.write(&locked, &old).unwrap();
+    let path = sessions.session_dir(&key("old")).join(HISTORY);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(long_ago).unwrap();
+    // Nobody takes away what someone is using.
+    assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 0);
+    drop(locked);
+    assert_eq!(sessions.sweep(None).unwrap(), 0);
+    assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 1);
+    assert_eq!(sessions.count_all().unwrap(), 2);
+}

@@ -1,0 +1,151 @@
+//! Brings histories of the earlier layout where they belong.
+//!
+//! Before tokenizers had directories of their own, all histories were in `sessions/<tenant>/<id>.session/`. At the
+//! start, those of this server's tokenizer are moved to its own directory; others are left for the
+//! servers of theirs. A session is moved under its lock and in one piece, and never over another: a
+//! crash in between leaves the rest for the next start.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use super::files::{Attempt, ENDING, HISTORY, TOKENIZER, entries, try_lock};
+use crate::session::sealed::Seal;
+
+/// Moves the sessions of the tokenizer of `seal` from `sessions` to `root`.
+///
+/// # Errors
+/// If a directory can't be read or made.
+pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()> {
+    let mut moved = 0;
+    for tenant in entries(sessions)? {
+        let Some(name) = tenant.file_name() else {
+            continue;
+        };
+        if name.to_string_lossy().starts_with(TOKENIZER) {
+            continue;
+        }
+        let dirs = entries(&tenant)?.into_iter();
+        let ours = dirs.filter(|dir| {
+            let is_session = dir.to_string_lossy().ends_with(ENDING);
+            is_session && seal.begins(&dir.join(HISTORY)).unwrap_or(false)
+        });
+        let new = root.join(name);
+        let mut here = 0;
+        for dir in ours {
+            fs::create_dir_all(&new)?;
+            here += usize::from(adopt_one(&dir, &new));
+        }
+        if here > 0 {
+            File::open(&new)?.sync_all()?;
+            File::open(&tenant)?.sync_all()?;
+            // Only if nothing is left in it.
+            let _ = fs::remove_dir(&tenant);
+        }
+        moved += here;
+    }
+    if moved > 0 {
+        tracing::info!(
+            sessions = moved,
+            "sessions moved to the directory of their tokenizer"
+        );
+    }
+    Ok(())
+}
+
+/// Moves one session into the directory of its tenant; returns whether it was moved.
+fn adopt_one(dir: &Path, tenant: &Path) -> bool {
+    let why = match try_lock(dir) {
+        Ok(Attempt::Locked(_locked)) => {
+            let name = dir.file_name().unwrap_or_default();
+            match fs::rename(dir, tenant.join(name)) {
+                Ok(()) => return true,
+                Err(error) if error.kind() == ErrorKind::NotFound => return false,
+                Err(error) => error.to_string(),
+            }
+        }
+        Ok(Attempt::Held) => "a server of an earlier version is on it".to_owned(),
+        // Another server has moved it.
+        Ok(Attempt::Gone) => return false,
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(dir = %dir.display(), why, "session not moved to the directory of its tokenizer");
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::SessionDir;
+    use super::super::files::testing::{history, key, open, put};
+    use super::*;
+    use crate::session::Fingerprint;
+
+    /// A directory as earlier versions left it, with sessions of two tokenizers.
+    fn earlier() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (tokenizer, ids) in [(1, ["a", "both"]), (2, ["b", "other"])] {
+            let scratch = tempfile::tempdir().unwrap();
+            let sessions = SessionDir::open(scratch.path(), Fingerprint([tokenizer; 32])).unwrap();
+            for id in ids {
+                put(&sessions, id, &[u32::from(tokenizer)]);
+            }
+            let tenant = dir
+                .path()
+                .join("sessions")
+                .join(key("a").tenant.to_string());
+            fs::create_dir_all(&tenant).unwrap();
+            for from in entries(&sessions.tenant_dir(key("a").tenant)).unwrap() {
+                fs::rename(&from, tenant.join(from.file_name().unwrap())).unwrap();
+            }
+        }
+        dir
+    }
+
+    fn tokens(sessions: &SessionDir, id: &str) -> Option<Vec<u32>> {
+        let history = sessions.peek(&key(id)).unwrap();
+        history.map(|history| history.tokens.to_vec())
+    }
+
+    #[test]
+    fn each_tokenizer_takes_its_own_and_leaves_the_others() {
+        let dir = earlier();
+        let old = dir
+            .path()
+            .join("sessions")
+            .join(key("a").tenant.to_string());
+        let one = open(dir.path());
+        assert_eq!(tokens(&one, "a"), Some(vec![1]));
+        assert_eq!(tokens(&one, "b"), None);
+        assert_eq!(entries(&old).unwrap().len(), 2);
+        let two = SessionDir::open(dir.path(), Fingerprint([2; 32])).unwrap();
+        assert_eq!(tokens(&two, "b"), Some(vec![2]));
+        assert_eq!(tokens(&two, "a"), None);
+        assert!(!old.exists());
+        assert_eq!((one.count_all().unwrap(), two.count_all().unwrap()), (2, 2));
+    }
+
+    #[test]
+    fn a_session_in_use_or_that_is_there_already_stays_where_it_is() {
+        let dir = earlier();
+        let old = dir
+            .path()
+            .join("sessions")
+            .join(key("a").tenant.to_string());
+        let Attempt::Locked(used) = try_lock(&old.join("a.session")).unwrap() else {
+            panic!("it is free");
+        };
+        let scratch = tempfile::tempdir().unwrap();
+        fs::rename(old.join("both.session"), scratch.path().join("both")).unwrap();
+        let sessions = open(dir.path());
+        assert_eq!(tokens(&sessions, "a"), None);
+        let locked = sessions.lock(&key("both")).unwrap().unwrap();
+        sessions.write(&locked, &history(&[7])).unwrap();
+        drop((locked, used));
+        fs::create_dir_all(&old).unwrap();
+        fs::rename(scratch.path().join("both"), old.join("both.session")).unwrap();
+        let sessions = open(dir.path());
+        assert_eq!(tokens(&sessions, "a"), Some(vec![1]));
+        assert_eq!(tokens(&sessions, "both"), Some(vec![7]));
+        assert!(old.join("both.session").join(HISTORY).exists());
+    }
+}
