@@ -21,7 +21,8 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What dashboards, routers and alert rules rely on; counters as the text format names them.
-const GAUGES: [&str; 15] = [
+const GAUGES: [&str; 16] = [
+    "skald_connections",
     "skald_build_info",
     "skald_up",
     "skald_requests_running",
@@ -38,7 +39,9 @@ const GAUGES: [&str; 15] = [
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
 ];
-const COUNTERS: [&str; 18] = [
+const COUNTERS: [&str; 20] = [
+    "skald_connections_evicted_total",
+    "skald_connections_refused_total",
     "skald_requests_total",
     "skald_steps_total",
     "skald_prompt_tokens_total",

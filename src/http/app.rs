@@ -11,11 +11,13 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::access::Access;
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
+use crate::resources::Connections;
 use crate::session::Sessions;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -36,6 +38,10 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// The largest body of a request.
     pub max_body: ByteSize,
+    /// How many connections may be open.
+    pub connections: Connections,
+    /// Whether prompts and answers are logged.
+    pub log_prompts: bool,
 }
 
 impl Default for HttpConfig {
@@ -47,6 +53,8 @@ impl Default for HttpConfig {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::mib(2),
+            connections: Connections::default(),
+            log_prompts: false,
         }
     }
 }
@@ -125,6 +133,7 @@ pub(super) enum State {
 
 struct Inner {
     config: HttpConfig,
+    access: Access,
     tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
@@ -144,14 +153,16 @@ impl App {
     /// A front end without a model: alive, not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
-        Self::traced(config, None)
+        Self::with(config, Access::default(), None)
     }
 
-    /// The same, which makes a span of every request, if there is a tracer.
+    /// The same, which lets in further hosts and origins, and makes a span of every request if there
+    /// is a tracer.
     #[must_use]
-    pub fn traced(config: HttpConfig, tracer: Option<SdkTracer>) -> Self {
+    pub fn with(config: HttpConfig, access: Access, tracer: Option<SdkTracer>) -> Self {
         Self(Arc::new(Inner {
             config,
+            access,
             tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
@@ -164,6 +175,11 @@ impl App {
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
+    }
+
+    /// Which hosts and origins are let in.
+    pub(super) fn access(&self) -> &Access {
+        &self.0.access
     }
 
     /// What spans are made with, if there is a collector for them.

@@ -15,6 +15,7 @@ use futures_util::stream::{self, SelectAll, Stream};
 use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
+use super::prompt_log;
 use super::request_trace::{GenerationTrace, RequestTrace};
 use super::timeline::{Ending, Submitted, Timeline};
 use super::wire::IfBusyField;
@@ -135,6 +136,8 @@ pub(super) struct TextGeneration {
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
     timeline: Timeline,
+    /// Its text is still to be logged.
+    logs_text: bool,
 }
 
 impl TextGeneration {
@@ -162,6 +165,7 @@ impl TextGeneration {
             ledger: Ledger::default(),
             prompt_only: None,
             timeline: Timeline::new(submitted.clone(), app.observations()),
+            logs_text: app.config().log_prompts,
         };
         Ok(running.map(generation).collect())
     }
@@ -188,6 +192,7 @@ impl TextGeneration {
             (_, Ok(request)) => (None, request.into()),
             (_, Err(requests)) => (None, requests),
         };
+        prompt_log::prompts(app, &serving.tokenizer, &requests);
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
             let trace = trace.generation(index);
             Self::start(app, serving, request, trace, include_stop)
@@ -367,6 +372,7 @@ impl TextGeneration {
         text: String,
         tokens: Vec<ShownToken>,
     ) -> TextStep {
+        self.log_text();
         self.timeline.end(Ending::Finished(reason));
         TextStep {
             text,
@@ -376,6 +382,14 @@ impl TextGeneration {
                 generated: self.timeline.generated(),
                 mean_logprob: self.timeline.mean_logprob(),
             }),
+        }
+    }
+
+    /// Logs the text that was given out, once, if texts are logged.
+    fn log_text(&mut self) {
+        if std::mem::take(&mut self.logs_text) {
+            let _in_request = self.timeline.log_span().enter();
+            prompt_log::answer(self.timeline.index(), self.ledger.text());
         }
     }
 
@@ -397,6 +411,7 @@ impl Drop for TextGeneration {
     /// The client went away, or the generation failed: the session keeps what was given out. Where
     /// that is nothing it stays as it was, so that the client can simply ask again.
     fn drop(&mut self) {
+        self.log_text();
         if let Some(turn) = self.turn.take()
             && self.timeline.generated() > 0
             && !self.whole

@@ -26,6 +26,7 @@ use crate::http::error::ApiError;
 use crate::http::layers::Scope;
 use crate::http::metrics::Observations;
 use crate::http::openapi::OpenAiErrors;
+use crate::http::prompt_log;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
 
@@ -147,6 +148,7 @@ pub(in crate::http) async fn embeddings(
     let started = Instant::now();
     let format = body.encoding_format.unwrap_or_default();
     let requests = body.plan(&serving, &scope).await?;
+    prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
     let bulk = serving.engine.bulk()?;
