@@ -17,38 +17,41 @@ const SECRETS: [&str; 5] = [
 /// Requests that succeed and requests that fail, in all dialects. Returns an answer.
 async fn ask_all(server: &Process) -> String {
     let caller = server.caller();
-    let [a, b, c, d, e] = SECRETS;
+    let [first, second, third, fourth, fifth] = SECRETS;
     let requests = [
         (
             "/v1/completions",
-            json!({"prompt": a, "max_tokens": 24, "seed": 7, "ignore_eos": true}),
+            json!({"prompt": first, "max_tokens": 24, "seed": 7, "ignore_eos": true}),
         ),
         (
             "/v1/completions",
-            json!({"prompt": a, "max_tokens": 4, "stream": true, "session_id": "s"}),
+            json!({"prompt": first, "max_tokens": 4, "stream": true, "session_id": "s"}),
         ),
         (
             "/v1/chat/completions",
-            json!({"messages": [{"role": "user", "content": b}], "max_tokens": 4}),
+            json!({"messages": [{"role": "user", "content": second}], "max_tokens": 4}),
         ),
         (
             "/generate",
-            json!({"inputs": c, "parameters": {"max_new_tokens": 4}}),
+            json!({"inputs": third, "parameters": {"max_new_tokens": 4}}),
         ),
-        ("/v1/embeddings", json!({"input": d})),
-        ("/tokenize", json!({"content": e})),
+        ("/v1/embeddings", json!({"input": fourth})),
+        ("/tokenize", json!({"content": fifth})),
         // Refusals that quote what was sent.
-        ("/v1/chat/completions", json!({"messages": b})),
-        ("/v1/completions", json!({"prompt": "A", "max_tokens": e})),
+        ("/v1/chat/completions", json!({"messages": second})),
         (
             "/v1/completions",
-            json!({"prompt": a, "stop": [a.repeat(200)]}),
+            json!({"prompt": "A", "max_tokens": fifth}),
         ),
         (
             "/v1/completions",
-            json!({"prompt": "A", "guided_regex": format!("{e}(")}),
+            json!({"prompt": first, "stop": [first.repeat(200)]}),
         ),
-        ("/generate", json!({"inputs": [c]})),
+        (
+            "/v1/completions",
+            json!({"prompt": "A", "guided_regex": format!("{fifth}(")}),
+        ),
+        ("/generate", json!({"inputs": [third]})),
     ];
     let mut text = String::new();
     for (path, body) in requests {
@@ -92,13 +95,13 @@ async fn they_are_logged_where_asked_for() {
         assert!(found.is_some(), "no {message} with {value}: {lines:?}");
         found.cloned().unwrap_or(Value::Null)
     };
-    let [a, b, c, d, e] = SECRETS;
-    for secret in [a, b, c, d] {
+    let [first, second, third, fourth, quoted] = SECRETS;
+    for secret in [first, second, third, fourth] {
         let line = has("prompt", "prompt", secret);
         assert!(line["span"]["id"].is_string(), "{line}");
     }
     let line = has("answer", "text", &text);
     assert!(line["span"]["id"].is_string(), "{line}");
-    has("request refused", "error", e);
+    has("request refused", "error", quoted);
     server.stop();
 }
