@@ -29,7 +29,7 @@ use tower::ServiceExt;
 
 use super::access::{Listening, NoPlace};
 use super::app::App;
-use super::places::{Busy, Place};
+use super::places::{self, Place};
 use super::transport::{Exchange, Phase, Transport, Wire};
 
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it may take to say
@@ -119,7 +119,7 @@ impl Connection {
         exchange: &Arc<Exchange>,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
-        let busy = self.place.busy();
+        let noted = Arc::new(self.place.request());
         let extensions = request.extensions_mut();
         extensions.insert(ConnectInfo(self.client));
         extensions.insert(self.listening);
@@ -137,13 +137,16 @@ impl Connection {
             let body = Received {
                 body,
                 exchange: exchange.clone(),
+                noted: Arc::clone(&noted),
                 whole: if version == Version::HTTP_11 {
                     Phase::Awaited
                 } else {
                     Phase::AwaitedPlainly
                 },
             };
-            body.note_end();
+            if body.is_end_stream() {
+                body.arrived();
+            }
             Body::new(body)
         });
         let (router, app) = (self.router.clone(), self.app.clone());
@@ -173,7 +176,7 @@ impl Connection {
                     body,
                     exchange,
                     is_events,
-                    _busy: busy,
+                    _noted: noted,
                 })
             }))
         }
@@ -200,14 +203,15 @@ fn protocols(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
 struct Received {
     body: Incoming,
     exchange: Option<Arc<Exchange>>,
+    noted: Arc<places::Request>,
     /// The phase after that.
     whole: Phase,
 }
 
 impl Received {
-    fn note_end(&self) {
+    fn arrived(&self) {
+        self.noted.arrived();
         if let Some(exchange) = &self.exchange
-            && self.body.is_end_stream()
             && exchange.phase() == Phase::Receiving
         {
             exchange.set(self.whole);
@@ -224,15 +228,8 @@ impl HttpBody for Received {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        match &frame {
-            Some(_) => self.note_end(),
-            None => {
-                if let Some(exchange) = &self.exchange
-                    && exchange.phase() == Phase::Receiving
-                {
-                    exchange.set(self.whole);
-                }
-            }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.arrived();
         }
         Poll::Ready(frame)
     }
@@ -246,13 +243,13 @@ impl HttpBody for Received {
     }
 }
 
-/// The body of an answer: its connection is busy until it is made.
+/// The body of an answer: its request is over when it is made.
 struct Sent {
     body: Body,
     exchange: Option<Arc<Exchange>>,
     /// Comments may be sent between its frames.
     is_events: bool,
-    _busy: Busy,
+    _noted: Arc<places::Request>,
 }
 
 impl HttpBody for Sent {

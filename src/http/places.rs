@@ -1,15 +1,16 @@
 //! Places for connections: how many may be open, and which gives way when all are taken.
 //!
-//! A connection *waits* until the head of a request is there, and again when its answers are made;
-//! otherwise it is *busy*. Half-sent heads, handshakes, and connections that clients keep open all
-//! wait. A new connection takes the place of one that waits, first of those that have never asked
-//! anything. Where all are busy, it gets one of a few reserved places, in which only probes are
+//! A connection *waits* until a request is there as a whole, and again when its answers are made;
+//! otherwise it is *busy*. Half-sent heads and bodies, handshakes, and connections that clients keep
+//! open all wait. A new connection takes the place of one that waits, first of those that have never
+//! asked anything. Where all are busy, it gets one of a few reserved places, in which only probes are
 //! answered. Where those are taken too, it stays in the system's queue: a reserved place is soon free.
 //!
 //! So whatever clients do with their connections, a probe is answered. A busy connection is never
 //! ended here.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,17 +30,20 @@ enum Group {
     Idle,
     /// Has a reserved place.
     Reserved,
+    /// Is sending the body of a request.
+    Receiving,
 }
 
 impl Group {
-    const ALL: [Self; 3] = [Self::Fresh, Self::Idle, Self::Reserved];
+    const ALL: [Self; 4] = [Self::Fresh, Self::Idle, Self::Reserved, Self::Receiving];
 
     /// How long a connection waits undisturbed: what a client needs that sends its request at once.
-    /// Probes come from nearby.
+    /// Probes come from nearby, and bodies take longer than heads.
     fn grace(self) -> Duration {
         match self {
             Self::Fresh | Self::Idle => Duration::from_secs(1),
             Self::Reserved => Duration::from_millis(100),
+            Self::Receiving => Duration::from_secs(5),
         }
     }
 }
@@ -73,11 +77,12 @@ struct State {
 
 impl State {
     fn group(&mut self, group: Group) -> &mut Waiting {
-        let [fresh, idle, reserved] = &mut self.waiting;
+        let [fresh, idle, reserved, receiving] = &mut self.waiting;
         match group {
             Group::Fresh => fresh,
             Group::Idle => idle,
             Group::Reserved => reserved,
+            Group::Receiving => receiving,
         }
     }
 
@@ -141,7 +146,9 @@ impl Places {
                 }
             };
             match next_due {
-                Some(due) => drop(timeout_at(due.into(), changed).await),
+                Some(due) => {
+                    let _ = timeout_at(due.into(), changed).await;
+                }
                 None => changed.await,
             }
         }
@@ -151,8 +158,7 @@ impl Places {
     /// left.
     pub(super) fn make_room(&self) {
         let mut state = self.0.state();
-        let groups = [Group::Fresh, Group::Reserved, Group::Idle];
-        for group in groups {
+        for group in Group::ALL {
             if let Some((_, evicted)) = state.group(group).pop_first() {
                 evicted.cancel();
                 state.leaving += 1;
@@ -186,8 +192,9 @@ impl Places {
             evicted,
             usage: Mutex::new(Usage {
                 group,
-                since,
-                requests: 0,
+                waits: Some((group, since)),
+                receiving: 0,
+                serving: 0,
             }),
         }
     }
@@ -210,11 +217,14 @@ pub(super) struct Place {
 
 /// What a connection does.
 struct Usage {
+    /// The group it is in between requests.
     group: Group,
-    /// When it began to wait.
-    since: Instant,
-    /// Requests that are served; it waits while there are none.
-    requests: usize,
+    /// The group it waits in, and since when; `None` while it is busy.
+    waits: Option<(Group, Instant)>,
+    /// Requests that have not arrived as a whole.
+    receiving: usize,
+    /// Requests that have.
+    serving: usize,
 }
 
 impl Place {
@@ -228,51 +238,78 @@ impl Place {
         self.evicted.cancelled().await;
     }
 
-    /// Makes the connection busy until what is returned is dropped.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy {
-        let mut used = self.used();
-        used.requests += 1;
-        if used.requests == 1 {
-            let key = (used.since, self.id);
-            self.shared.state().group(used.group).remove(&key);
+    /// Notes a request whose head has arrived. It is over when what is returned is dropped.
+    pub(super) fn request(self: &Arc<Self>) -> Request {
+        self.update(|usage| {
+            usage.receiving += 1;
             if !self.is_reserved {
-                used.group = Group::Idle;
+                usage.group = Group::Idle;
             }
+        });
+        Request {
+            place: Arc::clone(self),
+            has_arrived: AtomicBool::new(false),
         }
-        drop(used);
-        Busy(Arc::clone(self))
     }
 
-    /// Waits until the connection has waited for this long. Looks once in that time, so it may be
-    /// twice as long.
+    /// Waits until the connection has been without a request for this long. Looks once in that time,
+    /// so it may be twice as long.
     pub(super) async fn unused_for(&self, limit: Duration) {
         let mut pause = limit;
         loop {
             tokio::time::sleep(pause).await;
-            let used = self.used();
-            let unused = (used.requests == 0).then(|| used.since.elapsed());
-            drop(used);
-            match unused {
-                Some(unused) if unused >= limit => return,
-                Some(unused) => pause = limit - unused,
-                None => pause = limit,
-            }
+            let waits = self.usage().waits;
+            pause = match waits {
+                Some((Group::Receiving, _)) | None => limit,
+                Some((_, since)) => match limit.checked_sub(since.elapsed()) {
+                    Some(rest) if !rest.is_zero() => rest,
+                    _ => return,
+                },
+            };
         }
     }
 
-    fn used(&self) -> MutexGuard<'_, Usage> {
+    /// Changes what the connection does, and lets it wait in the group that this makes it one of.
+    fn update(&self, change: impl FnOnce(&mut Usage)) {
+        let mut usage = self.usage();
+        change(&mut usage);
+        let group = match (usage.serving, usage.receiving) {
+            (0, 0) => Some(usage.group),
+            (0, _) if self.is_reserved => Some(Group::Reserved),
+            (0, _) => Some(Group::Receiving),
+            _ => None,
+        };
+        if group == usage.waits.map(|(group, _)| group) {
+            return;
+        }
+        let before = usage.waits;
+        usage.waits = group.map(|group| (group, Instant::now()));
+        let mut state = self.shared.state();
+        if let Some((group, since)) = before {
+            state.group(group).remove(&(since, self.id));
+        }
+        // One that has to give way does so once.
+        if let Some((group, since)) = usage.waits
+            && !self.evicted.is_cancelled()
+        {
+            let token = self.evicted.clone();
+            state.group(group).insert((since, self.id), token);
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let used = self.used();
-        let key = (used.since, self.id);
-        let group = used.group;
-        drop(used);
+        let waits = self.usage().waits;
         let mut state = self.shared.state();
-        state.group(group).remove(&key);
+        if let Some((group, since)) = waits {
+            state.group(group).remove(&(since, self.id));
+        }
         if self.evicted.is_cancelled() {
             state.leaving -= 1;
         }
@@ -287,26 +324,34 @@ impl Drop for Place {
     }
 }
 
-/// A request that is served.
-pub(super) struct Busy(Arc<Place>);
+/// A request on a connection, from its head to the end of its answer.
+pub(super) struct Request {
+    place: Arc<Place>,
+    has_arrived: AtomicBool,
+}
 
-impl Drop for Busy {
+impl Request {
+    /// The request is there as a whole: its connection is busy from now on.
+    pub(super) fn arrived(&self) {
+        if !self.has_arrived.swap(true, Ordering::Relaxed) {
+            self.place.update(|usage| {
+                usage.receiving -= 1;
+                usage.serving += 1;
+            });
+        }
+    }
+}
+
+impl Drop for Request {
     fn drop(&mut self) {
-        let place = &self.0;
-        let mut used = place.used();
-        used.requests -= 1;
-        if used.requests > 0 {
-            return;
-        }
-        used.since = Instant::now();
-        let key = (used.since, place.id);
-        let mut state = place.shared.state();
-        // One that has to give way does so once.
-        if !place.evicted.is_cancelled() {
-            state.group(used.group).insert(key, place.evicted.clone());
-        }
-        drop(state);
-        place.shared.changed.notify_waiters();
+        let has_arrived = *self.has_arrived.get_mut();
+        self.place.update(|usage| {
+            if has_arrived {
+                usage.serving -= 1;
+            } else {
+                usage.receiving -= 1;
+            }
+        });
     }
 }
 
@@ -333,14 +378,16 @@ mod tests {
             state.group(group).insert((since, id), token.clone());
             token
         };
+        let receiving = wait(Group::Receiving, ago(55), 6);
         let idle = wait(Group::Idle, ago(50), 1);
         let older = wait(Group::Fresh, ago(3), 2);
         let younger = wait(Group::Fresh, ago(2), 3);
         let new = wait(Group::Fresh, now, 4);
         let reserved = wait(Group::Reserved, ago(1), 5);
-        for (evicted, full) in [(&older, false), (&younger, true), (&idle, false)] {
+        let order = [&older, &younger, &idle, &receiving];
+        for evicted in order {
             assert!(!evicted.is_cancelled());
-            assert!(state.evict(now, full));
+            assert!(state.evict(now, false));
             assert!(evicted.is_cancelled());
         }
         assert!(!state.evict(now, false) && state.evict(now, true));
@@ -363,7 +410,8 @@ mod tests {
     async fn busy_connections_stay_and_the_reserve_is_passed_on() {
         let places = places(1, 1);
         let first = Arc::new(places.take().await);
-        let busy = first.busy();
+        let busy = first.request();
+        busy.arrived();
         let half_sent = places.take().await;
         assert!(half_sent.is_reserved());
         let half_sent = until_evicted(half_sent);
@@ -381,11 +429,11 @@ mod tests {
     async fn a_connection_is_unused_only_between_requests() {
         let places = places(1, 0);
         let place = Arc::new(places.take().await);
-        let busy = place.busy();
+        let request = place.request();
         let limit = Duration::from_millis(20);
         let unused = place.unused_for(limit);
         assert!(tokio::time::timeout(limit * 5, unused).await.is_err());
-        drop(busy);
+        drop(request);
         place.unused_for(limit).await;
     }
 
