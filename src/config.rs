@@ -4,6 +4,8 @@
 //! key in the file, and its environment variable is its name in capitals. A layer has a value or
 //! not; [`Settings`] has all of them, checked, and is what the rest of the program sees.
 
+mod hosts;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -15,6 +17,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+pub use self::hosts::{AllowedHost, CorsOrigin, InvalidHost};
 use crate::resources::{self, Sourced};
 use crate::telemetry::{InvalidEndpoint, OtlpEndpoint};
 
@@ -61,6 +64,14 @@ pub enum ConfigError {
         value: String,
         /// What would do.
         expected: String,
+    },
+    /// A setting that is of no use without another.
+    #[error("`{given}` is set but `{missing}` is not; set both or neither")]
+    Incomplete {
+        /// The setting that has a value.
+        given: &'static str,
+        /// The one that needs a value too.
+        missing: &'static str,
     },
 }
 
@@ -403,6 +414,51 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
+    /// Hosts that requests may name beside this machine's addresses: names, `*.example.org`, or `*`
+    /// for any; separated by commas, or given repeatedly [default: none]
+    #[arg(
+        long,
+        env = "SKALD_ALLOWED_HOST",
+        value_name = "HOST",
+        value_delimiter = ',',
+        help_heading = "HTTP"
+    )]
+    pub allowed_host: Option<Vec<AllowedHost>>,
+    /// Origins whose web pages may call the server, such as https://app.example.org, or `*` for any;
+    /// separated by commas, or given repeatedly [default: none]
+    #[arg(
+        long,
+        env = "SKALD_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        help_heading = "HTTP"
+    )]
+    pub cors_origin: Option<Vec<CorsOrigin>>,
+    /// The server's certificate chain in PEM, its own certificate first: the server then speaks TLS,
+    /// and reads file and key again when they change or on SIGHUP [default: none]
+    #[arg(
+        long,
+        env = "SKALD_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "HTTP"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM [default: none]
+    #[arg(
+        long,
+        env = "SKALD_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "HTTP"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Connections open at once [default: what the limit of open files leaves, up to 16384]
+    #[arg(
+        long,
+        env = "SKALD_MAX_CONNECTIONS",
+        value_name = "N",
+        help_heading = "HTTP"
+    )]
+    pub max_connections: Option<usize>,
     /// How long requests are still accepted after SIGTERM or Ctrl-C, while /health and /readyz
     /// already say 503, so that routers send them elsewhere [default: 0s]
     #[arg(
@@ -456,7 +512,8 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub watchdog_timeout: Option<HumanDuration>,
-    /// How long a client may take to send the head of a request [default: 30s]
+    /// How long a client may take to send the head of a request; also how long a connection may stay
+    /// open unused [default: 30s]
     #[arg(
         long,
         env = "SKALD_HEADER_TIMEOUT",
@@ -496,6 +553,16 @@ pub struct Layer {
     /// `info,skald::engine=debug` [default: info]
     #[arg(long, env = "SKALD_LOG", value_name = "FILTER", help_heading = "Logs")]
     pub log: Option<String>,
+    /// Log prompts and answers, and what errors quote of them [default: false]
+    #[arg(
+        long,
+        env = "SKALD_LOG_PROMPTS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Logs"
+    )]
+    pub log_prompts: Option<bool>,
     /// Send traces to this OpenTelemetry collector, such as `http://localhost:4318`, by OTLP over HTTP
     /// [default: none, or what `OTEL_EXPORTER_OTLP_ENDPOINT` says]
     #[arg(
@@ -536,6 +603,12 @@ pub struct Settings {
     /// Chosen by [`Limits`](crate::request::Limits) where nothing is set.
     pub max_session_tokens: Option<usize>,
     pub listen: SocketAddr,
+    pub allowed_host: Vec<AllowedHost>,
+    pub cors_origin: Vec<CorsOrigin>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// Chosen by [`resources::Connections::within`] where nothing is set.
+    pub max_connections: Option<usize>,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
     pub keep_alive: Duration,
@@ -548,6 +621,7 @@ pub struct Settings {
     pub max_pending: ByteSize,
     pub log_format: LogFormat,
     pub log: String,
+    pub log_prompts: bool,
     pub otlp_endpoint: Option<OtlpEndpoint>,
 }
 
@@ -631,6 +705,11 @@ impl Layer {
             max_sessions: self.max_sessions.or(below.max_sessions),
             max_session_tokens: self.max_session_tokens.or(below.max_session_tokens),
             listen: self.listen.or(below.listen),
+            allowed_host: self.allowed_host.or(below.allowed_host),
+            cors_origin: self.cors_origin.or(below.cors_origin),
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            max_connections: self.max_connections.or(below.max_connections),
             drain_delay: self.drain_delay.or(below.drain_delay),
             drain_timeout: self.drain_timeout.or(below.drain_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
@@ -643,6 +722,7 @@ impl Layer {
             max_pending: self.max_pending.or(below.max_pending),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
+            log_prompts: self.log_prompts.or(below.log_prompts),
             otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
         }
     }
@@ -681,6 +761,11 @@ impl Layer {
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            allowed_host: self.allowed_host.unwrap_or_default(),
+            cors_origin: self.cors_origin.unwrap_or_default(),
+            tls_cert: self.tls_cert,
+            tls_key: self.tls_key,
+            max_connections: self.max_connections,
             drain_delay: seconds(self.drain_delay, 0),
             drain_timeout: seconds(self.drain_timeout, 30),
             keep_alive: seconds(self.keep_alive, 15),
@@ -693,6 +778,7 @@ impl Layer {
             max_pending: self.max_pending.unwrap_or(ByteSize::mib(64)),
             log_format: self.log_format.unwrap_or(LogFormat::Auto),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log_prompts: self.log_prompts.unwrap_or(false),
             otlp_endpoint: self
                 .otlp_endpoint
                 .map(|url| url.expose().parse())
@@ -731,6 +817,10 @@ impl Settings {
         if let Some(limit) = self.session_limit {
             between("session-limit", limit, 1, 1 << 30)?;
         }
+        if let Some(connections) = self.max_connections {
+            between("max-connections", connections, 1, 1 << 20)?;
+        }
+        self.check_tls()?;
         let (least, most) = LEASE;
         if !(least..=most).contains(&self.session_lease) {
             return Err(ConfigError::Range {
@@ -776,6 +866,18 @@ impl Settings {
             });
         }
         Ok(())
+    }
+}
+
+impl Settings {
+    /// Checks that certificate and key are both given, or neither.
+    fn check_tls(&self) -> Result<(), ConfigError> {
+        let (given, missing) = match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => ("tls-cert", "tls-key"),
+            (None, Some(_)) => ("tls-key", "tls-cert"),
+            (Some(_), Some(_)) | (None, None) => return Ok(()),
+        };
+        Err(ConfigError::Incomplete { given, missing })
     }
 }
 

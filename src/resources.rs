@@ -2,10 +2,12 @@
 //!
 //! A container sees the whole machine in most places (`/proc/meminfo`, the list of cores), so
 //! defaults taken from there would be throttled or killed. Here they follow the process's cgroup.
-//! Nothing here changes a limit, and a setting always wins over what is found.
+//! Nothing here changes a limit but that of open files, whose soft limit is raised to the hard one.
+//! A setting always wins over what is found.
 
 pub mod background;
 mod cgroup;
+mod files;
 
 use std::fmt;
 use std::fs;
@@ -13,6 +15,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use bytesize::ByteSize;
+
+pub use self::files::{Connections, TooManyConnections, raise_file_limit};
 
 /// The KV cache's memory where nothing limits it.
 pub const DEFAULT_KV_MEMORY: ByteSize = ByteSize::gib(1);

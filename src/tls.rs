@@ -1,7 +1,12 @@
-//! TLS for the program's own requests: one cryptography provider, chosen once.
+//! TLS: one cryptography provider, chosen once, for the program's own requests and for the server.
 //!
 //! It is `ring`: rustls' other one compiles a large C library, which takes longer than any other
-//! dependency. Certificates are checked against those of the system.
+//! dependency. Certificates of others are checked against those of the system. The server's own
+//! certificate is an [`Identity`].
+
+mod identity;
+
+pub use self::identity::{Identity, IdentityError};
 
 /// Makes `ring` the provider of every TLS connection of the process, unless there is one already.
 /// Must have been called before a client of any library is built; calling it again does nothing.

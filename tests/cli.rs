@@ -79,7 +79,7 @@ impl Server {
         let mut stream = TcpStream::connect(&self.address).expect("a connection");
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nHost: skald\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
         .expect("sent");
         let mut answer = String::new();
@@ -418,7 +418,7 @@ fn a_second_signal_ends_a_draining_server_at_once() {
     let body = r#"{"prompt":"Once","stream":true,"overflow":"slide","max_tokens":100000,"ignore_eos":true}"#;
     write!(
         stream,
-        "POST /v1/completions HTTP/1.1\r\nHost: skald\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .expect("sent");

@@ -21,7 +21,8 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What dashboards, routers and alert rules rely on; counters as the text format names them.
-const GAUGES: [&str; 18] = [
+const GAUGES: [&str; 19] = [
+    "skald_connections",
     "skald_build_info",
     "skald_start_time_seconds",
     "skald_up",
@@ -41,8 +42,10 @@ const GAUGES: [&str; 18] = [
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
 ];
-const COUNTERS: [&str; 19] = [
+const COUNTERS: [&str; 21] = [
     "skald_log_lines_lost_total",
+    "skald_connections_evicted_total",
+    "skald_connections_refused_total",
     "skald_requests_total",
     "skald_steps_total",
     "skald_prompt_tokens_total",

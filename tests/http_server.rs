@@ -169,7 +169,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
     let chunked = raw(
         &server,
         &format!(
-            "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+            "POST /generate HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
             large.len()
         ),
     )
@@ -179,13 +179,13 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
     let server = limited(|http| http.body_timeout = Duration::from_millis(100));
     let slow = raw(
         &server,
-        "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 20\r\n\r\n{",
+        "POST /generate HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 20\r\n\r\n{",
     )
     .await;
     assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
     // A head that never ends, and a connection that says nothing, are closed.
     let server = limited(|http| http.header_timeout = Duration::from_millis(200));
-    for head in ["GET /livez HTTP/1.1\r\nhost: x\r\n", ""] {
+    for head in ["GET /livez HTTP/1.1\r\nhost: localhost\r\n", ""] {
         raw(&server, head).await;
     }
 }

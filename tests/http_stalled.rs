@@ -209,7 +209,7 @@ async fn an_answer_that_is_not_read_is_ended_too() {
     let body = json!({"input": vec!["The fox"; 512]}).to_string();
     let mut socket = small_socket(server.address).await;
     let head = format!(
-        "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     socket.write_all(head.as_bytes()).await.expect("sent");

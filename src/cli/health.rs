@@ -29,11 +29,15 @@ const LONGEST_ANSWER: usize = 16 << 10;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without a URL the server at `listen` is asked, as set by SKALD_LISTEN, the file \
-        given by --config, or the default; for 0.0.0.0 or [::] that is the loopback address.\n\n\
+        given by --config, or the default; for 0.0.0.0 or [::] that is the loopback address. If \
+        SKALD_TLS_CERT or that file names a certificate, it is asked by TLS, and its certificate \
+        is not checked: the question does not leave the machine, and the certificate is for \
+        another name. At a given https URL it is checked.\n\n\
         Examples:\n  \
         skald health\n  \
         skald health http://localhost:8081\n  \
-        skald health http://localhost:8080/livez"
+        skald health https://skald.example.org/livez\n  \
+        skald health --insecure https://localhost:8443"
 )]
 pub struct Health {
     /// The server; without a path it is asked for /readyz
@@ -42,6 +46,9 @@ pub struct Health {
     /// How long the answer may take [default: 3s]
     #[arg(long, value_name = "DURATION")]
     timeout: Option<HumanDuration>,
+    /// Ask by TLS without checking the certificate
+    #[arg(long)]
+    insecure: bool,
     /// The TOML file with the server's settings
     #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -54,14 +61,14 @@ impl Health {
 
     fn check(self) -> anyhow::Result<()> {
         let timeout = self.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-        let url = match &self.url {
-            Some(given) => question(given)?,
-            None => self.local()?,
+        let (url, insecure) = match &self.url {
+            Some(given) => (question(given)?, self.insecure),
+            None => (self.local()?, true),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let answer = async { tokio::time::timeout(timeout, ask(url.clone())).await };
+        let answer = async { tokio::time::timeout(timeout, ask(url.clone(), insecure)).await };
         match runtime.block_on(answer) {
             Ok(outcome) => outcome,
             Err(_) => bail!(
@@ -76,22 +83,27 @@ impl Health {
     fn local(&self) -> anyhow::Result<Url> {
         // Read here rather than by clap, whose exit code for a wrong value is 2.
         let variable = std::env::var("SKALD_LISTEN").ok();
-        let set = match (&variable, &self.config) {
-            (Some(text), _) => Some(text.parse().with_context(|| {
+        let file = match &self.config {
+            Some(file) => Layer::from_file(file)?,
+            None => Layer::default(),
+        };
+        let listen = match &variable {
+            Some(text) => Some(text.parse().with_context(|| {
                 format!("SKALD_LISTEN is {text:?}; it must be ADDRESS:PORT, such as 0.0.0.0:8080")
             })?),
-            (None, Some(file)) => Layer::from_file(file)?.listen,
-            (None, None) => None,
+            None => file.listen,
         };
+        let has_tls = file.tls_cert.is_some() || std::env::var_os("SKALD_TLS_CERT").is_some();
+        let scheme = if has_tls { "https" } else { "http" };
         let listen = Layer {
-            listen: set,
+            listen,
             ..Layer::default()
         };
         let address = reachable(listen.settle()?.listen);
         if address.port() == 0 {
             bail!("the server listens on a port that the system chose: give its URL");
         }
-        question(&format!("http://{address}"))
+        question(&format!("{scheme}://{address}"))
     }
 }
 
@@ -130,11 +142,12 @@ fn question(given: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
-/// Asks, and fails unless the answer is a success.
-async fn ask(url: Url) -> anyhow::Result<()> {
+/// Asks, and fails unless the answer is a success. With `insecure` any certificate will do.
+async fn ask(url: Url, insecure: bool) -> anyhow::Result<()> {
     let client = crate::tls::http_client()
         // The answer of a proxy, or of where the server points to, says nothing of the server.
         .no_proxy()
+        .tls_danger_accept_invalid_certs(insecure)
         .redirect(Policy::none())
         .build()?;
     let shown = shown_url(url.as_str());

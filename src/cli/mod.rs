@@ -9,6 +9,7 @@ mod health;
 mod model;
 mod openapi;
 mod pull;
+mod reload;
 mod serve;
 mod signals;
 

@@ -1,6 +1,8 @@
 //! `skald serve`: listens first, so that probes are answered, then loads the model.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -12,14 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, field, info, warn};
 
 use super::model::ModelSettings;
+use super::reload::{self, Reload};
 use super::{Failure, runtime};
 use crate::config::{Layer, SecretUrl, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
-use crate::http::{self, App, HttpConfig};
-use crate::resources;
+use crate::http::{self, Access, App, HttpConfig, Listener};
+use crate::resources::{self, Connections};
 use crate::session::SessionConfig;
 use crate::session::postgres::{self, Database};
 use crate::telemetry::{self, Traces};
+use crate::tls::Identity;
 
 /// The exit code after a second signal, as shells have it for Ctrl-C.
 const EXIT_BY_SIGNAL: i32 = 130;
@@ -75,6 +79,8 @@ impl Serve {
 }
 
 async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Failure> {
+    let identity = identity(&settings)?;
+    let connections = connections(&settings)?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| {
@@ -97,10 +103,24 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         body_timeout: settings.body_timeout,
         max_body: settings.max_body,
         max_pending: settings.max_pending,
+        connections,
+        log_prompts: settings.log_prompts,
     };
-    let app = App::traced(http, tracer);
+    warn_if_open(address);
+    let access = Access {
+        hosts: settings.allowed_host,
+        origins: settings.cors_origin,
+    };
+    let app = App::with(http, access, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
+    let files = identity
+        .iter()
+        .cloned()
+        .map(|identity| identity as Arc<dyn Reload>);
+    reload::watch(files.collect()).map_err(Failure::Running)?;
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    let listener = Listener::new(listener, identity.map(|identity| identity.acceptor()));
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
     let memory_limit = resources::memory_limit();
     info!(
@@ -153,7 +173,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         loaded = loading => match loaded {
             Ok(Ok(serving)) => {
                 app.ready(serving);
-                info!("ready at http://{address}");
+                info!("ready at {scheme}://{address}");
             }
             Ok(Err(error)) => return Err(Failure::Unusable(error)),
             Err(panic) => return Err(Failure::Running(anyhow!("loading the model failed: {panic}"))),
@@ -164,6 +184,38 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
     outcome.map_err(|e| Failure::Running(e.into()))?;
     info!("stopped");
     Ok(())
+}
+
+/// Reads the server's certificate and key, if it has them.
+fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, Failure> {
+    let (Some(certificate), Some(key)) = (&settings.tls_cert, &settings.tls_key) else {
+        return Ok(None);
+    };
+    let identity = Identity::load(certificate.clone(), key.clone());
+    let identity = identity.map_err(|error| Failure::Unusable(error.into()))?;
+    Ok(Some(Arc::new(identity)))
+}
+
+/// Returns how many connections may be open. Raises the limit of open files first.
+fn connections(settings: &Settings) -> Result<Connections, Failure> {
+    let files = resources::raise_file_limit();
+    let turns = match settings.session_dir {
+        Some(_) => settings.max_batch + settings.max_queue,
+        None => 0,
+    };
+    Connections::within(settings.max_connections, files, turns)
+        .map_err(|error| Failure::Unusable(error.into()))
+}
+
+/// Warns of a server that other machines can use: it checks no API keys.
+fn warn_if_open(address: SocketAddr) {
+    if !address.ip().is_loopback() {
+        warn!(
+            %address,
+            "listening beyond this machine without API keys: every client that can reach the \
+             address may use the server"
+        );
+    }
 }
 
 /// Connects to the database of sessions.

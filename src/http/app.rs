@@ -11,12 +11,14 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::access::Access;
 use super::admission::Admission;
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
 use crate::request::Limits;
+use crate::resources::Connections;
 use crate::session::Sessions;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -43,6 +45,10 @@ pub struct HttpConfig {
     pub max_body: ByteSize,
     /// Bytes of large requests that may be parsed and tokenized, or wait for it.
     pub max_pending: ByteSize,
+    /// How many connections may be open.
+    pub connections: Connections,
+    /// Whether prompts and answers are logged.
+    pub log_prompts: bool,
 }
 
 impl Default for HttpConfig {
@@ -57,6 +63,8 @@ impl Default for HttpConfig {
             body_timeout: Duration::from_secs(30),
             max_body: ByteSize::mib(2),
             max_pending: ByteSize::mib(64),
+            connections: Connections::default(),
+            log_prompts: false,
         }
     }
 }
@@ -135,6 +143,7 @@ pub(super) enum State {
 
 struct Inner {
     config: HttpConfig,
+    access: Access,
     tracer: Option<SdkTracer>,
     state: RwLock<State>,
     in_flight: TaskTracker,
@@ -155,14 +164,16 @@ impl App {
     /// A front end without a model: alive, not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
-        Self::traced(config, None)
+        Self::with(config, Access::default(), None)
     }
 
-    /// The same, which makes a span of every request, if there is a tracer.
+    /// The same, which lets in further hosts and origins, and makes a span of every request if there
+    /// is a tracer.
     #[must_use]
-    pub fn traced(config: HttpConfig, tracer: Option<SdkTracer>) -> Self {
+    pub fn with(config: HttpConfig, access: Access, tracer: Option<SdkTracer>) -> Self {
         Self(Arc::new(Inner {
             config,
+            access,
             tracer,
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
@@ -181,6 +192,11 @@ impl App {
     /// Admission of work outside the engine.
     pub(super) fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    /// Which hosts and origins are let in.
+    pub(super) fn access(&self) -> &Access {
+        &self.0.access
     }
 
     /// What spans are made with, if there is a collector for them.

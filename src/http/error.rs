@@ -10,13 +10,14 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::app::App;
 use super::outcome::Outcome;
 use crate::engine::GenerateError;
 use crate::request::InvalidRequest;
@@ -44,6 +45,10 @@ enum Kind {
     BrokenBody,
     /// Its client went away before it was whole.
     CutBody,
+    BrokenHead,
+    ForeignHost,
+    ForeignOrigin,
+    NoPlace,
     Invalid,
     ContextLength,
     ModelNotFound,
@@ -101,7 +106,8 @@ struct OpenAiErrorBody {
     /// `method_not_allowed`, `request_timeout`, `timeout`, `request_too_large`,
     /// `rate_limit_exceeded`, `queue_timeout`, `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
     /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
-    /// `shutting_down`, `unavailable`, `generation_failed`, or null.
+    /// `shutting_down`, `unavailable`, `generation_failed`, `host_not_allowed`,
+    /// `origin_not_allowed`, `connection_limit`, or null.
     code: Option<&'static str>,
 }
 
@@ -113,7 +119,8 @@ pub(super) struct NativeError {
     error: String,
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
     /// `conflict`, `session_limit`, `session_state_unknown`, `overloaded`, `unavailable`,
-    /// `generation`, `incomplete_generation` or `internal`.
+    /// `generation`, `incomplete_generation`, `host_not_allowed`, `origin_not_allowed`,
+    /// `connection_limit` or `internal`.
     error_type: &'static str,
 }
 
@@ -154,6 +161,41 @@ impl ApiError {
     pub(super) fn cut_body() -> Self {
         let message = "the request body ended before it was complete";
         Self::new(Kind::CutBody, message)
+    }
+
+    /// A head that HTTP does not allow.
+    pub(super) fn broken_head(message: impl Into<String>) -> Self {
+        Self::new(Kind::BrokenHead, message)
+    }
+
+    /// A host that is not one of the server's.
+    pub(super) fn foreign_host(host: &str) -> Self {
+        Self::new(
+            Kind::ForeignHost,
+            format!(
+                "requests to the host {host:?} are refused; to serve them, start the server with \
+                 --allowed-host {host}"
+            ),
+        )
+    }
+
+    /// A page of an origin that may not call the server.
+    pub(super) fn foreign_origin(origin: &str) -> Self {
+        Self::new(
+            Kind::ForeignOrigin,
+            format!(
+                "requests from pages of the origin {origin:?} are refused; to serve them, start the \
+                 server with --cors-origin {origin}"
+            ),
+        )
+    }
+
+    /// A connection beyond those that are served.
+    pub(super) fn no_place() -> Self {
+        Self::new(
+            Kind::NoPlace,
+            "the server has as many connections as it may have; retry later (--max-connections)",
+        )
     }
 
     /// A body that is larger than `limit`.
@@ -286,9 +328,16 @@ impl ApiError {
         const INVALID: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         match self.kind {
-            Kind::BrokenBody | Kind::CutBody | Kind::Invalid => {
+            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody | Kind::Invalid => {
                 (StatusCode::BAD_REQUEST, INVALID, None)
             }
+            Kind::ForeignHost => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
+            Kind::ForeignOrigin => (StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed")),
+            Kind::NoPlace => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("connection_limit"),
+            ),
             Kind::ContextLength => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
@@ -359,7 +408,10 @@ impl ApiError {
     /// Status and type as TGI has them.
     fn native_kind(&self) -> (StatusCode, &'static str) {
         match self.kind {
-            Kind::BrokenBody | Kind::CutBody => (StatusCode::BAD_REQUEST, "validation"),
+            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody => (StatusCode::BAD_REQUEST, "validation"),
+            Kind::ForeignHost => (StatusCode::FORBIDDEN, "host_not_allowed"),
+            Kind::ForeignOrigin => (StatusCode::FORBIDDEN, "origin_not_allowed"),
+            Kind::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit"),
             Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
             Kind::SessionBusy | Kind::SessionExists | Kind::SessionTakenOver => {
@@ -429,7 +481,11 @@ impl ApiError {
             return self.retry_after;
         }
         match self.kind {
-            Kind::Busy | Kind::QueueTimeout | Kind::SessionBusy | Kind::SessionTakenOver => {
+            Kind::Busy
+            | Kind::NoPlace
+            | Kind::QueueTimeout
+            | Kind::SessionBusy
+            | Kind::SessionTakenOver => {
                 Some(RETRY_BUSY)
             }
             Kind::SessionsAway => Some(RETRY_DATABASE),
@@ -556,8 +612,9 @@ impl From<TextError> for ApiError {
     }
 }
 
-/// The layer around all routes that writes errors out in the dialect of the path.
-pub(super) async fn render(request: Request, next: Next) -> Response {
+/// The layer around all routes that writes errors out in the dialect of the path. Errors quote what
+/// clients sent, so the log has their kind only, unless prompts may be logged.
+pub(super) async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = next.run(request).await;
     let status = response.status();
@@ -574,10 +631,14 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
         answer.headers_mut().insert(header::ALLOW, allow);
     }
+    let status = answer.status().as_u16();
     if answer.status().is_server_error() {
-        tracing::warn!(status = answer.status().as_u16(), %error, "request failed");
+        tracing::warn!(status, %error, "request failed");
     } else {
-        tracing::debug!(status = answer.status().as_u16(), %error, "request refused");
+        let said = app.config().log_prompts;
+        let said = said.then_some(tracing::field::display(&error));
+        let (kind, param) = (error.kind, error.param.as_deref());
+        tracing::debug!(status, ?kind, param, error = said, "request refused");
     }
     answer
 }

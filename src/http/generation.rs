@@ -17,6 +17,7 @@ use super::admission::{Admission, TOKENIZE_INLINE};
 use super::app::{App, Serving};
 use super::error::ApiError;
 use super::ledger::{Cut, Ledger, ShownToken};
+use super::prompt_log;
 use super::request_trace::{GenerationTrace, RequestTrace};
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
@@ -126,6 +127,8 @@ pub(super) struct TextGeneration {
     prompt_only: Option<FinishReason>,
     deadline: Option<Deadline>,
     timeline: Timeline,
+    /// Its text is still to be logged.
+    logs_text: bool,
 }
 
 impl TextGeneration {
@@ -155,6 +158,7 @@ impl TextGeneration {
             prompt_only: None,
             deadline,
             timeline: Timeline::new(submitted.clone(), app.observations()),
+            logs_text: app.config().log_prompts,
         };
         Ok(running.map(generation).collect())
     }
@@ -183,6 +187,7 @@ impl TextGeneration {
             (_, Err(requests)) => (None, requests),
         };
         let deadline = requests.first().and_then(|request| request.deadline);
+        prompt_log::prompts(app, &serving.tokenizer, &requests);
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
             let trace = trace.generation(index);
             Self::start(app, serving, request, trace, include_stop)
@@ -395,6 +400,7 @@ impl TextGeneration {
         text: String,
         tokens: Vec<ShownToken>,
     ) -> TextStep {
+        self.log_text();
         self.timeline.end(Ending::Finished(reason));
         TextStep {
             text,
@@ -404,6 +410,14 @@ impl TextGeneration {
                 generated: self.timeline.generated(),
                 mean_logprob: self.timeline.mean_logprob(),
             }),
+        }
+    }
+
+    /// Logs the text that was given out, once, if texts are logged.
+    fn log_text(&mut self) {
+        if std::mem::take(&mut self.logs_text) {
+            let _in_request = self.timeline.log_span().enter();
+            prompt_log::answer(self.timeline.index(), self.ledger.text());
         }
     }
 
@@ -425,6 +439,7 @@ impl Drop for TextGeneration {
     /// The client went away, or the generation failed: the session keeps what was given out. Where
     /// that is nothing it stays as it was, so that the client can simply ask again.
     fn drop(&mut self) {
+        self.log_text();
         if let Some(turn) = self.turn.take()
             && self.timeline.generated() > 0
             && !self.whole

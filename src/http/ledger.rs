@@ -160,6 +160,11 @@ impl Ledger {
         (tokens.collect(), cut)
     }
 
+    /// Returns the text given out so far.
+    pub(super) fn text(&self) -> &str {
+        &self.shown
+    }
+
     /// All text given out.
     pub(super) fn into_text(self) -> String {
         self.shown

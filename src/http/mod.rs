@@ -6,7 +6,9 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `app` | shared state: settings, and whether a model is served |
-//! | `serve` | connections, and the graceful stop |
+//! | `serve` | the listener, and the graceful stop |
+//! | `places`, `connection`, `transport` | how many connections there may be, each of them, and its bytes |
+//! | `access` | which hosts and origins are let in |
 //! | `layers` | request ids, spans in the log |
 //! | `admission` | how much is done at a time outside the engine, and where |
 //! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
@@ -14,6 +16,7 @@
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
@@ -40,9 +43,11 @@
     )
 )]
 
+mod access;
 mod admission;
 mod app;
 mod body;
+mod connection;
 mod error;
 mod fields;
 mod generation;
@@ -56,7 +61,9 @@ mod offsets;
 mod openai;
 mod openapi;
 mod outcome;
+mod places;
 mod probes;
+mod prompt_log;
 mod request_trace;
 mod serve;
 mod session_reset;
@@ -66,13 +73,15 @@ mod stall;
 mod timeline;
 mod tokens;
 mod trace_context;
+mod transport;
 mod waiting;
 mod wire;
 
+pub use access::Access;
 pub use app::{App, HttpConfig, ModelInfo, Serving};
 pub use grammar::GrammarCompiler;
 pub use metrics::Observations;
-pub use serve::run;
+pub use serve::{Listener, run};
 
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::{Router, middleware};
@@ -120,13 +129,22 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
     let (router, _) = routes().split_for_parts();
-    router
+    let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(max_body))
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
-        .layer(middleware::from_fn(error::render))
+        .layer(middleware::from_fn_with_state(app.clone(), error::render));
+    // Around the layer that writes errors: pages are to read those too.
+    let router = match app.access().cors() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
+        .layer(middleware::from_fn_with_state(app.clone(), access::check))
+        // Once more, for what is refused here.
+        .layer(middleware::from_fn_with_state(app.clone(), error::render))
         .layer(middleware::from_fn_with_state(
             app.clone(),
             outcome::observe,
@@ -150,7 +168,9 @@ pub fn router(app: App) -> Router {
 /// The contract of all endpoints.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
+    let mut contract = routes().into_openapi();
+    openapi::describe_access(&mut contract);
+    contract
 }
 
 async fn no_such_path(request: Request) -> ApiError {

@@ -4,17 +4,19 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, OpenApi};
 
 use super::error::{NativeError, OpenAiError};
 use super::native::answer::BestOfSequence;
+use super::outcome::PROBES;
 
 /// What the document says of the server as a whole.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Skald",
-        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise. Answers with 429 and 503 carry `Retry-After`. A request's text depends on its own prompt, parameters and seed and on nothing else.",
+        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise. Answers with 429 and 503 carry `Retry-After`. Any request may be answered 400 for a missing or repeated `Host`, 403 for a host or an origin that is not the server's (but probes and `/metrics` may name any host), and 503 where all connections are in use (but probes). Pages of the origins in `--cors-origin` may call: `OPTIONS` answers their preflights. A request's text depends on its own prompt, parameters and seed and on nothing else.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(
@@ -29,6 +31,41 @@ use super::native::answer::BestOfSequence;
     components(schemas(NativeError, OpenAiError, BestOfSequence)),
 )]
 pub(super) struct Contract;
+
+/// Adds what is answered before any route is asked: a host or an origin that is not the server's.
+pub(super) fn describe_access(contract: &mut openapi::OpenApi) {
+    const WHAT: &str = "The host (`host_not_allowed`) or the page's origin (`origin_not_allowed`) is \
+        not the server's; see `--allowed-host` and `--cors-origin`";
+    for (path, item) in &mut contract.paths.paths {
+        if PROBES.contains(&path.as_str()) {
+            continue;
+        }
+        let error = if path.starts_with("/v1") {
+            "OpenAiError"
+        } else {
+            "NativeError"
+        };
+        let methods = [&mut item.get, &mut item.post, &mut item.delete];
+        for operation in methods.into_iter().flatten() {
+            let responses = &mut operation.responses.responses;
+            match responses.get_mut("403") {
+                Some(RefOr::T(other)) => {
+                    let other = &mut other.description;
+                    *other = format!("{other}. {WHAT}");
+                }
+                Some(RefOr::Ref(_)) => (),
+                None => {
+                    let schema = Ref::from_schema_name(error);
+                    let content = ContentBuilder::new().schema(Some(schema)).build();
+                    let refused = ResponseBuilder::new()
+                        .description(WHAT)
+                        .content("application/json", content);
+                    responses.insert("403".to_owned(), refused.build().into());
+                }
+            }
+        }
+    }
+}
 
 /// The errors of paths under `/v1`.
 #[derive(IntoResponses)]

@@ -22,6 +22,7 @@ use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt, Trace
 use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
+use super::access::Listening;
 use super::outcome::{Outcome, PROBES};
 use super::timeline::{Ending, Stage, Timeline};
 use super::trace_context;
@@ -322,7 +323,11 @@ fn name(request: &Request) -> String {
 /// What the head of a request says.
 fn attributes(request: &Request, id: &RequestId) -> Vec<KeyValue> {
     let method = known_method(request.method());
-    let scheme = request.uri().scheme_str().unwrap_or("http");
+    let listening = request.extensions().get::<Listening>();
+    let scheme = match listening {
+        Some(listening) if listening.tls => "https",
+        _ => request.uri().scheme_str().unwrap_or("http"),
+    };
     let mut attributes = vec![
         KeyValue::new("http.request.method", method),
         KeyValue::new("url.path", short(request.uri().path())),

@@ -297,6 +297,11 @@ pub(super) struct Clocked {
 }
 
 impl Clocked {
+    /// The socket itself.
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// Notes how a write went.
     fn note<T>(&self, written: &Poll<io::Result<T>>) {
         let mut blocked = lock(&self.clock.0.blocked);

@@ -183,6 +183,11 @@ impl Timeline {
         &self.submitted.id
     }
 
+    /// The span in the log of the request that it is a part of.
+    pub(super) fn log_span(&self) -> &Span {
+        &self.submitted.log_span
+    }
+
     /// Which of its request's generations it is, from 0.
     pub(super) fn index(&self) -> usize {
         self.submitted.trace.index

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod pace;
 pub mod postgres;
 pub mod process;
+pub mod raw;
 pub mod reader;
 pub mod script;
 pub mod sse;
@@ -20,7 +21,7 @@ use std::time::{Instant, SystemTime};
 use bytesize::ByteSize;
 use serde_json::Value;
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
-use skald::http::{App, GrammarCompiler, HttpConfig, ModelInfo, Serving};
+use skald::http::{Access, App, GrammarCompiler, HttpConfig, ModelInfo, Serving};
 use skald::kernels::linear::WeightDtype;
 use skald::model::ModelSource;
 use skald::model::gpt2::{Gpt2, Runtime};
@@ -42,6 +43,7 @@ pub struct Setup {
     /// URL of the database of sessions.
     pub store: Option<String>,
     pub http: HttpConfig,
+    pub access: Access,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
     /// In place of the model's own chat template.
@@ -66,6 +68,7 @@ impl Default for Setup {
                 watchdog_timeout: PATIENCE,
                 ..HttpConfig::default()
             },
+            access: Access::default(),
             model_defaults: false,
             chat_template: None,
             load: true,
@@ -181,7 +184,7 @@ impl TestServer {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
         let address = listener.local_addr().expect("an address");
-        let app = App::new(setup.http);
+        let app = App::with(setup.http, setup.access.clone(), None);
         let loaded = setup.load.then(|| {
             let serving = serving(&setup);
             let loaded = Loaded {

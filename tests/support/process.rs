@@ -54,14 +54,32 @@ impl Process {
         }
     }
 
+    /// Starts `skald serve`, which may open this many files, and waits until it is ready.
+    #[track_caller]
+    pub fn start_with_files(files: usize, flags: &[&str]) -> Self {
+        let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &limited])
+            .arg(env!("CARGO_BIN_EXE_skald"));
+        let mut server = Self::run(command, &[], flags);
+        server.wait_until_ready();
+        server
+    }
+
     /// The same with these variables set.
     pub fn spawn_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
+        Self::run(skald(&[]), environment, flags)
+    }
+
+    fn run(mut command: Command, environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let unless_given = DEFAULTS
             .into_iter()
             .filter(|[flag, _]| !flags.contains(flag));
         let log = NamedTempFile::new().expect("a file");
         let file = || File::options().append(true).open(log.path()).expect("it");
-        let child = skald(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        let child = command
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(unless_given.flatten())
             .args(flags)
             .envs(environment.iter().copied())
@@ -138,6 +156,19 @@ impl Process {
     /// All that was logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).expect("the log")
+    }
+
+    /// Waits until a line with this message was logged.
+    #[track_caller]
+    pub fn until_logged(&self, message: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.logged(message).pop() {
+                return line;
+            }
+            assert!(Instant::now() < deadline, "no {message:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The lines that are warnings or errors.

@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::format::Format;
-use super::observations::Observations;
+use super::observations::{ConnectionCounts, Observations};
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::figures::{EngineStatus, StepTokens};
 use crate::http::app::{ModelInfo, Serving};
@@ -295,9 +295,23 @@ impl Families {
         self.skald("kv_disk_restored_blocks", help, Counter(restored));
     }
 
+    fn connections(&mut self, counts: &ConnectionCounts) {
+        let ConnectionCounts {
+            open,
+            evicted,
+            refused,
+        } = counts.clone();
+        self.skald("connections", "Open connections", open);
+        let help = "Connections closed for a new one while they waited for a request";
+        self.skald("connections_evicted", help, evicted);
+        let help = "Requests refused because all connections were in use";
+        self.skald("connections_refused", help, refused);
+    }
+
     fn observations(&mut self, observations: &Observations) {
         // Taken apart whole, so that nothing is forgotten here.
         let Observations {
+            connections,
             start_time,
             requests,
             generations,
@@ -310,6 +324,7 @@ impl Families {
         } = observations;
         let help = "Unix time of the start of the process";
         self.skald("start_time_seconds", help, Reading::Real(*start_time));
+        self.connections(connections);
         let help = "HTTP requests by route and outcome";
         self.skald("requests", help, requests.clone());
         let help = "Generations by the reason for their end";

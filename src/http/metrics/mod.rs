@@ -16,8 +16,8 @@ mod format;
 mod observations;
 mod session_count;
 
-pub(super) use observations::GenerationReport;
 pub use observations::Observations;
+pub(super) use observations::{ConnectionCounts, GenerationReport};
 pub(super) use session_count::SessionCount;
 
 use axum::extract::State;

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::engine::FinishReason;
@@ -70,11 +71,23 @@ pub(in crate::http) struct GenerationReport {
     pub duration: Duration,
 }
 
+/// Connections, counted where they come and go. Cheap to clone: the counts are shared.
+#[derive(Debug, Clone, Default)]
+pub(in crate::http) struct ConnectionCounts {
+    /// Those that are open.
+    pub open: Gauge,
+    /// Those that gave their place to a new one while they waited for a request.
+    pub evicted: Counter,
+    /// Requests refused because all places were taken.
+    pub refused: Counter,
+}
+
 /// All that was counted since the start.
 #[derive(Debug)]
 pub struct Observations {
     /// When counting began, which is when the process did, in seconds of Unix time.
     pub(super) start_time: f64,
+    pub(super) connections: ConnectionCounts,
     pub(super) requests: Family<RequestLabels, Counter>,
     pub(super) generations: Family<FinishLabels, Counter>,
     pub(super) queue_time: Histogram,
@@ -94,6 +107,7 @@ impl Default for Observations {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self {
             start_time: now.unwrap_or_default().as_secs_f64(),
+            connections: ConnectionCounts::default(),
             requests: Family::default(),
             generations,
             queue_time: Histogram::new(DURATION),
@@ -107,6 +121,11 @@ impl Default for Observations {
 }
 
 impl Observations {
+    /// Returns the counts of connections.
+    pub(in crate::http) fn connections(&self) -> &ConnectionCounts {
+        &self.connections
+    }
+
     /// Counts a request to the route of this template. With the first one all outcomes of the
     /// endpoint appear, so that the first failure is an increase from 0.
     pub(in crate::http) fn request(&self, endpoint: &str, outcome: Outcome) {

@@ -28,6 +28,7 @@ use crate::http::fields::deadline;
 use crate::http::layers::Scope;
 use crate::http::metrics::Observations;
 use crate::http::openapi::OpenAiErrors;
+use crate::http::prompt_log;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::http::waiting::{before, begun_in_time};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
@@ -155,6 +156,7 @@ pub(in crate::http) async fn embeddings(
     let format = body.encoding_format.unwrap_or_default();
     let deadline = deadline(body.timeout)?;
     let requests = body.plan(&serving, &scope).await?;
+    prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
     let bulk = serving.engine.bulk()?;

@@ -1,0 +1,315 @@
+//! Which hosts a request may name, and which web pages may call.
+//!
+//! Without API keys the server belongs to its machine, but a browser on it carries the requests of
+//! any page. Two headers that no page can forge tell them apart. `Host`: a page whose own name was
+//! rebound to this machine's address (DNS rebinding) names that one, so names must be known. An IP
+//! address can't be rebound. `Origin`: a page of another origin is refused before its request does
+//! anything, whether or not the browser would let it read the answer.
+//!
+//! Programs send no `Origin` and name the address that they connect to, so they notice nothing.
+//! Nothing here may depend on a client's address: a proxy's is everyone's.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+
+use super::app::App;
+use super::error::ApiError;
+use super::outcome::PROBES;
+use crate::config::{AllowedHost, CorsOrigin};
+
+/// How long browsers may remember the answer to a preflight.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
+/// Most of a client's own text that is repeated in an error, in characters.
+const QUOTED: usize = 200;
+
+/// The hosts and origins that are let in beside the machine's own.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Hosts that requests may name.
+    pub hosts: Vec<AllowedHost>,
+    /// Origins whose pages may call.
+    pub origins: Vec<CorsOrigin>,
+}
+
+/// Where the server listens: an extension of each request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listening {
+    /// The address, which may be a wildcard.
+    pub address: SocketAddr,
+    /// Whether connections are encrypted.
+    pub tls: bool,
+}
+
+/// A request that came when all places for connections were taken: an extension of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NoPlace;
+
+/// The host that a request names, without its port.
+#[derive(Debug, PartialEq, Eq)]
+enum Host {
+    Ip(IpAddr),
+    /// In lower case, without a final dot.
+    Name(String),
+}
+
+impl Host {
+    fn of(authority: &Authority) -> Self {
+        let host = authority.host();
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = bare.unwrap_or(host).parse::<IpAddr>() {
+            return Self::Ip(address.to_canonical());
+        }
+        let name = host.strip_suffix('.').unwrap_or(host);
+        Self::Name(name.to_ascii_lowercase())
+    }
+
+    /// Returns whether only this machine can be meant. Browsers resolve `localhost` and what is below
+    /// it themselves.
+    fn is_local(&self) -> bool {
+        match self {
+            Self::Ip(address) => address.is_loopback(),
+            Self::Name(name) => name == "localhost" || name.ends_with(".localhost"),
+        }
+    }
+}
+
+impl Access {
+    /// Returns whether requests to this host are served by a server that listens there.
+    fn allows_host(&self, host: &Host, listening: Option<IpAddr>) -> bool {
+        if host.is_local() {
+            return true;
+        }
+        match host {
+            Host::Ip(address) => {
+                let own = |listening: IpAddr| {
+                    listening.is_unspecified() || listening.to_canonical() == *address
+                };
+                listening.is_some_and(own) || self.hosts.iter().any(|host| host.is_ip(*address))
+            }
+            Host::Name(name) => self.hosts.iter().any(|host| host.is_name(name)),
+        }
+    }
+
+    /// Returns whether pages of this origin may call a server that they know by this authority.
+    fn allows_origin(&self, origin: &str, authority: Option<&Authority>) -> bool {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        let same = authority.zip(host).is_some_and(|(authority, host)| {
+            // The scheme may be another where a proxy ends TLS.
+            authority.as_str().eq_ignore_ascii_case(host)
+        });
+        same || self.origins.iter().any(|allowed| allowed.is(origin))
+    }
+
+    /// Returns the layer that answers preflights and lets pages of the allowed origins read answers;
+    /// `None` where there are none.
+    pub(super) fn cors(&self) -> Option<CorsLayer> {
+        if self.origins.is_empty() {
+            return None;
+        }
+        let layer = CorsLayer::new()
+            .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers([
+                HeaderName::from_static("x-request-id"),
+                HeaderName::from_static("retry-after-ms"),
+                header::RETRY_AFTER,
+            ])
+            // Pages of a public network to a server in a private one.
+            .allow_private_network(true)
+            .max_age(PREFLIGHT_AGE);
+        if self.origins.contains(&CorsOrigin::Any) {
+            return Some(layer.allow_origin(Any));
+        }
+        let origins = self.origins.clone();
+        Some(layer.allow_origin(AllowOrigin::predicate(move |origin, _| {
+            let origin = origin.to_str().unwrap_or_default();
+            origins.iter().any(|allowed| allowed.is(origin))
+        })))
+    }
+}
+
+/// The layer that refuses requests which name no host or a foreign one, come from pages of a foreign
+/// origin, or have no place.
+pub(super) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
+    match admit(app.access(), &request) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => {
+            if request.extensions().get::<NoPlace>().is_some() {
+                app.observations().connections().refused.inc();
+            }
+            refused.into_response()
+        }
+    }
+}
+
+fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {
+    let is_probe = PROBES.contains(&request.uri().path());
+    let authority = authority(request)?;
+    let listening = request.extensions().get::<Listening>();
+    let listening = listening.map(|listening| listening.address.ip());
+    if let Some(authority) = &authority
+        && !is_probe
+        && !access.allows_host(&Host::of(authority), listening)
+    {
+        return Err(ApiError::foreign_host(&quoted(authority.host())));
+    }
+    // Sent once by every browser; more are a client's own doing, and each must be allowed.
+    for origin in request.headers().get_all(header::ORIGIN) {
+        let origin = String::from_utf8_lossy(origin.as_bytes());
+        if !access.allows_origin(&origin, authority.as_ref()) {
+            return Err(ApiError::foreign_origin(&quoted(&origin)));
+        }
+    }
+    if request.extensions().get::<NoPlace>().is_some() && !is_probe {
+        return Err(ApiError::no_place());
+    }
+    Ok(())
+}
+
+/// Returns what a request is addressed to: the authority of its target, else its `Host`. `None` in
+/// HTTP/1.0, which needs neither and which no browser speaks.
+fn authority(request: &Request) -> Result<Option<Authority>, ApiError> {
+    let header = host_header(request.headers())?;
+    if let Some(target) = request.uri().authority() {
+        // HTTP/1.1 wants the header even so.
+        if header.is_none() && request.version() == Version::HTTP_11 {
+            return Err(missing_host());
+        }
+        return if target.as_str().contains('@') {
+            Err(ApiError::broken_head(
+                "the request's target must not name a user",
+            ))
+        } else {
+            Ok(Some(target.clone()))
+        };
+    }
+    match header {
+        Some(value) => {
+            let text = value.to_str().unwrap_or_default();
+            let parsed = text.parse::<Authority>().ok();
+            let parsed = parsed.filter(|authority| !authority.as_str().contains('@'));
+            parsed.map(Some).ok_or_else(|| {
+                let host = quoted(&String::from_utf8_lossy(value.as_bytes()));
+                ApiError::broken_head(format!("the Host header {host:?} is not a valid host"))
+            })
+        }
+        None if request.version() <= Version::HTTP_10 => Ok(None),
+        None => Err(missing_host()),
+    }
+}
+
+fn host_header(headers: &HeaderMap) -> Result<Option<&HeaderValue>, ApiError> {
+    let mut all = headers.get_all(header::HOST).iter();
+    let first = all.next();
+    match all.count() {
+        0 => Ok(first),
+        more => Err(ApiError::broken_head(format!(
+            "the request has {} Host headers; it must have one",
+            more + 1
+        ))),
+    }
+}
+
+fn missing_host() -> ApiError {
+    ApiError::broken_head("the request has no Host header; it must have one")
+}
+
+fn quoted(text: &str) -> String {
+    text.chars().take(QUOTED).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(hosts: &[&str], origins: &[&str]) -> Access {
+        Access {
+            hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            origins: origins
+                .iter()
+                .map(|origin| origin.parse().unwrap())
+                .collect(),
+        }
+    }
+
+    fn allows(access: &Access, host: &str, listening: &str) -> bool {
+        let host = Host::of(&host.parse().unwrap());
+        access.allows_host(&host, Some(listening.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_server_on_loopback_answers_to_its_machine_only() {
+        let none = Access::default();
+        for own in [
+            "localhost",
+            "LOCALHOST:80",
+            "a.localhost.",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]:8",
+        ] {
+            assert!(allows(&none, own, "127.0.0.1"), "{own}");
+        }
+        for foreign in [
+            "evil.example",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+            "[fd00::1]",
+        ] {
+            assert!(!allows(&none, foreign, "127.0.0.1"), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_answers_to_its_address_and_a_wildcard_to_all() {
+        let none = Access::default();
+        assert!(allows(&none, "10.0.0.1:8080", "10.0.0.1"));
+        assert!(allows(&none, "[::ffff:10.0.0.1]", "10.0.0.1"));
+        assert!(!allows(&none, "10.0.0.2:8080", "10.0.0.1"));
+        for wildcard in ["0.0.0.0", "::"] {
+            assert!(allows(&none, "203.0.113.9", wildcard));
+            assert!(allows(&none, "[fd00::1]:8080", wildcard));
+            assert!(!allows(&none, "evil.example", wildcard));
+        }
+    }
+
+    #[test]
+    fn hosts_that_are_named_are_let_in() {
+        let named = access(&["skald", "*.svc.example"], &[]);
+        assert!(allows(&named, "skald:8080", "0.0.0.0"));
+        assert!(allows(&named, "a.svc.example", "127.0.0.1"));
+        assert!(!allows(&named, "svc.example", "127.0.0.1"));
+        assert!(allows(&access(&["*"], &[]), "evil.example", "127.0.0.1"));
+    }
+
+    #[test]
+    fn pages_of_the_server_itself_and_of_named_origins_may_call() {
+        let own: Authority = "localhost:8080".parse().unwrap();
+        let none = Access::default();
+        assert!(none.allows_origin("http://localhost:8080", Some(&own)));
+        for foreign in [
+            "http://localhost:3000",
+            "https://evil.example",
+            "null",
+            "",
+            "http://",
+        ] {
+            assert!(!none.allows_origin(foreign, Some(&own)), "{foreign}");
+            assert!(!none.allows_origin(foreign, None), "{foreign}");
+        }
+        let named = access(&[], &["http://localhost:3000"]);
+        assert!(named.allows_origin("http://localhost:3000", Some(&own)));
+        assert!(!named.allows_origin("http://localhost:3001", Some(&own)));
+        assert!(access(&[], &["*"]).allows_origin("null", None));
+    }
+}

@@ -1,0 +1,447 @@
+//! Places for connections: how many may be open, and which gives way when all are taken.
+//!
+//! A connection *waits* until a request is there as a whole, and again when its answers are made;
+//! otherwise it is *busy*. Half-sent heads and bodies, handshakes, and connections that clients keep
+//! open all wait. A new connection takes the place of one that waits, first of those that have never
+//! asked anything. Where all are busy, it gets one of a few reserved places, in which only probes are
+//! answered. Where those are taken too, it stays in the system's queue: a reserved place is soon free.
+//!
+//! So whatever clients do with their connections, a probe is answered. A busy connection is never
+//! ended here.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::ConnectionCounts;
+use crate::resources::Connections;
+
+/// Kinds of connections that wait, those that give way first at the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Has not sent the head of a request yet.
+    Fresh,
+    /// Is kept open between requests.
+    Idle,
+    /// Has a reserved place.
+    Reserved,
+    /// Is sending the body of a request.
+    Receiving,
+}
+
+impl Group {
+    const ALL: [Self; 4] = [Self::Fresh, Self::Idle, Self::Reserved, Self::Receiving];
+
+    /// How long a connection waits undisturbed: what a client needs that sends its request at once.
+    /// Probes come from nearby, and bodies take longer than heads.
+    fn grace(self) -> Duration {
+        match self {
+            Self::Fresh | Self::Idle => Duration::from_secs(1),
+            Self::Reserved => Duration::from_millis(100),
+            Self::Receiving => Duration::from_secs(5),
+        }
+    }
+}
+
+/// All places; cheap to clone. One lock, held for a few map operations when a connection comes, goes,
+/// begins or ends being busy.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Shared>);
+
+struct Shared {
+    limits: Connections,
+    counts: ConnectionCounts,
+    state: Mutex<State>,
+    /// A place was given back, or could be taken from its connection.
+    changed: Notify,
+}
+
+/// Connections that wait, by the moment since when.
+type Waiting = BTreeMap<(Instant, u64), CancellationToken>;
+
+#[derive(Default)]
+struct State {
+    ordinary: usize,
+    reserved: usize,
+    /// Those that have to give way and still have their places.
+    leaving: usize,
+    next: u64,
+    /// Those that wait, by group, longest first.
+    waiting: [Waiting; Group::ALL.len()],
+}
+
+impl State {
+    fn group(&mut self, group: Group) -> &mut Waiting {
+        let [fresh, idle, reserved, receiving] = &mut self.waiting;
+        match group {
+            Group::Fresh => fresh,
+            Group::Idle => idle,
+            Group::Reserved => reserved,
+            Group::Receiving => receiving,
+        }
+    }
+
+    /// Makes the first connection give way that has waited for long enough, if there is one. Those in
+    /// reserved places do only where these are `full`.
+    fn evict(&mut self, now: Instant, full: bool) -> bool {
+        for group in Group::ALL {
+            if group == Group::Reserved && !full {
+                continue;
+            }
+            if let Some(longest) = self.group(group).first_entry()
+                && now.duration_since(longest.key().0) >= group.grace()
+            {
+                longest.remove().cancel();
+                self.leaving += 1;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Returns when the next connection has waited for long enough.
+    fn next_due(&self) -> Option<Instant> {
+        let firsts = self.waiting.iter().zip(Group::ALL);
+        let due = |(waiting, group): (&Waiting, Group)| {
+            Some(waiting.first_key_value()?.0.0 + group.grace())
+        };
+        firsts.filter_map(due).min()
+    }
+}
+
+impl Places {
+    pub(super) fn new(limits: Connections, counts: ConnectionCounts) -> Self {
+        Self(Arc::new(Shared {
+            limits,
+            counts,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Waits for a place for a connection that has just come.
+    pub(super) async fn take(&self) -> Place {
+        loop {
+            let changed = self.0.changed.notified();
+            let next_due = {
+                let mut state = self.0.state();
+                if state.ordinary < self.0.limits.limit {
+                    return self.place(&mut state, false);
+                }
+                let full = state.reserved >= self.0.limits.reserved;
+                if state.leaving == 0 && state.evict(Instant::now(), full) {
+                    self.0.counts.evicted.inc();
+                }
+                if state.leaving > 0 {
+                    None
+                } else if full {
+                    state.next_due()
+                } else {
+                    return self.place(&mut state, true);
+                }
+            };
+            match next_due {
+                Some(due) => {
+                    let _ = timeout_at(due.into(), changed).await;
+                }
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Makes a connection that waits give way, however short it has waited: the process has no file
+    /// left.
+    pub(super) fn make_room(&self) {
+        let mut state = self.0.state();
+        for group in Group::ALL {
+            if let Some((_, evicted)) = state.group(group).pop_first() {
+                evicted.cancel();
+                state.leaving += 1;
+                self.0.counts.evicted.inc();
+                return;
+            }
+        }
+    }
+
+    fn place(&self, state: &mut State, reserved: bool) -> Place {
+        if reserved {
+            state.reserved += 1;
+        } else {
+            state.ordinary += 1;
+        }
+        self.0.counts.open.inc();
+        state.next += 1;
+        let group = if reserved {
+            Group::Reserved
+        } else {
+            Group::Fresh
+        };
+        let since = Instant::now();
+        let evicted = CancellationToken::new();
+        let id = state.next;
+        state.group(group).insert((since, id), evicted.clone());
+        Place {
+            shared: Arc::clone(&self.0),
+            id,
+            is_reserved: reserved,
+            evicted,
+            usage: Mutex::new(Usage {
+                group,
+                waits: Some((group, since)),
+                receiving: 0,
+                serving: 0,
+            }),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place; given back when it is dropped.
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    id: u64,
+    is_reserved: bool,
+    evicted: CancellationToken,
+    usage: Mutex<Usage>,
+}
+
+/// What a connection does.
+struct Usage {
+    /// The group it is in between requests.
+    group: Group,
+    /// The group it waits in, and since when; `None` while it is busy.
+    waits: Option<(Group, Instant)>,
+    /// Requests that have not arrived as a whole.
+    receiving: usize,
+    /// Requests that have.
+    serving: usize,
+}
+
+impl Place {
+    /// Whether only probes are answered in it.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.is_reserved
+    }
+
+    /// Waits until the connection has to give way.
+    pub(super) async fn evicted(&self) {
+        self.evicted.cancelled().await;
+    }
+
+    /// Notes a request whose head has arrived. It is over when what is returned is dropped.
+    pub(super) fn request(self: &Arc<Self>) -> Request {
+        self.update(|usage| {
+            usage.receiving += 1;
+            if !self.is_reserved {
+                usage.group = Group::Idle;
+            }
+        });
+        Request {
+            place: Arc::clone(self),
+            has_arrived: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits until the connection has been without a request for this long. Looks once in that time,
+    /// so it may be twice as long.
+    pub(super) async fn unused_for(&self, limit: Duration) {
+        let mut pause = limit;
+        loop {
+            tokio::time::sleep(pause).await;
+            let waits = self.usage().waits;
+            pause = match waits {
+                Some((Group::Receiving, _)) | None => limit,
+                Some((_, since)) => match limit.checked_sub(since.elapsed()) {
+                    Some(rest) if !rest.is_zero() => rest,
+                    _ => return,
+                },
+            };
+        }
+    }
+
+    /// Changes what the connection does, and lets it wait in the group that this makes it one of.
+    fn update(&self, change: impl FnOnce(&mut Usage)) {
+        let mut usage = self.usage();
+        change(&mut usage);
+        let group = match (usage.serving, usage.receiving) {
+            (0, 0) => Some(usage.group),
+            (0, _) if self.is_reserved => Some(Group::Reserved),
+            (0, _) => Some(Group::Receiving),
+            _ => None,
+        };
+        if group == usage.waits.map(|(group, _)| group) {
+            return;
+        }
+        let before = usage.waits;
+        usage.waits = group.map(|group| (group, Instant::now()));
+        let mut state = self.shared.state();
+        if let Some((group, since)) = before {
+            state.group(group).remove(&(since, self.id));
+        }
+        // One that has to give way does so once.
+        if let Some((group, since)) = usage.waits
+            && !self.evicted.is_cancelled()
+        {
+            let token = self.evicted.clone();
+            state.group(group).insert((since, self.id), token);
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let waits = self.usage().waits;
+        let mut state = self.shared.state();
+        if let Some((group, since)) = waits {
+            state.group(group).remove(&(since, self.id));
+        }
+        if self.evicted.is_cancelled() {
+            state.leaving -= 1;
+        }
+        if self.is_reserved {
+            state.reserved -= 1;
+        } else {
+            state.ordinary -= 1;
+        }
+        drop(state);
+        self.shared.counts.open.dec();
+        self.shared.changed.notify_waiters();
+    }
+}
+
+/// A request on a connection, from its head to the end of its answer.
+pub(super) struct Request {
+    place: Arc<Place>,
+    has_arrived: AtomicBool,
+}
+
+impl Request {
+    /// The request is there as a whole: its connection is busy from now on.
+    pub(super) fn arrived(&self) {
+        if !self.has_arrived.swap(true, Ordering::Relaxed) {
+            self.place.update(|usage| {
+                usage.receiving -= 1;
+                usage.serving += 1;
+            });
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let has_arrived = *self.has_arrived.get_mut();
+        self.place.update(|usage| {
+            if has_arrived {
+                usage.serving -= 1;
+            } else {
+                usage.receiving -= 1;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(limit: usize, reserved: usize) -> Places {
+        Places::new(Connections { limit, reserved }, ConnectionCounts::default())
+    }
+
+    /// A connection that ends when it has to give way.
+    fn until_evicted(place: Place) -> tokio::task::JoinHandle<()> {
+        tokio::spawn(async move { place.evicted().await })
+    }
+
+    #[test]
+    fn those_that_never_asked_give_way_first_and_those_in_the_reserve_last() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        let mut state = State::default();
+        let mut wait = |group, since, id| {
+            let token = CancellationToken::new();
+            state.group(group).insert((since, id), token.clone());
+            token
+        };
+        let receiving = wait(Group::Receiving, ago(55), 6);
+        let idle = wait(Group::Idle, ago(50), 1);
+        let older = wait(Group::Fresh, ago(3), 2);
+        let younger = wait(Group::Fresh, ago(2), 3);
+        let new = wait(Group::Fresh, now, 4);
+        let reserved = wait(Group::Reserved, ago(1), 5);
+        let order = [&older, &younger, &idle, &receiving];
+        for evicted in order {
+            assert!(!evicted.is_cancelled());
+            assert!(state.evict(now, false));
+            assert!(evicted.is_cancelled());
+        }
+        assert!(!state.evict(now, false) && state.evict(now, true));
+        assert!(reserved.is_cancelled() && !new.is_cancelled());
+        assert_eq!(state.next_due(), Some(now + Group::Fresh.grace()));
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_takes_the_place_of_one_that_waits() {
+        let places = places(1, 0);
+        let half_sent = until_evicted(places.take().await);
+        let new = places.take().await;
+        half_sent.await.unwrap();
+        assert!(!new.is_reserved());
+        assert_eq!(places.0.counts.evicted.get(), 1);
+        assert_eq!(places.0.counts.open.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn busy_connections_stay_and_the_reserve_is_passed_on() {
+        let places = places(1, 1);
+        let first = Arc::new(places.take().await);
+        let busy = first.request();
+        busy.arrived();
+        let half_sent = places.take().await;
+        assert!(half_sent.is_reserved());
+        let half_sent = until_evicted(half_sent);
+        // Waits until the other one had its time.
+        let probe = places.take().await;
+        half_sent.await.unwrap();
+        assert!(probe.is_reserved() && !first.evicted.is_cancelled());
+        drop(probe);
+        drop(busy);
+        drop(first);
+        assert!(!places.take().await.is_reserved());
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_unused_only_between_requests() {
+        let places = places(1, 0);
+        let place = Arc::new(places.take().await);
+        let request = place.request();
+        let limit = Duration::from_millis(20);
+        let unused = place.unused_for(limit);
+        assert!(tokio::time::timeout(limit * 5, unused).await.is_err());
+        drop(request);
+        place.unused_for(limit).await;
+    }
+
+    #[tokio::test]
+    async fn without_files_the_first_that_waits_gives_way_at_once() {
+        let places = places(2, 1);
+        let fresh = until_evicted(places.take().await);
+        places.make_room();
+        fresh.await.unwrap();
+    }
+}
