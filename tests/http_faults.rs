@@ -115,11 +115,14 @@ async fn a_body_that_is_cut_off_is_no_request() {
     let server = TestServer::start();
     let json = json!({"prompt": "A", "max_tokens": 2}).to_string();
     let declared = |path: &str| {
-        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n");
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n");
         head + &json
     };
     let chunked = |path: &str, rest: &str| {
-        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
         format!("{head}{:x}\r\n{json}{rest}", json.len())
     };
     for path in [COMPLETIONS, "/generate", "/v1/embeddings", "/tokenize"] {

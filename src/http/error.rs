@@ -408,7 +408,9 @@ impl ApiError {
     /// Status and type as TGI has them.
     fn native_kind(&self) -> (StatusCode, &'static str) {
         match self.kind {
-            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody => (StatusCode::BAD_REQUEST, "validation"),
+            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody => {
+                (StatusCode::BAD_REQUEST, "validation")
+            }
             Kind::ForeignHost => (StatusCode::FORBIDDEN, "host_not_allowed"),
             Kind::ForeignOrigin => (StatusCode::FORBIDDEN, "origin_not_allowed"),
             Kind::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit"),
@@ -485,9 +487,7 @@ impl ApiError {
             | Kind::NoPlace
             | Kind::QueueTimeout
             | Kind::SessionBusy
-            | Kind::SessionTakenOver => {
-                Some(RETRY_BUSY)
-            }
+            | Kind::SessionTakenOver => Some(RETRY_BUSY),
             Kind::SessionsAway => Some(RETRY_DATABASE),
             Kind::Loading => Some(RETRY_LOADING),
             Kind::Draining | Kind::Unavailable => Some(RETRY_GONE),

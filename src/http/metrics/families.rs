@@ -201,7 +201,7 @@ impl Families {
         let help = "Requests set aside because their clients do not read";
         self.skald("requests_stalled", help, Gauge(stalled));
         let help = "Time since the last forward pass while there is work";
-        let silence = Reading::Ratio(silence.as_secs_f64());
+        let silence = Reading::Real(silence.as_secs_f64());
         self.skald("step_silence_seconds", help, silence);
         self.skald("steps", "Forward passes", Counter(steps));
         let help = "Tokens per forward pass";
