@@ -382,7 +382,7 @@ stop_a_command() {
     ended "$visitor" 143
 }
 
-# Signal 15 is the bit 14 of the mask.
+# Signal 15 is bit 14 of the mask.
 handles_sigterm() {
     local caught
     caught=$(sed -n 's/^SigCgt:\s*//p' "/proc/$(pid "$visitor")/status")
