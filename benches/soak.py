@@ -29,7 +29,12 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
+import urllib.parse
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests/clients"))
+
+from servers import wait_until_ready  # noqa: E402
 
 #: Limit of one request, in seconds: the machine may be busy.
 PATIENCE = 180
@@ -122,25 +127,12 @@ def serving(binary, directory):
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=stderr, stderr=stderr)
     try:
-        yield Server(process, ready_port(process, log))
+        yield Server(process, urllib.parse.urlsplit(wait_until_ready(process, log)).port)
     finally:
         process.terminate()
         code = process.wait(timeout=PATIENCE)
     if code != 0:
         raise Wrong(f"the server ended with {code}: {log.read_text()[-2000:]}")
-
-
-def ready_port(process, log):
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise Wrong(log.read_text())
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text()):
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"{found.group()}/readyz", timeout=5):
-                    return int(found[1])
-        time.sleep(0.05)
-    raise Wrong("the server does not get ready")
 
 
 # --- what visitors do; each gives the outputs that a solo run must repeat ---
@@ -364,7 +356,7 @@ def watch(server, minutes, soak):
 
 
 def wait_until_idle(server, files):
-    """Everything that visitors held is given back within a deadline, and who they were is not known by any place."""
+    """Waits until nothing is held any more; gives what still is after a deadline."""
     deadline = time.monotonic() + PATIENCE
     while True:
         engine = server.engine()

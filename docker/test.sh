@@ -150,7 +150,11 @@ run() {
 }
 
 remove() {
-    e rm --force --volumes "$server" "$visitor" >/dev/null 2>&1 || true
+    local name
+    # One by one: the first that does not exist would leave the others.
+    for name in "$server" "$visitor"; do
+        e rm --force --volumes "$name" >/dev/null 2>&1 || true
+    done
     e volume rm --force "$sessions" >/dev/null 2>&1 || true
 }
 
@@ -371,12 +375,18 @@ stop_by() {
 
 # Process 1 gets no signal that it has no handler for.
 stop_a_command() {
-    run "$visitor" --network none "$image" generate "The king" --slide -n 1000000
-    until_true "a tale begins" tells
+    # It waits for its prompt.
+    run "$visitor" --network none --interactive "$image" generate -
+    until_true "the command handles SIGTERM" handles_sigterm
     e kill --signal TERM "$visitor" >/dev/null
     ended "$visitor" 143
 }
 
-tells() { [ -n "$(e logs "$visitor" 2>/dev/null)" ]; }
+# Signal 15 is bit 14 of the mask.
+handles_sigterm() {
+    local caught
+    caught=$(sed -n 's/^SigCgt:\s*//p' "/proc/$(pid "$visitor")/status")
+    [ $((0x$caught >> 14 & 1)) -eq 1 ]
+}
 
 main "$@"

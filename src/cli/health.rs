@@ -13,7 +13,7 @@ use clap::Args;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
-use super::Failure;
+use super::{Failure, http_url};
 use crate::config::{HumanDuration, Layer};
 use crate::shown_url::shown_url;
 
@@ -123,19 +123,13 @@ fn question(given: &str) -> anyhow::Result<Url> {
         let shown = shown_url(given);
         format!("{shown:?} is not a valid URL; write http://localhost:8080")
     };
-    let whole = if given.contains("://") {
-        given.to_owned()
-    } else {
-        format!("http://{given}")
-    };
-    // A port alone, which would be taken for an IPv4 address.
+    // A port alone would be taken for an IPv4 address.
     if given.bytes().all(|byte| byte.is_ascii_digit()) {
         bail!("{}", expected());
     }
-    let mut url: Url = whole.parse().with_context(expected)?;
-    if !matches!(url.scheme(), "http" | "https") {
-        bail!("{}", expected());
-    }
+    let mut url = http_url(given)
+        .map_err(anyhow::Error::msg)
+        .with_context(expected)?;
     if matches!(url.path(), "" | "/") {
         url.set_path(READINESS);
     }

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
+use reqwest::Url;
 use tokio::signal::unix::SignalKind;
 
 use crate::telemetry::{self, FlushLogs};
@@ -127,10 +128,27 @@ impl Cli {
     }
 }
 
-/// What reads standard output has gone away (`| head`): the command ends, without a word.
+/// The reader of standard output has gone away (`| head`); the command ends silently.
 #[derive(Debug, thiserror::Error)]
-#[error("what reads standard output has gone away")]
+#[error("the reader of standard output has gone away")]
 struct ReaderGone;
+
+/// Parses the address of a server; `host:port` is enough.
+///
+/// # Errors
+/// The reason, without the text.
+fn http_url(text: &str) -> Result<Url, String> {
+    let whole = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let url = Url::parse(&whole).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("expected an http:// or https:// address".to_owned());
+    }
+    Ok(url)
+}
 
 /// Writes to standard output.
 ///

@@ -43,7 +43,7 @@ impl OtlpEndpoint {
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(invalid(
-                "it has a user name or password: give them by OTEL_EXPORTER_OTLP_HEADERS",
+                "it has a user name or password: pass them in OTEL_EXPORTER_OTLP_HEADERS",
             ));
         }
         Ok(Self(url))

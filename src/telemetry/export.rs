@@ -75,7 +75,7 @@ impl Losses {
         }
     }
 
-    /// Notes that of so many spans `lost` did not arrive.
+    /// Counts a batch as sent, and `lost` of its spans as lost.
     fn failed(&self, spans: usize, lost: usize, reason: &str) {
         self.on_their_way.fetch_sub(spans, Ordering::Relaxed);
         self.lose(lost, reason);
@@ -208,12 +208,16 @@ impl Reporting {
         })
     }
 
+    fn last_answer(&self) -> Answer {
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        answer.clone()
+    }
+
     /// Sends spans; gives those that the collector did not take, with the reason.
     async fn send(&self, spans: Vec<SpanData>) -> Option<(usize, String)> {
         let count = spans.len();
         let sent = self.otlp.export(spans).await;
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = answer.clone();
+        let answer = self.last_answer();
         match sent {
             Ok(()) => answer.rejected,
             Err(error) => Some((count, answer.failure.unwrap_or_else(|| error.to_string()))),
@@ -253,9 +257,7 @@ impl SpanExporter for Reporting {
         self.otlp.set_resource(resource);
         // Ready at once: the blocking client makes the thread wait, not the future.
         let _ = self.send(Vec::new()).now_or_never();
-        let answer = self.answer.lock();
-        let answer = answer.unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(reason) = answer.failure {
+        if let Some(reason) = self.last_answer().failure {
             self.losses.failed(0, 0, &reason);
         }
     }

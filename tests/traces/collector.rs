@@ -112,7 +112,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// Rejects so many spans of the next export that has any.
+    /// Rejects this many spans of the next export that is not empty.
     pub fn reject(&self, spans: i64) {
         self.received.lock().expect("no panic").rejects = spans;
     }

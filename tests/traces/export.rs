@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::collector::Collector;
 use crate::support::process::Process;
@@ -21,8 +21,10 @@ fn free_port() -> std::net::SocketAddr {
     listener.local_addr().expect("an address")
 }
 
-fn tale() -> Value {
-    json!({"inputs": "Once", "parameters": {"max_new_tokens": 2}})
+/// Asks for a tale and asserts that it comes.
+async fn is_answered(server: &Process, id: &str) {
+    let tale = json!({"inputs": "Once", "parameters": {"max_new_tokens": 2}});
+    assert_eq!(answer(post(server, id, "/generate", &tale)).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,10 +33,7 @@ async fn a_collector_that_is_away_is_a_warning() {
     let mut server = Process::start_in(&[AT_ONCE], &["--otlp-endpoint", &endpoint]);
     for n in 0..3 {
         let id = format!("request-{n}");
-        assert_eq!(
-            answer(post(&server, &id, "/generate", &tale())).await.0,
-            200
-        );
+        is_answered(&server, &id).await;
     }
     server.terminate();
     server.ended();
@@ -53,12 +52,7 @@ async fn spans_that_a_collector_rejects_are_lost_and_its_reason_is_logged() {
     let endpoint = collector.endpoint();
     let mut server = Process::start_in(&[AT_ONCE], &["--otlp-endpoint", &endpoint]);
     collector.reject(3);
-    assert_eq!(
-        answer(post(&server, "rejected", "/generate", &tale()))
-            .await
-            .0,
-        200
-    );
+    is_answered(&server, "rejected").await;
     collector.request("rejected");
     server.terminate();
     server.ended();
@@ -79,10 +73,7 @@ async fn spans_arrive_once_the_collector_is_there() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let collector = Collector::at(address);
-    assert_eq!(
-        answer(post(&server, "found", "/generate", &tale())).await.0,
-        200
-    );
+    is_answered(&server, "found").await;
     let (_, stages) = collector.request("found");
     assert_eq!(stages.len(), 3);
     server.terminate();
@@ -102,10 +93,7 @@ async fn a_collector_that_hangs_holds_up_neither_requests_nor_the_stop() {
     });
     let ten_minutes = ("OTEL_EXPORTER_OTLP_TIMEOUT", "600000");
     let mut server = Process::start_in(&[AT_ONCE, ten_minutes], &["--otlp-endpoint", &endpoint]);
-    assert_eq!(
-        answer(post(&server, "first", "/generate", &tale())).await.0,
-        200
-    );
+    is_answered(&server, "first").await;
     // More spans than may wait: the rest is dropped at once.
     let caller = server.caller();
     for _ in 0..QUEUE {

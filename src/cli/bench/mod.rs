@@ -61,7 +61,7 @@ use self::load::{Extent, Pace};
 use self::report::{LoadSetup, Measured, Report, Setup};
 use self::run::Run;
 use self::workload::{Number, Workload};
-use super::{Failure, runtime};
+use super::{Failure, http_url, runtime, write_out};
 
 /// Measure how fast a server answers under load
 #[derive(Debug, Args)]
@@ -223,13 +223,11 @@ impl Bench {
         if let Some(mut file) = file {
             writeln!(file, "{json}").context("--output can't be written")?;
         }
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{json}")?;
+            write_out(&format!("{json}\n"))
         } else {
-            write!(out, "{report}")?;
+            write_out(&report.to_string())
         }
-        Ok(())
     }
 
     async fn measure(&self, target: Target) -> anyhow::Result<(Setup, Measured)> {
@@ -313,17 +311,9 @@ impl Bench {
     }
 }
 
-/// An address; `host:port` will do.
+/// An address without a password.
 fn server(text: &str) -> Result<Url, String> {
-    let whole = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
-    let url = Url::parse(&whole).map_err(|error| error.to_string())?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err("expected an http:// or https:// address".to_owned());
-    }
+    let url = http_url(text)?;
     // It is shown in reports.
     if !url.username().is_empty() || url.password().is_some() {
         return Err("use --api-key and not a password in the address".to_owned());

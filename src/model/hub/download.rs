@@ -61,7 +61,7 @@ impl Download<'_> {
     /// Asks again from where a connection broke, until all is there.
     async fn complete(&self, partial: &mut Partial) -> Result<(), FetchError> {
         let mut retry = Retry::new();
-        // More than any attempt before has brought: what had to be fetched again is no progress.
+        // Only a length that no earlier attempt reached is progress; bytes fetched again are not.
         let mut furthest = partial.length;
         loop {
             match self.append(partial).await {

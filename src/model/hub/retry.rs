@@ -17,7 +17,7 @@ pub(super) struct Retry {
     /// Failures since something arrived.
     in_a_row: u32,
     attempts: u32,
-    /// When there is no more time for another attempt.
+    /// Time after which no further attempt is made.
     deadline: Option<Instant>,
 }
 
@@ -30,8 +30,8 @@ impl Retry {
         }
     }
 
-    /// A pause that would not be over within this time is not begun: its error says more than that the
-    /// time is over.
+    /// Creates one that gives up rather than begin a pause that would end after `time`: the last error
+    /// says more than that the time is over.
     pub(super) fn within(time: Duration) -> Self {
         Self {
             deadline: Instant::now().checked_add(time),

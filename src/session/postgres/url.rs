@@ -102,10 +102,7 @@ pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, Invalid
 /// Returns whether a URL has a password in it.
 #[must_use]
 pub fn has_password(url: &str) -> bool {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let user = address.rsplit_once('@').map_or("", |(user, _)| user);
-    user.contains(':') || query.split('&').any(|pair| pair.starts_with("password="))
+    parse(url, None).is_ok_and(|target| target.config.get_password().is_some())
 }
 
 /// Fills in what the URL does not say.
@@ -190,6 +187,18 @@ mod tests {
         ] {
             assert_eq!(parse(url, None).unwrap().name, name);
         }
+    }
+
+    #[test]
+    fn a_password_is_found_whatever_else_the_url_says() {
+        for url in [
+            "postgres://u:secret@db/x",
+            "postgres://u:secret@db/x?sslmode=verify-full&sslrootcert=ca.pem",
+            "postgres://u@db/x?password=secret",
+        ] {
+            assert!(has_password(url), "{url}");
+        }
+        assert!(!has_password("postgres://u@db/x?sslmode=verify-full"));
     }
 
     #[test]
