@@ -424,7 +424,7 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub allowed_host: Option<Vec<AllowedHost>>,
-    /// Origins whose web pages may call the server, such as https://app.example.org, or `*` for any;
+    /// Origins whose web pages may call the server, such as `https://app.example.org`, or `*` for any;
     /// separated by commas, or given repeatedly [default: none]
     #[arg(
         long,

@@ -66,11 +66,14 @@ async fn a_prompt_that_outlasts_the_drain_ends_with_an_error() {
 async fn a_stop_does_not_wait_for_a_client_that_does_not_read() {
     let short = Duration::from_millis(100);
     for (stall_timeout, drain_timeout) in [(short, PATIENCE), (PATIENCE, short)] {
-        let mut setup = Setup::default();
-        setup.http = HttpConfig {
+        let http = HttpConfig {
             stall_timeout,
             drain_timeout,
             ..HttpConfig::default()
+        };
+        let setup = Setup {
+            http,
+            ..Setup::default()
         };
         let server = TestServer::with(setup);
         let connection = Http2::connect(server.address, 0).await;

@@ -34,7 +34,7 @@ fn ending_after(stall_timeout: Duration, max_batch: usize) -> TestServer {
 }
 
 /// A text that is too long for what a client that does not read is sent.
-fn long(fields: Value) -> Value {
+fn long(fields: &Value) -> Value {
     let mut body = json!({
         "prompt": "Once upon a time", "max_tokens": 900, "temperature": 1, "seed": 5,
         "ignore_eos": true, "stream": true, "overflow": "slide",
@@ -86,10 +86,10 @@ async fn others_go_on(server: &TestServer) {
 async fn http_2_streams_without_a_window_give_up_their_places_and_lose_nothing() {
     let server = server(4);
     let requests = [
-        long(json!({})),
-        long(json!({"n": 2, "seed": 8})),
-        long(json!({"guided_regex": "([a-z]+ )+"})),
-        long(json!({"session_id": "stalled", "logprobs": 2})),
+        long(&json!({})),
+        long(&json!({"n": 2, "seed": 8})),
+        long(&json!({"guided_regex": "([a-z]+ )+"})),
+        long(&json!({"session_id": "stalled", "logprobs": 2})),
     ];
     let mut expected = Vec::new();
     for body in &requests {
@@ -123,7 +123,7 @@ async fn http_2_streams_without_a_window_give_up_their_places_and_lose_nothing()
 async fn http_1_streams_that_are_not_read_give_up_their_places_and_lose_nothing() {
     let server = server(3);
     let requests: Vec<Value> = (0..3)
-        .map(|seed| long(json!({"seed": seed, "logprobs": 20})))
+        .map(|seed| long(&json!({"seed": seed, "logprobs": 20})))
         .collect();
     let mut expected = Vec::new();
     for body in &requests {

@@ -53,17 +53,13 @@ async fn ask_all(server: &Process) -> String {
         ),
         ("/generate", json!({"inputs": [third]})),
     ];
-    let mut text = String::new();
+    let mut answers = Vec::new();
     for (path, body) in requests {
-        let answer = caller.post(path, body).await;
-        if text.is_empty() {
-            text = answer.ok()["choices"][0]["text"]
-                .as_str()
-                .expect("a text")
-                .to_owned();
-        }
+        answers.push(caller.post(path, body).await);
     }
-    text
+    let first = answers.swap_remove(0).ok();
+    let text = first["choices"][0]["text"].as_str();
+    text.expect("a text").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

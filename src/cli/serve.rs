@@ -93,19 +93,8 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
     let address = listener
         .local_addr()
         .map_err(|e| Failure::Running(e.into()))?;
-    let http = HttpConfig {
-        drain_delay: settings.drain_delay,
-        drain_timeout: settings.drain_timeout,
-        keep_alive: settings.keep_alive,
-        stall_timeout: settings.stall_timeout,
-        watchdog_timeout: settings.watchdog_timeout,
-        header_timeout: settings.header_timeout,
-        body_timeout: settings.body_timeout,
-        max_body: settings.max_body,
-        max_pending: settings.max_pending,
-        connections,
-        log_prompts: settings.log_prompts,
-    };
+    let http = http_config(&settings, connections);
+    let engine = engine_config(&settings);
     warn_if_open(address);
     let access = Access {
         hosts: settings.allowed_host,
@@ -142,19 +131,6 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         chat_template: settings.chat_template,
         max_session_tokens: settings.max_session_tokens,
     };
-    let engine = EngineConfig {
-        max_batch: settings.max_batch,
-        max_step_tokens: settings.max_step_tokens,
-        step_time: settings.step_time,
-        queue_limit: settings.max_queue,
-        queue_timeout: settings.queue_timeout,
-        share_prefixes: settings.share_prefix_cache,
-        speculative_rows: match settings.speculation {
-            Speculation::Auto => EngineConfig::default().speculative_rows,
-            Speculation::Off => 0,
-        },
-        ..EngineConfig::default()
-    };
     let sessions = SessionConfig {
         // Before the model is loaded: who mistyped a password learns it at once.
         database: match &settings.session_store {
@@ -184,6 +160,40 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
     outcome.map_err(|e| Failure::Running(e.into()))?;
     info!("stopped");
     Ok(())
+}
+
+/// Returns the settings of the front end.
+fn http_config(settings: &Settings, connections: Connections) -> HttpConfig {
+    HttpConfig {
+        drain_delay: settings.drain_delay,
+        drain_timeout: settings.drain_timeout,
+        keep_alive: settings.keep_alive,
+        stall_timeout: settings.stall_timeout,
+        watchdog_timeout: settings.watchdog_timeout,
+        header_timeout: settings.header_timeout,
+        body_timeout: settings.body_timeout,
+        max_body: settings.max_body,
+        max_pending: settings.max_pending,
+        connections,
+        log_prompts: settings.log_prompts,
+    }
+}
+
+/// Returns the settings of the engine.
+fn engine_config(settings: &Settings) -> EngineConfig {
+    EngineConfig {
+        max_batch: settings.max_batch,
+        max_step_tokens: settings.max_step_tokens,
+        step_time: settings.step_time,
+        queue_limit: settings.max_queue,
+        queue_timeout: settings.queue_timeout,
+        share_prefixes: settings.share_prefix_cache,
+        speculative_rows: match settings.speculation {
+            Speculation::Auto => EngineConfig::default().speculative_rows,
+            Speculation::Off => 0,
+        },
+        ..EngineConfig::default()
+    }
 }
 
 /// Reads the server's certificate and key, if it has them.

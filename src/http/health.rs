@@ -36,9 +36,9 @@ fn health_of(app: &App) -> Health {
         Stage::Leaving(_) | Stage::Draining(_) => ("draining", None),
         Stage::Failed(why) => ("failed", Some(why.clone())),
     };
-    let serving = match &stage {
-        Stage::Ready(serving) | Stage::Leaving(serving) | Stage::Draining(Some(serving)) => serving,
-        _ => return Health { status, error },
+    let (Stage::Ready(serving) | Stage::Leaving(serving) | Stage::Draining(Some(serving))) = &stage
+    else {
+        return Health { status, error };
     };
     match app.check_worker(serving) {
         Ok(()) => Health { status, error },

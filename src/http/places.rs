@@ -370,8 +370,9 @@ mod tests {
 
     #[test]
     fn those_that_never_asked_give_way_first_and_those_in_the_reserve_last() {
-        let now = Instant::now() + Duration::from_secs(60);
-        let ago = |seconds| now - Duration::from_secs(seconds);
+        let start = Instant::now();
+        let now = start + Duration::from_secs(60);
+        let ago = |seconds: u64| start + Duration::from_secs(60 - seconds);
         let mut state = State::default();
         let mut wait = |group, since, id| {
             let token = CancellationToken::new();
@@ -384,8 +385,8 @@ mod tests {
         let younger = wait(Group::Fresh, ago(2), 3);
         let new = wait(Group::Fresh, now, 4);
         let reserved = wait(Group::Reserved, ago(1), 5);
-        let order = [&older, &younger, &idle, &receiving];
-        for evicted in order {
+        let in_turn = [&older, &younger, &idle, &receiving];
+        for evicted in in_turn {
             assert!(!evicted.is_cancelled());
             assert!(state.evict(now, false));
             assert!(evicted.is_cancelled());

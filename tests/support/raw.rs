@@ -60,15 +60,19 @@ pub async fn ask(address: SocketAddr, request: &str) -> RawAnswer {
 
 /// A GET of `path` with these lines of head.
 pub fn get(path: &str, lines: &[&str]) -> String {
-    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let lines = head(lines);
     format!("GET {path} HTTP/1.1\r\n{lines}connection: close\r\n\r\n")
 }
 
 /// A POST of `body` to `path` with these lines of head.
 pub fn post(path: &str, lines: &[&str], body: &str) -> String {
-    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let lines = head(lines);
     let length = body.len();
     format!(
         "POST {path} HTTP/1.1\r\n{lines}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     )
+}
+
+fn head(lines: &[&str]) -> String {
+    lines.iter().flat_map(|line| [line, "\r\n"]).collect()
 }

@@ -166,10 +166,10 @@ impl Families {
             running,
             waiting,
             stalled,
-            kv_blocks_used,
-            kv_blocks_cached,
-            kv_blocks,
-            kv_block_bytes,
+            kv_blocks_used: _,
+            kv_blocks_cached: _,
+            kv_blocks: _,
+            kv_block_bytes: _,
             steps,
             step_tokens,
             drafted,
@@ -179,8 +179,8 @@ impl Families {
             cached_tokens,
             generated_tokens,
             preemptions,
-            evicted_blocks,
-            lost_blocks,
+            evicted_blocks: _,
+            lost_blocks: _,
             begun_per_second: _,
             prefill_seconds_per_token: _,
         } = *status;
@@ -250,20 +250,25 @@ impl Families {
         );
         let help = "Preemptions of running requests for want of KV blocks";
         self.both("preemptions", "num_preemptions", help, Counter(preemptions));
-        self.skald("kv_blocks", "KV blocks in total", Gauge(kv_blocks));
+        self.kv_blocks(status);
+    }
+
+    fn kv_blocks(&mut self, status: &EngineStatus) {
+        use Reading::{Counter, Gauge};
+        self.skald("kv_blocks", "KV blocks in total", Gauge(status.kv_blocks));
         self.skald(
             "kv_block_bytes",
             "Size of a KV block",
-            Gauge(kv_block_bytes),
+            Gauge(status.kv_block_bytes),
         );
         let help = "KV blocks held by running requests";
-        self.skald("kv_blocks_used", help, Gauge(kv_blocks_used));
+        self.skald("kv_blocks_used", help, Gauge(status.kv_blocks_used));
         let help = "KV blocks held by no request whose content can be reused";
-        self.skald("kv_blocks_cached", help, Gauge(kv_blocks_cached));
+        self.skald("kv_blocks_cached", help, Gauge(status.kv_blocks_cached));
         let help = "KV blocks of sessions handed on to be stored at eviction";
-        self.skald("kv_evicted_blocks", help, Counter(evicted_blocks));
+        self.skald("kv_evicted_blocks", help, Counter(status.evicted_blocks));
         let help = "KV blocks of sessions dropped at eviction because the store was behind";
-        self.skald("kv_lost_blocks", help, Counter(lost_blocks));
+        self.skald("kv_lost_blocks", help, Counter(status.lost_blocks));
     }
 
     /// What vLLM has of the engine that Skald's own names put another way.
