@@ -600,8 +600,7 @@ pub struct Settings {
     pub session_ttl: Option<Duration>,
     pub session_limit: Option<usize>,
     pub max_sessions: usize,
-    /// Chosen by [`Limits`](crate::request::Limits) where nothing is set.
-    pub max_session_tokens: Option<usize>,
+    pub max_session_tokens: usize,
     pub listen: SocketAddr,
     pub allowed_host: Vec<AllowedHost>,
     pub cors_origin: Vec<CorsOrigin>,
@@ -757,7 +756,7 @@ impl Layer {
             session_ttl: self.session_ttl.map(|ttl| ttl.0),
             session_limit: self.session_limit,
             max_sessions: self.max_sessions.unwrap_or(10_000),
-            max_session_tokens: self.max_session_tokens,
+            max_session_tokens: self.max_session_tokens.unwrap_or(1 << 18),
             listen: self
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
@@ -811,9 +810,7 @@ impl Settings {
         )?;
         between("max-queue", self.max_queue, 1, 1 << 20)?;
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
-        if let Some(tokens) = self.max_session_tokens {
-            between("max-session-tokens", tokens, 1, 1 << 30)?;
-        }
+        between("max-session-tokens", self.max_session_tokens, 1, 1 << 30)?;
         if let Some(limit) = self.session_limit {
             between("session-limit", limit, 1, 1 << 30)?;
         }

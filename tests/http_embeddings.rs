@@ -263,8 +263,11 @@ async fn a_queue_full_of_bulks_refuses_one_more() {
 async fn hidden_states_that_are_no_numbers_are_an_error_and_not_an_embedding() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut tensors = tiny_model::tensors("", Dtype::F32);
-    let bias = tensors.get_mut("ln_f.bias").expect("a tensor");
-    bias.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    // A layer norm's output has elements beyond 1: times this they are infinite.
+    let scale = tensors.get_mut("ln_f.weight").expect("a tensor");
+    for value in scale.bytes.as_chunks_mut::<4>().0 {
+        *value = f32::MAX.to_le_bytes();
+    }
     let mut files = tiny_model::files();
     files.insert(
         "model.safetensors".to_owned(),

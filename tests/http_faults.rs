@@ -99,6 +99,100 @@ async fn sigterm_ends_a_process_whose_clients_do_not_read() {
     server.ended_within(PATIENCE);
 }
 
+/// A server that is asked to stop says so, and answers its probes meanwhile.
+async fn until_draining(server: &TestServer) {
+    until("draining", async || {
+        server.get("/readyz").await.status != 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_in_the_middle_of_a_body_refuses_its_request() {
+    let (server, gate) = held(2, |setup| prefilling(setup, PATIENCE));
+    let running = client().post(server.url(COMPLETIONS));
+    let running = tokio::spawn(running.body(long_prompt().to_string()).send());
+    server.until("running", |status| status.steps == 2).await;
+    let body = json!({"prompt": "A", "max_tokens": 2}).to_string();
+    let (first, rest) = body.split_at(10);
+    let mut socket = TcpStream::connect(server.address).await.expect("connects");
+    let head = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{first}",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    // The server has its head: a request that came later is answered.
+    assert_eq!(server.get("/livez").await.status, 200);
+    server.stop();
+    until_draining(&server).await;
+    socket.write_all(rest.as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
+    ended.expect("in time").expect("an answer");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("shutting_down"),
+        "{answer}"
+    );
+    gate.open();
+    let running = running.await.expect("no panic").expect("an answer");
+    assert_eq!(running.status(), 200);
+    server.join();
+}
+
+#[tokio::test]
+async fn a_stop_while_a_request_waits_for_its_session_lets_both_turns_finish_or_says_so() {
+    for (drain_timeout, status) in [(PATIENCE, 200), (Duration::from_millis(50), 503)] {
+        let server = slow(Duration::from_millis(100), |setup| {
+            prefilling(setup, drain_timeout);
+        });
+        let turn = |mut body: Value| {
+            body["session_id"] = json!("tale");
+            let request = client().post(server.url(COMPLETIONS));
+            tokio::spawn(request.body(body.to_string()).send())
+        };
+        let first = turn(long_prompt());
+        server.until("running", |status| status.running == 1).await;
+        let second = turn(json!({"prompt": "A", "max_tokens": 2}));
+        server.until_waiting(1).await;
+        server.stop();
+        for turn in [first, second] {
+            let answer = turn.await.expect("no panic").expect("an answer");
+            assert_eq!(answer.status(), status);
+        }
+        server.join();
+    }
+}
+
+#[tokio::test]
+async fn a_stop_while_a_grammar_is_compiled_is_not_held_up() {
+    let server = slow(Duration::from_millis(1), |setup| {
+        setup.http.drain_timeout = Duration::from_millis(50);
+    });
+    // The server takes about a second to refuse it.
+    let doubling = (0..40).fold("t0: \"a\"\n".to_owned(), |grammar, n| {
+        format!("{grammar}t{}: t{n} t{n}\n", n + 1)
+    });
+    let body = json!({"prompt": "A", "guided_grammar": format!("start: t40\n{doubling}")});
+    let compiling = tokio::spawn(
+        client()
+            .post(server.url(COMPLETIONS))
+            .body(body.to_string())
+            .send(),
+    );
+    server.stop();
+    until("ended", async || server.has_ended()).await;
+    // Answered, or refused with the connection.
+    if let Ok(answer) = compiling.await.expect("no panic") {
+        assert!(
+            [400, 503].contains(&answer.status().as_u16()),
+            "{}",
+            answer.status()
+        );
+    }
+    server.join();
+}
+
 /// What a client gets that sends this much of a request and then no more.
 async fn cut_off(server: &TestServer, request: &str) -> String {
     let mut socket = TcpStream::connect(server.address)

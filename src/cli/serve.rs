@@ -129,7 +129,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         memory_limit,
         generation_config: settings.generation_config,
         chat_template: settings.chat_template,
-        max_session_tokens: settings.max_session_tokens,
+        max_session_tokens: Some(settings.max_session_tokens),
     };
     let sessions = SessionConfig {
         // Before the model is loaded: who mistyped a password learns it at once.

@@ -127,9 +127,14 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The whole front end as a service.
 pub fn router(app: App) -> Router {
+    let (routes, _) = routes().split_for_parts();
+    layered(routes, app)
+}
+
+/// Puts around routes what every request goes through.
+fn layered(routes: Router<App>, app: App) -> Router {
     let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
-    let (router, _) = routes().split_for_parts();
-    let router = router
+    let router = routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(max_body))
@@ -187,4 +192,52 @@ async fn wrong_method(request: Request) -> ApiError {
         request.method(),
         shown(request.uri().path())
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{StatusCode, header};
+    use axum::routing::{get, post};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// A front end without a model, two of whose handlers panic.
+    fn panicking() -> Router {
+        let app = App::with(HttpConfig::default(), Access::default(), None);
+        let panics = || post(async || -> String { panic!("injected") });
+        let routes = Router::new()
+            .route("/v1/completions", panics())
+            .route("/generate", panics())
+            .route("/livez", get(health::livez));
+        layered(routes, app)
+    }
+
+    async fn ask(router: &Router, request: axum::http::request::Builder) -> (StatusCode, String) {
+        let request = request
+            .header(header::HOST, "localhost")
+            .body(Body::empty());
+        let answer = router.clone().oneshot(request.expect("a request")).await;
+        let answer = answer.expect("an answer");
+        let status = answer.status();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await;
+        let body = String::from_utf8(body.expect("a body").to_vec());
+        (status, body.expect("UTF-8"))
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_handler_is_an_error_of_its_request_alone() {
+        let router = panicking();
+        for path in ["/v1/completions", "/generate"] {
+            let (status, body) = ask(&router, Request::post(path)).await;
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(
+                body.contains("its log says more") && !body.contains("injected"),
+                "{body}"
+            );
+        }
+        let (status, _) = ask(&router, Request::get("/livez")).await;
+        assert_eq!(status, StatusCode::OK);
+    }
 }

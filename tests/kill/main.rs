@@ -5,6 +5,7 @@
 //! | [`kills`] | SIGKILL at random moments under load, on one directory |
 //! | [`torn`] | files that are not as they were written |
 //! | [`shared`] | two servers on one directory |
+//! | [`clock`] | a clock that is set back and forward |
 //! | [`disk`] | a disk that is full, read-only or gone |
 //! | [`load`] | kills under load, and what must be true after each |
 //! | [`client`] | one client of the load |
@@ -19,6 +20,7 @@
 mod support;
 
 mod client;
+mod clock;
 mod disk;
 mod kills;
 mod ledger;

@@ -51,7 +51,7 @@ fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
 /// A turn that never ends, streamed.
 fn endless(session: &str) -> Value {
     json!({
-        "prompt": " and", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
+        "prompt": " and", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
         "session_id": session, "stream": true,
     })
 }

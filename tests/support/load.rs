@@ -12,7 +12,7 @@ use super::{Setup, TestServer};
 /// Never ends by itself.
 pub fn endless() -> Value {
     json!({
-        "prompt": "On and on", "max_tokens": 1_000_000, "overflow": "slide", "ignore_eos": true,
+        "prompt": "On and on", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
     })
 }
 
