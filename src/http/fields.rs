@@ -83,20 +83,24 @@ pub(super) fn at_least(
         })
 }
 
-/// The longest `timeout`, in seconds: a day.
-const LONGEST_TIMEOUT: f64 = 86_400.0;
+/// The shortest and the longest `timeout`, in seconds: a millisecond, a day.
+const TIMEOUTS: RangeInclusive<f64> = 0.001..=86_400.0;
 
 /// The deadline of a request with this `timeout`, in seconds from now.
 pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, InvalidRequest> {
     let Some(seconds) = timeout else {
         return Ok(None);
     };
-    if seconds > 0.0 && seconds <= LONGEST_TIMEOUT {
+    if TIMEOUTS.contains(&seconds) {
         return Ok(Some(Deadline::after(Duration::from_secs_f64(seconds))));
     }
     Err(InvalidRequest::new(
         "timeout",
-        format!("`timeout` must be above 0 and at most {LONGEST_TIMEOUT} seconds, got {seconds}"),
+        format!(
+            "`timeout` must be {} to {} seconds, got {seconds}",
+            TIMEOUTS.start(),
+            TIMEOUTS.end()
+        ),
     ))
 }
 
@@ -143,10 +147,10 @@ mod tests {
         let half = deadline(Some(0.5)).unwrap().expect("a deadline");
         assert_eq!(half.timeout(), Duration::from_millis(500));
         assert!(!half.has_passed());
-        for wrong in [0.0, -1.0, 86_401.0, f64::NAN] {
+        for wrong in [0.0, 1e-10, -1.0, 86_401.0, f64::NAN] {
             let message = deadline(Some(wrong)).unwrap_err().message;
             assert!(
-                message.starts_with("`timeout` must be above 0"),
+                message.starts_with("`timeout` must be 0.001 to 86400"),
                 "{message}"
             );
         }

@@ -70,6 +70,7 @@ mod session_reset;
 mod sessions;
 mod sse;
 mod stall;
+mod stream_schema;
 mod timeline;
 mod tokens;
 mod trace_context;
@@ -127,14 +128,14 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The whole front end as a service.
 pub fn router(app: App) -> Router {
-    let (routes, _) = routes().split_for_parts();
-    layered(routes, app)
+    let (plain, _) = routes().split_for_parts();
+    layered(plain, app)
 }
 
 /// Puts around routes what every request goes through.
-fn layered(routes: Router<App>, app: App) -> Router {
+fn layered(plain: Router<App>, app: App) -> Router {
     let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
-    let router = routes
+    let router = plain
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(max_body))
@@ -207,11 +208,11 @@ mod tests {
     fn panicking() -> Router {
         let app = App::with(HttpConfig::default(), Access::default(), None);
         let panics = || post(async || -> String { panic!("injected") });
-        let routes = Router::new()
+        let plain = Router::new()
             .route("/v1/completions", panics())
             .route("/generate", panics())
             .route("/livez", get(health::livez));
-        layered(routes, app)
+        layered(plain, app)
     }
 
     async fn ask(router: &Router, request: axum::http::request::Builder) -> (StatusCode, String) {

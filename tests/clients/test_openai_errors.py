@@ -119,8 +119,19 @@ def crowd(busy, model):
     clients = openai.OpenAI(base_url=busy, api_key="none", max_retries=0)
     fields = {"model": model, "prompt": PROMPT, "max_tokens": 500_000, "stream": True}
     endless = {"overflow": "slide", "ignore_eos": True}
-    first = clients.completions.create(**fields, extra_body=endless)
-    next(iter(first))
+    begun, dispersed = threading.Event(), threading.Event()
+
+    def read():
+        # A stream that is not read would give up its place.
+        with clients.completions.create(**fields, extra_body=endless) as first:
+            for _ in first:
+                begun.set()
+                if dispersed.is_set():
+                    break
+
+    first = threading.Thread(target=read)
+    first.start()
+    assert begun.wait(180), "the first stream has not begun"
 
     def wait():
         # Its answer begins when it begins to run: when the first one is closed.
@@ -132,7 +143,8 @@ def crowd(busy, model):
         time.sleep(0.01)
 
     def disperse():
-        first.close()
+        dispersed.set()
+        first.join()
         second.join()
 
     yield disperse

@@ -18,7 +18,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::future::try_join_all;
 
-use self::answer::{GenerateAnswer, StreamEvent, Tokens, Wanted};
+use self::answer::{GenerateAnswer, Tokens, Wanted};
 use self::request::GenerateBody;
 use super::app::App;
 use super::body::JsonBody;
@@ -26,6 +26,7 @@ use super::error::ApiError;
 use super::generation::TextGeneration;
 use super::layers::Scope;
 use super::openapi::{NativeErrors, NativeSessionErrors};
+use super::stream_schema::GenerateEvent;
 use super::{session_reset, sse};
 
 /// How an endpoint answers.
@@ -48,7 +49,7 @@ enum Form {
     responses(
         (status = 200, description = "The text, or its events", content(
             (GenerateAnswer = "application/json"),
-            (StreamEvent = "text/event-stream"),
+            (GenerateEvent = "text/event-stream"),
         ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
@@ -78,7 +79,7 @@ pub(super) async fn generate(
     params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The events", content(
-            (StreamEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
+            (GenerateEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
         ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
@@ -104,7 +105,7 @@ pub(super) async fn generate_stream(
     responses(
         (status = 200, description = "The text, or its events", content(
             (Vec<GenerateAnswer> = "application/json"),
-            (StreamEvent = "text/event-stream"),
+            (GenerateEvent = "text/event-stream"),
         ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,

@@ -18,6 +18,7 @@ use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
 use crate::http::layers::Scope;
 use crate::http::openapi::{OpenAiErrors, SessionErrors};
+use crate::http::stream_schema::CompletionEvent;
 use crate::http::{session_reset, sse};
 
 /// Complete a prompt
@@ -38,7 +39,7 @@ use crate::http::{session_reset, sse};
     responses(
         (status = 200, description = "The completion, or its events", content(
             (Completion<'static> = "application/json"),
-            (Completion<'static> = "text/event-stream", example = json!("data: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\" there\",\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
+            (CompletionEvent = "text/event-stream", example = json!("data: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\" there\",\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"cmpl-0f2c\",\"object\":\"text_completion\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
         ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
         OpenAiErrors,
         SessionErrors,

@@ -114,7 +114,7 @@ pub(in crate::http) struct SharedFields {
     /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
     /// its place included. After that the request ends with 408 `timeout`, or with that error as the
     /// last event of a stream. Default: no limit.
-    #[schema(exclusive_minimum = 0, maximum = 86400)]
+    #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
 }
 

@@ -9,7 +9,7 @@
 //!
 //! How messages become a prompt is [`crate::text::template`]'s business.
 
-mod answer;
+pub(in crate::http) mod answer;
 pub(in crate::http) mod conversation;
 pub(in crate::http) mod messages;
 mod request;
@@ -36,6 +36,7 @@ use crate::http::layers::Scope;
 use crate::http::ledger::ShownToken;
 use crate::http::openapi::OpenAiErrors;
 use crate::http::sse;
+use crate::http::stream_schema::ChatCompletionEvent;
 
 const ASSISTANT: &str = "assistant";
 
@@ -66,7 +67,7 @@ const ASSISTANT: &str = "assistant";
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ChatCompletion<'static> = "application/json"),
-            (ChatCompletionChunk<'static> = "text/event-stream", example = json!("data: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" He\"},\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
+            (ChatCompletionEvent = "text/event-stream", example = json!("data: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" He\"},\"logprobs\":null,\"finish_reason\":null}]}\n\ndata: {\"id\":\"chatcmpl-0f2c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"fairy-tales\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\",\"seed\":42}]}\n\ndata: [DONE]\n\n")),
         )),
         OpenAiErrors,
     ),
