@@ -203,6 +203,11 @@ pub struct GenerateRequest {
     pub overflow: Overflow,
     /// Whose it is.
     pub tenant: Tenant,
+    /// The tenant from whose share of the server it is served: its own, or that of all where anyone can
+    /// make up tenants.
+    pub share: Tenant,
+    /// Of the requests that wait, those with a lower value begin earlier, whosever they are.
+    pub priority: i32,
     /// Its keys and values are worth keeping beyond the KV cache: a session will go on from them.
     pub keep_kv: bool,
     /// The log-probabilities to report.

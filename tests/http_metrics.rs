@@ -55,6 +55,8 @@ const COUNTERS: [&str; 21] = [
     "skald_draft_tokens_total",
     "skald_accepted_tokens_total",
     "skald_preemptions_total",
+    "skald_yields_total",
+    "skald_tenants_waiting",
     "skald_kv_evicted_blocks_total",
     "skald_kv_lost_blocks_total",
     "skald_kv_disk_restored_blocks_total",

@@ -108,6 +108,10 @@ pub(in crate::http) struct Parameters {
     /// last event of a stream. Default: no limit.
     #[schema(exclusive_minimum = 0, maximum = 86400)]
     pub timeout: Option<f64>,
+    /// Of the requests that wait, those with a lower value begin earlier, whosever they are. Below 0 it
+    /// needs the permission, or the request is refused with 403 `priority_not_allowed`.
+    #[schema(minimum = -1000, maximum = 1000, default = 0)]
+    pub priority: Option<i64>,
 }
 
 /// A checked request.
@@ -158,7 +162,7 @@ impl GenerateBody {
         let mut draft = parameters.draft(serving, scope)?;
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
-        draft.grammar = grammar::compile(grammar.transpose()?, serving).await?;
+        draft.grammar = grammar::compile(grammar.transpose()?, serving, scope.share).await?;
         draft.prompt = tokenize(
             &scope.admission,
             &serving.tokenizer,
@@ -270,6 +274,8 @@ impl Parameters {
             seed: self.seed,
             stop_strings: self.stop.take().unwrap_or_default().into_vec(),
             tenant: scope.tenant,
+            share: scope.share,
+            priority: scope.priority(self.priority)?,
             deadline: deadline(self.timeout)?,
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),
