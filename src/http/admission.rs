@@ -316,6 +316,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_tenant_leaves_room_for_another_and_does_not_delay_it() {
+        let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
+        let lane = Lane::new("bytes wait", 1, 4);
+        let running = lane.enter(many, 1).await.ok();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(lane.enter(many, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.now_or_never().is_none());
+        }
+        assert!(lane.enter(many, 1).await.is_err());
+        let mut other = Box::pin(lane.enter(few, 2));
+        assert!((&mut other).now_or_never().is_none());
+        assert!(lane.enter(few, 1).await.is_err());
+        drop(running);
+        assert!(other.now_or_never().is_some_and(|place| place.is_ok()));
+        assert!(waiting.remove(0).now_or_never().is_some());
+    }
+
+    #[tokio::test]
     async fn the_hint_follows_how_long_work_takes() {
         let lane = Lane::new("pieces wait", 1, 2);
         lane.0.mean.store(7_000_000_000, Ordering::Relaxed);
