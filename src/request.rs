@@ -203,10 +203,10 @@ pub struct GenerateRequest {
     pub overflow: Overflow,
     /// Whose it is.
     pub tenant: Tenant,
-    /// The tenant from whose share of the server it is served: its own, or that of all where anyone can
-    /// make up tenants.
+    /// The tenant whose share of the server it uses: its own, or [`Tenant::ANONYMOUS`] where clients can
+    /// invent tenants.
     pub share: Tenant,
-    /// Of the requests that wait, those with a lower value begin earlier, whosever they are.
+    /// Waiting requests with a lower value begin earlier, regardless of their tenant.
     pub priority: i32,
     /// Its keys and values are worth keeping beyond the KV cache: a session will go on from them.
     pub keep_kv: bool,

@@ -250,7 +250,7 @@ async fn a_priority_is_checked() {
     }
 }
 
-/// Without keys anyone could make up tenants, and further shares with them.
+/// Without keys clients could invent tenants, and get a further share with each.
 #[tokio::test]
 async fn tokens_that_are_checked_against_nothing_share_as_one() {
     let (server, gate, _) = gated(|setup| setup.engine.queue_limit = 2);

@@ -1,7 +1,7 @@
 //! What waits, held per tenant, and which of it comes next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::request::Tenant;
 
@@ -55,7 +55,7 @@ pub struct Waiting<T> {
 /// with the least service come first.
 #[derive(Debug)]
 pub struct FairQueue<T> {
-    accounts: HashMap<Tenant, Account<T>>,
+    accounts: BTreeMap<Tenant, Account<T>>,
     /// The tenants that have something waiting.
     order: BTreeSet<Rank>,
     /// Service at which a tenant begins that is not known.
@@ -70,7 +70,7 @@ pub struct FairQueue<T> {
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
-            accounts: HashMap::new(),
+            accounts: BTreeMap::new(),
             order: BTreeSet::new(),
             level: 0,
             next: 0,
@@ -168,9 +168,9 @@ impl<T> FairQueue<T> {
 
     /// Adds to a tenant's service.
     pub fn charge(&mut self, tenant: Tenant, units: usize) {
-        if units > 0 {
-            let service = self.service(tenant).saturating_add(units as u64);
-            self.account(tenant).service = service;
+        let account = self.account(tenant);
+        account.service = account.service.saturating_add(units as u64);
+        if account.rank.is_some() {
             self.rank(tenant);
         }
     }
@@ -197,7 +197,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Raises the service of a tenant that has nothing waiting to the least of those that have: it was
-    /// not kept waiting, so the difference is not owed to it. Where nothing waits nobody is owed anything.
+    /// not kept waiting, so the difference is not owed to it. Where nothing waits, nothing is owed at all.
     fn lift(&mut self, tenant: Tenant) {
         if !self.joins(tenant) {
             return;

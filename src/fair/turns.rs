@@ -74,7 +74,7 @@ impl Turns {
                 };
                 (next, turn)
             };
-            // One that has left gives them back, which needs the lock and goes on with the next.
+            // A waiter that has left gives its turn back, which takes the lock and goes on with the next.
             if waiter.granted.send(turn).is_err() {
                 return;
             }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_leaves_with_its_turn_gives_it_back() {
+    async fn a_waiter_that_leaves_with_its_turn_gives_it_back() {
         let turns = Turns::new(1);
         let running = turns.wait(tenant(0), 0, 1).await;
         let mut leaves = Box::pin(turns.wait(tenant(0), 0, 1));

@@ -47,8 +47,8 @@ pub struct HttpConfig {
     pub max_pending: ByteSize,
     /// How many connections may be open.
     pub connections: Connections,
-    /// Whether tenants are known to the server, so that each has its own share of it. Without that
-    /// anyone can make up a tenant with each request, and all requests have one share.
+    /// Whether tenants are authenticated, so that each has its own share of the server. Otherwise clients
+    /// can invent tenants, and all requests have one share.
     pub tenants_are_known: bool,
     /// Whether prompts and answers are logged.
     pub log_prompts: bool,

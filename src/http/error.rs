@@ -243,14 +243,14 @@ impl ApiError {
         }
     }
 
-    /// A priority that would bring the request before those of others.
+    /// A priority that requires a permission.
     pub(super) fn priority_not_allowed(priority: i32) -> Self {
         Self {
             param: Some("priority".to_owned()),
             ..Self::new(
                 Kind::PriorityNotAllowed,
                 format!(
-                    "`priority` must be at least 0 with this API key, got {priority}; only a key with the permission may begin before the requests of others"
+                    "`priority` must be at least 0 with this API key, got {priority}; a lower value requires a key with the permission to prioritize"
                 ),
             )
         }

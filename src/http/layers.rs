@@ -38,9 +38,9 @@ pub(super) struct Scope {
     pub id: RequestId,
     /// Whose it is.
     pub tenant: Tenant,
-    /// The tenant from whose share of the server it is served.
+    /// The tenant whose share of the server it uses.
     pub share: Tenant,
-    /// Whether it may begin before the requests of others.
+    /// Permission for a `priority` below 0.
     pub may_prioritize: bool,
     /// Its trace.
     pub trace: RequestTrace,
@@ -59,10 +59,10 @@ impl Scope {
         name.map(|name| self.session_key(name)).transpose()
     }
 
-    /// Returns the priority that the request's field says.
+    /// Returns the priority of a request with this `priority` field.
     ///
     /// # Errors
-    /// If it is out of range, or would bring the request before those of others without the permission.
+    /// If it is out of range, or below 0 without the permission.
     pub(super) fn priority(&self, given: Option<i64>) -> Result<i32, ApiError> {
         let priority = priority(given)?;
         if priority < 0 && !self.may_prioritize {
@@ -98,8 +98,8 @@ impl FromRequestParts<App> for Scope {
     }
 }
 
-/// Returns the tenant from whose share of the server a request is served: its own, or where anyone can
-/// make up tenants, and so further shares, the one of all.
+/// Returns the tenant whose share of the server a request uses. Where clients can invent tenants, all
+/// requests have one share: with each new tenant a client would get a further one.
 pub(super) fn share(headers: &HeaderMap, app: &App) -> Tenant {
     if app.config().tenants_are_known {
         tenant(headers)

@@ -108,7 +108,7 @@ impl Scheduler {
     /// for the beams that are to branch off from it, or can be made to have.
     fn admit(&mut self, plan: &mut Vec<Part>, budget: usize) -> Option<Admission> {
         let next = self.waiting.pop()?;
-        if !self.has_places(&next.item) && self.has_over_share(&next.item).is_none() {
+        if !self.has_places(&next.item) && self.over_share(&next.item).is_none() {
             return Some(Admission::NoRoom(Some(next)));
         }
         if self.computes_more(plan, &next.item) {
@@ -121,7 +121,7 @@ impl Scheduler {
                     break cached;
                 }
             }
-            let Some(request) = self.has_over_share(&next.item) else {
+            let Some(request) = self.over_share(&next.item) else {
                 return Some(Admission::NoRoom(Some(next)));
             };
             self.preempt(request, plan);

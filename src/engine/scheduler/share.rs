@@ -35,7 +35,7 @@ impl Scheduler {
 
     /// Returns the request that a waiting sequence may take the place of, if there is one: the youngest of
     /// the tenant with the most service that has more than its share.
-    pub(super) fn has_over_share(&self, waiting: &Sequence) -> Option<SequenceId> {
+    pub(super) fn over_share(&self, waiting: &Sequence) -> Option<SequenceId> {
         let is_other = |s: &&Sequence| s.share != waiting.share;
         // With one tenant, as without keys, that is all.
         if !self.running.iter().any(|s| is_other(&s)) {

@@ -108,8 +108,9 @@ pub(in crate::http) struct Parameters {
     /// last event of a stream. Default: no limit.
     #[schema(exclusive_minimum = 0, maximum = 86400)]
     pub timeout: Option<f64>,
-    /// Of the requests that wait, those with a lower value begin earlier, whosever they are. Below 0 it
-    /// needs the permission, or the request is refused with 403 `priority_not_allowed`.
+    /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
+    /// requires a key with that permission; otherwise the request is refused with 403
+    /// `priority_not_allowed`.
     #[schema(minimum = -1000, maximum = 1000, default = 0)]
     pub priority: Option<i64>,
 }
