@@ -166,4 +166,17 @@ mod tests {
         drop(leaves);
         assert!(stays.now_or_never().is_some());
     }
+
+    #[tokio::test]
+    async fn a_waiter_that_leaves_makes_room_for_the_next() {
+        let turns = Turns::new(2);
+        let _running = turns.wait(tenant(0), 0, 1).await;
+        let mut large = Box::pin(turns.wait(tenant(0), 0, 2));
+        let mut small = Box::pin(turns.wait(tenant(0), 0, 1));
+        assert!((&mut large).now_or_never().is_none());
+        assert!((&mut small).now_or_never().is_none());
+        drop(large);
+        assert_eq!(turns.state().waiting.len(), 0);
+        assert!(small.now_or_never().is_some());
+    }
 }
