@@ -18,6 +18,7 @@
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
+//! | [`fair`] | fair shares between tenants of what is bounded |
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
@@ -26,6 +27,7 @@
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod fair;
 pub mod http;
 pub mod kernels;
 pub mod model;

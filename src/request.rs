@@ -203,6 +203,11 @@ pub struct GenerateRequest {
     pub overflow: Overflow,
     /// Whose it is.
     pub tenant: Tenant,
+    /// The tenant whose share of the server it uses: its own, or [`Tenant::ANONYMOUS`] where clients can
+    /// invent tenants.
+    pub share: Tenant,
+    /// Waiting requests with a lower value begin earlier, regardless of their tenant.
+    pub priority: i32,
     /// Its keys and values are worth keeping beyond the KV cache: a session will go on from them.
     pub keep_kv: bool,
     /// The log-probabilities to report.

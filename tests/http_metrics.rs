@@ -21,7 +21,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What dashboards, routers and alert rules rely on; counters as the text format names them.
-const GAUGES: [&str; 19] = [
+const GAUGES: [&str; 20] = [
     "skald_connections",
     "skald_build_info",
     "skald_start_time_seconds",
@@ -29,6 +29,7 @@ const GAUGES: [&str; 19] = [
     "skald_requests_running",
     "skald_requests_waiting",
     "skald_requests_stalled",
+    "skald_tenants_waiting",
     "skald_step_silence_seconds",
     "skald_kv_blocks",
     "skald_kv_blocks_used",
@@ -42,7 +43,7 @@ const GAUGES: [&str; 19] = [
     "vllm:kv_cache_usage_perc",
     "vllm:cache_config_info",
 ];
-const COUNTERS: [&str; 21] = [
+const COUNTERS: [&str; 22] = [
     "skald_log_lines_lost_total",
     "skald_connections_evicted_total",
     "skald_connections_refused_total",
@@ -55,6 +56,7 @@ const COUNTERS: [&str; 21] = [
     "skald_draft_tokens_total",
     "skald_accepted_tokens_total",
     "skald_preemptions_total",
+    "skald_yields_total",
     "skald_kv_evicted_blocks_total",
     "skald_kv_lost_blocks_total",
     "skald_kv_disk_restored_blocks_total",

@@ -168,6 +168,7 @@ fn http_config(settings: &Settings, connections: Connections) -> HttpConfig {
         drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
+        tenants_are_known: false,
         stall_timeout: settings.stall_timeout,
         watchdog_timeout: settings.watchdog_timeout,
         header_timeout: settings.header_timeout,

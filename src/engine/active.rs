@@ -37,8 +37,8 @@ pub(super) struct Active {
     sampler: Sampler,
     /// Follows the request's grammar, if it has one; not there while it is lent.
     constraint: Option<Constraint>,
-    /// Its place in the queue, until it runs.
-    place: Option<Place>,
+    /// Its place in the queue, and then among the running ones.
+    place: Place,
     /// Tokens of its session before its own prompt.
     history: usize,
     generated: usize,
@@ -82,7 +82,7 @@ impl Active {
             clients,
             sampler,
             constraint,
-            place: Some(place),
+            place,
             generated: 0,
             cached_tokens: None,
             first_step: None,
@@ -121,7 +121,7 @@ impl Active {
     /// Notes that it is in the step that began at `at`, with so many context tokens already in the
     /// cache; whether it is the first time.
     pub fn planned(&mut self, first_position: usize, at: Instant) -> bool {
-        self.place = None;
+        self.place.begin();
         let is_first = self.cached_tokens.is_none();
         self.cached_tokens.get_or_insert(first_position);
         self.first_step.get_or_insert(at);

@@ -2,19 +2,19 @@
 //!
 //! A request on its own is refused if the queue is full, so that its client can go elsewhere. Of
 //! two thousand requests made for one client, the last would then be refused for want of the places
-//! that the first have taken, and so would everyone else's. So a [`Bulk`] waits for its places, and
-//! all bulks together leave room: they have no more than half of the queue, nor more tokens on
-//! their way than two steps take. Whoever comes beside them is behind that, not behind all of them.
+//! that the first have taken, and so would everyone else's. So a [`Bulk`] waits for its turn, and
+//! all bulks together have no more requests on their way than half of the queue, nor more tokens than two
+//! steps take. Those come beside the places of the queue. Between tenants the turns are shared by
+//! tokens ([`Turns`]).
 //!
-//! It must never hold a place it does not use.
+//! It must never hold a turn it does not use.
 
-use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::event::GenerateError;
 use super::handle::{EngineHandle, EngineLimits, Generation};
-use crate::request::GenerateRequest;
+use crate::fair::{Shares, Turns};
+use crate::request::{GenerateRequest, Tenant};
 
 /// Steps whose tokens may be on their way: one that is computed, and one that waits for it.
 const STEPS: usize = 2;
@@ -22,23 +22,22 @@ const STEPS: usize = 2;
 /// What all bulks share; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lane {
-    bulks: Arc<Semaphore>,
+    bulks: Arc<Mutex<Shares>>,
     max_bulks: usize,
-    tokens: Arc<Semaphore>,
-    max_tokens: u32,
+    tokens: Turns,
+    max_tokens: usize,
     /// What a request counts at least, so that short ones don't fill the queue.
-    least: u32,
+    least: usize,
 }
 
 impl Lane {
     pub(super) fn new(limits: EngineLimits) -> Self {
-        let tokens = limits.max_step_tokens.saturating_mul(STEPS);
-        let max_tokens = u32::try_from(tokens).unwrap_or(u32::MAX).max(1);
-        let places = u32::try_from(limits.max_queue / 2).unwrap_or(u32::MAX);
+        let max_tokens = limits.max_step_tokens.saturating_mul(STEPS).max(1);
+        let places = limits.max_queue / 2;
         Self {
-            bulks: Arc::new(Semaphore::new(limits.max_queue)),
+            bulks: Arc::new(Mutex::new(Shares::new(limits.max_queue))),
             max_bulks: limits.max_queue,
-            tokens: Arc::new(Semaphore::new(max_tokens as usize)),
+            tokens: Turns::new(max_tokens),
             max_tokens,
             least: max_tokens.div_ceil(places.max(1)),
         }
@@ -46,56 +45,67 @@ impl Lane {
 
     /// What a request of so many tokens takes of the lane; one that is larger than all of it waits
     /// until it is alone.
-    fn share(&self, tokens: usize) -> u32 {
-        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+    fn share(&self, tokens: usize) -> usize {
         tokens.clamp(self.least, self.max_tokens)
     }
 }
 
-/// The right to submit one request after the other, and to wait for places; given back when it is
+/// The right to submit one request after the other, and to wait for their turns; given back when it is
 /// dropped.
 pub struct Bulk {
     engine: EngineHandle,
-    #[expect(dead_code, reason = "held for its drop")]
-    place: OwnedSemaphorePermit,
+    share: Tenant,
 }
 
 impl EngineHandle {
-    /// Lets a client in that has many requests.
+    /// Lets a client of a tenant in that has many requests.
     ///
     /// # Errors
-    /// [`GenerateError::QueueFull`] if as many such clients are there as the queue has places.
-    pub fn bulk(&self) -> Result<Bulk, GenerateError> {
-        let retry_after = self.queue.retry_after(&self.status());
-        let place = Arc::clone(&self.lane.bulks).try_acquire_owned();
+    /// [`GenerateError::QueueFull`] if as many such clients are there as the queue has places, and the
+    /// tenant has its share of them.
+    pub fn bulk(&self, share: Tenant) -> Result<Bulk, GenerateError> {
+        let bulks = self.lane.bulks.lock();
+        let entered = bulks
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_add(share, 1);
+        if !entered {
+            return Err(GenerateError::QueueFull {
+                limit: self.lane.max_bulks,
+                retry_after: self.queue.retry_after(share, &self.status()),
+            });
+        }
         Ok(Bulk {
             engine: self.clone(),
-            place: place.map_err(|_| GenerateError::QueueFull {
-                limit: self.lane.max_bulks,
-                retry_after,
-            })?,
+            share,
         })
     }
 }
 
 impl Bulk {
-    /// Waits for a place, then submits as [`EngineHandle::submit`] does. Those who wait are let in
-    /// in the order they came, whichever bulk they belong to.
+    /// Waits for its turn, then submits as [`EngineHandle::submit`] does. Requests of one tenant are let
+    /// in in the order they came, whichever bulk they belong to.
     ///
     /// # Errors
     /// The worker's reason if the request can never run; [`GenerateError::EngineGone`] if the
     /// worker is gone.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
-        let lane = &self.engine.lane;
-        let share = Arc::clone(&lane.tokens)
-            .acquire_many_owned(lane.share(request.prompt.len()))
-            .await
-            .map_err(|_| GenerateError::EngineGone)?;
-        let place = self.engine.queue.wait(request.prompt.len()).await?;
+        let (lane, tokens) = (&self.engine.lane, request.prompt.len());
+        let units = lane.share(tokens);
+        let turn = lane.tokens.wait(self.share, request.priority, units).await;
+        let place = self.engine.queue.enter_beyond(self.share, tokens);
         let mut generations = self.engine.submit_at(place, request).await?.into_iter();
         let mut generation = generations.next().ok_or(GenerateError::EngineGone)?;
-        generation.share = Some(share);
+        generation.turn = Some(turn);
         Ok(generation)
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        let bulks = self.engine.lane.bulks.lock();
+        bulks
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(self.share, 1);
     }
 }
 

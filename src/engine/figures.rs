@@ -19,6 +19,8 @@ pub struct EngineStatus {
     pub running: usize,
     /// Requests that wait to run: in the queue, or preempted.
     pub waiting: usize,
+    /// Tenants with requests in the queue.
+    pub tenants_waiting: usize,
     /// Requests set aside because their clients do not read.
     pub stalled: usize,
     /// KV blocks held by running requests.
@@ -48,6 +50,8 @@ pub struct EngineStatus {
     pub generated_tokens: usize,
     /// Running requests that had to give their KV blocks back.
     pub preemptions: usize,
+    /// Running requests that gave their place to another tenant with less than its share.
+    pub yields: usize,
     /// KV blocks of sessions handed on to be stored when they were evicted.
     pub evicted_blocks: usize,
     /// KV blocks of sessions dropped at eviction because the store was behind.

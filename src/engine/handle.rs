@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, SetOnce, mpsc, oneshot};
+use tokio::sync::{SetOnce, mpsc, oneshot};
 
 use super::beams::sequence_ids;
 use super::bulk::Lane;
@@ -16,7 +16,8 @@ use super::figures::{EngineStatus, Published};
 use super::heartbeat::Heartbeat;
 use super::queue::{Place, Queue};
 use super::sequence::SequenceId;
-use crate::request::GenerateRequest;
+use crate::fair::Turn;
+use crate::request::{GenerateRequest, Tenant};
 
 /// What the front end asks of the worker.
 pub(super) enum Command {
@@ -49,7 +50,7 @@ pub struct EngineLimits {
     pub max_batch: usize,
     /// Tokens in a step at most.
     pub max_step_tokens: usize,
-    /// Requests that may wait; more are refused.
+    /// Requests that may wait; more are refused, but for those within a tenant's share.
     pub max_queue: usize,
     /// How long a request may wait; one that would wait longer is refused.
     pub queue_timeout: Duration,
@@ -111,7 +112,8 @@ impl EngineHandle {
         &self,
         request: GenerateRequest,
     ) -> Result<Vec<Generation>, GenerateError> {
-        let place = self.queue.enter(request.prompt.len(), &self.status())?;
+        let tokens = request.prompt.len();
+        let place = self.queue.enter(request.share, tokens, &self.status())?;
         self.submit_at(place, request).await
     }
 
@@ -161,7 +163,7 @@ impl EngineHandle {
                 commands: self.commands.clone(),
                 finished: false,
                 left_queue: place.left(),
-                share: None,
+                turn: None,
             };
             (client, generation)
         };
@@ -193,25 +195,26 @@ impl EngineHandle {
             alive: !self.commands.is_closed(),
             silence: self.heartbeat.silence(),
             waiting: self.queue.waiting() + published.waiting,
+            tenants_waiting: self.queue.tenants(),
             ..published
         }
     }
 
-    /// Checks that a request would begin within the queue's timeout if it came now: before the work
-    /// of making one.
+    /// Checks that a tenant's request would begin within the queue's timeout if it came now: before the
+    /// work of making one.
     ///
     /// # Errors
     /// [`GenerateError::QueueTooSlow`].
-    pub fn check_queue(&self) -> Result<(), GenerateError> {
-        self.queue.check(&self.status())
+    pub fn check_queue(&self, share: Tenant) -> Result<(), GenerateError> {
+        self.queue.check(share, &self.status())
     }
 
-    /// Returns the error of a request that has waited for the queue's timeout.
+    /// Returns the error of a tenant's request that has waited for the queue's timeout.
     #[must_use]
-    pub fn queue_timed_out(&self) -> GenerateError {
+    pub fn queue_timed_out(&self, share: Tenant) -> GenerateError {
         GenerateError::QueueTimeout {
             limit: self.limits.queue_timeout,
-            retry_after: self.queue.retry_after(&self.status()),
+            retry_after: self.queue.retry_after(share, &self.status()),
         }
     }
 
@@ -229,8 +232,8 @@ pub struct Generation {
     /// The last event was received.
     finished: bool,
     left_queue: Arc<SetOnce<()>>,
-    /// Its share of the lane, if it is one of a bulk; held for its drop.
-    pub(super) share: Option<OwnedSemaphorePermit>,
+    /// Its turn in the lane, if it is one of a bulk; held for its drop.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Generation {

@@ -5,17 +5,22 @@
 //! measures: by requests, from the rate at which they have begun while others waited; by tokens, from
 //! what a prompt's token costs. Before anything was measured only the number of requests counts.
 //!
+//! Each tenant has its share of the places ([`Shares`]), and waits for its own requests and as many of each
+//! other tenant, as the scheduler's order has it. Priorities are left out of the estimate.
+//!
 //! It must never wait for the worker, nor hold a place that nobody has.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce};
+use tokio::sync::SetOnce;
 
 use super::event::GenerateError;
 use super::figures::EngineStatus;
 use super::handle::EngineLimits;
+use crate::fair::Shares;
+use crate::request::Tenant;
 
 /// How fast old measurements of the rate are forgotten: to a third in this time of waiting.
 const MEMORY: Duration = Duration::from_secs(30);
@@ -26,104 +31,169 @@ const LONGEST_RETRY: Duration = Duration::from_secs(600);
 /// The places in front of the batch; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
-    places: Arc<Semaphore>,
-    /// Prompt tokens of the requests that have a place.
-    tokens: Arc<AtomicUsize>,
+    state: Arc<Mutex<State>>,
     limits: EngineLimits,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Requests that have a place.
+    waiting: Shares,
+    tenants: HashMap<Tenant, Load>,
+}
+
+/// What a tenant has in the engine, beside the number of its places.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    /// Prompt tokens of its waiting requests.
+    waiting_tokens: usize,
+    /// Its requests that have begun to run and are not over.
+    begun: usize,
 }
 
 /// A request's place, given back when it begins to run or goes away.
 #[derive(Debug)]
 pub(super) struct Place {
-    #[expect(dead_code, reason = "held for its drop")]
-    permit: OwnedSemaphorePermit,
-    held: usize,
-    tokens: Arc<AtomicUsize>,
+    share: Tenant,
+    tokens: usize,
+    has_begun: bool,
+    state: Arc<Mutex<State>>,
     left: Arc<SetOnce<()>>,
 }
 
 impl Queue {
     pub fn new(limits: EngineLimits) -> Self {
+        let state = State {
+            waiting: Shares::new(limits.max_queue),
+            tenants: HashMap::new(),
+        };
         Self {
-            places: Arc::new(Semaphore::new(limits.max_queue)),
-            tokens: Arc::default(),
+            state: Arc::new(Mutex::new(state)),
             limits,
         }
     }
 
     /// Returns the number of requests that have a place.
     pub fn waiting(&self) -> usize {
-        self.limits.max_queue - self.places.available_permits()
+        self.state().waiting.total()
     }
 
-    /// Takes a place for a request with so many prompt tokens.
+    /// Returns the number of tenants whose requests have a place.
+    pub fn tenants(&self) -> usize {
+        self.state().waiting.tenants()
+    }
+
+    /// Takes a place for a request of a tenant with so many prompt tokens.
     ///
     /// # Errors
     /// [`GenerateError::QueueFull`], and those of [`check`](Self::check).
-    pub fn enter(&self, tokens: usize, status: &EngineStatus) -> Result<Place, GenerateError> {
-        self.check(status)?;
-        let permit = Arc::clone(&self.places).try_acquire_owned();
-        let permit = permit.map_err(|_| GenerateError::QueueFull {
-            limit: self.limits.max_queue,
-            retry_after: self.retry_after(status),
-        })?;
-        Ok(self.place(permit, tokens))
+    pub fn enter(
+        &self,
+        share: Tenant,
+        tokens: usize,
+        status: &EngineStatus,
+    ) -> Result<Place, GenerateError> {
+        self.check(share, status)?;
+        if !self.state().waiting.try_add(share, 1) {
+            return Err(GenerateError::QueueFull {
+                limit: self.limits.max_queue,
+                retry_after: self.retry_after(share, status),
+            });
+        }
+        Ok(self.place(share, tokens))
     }
 
-    /// Waits for a place; those that wait are let in in the order they came.
-    ///
-    /// # Errors
-    /// [`GenerateError::EngineGone`] if there is no queue any more.
-    pub async fn wait(&self, tokens: usize) -> Result<Place, GenerateError> {
-        let permit = Arc::clone(&self.places).acquire_owned().await;
-        let permit = permit.map_err(|_| GenerateError::EngineGone)?;
-        Ok(self.place(permit, tokens))
+    /// Takes a place, whether or not there is one.
+    pub fn enter_beyond(&self, share: Tenant, tokens: usize) -> Place {
+        self.state().waiting.add(share, 1);
+        self.place(share, tokens)
     }
 
-    fn place(&self, permit: OwnedSemaphorePermit, held: usize) -> Place {
-        self.tokens.fetch_add(held, Ordering::Relaxed);
+    fn place(&self, share: Tenant, tokens: usize) -> Place {
+        self.state().load(share).waiting_tokens += tokens;
         Place {
-            permit,
-            held,
-            tokens: Arc::clone(&self.tokens),
+            share,
+            tokens,
+            has_begun: false,
+            state: Arc::clone(&self.state),
             left: Arc::default(),
         }
     }
 
-    /// Checks that a further request would begin within the queue's timeout.
+    /// Checks that a further request of a tenant would begin within the queue's timeout.
     ///
     /// # Errors
     /// [`GenerateError::QueueTooSlow`].
-    pub fn check(&self, status: &EngineStatus) -> Result<(), GenerateError> {
-        let wait = self.wait_of_next(status);
+    pub fn check(&self, share: Tenant, status: &EngineStatus) -> Result<(), GenerateError> {
+        let (own, waiting) = {
+            let state = self.state();
+            (state.waiting.of(share), state.waiting.total())
+        };
+        let wait = self.wait_of_next(share, status);
         let limit = self.limits.queue_timeout;
         // One may always wait: how long it does is the next measurement.
-        if wait <= limit || self.waiting() == 0 {
+        if wait <= limit || own == 0 {
             return Ok(());
         }
         Err(GenerateError::QueueTooSlow {
-            waiting: self.waiting(),
+            waiting,
             wait,
             limit,
-            retry_after: self.retry_after(status),
+            retry_after: self.retry_after(share, status),
         })
     }
 
-    /// Estimates how long a further request would wait.
-    fn wait_of_next(&self, status: &EngineStatus) -> Duration {
-        let load = Load {
-            waiting: self.waiting(),
-            waiting_tokens: self.tokens.load(Ordering::Relaxed),
-            free_places: self.limits.max_batch.saturating_sub(status.running),
-        };
-        load.wait(status.begun_per_second, status.prefill_seconds_per_token)
+    /// Estimates how long a further request of a tenant would wait.
+    fn wait_of_next(&self, share: Tenant, status: &EngineStatus) -> Duration {
+        let ahead = self.state().ahead(share, self.limits.max_batch, status);
+        ahead.wait(status.begun_per_second, status.prefill_seconds_per_token)
     }
 
-    /// The time after which a refused client had better come back: half of what waits has begun. A
-    /// second, where nothing was measured yet.
-    pub fn retry_after(&self, status: &EngineStatus) -> Duration {
-        let half = self.wait_of_next(status) / 2;
+    /// The time after which a refused client had better come back: half of what waits before its next
+    /// request has begun. A second, where nothing was measured yet.
+    pub fn retry_after(&self, share: Tenant, status: &EngineStatus) -> Duration {
+        let half = self.wait_of_next(share, status) / 2;
         half.clamp(Duration::from_secs(1), LONGEST_RETRY)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn load(&mut self, share: Tenant) -> &mut Load {
+        self.tenants.entry(share).or_default()
+    }
+
+    /// Changes a tenant's load, and forgets the tenant if that leaves nothing.
+    fn change(&mut self, share: Tenant, change: impl FnOnce(&mut Load)) {
+        let load = self.load(share);
+        change(load);
+        if *load == Load::default() {
+            self.tenants.remove(&share);
+        }
+    }
+
+    /// What comes before a further request of a tenant: its own requests, and of each other tenant no more
+    /// than of its own, those that it takes a place from left out.
+    fn ahead(&self, share: Tenant, max_batch: usize, status: &EngineStatus) -> Ahead {
+        let own = self.waiting.of(share) + 1;
+        let load = self.tenants.get(&share).copied().unwrap_or_default();
+        let others = self.waiting.iter().filter(|(tenant, _)| *tenant != share);
+        let before = others.map(|(_, waiting)| waiting.min(own)).sum::<usize>();
+        let loads = self.tenants.iter().filter(|(tenant, _)| **tenant != share);
+        let tokens = loads.clone().map(|(_, other)| other.waiting_tokens);
+        let tokens = tokens.map(|tokens| tokens.min(load.waiting_tokens));
+        let free = max_batch.saturating_sub(status.running);
+        // Alone it takes places from no one.
+        let tenants = loads.clone().count() + 1;
+        let owed = (tenants > 1).then(|| (max_batch / tenants).saturating_sub(load.begun));
+        let places = free.max(owed.unwrap_or(0));
+        Ahead {
+            requests: (own + before).saturating_sub(places),
+            tokens: load.waiting_tokens + tokens.sum::<usize>(),
+        }
     }
 }
 
@@ -132,34 +202,52 @@ impl Place {
     pub fn left(&self) -> Arc<SetOnce<()>> {
         Arc::clone(&self.left)
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.tokens.fetch_sub(self.held, Ordering::Relaxed);
-        // Set here alone.
+    /// Gives the place up for one in the batch.
+    pub fn begin(&mut self) {
+        if !self.has_begun {
+            self.leave(1);
+            self.has_begun = true;
+        }
+    }
+
+    /// Leaves the queue; `begun` is 1 if the request runs from now on.
+    fn leave(&self, begun: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.waiting.remove(self.share, 1);
+        state.change(self.share, |load| {
+            load.waiting_tokens = load.waiting_tokens.saturating_sub(self.tokens);
+            load.begun += begun;
+        });
+        // Set here alone, and once.
         let _ = self.left.set(());
     }
 }
 
-/// What is in front of a further request.
-#[derive(Debug, Clone, Copy)]
-struct Load {
-    /// Requests.
-    waiting: usize,
-    /// Their prompts' tokens.
-    waiting_tokens: usize,
-    /// Places in the batch that no sequence has.
-    free_places: usize,
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.has_begun {
+            return self.leave(0);
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.change(self.share, |load| load.begun = load.begun.saturating_sub(1));
+    }
 }
 
-impl Load {
+/// What is in front of a further request, its own place included.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    requests: usize,
+    /// Their prompts' tokens.
+    tokens: usize,
+}
+
+impl Ahead {
     /// Estimates the wait from the requests that begin in a second and from a prompt token's cost in
     /// seconds, as far as they are known.
     fn wait(self, begun_per_second: Option<f64>, seconds_per_token: Option<f64>) -> Duration {
-        let ahead = (self.waiting + 1).saturating_sub(self.free_places);
-        let by_requests = begun_per_second.map_or(0.0, |rate| ahead as f64 / rate);
-        let by_tokens = seconds_per_token.unwrap_or(0.0) * self.waiting_tokens as f64;
+        let by_requests = begun_per_second.map_or(0.0, |rate| self.requests as f64 / rate);
+        let by_tokens = seconds_per_token.unwrap_or(0.0) * self.tokens as f64;
         Duration::try_from_secs_f64(by_requests.max(by_tokens)).unwrap_or(Duration::MAX)
     }
 }
@@ -205,6 +293,8 @@ mod tests {
         queue_timeout: Duration::from_secs(10),
     };
 
+    const ALONE: Tenant = Tenant::ANONYMOUS;
+
     fn busy(begun_per_second: Option<f64>) -> EngineStatus {
         EngineStatus {
             running: 4,
@@ -218,9 +308,9 @@ mod tests {
         let queue = Queue::new(LIMITS);
         let slow = busy(Some(0.25));
         let places: Vec<Place> = (0..2)
-            .map(|_| queue.enter(10, &slow).expect("in time"))
+            .map(|_| queue.enter(ALONE, 10, &slow).expect("in time"))
             .collect();
-        let refused = queue.enter(10, &slow).expect_err("12 s");
+        let refused = queue.enter(ALONE, 10, &slow).expect_err("12 s");
         assert_eq!(
             refused,
             GenerateError::QueueTooSlow {
@@ -232,11 +322,11 @@ mod tests {
         );
         // Free places in the batch are for those that wait.
         let free = EngineStatus { running: 1, ..slow };
-        assert!(queue.enter(10, &free).is_ok());
+        assert!(queue.enter(ALONE, 10, &free).is_ok());
         drop(places);
-        assert!(queue.enter(10, &slow).is_ok());
+        assert!(queue.enter(ALONE, 10, &slow).is_ok());
         assert_eq!(queue.waiting(), 0);
-        assert_eq!(queue.tokens.load(Ordering::Relaxed), 0);
+        assert!(queue.state().tenants.is_empty());
     }
 
     #[test]
@@ -244,9 +334,9 @@ mod tests {
         let queue = Queue::new(LIMITS);
         let status = busy(None);
         let places: Vec<Place> = (0..8)
-            .map(|_| queue.enter(1 << 20, &status).expect("a place"))
+            .map(|_| queue.enter(ALONE, 1 << 20, &status).expect("a place"))
             .collect();
-        let refused = queue.enter(1, &status).expect_err("full");
+        let refused = queue.enter(ALONE, 1, &status).expect_err("full");
         let retry_after = Duration::from_secs(1);
         let full = GenerateError::QueueFull {
             limit: 8,
@@ -263,9 +353,57 @@ mod tests {
             prefill_seconds_per_token: Some(0.01),
             ..EngineStatus::default()
         };
-        let _place = queue.enter(1001, &status).expect("nothing is before it");
-        let refused = queue.enter(1, &status).expect_err("10.01 s");
+        let _place = queue
+            .enter(ALONE, 1001, &status)
+            .expect("nothing is before it");
+        let refused = queue.enter(ALONE, 1, &status).expect_err("10.01 s");
         assert!(matches!(refused, GenerateError::QueueTooSlow { .. }));
+    }
+
+    #[test]
+    fn the_requests_of_one_tenant_leave_room_for_another() {
+        let queue = Queue::new(LIMITS);
+        let status = busy(Some(0.5));
+        let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
+        let enter = |share| queue.enter(share, 100, &status);
+        let mut running: Vec<Place> = Vec::new();
+        for _ in 0..4 {
+            let mut place = enter(many).expect("it is alone");
+            place.begin();
+            running.push(place);
+        }
+        let waiting: Vec<Place> = (0..5).map_while(|_| enter(many).ok()).collect();
+        assert_eq!(waiting.len(), 5);
+        let refused = enter(many).expect_err("six at 0.5 a second");
+        let GenerateError::QueueTooSlow { wait, .. } = refused else {
+            panic!("{refused}");
+        };
+        assert_eq!(wait, Duration::from_secs(12));
+        // Two of the four places are owed to the other one.
+        let wait = |share| queue.wait_of_next(share, &status);
+        assert_eq!(wait(few), Duration::ZERO);
+        let first = enter(few).expect("a place");
+        let mut second = enter(few).expect("a place");
+        // Three of its own and three of the other's, less two places.
+        assert_eq!(wait(few), Duration::from_secs(8));
+        assert_eq!(queue.waiting(), 7);
+        second.begin();
+        drop((first, second, running, waiting));
+        assert_eq!(queue.waiting(), 0);
+        assert!(queue.state().tenants.is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_still_has_the_share_of_another_tenant() {
+        let queue = Queue::new(LIMITS);
+        let status = busy(None);
+        let fill = |key: &[u8]| -> Vec<Place> {
+            let share = Tenant::of_key(key);
+            std::iter::from_fn(|| queue.enter(share, 1, &status).ok()).collect()
+        };
+        let many = fill(b"many");
+        assert_eq!((many.len(), fill(b"few").len()), (8, 4));
+        assert_eq!(queue.tenants(), 1);
     }
 
     #[test]

@@ -1,16 +1,21 @@
-//! Who runs in the next step, with how many tokens, and in which blocks.
+//! Which sequences run in the next step, with how many tokens, and in which blocks.
 //!
-//! Each step is planned in three passes: every running sequence that needs one token to go on
-//! (decode) gets it; running sequences that still read their context (prefill) share what is
-//! left of the token budget, oldest first; then waiting ones are admitted in order of arrival.
-//! So no long prompt stalls the streams, and no one is overtaken for ever. Where a step computes the
-//! very tokens that a waiting sequence would begin with, that one waits for them: the prompt of `n`
-//! choices is read once, as is a beginning that many prompts share.
+//! Each step is planned in two passes. Every running sequence that needs one token to go on (decode)
+//! gets it. What is left of the token budget goes to prefill (`prefill`): running sequences that still
+//! read their context, oldest first, then waiting ones in order of arrival; between tenants, those of
+//! the one with the least service first. So no long prompt stalls the streams, no tenant waits for the
+//! number of another's requests, and no sequence is overtaken for ever. Where a step computes the very
+//! tokens that a waiting sequence would begin with, that one waits for them: the prompt of `n` choices
+//! is read once, as is a beginning that many prompts share.
 //!
-//! If blocks run out, the youngest sequence is preempted: it gives its blocks back and waits at
-//! the head of the queue. What it had computed stays in the prefix cache while there is room and
-//! is computed again otherwise, with the same result. The oldest sequence can always go on,
-//! because a request that cannot fit alone is refused before it gets here.
+//! A tenant's service is the tokens that were computed for it, prompts and generated ones alike. Where
+//! the batch is full, a tenant with less than its share takes places from one with more (`share`).
+//!
+//! If blocks run out, a sequence is preempted: the youngest of the tenant with the most service gives
+//! its blocks back and waits at the head of its tenant's queue. What it had computed stays in the prefix
+//! cache while there is room and is computed again otherwise, with the same result. The oldest sequence
+//! never gives way to that, and can always go on, because a request that cannot fit alone is refused
+//! before it gets here.
 //!
 //! The beams of a search are sequences that stand beside each other in the batch, in places that are
 //! set aside from the start. They are preempted together: one of them waits for all, the
@@ -24,17 +29,15 @@
 
 mod cache;
 mod import;
+mod prefill;
+mod share;
 mod stalled;
 
-use std::collections::VecDeque;
-
-use super::blocks::{BLOCK_SIZE, BlockMove, BlockPool, Eviction, common};
+use super::blocks::{BLOCK_SIZE, BlockMove, BlockPool, Eviction};
 use super::sequence::{Sequence, SequenceId};
-use cache::{Cached, attach, release};
+use crate::fair::FairQueue;
+use cache::{attach, release};
 pub use import::Import;
-
-/// Tokens that must be saved for a sequence to wait a step for them.
-const WORTH_WAITING: usize = 4;
 
 /// The bounds of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,16 +71,17 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: StepLimits,
-    /// Preempted ones first.
-    waiting: VecDeque<Sequence>,
-    /// How many of `waiting` were preempted.
-    preempted: usize,
+    /// Of all tenants, with their service.
+    waiting: FairQueue<Sequence>,
     /// Oldest first.
     running: Vec<Sequence>,
     /// Set aside until their clients read again; the longest stalled first.
     stalled: Vec<Sequence>,
     blocks: BlockPool,
+    /// Blocks ran out in the present plan.
+    is_short: bool,
     preemptions: usize,
+    yields: usize,
 }
 
 impl Scheduler {
@@ -86,12 +90,13 @@ impl Scheduler {
     pub fn new(limits: StepLimits, blocks: usize) -> Self {
         Self {
             limits,
-            waiting: VecDeque::new(),
-            preempted: 0,
+            waiting: FairQueue::default(),
             running: Vec::new(),
             stalled: Vec::new(),
             blocks: BlockPool::new(blocks),
+            is_short: false,
             preemptions: 0,
+            yields: 0,
         }
     }
 
@@ -116,13 +121,19 @@ impl Scheduler {
     /// Sequences that wait because they were preempted.
     #[must_use]
     pub fn preempted(&self) -> usize {
-        self.preempted
+        self.waiting.resumed()
     }
 
-    /// How often a sequence was preempted.
+    /// Returns how often a request was preempted because blocks ran out.
     #[must_use]
     pub fn preemptions(&self) -> usize {
         self.preemptions
+    }
+
+    /// Returns how often a request was preempted because another tenant had less than its share.
+    #[must_use]
+    pub fn yields(&self) -> usize {
+        self.yields
     }
 
     /// Running sequences that need one token to go on.
@@ -142,9 +153,10 @@ impl Scheduler {
         self.running.iter().find(|sequence| sequence.id == id)
     }
 
-    /// Puts a sequence at the end of the queue. Its longest context must fit the pool.
+    /// Puts a sequence at the end of its tenant's queue. Its longest context must fit the pool.
     pub fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        let (share, priority) = (sequence.share, sequence.priority);
+        self.waiting.push(share, priority, sequence);
     }
 
     /// Puts a beam into the batch, beside another one of its request that is there. What that one
@@ -181,16 +193,12 @@ impl Scheduler {
         for sequence in &mut self.running {
             sequence.draft.clear();
         }
+        self.is_short = false;
         let mut plan = Vec::with_capacity(self.running.len() + 1);
-        let preemptions = self.preemptions;
-        self.plan_running(&mut plan, usize::MAX, |s| s.pending() == 1);
+        self.plan_decodes(&mut plan);
         let prefill = self.limits.max_step_tokens.saturating_sub(plan.len());
         // A full batch of decodes must not keep the prompts out for ever.
-        let prefill = prefill.max(BLOCK_SIZE);
-        let left = self.plan_running(&mut plan, prefill, |s| s.pending() > 1);
-        if self.preemptions == preemptions {
-            self.admit(&mut plan, left);
-        }
+        self.plan_prefill(&mut plan, prefill.max(BLOCK_SIZE));
         self.speculate(&mut plan);
         plan
     }
@@ -224,137 +232,104 @@ impl Scheduler {
         }
     }
 
-    /// Gives the running sequences that `eligible` picks their next tokens, up to `budget` in
-    /// all; returns what is left of it.
-    fn plan_running(
-        &mut self,
-        plan: &mut Vec<Part>,
-        mut budget: usize,
-        eligible: impl Fn(&Sequence) -> bool,
-    ) -> usize {
+    /// Gives the running sequences that need one token to go on that token.
+    fn plan_decodes(&mut self, plan: &mut Vec<Part>) {
         let mut next = 0;
-        while next < self.running.len() && budget > 0 {
-            if eligible(&self.running[next]) {
-                let tokens = self.running[next].pending().min(budget);
-                if !self.reserve(next, tokens, plan) {
-                    // It was itself the youngest, and is now the head of the queue.
-                    break;
-                }
-                plan.push(self.running[next].part(tokens));
-                budget -= tokens;
+        while let Some(sequence) = self.running.get(next) {
+            if sequence.pending() != 1 {
+                next += 1;
+                continue;
             }
-            next += 1;
+            next = match self.reserve(next, 1, plan) {
+                Ok(at) => {
+                    self.push_part(plan, at, 1);
+                    at + 1
+                }
+                Err(at) => at,
+            };
         }
-        budget
     }
 
-    /// Makes sure that the sequence has blocks for its next `tokens` tokens, preempting younger
-    /// ones if need be; `false` if it had to be preempted itself.
-    fn reserve(&mut self, index: usize, tokens: usize, plan: &mut Vec<Part>) -> bool {
+    /// Plans the next `tokens` tokens of a running sequence, which has blocks for them.
+    fn push_part(&mut self, plan: &mut Vec<Part>, at: usize, tokens: usize) {
+        self.charge(at, tokens);
+        plan.push(self.running[at].part(tokens));
+    }
+
+    /// Charges a tenant for the next `tokens` tokens of a running sequence.
+    fn charge(&mut self, at: usize, tokens: usize) {
+        let units = self.running[at].charge(tokens);
+        self.waiting.charge(self.running[at].share, units);
+    }
+
+    /// Makes sure that a running sequence has blocks for its next `tokens` tokens, preempting others if
+    /// need be. Returns where the sequence is then; an error if it had to be preempted itself, with
+    /// where the one after it is.
+    fn reserve(
+        &mut self,
+        mut index: usize,
+        tokens: usize,
+        plan: &mut Vec<Part>,
+    ) -> Result<usize, usize> {
         let needed = (self.running[index].computed + tokens).div_ceil(BLOCK_SIZE);
         while self.running[index].table.len() < needed {
             if let Some(block) = self.blocks.allocate() {
                 self.running[index].table.push(block);
-            } else {
-                let Some(youngest) = self.running.last().map(Sequence::request) else {
-                    return false;
-                };
-                plan.retain(|part| part.request != youngest);
-                self.preempt(youngest);
-                if self.running.len() <= index {
-                    return false;
-                }
+                continue;
+            }
+            self.is_short = true;
+            let Some(request) = self.gives_way() else {
+                return Err(index);
+            };
+            let is_itself = self.running[index].request() == request;
+            let (at, beams) = self.preempt(request, plan);
+            self.preemptions += 1;
+            if is_itself {
+                return Err(at);
+            }
+            if at < index {
+                index -= beams;
             }
         }
-        true
+        Ok(index)
     }
 
-    /// Takes the youngest request out of the batch; the first of its sequences waits for its return.
-    fn preempt(&mut self, youngest: SequenceId) {
-        self.preemptions += 1;
-        self.preempted += 1;
-        while let Some(mut sequence) = self.running.pop_if(|s| s.request() == youngest) {
-            release(&mut self.blocks, &mut sequence);
-            let is_first = self.running.last().map(Sequence::request) != Some(youngest);
-            if is_first {
-                self.waiting.push_front(sequence);
-            }
+    /// Takes a request out of the batch and the plan; the first of its sequences waits for its return.
+    /// Returns where its sequences were, and how many.
+    fn preempt(&mut self, request: SequenceId, plan: &mut Vec<Part>) -> (usize, usize) {
+        plan.retain(|part| part.request != request);
+        let (at, beams) = self.take_out(request);
+        let count = beams.len();
+        if let Some(first) = beams.into_iter().next() {
+            let (share, priority) = (first.share, first.priority);
+            self.waiting.push_preempted(share, priority, first);
         }
+        (at, count)
+    }
+
+    /// Takes a request's sequences out of the batch, without blocks; returns where they were.
+    fn take_out(&mut self, request: SequenceId) -> (usize, Vec<Sequence>) {
+        let is_its = |s: &Sequence| s.request() == request;
+        let Some(at) = self.running.iter().position(is_its) else {
+            return (self.running.len(), Vec::new());
+        };
+        let beams = self.running[at..].iter().take_while(|s| is_its(s)).count();
+        let mut beams: Vec<Sequence> = self.running.drain(at..at + beams).collect();
+        for beam in beams.iter_mut().rev() {
+            release(&mut self.blocks, beam);
+        }
+        (at, beams)
     }
 
     /// Places in the batch that are taken, by sequences or for beams to come.
     fn places(&self) -> usize {
+        self.requests().map(Sequence::width).sum()
+    }
+
+    /// Returns the first sequence of each request in the batch, the oldest first.
+    fn requests(&self) -> impl Iterator<Item = &Sequence> {
         let requests = self.running.chunk_by(|a, b| a.request() == b.request());
-        requests
-            .filter_map(|beams| beams.first().map(Sequence::width))
-            .sum()
-    }
-
-    /// Lets waiting sequences in while the batch, the budget and the pool have room for their
-    /// whole present context, and for the beams that are to branch off from them.
-    fn admit(&mut self, plan: &mut Vec<Part>, mut budget: usize) {
-        let mut next = 0;
-        while budget > 0 {
-            let Some(sequence) = self.waiting.get(next) else {
-                break;
-            };
-            if self.places() + sequence.width() > self.limits.max_batch {
-                break;
-            }
-            if self.computes_more(plan, sequence) {
-                next += 1;
-                continue;
-            }
-            let cached = self.cached(sequence);
-            if !self.has_room(sequence, &cached) {
-                break;
-            }
-            let Some(mut sequence) = self.waiting.remove(next) else {
-                break;
-            };
-            self.preempted -= usize::from(next < self.preempted);
-            attach(&mut self.blocks, &mut sequence, &cached);
-            let tokens = sequence.pending().min(budget);
-            self.running.push(sequence);
-            if !self.reserve(self.running.len() - 1, tokens, plan) {
-                break;
-            }
-            if let Some(sequence) = self.running.last() {
-                plan.push(sequence.part(tokens));
-            }
-            budget -= tokens;
-        }
-    }
-
-    /// Whether the pool has blocks for what a sequence does not begin with.
-    fn has_room(&self, sequence: &Sequence, cached: &Cached) -> bool {
-        let full = &cached.full;
-        let idle = full.iter().filter(|c| self.blocks.is_idle(c.0)).count();
-        let needed = sequence.blocks_of_request() - full.len();
-        needed <= self.blocks.available() - idle
-    }
-
-    /// Whether a part of the step computes tokens that `waiting` could begin with in the next step,
-    /// more than it could now. As it does not wait without that, it never waits for one that stands
-    /// still.
-    fn computes_more(&self, plan: &[Part], waiting: &Sequence) -> bool {
-        let wanted = waiting.reusable();
-        let mut parts = plan.iter().filter(|part| part.tokens >= WORTH_WAITING);
-        parts.any(|part| {
-            let sequence = self.sequence(part.id);
-            let Some(sequence) = sequence.filter(|s| s.root == waiting.root) else {
-                return false;
-            };
-            let end = part.first_position + part.tokens - part.drafted;
-            let common = common(&sequence.context()[..end], wanted);
-            if common < part.first_position + WORTH_WAITING {
-                return false;
-            }
-            // So they have the part's full blocks before it in common.
-            let (parent, full) = (sequence.last_prefix(), sequence.prefixes.len());
-            let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
-            common >= known + WORTH_WAITING
-        })
+        requests.filter_map(|beams| beams.first())
     }
 
     /// Records that the model has computed a part, but for its guesses: full blocks become known
@@ -366,7 +341,10 @@ impl Scheduler {
     /// Appends the tokens drawn for a part: the guesses among them that were right, and one more.
     /// What the model computed for right guesses is kept.
     pub fn push_tokens(&mut self, id: SequenceId, tokens: &[u32]) {
-        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+        let at = self.running.iter().position(|s| s.id == id);
+        if let Some(at) = at {
+            self.charge(at, tokens.len().saturating_sub(1));
+            let sequence = &mut self.running[at];
             let proposed = std::mem::take(&mut sequence.draft).len();
             sequence
                 .drafter
@@ -422,9 +400,7 @@ impl Scheduler {
         } else if let Some(at) = self.stalled.iter().position(|s| s.id == id) {
             self.stalled.remove(at)
         } else {
-            let at = self.waiting.iter().position(|s| s.id == id)?;
-            self.preempted -= usize::from(at < self.preempted);
-            self.waiting.remove(at)?
+            self.waiting.remove(|s| s.id == id)?
         };
         release(&mut self.blocks, &mut sequence);
         Some(sequence)
@@ -432,7 +408,7 @@ impl Scheduler {
 
     /// Takes all sequences of a request out; gives the first.
     pub fn remove_request(&mut self, request: SequenceId) -> Option<Sequence> {
-        let all = self.running.iter().chain(&self.waiting);
+        let all = self.running.iter().chain(self.waiting.iter());
         let all = all.chain(&self.stalled);
         let its = all.filter(|s| s.request() == request).map(|s| s.id);
         let its: Vec<SequenceId> = its.collect();
@@ -449,7 +425,6 @@ impl Scheduler {
         }
         self.waiting.clear();
         self.stalled.clear();
-        self.preempted = 0;
     }
 }
 
@@ -466,6 +441,8 @@ impl Sequence {
     }
 }
 
+#[cfg(test)]
+mod fairness_tests;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]

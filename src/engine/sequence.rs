@@ -59,6 +59,12 @@ pub struct Sequence {
     pub(super) root: PrefixId,
     /// What is computed of it is worth keeping beyond the pool.
     pub(super) keep: bool,
+    /// The tenant that its tokens are charged to.
+    pub(super) share: Tenant,
+    /// Those with a lower value run earlier.
+    pub(super) priority: i32,
+    /// The tokens before this have been charged.
+    charged: usize,
     /// The tokens before this are outside the context.
     pub(super) start: usize,
     /// Tokens of the context whose keys and values are in the cache.
@@ -86,6 +92,9 @@ impl Sequence {
             may_reuse,
             root: PrefixId::root(Tenant::ANONYMOUS),
             keep: false,
+            share: Tenant::ANONYMOUS,
+            priority: 0,
+            charged: 0,
             start,
             computed: 0,
             table: Vec::new(),
@@ -105,6 +114,31 @@ impl Sequence {
     #[must_use]
     pub fn with_keep(self, keep: bool) -> Self {
         Self { keep, ..self }
+    }
+
+    /// The same, charged to a tenant and with a priority.
+    #[must_use]
+    pub fn with_share(self, share: Tenant, priority: i32) -> Self {
+        Self {
+            share,
+            priority,
+            ..self
+        }
+    }
+
+    /// Takes the next `tokens` tokens of its context for charged; returns how many of them were not. What
+    /// is computed again after a preemption was.
+    pub(super) fn charge(&mut self, tokens: usize) -> usize {
+        let computed = self.start + self.computed;
+        let end = computed + tokens;
+        let new = end.saturating_sub(self.charged.max(computed));
+        self.charged = self.charged.max(end);
+        new
+    }
+
+    /// Lets what has to be computed again be charged again.
+    pub(super) fn forget_charged(&mut self) {
+        self.charged = 0;
     }
 
     /// Makes it the first of up to `width` beams, which all begin with its present tokens. They are
@@ -182,6 +216,7 @@ impl Sequence {
     /// Lets the context start where it has to; nothing of it is computed.
     pub(super) fn slide(&mut self) {
         self.start = context_start(self.tokens.len(), self.n_positions);
+        self.forget_charged();
     }
 
     /// The part of its context that it may find in the cache. Its last token is always left to

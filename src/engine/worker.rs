@@ -227,6 +227,7 @@ impl Worker {
         // The handle adds the requests in the queue, which it knows without the worker.
         status.waiting = self.scheduler.preempted();
         status.preemptions = self.scheduler.preemptions();
+        status.yields = self.scheduler.yields();
         status.kv_blocks_used = blocks.capacity() - blocks.available();
         status.kv_blocks_cached = blocks.idle();
         status.begun_per_second = self.begin_rate.per_second();

@@ -3,21 +3,22 @@
 //!
 //! Such work takes up to a hundred times its input in memory and milliseconds to seconds of a core, and
 //! the engine's own queue does not see it. So each kind has a [`Lane`]: a bounded amount runs at a time,
-//! a bounded amount waits in order of arrival, and what is beyond that is refused with 429 and a
-//! `Retry-After` from how long the work has taken. Small inputs never wait behind large ones, which run
+//! a bounded amount waits, of each tenant in order of arrival, and what is beyond that and the tenant's share
+//! is refused with 429 and a `Retry-After` from how long the work has taken. Small inputs never wait behind large ones, which run
 //! on threads below the priority of the compute threads.
 //!
 //! Nothing here may run on a front-end thread but what takes a millisecond. What has begun goes on when
 //! its client leaves, and keeps its place until it is through.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use crate::fair::{Shares, Turn, Turns};
+use crate::request::Tenant;
 use crate::resources::background::{self, Priority};
 
 /// Bodies up to this many bytes are parsed where they arrive: half a millisecond.
@@ -40,9 +41,12 @@ const RENDER_TIME: Duration = Duration::from_secs(5);
 /// The shortest and the longest `Retry-After`.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// The lanes of the front end; cheap to clone.
+/// The lanes of the front end, as one tenant enters them; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Admission(Arc<Lanes>);
+pub(super) struct Admission {
+    lanes: Arc<Lanes>,
+    share: Tenant,
+}
 
 struct Lanes {
     medium: Lane,
@@ -57,7 +61,7 @@ impl Admission {
         let (templates, templates_pending) = TEMPLATES;
         let max_pending = usize::try_from(max_pending.as_u64()).unwrap_or(usize::MAX);
         let bytes = "bytes of other requests are being parsed or tokenized, or wait for it";
-        Self(Arc::new(Lanes {
+        let lanes = Lanes {
             medium: Lane::new(bytes, medium, medium_pending),
             large: Lane::new(bytes, LARGE_AT_A_TIME, max_pending),
             templates: Lane::new(
@@ -65,7 +69,17 @@ impl Admission {
                 templates,
                 templates_pending,
             ),
-        }))
+        };
+        Self {
+            lanes: Arc::new(lanes),
+            share: Tenant::ANONYMOUS,
+        }
+    }
+
+    /// Returns the same lanes, as another tenant enters them.
+    pub(super) fn of(&self, share: Tenant) -> Self {
+        let lanes = Arc::clone(&self.lanes);
+        Self { lanes, share }
     }
 
     /// Runs work on an input of so many bytes: at once if they are at most `inline`, else off the
@@ -83,14 +97,14 @@ impl Admission {
             return Ok(work());
         }
         if bytes <= LARGE {
-            let place = self.0.medium.enter(bytes).await?;
+            let place = self.lanes.medium.enter(self.share, bytes).await?;
             let done = tokio::task::spawn_blocking(move || {
                 let _place = place;
                 work()
             });
             return done.await.map_err(|error| failed(&error));
         }
-        let place = self.0.large.enter(bytes).await?;
+        let place = self.lanes.large.enter(self.share, bytes).await?;
         place.run("skald-large", Priority::Low, work).await
     }
 
@@ -102,8 +116,8 @@ impl Admission {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        let templates = &self.0.templates;
-        let place = tokio::time::timeout(RENDER_TIME, templates.enter(1)).await;
+        let templates = &self.lanes.templates;
+        let place = tokio::time::timeout(RENDER_TIME, templates.enter(self.share, 1)).await;
         // Templates that don't come to an end keep their places.
         let place = place.unwrap_or_else(|_| Err(templates.0.busy()))?;
         let rendering = place.run("skald-template", Priority::Normal, work);
@@ -130,13 +144,11 @@ pub(super) struct Lane(Arc<Shared>);
 struct Shared {
     /// What is pending, for messages: "… bytes of other requests are being tokenized".
     pending_what: &'static str,
-    running: Arc<Semaphore>,
+    running: Turns,
     /// Units that run at a time.
     at_a_time: usize,
-    /// Units that run or wait, at most.
-    max_pending: usize,
     /// Units that run or wait.
-    pending: AtomicUsize,
+    pending: Mutex<Shares>,
     /// Pieces of work that run or wait.
     pieces: AtomicUsize,
     /// Nanoseconds that a piece of work takes, a moving mean.
@@ -144,33 +156,31 @@ struct Shared {
 }
 
 impl Lane {
-    /// Creates a lane in which `at_a_time` units run and `max_pending` run or wait. One piece of work
-    /// is always taken, whatever its size.
+    /// Creates a lane in which `at_a_time` units run and `max_pending` run or wait. One piece of each
+    /// tenant's work is always taken, whatever its size.
     pub(super) fn new(pending_what: &'static str, at_a_time: usize, max_pending: usize) -> Self {
         Self(Arc::new(Shared {
             pending_what,
-            running: Arc::new(Semaphore::new(at_a_time)),
+            running: Turns::new(at_a_time),
             at_a_time,
-            max_pending,
-            pending: AtomicUsize::new(0),
+            pending: Mutex::new(Shares::new(max_pending)),
             pieces: AtomicUsize::new(0),
             mean: AtomicU64::new(0),
         }))
     }
 
-    /// Waits for its turn.
+    /// Waits for a tenant's turn.
     ///
     /// # Errors
     /// 429 if so much more would be too much.
-    pub(super) async fn enter(&self, units: usize) -> Result<Place, ApiError> {
-        let pending = Pending::add(&self.0, units)?;
-        let wanted = u32::try_from(units.min(self.0.at_a_time)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.0.running).acquire_many_owned(wanted).await;
-        let permit = permit.map_err(|closed| failed(&closed))?;
+    pub(super) async fn enter(&self, share: Tenant, units: usize) -> Result<Place, ApiError> {
+        let pending = Pending::add(&self.0, share, units)?;
+        let wanted = units.min(self.0.at_a_time);
+        let turn = self.0.running.wait(share, 0, wanted).await;
         Ok(Place {
             pending,
             began: Instant::now(),
-            _permit: permit,
+            _turn: turn,
         })
     }
 }
@@ -178,17 +188,21 @@ impl Lane {
 impl Shared {
     /// The refusal of more.
     fn busy(&self) -> ApiError {
-        let (pending, what) = (self.pending.load(Ordering::Relaxed), self.pending_what);
+        let (pending, what) = (self.pending().total(), self.pending_what);
         ApiError::busy(
             format!("the server is busy: {pending} {what}; retry later"),
             self.retry_after(),
         )
     }
 
+    fn pending(&self) -> MutexGuard<'_, Shares> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How long until what is pending now is through.
     fn retry_after(&self) -> Duration {
         let pieces = self.pieces.load(Ordering::Relaxed).max(1);
-        let pending = self.pending.load(Ordering::Relaxed).max(1);
+        let pending = self.pending().total().max(1);
         let at_a_time = (self.at_a_time.saturating_mul(pieces) / pending).max(1);
         let turns = pieces.div_ceil(at_a_time);
         let mean = Duration::from_nanos(self.mean.load(Ordering::Relaxed));
@@ -201,29 +215,28 @@ impl Shared {
 /// Work that runs or waits; counted until it is dropped.
 struct Pending {
     lane: Arc<Shared>,
+    share: Tenant,
     units: usize,
 }
 
 impl Pending {
-    fn add(lane: &Arc<Shared>, units: usize) -> Result<Self, ApiError> {
-        let before = lane.pending.fetch_add(units, Ordering::Relaxed);
-        lane.pieces.fetch_add(1, Ordering::Relaxed);
-        // From here on dropping it takes it out again.
-        let added = Self {
-            lane: Arc::clone(lane),
-            units,
-        };
-        if before > 0 && before.saturating_add(units) > lane.max_pending {
-            drop(added);
+    fn add(lane: &Arc<Shared>, share: Tenant, units: usize) -> Result<Self, ApiError> {
+        if !lane.pending().try_add(share, units) {
             return Err(lane.busy());
         }
-        Ok(added)
+        lane.pieces.fetch_add(1, Ordering::Relaxed);
+        // From here on dropping it takes it out again.
+        Ok(Self {
+            lane: Arc::clone(lane),
+            share,
+            units,
+        })
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.lane.pending.fetch_sub(self.units, Ordering::Relaxed);
+        self.lane.pending().remove(self.share, self.units);
         self.lane.pieces.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -232,7 +245,7 @@ impl Drop for Pending {
 pub(super) struct Place {
     pending: Pending,
     began: Instant,
-    _permit: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
 impl Place {
@@ -279,31 +292,53 @@ mod tests {
     #[tokio::test]
     async fn what_is_too_much_is_refused_until_there_is_room() {
         let lane = Lane::new("bytes wait", 2, 4);
-        let first = lane.enter(2).await.ok();
+        let first = lane.enter(Tenant::ANONYMOUS, 2).await.ok();
         assert!(first.is_some());
         // It waits.
-        let mut second = Box::pin(lane.enter(2));
+        let mut second = Box::pin(lane.enter(Tenant::ANONYMOUS, 2));
         assert!((&mut second).now_or_never().is_none());
-        let refused = lane.enter(1).await.err().map(|error| error.to_string());
+        let refused = lane
+            .enter(Tenant::ANONYMOUS, 1)
+            .await
+            .err()
+            .map(|error| error.to_string());
         assert!(refused.is_some_and(|message| message.contains("4 bytes wait")));
         drop(first);
         let second = second.await.ok();
         assert!(second.is_some());
         // Its place is still taken, but there is room to wait.
-        let mut third = Box::pin(lane.enter(1));
+        let mut third = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
         assert!((&mut third).now_or_never().is_none());
         drop(second);
         assert!(third.await.is_ok());
         // What is larger than the lane is taken where nothing else is.
-        assert!(lane.enter(100).await.is_ok());
+        assert!(lane.enter(Tenant::ANONYMOUS, 100).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_tenant_leaves_room_for_another_and_does_not_delay_it() {
+        let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
+        let lane = Lane::new("bytes wait", 1, 4);
+        let running = lane.enter(many, 1).await.ok();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(lane.enter(many, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.now_or_never().is_none());
+        }
+        assert!(lane.enter(many, 1).await.is_err());
+        let mut other = Box::pin(lane.enter(few, 2));
+        assert!((&mut other).now_or_never().is_none());
+        assert!(lane.enter(few, 1).await.is_err());
+        drop(running);
+        assert!(other.now_or_never().is_some_and(|place| place.is_ok()));
+        assert!(waiting.remove(0).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn the_hint_follows_how_long_work_takes() {
         let lane = Lane::new("pieces wait", 1, 2);
         lane.0.mean.store(7_000_000_000, Ordering::Relaxed);
-        let _running = lane.enter(1).await.ok();
-        let mut waiting = Box::pin(lane.enter(1));
+        let _running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
+        let mut waiting = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
         assert!((&mut waiting).now_or_never().is_none());
         assert_eq!(lane.0.retry_after(), Duration::from_secs(14));
     }
@@ -311,12 +346,12 @@ mod tests {
     #[tokio::test]
     async fn one_that_leaves_while_it_waits_counts_no_more() {
         let lane = Lane::new("pieces wait", 1, 2);
-        let running = lane.enter(1).await.ok();
-        let mut waiting = Box::pin(lane.enter(1));
+        let running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
+        let mut waiting = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
         assert!((&mut waiting).now_or_never().is_none());
         drop(waiting);
-        assert_eq!(lane.0.pending.load(Ordering::Relaxed), 1);
+        assert_eq!(lane.0.pending().total(), 1);
         drop(running);
-        assert_eq!(lane.0.pending.load(Ordering::Relaxed), 0);
+        assert_eq!(lane.0.pending().total(), 0);
     }
 }

@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
 use crate::engine::EngineHandle;
-use crate::request::Limits;
+use crate::request::{Limits, Tenant};
 use crate::resources::Connections;
 use crate::session::Sessions;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -47,6 +47,9 @@ pub struct HttpConfig {
     pub max_pending: ByteSize,
     /// How many connections may be open.
     pub connections: Connections,
+    /// Whether tenants are authenticated, so that each has its own share of the server. Otherwise clients
+    /// can invent tenants, and all requests have one share.
+    pub tenants_are_known: bool,
     /// Whether prompts and answers are logged.
     pub log_prompts: bool,
 }
@@ -64,6 +67,7 @@ impl Default for HttpConfig {
             max_body: ByteSize::mib(2),
             max_pending: ByteSize::mib(64),
             connections: Connections::default(),
+            tenants_are_known: false,
             log_prompts: false,
         }
     }
@@ -189,9 +193,9 @@ impl App {
         &self.0.config
     }
 
-    /// Admission of work outside the engine.
-    pub(super) fn admission(&self) -> &Admission {
-        &self.0.admission
+    /// Admission of a tenant's work outside the engine.
+    pub(super) fn admission(&self, share: Tenant) -> Admission {
+        self.0.admission.of(share)
     }
 
     /// Which hosts and origins are let in.
@@ -284,15 +288,15 @@ impl App {
         }
     }
 
-    /// The model, for a generation; hold on to [`InFlight`] until its end.
-    pub(super) fn begin(&self) -> Result<(Arc<Serving>, InFlight), ApiError> {
+    /// The model, for a tenant's generation; hold on to [`InFlight`] until its end.
+    pub(super) fn begin(&self, share: Tenant) -> Result<(Arc<Serving>, InFlight), ApiError> {
         // Counted before the state is read: a drain that begins in between waits for us.
         let in_flight = InFlight(self.0.in_flight.token());
         match self.state() {
             State::Ready(serving) | State::Leaving(serving) => {
                 self.check_worker(&serving)?;
                 // Before its prompt is tokenized: refusing has to cost next to nothing.
-                serving.engine.check_queue()?;
+                serving.engine.check_queue(share)?;
                 Ok((serving, in_flight))
             }
             State::Draining(_) => Err(ApiError::draining()),

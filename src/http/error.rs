@@ -52,6 +52,7 @@ enum Kind {
     Invalid,
     ContextLength,
     ModelNotFound,
+    PriorityNotAllowed,
     NotFound,
     MethodNotAllowed,
     Timeout,
@@ -107,7 +108,7 @@ struct OpenAiErrorBody {
     /// `rate_limit_exceeded`, `queue_timeout`, `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
     /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
     /// `shutting_down`, `unavailable`, `generation_failed`, `host_not_allowed`,
-    /// `origin_not_allowed`, `connection_limit`, or null.
+    /// `origin_not_allowed`, `priority_not_allowed`, `connection_limit`, or null.
     code: Option<&'static str>,
 }
 
@@ -120,7 +121,7 @@ pub(super) struct NativeError {
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
     /// `conflict`, `session_limit`, `session_state_unknown`, `overloaded`, `unavailable`,
     /// `generation`, `incomplete_generation`, `host_not_allowed`, `origin_not_allowed`,
-    /// `connection_limit` or `internal`.
+    /// `priority_not_allowed`, `connection_limit` or `internal`.
     error_type: &'static str,
 }
 
@@ -242,6 +243,19 @@ impl ApiError {
         }
     }
 
+    /// A priority that requires a permission.
+    pub(super) fn priority_not_allowed(priority: i32) -> Self {
+        Self {
+            param: Some("priority".to_owned()),
+            ..Self::new(
+                Kind::PriorityNotAllowed,
+                format!(
+                    "`priority` must be at least 0 with this API key, got {priority}; a lower value requires a key with the permission to prioritize"
+                ),
+            )
+        }
+    }
+
     /// Something addressed by the path that is not there.
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
@@ -344,6 +358,9 @@ impl ApiError {
                 Some("context_length_exceeded"),
             ),
             Kind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+            Kind::PriorityNotAllowed => {
+                (StatusCode::FORBIDDEN, INVALID, Some("priority_not_allowed"))
+            }
             Kind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
             Kind::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -421,6 +438,7 @@ impl ApiError {
             }
             Kind::SessionUnknown => (StatusCode::INTERNAL_SERVER_ERROR, "session_state_unknown"),
             Kind::SessionLimit => (StatusCode::FORBIDDEN, "session_limit"),
+            Kind::PriorityNotAllowed => (StatusCode::FORBIDDEN, "priority_not_allowed"),
             Kind::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Kind::ModelNotFound | Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),

@@ -83,6 +83,16 @@ pub(super) fn at_least(
         })
 }
 
+/// The lowest and the highest `priority`.
+const PRIORITIES: RangeInclusive<i64> = -1000..=1000;
+
+/// The priority of a request with this `priority`; 0 where it is left out.
+pub(super) fn priority(given: Option<i64>) -> Result<i32, InvalidRequest> {
+    let priority = in_range("priority", given.unwrap_or(0), PRIORITIES)?;
+    #[expect(clippy::cast_possible_truncation, reason = "in a small range")]
+    Ok(priority as i32)
+}
+
 /// The shortest and the longest `timeout`, in seconds: a millisecond, a day.
 const TIMEOUTS: RangeInclusive<f64> = 0.001..=86_400.0;
 
@@ -154,6 +164,14 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_priority_is_an_integer_in_a_small_range() {
+        assert_eq!(priority(None), Ok(0));
+        assert_eq!(priority(Some(-1000)), Ok(-1000));
+        let message = priority(Some(1001)).unwrap_err().message;
+        assert_eq!(message, "`priority` must be -1000 to 1000, got 1001");
     }
 
     #[test]

@@ -186,7 +186,9 @@ impl TextGeneration {
             (_, Ok(request)) => (None, request.into()),
             (_, Err(requests)) => (None, requests),
         };
-        let deadline = requests.first().and_then(|request| request.deadline);
+        let first = requests.first();
+        let deadline = first.and_then(|request| request.deadline);
+        let share = first.map(|request| request.share).unwrap_or_default();
         prompt_log::prompts(app, &serving.tokenizer, &requests);
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
             let trace = trace.generation(index);
@@ -202,7 +204,7 @@ impl TextGeneration {
             }
             Ok(started)
         };
-        let start = begun_in_time(serving, pending(), start);
+        let start = begun_in_time(serving, share, pending(), start);
         let mut started = before(deadline, start).await?;
         if let Some(first) = started.first_mut() {
             first.turn = turn;

@@ -14,7 +14,7 @@ use super::admission::Lane;
 use super::app::Serving;
 use super::body::object;
 use super::error::{ApiError, shown};
-use crate::request::InvalidRequest;
+use crate::request::{InvalidRequest, Tenant};
 use crate::resources::background::Priority;
 use crate::text::{Grammar, GrammarError, GrammarSource, Grammars, Tokenizer};
 
@@ -132,25 +132,31 @@ impl Description {
     ///
     /// # Errors
     /// If it is too large or can't be followed, naming the field.
-    pub(super) async fn compile(self, serving: &Serving) -> Result<Grammar, ApiError> {
+    pub(super) async fn compile(
+        self,
+        serving: &Serving,
+        share: Tenant,
+    ) -> Result<Grammar, ApiError> {
         let Self { field, source } = self;
         serving.limits.check_grammar(&field, &source)?;
-        serving.grammars.compile(source).await?.map_err(|error| {
+        let compiled = serving.grammars.compile(source, share).await?;
+        compiled.map_err(|error| {
             ApiError::invalid(&field, format!("`{field}` can't be followed: {error}"))
         })
     }
 }
 
-/// Compiles the grammar a request describes, if it does.
+/// Compiles the grammar a tenant's request describes, if it does.
 ///
 /// # Errors
 /// As [`Description::compile`].
 pub(super) async fn compile(
     description: Option<Description>,
     serving: &Serving,
+    share: Tenant,
 ) -> Result<Option<Grammar>, ApiError> {
     match description {
-        Some(description) => description.compile(serving).await.map(Some),
+        Some(description) => description.compile(serving, share).await.map(Some),
         None => Ok(None),
     }
 }
@@ -316,13 +322,14 @@ impl GrammarCompiler {
         }
     }
 
-    /// Makes a grammar; the inner error is that of its description.
+    /// Makes a grammar for a tenant; the inner error is that of its description.
     ///
     /// # Errors
     /// 429 if too many are waiting; an internal error if the compiler itself fails.
     async fn compile(
         &self,
         source: GrammarSource,
+        share: Tenant,
     ) -> Result<Result<Grammar, GrammarError>, ApiError> {
         if let Some(grammar) = self.grammars.known(&source) {
             return Ok(Ok(grammar));
@@ -330,7 +337,7 @@ impl GrammarCompiler {
         let (bytes, expressions) = QUICK;
         let is_quick = source.bytes() <= bytes && source.expression_bytes() <= expressions;
         let lane = if is_quick { &self.quick } else { &self.slow };
-        let place = lane.enter(1).await?;
+        let place = lane.enter(share, 1).await?;
         let grammars = Arc::clone(&self.grammars);
         let work = move || grammars.compile(&source);
         place.run("skald-grammar", Priority::Low, work).await

@@ -18,6 +18,7 @@ use tracing::{Level, Span};
 use super::admission::Admission;
 use super::app::App;
 use super::error::ApiError;
+use super::fields::priority;
 use super::request_trace::RequestTrace;
 use crate::request::{RequestId, SessionId, Tenant};
 use crate::session::SessionKey;
@@ -37,6 +38,10 @@ pub(super) struct Scope {
     pub id: RequestId,
     /// Whose it is.
     pub tenant: Tenant,
+    /// The tenant whose share of the server it uses.
+    pub share: Tenant,
+    /// Permission for a `priority` below 0.
+    pub may_prioritize: bool,
     /// Its trace.
     pub trace: RequestTrace,
     /// Admission of what is to be done for it outside the engine.
@@ -54,6 +59,18 @@ impl Scope {
         name.map(|name| self.session_key(name)).transpose()
     }
 
+    /// Returns the priority of a request with this `priority` field.
+    ///
+    /// # Errors
+    /// If it is out of range, or below 0 without the permission.
+    pub(super) fn priority(&self, given: Option<i64>) -> Result<i32, ApiError> {
+        let priority = priority(given)?;
+        if priority < 0 && !self.may_prioritize {
+            return Err(ApiError::priority_not_allowed(priority));
+        }
+        Ok(priority)
+    }
+
     /// The tenant's session of this name.
     pub(super) fn session_key(&self, name: &str) -> Result<SessionKey, ApiError> {
         Ok(SessionKey {
@@ -68,13 +85,26 @@ impl FromRequestParts<App> for Scope {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let shown = parts.extensions.get::<ShownId>();
+        let share = share(&parts.headers, app);
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
             tenant: tenant(&parts.headers),
+            share,
+            may_prioritize: !app.config().tenants_are_known,
             trace: parts.extensions.get().cloned().unwrap_or_default(),
-            admission: app.admission().clone(),
+            admission: app.admission(share),
             session: parts.headers.get(SESSION_ID).cloned(),
         })
+    }
+}
+
+/// Returns the tenant whose share of the server a request uses. Where clients can invent tenants, all
+/// requests have one share: with each new tenant a client would get a further one.
+pub(super) fn share(headers: &HeaderMap, app: &App) -> Tenant {
+    if app.config().tenants_are_known {
+        tenant(headers)
+    } else {
+        Tenant::ANONYMOUS
     }
 }
 

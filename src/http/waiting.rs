@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout_at};
 
 use super::app::Serving;
 use super::error::ApiError;
-use crate::request::Deadline;
+use crate::request::{Deadline, Tenant};
 
 /// Does `work` before the deadline.
 ///
@@ -24,12 +24,13 @@ pub(super) async fn before<T>(
     done.unwrap_or_else(|_| Err(ApiError::past_deadline(deadline.timeout())))
 }
 
-/// Does `work`, which has to begin to run within the queue's timeout.
+/// Does `work` for a tenant, which has to begin to run within the queue's timeout.
 ///
 /// # Errors
 /// Its own, or that it has not begun in time.
 pub(super) async fn begun_in_time<T>(
     serving: &Serving,
+    share: Tenant,
     begun: impl Future<Output = ()>,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
@@ -39,7 +40,7 @@ pub(super) async fn begun_in_time<T>(
         done = &mut work => return done,
         () = begun => (),
         () = sleep(serving.engine.limits().queue_timeout) => {
-            return Err(serving.engine.queue_timed_out().into());
+            return Err(serving.engine.queue_timed_out(share).into());
         }
     }
     work.await

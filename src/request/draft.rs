@@ -68,6 +68,10 @@ pub struct RequestDraft {
     pub history: Option<Vec<u32>>,
     /// Whose it is.
     pub tenant: Tenant,
+    /// See [`GenerateRequest::share`](super::GenerateRequest::share).
+    pub share: Tenant,
+    /// See [`GenerateRequest::priority`](super::GenerateRequest::priority).
+    pub priority: i32,
     /// See [`GenerateRequest::keep_kv`](super::GenerateRequest::keep_kv).
     pub keep_kv: bool,
     /// The log-probabilities to report.
@@ -121,6 +125,8 @@ impl RequestDraft {
             overflow: Overflow::default(),
             history: None,
             tenant: Tenant::default(),
+            share: Tenant::default(),
+            priority: 0,
             keep_kv: false,
             logprobs: LogprobsWanted::default(),
             grammar: None,

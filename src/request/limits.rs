@@ -160,6 +160,8 @@ impl Limits {
             },
             overflow: draft.overflow,
             tenant: draft.tenant,
+            share: draft.share,
+            priority: draft.priority,
             keep_kv: draft.keep_kv,
             logprobs: draft.logprobs,
             grammar: draft.grammar,

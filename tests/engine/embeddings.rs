@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use skald::engine::{EngineConfig, EngineHandle, GenerateError};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
-use skald::request::{Output, RequestDraft, RequestId};
+use skald::request::{Output, RequestDraft, RequestId, Tenant};
 
 use crate::model::{
     admit, embedding, engine, finish, gpt2_in, greedy, limits, prompt, run, run_all, run_together,
@@ -199,7 +199,7 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
         .await
         .expect("accepted");
     endless.next().await;
-    let bulk = engine.bulk().expect("a place");
+    let bulk = engine.bulk(Tenant::ANONYMOUS).expect("a place");
     let waiting = &bulk;
     let inputs: Vec<_> = (0..20).map(|salt| prompt(3, salt)).collect();
     let all = inputs.iter().map(|input| async move {
@@ -227,12 +227,14 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
         assert_eq!(bits(outcome.prompt.embedding), embed(&engine, input).await);
     }
     // As many bulks as the queue has places.
-    let bulks: Vec<_> = (0..3).map(|_| engine.bulk().expect("a place")).collect();
-    let refused = engine.bulk().err();
+    let bulks: Vec<_> = (0..3)
+        .map(|_| engine.bulk(Tenant::ANONYMOUS).expect("a place"))
+        .collect();
+    let refused = engine.bulk(Tenant::ANONYMOUS).err();
     assert!(matches!(
         refused,
         Some(GenerateError::QueueFull { limit: 4, .. })
     ));
     drop((bulk, bulks));
-    assert!(engine.bulk().is_ok());
+    assert!(engine.bulk(Tenant::ANONYMOUS).is_ok());
 }

@@ -17,6 +17,12 @@ use crate::request::Tenant;
 const WINDOW: usize = 72;
 const TENANTS: usize = 3;
 
+/// A share and a priority.
+fn whose(n: usize) -> (Tenant, i32) {
+    let priority = [0, 0, 0, -1, 1][n % 5];
+    (Tenant::of_key(&[b'a' + (n % TENANTS) as u8]), priority)
+}
+
 /// Stands for the tokens from the start of a tenant's context up to a position.
 type Name = usize;
 
@@ -98,12 +104,20 @@ impl Machine {
         }
     }
 
-    fn add(&mut self, root: PrefixId, tokens: Vec<u32>, may_reuse: bool, keep: bool) {
+    fn add(
+        &mut self,
+        root: PrefixId,
+        tokens: Vec<u32>,
+        may_reuse: bool,
+        keep: bool,
+        (share, priority): (Tenant, i32),
+    ) {
         let id = SequenceId(self.next);
         self.next += 1;
         self.alive.push(id);
         let sequence = Sequence::new(id, tokens, WINDOW, may_reuse);
         let sequence = sequence.with_root(root).with_keep(keep);
+        let sequence = sequence.with_share(share, priority);
         self.texts.push((root, sequence.context().to_vec()));
         self.scheduler.add(sequence);
     }
@@ -116,7 +130,7 @@ impl Machine {
         let beginning = &text[..cut % (text.len() + 1)];
         let tokens = [beginning, tokens].concat();
         if !tokens.is_empty() {
-            self.add(root, tokens, true, keep);
+            self.add(root, tokens, true, keep, whose(nth));
         }
     }
 
@@ -336,7 +350,7 @@ impl Machine {
                 may_reuse,
                 keep,
             } => {
-                self.add(self.roots[tenant], tokens, may_reuse, keep);
+                self.add(self.roots[tenant], tokens, may_reuse, keep, whose(tenant));
             }
             Action::Fork {
                 nth,

@@ -6,7 +6,6 @@
 //! requests that have not begun, since it arrived before them.
 
 use super::Scheduler;
-use super::cache::release;
 use crate::engine::sequence::{Sequence, SequenceId};
 
 impl Scheduler {
@@ -32,24 +31,21 @@ impl Scheduler {
                 next += 1;
                 continue;
             }
-            let rest = self.running[next..].iter();
-            let width = rest.take_while(|s| s.request() == request).count();
-            let mut beams: Vec<Sequence> = self.running.drain(next..next + width).collect();
-            for beam in beams.iter_mut().rev() {
-                release(&mut self.blocks, beam);
-            }
+            let (_, beams) = self.take_out(request);
             self.stalled.extend(beams.into_iter().next());
         }
     }
 
-    /// Puts those that are ready again into the queue, behind the preempted ones.
+    /// Puts those that are ready again into their tenants' queues, behind the preempted ones.
     pub(super) fn bring_back(&mut self, ready: impl Fn(SequenceId) -> bool) {
         let mut next = 0;
         while let Some(sequence) = self.stalled.get(next) {
             if ready(sequence.request()) {
-                let sequence = self.stalled.remove(next);
-                self.waiting.insert(self.preempted, sequence);
-                self.preempted += 1;
+                let mut sequence = self.stalled.remove(next);
+                // That it is computed again is its client's doing.
+                sequence.forget_charged();
+                let (share, priority) = (sequence.share, sequence.priority);
+                self.waiting.push_returned(share, priority, sequence);
             } else {
                 next += 1;
             }

@@ -30,7 +30,9 @@ impl Worker {
         let root = self.root(active.request.tenant);
         let keep = active.request.keep_kv && self.config.evicted.is_some();
         let sequence = Sequence::new(id, tokens, config.n_positions, active.reuses_cache());
-        let mut sequence = sequence.with_root(root).with_keep(keep);
+        let sequence = sequence.with_root(root).with_keep(keep);
+        let (share, priority) = (active.request.share, active.request.priority);
+        let mut sequence = sequence.with_share(share, priority);
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
         self.scheduler.add(sequence);

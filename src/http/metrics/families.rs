@@ -179,6 +179,8 @@ impl Families {
             cached_tokens,
             generated_tokens,
             preemptions,
+            yields: _,
+            tenants_waiting: _,
             evicted_blocks: _,
             lost_blocks: _,
             begun_per_second: _,
@@ -250,7 +252,19 @@ impl Families {
         );
         let help = "Preemptions of running requests for want of KV blocks";
         self.both("preemptions", "num_preemptions", help, Counter(preemptions));
+        self.shares(status);
         self.kv_blocks(status);
+    }
+
+    fn shares(&mut self, status: &EngineStatus) {
+        use Reading::{Counter, Gauge};
+        let help = "Running requests preempted to share a full batch between tenants";
+        self.skald("yields", help, Counter(status.yields));
+        self.skald(
+            "tenants_waiting",
+            "Tenants with requests in the queue",
+            Gauge(status.tenants_waiting),
+        );
     }
 
     fn kv_blocks(&mut self, status: &EngineStatus) {

@@ -125,7 +125,7 @@ async fn answer(
     body: GenerateBody,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let (serving, in_flight) = app.begin()?;
+    let (serving, in_flight) = app.begin(scope.share)?;
     let form = if body.stream == Some(true) {
         Form::Stream
     } else {

@@ -108,6 +108,11 @@ pub(in crate::http) struct Parameters {
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     pub timeout: Option<f64>,
+    /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
+    /// requires a key with that permission; otherwise the request is refused with 403
+    /// `priority_not_allowed`.
+    #[schema(minimum = -1000, maximum = 1000, default = 0)]
+    pub priority: Option<i64>,
 }
 
 /// A checked request.
@@ -158,7 +163,7 @@ impl GenerateBody {
         let mut draft = parameters.draft(serving, scope)?;
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
-        draft.grammar = grammar::compile(grammar.transpose()?, serving).await?;
+        draft.grammar = grammar::compile(grammar.transpose()?, serving, scope.share).await?;
         draft.prompt = tokenize(
             &scope.admission,
             &serving.tokenizer,
@@ -270,6 +275,8 @@ impl Parameters {
             seed: self.seed,
             stop_strings: self.stop.take().unwrap_or_default().into_vec(),
             tenant: scope.tenant,
+            share: scope.share,
+            priority: scope.priority(self.priority)?,
             deadline: deadline(self.timeout)?,
             logprobs: LogprobsWanted {
                 top: top.unwrap_or(0),

@@ -50,7 +50,7 @@ pub(in crate::http) async fn completions(
     scope: Scope,
     body: CompletionBody,
 ) -> Result<Response, ApiError> {
-    let (serving, in_flight) = app.begin()?;
+    let (serving, in_flight) = app.begin(scope.share)?;
     let mut plan = body.plan(&serving, &scope).await?;
     let requests = std::mem::take(&mut plan.requests);
     let turn = plan.turn.take();

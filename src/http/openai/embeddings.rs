@@ -58,6 +58,11 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// its place included. After that the request ends with 408 `timeout`. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
+    /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
+    /// requires a key with that permission; otherwise the request is refused with 403
+    /// `priority_not_allowed`.
+    #[schema(minimum = -1000, maximum = 1000, default = 0)]
+    priority: Option<i64>,
 }
 
 /// How vectors are written.
@@ -151,7 +156,7 @@ pub(in crate::http) async fn embeddings(
     scope: Scope,
     JsonBody(body): JsonBody<EmbeddingsRequest>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
-    let (serving, _in_flight) = app.begin()?;
+    let (serving, _in_flight) = app.begin(scope.share)?;
     let started = Instant::now();
     let format = body.encoding_format.unwrap_or_default();
     let deadline = deadline(body.timeout)?;
@@ -159,7 +164,7 @@ pub(in crate::http) async fn embeddings(
     prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
-    let bulk = serving.engine.bulk()?;
+    let bulk = serving.engine.bulk(scope.share)?;
     let begun = SetOnce::new();
     let data = stream::iter(requests.into_iter().enumerate())
         .map(|(index, request)| {
@@ -178,7 +183,7 @@ pub(in crate::http) async fn embeddings(
     let first = async {
         begun.wait().await;
     };
-    let data = begun_in_time(&serving, first, data);
+    let data = begun_in_time(&serving, scope.share, first, data);
     let data: Vec<EmbeddedInput> = before(deadline, data).await?;
     tracing::info!(
         inputs = data.len(),
@@ -209,6 +214,7 @@ impl EmbeddingsRequest {
     ) -> Result<Vec<GenerateRequest>, ApiError> {
         check_model(self.model.as_deref(), serving)?;
         check_dimensions(self.dimensions, serving.info.n_embd)?;
+        let priority = scope.priority(self.priority)?;
         let limits = &serving.limits;
         let is_list = matches!(self.input, Prompt::Texts(_) | Prompt::TokenLists(_));
         let inputs = self.input.split();
@@ -227,6 +233,8 @@ impl EmbeddingsRequest {
         let requests = inputs.into_iter().enumerate().map(|(n, ids)| {
             let draft = RequestDraft {
                 tenant: scope.tenant,
+                share: scope.share,
+                priority,
                 ..RequestDraft::embedding(scope.id.child(n), ids)
             };
             limits.admit(draft).map_err(|refusal| {

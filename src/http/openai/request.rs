@@ -176,7 +176,7 @@ impl CompletionBody {
         let mut draft = RequestDraft {
             logprobs: telling.wanted(),
             beams,
-            grammar: shared.grammar(serving).await?,
+            grammar: shared.grammar(serving, scope).await?,
             ..own.draft(shared, serving, scope)?
         };
         let choices = choices.generated(beams);

@@ -18,7 +18,7 @@ use crate::http::body::{self, object};
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
 use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
-use crate::http::layers::Scope;
+use crate::http::layers::{Scope, share};
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
 use crate::text::Grammar;
@@ -116,6 +116,11 @@ pub(in crate::http) struct SharedFields {
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
+    /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
+    /// requires a key with that permission; otherwise the request is refused with 403
+    /// `priority_not_allowed`.
+    #[schema(minimum = -1000, maximum = 1000, default = 0)]
+    priority: Option<i64>,
 }
 
 /// How to stream.
@@ -212,7 +217,11 @@ impl SharedFields {
     ///
     /// # Errors
     /// If more than one field says so, or what one says cannot be followed.
-    pub(super) async fn grammar(&mut self, serving: &Serving) -> Result<Option<Grammar>, ApiError> {
+    pub(super) async fn grammar(
+        &mut self,
+        serving: &Serving,
+        scope: &Scope,
+    ) -> Result<Option<Grammar>, ApiError> {
         let fields = GrammarFields {
             response_format: self.response_format.take(),
             guided_json: self.guided_json.take(),
@@ -221,7 +230,7 @@ impl SharedFields {
             guided_grammar: self.guided_grammar.take(),
             structured_outputs: self.structured_outputs.take(),
         };
-        grammar::compile(fields.description()?, serving).await
+        grammar::compile(fields.description()?, serving, scope.share).await
     }
 
     /// A draft with all that the fields of sampling, length and stopping say.
@@ -274,6 +283,8 @@ impl SharedFields {
             ignore_end_of_text: self.ignore_eos.unwrap_or(false),
             overflow: self.overflow.map_or(absent, Overflow::from),
             tenant: scope.tenant,
+            share: scope.share,
+            priority: scope.priority(self.priority)?,
             deadline: deadline(self.timeout)?,
             ..RequestDraft::new(
                 scope.id.clone(),
@@ -340,6 +351,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for WithShared<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let admission = app.admission(share(request.headers(), app));
         let bytes = body::read(request, app).await?;
         let length = bytes.len();
         let parsing = move || {
@@ -348,7 +360,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for WithShared<T> {
                 shared: body::parse(&bytes)?,
             })
         };
-        app.admission().run(length, PARSE_INLINE, parsing).await?
+        admission.run(length, PARSE_INLINE, parsing).await?
     }
 }
 

@@ -20,6 +20,7 @@ use super::app::{App, Serving};
 use super::body::{JsonBody, objects};
 use super::error::ApiError;
 use super::generation::tokenize;
+use super::layers::Scope;
 use super::openai::chat::messages::MessageField;
 use super::openai::shared::check_model;
 use super::openapi::NativeBodyErrors;
@@ -147,10 +148,11 @@ pub(super) struct PlacedToken {
 )]
 pub(super) async fn tokenize_text(
     State(app): State<App>,
+    scope: Scope,
     JsonBody(mut body): JsonBody<TokenizeBody>,
 ) -> Result<Response, ApiError> {
     let serving = app.serving()?;
-    let (admission, tokenizer) = (app.admission(), Arc::clone(&serving.tokenizer));
+    let (admission, tokenizer) = (&scope.admission, Arc::clone(&serving.tokenizer));
     let parse_special = body.parse_special.unwrap_or(true);
     match body.form()? {
         Form::LlamaCpp(content) => {
@@ -314,6 +316,7 @@ pub(super) struct Detokenized {
 )]
 pub(super) async fn detokenize(
     State(app): State<App>,
+    scope: Scope,
     JsonBody(body): JsonBody<DetokenizeBody>,
 ) -> Result<Response, ApiError> {
     let serving = app.serving()?;
@@ -328,7 +331,7 @@ pub(super) async fn detokenize(
         };
         Ok::<_, InvalidRequest>(Json(answer).into_response())
     };
-    Ok(app.admission().run(bytes, TOKENIZE_INLINE, work).await??)
+    Ok(scope.admission.run(bytes, TOKENIZE_INLINE, work).await??)
 }
 
 /// Checks that all ids are tokens, and their text not too long for an answer.

@@ -77,7 +77,7 @@ pub(in crate::http) async fn completions(
     scope: Scope,
     body: ChatBody,
 ) -> Result<Response, ApiError> {
-    let (serving, in_flight) = app.begin()?;
+    let (serving, in_flight) = app.begin(scope.share)?;
     let plan = body.plan(&serving, &scope).await?;
     let per_prompt = plan.requests.len();
     let wording = Chat {

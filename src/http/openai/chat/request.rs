@@ -97,7 +97,7 @@ impl ChatBody {
                 top: logprobs.unwrap_or(0),
                 ..LogprobsWanted::default()
             },
-            grammar: shared.grammar(serving).await?,
+            grammar: shared.grammar(serving, scope).await?,
             ..shared.draft(serving, scope, length)?
         };
         let stops = serving.chat.stops(&messages);

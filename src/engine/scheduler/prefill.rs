@@ -1,0 +1,178 @@
+//! Which contexts are read with what a step's budget has left, and which waiting sequences begin.
+//!
+//! The next tokens go to the tenant with the least service, counting what this step has given it: to its
+//! running sequences, oldest first, and then to its waiting ones. Of the latter, the first that has no
+//! place or no blocks ends the admission of all, so that a large one is not overtaken for ever.
+
+use super::cache::{Cached, attach};
+use super::{Part, Scheduler};
+use crate::engine::blocks::{BLOCK_SIZE, common};
+use crate::engine::sequence::{Sequence, SequenceId};
+use crate::fair::Waiting;
+use crate::request::Tenant;
+
+/// Tokens that must be saved for a sequence to wait a step for them.
+const WORTH_WAITING: usize = 4;
+
+/// Running sequences of one tenant and priority that read their context, the youngest first.
+struct Reading {
+    share: Tenant,
+    priority: i32,
+    ids: Vec<SequenceId>,
+}
+
+/// What became of the next waiting sequence.
+enum Admission {
+    /// It runs, and this many of its tokens are planned.
+    Began(usize),
+    /// The step computes what it begins with.
+    WaitsForPrefix(Waiting<Sequence>),
+    /// There is no room for it.
+    NoRoom(Option<Waiting<Sequence>>),
+}
+
+impl Scheduler {
+    /// Spends up to `budget` tokens on contexts that are read.
+    pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Part>, mut budget: usize) {
+        let mut reading = self.reading();
+        let mut passed_over = Vec::new();
+        let mut is_open = true;
+        while budget > 0 {
+            // What a preemption has freed is for those that run.
+            is_open &= !self.is_short;
+            let waiting = self.waiting.first().filter(|_| is_open);
+            let waiting = waiting.map(|(priority, service, _)| (priority, service));
+            let next = reading
+                .iter_mut()
+                .rev()
+                .filter(|group| !group.ids.is_empty())
+                .map(|group| ((group.priority, self.waiting.service(group.share)), group))
+                .min_by_key(|(rank, _)| *rank)
+                .filter(|(rank, _)| waiting.is_none_or(|waiting| *rank <= waiting));
+            if let Some((_, group)) = next {
+                let id = group.ids.pop();
+                budget -= id.map_or(0, |id| self.go_on(plan, id, budget));
+                continue;
+            }
+            if waiting.is_none() {
+                break;
+            }
+            match self.admit(plan, budget) {
+                Some(Admission::Began(tokens)) => budget -= tokens,
+                Some(Admission::WaitsForPrefix(sequence)) => passed_over.push(sequence),
+                Some(Admission::NoRoom(sequence)) => {
+                    passed_over.extend(sequence);
+                    is_open = false;
+                }
+                None => is_open = false,
+            }
+        }
+        for sequence in passed_over {
+            self.waiting.put_back(sequence);
+        }
+    }
+
+    /// Returns the running sequences that read their context.
+    fn reading(&self) -> Vec<Reading> {
+        let mut groups: Vec<Reading> = Vec::new();
+        for sequence in self.running.iter().rev().filter(|s| s.pending() > 1) {
+            let (share, priority) = (sequence.share, sequence.priority);
+            let its = |group: &&mut Reading| (group.share, group.priority) == (share, priority);
+            match groups.iter_mut().find(its) {
+                Some(group) => group.ids.push(sequence.id),
+                None => groups.push(Reading {
+                    share,
+                    priority,
+                    ids: vec![sequence.id],
+                }),
+            }
+        }
+        groups
+    }
+
+    /// Plans the next tokens of a running sequence, up to `budget`; returns how many.
+    fn go_on(&mut self, plan: &mut Vec<Part>, id: SequenceId, budget: usize) -> usize {
+        // It may have been preempted for another one.
+        let Some(at) = self.running.iter().position(|s| s.id == id) else {
+            return 0;
+        };
+        let tokens = self.running[at].pending().min(budget);
+        let Ok(at) = self.reserve(at, tokens, plan) else {
+            return 0;
+        };
+        self.push_part(plan, at, tokens);
+        tokens
+    }
+
+    /// Lets the next waiting sequence in if batch and pool have room for its whole present context, and
+    /// for the beams that are to branch off from it, or can be made to have.
+    fn admit(&mut self, plan: &mut Vec<Part>, budget: usize) -> Option<Admission> {
+        let next = self.waiting.pop()?;
+        if !self.has_places(&next.item) && self.over_share(&next.item).is_none() {
+            return Some(Admission::NoRoom(Some(next)));
+        }
+        if self.computes_more(plan, &next.item) {
+            return Some(Admission::WaitsForPrefix(next));
+        }
+        let cached = loop {
+            if self.has_places(&next.item) {
+                let cached = self.cached(&next.item);
+                if self.has_room(&next.item, &cached) {
+                    break cached;
+                }
+            }
+            let Some(request) = self.over_share(&next.item) else {
+                return Some(Admission::NoRoom(Some(next)));
+            };
+            self.preempt(request, plan);
+            self.yields += 1;
+        };
+        let mut sequence = next.item;
+        attach(&mut self.blocks, &mut sequence, &cached);
+        let tokens = sequence.pending().min(budget);
+        self.running.push(sequence);
+        match self.reserve(self.running.len() - 1, tokens, plan) {
+            Ok(at) => {
+                self.push_part(plan, at, tokens);
+                Some(Admission::Began(tokens))
+            }
+            Err(_) => Some(Admission::NoRoom(None)),
+        }
+    }
+
+    /// Returns whether the batch has places for a sequence and its beams.
+    fn has_places(&self, sequence: &Sequence) -> bool {
+        self.places() + sequence.width() <= self.limits.max_batch
+    }
+
+    /// Whether the pool has blocks for what a sequence does not begin with.
+    fn has_room(&self, sequence: &Sequence, cached: &Cached) -> bool {
+        let full = &cached.full;
+        let idle = full.iter().filter(|c| self.blocks.is_idle(c.0)).count();
+        let needed = sequence.blocks_of_request() - full.len();
+        needed <= self.blocks.available() - idle
+    }
+
+    /// Whether a part of the step computes tokens that `waiting` could begin with in the next step,
+    /// more than it could now. As it does not wait without that, it never waits for one that stands
+    /// still.
+    fn computes_more(&self, plan: &[Part], waiting: &Sequence) -> bool {
+        let wanted = waiting.reusable();
+        let mut parts = plan.iter().filter(|part| part.tokens >= WORTH_WAITING);
+        parts.any(|part| {
+            let sequence = self.sequence(part.id);
+            let Some(sequence) = sequence.filter(|s| s.root == waiting.root) else {
+                return false;
+            };
+            let end = part.first_position + part.tokens - part.drafted;
+            let common = common(&sequence.context()[..end], wanted);
+            if common < part.first_position + WORTH_WAITING {
+                return false;
+            }
+            // So they have the part's full blocks before it in common.
+            let (parent, full) = (sequence.last_prefix(), sequence.prefixes.len());
+            let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
+            common >= known + WORTH_WAITING
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! A bounded room in which no tenant can take the places of all others.
+
+use std::collections::HashMap;
+
+use crate::request::Tenant;
+
+/// An amount that tenants hold of a limited one.
+///
+/// A tenant alone may have all of it. Where it is used up, a tenant is still let in while it holds less than
+/// its share: the limit divided by the tenants that hold some of it, its own included. So with `k` tenants no
+/// more is held than `limit * (1 + 1/2 + … + 1/k)`, and one piece of each.
+#[derive(Debug)]
+pub struct Shares {
+    limit: usize,
+    total: usize,
+    held: HashMap<Tenant, usize>,
+}
+
+impl Shares {
+    /// Creates a room of which nothing is held.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            total: 0,
+            held: HashMap::new(),
+        }
+    }
+
+    /// Returns the amount that is held.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Returns the amount that a tenant holds.
+    #[must_use]
+    pub fn of(&self, tenant: Tenant) -> usize {
+        self.held.get(&tenant).copied().unwrap_or(0)
+    }
+
+    /// Returns the number of tenants that hold some of it.
+    #[must_use]
+    pub fn tenants(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Returns what each tenant holds.
+    pub fn iter(&self) -> impl Iterator<Item = (Tenant, usize)> {
+        self.held.iter().map(|(tenant, held)| (*tenant, *held))
+    }
+
+    /// Gives a tenant an amount if there is room for it, or if it is within the tenant's share; a tenant
+    /// that has nothing always gets its first. Returns whether it was given.
+    #[must_use]
+    pub fn try_add(&mut self, tenant: Tenant, amount: usize) -> bool {
+        let own = self.of(tenant);
+        let share = self.limit / (self.tenants() + usize::from(own == 0));
+        let fits = self.total.saturating_add(amount) <= self.limit;
+        if fits || own == 0 || own.saturating_add(amount) <= share {
+            self.add(tenant, amount);
+            return true;
+        }
+        false
+    }
+
+    /// Gives a tenant an amount, whether or not there is room.
+    pub fn add(&mut self, tenant: Tenant, amount: usize) {
+        self.total += amount;
+        *self.held.entry(tenant).or_default() += amount;
+    }
+
+    /// Takes an amount back that was given.
+    pub fn remove(&mut self, tenant: Tenant, amount: usize) {
+        self.total = self.total.saturating_sub(amount);
+        if let Some(held) = self.held.get_mut(&tenant) {
+            *held = held.saturating_sub(amount);
+            if *held == 0 {
+                self.held.remove(&tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tenant(n: u8) -> Tenant {
+        Tenant::of_key(&[n])
+    }
+
+    /// Adds single places until no more are given.
+    fn fill(shares: &mut Shares, tenant: Tenant) -> usize {
+        (0..).take_while(|_| shares.try_add(tenant, 1)).count()
+    }
+
+    #[test]
+    fn one_alone_has_all_and_others_still_get_their_shares() {
+        let mut shares = Shares::new(12);
+        assert_eq!(fill(&mut shares, tenant(0)), 12);
+        assert_eq!(fill(&mut shares, tenant(1)), 6);
+        assert_eq!(fill(&mut shares, tenant(2)), 4);
+        // The first has more than its share until the others have gone.
+        shares.remove(tenant(0), 3);
+        assert_eq!(fill(&mut shares, tenant(0)), 0);
+        shares.remove(tenant(1), 6);
+        shares.remove(tenant(2), 4);
+        assert_eq!(fill(&mut shares, tenant(0)), 3);
+        assert_eq!((shares.total(), shares.tenants()), (12, 1));
+    }
+
+    #[test]
+    fn the_first_piece_is_always_taken() {
+        let mut shares = Shares::new(4);
+        assert!(shares.try_add(tenant(0), 100));
+        assert!(!shares.try_add(tenant(0), 1));
+        assert!(shares.try_add(tenant(1), 100));
+        shares.remove(tenant(0), 100);
+        shares.remove(tenant(1), 100);
+        assert_eq!((shares.total(), shares.tenants()), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_is_bounded(
+            limit in 1usize..100,
+            changes in prop::collection::vec((0u8..8, prop::bool::weighted(0.7)), 1..600),
+        ) {
+            let mut shares = Shares::new(limit);
+            for (n, adds) in changes {
+                if !adds {
+                    shares.remove(tenant(n), usize::from(shares.of(tenant(n)) > 0));
+                } else if !shares.try_add(tenant(n), 1) {
+                    let share = limit / shares.tenants();
+                    prop_assert!(shares.of(tenant(n)) >= share.max(1));
+                }
+                let holders = shares.tenants();
+                let bound: usize = (1..=holders).map(|k| (limit / k).max(1)).sum();
+                prop_assert!(shares.total() <= bound);
+                prop_assert_eq!(shares.iter().map(|held| held.1).sum::<usize>(), shares.total());
+            }
+        }
+    }
+}
