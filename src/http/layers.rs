@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, header};
+use axum::http::{HeaderName, HeaderValue, Response as HttpResponse};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::{Level, Span};
@@ -18,6 +18,7 @@ use tracing::{Level, Span};
 use super::admission::Admission;
 use super::app::App;
 use super::error::ApiError;
+use super::keys::{self, Meter};
 use super::request_trace::RequestTrace;
 use crate::request::{RequestId, SessionId, Tenant};
 use crate::session::SessionKey;
@@ -41,6 +42,11 @@ pub(super) struct Scope {
     pub trace: RequestTrace,
     /// Admission of what is to be done for it outside the engine.
     pub admission: Admission,
+    /// What its tokens are counted by.
+    pub meter: Meter,
+    /// Whether it may set `priority`.
+    #[allow(dead_code, reason = "read where `priority` is")]
+    pub may_prioritize: bool,
     session: Option<HeaderValue>,
 }
 
@@ -68,29 +74,17 @@ impl FromRequestParts<App> for Scope {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let shown = parts.extensions.get::<ShownId>();
+        let meter: Meter = parts.extensions.get().cloned().unwrap_or_default();
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
-            tenant: tenant(&parts.headers),
+            tenant: keys::tenant(&parts.headers, &meter)?,
             trace: parts.extensions.get().cloned().unwrap_or_default(),
             admission: app.admission().clone(),
+            may_prioritize: meter.may_prioritize(),
+            meter,
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }
-}
-
-/// Who holds the API key that a request shows, as clients of OpenAI and TGI do: a bearer token.
-fn tenant(headers: &HeaderMap) -> Tenant {
-    let shown = headers
-        .get(header::AUTHORIZATION)
-        .map(HeaderValue::as_bytes);
-    let key = shown.and_then(|shown| {
-        let (scheme, key) = shown.split_at_checked(b"bearer ".len())?;
-        scheme
-            .eq_ignore_ascii_case(b"bearer ")
-            .then(|| key.trim_ascii())
-    });
-    let key = key.filter(|key| !key.is_empty());
-    key.map_or(Tenant::ANONYMOUS, Tenant::of_key)
 }
 
 /// The outermost layer: names the request, begins its trace, and puts the name on the answer.
@@ -137,6 +131,7 @@ pub(super) fn span(request: &Request<Body>) -> Span {
         method = %request.method(),
         path = request.uri().path(),
         client = client.map(|client| tracing::field::display(client.0)),
+        key = tracing::field::Empty,
     )
 }
 
@@ -150,22 +145,6 @@ pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Spa
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tenant_is_who_holds_the_bearer_token() {
-        let of = |value: &'static str| {
-            tenant(&HeaderMap::from_iter([(
-                header::AUTHORIZATION,
-                HeaderValue::from_static(value),
-            )]))
-        };
-        assert_eq!(of("Bearer key"), Tenant::of_key(b"key"));
-        assert_eq!(of("bearer  key "), Tenant::of_key(b"key"));
-        for nobody in ["Bearer ", "Bearer", "Basic key", ""] {
-            assert_eq!(of(nobody), Tenant::ANONYMOUS);
-        }
-        assert_eq!(tenant(&HeaderMap::new()), Tenant::ANONYMOUS);
-    }
 
     #[test]
     fn only_short_plain_names_are_taken_over() {

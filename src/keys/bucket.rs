@@ -162,7 +162,10 @@ mod tests {
         bucket.take(500, start).unwrap();
         bucket.overdraw(700, start);
         let level = bucket.level(start);
-        assert_eq!((level.remaining, level.reset), (0, Duration::from_secs(120)));
+        assert_eq!(
+            (level.remaining, level.reset),
+            (0, Duration::from_secs(120))
+        );
         assert_eq!(bucket.take(100, start), Err(Duration::from_secs(70)));
         bucket.put_back(700, start);
         assert_eq!(bucket.level(start).remaining, 100);

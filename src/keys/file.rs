@@ -251,11 +251,7 @@ impl KeyFile {
 
     fn write(&self, path: &Path, old: Option<fs::Metadata>) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(MODE)
-            .open(path)?;
+        let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
         if let Some(old) = old {
             // The server may run as another user, who could read the old one. Not everyone may give a file
             // away.
@@ -409,15 +405,35 @@ mod tests {
             (whole.replace("id =", "identity ="), 5, "identity"),
             (whole.replace("id = \"", "id = \"x"), 5, "characters 0-9"),
             (whole.replace("\"ada\"", "\"a b\""), 6, "a name has"),
-            (whole.replace(&ada.hash.to_string(), secret.expose()), 7, "`hash` has 64"),
-            (whole.replace("\"generate\", \"metrics\"", ""), 8, "`scopes` is empty"),
-            (whole.replace("\"metrics\"", "\"root\""), 8, "`generate`, `metrics`, `admin`"),
+            (
+                whole.replace(&ada.hash.to_string(), secret.expose()),
+                7,
+                "`hash` has 64",
+            ),
+            (
+                whole.replace("\"generate\", \"metrics\"", ""),
+                8,
+                "`scopes` is empty",
+            ),
+            (
+                whole.replace("\"metrics\"", "\"root\""),
+                8,
+                "`generate`, `metrics`, `admin`",
+            ),
             (whole.replace("= 60", "= 0"), 10, "nonzero"),
             (whole.replace("= 60", "= -1"), 10, "u32"),
             (twice(&ada.id, "\"bob\""), 14, "another key has the same id"),
-            (twice(&other, "\"ada\""), 15, "another key has the name \"ada\""),
+            (
+                twice(&other, "\"ada\""),
+                15,
+                "another key has the name \"ada\"",
+            ),
             (whole.replace("hash = \"", "hash = "), 7, ""),
-            (whole.replace("name = ", "key = \"x\"\nname = "), 6, "unknown field `key`"),
+            (
+                whole.replace("name = ", "key = \"x\"\nname = "),
+                6,
+                "unknown field `key`",
+            ),
         ] {
             let fault = KeyFile::parse(text.clone()).unwrap_err();
             assert_eq!(fault.line, line, "{fault} in\n{text}");

@@ -6,7 +6,7 @@
 //! A secret is 256 random bits. Slow hashes (Argon2, bcrypt) make guessing expensive where there are few
 //! possibilities; here there are too many to guess with any hash, so the fast one is as good.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -107,7 +107,12 @@ pub(super) fn is_digit(byte: u8) -> bool {
 pub(super) fn random_digits<const BYTES: usize>() -> Result<String, Unspecified> {
     let mut bytes = [0; BYTES];
     SystemRandom::new().fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut digits = String::with_capacity(2 * BYTES);
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    Ok(digits)
 }
 
 #[cfg(test)]

@@ -329,7 +329,9 @@ mod tests {
             matches!(refused, LimitReached::Tokens { retry_after, .. } if retry_after == Duration::from_millis(10_100)),
             "{refused:?}"
         );
-        usage.take_prompt(10, now + Duration::from_secs(11)).unwrap();
+        usage
+            .take_prompt(10, now + Duration::from_secs(11))
+            .unwrap();
         let totals = usage.totals();
         assert_eq!((totals.prompt_tokens, totals.generated_tokens), (100, 600));
     }

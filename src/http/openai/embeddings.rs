@@ -159,6 +159,7 @@ pub(in crate::http) async fn embeddings(
     prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
+    let charge = scope.meter.take_prompts(&requests, 1)?;
     let bulk = serving.engine.bulk()?;
     let begun = SetOnce::new();
     let data = stream::iter(requests.into_iter().enumerate())
@@ -177,6 +178,7 @@ pub(in crate::http) async fn embeddings(
         .try_collect();
     let first = async {
         begun.wait().await;
+        charge.keep();
     };
     let data = begun_in_time(&serving, first, data);
     let data: Vec<EmbeddedInput> = before(deadline, data).await?;
