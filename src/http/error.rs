@@ -52,9 +52,9 @@ enum Kind {
     NoKey,
     InvalidKey,
     MissingScope(KeyScope),
-    /// A limit of the key that is not reached for ever.
+    /// A limit of the key, which time makes room under.
     KeyLimit(LimitKind),
-    /// A prompt that no minute has tokens for.
+    /// A prompt with more tokens than the key gets in a minute.
     PromptBeyondLimit,
     NoPlace,
     Invalid,

@@ -9,7 +9,7 @@
 //! | `serve` | the listener, and the graceful stop |
 //! | `places`, `connection`, `transport` | how many connections there may be, each of them, and its bytes |
 //! | `access` | which hosts and origins are let in |
-//! | `keys` | API keys: who may do what, and how much |
+//! | `keys` | API keys: what each may do, and how much of it |
 //! | `layers` | request ids, spans in the log |
 //! | `admission` | how much is done at a time outside the engine, and where |
 //! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |

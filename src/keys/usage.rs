@@ -1,8 +1,8 @@
 //! What one key has used of its limits: requests, tokens, and requests at the same time.
 //!
 //! The prompt's tokens are taken before a request runs and must be there; generated tokens are taken as they
-//! come, whether or not they are there, since nobody knows beforehand how many there will be. A key that has
-//! overdrawn waits until that is paid off.
+//! come, whether or not they are there, since their number is not known beforehand. A key that has overdrawn
+//! waits until that is paid off.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};

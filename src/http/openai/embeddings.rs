@@ -182,6 +182,8 @@ pub(in crate::http) async fn embeddings(
     };
     let data = begun_in_time(&serving, first, data);
     let data: Vec<EmbeddedInput> = before(deadline, data).await?;
+    // All of them may be there before the first was seen to begin.
+    charge.keep();
     tracing::info!(
         inputs = data.len(),
         prompt_tokens = tokens,
