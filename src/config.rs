@@ -434,6 +434,10 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub cors_origin: Option<Vec<CorsOrigin>>,
+    /// A file with API keys, which `skald keys` makes: every request then needs one, even if the file has
+    /// none. The file is read again when it changes or on SIGHUP [default: none]
+    #[arg(long, env = "SKALD_KEYS", value_name = "FILE", help_heading = "HTTP")]
+    pub keys: Option<PathBuf>,
     /// The server's certificate chain in PEM, its own certificate first: the server then speaks TLS,
     /// and reads file and key again when they change or on SIGHUP [default: none]
     #[arg(
@@ -604,6 +608,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub allowed_host: Vec<AllowedHost>,
     pub cors_origin: Vec<CorsOrigin>,
+    pub keys: Option<PathBuf>,
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     /// Chosen by [`resources::Connections::within`] where nothing is set.
@@ -706,6 +711,7 @@ impl Layer {
             listen: self.listen.or(below.listen),
             allowed_host: self.allowed_host.or(below.allowed_host),
             cors_origin: self.cors_origin.or(below.cors_origin),
+            keys: self.keys.or(below.keys),
             tls_cert: self.tls_cert.or(below.tls_cert),
             tls_key: self.tls_key.or(below.tls_key),
             max_connections: self.max_connections.or(below.max_connections),
@@ -762,6 +768,7 @@ impl Layer {
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
             allowed_host: self.allowed_host.unwrap_or_default(),
             cors_origin: self.cors_origin.unwrap_or_default(),
+            keys: self.keys,
             tls_cert: self.tls_cert,
             tls_key: self.tls_key,
             max_connections: self.max_connections,

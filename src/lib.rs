@@ -14,6 +14,7 @@
 //! | [`shown_url`] | what messages show of a URL |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
+//! | [`keys`] | API keys: the file, scopes, limits |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
@@ -22,7 +23,7 @@
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> session -> request, text, engine -> model -> kernels`.
+//! Dependencies point one way: `cli -> http -> session, keys -> request, text, engine -> model -> kernels`.
 
 pub mod cli;
 pub mod config;
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod fair;
 pub mod http;
 pub mod kernels;
+pub mod keys;
 pub mod model;
 pub mod panics;
 pub mod regular_file;

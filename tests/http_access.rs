@@ -23,6 +23,7 @@ fn open_to(hosts: &[&str], origins: &[&str]) -> TestServer {
                 .iter()
                 .map(|origin| origin.parse().unwrap())
                 .collect(),
+            keys: None,
         },
         ..Setup::default()
     })

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skald::http::HttpConfig;
+use skald::keys::KeyScope;
+use support::keys::{FREE, KeysFile};
 use support::pace::Gate;
 use support::{Answer, Setup, TestServer, client};
 use tokio::task::JoinHandle;
@@ -53,11 +54,12 @@ fn gated(change: impl FnOnce(&mut Setup)) -> (TestServer, Gate, Steps) {
     (TestServer::with(setup), gate, steps)
 }
 
-fn known_tenants(setup: &mut Setup) {
-    setup.http = HttpConfig {
-        tenants_are_known: true,
-        ..HttpConfig::default()
-    };
+/// Makes a server want a key of one of these owners; returns the keys.
+fn with_keys<const N: usize>(setup: &mut Setup, owners: [&str; N]) -> [&'static str; N] {
+    let mut file = KeysFile::new();
+    let keys = owners.map(|owner| file.add(owner, KeyScope::Generate, FREE));
+    setup.access.keys = Some(file.load());
+    keys
 }
 
 /// Sends a request under a name and with a key.
@@ -93,32 +95,35 @@ async fn until_waiting(server: &TestServer, requests: usize) {
 
 #[tokio::test]
 async fn two_requests_of_a_key_are_not_behind_the_five_hundred_of_another() {
+    let mut keys = ["", ""];
     let (server, gate, steps) = gated(|setup| {
-        known_tenants(setup);
+        keys = with_keys(setup, ["many", "few"]);
         setup.engine.max_batch = 4;
         setup.engine.queue_limit = 500;
     });
+    let [many, few] = keys;
     let body = json!({"prompt": "A", "max_tokens": 4, "ignore_eos": true});
-    let mut answers = vec![send(&server, ("first", "many"), COMPLETIONS, &body)];
+    let mut answers = vec![send(&server, ("first", many), COMPLETIONS, &body)];
     until_held(&server).await;
     let mut hundred = body.clone();
     hundred["n"] = json!(100);
     for n in 1..=5 {
         let name = format!("many-{n}");
-        answers.push(send(&server, (&name, "many"), COMPLETIONS, &hundred));
+        answers.push(send(&server, (&name, many), COMPLETIONS, &hundred));
         until_waiting(&server, 100 * n).await;
     }
     // The queue is full, for this key.
-    let refused = send(&server, ("one", "many"), COMPLETIONS, &body).await;
+    let refused = send(&server, ("one", many), COMPLETIONS, &body).await;
     let refused = refused.expect("no panic");
     assert_eq!(refused.status, 429, "{}", refused.body);
     assert!(!refused.header("retry-after").is_empty());
-    let few = ["few-1", "few-2"].map(|name| send(&server, (name, "few"), COMPLETIONS, &body));
+    let answers_of_few =
+        ["few-1", "few-2"].map(|name| send(&server, (name, few), COMPLETIONS, &body));
     until_waiting(&server, 502).await;
     let status = server.engine().status();
     assert_eq!(status.tenants_waiting, 2);
     gate.open();
-    for answer in few {
+    for answer in answers_of_few {
         answer.await.expect("no panic").ok();
     }
     for answer in answers {
@@ -134,21 +139,23 @@ async fn two_requests_of_a_key_are_not_behind_the_five_hundred_of_another() {
 
 #[tokio::test]
 async fn endless_streams_of_one_key_give_up_places_to_another() {
+    let mut keys = ["", ""];
     let (server, gate, _) = gated(|setup| {
-        known_tenants(setup);
+        keys = with_keys(setup, ["many", "few"]);
         setup.engine.max_batch = 2;
     });
+    let [many, few] = keys;
     gate.open();
     let endless = support::load::endless();
     let streams: Vec<_> = ["a", "b", "c"]
-        .map(|name| send(&server, (name, "many"), COMPLETIONS, &endless))
+        .map(|name| send(&server, (name, many), COMPLETIONS, &endless))
         .into();
     server
         .until("full", |status| (status.running, status.waiting) == (2, 1))
         .await;
     let body = json!({"prompt": "A", "max_tokens": 8, "ignore_eos": true});
     for name in ["few-1", "few-2", "few-3"] {
-        let answer = send(&server, (name, "few"), COMPLETIONS, &body).await;
+        let answer = send(&server, (name, few), COMPLETIONS, &body).await;
         answer.expect("no panic").ok();
     }
     let status = server.engine().status();
@@ -215,10 +222,11 @@ async fn a_lower_priority_value_begins_earlier_in_every_dialect() {
 #[tokio::test]
 async fn a_key_without_the_permission_may_only_wait_longer() {
     let mut setup = Setup::default();
-    known_tenants(&mut setup);
+    let [key] = with_keys(&mut setup, ["ada"]);
     let server = TestServer::with(setup);
+    let caller = server.caller().with_key(key);
     for (path, body) in prioritized(&json!(-1)) {
-        let refused = server.post(path, body).await;
+        let refused = caller.post(path, body).await;
         assert_eq!(refused.status, 403, "{path}: {}", refused.body);
         assert!(refused.message().contains("`priority`"), "{path}");
         if path.starts_with("/v1") {
@@ -231,7 +239,7 @@ async fn a_key_without_the_permission_may_only_wait_longer() {
     }
     for priority in [json!(0), json!(1000), Value::Null] {
         for (path, body) in prioritized(&priority) {
-            server.post(path, body).await.ok();
+            caller.post(path, body).await.ok();
         }
     }
 }

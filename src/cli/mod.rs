@@ -6,6 +6,7 @@
 mod bench;
 mod generate;
 mod health;
+mod keys;
 mod model;
 mod openapi;
 mod pull;
@@ -42,6 +43,7 @@ const ENDED_BY_SIGPIPE: u8 = 141;
         skald generate \"Once upon a time\" --seed 7\n  \
         skald bench --concurrency 8\n  \
         skald health http://localhost:8080\n  \
+        skald keys create ada --keys keys.toml\n  \
         skald pull openai-community/gpt2"
 )]
 pub struct Cli {
@@ -61,6 +63,8 @@ enum Command {
     Pull(pull::Pull),
     /// Ask a server whether it is ready
     Health(health::Health),
+    /// Create, list and revoke API keys
+    Keys(keys::Keys),
     /// Print the HTTP contract as `OpenAPI`
     Openapi(openapi::Openapi),
 }
@@ -113,6 +117,7 @@ impl Cli {
             Command::Bench(command) => command.run(),
             Command::Pull(command) => command.run(),
             Command::Health(command) => command.run(),
+            Command::Keys(command) => command.run(),
             Command::Openapi(command) => command.run(),
         };
         let (code, error) = match outcome {

@@ -3,15 +3,17 @@
 //! A file that can't be used changes nothing, and is told in the log. SIGHUP never ends the server.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
+use crate::keys::Keys;
 use crate::tls::Identity;
 
 /// How often files are looked at. No library tells of changes on every file system, and in a
@@ -47,8 +49,23 @@ impl Reload for Identity {
     }
 }
 
-/// What tells one state of a file from another.
-type Stamp = Option<(SystemTime, u64)>;
+impl Reload for Keys {
+    fn name(&self) -> &'static str {
+        "API keys"
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        vec![self.file()]
+    }
+
+    fn reload(&self) -> anyhow::Result<()> {
+        Ok(Self::reload(self, Instant::now())?)
+    }
+}
+
+/// What tells one state of a file from another: its time, its length and its number, which changes where a
+/// file is replaced by another.
+type Stamp = Option<(SystemTime, u64, u64)>;
 
 /// Something that files say, and the files as they were when they were last read.
 struct Watched {
@@ -84,7 +101,7 @@ impl Watched {
 fn stamps(what: &dyn Reload) -> Vec<Stamp> {
     let stamp = |file: &Path| {
         let metadata = fs::metadata(file).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
+        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
     };
     what.files().into_iter().map(stamp).collect()
 }

@@ -19,6 +19,7 @@ use super::{Failure, runtime};
 use crate::config::{Layer, SecretUrl, Settings, Speculation, unknown_variables};
 use crate::engine::EngineConfig;
 use crate::http::{self, Access, App, HttpConfig, Listener};
+use crate::keys::Keys;
 use crate::resources::{self, Connections};
 use crate::session::SessionConfig;
 use crate::session::postgres::{self, Database};
@@ -80,6 +81,7 @@ impl Serve {
 
 async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Failure> {
     let identity = identity(&settings)?;
+    let keys = keys(&settings)?;
     let connections = connections(&settings)?;
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -95,19 +97,18 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         .map_err(|e| Failure::Running(e.into()))?;
     let http = http_config(&settings, connections);
     let engine = engine_config(&settings);
-    warn_if_open(address);
+    warn_if_open(address, keys.as_deref(), identity.is_some());
     let access = Access {
         hosts: settings.allowed_host,
         origins: settings.cors_origin,
+        keys: keys.clone(),
     };
     let app = App::with(http, access, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
-    let files = identity
-        .iter()
-        .cloned()
-        .map(|identity| identity as Arc<dyn Reload>);
-    reload::watch(files.collect()).map_err(Failure::Running)?;
+    let certificate = identity.iter().cloned().map(|it| it as Arc<dyn Reload>);
+    let keys = keys.into_iter().map(|it| it as Arc<dyn Reload>);
+    reload::watch(certificate.chain(keys).collect()).map_err(Failure::Running)?;
     let scheme = if identity.is_some() { "https" } else { "http" };
     let listener = Listener::new(listener, identity.map(|identity| identity.acceptor()));
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
@@ -168,7 +169,6 @@ fn http_config(settings: &Settings, connections: Connections) -> HttpConfig {
         drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
         keep_alive: settings.keep_alive,
-        tenants_are_known: false,
         stall_timeout: settings.stall_timeout,
         watchdog_timeout: settings.watchdog_timeout,
         header_timeout: settings.header_timeout,
@@ -207,6 +207,28 @@ fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, Failure> {
     Ok(Some(Arc::new(identity)))
 }
 
+/// Reads the API keys, if requests need any.
+fn keys(settings: &Settings) -> Result<Option<Arc<Keys>>, Failure> {
+    let Some(file) = &settings.keys else {
+        return Ok(None);
+    };
+    let keys = Keys::load(file.clone(), Instant::now());
+    let keys = keys.map_err(|error| {
+        let missing = error.is_not_found();
+        let error = anyhow::Error::from(error);
+        Failure::Unusable(if missing {
+            error.context("no API keys; make the first with `skald keys create NAME`")
+        } else {
+            error
+        })
+    })?;
+    info!(file = %file.display(), keys = keys.len(), "API keys required");
+    if keys.is_empty() {
+        warn!("no API keys in the file: every request is refused; see `skald keys create`");
+    }
+    Ok(Some(Arc::new(keys)))
+}
+
 /// Returns how many connections may be open. Raises the limit of open files first.
 fn connections(settings: &Settings) -> Result<Connections, Failure> {
     let files = resources::raise_file_limit();
@@ -218,13 +240,22 @@ fn connections(settings: &Settings) -> Result<Connections, Failure> {
         .map_err(|error| Failure::Unusable(error.into()))
 }
 
-/// Warns of a server that other machines can use: it checks no API keys.
-fn warn_if_open(address: SocketAddr) {
-    if !address.ip().is_loopback() {
+/// Warns of a server that other machines can use without a key, or whose keys can be read on the way.
+fn warn_if_open(address: SocketAddr, keys: Option<&Keys>, tls: bool) {
+    if address.ip().is_loopback() {
+        return;
+    }
+    if keys.is_none() {
         warn!(
             %address,
             "listening beyond this machine without API keys: every client that can reach the \
-             address may use the server"
+             address may use the server; see --keys"
+        );
+    } else if !tls {
+        warn!(
+            %address,
+            "listening beyond this machine without TLS: API keys can be read on the network unless a \
+             proxy or a tunnel encrypts it; see --tls-cert"
         );
     }
 }

@@ -6,10 +6,14 @@
 //! address can't be rebound. `Origin`: a page of another origin is refused before its request does
 //! anything, whether or not the browser would let it read the answer.
 //!
+//! With API keys any host may be named: a page that was rebound knows no key, and browsers add none. Pages
+//! of other origins are refused all the same, so that `--cors-origin` alone says which may call.
+//!
 //! Programs send no `Origin` and name the address that they connect to, so they notice nothing.
 //! Nothing here may depend on a client's address: a proxy's is everyone's.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -21,21 +25,25 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::app::App;
 use super::error::ApiError;
+use super::keys;
 use super::outcome::PROBES;
 use crate::config::{AllowedHost, CorsOrigin};
+use crate::keys::Keys;
 
 /// How long browsers may remember the answer to a preflight.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
 /// Most of a client's own text that is repeated in an error, in characters.
 const QUOTED: usize = 200;
 
-/// The hosts and origins that are let in beside the machine's own.
+/// The hosts and origins that are let in beside the machine's own, and the keys that requests need.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// Hosts that requests may name.
     pub hosts: Vec<AllowedHost>,
     /// Origins whose pages may call.
     pub origins: Vec<CorsOrigin>,
+    /// API keys; without any, requests need none.
+    pub keys: Option<Arc<Keys>>,
 }
 
 /// Where the server listens: an extension of each request.
@@ -85,7 +93,7 @@ impl Host {
 impl Access {
     /// Returns whether requests to this host are served by a server that listens there.
     fn allows_host(&self, host: &Host, listening: Option<IpAddr>) -> bool {
-        if host.is_local() {
+        if host.is_local() || self.keys.is_some() {
             return true;
         }
         match host {
@@ -118,11 +126,7 @@ impl Access {
         let layer = CorsLayer::new()
             .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
             .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers([
-                HeaderName::from_static("x-request-id"),
-                HeaderName::from_static("retry-after-ms"),
-                header::RETRY_AFTER,
-            ])
+            .expose_headers(exposed())
             // Pages of a public network to a server in a private one.
             .allow_private_network(true)
             .max_age(PREFLIGHT_AGE);
@@ -135,6 +139,16 @@ impl Access {
             origins.iter().any(|allowed| allowed.is(origin))
         })))
     }
+}
+
+/// Headers that pages may read.
+fn exposed() -> Vec<HeaderName> {
+    let own = [
+        HeaderName::from_static("x-request-id"),
+        HeaderName::from_static("retry-after-ms"),
+        header::RETRY_AFTER,
+    ];
+    own.into_iter().chain(keys::headers()).collect()
 }
 
 /// The layer that refuses requests which name no host or a foreign one, come from pages of a foreign
@@ -238,6 +252,7 @@ mod tests {
                 .iter()
                 .map(|origin| origin.parse().unwrap())
                 .collect(),
+            keys: None,
         }
     }
 

@@ -47,9 +47,6 @@ pub struct HttpConfig {
     pub max_pending: ByteSize,
     /// How many connections may be open.
     pub connections: Connections,
-    /// Whether tenants are authenticated, so that each has its own share of the server. Otherwise clients
-    /// can invent tenants, and all requests have one share.
-    pub tenants_are_known: bool,
     /// Whether prompts and answers are logged.
     pub log_prompts: bool,
 }
@@ -67,7 +64,6 @@ impl Default for HttpConfig {
             max_body: ByteSize::mib(2),
             max_pending: ByteSize::mib(64),
             connections: Connections::default(),
-            tenants_are_known: false,
             log_prompts: false,
         }
     }

@@ -18,7 +18,7 @@ use serde_json::error::Category;
 use super::admission::PARSE_INLINE;
 use super::app::App;
 use super::error::{ApiError, shown, shown_within};
-use super::layers::share;
+use super::keys::Meter;
 
 /// A JSON object from the request body.
 pub(super) struct JsonBody<T>(pub T);
@@ -27,7 +27,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let admission = app.admission(share(request.headers(), app));
+        let admission = app.admission(Meter::of(request.extensions()).share());
         let bytes = read(request, app).await?;
         let length = bytes.len();
         let parsing = move || parse(&bytes);

@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::outcome::Outcome;
 use crate::engine::GenerateError;
+use crate::keys::{KeyScope, LimitKind, LimitReached};
 use crate::request::InvalidRequest;
 use crate::session::SessionError;
 use crate::text::TextError;
@@ -48,6 +49,13 @@ enum Kind {
     BrokenHead,
     ForeignHost,
     ForeignOrigin,
+    NoKey,
+    InvalidKey,
+    MissingScope(KeyScope),
+    /// A limit of the key, which time makes room under.
+    KeyLimit(LimitKind),
+    /// A prompt with more tokens than the key gets in a minute.
+    PromptBeyondLimit,
     NoPlace,
     Invalid,
     ContextLength,
@@ -108,7 +116,8 @@ struct OpenAiErrorBody {
     /// `rate_limit_exceeded`, `queue_timeout`, `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
     /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
     /// `shutting_down`, `unavailable`, `generation_failed`, `host_not_allowed`,
-    /// `origin_not_allowed`, `priority_not_allowed`, `connection_limit`, or null.
+    /// `origin_not_allowed`, `priority_not_allowed`, `connection_limit`, `invalid_api_key`,
+    /// `insufficient_scope`, `token_limit_exceeded`, or null.
     code: Option<&'static str>,
 }
 
@@ -121,7 +130,8 @@ pub(super) struct NativeError {
     /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
     /// `conflict`, `session_limit`, `session_state_unknown`, `overloaded`, `unavailable`,
     /// `generation`, `incomplete_generation`, `host_not_allowed`, `origin_not_allowed`,
-    /// `priority_not_allowed`, `connection_limit` or `internal`.
+    /// `priority_not_allowed`, `connection_limit`, `unauthorized`, `insufficient_scope`,
+    /// `rate_limited` or `internal`.
     error_type: &'static str,
 }
 
@@ -189,6 +199,61 @@ impl ApiError {
                  server with --cors-origin {origin}"
             ),
         )
+    }
+
+    /// A request without a key to a server that checks them.
+    pub(super) fn no_key() -> Self {
+        Self::new(
+            Kind::NoKey,
+            "this server needs an API key; send it as `Authorization: Bearer KEY` or as \
+             `X-Api-Key: KEY`",
+        )
+    }
+
+    /// A key that is not one of the server's. Says neither the key nor what is wrong with it.
+    pub(super) fn invalid_key() -> Self {
+        Self::new(
+            Kind::InvalidKey,
+            "the API key is not valid; it may have been revoked or mistyped",
+        )
+    }
+
+    /// A key that may not do what was asked.
+    pub(super) fn missing_scope(scope: KeyScope) -> Self {
+        Self::new(
+            Kind::MissingScope(scope),
+            format!(
+                "this API key may not do this; it needs the scope `{}`",
+                scope.as_str()
+            ),
+        )
+    }
+
+    /// Why the key of a request was refused, as `/metrics` counts it.
+    pub(super) fn refused_key(&self) -> Option<&'static str> {
+        Some(match self.kind {
+            Kind::NoKey => "missing",
+            Kind::InvalidKey => "invalid",
+            Kind::MissingScope(_) => "scope",
+            Kind::KeyLimit(LimitKind::Requests) => "requests_per_minute",
+            Kind::KeyLimit(LimitKind::Concurrent) => "concurrent_requests",
+            Kind::KeyLimit(LimitKind::Tokens) | Kind::PromptBeyondLimit => "tokens_per_minute",
+            _ => return None,
+        })
+    }
+
+    /// What a client is asked for that showed no key, or the wrong one (RFC 6750).
+    fn challenge(&self) -> Option<HeaderValue> {
+        let challenge = match self.kind {
+            Kind::NoKey => r#"Bearer realm="skald""#.to_owned(),
+            Kind::InvalidKey => r#"Bearer realm="skald", error="invalid_token""#.to_owned(),
+            Kind::MissingScope(scope) => format!(
+                r#"Bearer realm="skald", error="insufficient_scope", scope="{}""#,
+                scope.as_str()
+            ),
+            _ => return None,
+        };
+        HeaderValue::from_str(&challenge).ok()
     }
 
     /// A connection beyond those that are served.
@@ -347,6 +412,15 @@ impl ApiError {
             }
             Kind::ForeignHost => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
             Kind::ForeignOrigin => (StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed")),
+            Kind::NoKey | Kind::InvalidKey => {
+                (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
+            }
+            Kind::MissingScope(_) => (StatusCode::FORBIDDEN, INVALID, Some("insufficient_scope")),
+            Kind::PromptBeyondLimit => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID,
+                Some("token_limit_exceeded"),
+            ),
             Kind::NoPlace => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 SERVER,
@@ -392,7 +466,7 @@ impl ApiError {
                 SERVER,
                 Some("session_store_unavailable"),
             ),
-            Kind::Busy => (
+            Kind::Busy | Kind::KeyLimit(_) => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
                 Some("rate_limit_exceeded"),
@@ -430,6 +504,9 @@ impl ApiError {
             }
             Kind::ForeignHost => (StatusCode::FORBIDDEN, "host_not_allowed"),
             Kind::ForeignOrigin => (StatusCode::FORBIDDEN, "origin_not_allowed"),
+            Kind::NoKey | Kind::InvalidKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Kind::MissingScope(_) => (StatusCode::FORBIDDEN, "insufficient_scope"),
+            Kind::KeyLimit(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Kind::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit"),
             Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
@@ -444,7 +521,9 @@ impl ApiError {
             Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Kind::Timeout | Kind::Deadline => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Kind::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Kind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Kind::TooLarge | Kind::PromptBeyondLimit => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large")
+            }
             Kind::Loading | Kind::Draining | Kind::Unavailable | Kind::SessionsAway => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
@@ -492,6 +571,7 @@ impl ApiError {
     pub(super) fn outcome(&self) -> Outcome {
         match self.kind {
             Kind::CutBody => Outcome::Cancelled,
+            Kind::KeyLimit(_) => Outcome::RateLimited,
             _ => Outcome::of(self.openai_kind().0),
         }
     }
@@ -502,6 +582,7 @@ impl ApiError {
         }
         match self.kind {
             Kind::Busy
+            | Kind::KeyLimit(_)
             | Kind::NoPlace
             | Kind::QueueTimeout
             | Kind::SessionBusy
@@ -528,6 +609,10 @@ impl ApiError {
                 HeaderName::from_static("retry-after-ms"),
                 HeaderValue::from(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             );
+        }
+        if let Some(challenge) = self.challenge() {
+            let headers = response.headers_mut();
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if matches!(self.kind, Kind::SessionUnknown | Kind::Deadline) {
             // They would send a turn again that may have been kept, or ask again for what they no
@@ -592,6 +677,25 @@ impl From<GenerateError> for ApiError {
     }
 }
 
+impl From<LimitReached> for ApiError {
+    fn from(reached: LimitReached) -> Self {
+        let (kind, retry_after) = match &reached {
+            LimitReached::Requests { retry_after, .. } => {
+                (Kind::KeyLimit(LimitKind::Requests), Some(*retry_after))
+            }
+            LimitReached::Tokens { retry_after, .. } => {
+                (Kind::KeyLimit(LimitKind::Tokens), Some(*retry_after))
+            }
+            LimitReached::Concurrent { .. } => (Kind::KeyLimit(LimitKind::Concurrent), None),
+            LimitReached::PromptTooLarge { .. } => (Kind::PromptBeyondLimit, None),
+        };
+        Self {
+            retry_after,
+            ..Self::new(kind, reached.to_string())
+        }
+    }
+}
+
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         if let SessionError::Database(reason) = &error {
@@ -646,9 +750,12 @@ pub(super) async fn render(State(app): State<App>, request: Request, next: Next)
     };
     let mut answer = error.answer(&path);
     answer.extensions_mut().insert(error.outcome());
-    if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
-        answer.headers_mut().insert(header::ALLOW, allow);
+    // What layers within have put on it: `Allow`, and what is left of a key's limits.
+    let mut kept = std::mem::take(response.headers_mut());
+    for of_the_body in [header::CONTENT_LENGTH, header::CONTENT_TYPE] {
+        kept.remove(of_the_body);
     }
+    answer.headers_mut().extend(kept);
     let status = answer.status().as_u16();
     if answer.status().is_server_error() {
         tracing::warn!(status, %error, "request failed");

@@ -16,9 +16,11 @@ use futures_util::stream::{self, SelectAll, Stream};
 use super::admission::{Admission, TOKENIZE_INLINE};
 use super::app::{App, Serving};
 use super::error::ApiError;
+use super::keys::Meter;
+use super::layers::Scope;
 use super::ledger::{Cut, Ledger, ShownToken};
 use super::prompt_log;
-use super::request_trace::{GenerationTrace, RequestTrace};
+use super::request_trace::GenerationTrace;
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
 use super::wire::IfBusyField;
@@ -127,6 +129,7 @@ pub(super) struct TextGeneration {
     prompt_only: Option<FinishReason>,
     deadline: Option<Deadline>,
     timeline: Timeline,
+    meter: Meter,
     /// Its text is still to be logged.
     logs_text: bool,
 }
@@ -142,6 +145,7 @@ impl TextGeneration {
         serving: &Serving,
         request: GenerateRequest,
         trace: GenerationTrace,
+        meter: &Meter,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let stops = request.stop.stop_strings.clone();
@@ -158,6 +162,7 @@ impl TextGeneration {
             prompt_only: None,
             deadline,
             timeline: Timeline::new(submitted.clone(), app.observations()),
+            meter: meter.clone(),
             logs_text: app.config().log_prompts,
         };
         Ok(running.map(generation).collect())
@@ -174,7 +179,7 @@ impl TextGeneration {
         serving: &Serving,
         requests: Vec<GenerateRequest>,
         turn: Option<Turn>,
-        trace: &RequestTrace,
+        scope: &Scope,
         include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
         let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
@@ -191,8 +196,8 @@ impl TextGeneration {
         let share = first.map(|request| request.share).unwrap_or_default();
         prompt_log::prompts(app, &serving.tokenizer, &requests);
         let starts = requests.into_iter().enumerate().map(|(index, request)| {
-            let trace = trace.generation(index);
-            Self::start(app, serving, request, trace, include_stop)
+            let trace = scope.trace.generation(index);
+            Self::start(app, serving, request, trace, &scope.meter, include_stop)
         });
         let start = async {
             let started = try_join_all(starts).await?.into_iter().flatten();
@@ -293,6 +298,7 @@ impl TextGeneration {
 
     async fn token(&mut self, token: GeneratedToken, at: Instant) -> Result<TextStep, ApiError> {
         self.timeline.token(&token, at);
+        self.meter.generated();
         let id = token.token.id;
         if let Some(turn) = &mut self.turn {
             turn.push(id);

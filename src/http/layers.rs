@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response as HttpResponse, header};
+use axum::http::{HeaderName, HeaderValue, Response as HttpResponse};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::{Level, Span};
@@ -19,6 +19,7 @@ use super::admission::Admission;
 use super::app::App;
 use super::error::ApiError;
 use super::fields::priority;
+use super::keys::{self, Meter};
 use super::request_trace::RequestTrace;
 use crate::request::{RequestId, SessionId, Tenant};
 use crate::session::SessionKey;
@@ -46,6 +47,8 @@ pub(super) struct Scope {
     pub trace: RequestTrace,
     /// Admission of what is to be done for it outside the engine.
     pub admission: Admission,
+    /// What its tokens are counted by.
+    pub meter: Meter,
     session: Option<HeaderValue>,
 }
 
@@ -85,42 +88,19 @@ impl FromRequestParts<App> for Scope {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let shown = parts.extensions.get::<ShownId>();
-        let share = share(&parts.headers, app);
+        let meter = Meter::of(&parts.extensions);
+        let share = meter.share();
         Ok(Self {
             id: shown.map_or_else(RequestId::random, |shown| shown.0.clone()),
-            tenant: tenant(&parts.headers),
+            tenant: keys::tenant(&parts.headers, &meter)?,
             share,
-            may_prioritize: !app.config().tenants_are_known,
             trace: parts.extensions.get().cloned().unwrap_or_default(),
             admission: app.admission(share),
+            may_prioritize: meter.may_prioritize(),
+            meter,
             session: parts.headers.get(SESSION_ID).cloned(),
         })
     }
-}
-
-/// Returns the tenant whose share of the server a request uses. Where clients can invent tenants, all
-/// requests have one share: with each new tenant a client would get a further one.
-pub(super) fn share(headers: &HeaderMap, app: &App) -> Tenant {
-    if app.config().tenants_are_known {
-        tenant(headers)
-    } else {
-        Tenant::ANONYMOUS
-    }
-}
-
-/// Who holds the API key that a request shows, as clients of OpenAI and TGI do: a bearer token.
-fn tenant(headers: &HeaderMap) -> Tenant {
-    let shown = headers
-        .get(header::AUTHORIZATION)
-        .map(HeaderValue::as_bytes);
-    let key = shown.and_then(|shown| {
-        let (scheme, key) = shown.split_at_checked(b"bearer ".len())?;
-        scheme
-            .eq_ignore_ascii_case(b"bearer ")
-            .then(|| key.trim_ascii())
-    });
-    let key = key.filter(|key| !key.is_empty());
-    key.map_or(Tenant::ANONYMOUS, Tenant::of_key)
 }
 
 /// The outermost layer: names the request, begins its trace, and puts the name on the answer.
@@ -167,6 +147,7 @@ pub(super) fn span(request: &Request<Body>) -> Span {
         method = %request.method(),
         path = request.uri().path(),
         client = client.map(|client| tracing::field::display(client.0)),
+        key = tracing::field::Empty,
     )
 }
 
@@ -180,22 +161,6 @@ pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Spa
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tenant_is_who_holds_the_bearer_token() {
-        let of = |value: &'static str| {
-            tenant(&HeaderMap::from_iter([(
-                header::AUTHORIZATION,
-                HeaderValue::from_static(value),
-            )]))
-        };
-        assert_eq!(of("Bearer key"), Tenant::of_key(b"key"));
-        assert_eq!(of("bearer  key "), Tenant::of_key(b"key"));
-        for nobody in ["Bearer ", "Bearer", "Basic key", ""] {
-            assert_eq!(of(nobody), Tenant::ANONYMOUS);
-        }
-        assert_eq!(tenant(&HeaderMap::new()), Tenant::ANONYMOUS);
-    }
 
     #[test]
     fn only_short_plain_names_are_taken_over() {

@@ -9,6 +9,7 @@
 //! | `serve` | the listener, and the graceful stop |
 //! | `places`, `connection`, `transport` | how many connections there may be, each of them, and its bytes |
 //! | `access` | which hosts and origins are let in |
+//! | `keys` | API keys: what each may do, and how much of it |
 //! | `layers` | request ids, spans in the log |
 //! | `admission` | how much is done at a time outside the engine, and where |
 //! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
@@ -53,6 +54,7 @@ mod fields;
 mod generation;
 mod grammar;
 mod health;
+mod keys;
 mod layers;
 mod ledger;
 mod metrics;
@@ -141,6 +143,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
+        .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(middleware::from_fn_with_state(app.clone(), error::render));
     // Around the layer that writes errors: pages are to read those too.
     let router = match app.access().cors() {

@@ -4,19 +4,24 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder, Responses};
 use utoipa::{IntoResponses, OpenApi};
 
 use super::error::{NativeError, OpenAiError};
+use super::keys::Needs;
 use super::native::answer::BestOfSequence;
 use super::outcome::PROBES;
+use crate::keys::KeyScope;
 
 /// What the document says of the server as a whole.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Skald",
-        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise. Answers with 429 and 503 carry `Retry-After`. Any request may be answered 400 for a missing or repeated `Host`, 403 for a host or an origin that is not the server's (but probes and `/metrics` may name any host), and 503 where all connections are in use (but probes). Pages of the origins in `--cors-origin` may call: `OPTIONS` answers their preflights. A request's text depends on its own prompt, parameters and seed and on nothing else.",
+        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise. Answers with 429 and 503 carry `Retry-After`. Any request may be answered 400 for a missing or repeated `Host`, 403 for a host or an origin that is not the server's (but probes and `/metrics` may name any host), and 503 where all connections are in use (but probes). Pages of the origins in `--cors-origin` may call: `OPTIONS` answers their preflights. A server that was started with `--keys` wants an API key with every request but probes, as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`; any host may then be named. Answers to keys with limits say what is left of them: `X-RateLimit-Limit-Requests`, `-Remaining-Requests` and `-Reset-Requests`, the same for `-Tokens`, and `RateLimit-Policy` and `RateLimit`. A request's text depends on its own prompt, parameters and seed and on nothing else.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(
@@ -32,37 +37,78 @@ use super::outcome::PROBES;
 )]
 pub(super) struct Contract;
 
-/// Adds what is answered before any route is asked: a host or an origin that is not the server's.
+/// Adds what is answered before any route is asked: a host or an origin that is not the server's, a key that
+/// is missing or may not do it.
 pub(super) fn describe_access(contract: &mut openapi::OpenApi) {
-    const WHAT: &str = "The host (`host_not_allowed`) or the page's origin (`origin_not_allowed`) is \
+    const FOREIGN: &str = "The host (`host_not_allowed`) or the page's origin (`origin_not_allowed`) is \
         not the server's; see `--allowed-host` and `--cors-origin`";
+    const NO_KEY: &str =
+        "With `--keys`: the API key is missing or not valid; see `WWW-Authenticate`";
+    const SCOPE: &str = "With `--keys`: the API key lacks the scope (`insufficient_scope`)";
+    const LIMIT: &str = "With `--keys`: a limit of the API key is reached; see `Retry-After`";
     for (path, item) in &mut contract.paths.paths {
-        if PROBES.contains(&path.as_str()) {
-            continue;
-        }
         let error = if path.starts_with("/v1") {
             "OpenAiError"
         } else {
             "NativeError"
         };
+        // The one template that the contract writes in another way.
+        let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");
+        let needs = Needs::of(Some(&route));
         let methods = [&mut item.get, &mut item.post, &mut item.delete];
         for operation in methods.into_iter().flatten() {
-            let responses = &mut operation.responses.responses;
-            match responses.get_mut("403") {
-                Some(RefOr::T(other)) => {
-                    let other = &mut other.description;
-                    *other = format!("{other}. {WHAT}");
-                }
-                Some(RefOr::Ref(_)) => (),
-                None => {
-                    let schema = Ref::from_schema_name(error);
-                    let content = ContentBuilder::new().schema(Some(schema)).build();
-                    let refused = ResponseBuilder::new()
-                        .description(WHAT)
-                        .content("application/json", content);
-                    responses.insert("403".to_owned(), refused.build().into());
+            let mut add = |status, what| add(&mut operation.responses, status, what, error);
+            if !PROBES.contains(&path.as_str()) {
+                add("403", FOREIGN);
+            }
+            if needs == Needs::Nothing {
+                operation.security = Some(Vec::new());
+                continue;
+            }
+            add("401", NO_KEY);
+            if let Needs::Scope(scope) = needs {
+                add("403", SCOPE);
+                if scope == KeyScope::Generate {
+                    add("429", LIMIT);
                 }
             }
+        }
+    }
+    describe_keys(contract);
+}
+
+/// Adds the two ways to show a key. Neither is needed where the server checks none.
+fn describe_keys(contract: &mut openapi::OpenApi) {
+    const BEARER: &str = "bearer";
+    const HEADER: &str = "apiKey";
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An API key, where the server checks them (`--keys`)"));
+    let header = ApiKeyValue::with_description("X-Api-Key", "The same key in a header of its own");
+    let components = contract.components.get_or_insert_default();
+    components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+    components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
+    let by = |scheme| SecurityRequirement::new(scheme, Vec::<String>::new());
+    contract.security = Some(vec![SecurityRequirement::default(), by(BEARER), by(HEADER)]);
+}
+
+/// Adds an answer, or what else one of its status can mean.
+fn add(responses: &mut Responses, status: &str, what: &str, error: &str) {
+    match responses.responses.get_mut(status) {
+        Some(RefOr::T(other)) => {
+            let other = &mut other.description;
+            *other = format!("{other}. {what}");
+        }
+        Some(RefOr::Ref(_)) => (),
+        None => {
+            let schema = Ref::from_schema_name(error);
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            let refused = ResponseBuilder::new()
+                .description(what)
+                .content("application/json", content);
+            responses
+                .responses
+                .insert(status.to_owned(), refused.build().into());
         }
     }
 }
@@ -81,7 +127,8 @@ pub(super) enum OpenAiErrors {
     /// The body did not arrive in time, or the answer was not there within the request's `timeout`
     #[response(status = 408)]
     Timeout(OpenAiError),
-    /// The body is too large
+    /// The body is too large, or the prompt has more tokens than the API key gets in a minute
+    /// (`token_limit_exceeded`)
     #[response(status = 413)]
     TooLarge(OpenAiError),
     /// Too many requests are waiting, the request would wait too long, or too much is being parsed, tokenized or compiled; see
@@ -167,7 +214,7 @@ pub(super) enum NativeErrors {
     /// The body did not arrive in time, or the answer was not there within the request's `timeout`
     #[response(status = 408)]
     Timeout(NativeError),
-    /// The body is too large
+    /// The body is too large, or the prompt has more tokens than the API key gets in a minute
     #[response(status = 413)]
     TooLarge(NativeError),
     /// A field has a wrong type or value

@@ -39,6 +39,8 @@ pub(super) enum Outcome {
     ClientError,
     /// A queue was full: 429.
     Overloaded,
+    /// A limit of the request's API key was reached: 429.
+    RateLimited,
     /// The model is loading, or the server stops: 503.
     Unavailable,
     /// A fault of the server, or a generation that failed.
@@ -47,12 +49,13 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// All of them.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Success,
         Self::Cancelled,
         Self::Stalled,
         Self::ClientError,
         Self::Overloaded,
+        Self::RateLimited,
         Self::Unavailable,
         Self::ServerError,
     ];
@@ -65,6 +68,7 @@ impl Outcome {
             Self::Stalled => "stalled",
             Self::ClientError => "client_error",
             Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
             Self::ServerError => "server_error",
         }
@@ -91,6 +95,11 @@ impl StreamEnd {
     /// Notes an outcome, if it is the first one.
     pub(super) fn note(&self, outcome: Outcome) {
         let _ = self.0.set(outcome);
+    }
+
+    /// Returns whether the last event was made.
+    pub(super) fn is_noted(&self) -> bool {
+        self.0.get().is_some()
     }
 
     fn noted(&self) -> Option<Outcome> {

@@ -13,10 +13,20 @@ impl Tenant {
     /// Everyone who shows no key.
     pub const ANONYMOUS: Self = Self([0; 16]);
 
-    /// The holder of an API key.
+    /// The holder of an API key that is checked against nothing.
     #[must_use]
     pub fn of_key(key: &[u8]) -> Self {
-        let hash = blake3::derive_key("skald 2026-11 tenant", key);
+        Self::derived("skald 2026-11 tenant", key)
+    }
+
+    /// The holder of a key that the server checks, by the key's id.
+    #[must_use]
+    pub fn of_key_id(id: &str) -> Self {
+        Self::derived("skald 2026-11 tenant of a key id", id.as_bytes())
+    }
+
+    fn derived(context: &str, from: &[u8]) -> Self {
+        let hash = blake3::derive_key(context, from);
         let mut tenant = [0; 16];
         tenant.copy_from_slice(&hash[..16]);
         Self(tenant)
@@ -54,6 +64,7 @@ mod tests {
         let tenant = Tenant::of_key(b"sk-secret");
         assert_eq!(tenant, Tenant::of_key(b"sk-secret"));
         assert_ne!(tenant, Tenant::of_key(b"sk-secret2"));
+        assert_ne!(tenant, Tenant::of_key_id("sk-secret"));
         assert_eq!(tenant.to_string().len(), 32);
         assert!(!tenant.to_string().contains("secret"));
         assert_eq!(Tenant::default().to_string(), "anonymous");

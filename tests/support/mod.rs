@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 pub mod caller;
+pub mod keys;
 pub mod load;
 pub mod metrics;
 pub mod pace;

@@ -28,7 +28,8 @@ pub fn skald(arguments: &[&str]) -> Command {
 }
 
 /// The model as it is, and what tests reckon with.
-const DEFAULTS: [[&str; 2]; 3] = [
+const DEFAULTS: [[&str; 2]; 4] = [
+    ["--listen", "127.0.0.1:0"],
     ["--dtype", "f32"],
     ["--threads", "2"],
     ["--generation-config", "none"],
@@ -79,7 +80,7 @@ impl Process {
         let log = NamedTempFile::new().expect("a file");
         let file = || File::options().append(true).open(log.path()).expect("it");
         let child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(["serve", "--log-format", "json"])
             .args(unless_given.flatten())
             .args(flags)
             .envs(environment.iter().copied())

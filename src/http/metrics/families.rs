@@ -14,10 +14,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::format::Format;
+use super::keys;
 use super::observations::{ConnectionCounts, Observations};
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::figures::{EngineStatus, StepTokens};
 use crate::http::app::{ModelInfo, Serving};
+use crate::keys::Keys;
 use crate::session::snapshots::Snapshots;
 use crate::telemetry;
 
@@ -25,6 +27,8 @@ use crate::telemetry;
 pub(super) struct Scrape<'a> {
     /// What the front end counted.
     pub observations: &'a Observations,
+    /// The API keys, where the server checks any.
+    pub keys: Option<&'a Keys>,
     /// The model, if it is there.
     pub serving: Option<&'a Serving>,
     /// Stored sessions, if their number is known.
@@ -67,6 +71,14 @@ impl Scrape<'_> {
             families.sessions(serving, self.sessions);
         }
         families.observations(self.observations);
+        if let Some(keys) = self.keys {
+            let refusals = &self.observations.key_refusals;
+            let help = "Requests refused for their API key or a limit of it";
+            families.skald("key_refusals", help, refusals.clone());
+            for (name, help, counted) in keys::counters(keys) {
+                families.skald(name, help, counted);
+            }
+        }
         let help = "Log lines not written because standard error failed or was not read";
         let lost = telemetry::lost_log_lines();
         families.skald("log_lines_lost", help, Reading::Counter(lost));
@@ -333,6 +345,7 @@ impl Families {
             connections,
             start_time,
             requests,
+            key_refusals: _,
             generations,
             queue_time,
             time_to_first_token,

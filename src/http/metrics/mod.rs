@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`observations`] | what the front end counts: requests, and the histograms of generations |
 //! | [`families`] | every metric by name, type and help, with vLLM's name for it where it has one |
+//! | [`keys`] | what each API key has used |
 //! | [`format`] | which of the two text formats a scraper is sent |
 //! | [`session_count`] | the number of stored sessions, without waiting for a slow store |
 //!
@@ -13,6 +14,7 @@
 
 mod families;
 mod format;
+mod keys;
 mod observations;
 mod session_count;
 
@@ -62,6 +64,7 @@ pub(super) async fn metrics(
     };
     let scrape = Scrape {
         observations: app.observations(),
+        keys: app.access().keys.as_deref(),
         serving: serving.as_deref(),
         sessions,
     };

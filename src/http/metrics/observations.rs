@@ -43,11 +43,27 @@ const TOKENS: [f64; 14] = [
     20_000.0,
 ];
 
+/// Why a request is refused for its key, so that each is there from the start.
+const REFUSALS: [&str; 6] = [
+    "missing",
+    "invalid",
+    "scope",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+];
+
 /// The labels of a counter of requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct RequestLabels {
     endpoint: String,
     outcome: &'static str,
+}
+
+/// The label of a counter of refused keys.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RefusalLabels {
+    reason: &'static str,
 }
 
 /// The label of a counter of generations.
@@ -89,6 +105,7 @@ pub struct Observations {
     pub(super) start_time: f64,
     pub(super) connections: ConnectionCounts,
     pub(super) requests: Family<RequestLabels, Counter>,
+    pub(super) key_refusals: Family<RefusalLabels, Counter>,
     pub(super) generations: Family<FinishLabels, Counter>,
     pub(super) queue_time: Histogram,
     pub(super) time_to_first_token: Histogram,
@@ -104,11 +121,16 @@ impl Default for Observations {
         for finished_reason in ["stop", "length", "abort", "error"] {
             drop(generations.get_or_create(&FinishLabels { finished_reason }));
         }
+        let key_refusals = Family::default();
+        for reason in REFUSALS {
+            drop(key_refusals.get_or_create(&RefusalLabels { reason }));
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self {
             start_time: now.unwrap_or_default().as_secs_f64(),
             connections: ConnectionCounts::default(),
             requests: Family::default(),
+            key_refusals,
             generations,
             queue_time: Histogram::new(DURATION),
             time_to_first_token: Histogram::new(DURATION),
@@ -141,6 +163,12 @@ impl Observations {
             drop(self.requests.get_or_create(&labels(outcome)));
         }
         self.requests.get_or_create(&labels(outcome)).inc();
+    }
+
+    /// Counts a request that was refused for its key, or for a limit of it.
+    pub(in crate::http) fn key_refused(&self, reason: &'static str) {
+        let labels = RefusalLabels { reason };
+        self.key_refusals.get_or_create(&labels).inc();
     }
 
     /// Observes the time from a generation's submission to its first step.

@@ -136,9 +136,11 @@ async fn answer(
     let turn = plan.turn.take();
     let history_lost = session_reset::is_told(turn.as_ref());
     let wanted = Wanted::new(plan, &requests, history_lost);
-    let trace = &scope.trace;
-    trace.asks(&serving.info.id, &requests, requests.len());
-    let generations = TextGeneration::start_all(app, &serving, requests, turn, trace, true).await?;
+    let per_prompt = requests.len();
+    scope.trace.asks(&serving.info.id, &requests, per_prompt);
+    let charge = scope.meter.take_prompts(&requests, per_prompt)?;
+    let generations = TextGeneration::start_all(app, &serving, requests, turn, scope, true).await?;
+    charge.keep();
     let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
     if form == Form::Stream {
         let writer = answer::Events::new(tokens, wanted);

@@ -67,7 +67,7 @@ pub(in crate::http) async fn completions(
         telling: plan.telling,
         history_lost: session_reset::is_told(turn.as_ref()),
     };
-    reply::respond(&app, in_flight, wording, requests, turn, &scope.trace).await
+    reply::respond(&app, in_flight, wording, requests, turn, &scope).await
 }
 
 /// Completions in OpenAI's words.

@@ -164,6 +164,7 @@ pub(in crate::http) async fn embeddings(
     prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
     scope.trace.asks(&serving.info.id, &requests, 1);
+    let charge = scope.meter.take_prompts(&requests, 1)?;
     let bulk = serving.engine.bulk(scope.share)?;
     let begun = SetOnce::new();
     let data = stream::iter(requests.into_iter().enumerate())
@@ -182,9 +183,12 @@ pub(in crate::http) async fn embeddings(
         .try_collect();
     let first = async {
         begun.wait().await;
+        charge.keep();
     };
     let data = begun_in_time(&serving, scope.share, first, data);
     let data: Vec<EmbeddedInput> = before(deadline, data).await?;
+    // All of them may be there before the first was seen to begin.
+    charge.keep();
     tracing::info!(
         inputs = data.len(),
         prompt_tokens = tokens,

@@ -16,7 +16,7 @@ use crate::engine::{PromptReport, PromptToken};
 use crate::http::app::{App, InFlight, Serving};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
-use crate::http::request_trace::RequestTrace;
+use crate::http::layers::Scope;
 use crate::http::session_reset;
 use crate::http::sse::{self, Writer};
 use crate::request::GenerateRequest;
@@ -129,16 +129,18 @@ pub(super) async fn respond<W: Wording>(
     wording: W,
     requests: Vec<GenerateRequest>,
     turn: Option<Turn>,
-    trace: &RequestTrace,
+    scope: &Scope,
 ) -> Result<Response, ApiError> {
     let Reply {
         serving,
         per_prompt,
         ..
     } = wording.reply();
-    trace.asks(&serving.info.id, &requests, *per_prompt);
+    scope.trace.asks(&serving.info.id, &requests, *per_prompt);
+    let charge = scope.meter.take_prompts(&requests, *per_prompt)?;
     let history_lost = session_reset::is_told(turn.as_ref());
-    let generations = TextGeneration::start_all(app, serving, requests, turn, trace, false).await?;
+    let generations = TextGeneration::start_all(app, serving, requests, turn, scope, false).await?;
+    charge.keep();
     if wording.reply().streaming.stream {
         let writer = Chunks {
             wording,

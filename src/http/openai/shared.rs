@@ -18,7 +18,8 @@ use crate::http::body::{self, object};
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
 use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
-use crate::http::layers::{Scope, share};
+use crate::http::keys::Meter;
+use crate::http::layers::Scope;
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
 use crate::text::Grammar;
@@ -351,7 +352,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for WithShared<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let admission = app.admission(share(request.headers(), app));
+        let admission = app.admission(Meter::of(request.extensions()).share());
         let bytes = body::read(request, app).await?;
         let length = bytes.len();
         let parsing = move || {

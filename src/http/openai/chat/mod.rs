@@ -90,7 +90,7 @@ pub(in crate::http) async fn completions(
         ),
         with_logprobs: plan.logprobs.is_some(),
     };
-    reply::respond(&app, in_flight, wording, plan.requests, None, &scope.trace).await
+    reply::respond(&app, in_flight, wording, plan.requests, None, &scope).await
 }
 
 /// Chat completions in OpenAI's words.

@@ -1,0 +1,309 @@
+//! `skald keys`: makes, lists and revokes the API keys in a file, which running servers read again by
+//! themselves.
+//!
+//! A key is printed once, when it is made; the file has its hash. So nothing here can show it again.
+
+use std::fs::File;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use chrono::{SecondsFormat, Utc};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{Failure, write_out};
+use crate::config::Layer;
+use crate::keys::{Key, KeyFile, KeyFileError, KeyId, KeyLimits, KeyName, KeyScope, Secret};
+use crate::telemetry;
+
+/// Create, list and revoke API keys
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file is that of --keys, SKALD_KEYS, or `keys` in the settings file. A server that \
+        uses it reads it again within 5 seconds, or at once on SIGHUP.\n\n\
+        Examples:\n  \
+        skald keys create ada --keys keys.toml\n  \
+        skald keys create batch --scope generate --tokens-per-minute 100000 --concurrent-requests 4\n  \
+        skald keys create prometheus --scope metrics\n  \
+        skald keys list\n  \
+        skald keys revoke ada\n  \
+        skald serve --keys keys.toml"
+)]
+pub struct Keys {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Create a key and print it, this one time
+    Create(Create),
+    /// List the keys: what they may do, not the keys themselves
+    List(List),
+    /// Revoke a key
+    Revoke(Revoke),
+}
+
+/// Where the keys are.
+#[derive(Debug, Args)]
+struct Source {
+    /// The file with the keys
+    #[arg(long, env = "SKALD_KEYS", value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// The TOML file with the server's settings, whose `keys` names the file otherwise
+    #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// What to call it, in lists, logs and metrics: A-Z a-z 0-9 - _ . : @
+    name: KeyName,
+    /// What it may do; admin may do everything. Separated by commas, or given repeatedly
+    #[arg(
+        long = "scope",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "generate"
+    )]
+    scopes: Vec<KeyScope>,
+    /// Requests per minute [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<NonZeroU32>,
+    /// Tokens per minute, of prompts and generated [default: no limit]
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<NonZeroU32>,
+    /// Requests at the same time [default: no limit]
+    #[arg(long, value_name = "N")]
+    concurrent_requests: Option<NonZeroU32>,
+    /// Let its requests set `priority`
+    #[arg(long)]
+    may_prioritize: bool,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Debug, Args)]
+struct Revoke {
+    /// The key, by its id or name
+    #[arg(value_name = "ID|NAME")]
+    key: String,
+    #[command(flatten)]
+    source: Source,
+}
+
+impl Keys {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        match self.action {
+            Action::Create(create) => create.run(),
+            Action::List(list) => list.run(),
+            Action::Revoke(revoke) => revoke.run(),
+        }
+    }
+}
+
+impl Source {
+    /// Returns the path of the file.
+    fn file(self) -> Result<PathBuf, Failure> {
+        let config = self.config.as_deref().filter(|_| self.keys.is_none());
+        let config = config.map(Layer::from_file).transpose();
+        let config = config.map_err(|error| Failure::Unusable(error.into()))?;
+        let file = self.keys.or(config.and_then(|config| config.keys));
+        file.ok_or_else(|| {
+            Failure::Unusable(anyhow!(
+                "no file for the keys; name it with `--keys FILE` or SKALD_KEYS"
+            ))
+        })
+    }
+}
+
+impl Create {
+    fn run(self) -> Result<(), Failure> {
+        let path = self.source.file()?;
+        let _alone = alone(&path);
+        let file = match KeyFile::read(&path) {
+            Err(error) if error.is_not_found() => Ok(KeyFile::default()),
+            read => read,
+        };
+        let file = file.map_err(unusable)?;
+        let random = |_| Failure::Running(anyhow!("the system has no random numbers"));
+        let id = KeyId::random().map_err(random)?;
+        let secret = Secret::random(&id).map_err(random)?;
+        let mut scopes = self.scopes;
+        scopes.dedup();
+        let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+        let key = Key {
+            id,
+            name: self.name,
+            hash: secret.hash(),
+            scopes,
+            limits: KeyLimits {
+                requests_per_minute: self.requests_per_minute,
+                tokens_per_minute: self.tokens_per_minute,
+                concurrent_requests: self.concurrent_requests,
+            },
+            may_prioritize: self.may_prioritize,
+            created: now.parse().ok(),
+        };
+        let (id, name) = (key.id.clone(), key.name.clone());
+        let file = file.with(key);
+        let file = file.map_err(|error| Failure::Unusable(error.into()))?;
+        replace(&file, &path)?;
+        let path = path.display();
+        telemetry::say(&format!(
+            "skald: key {name} ({id}) added to {path}. Keep what follows: it is not shown again."
+        ));
+        write_out(&format!("{}\n", secret.expose())).map_err(Failure::Running)
+    }
+}
+
+impl List {
+    fn run(self) -> Result<(), Failure> {
+        let file = KeyFile::read(&self.source.file()?).map_err(unusable)?;
+        let text = if self.json {
+            let keys: Vec<_> = file.keys.iter().map(as_json).collect();
+            format!("{:#}\n", json!(keys))
+        } else {
+            table(&file.keys)
+        };
+        write_out(&text).map_err(Failure::Running)
+    }
+}
+
+impl Revoke {
+    fn run(self) -> Result<(), Failure> {
+        let path = self.source.file()?;
+        let _alone = alone(&path);
+        let file = KeyFile::read(&path).map_err(unusable)?;
+        let known = |key: &Key| key.id.as_str() == self.key || key.name.as_str() == self.key;
+        let Some((file, key)) = file.without(&self.key) else {
+            let path = path.display();
+            return Err(Failure::Unusable(if file.keys.iter().any(known) {
+                anyhow!("the key can't be taken out of {path}; edit the file")
+            } else {
+                anyhow!("no key has this id or name in {path}; see `skald keys list`")
+            }));
+        };
+        replace(&file, &path)?;
+        write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(Failure::Running)
+    }
+}
+
+fn unusable(error: KeyFileError) -> Failure {
+    Failure::Unusable(error.into())
+}
+
+fn replace(file: &KeyFile, path: &Path) -> Result<(), Failure> {
+    let replaced = file.replace(path);
+    let replaced = replaced.with_context(|| format!("{} can't be written", path.display()));
+    replaced.map_err(Failure::Running)
+}
+
+/// Waits until no other `skald keys` changes files in the directory, and keeps others waiting. The file can't
+/// be locked itself, since it is replaced. Some network file systems have no such locks: there two that run
+/// at the same moment can undo each other.
+fn alone(path: &Path) -> Option<File> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let directory = File::open(parent.unwrap_or(Path::new("."))).ok()?;
+    directory.lock().ok()?;
+    Some(directory)
+}
+
+fn scopes(key: &Key) -> Vec<&'static str> {
+    key.scopes.iter().map(|scope| scope.as_str()).collect()
+}
+
+fn as_json(key: &Key) -> serde_json::Value {
+    json!({
+        "id": key.id,
+        "name": key.name,
+        "scopes": scopes(key),
+        "requests_per_minute": key.limits.requests_per_minute,
+        "tokens_per_minute": key.limits.tokens_per_minute,
+        "concurrent_requests": key.limits.concurrent_requests,
+        "may_prioritize": key.may_prioritize,
+        "created": key.created.map(|created| created.to_string()),
+    })
+}
+
+/// Writes the keys as a table.
+fn table(keys: &[Key]) -> String {
+    let limit = |limit: Option<NonZeroU32>| limit.map_or("-".to_owned(), |n| n.to_string());
+    let row = |key: &Key| {
+        [
+            key.id.to_string(),
+            key.name.to_string(),
+            scopes(key).join(","),
+            limit(key.limits.requests_per_minute),
+            limit(key.limits.tokens_per_minute),
+            limit(key.limits.concurrent_requests),
+            if key.may_prioritize { "yes" } else { "no" }.to_owned(),
+            key.created
+                .map_or("-".to_owned(), |created| created.to_string()),
+        ]
+    };
+    let head = [
+        "ID",
+        "NAME",
+        "SCOPES",
+        "REQUESTS/MIN",
+        "TOKENS/MIN",
+        "CONCURRENT",
+        "PRIORITY",
+        "CREATED",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(keys.iter().map(row));
+    let mut widths = [0; 8];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let line = |row: &[String; 8]| {
+        let cells = row.iter().zip(widths);
+        let cells: Vec<_> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_key() {
+        let key = Key {
+            id: "0123456789ab".to_owned().try_into().unwrap(),
+            name: "ada".parse().unwrap(),
+            hash: Secret::random(&KeyId::random().unwrap()).unwrap().hash(),
+            scopes: vec![KeyScope::Generate, KeyScope::Metrics],
+            limits: KeyLimits {
+                tokens_per_minute: NonZeroU32::new(1000),
+                ..KeyLimits::default()
+            },
+            may_prioritize: true,
+            created: "2026-11-27T10:00:00Z".parse().ok(),
+        };
+        assert_eq!(
+            table(&[key]),
+            "ID            NAME  SCOPES            REQUESTS/MIN  TOKENS/MIN  CONCURRENT  PRIORITY  CREATED\n\
+             0123456789ab  ada   generate,metrics  -             1000        -           yes       2026-11-27T10:00:00Z\n"
+        );
+    }
+}

@@ -1,0 +1,465 @@
+//! The file with the keys: TOML that a person can read and edit. It has hashes, never a secret.
+//!
+//! ```toml
+//! [[key]]
+//! id = "3f9a1c0b7d2e"
+//! name = "ada"
+//! hash = "…"
+//! scopes = ["generate"]
+//! created = 2026-11-27T10:00:00Z
+//! requests-per-minute = 60
+//! tokens-per-minute = 100000
+//! concurrent-requests = 4
+//! may-prioritize = false
+//! ```
+//!
+//! Keys are added and taken out as text, so that comments and order stay as they are. Errors name the line
+//! but never quote it: a secret may stand there by mistake.
+
+use std::collections::HashSet;
+use std::fmt::{self, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::num::NonZeroU32;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::value::Datetime;
+
+use super::key::{InvalidKey, Key, KeyId, KeyLimits, KeyName, KeyScope};
+use super::secret::{self, SecretHash};
+use crate::regular_file;
+
+/// The largest file that is read, in bytes: some ten thousand keys.
+const LARGEST: u64 = 4 << 20;
+/// Permissions of a new file.
+const MODE: u32 = 0o600;
+/// What a new file begins with.
+const HEADER: &str = "\
+# API keys of Skald: `skald keys create`, `list` and `revoke` write and read this file. It has hashes of
+# keys, never a key itself. It can be edited: a running server reads it again when it changes.
+";
+
+/// Why a file of keys can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// It can't be read.
+    #[error("`keys`: {} can't be read: {source}", file.display())]
+    Read {
+        /// Its path.
+        file: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// It is not TOML, or a key in it is not valid.
+    #[error("`keys`: {}, {fault}", file.display())]
+    Malformed {
+        /// Its path.
+        file: PathBuf,
+        /// What is wrong, and where.
+        fault: Fault,
+    },
+}
+
+impl KeyFileError {
+    /// Returns whether there is no such file.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// What is wrong with the text of a file of keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct Fault {
+    line: usize,
+    reason: String,
+}
+
+/// The text of a file of keys, and the keys in it.
+#[derive(Debug, Clone, Default)]
+pub struct KeyFile {
+    text: String,
+    /// In the order of the file.
+    pub keys: Vec<Key>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    key: Vec<Entry>,
+}
+
+/// A key as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Entry {
+    id: Spanned<KeyId>,
+    name: Spanned<KeyName>,
+    hash: SecretHash,
+    scopes: Spanned<Vec<KeyScope>>,
+    created: Option<Datetime>,
+    requests_per_minute: Option<NonZeroU32>,
+    tokens_per_minute: Option<NonZeroU32>,
+    concurrent_requests: Option<NonZeroU32>,
+    #[serde(default)]
+    may_prioritize: bool,
+}
+
+impl KeyFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`KeyFileError`] naming file, line and fault.
+    pub fn read(file: &Path) -> Result<Self, KeyFileError> {
+        let failed = |source| KeyFileError::Read {
+            file: file.to_owned(),
+            source,
+        };
+        let bytes = regular_file::read(file, LARGEST).map_err(failed)?;
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| failed(io::Error::other("it is not UTF-8")))?;
+        Self::parse(text).map_err(|fault| KeyFileError::Malformed {
+            file: file.to_owned(),
+            fault,
+        })
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// The first fault in it.
+    pub fn parse(text: String) -> Result<Self, Fault> {
+        let line = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
+        let document: Document = toml::from_str(&text).map_err(|error| Fault {
+            line: line(error.span().map_or(0, |span| span.start)),
+            reason: error.message().to_owned(),
+        })?;
+        let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+        let mut keys = Vec::with_capacity(document.key.len());
+        for entry in document.key {
+            let fault = |at: usize, reason: InvalidKey| Fault {
+                line: line(at),
+                reason: reason.to_string(),
+            };
+            if entry.scopes.get_ref().is_empty() {
+                return Err(fault(entry.scopes.span().start, InvalidKey::NoScopes));
+            }
+            if !ids.insert(entry.id.get_ref().clone()) {
+                return Err(fault(entry.id.span().start, InvalidKey::SameId));
+            }
+            if !names.insert(entry.name.get_ref().clone()) {
+                let name = entry.name.get_ref().to_string();
+                return Err(fault(entry.name.span().start, InvalidKey::SameName(name)));
+            }
+            keys.push(entry.into());
+        }
+        Ok(Self { text, keys })
+    }
+
+    /// Returns the file with one more key, at its end.
+    ///
+    /// # Errors
+    /// If there is one of the same id or name.
+    pub fn with(mut self, key: Key) -> Result<Self, InvalidKey> {
+        if self.keys.iter().any(|other| other.name == key.name) {
+            return Err(InvalidKey::SameName(key.name.to_string()));
+        }
+        if self.keys.iter().any(|other| other.id == key.id) {
+            return Err(InvalidKey::SameId);
+        }
+        if self.text.is_empty() {
+            self.text.push_str(HEADER);
+        } else if !self.text.ends_with('\n') {
+            self.text.push('\n');
+        }
+        self.text.push('\n');
+        // Writing to a string does not fail.
+        let _ = write!(self.text, "{}", Written(&key));
+        self.keys.push(key);
+        Ok(self)
+    }
+
+    /// Returns the file without the key that has this id or, if there is none, this name, and that key.
+    /// `None` if there is no such key, or it can't be taken out of the text.
+    #[must_use]
+    pub fn without(&self, id_or_name: &str) -> Option<(Self, Key)> {
+        let by_id = |key: &Key| key.id.as_str() == id_or_name;
+        let by_name = |key: &Key| key.name.as_str() == id_or_name;
+        let keys = &self.keys;
+        let at = keys.iter().position(by_id);
+        let at = at.or_else(|| keys.iter().position(by_name))?;
+        let without = Self::parse(self.text_without(at)?).ok()?;
+        let (before, after) = (keys.get(..at)?, keys.get(at + 1..)?);
+        // Text can be written in ways that were not thought of.
+        let as_wanted = without.keys.iter().eq(before.iter().chain(after));
+        let key = keys.get(at)?.clone();
+        as_wanted.then_some((without, key))
+    }
+
+    /// Returns the text without the table of a key. Comments right before the next table stay.
+    fn text_without(&self, at: usize) -> Option<String> {
+        let lines: Vec<&str> = self.text.split_inclusive('\n').collect();
+        let is_table = |line: &&&str| line.trim_start().starts_with('[');
+        let tables = lines.iter().enumerate();
+        let tables = tables.filter(|(_, line)| is_table(line));
+        let tables: Vec<usize> = tables.map(|(number, _)| number).collect();
+        let begin = *tables.get(at)?;
+        let next = tables.get(at + 1).copied().unwrap_or(lines.len());
+        let says_something = |line: &&str| {
+            let line = line.trim();
+            !line.is_empty() && !line.starts_with('#')
+        };
+        let body = lines.get(begin..next)?;
+        let end = begin + 1 + body.iter().rposition(says_something)?;
+        let mut before = lines.get(..begin)?.concat();
+        before.truncate(before.trim_end_matches('\n').len());
+        if !before.is_empty() {
+            before.push('\n');
+        }
+        Some(before + &lines.get(end..)?.concat())
+    }
+
+    /// Puts the text in the place of a file, at once: a reader finds the one or the other. A new file can be
+    /// read by its owner alone; owner and permissions of an old one stay.
+    ///
+    /// # Errors
+    /// The system's; then the old file is as it was.
+    pub fn replace(&self, file: &Path) -> io::Result<()> {
+        // What a link leads to is replaced, not the link.
+        let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+        let directory = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let random = secret::random_digits::<8>().map_err(|_| io::Error::other("no randomness"))?;
+        let unfinished = directory.join(format!(".{name}.{random}"));
+        let written = self
+            .write(&unfinished, fs::metadata(&target).ok())
+            .and_then(|()| fs::rename(&unfinished, &target));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&unfinished);
+            return Err(error);
+        }
+        File::open(directory)?.sync_all()
+    }
+
+    fn write(&self, path: &Path, old: Option<fs::Metadata>) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
+        if let Some(old) = old {
+            // The server may run as another user, who could read the old one. Not everyone may give a file
+            // away.
+            let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+            file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))?;
+        }
+        file.write_all(self.text.as_bytes())?;
+        file.sync_all()
+    }
+}
+
+impl From<Entry> for Key {
+    fn from(entry: Entry) -> Self {
+        Self {
+            id: entry.id.into_inner(),
+            name: entry.name.into_inner(),
+            hash: entry.hash,
+            scopes: entry.scopes.into_inner(),
+            limits: KeyLimits {
+                requests_per_minute: entry.requests_per_minute,
+                tokens_per_minute: entry.tokens_per_minute,
+                concurrent_requests: entry.concurrent_requests,
+            },
+            may_prioritize: entry.may_prioritize,
+            created: entry.created,
+        }
+    }
+}
+
+/// A key as it is written to the file.
+struct Written<'a>(&'a Key);
+
+impl fmt::Display for Written<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Key {
+            id,
+            name,
+            hash,
+            scopes,
+            limits,
+            may_prioritize,
+            created,
+        } = self.0;
+        // Neither ids nor names have characters that TOML would want escaped.
+        writeln!(f, "[[key]]\nid = \"{id}\"\nname = \"{name}\"")?;
+        writeln!(f, "hash = \"{hash}\"")?;
+        let scopes: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+        writeln!(f, "scopes = {scopes:?}")?;
+        if let Some(created) = created {
+            writeln!(f, "created = {created}")?;
+        }
+        for (field, limit) in [
+            ("requests-per-minute", limits.requests_per_minute),
+            ("tokens-per-minute", limits.tokens_per_minute),
+            ("concurrent-requests", limits.concurrent_requests),
+        ] {
+            if let Some(limit) = limit {
+                writeln!(f, "{field} = {limit}")?;
+            }
+        }
+        if *may_prioritize {
+            writeln!(f, "may-prioritize = true")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Secret;
+
+    fn key(name: &str) -> Key {
+        let id = KeyId::random().unwrap();
+        Key {
+            hash: Secret::random(&id).unwrap().hash(),
+            id,
+            name: name.parse().unwrap(),
+            scopes: vec![KeyScope::Generate, KeyScope::Metrics],
+            limits: KeyLimits {
+                requests_per_minute: NonZeroU32::new(60),
+                tokens_per_minute: NonZeroU32::new(u32::MAX),
+                concurrent_requests: None,
+            },
+            may_prioritize: true,
+            created: "2026-11-27T10:00:00Z".parse().ok(),
+        }
+    }
+
+    fn of(keys: &[&Key]) -> KeyFile {
+        let empty = KeyFile::default();
+        keys.iter()
+            .fold(empty, |file, key| file.with((*key).clone()).unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (ada, bob) = (key("ada"), key("bob@example"));
+        let file = of(&[&ada, &bob]);
+        let read = KeyFile::parse(file.text.clone()).unwrap();
+        assert_eq!(read.keys, [ada.clone(), bob]);
+        assert_eq!(
+            file.with(key("ada")).unwrap_err(),
+            InvalidKey::SameName("ada".to_owned())
+        );
+        assert!(KeyFile::parse(String::new()).unwrap().keys.is_empty());
+    }
+
+    #[test]
+    fn a_key_is_taken_out_and_all_else_stays_as_it_was_written() {
+        let (a, b, c) = (key("a"), key("b"), key("c"));
+        let text = of(&[&a, &b, &c]).text;
+        let text = text.replace(
+            &format!("[[key]]\nid = \"{}\"", c.id),
+            &format!("# Of the third\n[[key]] # c\nid = \"{}\"", c.id),
+        );
+        let file = KeyFile::parse(text.clone()).unwrap();
+        let (without, taken) = file.without("b").unwrap();
+        assert_eq!(taken, b);
+        assert_eq!(without.keys, [a.clone(), c.clone()]);
+        assert!(without.text.contains("# Of the third\n[[key]] # c\n"));
+        assert!(without.text.starts_with(HEADER));
+        // By id too; the text is as if it had never been there.
+        let (without, _) = without.without(c.id.as_str()).unwrap();
+        let (without, _) = without.with(b.clone()).unwrap().without("b").unwrap();
+        assert_eq!(without.keys, [a]);
+        assert!(file.without("d").is_none());
+        // A way to write keys whose text is not understood.
+        let inline = format!(
+            "key = [{{id = \"{}\", name = \"x\", hash = \"{}\", scopes = [\"admin\"]}}]",
+            b.id, b.hash
+        );
+        let file = KeyFile::parse(inline).unwrap();
+        assert_eq!(file.keys.len(), 1);
+        assert!(file.without("x").is_none());
+    }
+
+    #[test]
+    fn a_fault_has_its_line_and_no_quotes() {
+        let ada = key("ada");
+        let secret = Secret::random(&ada.id).unwrap();
+        let whole = of(&[&ada]).text;
+        let twice = |id: &KeyId, name: &str| {
+            let table = whole.split_once("[[key]]").unwrap().1;
+            let table = table.replace(ada.id.as_str(), id.as_str());
+            format!("{whole}[[key]]{}", table.replace("\"ada\"", name))
+        };
+        let other = KeyId::random().unwrap();
+        for (text, line, reason) in [
+            (whole.replace("[[key]]", "[[keys]]"), 4, "unknown field"),
+            (whole.replace("id =", "identity ="), 5, "identity"),
+            (whole.replace("id = \"", "id = \"x"), 5, "characters 0-9"),
+            (whole.replace("\"ada\"", "\"a b\""), 6, "a name has"),
+            (
+                whole.replace(&ada.hash.to_string(), secret.expose()),
+                7,
+                "`hash` has 64",
+            ),
+            (
+                whole.replace("\"generate\", \"metrics\"", ""),
+                8,
+                "`scopes` is empty",
+            ),
+            (
+                whole.replace("\"metrics\"", "\"root\""),
+                8,
+                "`generate`, `metrics`, `admin`",
+            ),
+            (whole.replace("= 60", "= 0"), 10, "nonzero"),
+            (whole.replace("= 60", "= -1"), 10, "u32"),
+            (twice(&ada.id, "\"bob\""), 14, "another key has the same id"),
+            (
+                twice(&other, "\"ada\""),
+                15,
+                "another key has the name \"ada\"",
+            ),
+            (whole.replace("hash = \"", "hash = "), 7, ""),
+            (
+                whole.replace("name = ", "key = \"x\"\nname = "),
+                6,
+                "unknown field `key`",
+            ),
+        ] {
+            let fault = KeyFile::parse(text.clone()).unwrap_err();
+            assert_eq!(fault.line, line, "{fault} in\n{text}");
+            let told = fault.to_string();
+            assert!(told.contains(reason), "{reason} in {told}");
+            assert!(!told.contains(&secret.expose()[..20]), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_at_once_and_keeps_its_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("keys.toml"), dir.path().join("link"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        of(&[&key("ada")]).replace(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        of(&[&key("bob")]).replace(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(mode(&path), 0o640);
+        let read = KeyFile::read(&path).unwrap();
+        assert_eq!(read.keys[0].name.as_str(), "bob");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        let nowhere = dir.path().join("none/keys.toml");
+        assert!(of(&[]).replace(&nowhere).is_err());
+        assert!(KeyFile::read(&nowhere).unwrap_err().is_not_found());
+    }
+}

@@ -1,0 +1,226 @@
+//! A key: its id, its name, what it may do and how much.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use ring::error::Unspecified;
+use serde::{Deserialize, Serialize};
+use toml::value::Datetime;
+
+use super::secret::{self, SecretHash};
+
+/// Longest name of a key, in characters.
+const LONGEST_NAME: usize = 64;
+
+/// Why a part of a key is not valid. Values are left out: one may be a secret in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// The id.
+    #[error("an id has {} of the characters 0-9 and a-f", secret::ID_DIGITS)]
+    Id,
+    /// The name.
+    #[error("a name has 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 - _ . : @")]
+    Name,
+    /// The hash.
+    #[error("`hash` has 64 of the characters 0-9 and a-f; `skald keys create` makes it")]
+    Hash,
+    /// No scopes.
+    #[error("`scopes` is empty; a key needs one of generate, metrics, admin")]
+    NoScopes,
+    /// Two keys have the same id.
+    #[error("another key has the same id")]
+    SameId,
+    /// Two keys have the same name.
+    #[error("another key has the name {0:?}; choose another name")]
+    SameName(String),
+}
+
+/// Which of the keys: a random number, which its secret begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String")]
+pub struct KeyId(String);
+
+impl KeyId {
+    /// Creates the id of a new key.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn random() -> Result<Self, Unspecified> {
+        secret::random_digits::<{ secret::ID_DIGITS / 2 }>().map(Self)
+    }
+
+    /// Returns its digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for KeyId {
+    type Error = InvalidKey;
+
+    fn try_from(text: String) -> Result<Self, InvalidKey> {
+        if text.len() == secret::ID_DIGITS && text.bytes().all(secret::is_digit) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidKey::Id)
+        }
+    }
+}
+
+impl Borrow<str> for KeyId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What people call a key; also its label in `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String")]
+pub struct KeyName(String);
+
+impl KeyName {
+    /// Returns the name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for KeyName {
+    type Error = InvalidKey;
+
+    fn try_from(text: String) -> Result<Self, InvalidKey> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
+        if (1..=LONGEST_NAME).contains(&text.len()) && text.chars().all(allowed) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidKey::Name)
+        }
+    }
+}
+
+impl FromStr for KeyName {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        text.to_owned().try_into()
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyScope {
+    /// Everything that a client does: generate, embed, tokenize, sessions, ask about the model.
+    Generate,
+    /// `/metrics`.
+    Metrics,
+    /// All of the above, and what administers the server.
+    Admin,
+}
+
+impl KeyScope {
+    /// Returns its name in the file and in errors.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Metrics => "metrics",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// How much a key may do; `None` is as much as the server can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct KeyLimits {
+    /// Requests per minute.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Tokens per minute, of prompts and generated.
+    pub tokens_per_minute: Option<NonZeroU32>,
+    /// Requests at the same time, each until its answer has ended.
+    pub concurrent_requests: Option<NonZeroU32>,
+}
+
+/// A key as the file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Key {
+    /// Which key.
+    pub id: KeyId,
+    /// What people call it.
+    pub name: KeyName,
+    /// The hash of its secret.
+    pub hash: SecretHash,
+    /// What it may do.
+    pub scopes: Vec<KeyScope>,
+    /// How much.
+    pub limits: KeyLimits,
+    /// Whether its requests may set `priority`.
+    pub may_prioritize: bool,
+    /// When it was made, where the file says so.
+    pub created: Option<Datetime>,
+}
+
+impl Key {
+    /// Returns whether it may do what needs this scope.
+    #[must_use]
+    pub fn has(&self, scope: KeyScope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&KeyScope::Admin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short_and_plain() {
+        for good in ["ada", "team-a.prod:1@example", &"a".repeat(64)] {
+            assert!(good.parse::<KeyName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a\"b", "ä", "a\n", &"a".repeat(65)] {
+            assert!(bad.parse::<KeyName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_what_was_given() {
+        let secret = "skald_0123456789ab_0123456789abcdef0123456789abcdef0123456789abcdef0123";
+        let name = secret.parse::<KeyName>().unwrap_err().to_string();
+        let id = KeyId::try_from(secret.to_owned()).unwrap_err().to_string();
+        assert!(!name.contains("0123456789ab") && !id.contains("0123456789ab"));
+    }
+
+    #[test]
+    fn an_administrator_may_do_everything() {
+        let mut key = Key {
+            id: KeyId::random().unwrap(),
+            name: "ada".parse().unwrap(),
+            hash: SecretHash::NONE,
+            scopes: vec![KeyScope::Metrics],
+            limits: KeyLimits::default(),
+            may_prioritize: false,
+            created: None,
+        };
+        assert!(key.has(KeyScope::Metrics));
+        assert!(!key.has(KeyScope::Generate) && !key.has(KeyScope::Admin));
+        key.scopes = vec![KeyScope::Admin];
+        assert!(key.has(KeyScope::Metrics) && key.has(KeyScope::Generate));
+    }
+}

@@ -1,0 +1,144 @@
+//! The text that a client shows, and the hash of it that the file has.
+//!
+//! `skald_<id>_<secret>`: 12 hexadecimal digits by which the key is found, and 64 that nothing but its owner
+//! knows. The prefix is for tools that look for secrets in source code and logs.
+//!
+//! A secret is 256 random bits. Slow hashes (Argon2, bcrypt) make guessing expensive where there are few
+//! possibilities; here there are too many to guess with any hash, so the fast one is as good.
+
+use std::fmt::{self, Write};
+
+use ring::error::Unspecified;
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::Deserialize;
+
+use super::key::{InvalidKey, KeyId};
+
+/// What every key begins with.
+const PREFIX: &str = "skald_";
+/// Digits of an id.
+pub(super) const ID_DIGITS: usize = 12;
+/// Bytes of a secret.
+const SECRET: usize = 32;
+
+/// A whole key as its owner shows it. It can be exposed, and does not show itself otherwise.
+pub struct Secret(String);
+
+impl Secret {
+    /// Creates the secret of a new key.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn random(id: &KeyId) -> Result<Self, Unspecified> {
+        let digits = random_digits::<SECRET>()?;
+        Ok(Self(format!("{PREFIX}{id}_{digits}")))
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the hash that the file has.
+    #[must_use]
+    pub fn hash(&self) -> SecretHash {
+        SecretHash::of(self.0.as_bytes())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Returns the id in what a client shows.
+pub(super) fn id(shown: &[u8]) -> Option<&str> {
+    let id = shown.strip_prefix(PREFIX.as_bytes())?.get(..ID_DIGITS)?;
+    std::str::from_utf8(id).ok()
+}
+
+/// The hash of a secret. Two are compared in constant time.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SecretHash(blake3::Hash);
+
+impl SecretHash {
+    /// The hash of no secret.
+    pub(super) const NONE: Self = Self(blake3::Hash::from_bytes([0; 32]));
+
+    /// Returns the hash of what a client shows.
+    #[must_use]
+    pub fn of(shown: &[u8]) -> Self {
+        Self(blake3::derive_key("skald 2026-11 API key", shown).into())
+    }
+}
+
+impl TryFrom<String> for SecretHash {
+    type Error = InvalidKey;
+
+    fn try_from(text: String) -> Result<Self, InvalidKey> {
+        if !text.bytes().all(is_digit) {
+            return Err(InvalidKey::Hash);
+        }
+        let hash = blake3::Hash::from_hex(text).map_err(|_| InvalidKey::Hash)?;
+        Ok(Self(hash))
+    }
+}
+
+impl fmt::Display for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.to_hex(), f)
+    }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretHash(…)")
+    }
+}
+
+pub(super) fn is_digit(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+/// Returns so many random bytes in hexadecimal digits.
+pub(super) fn random_digits<const BYTES: usize>() -> Result<String, Unspecified> {
+    let mut bytes = [0; BYTES];
+    SystemRandom::new().fill(&mut bytes)?;
+    let mut digits = String::with_capacity(2 * BYTES);
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    Ok(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_differ_and_are_found_by_their_ids() {
+        let ada = KeyId::random().unwrap();
+        let (one, two) = (Secret::random(&ada).unwrap(), Secret::random(&ada).unwrap());
+        assert_ne!(one.expose(), two.expose());
+        assert_ne!(one.hash(), two.hash());
+        assert_eq!(one.expose().len(), 6 + 12 + 1 + 64);
+        assert_eq!(id(one.expose().as_bytes()), Some(ada.as_str()));
+        assert_eq!(id(b"sk-0123456789abcdef"), None);
+        assert_eq!(id(b"skald_short"), None);
+    }
+
+    #[test]
+    fn a_hash_is_what_it_is_written_as_and_shows_no_secret() {
+        let secret = Secret::random(&KeyId::random().unwrap()).unwrap();
+        let hash = secret.hash();
+        assert_eq!(SecretHash::try_from(hash.to_string()).unwrap(), hash);
+        assert_eq!(format!("{secret:?} {hash:?}"), "Secret(…) SecretHash(…)");
+        for bad in ["", "00", &"g".repeat(64), &"A".repeat(64), secret.expose()] {
+            assert!(SecretHash::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! What one key has used of its limits: requests, tokens, and requests at the same time.
+//!
+//! The prompt's tokens are taken before a request runs and must be there; generated tokens are taken as they
+//! come, whether or not they are there, since their number is not known beforehand. A key that has overdrawn
+//! waits until that is paid off.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::bucket::{Bucket, Level};
+use super::key::KeyLimits;
+
+/// Which limit was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    /// Requests per minute.
+    Requests,
+    /// Tokens per minute.
+    Tokens,
+    /// Requests at the same time.
+    Concurrent,
+}
+
+/// A request that a key may not make now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitReached {
+    /// No request is left in this minute.
+    #[error("this API key has used its {limit} requests per minute; retry in {}", seconds(*.retry_after))]
+    Requests {
+        /// Requests per minute.
+        limit: u32,
+        /// Time until there is one.
+        retry_after: Duration,
+    },
+    /// Fewer tokens are left than the prompt has.
+    #[error(
+        "the prompt has {tokens} tokens and this API key has {remaining} of its {limit} tokens per minute left; retry in {}",
+        seconds(*.retry_after)
+    )]
+    Tokens {
+        /// Tokens per minute.
+        limit: u32,
+        /// Tokens that are left.
+        remaining: u32,
+        /// Tokens of the prompt.
+        tokens: u64,
+        /// Time until they are there.
+        retry_after: Duration,
+    },
+    /// The prompt alone has more tokens than the key gets in a minute.
+    #[error(
+        "the prompt has {tokens} tokens, more than the {limit} tokens per minute of this API key; shorten it"
+    )]
+    PromptTooLarge {
+        /// Tokens per minute.
+        limit: u32,
+        /// Tokens of the prompt.
+        tokens: u64,
+    },
+    /// As many requests are in progress as may be.
+    #[error(
+        "this API key has {limit} requests in progress, as many as it may; retry when one has ended"
+    )]
+    Concurrent {
+        /// Requests at the same time.
+        limit: u32,
+    },
+}
+
+/// Writes a wait in seconds, rounded up to a tenth.
+fn seconds(wait: Duration) -> String {
+    let tenths = wait.as_millis().div_ceil(100);
+    format!("{}.{}s", tenths / 10, tenths % 10)
+}
+
+/// What is left of a key's limits, where it has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels {
+    /// Requests per minute.
+    pub requests: Option<Level>,
+    /// Tokens per minute.
+    pub tokens: Option<Level>,
+    /// Requests at the same time: the limit, and how many more may begin.
+    pub concurrent: Option<(u32, u32)>,
+}
+
+/// Tokens and requests since the server has known the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests that were let in.
+    pub requests: u64,
+    /// Tokens of their prompts.
+    pub prompt_tokens: u64,
+    /// Generated tokens.
+    pub generated_tokens: u64,
+}
+
+/// What a key has used. One short lock per request and per generated token.
+#[derive(Debug)]
+pub struct Usage {
+    state: Mutex<State>,
+    requests: AtomicU64,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    concurrent: Option<NonZeroU32>,
+    /// Requests in progress; counted also without a limit, since there may be one later.
+    running: u32,
+}
+
+/// A request in progress: its place is free again once this is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Usage>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.running = state.running.saturating_sub(1);
+    }
+}
+
+impl Usage {
+    /// Creates the account of a key that has used nothing.
+    #[must_use]
+    pub fn new(limits: KeyLimits, now: Instant) -> Self {
+        Self {
+            state: Mutex::new(State {
+                requests: limits.requests_per_minute.map(|n| Bucket::full(n, now)),
+                tokens: limits.tokens_per_minute.map(|n| Bucket::full(n, now)),
+                concurrent: limits.concurrent_requests,
+                running: 0,
+            }),
+            requests: AtomicU64::new(0),
+            prompt_tokens: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
+        }
+    }
+
+    /// Changes the limits. What was used stays used.
+    pub fn set_limits(&self, limits: KeyLimits, now: Instant) {
+        let mut state = self.state();
+        resize(&mut state.requests, limits.requests_per_minute, now);
+        resize(&mut state.tokens, limits.tokens_per_minute, now);
+        state.concurrent = limits.concurrent_requests;
+    }
+
+    /// Lets a request in: it has a place until that is dropped. A request that is refused is not counted.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub fn begin(self: &Arc<Self>, now: Instant) -> Result<Place, LimitReached> {
+        let mut state = self.state();
+        if let Some(limit) = state.concurrent
+            && state.running >= limit.get()
+        {
+            return Err(LimitReached::Concurrent { limit: limit.get() });
+        }
+        if let Some(bucket) = &mut state.requests
+            && let Err(retry_after) = bucket.take(1, now)
+        {
+            let limit = bucket.level(now).limit;
+            return Err(LimitReached::Requests { limit, retry_after });
+        }
+        state.running += 1;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(Place(Arc::clone(self)))
+    }
+
+    /// Takes the tokens of a prompt, before it is submitted.
+    ///
+    /// # Errors
+    /// That they are not there.
+    pub fn take_prompt(&self, tokens: u64, now: Instant) -> Result<(), LimitReached> {
+        let mut state = self.state();
+        let Some(bucket) = &mut state.tokens else {
+            return Ok(());
+        };
+        // So that a key in debt can't go on with prompts of nothing.
+        let Err(retry_after) = bucket.take(tokens.max(1), now) else {
+            return Ok(());
+        };
+        let Level {
+            limit, remaining, ..
+        } = bucket.level(now);
+        Err(if retry_after == Duration::MAX {
+            LimitReached::PromptTooLarge { limit, tokens }
+        } else {
+            LimitReached::Tokens {
+                limit,
+                remaining,
+                tokens,
+                retry_after,
+            }
+        })
+    }
+
+    /// Puts back the tokens of a prompt that was not read after all.
+    pub fn put_back_prompt(&self, tokens: u64, now: Instant) {
+        if let Some(bucket) = &mut self.state().tokens {
+            bucket.put_back(tokens.max(1), now);
+        }
+    }
+
+    /// Counts the tokens of a prompt that the engine has accepted.
+    pub fn count_prompt(&self, tokens: u64) {
+        self.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// Takes generated tokens, whether or not they are there, and counts them.
+    pub fn take_generated(&self, tokens: u64, now: Instant) {
+        self.generated_tokens.fetch_add(tokens, Ordering::Relaxed);
+        if let Some(bucket) = &mut self.state().tokens {
+            bucket.overdraw(tokens, now);
+        }
+    }
+
+    /// Returns what is left of each limit.
+    #[must_use]
+    pub fn levels(&self, now: Instant) -> Levels {
+        let mut state = self.state();
+        let running = state.running;
+        Levels {
+            requests: state.requests.as_mut().map(|bucket| bucket.level(now)),
+            tokens: state.tokens.as_mut().map(|bucket| bucket.level(now)),
+            concurrent: state
+                .concurrent
+                .map(|limit| (limit.get(), limit.get().saturating_sub(running))),
+        }
+    }
+
+    /// Returns what was counted.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            requests: self.requests.load(Ordering::Relaxed),
+            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn resize(bucket: &mut Option<Bucket>, limit: Option<NonZeroU32>, now: Instant) {
+    match (bucket.as_mut(), limit) {
+        (Some(bucket), Some(limit)) => bucket.resize(limit, now),
+        (_, limit) => *bucket = limit.map(|limit| Bucket::full(limit, now)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(requests: u32, tokens: u32, concurrent: u32) -> (Arc<Usage>, Instant) {
+        let now = Instant::now();
+        let limits = KeyLimits {
+            requests_per_minute: NonZeroU32::new(requests),
+            tokens_per_minute: NonZeroU32::new(tokens),
+            concurrent_requests: NonZeroU32::new(concurrent),
+        };
+        (Arc::new(Usage::new(limits, now)), now)
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_dropped() {
+        let (usage, now) = usage(0, 0, 2);
+        let one = usage.begin(now).unwrap();
+        let two = usage.begin(now).unwrap();
+        let refused = usage.begin(now).unwrap_err();
+        assert_eq!(refused, LimitReached::Concurrent { limit: 2 });
+        assert_eq!(usage.levels(now).concurrent, Some((2, 0)));
+        drop(one);
+        let three = usage.begin(now).unwrap();
+        drop((two, three));
+        assert_eq!(usage.levels(now).concurrent, Some((2, 2)));
+        assert_eq!(usage.totals().requests, 3);
+    }
+
+    #[test]
+    fn requests_that_are_refused_for_want_of_a_place_are_not_counted() {
+        let (usage, now) = usage(2, 0, 1);
+        let place = usage.begin(now).unwrap();
+        for _ in 0..5 {
+            usage.begin(now).unwrap_err();
+        }
+        drop(place);
+        let _place = usage.begin(now).unwrap();
+        assert_eq!(usage.levels(now).requests.unwrap().remaining, 0);
+    }
+
+    #[test]
+    fn a_minute_s_requests_come_back_one_by_one() {
+        let (usage, now) = usage(6, 0, 0);
+        for _ in 0..6 {
+            drop(usage.begin(now).unwrap());
+        }
+        let wait = Duration::from_secs(10);
+        let refused = usage.begin(now).unwrap_err();
+        assert_eq!(
+            refused,
+            LimitReached::Requests {
+                limit: 6,
+                retry_after: wait
+            }
+        );
+        assert!(refused.to_string().ends_with("retry in 10.0s"), "{refused}");
+        assert!(usage.begin(now + wait).is_ok());
+    }
+
+    #[test]
+    fn generated_tokens_overdraw_and_the_next_prompt_waits() {
+        let (usage, now) = usage(0, 600, 0);
+        usage.take_prompt(100, now).unwrap();
+        usage.count_prompt(100);
+        usage.take_generated(600, now);
+        assert_eq!(usage.levels(now).tokens.unwrap().remaining, 0);
+        let refused = usage.take_prompt(0, now).unwrap_err();
+        assert!(
+            matches!(refused, LimitReached::Tokens { retry_after, .. } if retry_after == Duration::from_millis(10_100)),
+            "{refused:?}"
+        );
+        usage
+            .take_prompt(10, now + Duration::from_secs(11))
+            .unwrap();
+        let totals = usage.totals();
+        assert_eq!((totals.prompt_tokens, totals.generated_tokens), (100, 600));
+    }
+
+    #[test]
+    fn a_prompt_that_never_fits_is_told_so_and_one_that_was_not_read_costs_nothing() {
+        let (usage, now) = usage(0, 100, 0);
+        let refused = usage.take_prompt(101, now).unwrap_err();
+        assert_eq!(
+            refused,
+            LimitReached::PromptTooLarge {
+                limit: 100,
+                tokens: 101
+            }
+        );
+        usage.take_prompt(100, now).unwrap();
+        usage.put_back_prompt(100, now);
+        usage.take_prompt(100, now).unwrap();
+    }
+
+    #[test]
+    fn limits_can_change_while_requests_run() {
+        let (usage, now) = usage(0, 0, 0);
+        let _one = usage.begin(now).unwrap();
+        let limits = KeyLimits {
+            concurrent_requests: NonZeroU32::new(1),
+            tokens_per_minute: NonZeroU32::new(10),
+            ..KeyLimits::default()
+        };
+        usage.set_limits(limits, now);
+        assert!(usage.begin(now).is_err());
+        assert!(usage.take_prompt(11, now).is_err());
+        usage.set_limits(KeyLimits::default(), now);
+        assert!(usage.begin(now).is_ok());
+        assert_eq!(usage.levels(now), Levels::default());
+    }
+}
