@@ -26,6 +26,8 @@
 pub mod cli;
 pub mod config;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod http;
 pub mod kernels;
 pub mod model;

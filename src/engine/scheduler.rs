@@ -466,8 +466,8 @@ impl Sequence {
     }
 }
 
-#[cfg(test)]
-mod histories;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod histories;
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;

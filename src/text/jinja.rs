@@ -22,6 +22,8 @@ const FUEL: u64 = 1_000_000;
 /// Bytes of a list or map as text. The fuel of the library is charged after such a text is written, and
 /// lists that share their elements are short while their text is not.
 const MAX_VALUE_BYTES: usize = 4 << 20;
+/// Bytes of what a template says with `raise_exception`.
+const MAX_RAISED_BYTES: usize = 64 << 10;
 /// Fuel for each 64 bytes of JSON, as the library charges its own serializer.
 const FUEL_PER_JSON: u64 = 16;
 /// Bytes in the format of a time.
@@ -58,9 +60,14 @@ fn write_value(
     if value.as_object().is_none() {
         return escape_formatter(out, state, value);
     }
-    let mut text = Bounded::new(MAX_VALUE_BYTES);
+    Ok(out.write_str(&bounded_text(value, MAX_VALUE_BYTES)?)?)
+}
+
+/// Returns a value as text, if it is not longer than a limit.
+fn bounded_text(value: &Value, limit: usize) -> Result<String, Error> {
+    let mut text = Bounded::new(limit);
     write!(text, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))?;
-    Ok(out.write_str(&text.into_text())?)
+    Ok(text.into_text())
 }
 
 /// What the template itself said against what it was given, if that is why it failed.
@@ -99,7 +106,7 @@ pub(super) fn without_generation_tags(template: &str) -> String {
 
 #[expect(clippy::needless_pass_by_value, reason = "the form functions have")]
 fn raise_exception(message: Value) -> Result<Value, Error> {
-    let message = message.to_string();
+    let message = bounded_text(&message, MAX_RAISED_BYTES)?;
     let error = Error::new(ErrorKind::InvalidOperation, message.clone());
     Err(error.with_source(Raised(message)))
 }
@@ -319,6 +326,7 @@ mod tests {
             doubled("[1]", "[n.x, n.x]", "{% set y %}{{ n.x }}{% endset %}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson }}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson(sort_keys=true) }}"),
+            doubled("[1]", "[n.x, n.x]", "{{ raise_exception(n.x) }}"),
         ] {
             let error = render(&template).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::OutOfFuel, "{template}: {error}");
