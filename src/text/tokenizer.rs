@@ -295,11 +295,17 @@ mod tests {
         assert_eq!(&*token_bytes("âĢ", &byte_alphabet()), b"\xe2\x80");
     }
 
+    fn of_model(model: &str) -> Result<Tokenizer, TextError> {
+        let decoder = r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true}"#;
+        let json = format!(r#"{{"added_tokens": [], "decoder": {decoder}, "model": {model}}}"#);
+        Tokenizer::from_json(json.as_bytes())
+    }
+
     #[test]
     fn a_text_has_the_same_tokens_each_time() {
-        let json = r#"{"decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "dropout": 0.5,
-            "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}"#;
-        let tokenizer = Tokenizer::from_json(json.as_bytes()).unwrap();
+        let json = r#"{"type": "BPE", "dropout": 0.5, "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]]}"#;
+        let tokenizer = of_model(json).unwrap();
         for _ in 0..64 {
             assert_eq!(tokenizer.encode("ab", false).unwrap(), [2]);
         }
@@ -307,12 +313,7 @@ mod tests {
 
     #[test]
     fn files_that_contradict_themselves_are_refused() {
-        let refused = |model: &str| {
-            let json = format!(r#"{{"decoder": {{"type": "ByteLevel"}}, "model": {model}}}"#);
-            Tokenizer::from_json(json.as_bytes())
-                .err()
-                .map(|e| e.to_string())
-        };
+        let refused = |model| of_model(model).err().map(|error| error.to_string());
         // The library cuts the prefix off each token of a merge, whether it has it or not.
         let prefix = r#"{"type": "BPE", "continuing_subword_prefix": "long",
             "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}"#;
