@@ -29,6 +29,8 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod fair;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod http;
 pub mod kernels;
 pub mod keys;

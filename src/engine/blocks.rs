@@ -18,6 +18,8 @@
 //!
 //! Pure bookkeeping: it must never touch a tensor, and it never says who should run.
 
+#[cfg(any(test, fuzzing))]
+mod check;
 mod index;
 mod prefix;
 

@@ -24,10 +24,10 @@ use crate::text::Grammar;
 use crate::text::grammar::{STACK, reason};
 
 /// Tokens that may be drawn: bit `id % 32` of word `id / 32`.
-pub(super) type Mask = Vec<u32>;
+pub(crate) type Mask = Vec<u32>;
 
 /// Follows the text of one request.
-pub(super) struct Constraint {
+pub(crate) struct Constraint {
     grammar: Grammar,
     /// Made with the first mask.
     matcher: Option<Matcher>,

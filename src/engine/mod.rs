@@ -62,6 +62,8 @@ use tracing::error;
 
 pub use blocks::PrefixId;
 pub use bulk::Bulk;
+#[cfg(any(test, fuzzing))]
+pub(crate) use constraint::Constraint;
 pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
     TokenLogprob,

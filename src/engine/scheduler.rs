@@ -443,8 +443,8 @@ impl Sequence {
 
 #[cfg(test)]
 mod fairness_tests;
-#[cfg(test)]
-mod histories;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod histories;
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;

@@ -151,19 +151,28 @@ impl Gpt2Config {
         self.n_embd / self.n_head
     }
 
-    /// Parameters of the model, tied ones counted once.
+    /// Parameters of the model, tied ones counted once; `usize::MAX` if there are more, as a shape can
+    /// have for which there is no checkpoint.
     #[must_use]
     pub fn parameters(&self) -> usize {
-        let (n, inner) = (self.n_embd, self.n_inner);
+        let [n, inner, vocab_size, n_positions, n_layer] = [
+            self.n_embd,
+            self.n_inner,
+            self.vocab_size,
+            self.n_positions,
+            self.n_layer,
+        ]
+        .map(|size| size as u128);
         let attention = n * 3 * n + 3 * n + n * n + n;
         let mlp = n * inner + inner + inner * n + n;
         let block = 4 * n + attention + mlp;
         let head = if self.tie_word_embeddings {
             0
         } else {
-            self.vocab_size * n
+            vocab_size * n
         };
-        (self.vocab_size + self.n_positions) * n + self.n_layer * block + 2 * n + head
+        let all = (vocab_size + n_positions) * n + n_layer * block + 2 * n + head;
+        usize::try_from(all).unwrap_or(usize::MAX)
     }
 }
 
@@ -256,6 +265,16 @@ mod tests {
             ]);
             assert_eq!(config.unwrap().parameters(), parameters);
         }
+    }
+
+    #[test]
+    fn the_parameters_of_the_largest_shape_are_counted() {
+        let largest = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_inner"];
+        let config = parse(&largest.map(|field| (field, LARGEST.into()))).unwrap_err();
+        assert!(config.contains("`n_head`"), "{config}");
+        let shape = largest.map(|field| (field, LARGEST.into()));
+        let shape = [&shape[..], &[("n_head", 1.into())]].concat();
+        assert_eq!(parse(&shape).unwrap().parameters(), usize::MAX);
     }
 
     #[test]

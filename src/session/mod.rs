@@ -45,6 +45,8 @@ mod sealed;
 mod sessions;
 pub mod snapshots;
 mod store;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod stored_files;
 mod turn;
 
 use std::sync::Arc;

@@ -181,7 +181,7 @@ impl Snapshots {
         }
     }
 
-    fn write(&self, block: &EvictedBlock) -> io::Result<()> {
+    pub(super) fn write(&self, block: &EvictedBlock) -> io::Result<()> {
         let name = self.name(block.prefix);
         let bytes = (block.bytes.len() + OVERHEAD) as u64;
         if self.index().touch(name) {
@@ -251,7 +251,7 @@ impl Snapshots {
     }
 
     /// The prefix ids of a context's full blocks.
-    fn chain(&self, tenant: Tenant, context: &[u32]) -> Vec<PrefixId> {
+    pub(super) fn chain(&self, tenant: Tenant, context: &[u32]) -> Vec<PrefixId> {
         let tenant = if self.shared_prefixes {
             Tenant::ANONYMOUS
         } else {
@@ -267,13 +267,13 @@ impl Snapshots {
             .collect()
     }
 
-    fn has(&self, prefix: PrefixId) -> bool {
+    pub(super) fn has(&self, prefix: PrefixId) -> bool {
         let name = self.name(prefix);
         self.index().touch(name) || self.root.join(name.path()).exists()
     }
 
     /// The content of these blocks, one after the other, up to the first that can't be read.
-    fn read_all(&self, prefixes: &[PrefixId]) -> Vec<u8> {
+    pub(super) fn read_all(&self, prefixes: &[PrefixId]) -> Vec<u8> {
         let mut all = Vec::with_capacity(prefixes.len() * self.block_bytes);
         for &prefix in prefixes {
             let started = Instant::now();

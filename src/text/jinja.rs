@@ -22,6 +22,8 @@ const FUEL: u64 = 1_000_000;
 /// Bytes of a list or map as text. The fuel of the library is charged after such a text is written, and
 /// lists that share their elements are short while their text is not.
 const MAX_VALUE_BYTES: usize = 4 << 20;
+/// Bytes of what a template says with `raise_exception`.
+const MAX_RAISED_BYTES: usize = 64 << 10;
 /// Fuel for each 64 bytes of JSON, as the library charges its own serializer.
 const FUEL_PER_JSON: u64 = 16;
 /// Bytes in the format of a time.
@@ -40,13 +42,35 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     let mut syntax = SyntaxConfig::builder();
     environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(python_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     environment.set_formatter(write_value);
     environment.set_fuel(Some(FUEL));
     Ok(environment)
+}
+
+/// Calls one of the methods that values have in Python.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    if let Some(format) = value.as_str().filter(|_| method == "format") {
+        // The library charges for a text when it is written; a width makes it as long as it says.
+        state.consume_fuel(numbers(format) / 64)?;
+    }
+    unknown_method_callback(state, value, method, args)
+}
+
+/// Returns the sum of all numbers in a format: what it can write beside its arguments, in characters.
+fn numbers(format: &str) -> u64 {
+    let runs = format.split(|character: char| !character.is_ascii_digit());
+    let numbers = runs.filter(|run| !run.is_empty());
+    let numbers = numbers.map(|run| run.parse().unwrap_or(u64::MAX));
+    numbers.fold(0, u64::saturating_add)
 }
 
 /// Writes a value as the library does, lists and maps only up to a limit.
@@ -58,9 +82,14 @@ fn write_value(
     if value.as_object().is_none() {
         return escape_formatter(out, state, value);
     }
-    let mut text = Bounded::new(MAX_VALUE_BYTES);
+    Ok(out.write_str(&bounded_text(value, MAX_VALUE_BYTES)?)?)
+}
+
+/// Returns a value as text, if it is not longer than a limit.
+fn bounded_text(value: &Value, limit: usize) -> Result<String, Error> {
+    let mut text = Bounded::new(limit);
     write!(text, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))?;
-    Ok(out.write_str(&text.into_text())?)
+    Ok(text.into_text())
 }
 
 /// What the template itself said against what it was given, if that is why it failed.
@@ -99,7 +128,7 @@ pub(super) fn without_generation_tags(template: &str) -> String {
 
 #[expect(clippy::needless_pass_by_value, reason = "the form functions have")]
 fn raise_exception(message: Value) -> Result<Value, Error> {
-    let message = message.to_string();
+    let message = bounded_text(&message, MAX_RAISED_BYTES)?;
     let error = Error::new(ErrorKind::InvalidOperation, message.clone());
     Err(error.with_source(Raised(message)))
 }
@@ -279,6 +308,7 @@ mod tests {
         assert_eq!(render(template).unwrap(), "<é>\n1\n");
         let template = "{{ ' a b '.strip().split(' ')[-1].upper() }}{{ value.get('c', 'none') }}";
         assert_eq!(render(template).unwrap(), "Bnone");
+        assert_eq!(render("{{ '{:>4}|{}'.format(1, 'a') }}").unwrap(), "   1|a");
         let template = "{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}";
         assert_eq!(render(template).unwrap(), "2");
     }
@@ -319,6 +349,10 @@ mod tests {
             doubled("[1]", "[n.x, n.x]", "{% set y %}{{ n.x }}{% endset %}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson }}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson(sort_keys=true) }}"),
+            doubled("[1]", "[n.x, n.x]", "{{ raise_exception(n.x) }}"),
+            "{{ '{:1000000000}'.format(1) }}".to_owned(),
+            "{{ '{:99999999999999999999}'.format(1) }}".to_owned(),
+            "{{ ('{:9999}' * 100000).format(1) }}".to_owned(),
         ] {
             let error = render(&template).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::OutOfFuel, "{template}: {error}");

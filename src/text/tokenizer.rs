@@ -3,9 +3,11 @@
 //! A token is a string of bytes, not of characters: [`Tokenizer::token_bytes`] is the truth, and
 //! text is what many of them decode to together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -65,8 +67,11 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Load`] if it is not one of a byte-level BPE.
     pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
-        let inner = Inner::from_bytes(bytes).map_err(|e| load("tokenizer.json", e))?;
-        Self::new(inner, "tokenizer.json")
+        let file = "tokenizer.json";
+        checked(file, || {
+            let inner = Inner::from_bytes(bytes).map_err(|e| load(file, e))?;
+            Self::new(inner, file)
+        })
     }
 
     /// Reads `vocab.json` and `merges.txt`, as OpenAI published them.
@@ -79,23 +84,34 @@ impl Tokenizer {
         let (Some(vocab), Some(merges)) = names else {
             return Err(load(&file, "the path is not UTF-8"));
         };
-        let bpe = BPE::from_file(vocab, merges)
-            .build()
-            .map_err(|e| load(&file, e))?;
-        let mut inner = Inner::new(bpe);
-        inner.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
-        inner.with_decoder(Some(ByteLevel::default()));
-        let end_of_text = AddedToken::from(END_OF_TEXT, true).normalized(false);
-        inner
-            .add_special_tokens([end_of_text])
-            .map_err(|e| load(&file, e))?;
-        Self::new(inner, &file)
+        checked(&file, || {
+            let bpe = BPE::from_file(vocab, merges)
+                .build()
+                .map_err(|e| load(&file, e))?;
+            let mut inner = Inner::new(bpe);
+            inner.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+            inner.with_decoder(Some(ByteLevel::default()));
+            let end_of_text = AddedToken::from(END_OF_TEXT, true).normalized(false);
+            inner
+                .add_special_tokens([end_of_text])
+                .map_err(|e| load(&file, e))?;
+            Self::new(inner, &file)
+        })
     }
 
     fn new(mut parsing: Inner, file: &str) -> Result<Self, TextError> {
         // A model's window is the scheduler's business, and a batch has no padding.
         parsing.with_padding(None);
         parsing.with_truncation(None).map_err(|e| load(file, e))?;
+        let ModelWrapper::BPE(bpe) = parsing.get_model() else {
+            return Err(load(file, "its model is not of type BPE"));
+        };
+        if bpe.dropout.is_some() {
+            // It leaves merges out at random, for training. Here the same text has the same tokens.
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            parsing.with_model(bpe);
+        }
         if parsing.get_decoder().is_none() {
             return Err(load(file, "it has no decoder, expected ByteLevel"));
         }
@@ -216,6 +232,15 @@ impl Tokenizer {
     }
 }
 
+/// Loads a tokenizer. The library panics on some files that contradict themselves.
+fn checked(
+    file: &str,
+    load_it: impl FnOnce() -> Result<Tokenizer, TextError>,
+) -> Result<Tokenizer, TextError> {
+    catch_unwind(AssertUnwindSafe(load_it))
+        .unwrap_or_else(|_| Err(load(file, "the tokenizers library failed on it")))
+}
+
 fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
     TextError::Load {
         file: file.to_owned(),
@@ -225,7 +250,7 @@ fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
 
 /// GPT-2's printable stand-in for every byte, inverted: which byte a character below U+0144
 /// stands for. Bytes that print as themselves do; the others, in order, take U+0100 and up.
-fn byte_alphabet() -> Vec<Option<u8>> {
+pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut alphabet = vec![None; 0x144];
     let mut next = 0x100;
@@ -268,5 +293,37 @@ mod tests {
         assert_eq!(&*token_bytes("Ġthe", &byte_alphabet()), b" the");
         assert_eq!(&*token_bytes("Ċ", &byte_alphabet()), b"\n");
         assert_eq!(&*token_bytes("âĢ", &byte_alphabet()), b"\xe2\x80");
+    }
+
+    fn of_model(model: &str) -> Result<Tokenizer, TextError> {
+        let decoder = r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true}"#;
+        let json = format!(r#"{{"added_tokens": [], "decoder": {decoder}, "model": {model}}}"#);
+        Tokenizer::from_json(json.as_bytes())
+    }
+
+    #[test]
+    fn a_text_has_the_same_tokens_each_time() {
+        let json = r#"{"type": "BPE", "dropout": 0.5, "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]]}"#;
+        let tokenizer = of_model(json).unwrap();
+        for _ in 0..64 {
+            assert_eq!(tokenizer.encode("ab", false).unwrap(), [2]);
+        }
+    }
+
+    #[test]
+    fn files_that_contradict_themselves_are_refused() {
+        let refused = |model| of_model(model).err().map(|error| error.to_string());
+        // The library cuts the prefix off each token of a merge, whether it has it or not.
+        let prefix = r#"{"type": "BPE", "continuing_subword_prefix": "long",
+            "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}"#;
+        let said = refused(prefix).expect("an error");
+        assert!(
+            said.contains("the tokenizers library failed on it"),
+            "{said}"
+        );
+        let words = r#"{"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}"#;
+        let said = refused(words).expect("an error");
+        assert!(said.contains("its model is not of type BPE"), "{said}");
     }
 }

@@ -91,7 +91,7 @@ impl Index {
         is_beginning.then_some(block)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn contents(&self) -> impl Iterator<Item = (&Content, BlockId)> {
         self.known.iter().map(|(content, &block)| (content, block))
     }

@@ -7,15 +7,19 @@
 
 use std::collections::{HashMap, HashSet};
 
-use proptest::prelude::*;
-
 use super::*;
+use crate::engine::beams::{Beams, Step, blocks_needed, sequence_ids};
 use crate::engine::blocks::{BlockCopy, BlockId, PrefixId};
-use crate::request::Tenant;
+use crate::engine::event::TokenLogprob;
+use crate::request::{
+    BeamParams, EarlyStopping, Limits, RequestDraft, RequestId, SamplingStyle, Tenant,
+};
 
+/// Tokens that searches choose from.
+const VOCABULARY: usize = 16;
 /// Not a number of whole blocks, so that a context that slides leaves a part of one.
-const WINDOW: usize = 72;
-const TENANTS: usize = 3;
+pub(crate) const WINDOW: usize = 72;
+pub(crate) const TENANTS: usize = 3;
 
 /// A share and a priority.
 fn whose(n: usize) -> (Tenant, i32) {
@@ -75,6 +79,7 @@ struct Machine {
     roots: Vec<PrefixId>,
     next: u64,
     alive: Vec<SequenceId>,
+    searches: HashMap<SequenceId, Box<Beams>>,
     /// Whose, and which tokens: all that was ever a context.
     texts: Vec<(PrefixId, Vec<u32>)>,
 }
@@ -100,6 +105,7 @@ impl Machine {
             roots,
             next: 0,
             alive: Vec::new(),
+            searches: HashMap::new(),
             texts: Vec::new(),
         }
     }
@@ -134,6 +140,60 @@ impl Machine {
         }
     }
 
+    /// Adds a beam search that goes on from a text, if it can ever run.
+    fn search(&mut self, nth: usize, width: usize, max_tokens: usize) {
+        let Some((root, mut text)) = self.text(nth) else {
+            return;
+        };
+        text.truncate(WINDOW - max_tokens);
+        let id = RequestId::new("search");
+        let mut draft = RequestDraft::new(id, text.clone(), max_tokens, SamplingStyle::Greedy);
+        draft.beams = Some(BeamParams {
+            width,
+            returned: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Never,
+        });
+        let limits = Limits::for_model(WINDOW, VOCABULARY, Vec::new());
+        let Ok(request) = limits.admit(draft) else {
+            return;
+        };
+        let longest = text.len() + max_tokens;
+        let fits = blocks_needed(&request, text.len(), longest) <= self.memory.len();
+        if !fits || width > self.scheduler.limits.max_batch {
+            return;
+        }
+        let id = SequenceId(self.next);
+        self.next += sequence_ids(&request);
+        let mut sequence = Sequence::new(id, text, WINDOW, true).with_root(root);
+        if let Some(beams) = Beams::new(&request, &mut sequence, max_tokens) {
+            self.searches.insert(id, beams);
+            self.alive.push(id);
+            self.scheduler.add(sequence);
+        }
+    }
+
+    /// Hands a search the most likely tokens after one of its beams: any, but the same for the same
+    /// beam.
+    fn advance(&mut self, part: Part) {
+        let Some(sequence) = self.scheduler.sequence(part.id) else {
+            return;
+        };
+        let seed = sequence.tokens().iter().fold(7, |hash: u32, &token| {
+            hash.wrapping_mul(31).wrapping_add(token)
+        });
+        let Some(beams) = self.searches.get_mut(&part.request) else {
+            return;
+        };
+        let row = (0..beams.wanted() as u32).map(|rank| TokenLogprob {
+            id: (seed + rank) % VOCABULARY as u32,
+            logprob: -(1.0 + rank as f32 + (seed % 8) as f32),
+        });
+        if let Step::Done(_) = beams.take(part.id, row.collect(), &mut self.scheduler) {
+            self.remove(part.request);
+        }
+    }
+
     fn text(&self, nth: usize) -> Option<(PrefixId, Vec<u32>)> {
         let at = nth.checked_rem(self.texts.len())?;
         self.texts.get(at).cloned()
@@ -144,7 +204,8 @@ impl Machine {
             self.texts
                 .push((sequence.root, sequence.context().to_vec()));
         }
-        self.scheduler.remove(id);
+        self.scheduler.remove_request(id);
+        self.searches.remove(&id);
         self.alive.retain(|&alive| alive != id);
     }
 
@@ -163,6 +224,10 @@ impl Machine {
             self.scheduler.computed(part);
         }
         for part in plan.iter().filter(|part| part.completes) {
+            if self.searches.contains_key(&part.request) {
+                self.advance(*part);
+                continue;
+            }
             let right = part.drafted.min(right);
             let draft = &self.scheduler.sequence(part.id).unwrap().draft;
             let drawn = [&draft[..right], &[token]].concat();
@@ -289,8 +354,9 @@ impl Scheduler {
     }
 }
 
+/// What happens to a scheduler. A number of a thing that is not there does nothing.
 #[derive(Debug, Clone)]
-enum Action {
+pub(crate) enum Action {
     Add {
         tenant: usize,
         tokens: Vec<u32>,
@@ -314,31 +380,19 @@ enum Action {
         nth: usize,
         fails: Option<usize>,
     },
+    /// A step fails, and with it all requests in it.
     Abort,
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    // Few different tokens, so that prefixes are often shared.
-    let tokens = |longest| prop::collection::vec(0u32..2, 1..longest);
-    let nth = 0usize..1000;
-    let add = (0..TENANTS, tokens(WINDOW * 2), any::<bool>(), any::<bool>());
-    let fork = (
-        nth.clone(),
-        nth.clone(),
-        prop::collection::vec(0u32..2, 0..20),
-        any::<bool>(),
-    );
-    let import = (nth, prop::option::weighted(0.2, 0usize..3));
-    prop_oneof![
-        1 => add.prop_map(|(tenant, tokens, may_reuse, keep)| Action::Add {
-            tenant, tokens, may_reuse, keep
-        }),
-        2 => fork.prop_map(|(nth, cut, tokens, keep)| Action::Fork { nth, cut, tokens, keep }),
-        8 => (0u32..2, 0u64..8).prop_map(|(token, stalled)| Action::Step { token, stalled }),
-        1 => (0usize..8).prop_map(|nth| Action::Remove { nth }),
-        1 => import.prop_map(|(nth, fails)| Action::Import { nth, fails }),
-        1 => Just(Action::Abort),
-    ]
+    Search {
+        nth: usize,
+        /// 1 to 4.
+        width: usize,
+        /// 1 to 40.
+        max_tokens: usize,
+    },
+    Budget {
+        /// At least 1.
+        tokens: usize,
+    },
 }
 
 impl Machine {
@@ -372,44 +426,100 @@ impl Machine {
                 let plan = self.scheduler.plan(|_| true);
                 self.carry_out_moves();
                 for part in plan {
-                    self.remove(part.id);
+                    self.remove(part.request);
                 }
             }
+            Action::Search {
+                nth,
+                width,
+                max_tokens,
+            } => self.search(nth, width, max_tokens),
+            Action::Budget { tokens } => self.scheduler.set_max_step_tokens(tokens),
         }
         self.scheduler.check();
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+/// Runs a history, and then what is left of it to its end.
+///
+/// # Panics
+/// If a block is leaked, released twice, written while shared or known, or read by what it does not
+/// belong to; or if something that waits does not get its turn when nothing more arrives.
+pub(crate) fn run(
+    limits: StepLimits,
+    blocks: usize,
+    share: bool,
+    actions: impl IntoIterator<Item = Action>,
+) {
+    let mut machine = Machine::new(limits, blocks, share);
+    for action in actions {
+        machine.act(action);
+    }
+    for _ in 0..4000 {
+        if machine.alive.is_empty() {
+            break;
+        }
+        for part in machine.step(|_| true, 1, 0) {
+            let is_search = machine.searches.contains_key(&part.request);
+            if part.completes && !is_search {
+                machine.remove(part.request);
+            }
+        }
+    }
+    assert!(machine.alive.is_empty(), "starved: {:?}", machine.alive);
+    let scheduler = &machine.scheduler;
+    assert_eq!(scheduler.running() + scheduler.waiting(), 0);
+    assert_eq!(scheduler.stalled(), 0);
+    assert_eq!(scheduler.blocks().available(), blocks);
+}
 
-    /// No block is leaked, released twice, written while shared or known, or read by whom it does
-    /// not belong to; and when nothing more arrives everything that waits gets its turn.
-    #[test]
-    fn accounts_and_contents_are_right_over_any_history(
-        actions in prop::collection::vec(action(), 1..200),
-        blocks in WINDOW.div_ceil(BLOCK_SIZE)..20,
-        max_step_tokens in 1usize..50,
-        speculative_rows in 0usize..7,
-        share in prop::bool::weighted(0.3),
-    ) {
-        let limits = StepLimits { max_batch: 4, max_step_tokens, speculative_rows };
-        let mut machine = Machine::new(limits, blocks, share);
-        for action in actions {
-            machine.act(action);
+#[cfg(test)]
+mod random {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn action() -> impl Strategy<Value = Action> {
+        // Few different tokens, so that prefixes are often shared.
+        let tokens = |longest| prop::collection::vec(0u32..2, 1..longest);
+        let nth = 0usize..1000;
+        let add = (0..TENANTS, tokens(WINDOW * 2), any::<bool>(), any::<bool>());
+        let fork = (
+            nth.clone(),
+            nth.clone(),
+            prop::collection::vec(0u32..2, 0..20),
+            any::<bool>(),
+        );
+        let import = (nth.clone(), prop::option::weighted(0.2, 0usize..3));
+        prop_oneof![
+            1 => add.prop_map(|(tenant, tokens, may_reuse, keep)| Action::Add {
+                tenant, tokens, may_reuse, keep
+            }),
+            2 => fork.prop_map(|(nth, cut, tokens, keep)| Action::Fork { nth, cut, tokens, keep }),
+            8 => (0u32..2, 0u64..8).prop_map(|(token, stalled)| Action::Step { token, stalled }),
+            1 => (0usize..8).prop_map(|nth| Action::Remove { nth }),
+            1 => import.prop_map(|(nth, fails)| Action::Import { nth, fails }),
+            1 => Just(Action::Abort),
+            1 => (nth, 1usize..=4, 1usize..=40).prop_map(|(nth, width, max_tokens)| Action::Search {
+                nth, width, max_tokens
+            }),
+            1 => (1usize..50).prop_map(|tokens| Action::Budget { tokens }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn accounts_and_contents_are_right_over_any_history(
+            actions in prop::collection::vec(action(), 1..200),
+            blocks in WINDOW.div_ceil(BLOCK_SIZE)..20,
+            max_step_tokens in 1usize..50,
+            speculative_rows in 0usize..7,
+            share in prop::bool::weighted(0.3),
+        ) {
+            let limits = StepLimits { max_batch: 4, max_step_tokens, speculative_rows };
+            run(limits, blocks, share, actions);
         }
-        for _ in 0..4000 {
-            if machine.alive.is_empty() {
-                break;
-            }
-            let plan = machine.step(|_| true, 1, 0);
-            for part in plan.into_iter().filter(|part| part.completes) {
-                machine.remove(part.id);
-            }
-        }
-        prop_assert!(machine.alive.is_empty(), "starved: {:?}", machine.alive);
-        prop_assert_eq!(machine.scheduler.running() + machine.scheduler.waiting(), 0);
-        prop_assert_eq!(machine.scheduler.stalled(), 0);
-        prop_assert_eq!(machine.scheduler.blocks().available(), blocks);
     }
 }

@@ -1,0 +1,121 @@
+//! Schemas, regular expressions, choices and grammars.
+//!
+//! The first byte of an input says which, the second which of the tokens that are possible come. The
+//! time and memory of compiling and following one count too: the fuzzer's programs measure them.
+
+use std::sync::LazyLock;
+
+use super::input::{Choices, Input};
+use super::tiny;
+use crate::engine::{Constraint, GenerateError};
+use crate::request::Limits;
+use crate::text::{GrammarSource, Grammars};
+
+/// Tokens of a text at most.
+const LONGEST: usize = 40;
+/// Bytes of a reason why a grammar is refused or a text ends.
+const REASON: usize = 4096;
+
+/// A grammar is refused with a reason, or there are texts of the tokens it allows: each of these is
+/// accepted, and a text that is complete is what was asked for.
+pub(super) fn run(bytes: &[u8]) {
+    static GRAMMARS: LazyLock<(Grammars, Limits)> = LazyLock::new(|| {
+        let tokenizer = tiny::real_tokenizer();
+        let ends: Vec<u32> = tokenizer.end_of_text().into_iter().collect();
+        let vocabulary = tokenizer.vocab_size();
+        let limits = Limits::for_model(1024, vocabulary, ends.clone());
+        (Grammars::new(tokenizer, vocabulary, &ends), limits)
+    });
+    let mut input = Input::new(bytes);
+    let (kind, seed) = (input.byte(), input.byte());
+    let text = String::from_utf8_lossy(input.rest()).into_owned();
+    let source = match kind {
+        b'r' => GrammarSource::Regex(text),
+        b'c' => GrammarSource::Choice(text.split('\n').map(str::to_owned).collect()),
+        b'l' => GrammarSource::Lark(text),
+        _ => GrammarSource::JsonSchema(text),
+    };
+    let (grammars, limits) = &*GRAMMARS;
+    if limits.check_grammar("grammar", &source).is_err() {
+        return;
+    }
+    match grammars.compile(&source) {
+        Err(error) => assert!(error.to_string().len() <= REASON),
+        Ok(grammar) => follow(Constraint::new(grammar), &source, seed),
+    }
+}
+
+fn follow(mut constraint: Constraint, source: &GrammarSource, seed: u8) {
+    let tokenizer = tiny::real_tokenizer();
+    let mut choices = Choices::of(seed);
+    let mut text = Vec::new();
+    for _ in 0..LONGEST {
+        let mask = match constraint.allowed(&[]) {
+            Ok(mask) => mask,
+            Err(error) => return costly(&error),
+        };
+        let is_allowed = |id: &u32| mask[*id as usize / 32] >> (id % 32) & 1 == 1;
+        let allowed: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+            .filter(is_allowed)
+            .collect();
+        assert!(
+            !allowed.is_empty(),
+            "nothing may follow {:?}",
+            String::from_utf8_lossy(&text)
+        );
+        let ends = constraint.end_of_text();
+        // A text that may end does in half of all cases.
+        let end = allowed
+            .iter()
+            .find(|id| ends.contains(id) && choices.below(2) == 0);
+        if end.is_some() {
+            return check_whole(source, text);
+        }
+        let token = allowed[choices.below(allowed.len())];
+        if constraint.end_of_text().contains(&token) {
+            return check_whole(source, text);
+        }
+        text.extend_from_slice(tokenizer.token_bytes(token).unwrap_or_default());
+        match constraint.accept(token) {
+            Ok(true) => return check_whole(source, text),
+            Ok(false) => (),
+            Err(error) => return costly(&error),
+        }
+    }
+}
+
+/// A text may end because following its grammar costs too much, for no other reason.
+fn costly(error: &GenerateError) {
+    let reason = error.to_string();
+    assert!(reason.len() <= REASON);
+    let limits = [
+        "limit",
+        "too many",
+        "too large",
+        "too complex",
+        "fuel",
+        "exceeded",
+    ];
+    let is_limit = limits
+        .iter()
+        .any(|word| reason.to_lowercase().contains(word));
+    assert!(is_limit, "{reason}");
+}
+
+/// A text that ends is UTF-8, and what its kind of grammar says.
+fn check_whole(source: &GrammarSource, text: Vec<u8>) {
+    let text = match String::from_utf8(text) {
+        Ok(text) => text,
+        // A grammar can say bytes.
+        Err(_) if matches!(source, GrammarSource::Lark(_)) => return,
+        Err(error) => panic!("{error}"),
+    };
+    match source {
+        GrammarSource::JsonObject | GrammarSource::JsonSchema(_) => {
+            let json = serde_json::from_str::<serde_json::Value>(&text);
+            assert!(json.is_ok(), "{text}");
+        }
+        GrammarSource::Choice(choices) => assert!(choices.contains(&text), "{text}"),
+        GrammarSource::Regex(_) | GrammarSource::Lark(_) => (),
+    }
+}

@@ -1,0 +1,75 @@
+//! The scheduler and its blocks: a history of operations, with the accounts and the contents of the
+//! memory checked after each.
+//!
+//! An input is four bytes of settings, then operations of a byte and their arguments, a byte each.
+
+use super::input::Input;
+use crate::engine::blocks::BLOCK_SIZE;
+use crate::engine::scheduler::StepLimits;
+use crate::engine::scheduler::histories::{self, Action, TENANTS, WINDOW};
+
+/// Operations of one history.
+const LONGEST: usize = 200;
+
+pub(super) fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let least = WINDOW.div_ceil(BLOCK_SIZE);
+    let blocks = least + input.below(20 - least);
+    let limits = StepLimits {
+        max_batch: 4,
+        max_step_tokens: 1 + input.below(49),
+        speculative_rows: input.below(7),
+    };
+    let share = input.flag();
+    let mut actions = Vec::new();
+    while !input.is_empty() && actions.len() < LONGEST {
+        actions.push(action(&mut input));
+    }
+    histories::run(limits, blocks, share, actions);
+}
+
+fn action(input: &mut Input) -> Action {
+    match input.byte() % 16 {
+        0 => Action::Add {
+            tenant: input.below(TENANTS),
+            may_reuse: input.flag(),
+            keep: input.flag(),
+            tokens: tokens(input, 1, WINDOW * 2),
+        },
+        1 | 2 => Action::Fork {
+            nth: input.below(256),
+            cut: input.below(256),
+            keep: input.flag(),
+            tokens: tokens(input, 0, 20),
+        },
+        3 => Action::Remove {
+            nth: input.below(8),
+        },
+        4 => Action::Import {
+            nth: input.below(256),
+            fails: input.flag().then(|| input.below(3)),
+        },
+        5 => Action::Abort,
+        6 => Action::Search {
+            nth: input.below(256),
+            width: 1 + input.below(4),
+            max_tokens: 1 + input.below(40),
+        },
+        7 => Action::Budget {
+            tokens: 1 + input.below(49),
+        },
+        _ => Action::Step {
+            token: u32::from(input.flag()),
+            stalled: u64::from(input.byte() % 8),
+        },
+    }
+}
+
+/// At least `least` and fewer than `end` tokens of two kinds, so that beginnings are often shared: as
+/// many as one byte says, in the pattern of another.
+fn tokens(input: &mut Input, least: usize, end: usize) -> Vec<u32> {
+    let count = least + input.below(end - least);
+    let pattern = input.byte();
+    let token = |n: usize| u32::from(pattern >> (n % 8) & 1);
+    (0..count).map(token).collect()
+}

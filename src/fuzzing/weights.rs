@@ -1,0 +1,60 @@
+//! A checkpoint: an input is the file `model.safetensors`.
+
+use std::fs;
+
+use super::input::Scratch;
+use super::tiny;
+use crate::kernels::kv::KvDtype;
+use crate::model::gpt2::Gpt2;
+use crate::model::trial;
+use crate::model::weights::Checkpoint;
+use crate::model::{Gpt2Config, ModelFiles};
+
+/// Text of an error beside what it quotes of the file.
+const MESSAGE: usize = 2048;
+
+/// A file is refused with a message that is not much longer than the file, or is one of a model that
+/// computes finite numbers.
+pub(super) fn run(bytes: &[u8]) {
+    let scratch = Scratch::new();
+    fs::write(scratch.path().join("model.safetensors"), bytes).expect("it is written");
+    if let Err(message) = load(&scratch) {
+        assert!(
+            message.len() <= MESSAGE + 8 * bytes.len(),
+            "{}",
+            message.len()
+        );
+    }
+}
+
+fn load(scratch: &Scratch) -> Result<(), String> {
+    let checkpoint = Checkpoint::open(scratch.path()).map_err(|e| e.to_string())?;
+    checkpoint.hash_into(&mut blake3::Hasher::new());
+    let config = tiny::smallest();
+    checkpoint.validate(&config).map_err(|e| e.to_string())?;
+    check_sizes(&checkpoint, &config);
+    let files = ModelFiles {
+        name: "fuzzed".to_owned(),
+        config,
+        generation_config: crate::model::GenerationConfig::default(),
+        tokenizer: tiny::byte_tokenizer(),
+        tokenizer_config: crate::model::TokenizerConfig::default(),
+        chat_template: None,
+        checkpoint,
+    };
+    let model = Gpt2::load(&files, &tiny::runtime()).map_err(|e| e.to_string())?;
+    trial::run(&model, KvDtype::F32, "f32").map_err(|e| e.to_string())
+}
+
+/// What is validated has as many bytes as its shape says.
+fn check_sizes(checkpoint: &Checkpoint, config: &Gpt2Config) {
+    let shape = [config.vocab_size, config.n_embd];
+    let wte = checkpoint
+        .tensor("wte.weight", &shape)
+        .expect("it was validated");
+    assert_eq!(
+        wte.bytes.len(),
+        wte.dtype.size_in_bytes() * config.vocab_size * config.n_embd
+    );
+    assert_eq!(wte.to_f32().len(), config.vocab_size * config.n_embd);
+}

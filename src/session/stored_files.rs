@@ -1,0 +1,203 @@
+//! What must hold of files that others have written over, damaged or put in the way; for fuzzers.
+//!
+//! Each function has an empty directory. It panics if something does not hold.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use tokio::runtime::{Builder, Runtime};
+
+use super::dir::Directory;
+use super::history::{self, History};
+use super::sealed::UNFINISHED;
+use super::snapshots::{SnapshotConfig, Snapshots};
+use super::store::{Held, Store};
+use super::{Fingerprint, IfBusy, SessionKey};
+use crate::engine::EvictedBlock;
+use crate::engine::blocks::BLOCK_SIZE;
+use crate::request::{SessionId, Tenant};
+
+const FINGERPRINT: Fingerprint = Fingerprint([7; 32]);
+const TOKENS: [u32; 3] = [1, 2, u32::MAX];
+const BLOCK_BYTES: usize = 64;
+/// Files that are made of one input.
+const NAMES: usize = 16;
+
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    static RUNTIME: LazyLock<Runtime> =
+        LazyLock::new(|| Builder::new_current_thread().build().expect("a runtime"));
+    RUNTIME.block_on(work)
+}
+
+fn key() -> SessionKey {
+    SessionKey {
+        tenant: Tenant::ANONYMOUS,
+        id: SessionId::parse("s").expect("a name"),
+    }
+}
+
+fn hold(dir: &Path) -> Held {
+    let sessions = Directory::open(dir, FINGERPRINT).expect("a session directory");
+    wait(sessions.hold(&key(), IfBusy::Error)).expect("nothing else holds it")
+}
+
+/// Writes a history and returns it and its file.
+fn written(dir: &Path) -> (History, PathBuf) {
+    let held = hold(dir);
+    let created = Some(UNIX_EPOCH + Duration::from_secs(1));
+    let history = wait(held.hold.write(created, Arc::from(TOKENS))).expect("it is written");
+    let mut files = files(dir).into_keys();
+    let file = files.find(|file| file.ends_with("history"));
+    (history, file.expect("the file of the history"))
+}
+
+/// All files below a directory and their contents.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.append(&mut files(&path));
+        } else {
+            found.insert(path.clone(), fs::read(&path).unwrap_or_default());
+        }
+    }
+    found
+}
+
+/// A whole file of any content is that history, or is set aside.
+pub(crate) fn history_of_content(dir: &Path, content: &[u8]) {
+    let (_, file) = written(dir);
+    let seal = history::seal(FINGERPRINT);
+    seal.write(&file, content, false).expect("it is written");
+    let expected = History::decode(content);
+    if let Some(history) = &expected {
+        assert_eq!(history.encode(), content);
+    }
+    check_read(dir, &file, expected.as_ref());
+}
+
+/// A history whose file is changed by `damage` is as it was, or is set aside.
+pub(crate) fn damaged_history(dir: &Path, damage: impl Fn(&Path)) {
+    let (history, file) = written(dir);
+    let before = fs::read(&file).expect("it is read");
+    damage(&file);
+    let is_whole = fs::read(&file).is_ok_and(|after| after == before);
+    check_read(dir, &file, Some(&history).filter(|_| is_whole));
+}
+
+/// The session has this history, or is lost with what its file had set aside; and goes on either way.
+fn check_read(dir: &Path, file: &Path, expected: Option<&History>) {
+    let there = fs::read(file).expect("it is read");
+    let held = hold(dir);
+    assert_eq!(held.history.as_ref(), expected);
+    assert_eq!(held.lost, expected.is_none());
+    let aside = file.with_extension("corrupt");
+    let aside = fs::read(aside).or_else(|_| fs::read(file.with_extension("foreign")));
+    assert_eq!(aside.ok(), held.lost.then_some(there));
+    wait(held.hold.write(None, Arc::from([9]))).expect("it is written");
+    drop(held);
+    let next = hold(dir);
+    assert!(!next.lost);
+    assert_eq!(
+        next.history.map(|history| history.tokens),
+        Some(Arc::from([9]))
+    );
+}
+
+fn snapshots(dir: &Path) -> Arc<Snapshots> {
+    let config = SnapshotConfig {
+        model: FINGERPRINT,
+        block_bytes: BLOCK_BYTES,
+        size: ByteSize::mib(1),
+        shared_prefixes: false,
+    };
+    Snapshots::open(dir, config)
+        .expect("a directory of blocks")
+        .0
+}
+
+/// A block whose file is changed by `damage` is as it was, or is not there.
+pub(crate) fn damaged_block(dir: &Path, damage: impl Fn(&Path)) {
+    let before = snapshots(dir);
+    let prefix = before.chain(Tenant::ANONYMOUS, &[3; BLOCK_SIZE]);
+    let block = EvictedBlock {
+        prefix: prefix[0],
+        bytes: (0..BLOCK_BYTES as u8).collect(),
+    };
+    before.write(&block).expect("it is written");
+    let mut all = files(&dir.join("kv")).into_iter();
+    let (file, whole) = all.next().expect("the file of the block");
+    damage(&file);
+    let is_whole = fs::read(&file).is_ok_and(|after| after == whole);
+    let after = snapshots(dir);
+    let read = after.read_all(&prefix);
+    assert_eq!(
+        read,
+        if is_whole {
+            block.bytes.clone()
+        } else {
+            Vec::new()
+        }
+    );
+    assert_eq!(after.has(prefix[0]), is_whole);
+    after.write(&block).expect("it is written");
+    assert_eq!(after.read_all(&prefix), block.bytes);
+}
+
+/// Whatever else lies in the directory, sessions and blocks are served, and it is not deleted: an input
+/// is the paths of files, one a line.
+pub(crate) fn foreign_names(dir: &Path, names: &[u8]) {
+    for name in names.split(|&byte| byte == b'\n').take(NAMES) {
+        let name = String::from_utf8_lossy(name);
+        let parts = name
+            .split('/')
+            .filter(|part| !["", ".", ".."].contains(part));
+        let parts = parts.map(|part| part.replace('\0', "0"));
+        let path: PathBuf = parts.take(6).filter(|part| part.len() < 200).collect();
+        let path = dir.join(path);
+        // Some are in each other's way.
+        let _ = path.parent().map(fs::create_dir_all);
+        let _ = fs::write(&path, name.as_bytes());
+    }
+    let contents = |dir: &Path| {
+        let mut contents: Vec<Vec<u8>> = files(dir)
+            .into_iter()
+            .filter(|(path, _)| !is_ours(path))
+            .map(|(_, content)| content)
+            .collect();
+        contents.sort();
+        contents
+    };
+    let before = contents(dir);
+    let Ok(sessions) = Directory::open(dir, FINGERPRINT) else {
+        // A file stands where a directory has to be.
+        return;
+    };
+    let _ = wait(sessions.list(Tenant::ANONYMOUS)).expect("a list");
+    wait(sessions.count()).expect("a number");
+    wait(sessions.sweep(Some(Duration::from_secs(3600)))).expect("a number");
+    if !dir.join("kv").is_file() {
+        snapshots(dir);
+    }
+    let after = contents(dir);
+    for content in before {
+        assert!(
+            after.contains(&content),
+            "{:?}",
+            String::from_utf8_lossy(&content)
+        );
+    }
+}
+
+/// Whether a file is one that may be deleted: no history or block, but what stands for a lock or for
+/// what is being written.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name == "lock" || name == "lost" || name.ends_with(UNFINISHED) || name.starts_with("probe.")
+}
