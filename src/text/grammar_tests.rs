@@ -298,3 +298,10 @@ fn reasons_are_told_without_the_librarys_own_state() {
     let long = reason(&"é".repeat(1000));
     assert!(long.ends_with('…') && long.chars().count() == MAX_REASON);
 }
+
+#[test]
+fn a_panic_of_the_library_is_an_error_of_the_grammar() {
+    let failed = with_deep_stack(|| -> () { panic!("injected") });
+    let failed = failed.expect_err("it panics").to_string();
+    assert!(failed.contains("could not be compiled"), "{failed}");
+}
