@@ -185,6 +185,11 @@ pub fn reason(message: &str) -> String {
         tracing::warn!(message, "grammar library failed");
         return "the grammar library failed on it".to_owned();
     }
+    // What follows is the expression, in the library's own notation.
+    if message.contains("Unable to determine if regex is empty") {
+        return "its regular expressions are too complex to tell whether any text matches them all"
+            .to_owned();
+    }
     let end = [
         "\n<state>",
         "\n<non-verbose/>",

@@ -295,6 +295,8 @@ fn a_grammar_asked_for_again_is_still_known() {
 fn reasons_are_told_without_the_librarys_own_state() {
     assert_eq!(reason("no such rule\n<state>\nTokens"), "no such rule");
     assert_eq!(reason("two\nlines\n<non-verbose/>"), "two\nlines");
+    let undecided = reason("Unable to determine if regex is empty:  (And (And [a] [b]))");
+    assert!(!undecided.contains("And"), "{undecided}");
     let long = reason(&"é".repeat(1000));
     assert!(long.ends_with('…') && long.chars().count() == MAX_REASON);
 }

@@ -6,7 +6,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::request::{Overflow, RequestDraft, Tenant};
 
 use crate::model::{engine, gpt2_in, prompt, run, run_together, sampled};
-use crate::pace::Gate;
+use crate::pace::{Gate, PATIENCE};
 
 /// An engine with this many blocks, which is held.
 fn tight(blocks: u64) -> (EngineHandle, Gate) {
@@ -15,6 +15,8 @@ fn tight(blocks: u64) -> (EngineHandle, Gate) {
     let engine = engine(EngineConfig {
         kv_memory: bytesize::ByteSize::b(block * blocks),
         max_step_tokens: 100,
+        // Who is preempted must not depend on how fast the machine is.
+        step_time: PATIENCE,
         step_hook: Some(gate.hook()),
         ..EngineConfig::default()
     });
