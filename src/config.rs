@@ -371,7 +371,7 @@ pub struct Layer {
         help_heading = "Sessions"
     )]
     pub session_kv_size: Option<ByteSize>,
-    /// Delete sessions that were not used for so long [default: never]
+    /// Delete sessions unused for this long [default: never]
     #[arg(
         long,
         env = "SKALD_SESSION_TTL",
@@ -480,7 +480,7 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub drain_timeout: Option<HumanDuration>,
-    /// After so long without a token a stream sends a comment, so that proxies keep it open
+    /// Interval of keep-alive comments in a stream without tokens, so that proxies keep it open
     /// [default: 15s]
     #[arg(
         long,

@@ -257,7 +257,7 @@ async fn requests_beyond_a_key_s_limit_are_told_when_to_come_back() {
         assert_eq!(refused.status, 429, "{}", refused.body);
         assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
         assert!(
-            refused.message().contains("1 requests per minute"),
+            refused.message().contains("reached (1 per minute)"),
             "{}",
             refused.message()
         );
@@ -471,7 +471,9 @@ async fn a_place_is_held_until_the_answer_has_ended_or_its_client_has_gone() {
     let refused = caller.post("/v1/completions", completion()).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
     assert!(
-        refused.message().contains("1 requests in progress"),
+        refused
+            .message()
+            .contains("concurrent request limit of this API key reached (1)"),
         "{}",
         refused.message()
     );

@@ -75,7 +75,7 @@ fn a_key_is_shown_once_and_only_its_hash_is_kept() {
         "{secret}"
     );
     assert!(
-        said.contains("ada") && said.contains("not shown again"),
+        said.contains("ada") && said.contains("can't be shown again"),
         "{said}"
     );
     assert!(!said.contains(&secret[20..]), "{said}");
@@ -213,7 +213,7 @@ async fn a_server_learns_of_new_and_revoked_keys_by_sighup_and_by_itself() {
     let whole = fs::read(place.file()).expect("the file");
     fs::write(place.file(), "[[key]]\nname = 1\n").expect("written");
     server.signal("HUP");
-    let refused = server.until_logged("not reloaded; the last ones stay in use");
+    let refused = server.until_logged("reload failed; keeping the previous version");
     let reason = refused["error"].as_str().expect("a reason");
     assert!(reason.contains("keys.toml, line "), "{reason}");
     assert_eq!(status(&server, ada).await, 200);
@@ -221,7 +221,7 @@ async fn a_server_learns_of_new_and_revoked_keys_by_sighup_and_by_itself() {
     server.signal("HUP");
     until("two refusals in the log", async || {
         server
-            .logged("not reloaded; the last ones stay in use")
+            .logged("reload failed; keeping the previous version")
             .len()
             > 1
     })
@@ -314,8 +314,12 @@ fn keys_that_can_not_be_used_stop_the_start() {
     place.create(&["ada"]);
     let text = fs::read_to_string(place.file()).expect("the file");
     for (broken, line, reason) in [
-        (text.replace("\"generate\"", "\"root\""), 8, "`root`"),
-        (text.replace("name =", "nmae ="), 6, "`nmae`"),
+        (
+            text.replace("\"generate\"", "\"root\""),
+            8,
+            "unknown variant",
+        ),
+        (text.replace("name =", "nmae ="), 6, "unknown field"),
         (
             format!("{text}\n{}", text.replace("\"ada\"", "\"bob\"")),
             15,

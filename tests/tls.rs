@@ -183,7 +183,7 @@ async fn a_new_certificate_is_used_on_sighup_and_when_its_file_changes() {
     // A pair that does not belong together takes the place of nothing.
     fs::copy(fixture("first.key"), pair.key()).expect("copied");
     server.signal("HUP");
-    let refused = server.until_logged("not reloaded; the last ones stay in use");
+    let refused = server.until_logged("reload failed; keeping the previous version");
     assert!(
         refused["error"]
             .as_str()

@@ -37,9 +37,9 @@ pub struct Keys {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Create a key and print it, this one time
+    /// Create a key and print it once
     Create(Create),
-    /// List the keys: what they may do, not the keys themselves
+    /// List keys with their scopes and limits; secrets are not shown
     List(List),
     /// Revoke a key
     Revoke(Revoke),
@@ -51,16 +51,16 @@ struct Source {
     /// The file with the keys
     #[arg(long, env = "SKALD_KEYS", value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// The TOML file with the server's settings, whose `keys` names the file otherwise
+    /// Settings file; its `keys` is used if --keys is not set
     #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct Create {
-    /// What to call it, in lists, logs and metrics: A-Z a-z 0-9 - _ . : @
+    /// Name shown in lists, logs and metrics: 1 to 64 of A-Z a-z 0-9 - _ . : @
     name: KeyName,
-    /// What it may do; admin may do everything. Separated by commas, or given repeatedly
+    /// Scopes of the key, comma-separated or repeated; admin includes all others
     #[arg(
         long = "scope",
         value_enum,
@@ -71,13 +71,13 @@ struct Create {
     /// Requests per minute [default: no limit]
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU32>,
-    /// Tokens per minute, of prompts and generated [default: no limit]
+    /// Prompt and generated tokens per minute [default: no limit]
     #[arg(long, value_name = "N")]
     tokens_per_minute: Option<NonZeroU32>,
-    /// Requests at the same time [default: no limit]
+    /// Maximum concurrent requests [default: no limit]
     #[arg(long, value_name = "N")]
     concurrent_requests: Option<NonZeroU32>,
-    /// Let its requests set `priority`
+    /// Allow its requests a `priority` below 0
     #[arg(long)]
     may_prioritize: bool,
     #[command(flatten)]
@@ -121,7 +121,7 @@ impl Source {
         let file = self.keys.or(config.and_then(|config| config.keys));
         file.ok_or_else(|| {
             Failure::Unusable(anyhow!(
-                "no file for the keys; name it with `--keys FILE` or SKALD_KEYS"
+                "no key file given; set `--keys FILE`, SKALD_KEYS, or `keys` in the settings file"
             ))
         })
     }
@@ -161,7 +161,7 @@ impl Create {
         replace(&file, &path)?;
         let path = path.display();
         telemetry::say(&format!(
-            "skald: key {name} ({id}) added to {path}. Keep what follows: it is not shown again."
+            "skald: key {name} ({id}) added to {path}. Save the key below; it can't be shown again."
         ));
         write_out(&format!("{}\n", secret.expose())).map_err(Failure::Running)
     }
@@ -189,7 +189,7 @@ impl Revoke {
         let Some((file, key)) = file.without(&self.key) else {
             let path = path.display();
             return Err(Failure::Unusable(if file.keys.iter().any(known) {
-                anyhow!("the key can't be taken out of {path}; edit the file")
+                anyhow!("could not remove the key from {path}; edit the file by hand")
             } else {
                 anyhow!("no key has this id or name in {path}; see `skald keys list`")
             }));

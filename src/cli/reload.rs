@@ -91,8 +91,8 @@ impl Watched {
             Ok(()) => info!(name, "reloaded"),
             Err(error) => error!(
                 name,
-                error = format!("{error:#}"),
-                "not reloaded; the last ones stay in use"
+                %error,
+                "reload failed; keeping the previous version"
             ),
         }
     }
@@ -133,7 +133,7 @@ pub(super) fn watch(things: Vec<Arc<dyn Reload>>) -> anyhow::Result<()> {
             });
             match look.await {
                 Ok(back) => watched = back,
-                Err(error) => return error!(%error, "files are not watched any more"),
+                Err(error) => return error!(%error, "file watching stopped"),
             }
         }
     });

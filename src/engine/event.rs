@@ -126,7 +126,7 @@ impl FinishReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerateError {
     /// The queue of waiting requests is full.
-    #[error("the server is busy: {limit} requests are waiting already; retry later")]
+    #[error("the server is busy: the request queue is full ({limit} waiting); retry later")]
     QueueFull {
         /// The length of the queue.
         limit: usize,
@@ -135,7 +135,7 @@ pub enum GenerateError {
     },
     /// The request would not begin in time.
     #[error(
-        "the server is busy: {waiting} requests are waiting, and one more would wait {:.0}s, longer than the limit of {limit:?} (`--queue-timeout`); retry later",
+        "the server is busy: the estimated wait of {:.0}s exceeds the limit of {limit:?} (`--queue-timeout`; {waiting} waiting); retry later",
         wait.as_secs_f64()
     )]
     QueueTooSlow {
@@ -150,7 +150,7 @@ pub enum GenerateError {
     },
     /// The request has waited too long.
     #[error(
-        "the server is busy: the request has not begun within {limit:?} (`--queue-timeout`); retry later"
+        "the server is busy: the request did not start within {limit:?} (`--queue-timeout`); retry later"
     )]
     QueueTimeout {
         /// The longest wait.
@@ -159,9 +159,7 @@ pub enum GenerateError {
         retry_after: Duration,
     },
     /// Its client did not read, and too many others did not either.
-    #[error(
-        "the client stopped reading, and more than {limit} requests are set aside for clients that do not read"
-    )]
+    #[error("the client stopped reading, and the limit of {limit} stalled requests was reached")]
     Stalled {
         /// Requests that can be set aside.
         limit: usize,

@@ -222,10 +222,7 @@ impl ApiError {
     pub(super) fn missing_scope(scope: KeyScope) -> Self {
         Self::new(
             Kind::MissingScope(scope),
-            format!(
-                "this API key may not do this; it needs the scope `{}`",
-                scope.as_str()
-            ),
+            format!("this API key lacks the scope `{}`", scope.as_str()),
         )
     }
 
@@ -260,7 +257,7 @@ impl ApiError {
     pub(super) fn no_place() -> Self {
         Self::new(
             Kind::NoPlace,
-            "the server has as many connections as it may have; retry later (--max-connections)",
+            "connection limit reached (`--max-connections`); retry later",
         )
     }
 
@@ -301,7 +298,7 @@ impl ApiError {
             ..Self::new(
                 Kind::ModelNotFound,
                 format!(
-                    "the model {:?} does not exist here; this server serves {served:?}",
+                    "the model {:?} is not available; this server serves {served:?}",
                     shown(asked)
                 ),
             )
@@ -315,7 +312,7 @@ impl ApiError {
             ..Self::new(
                 Kind::PriorityNotAllowed,
                 format!(
-                    "`priority` must be at least 0 with this API key, got {priority}; a lower value requires a key with the permission to prioritize"
+                    "`priority` must be at least 0 with this API key, got {priority}; negative values require a key created with `--may-prioritize`"
                 ),
             )
         }
@@ -385,7 +382,7 @@ impl ApiError {
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("unknown");
         tracing::error!(panic = what, "a request handler panicked");
-        Self::internal("the server failed on this request; its log says more").into_response()
+        Self::internal("the server failed on this request; see its log").into_response()
     }
 
     /// An error answer that did not come from us (a path that is not UTF-8, say).

@@ -237,7 +237,7 @@ mod tests {
             let (status, body) = ask(&router, Request::post(path)).await;
             assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
             assert!(
-                body.contains("its log says more") && !body.contains("injected"),
+                body.contains("see its log") && !body.contains("injected"),
                 "{body}"
             );
         }

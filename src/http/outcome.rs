@@ -22,7 +22,7 @@ use super::request_trace::RequestTrace;
 use super::stall::Reader;
 
 /// What is asked every few seconds by orchestrators and Prometheus.
-pub(super) const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
+pub(super) const PROBES: [&str; 5] = ["/livez", "/readyz", "/health", "/ping", "/metrics"];
 /// What paths without a route are counted as, so that clients can't make up labels.
 const OTHER: &str = "other";
 

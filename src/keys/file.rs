@@ -110,6 +110,23 @@ struct Entry {
     may_prioritize: bool,
 }
 
+/// Returns a message of the TOML reader without the values of the file that it repeats: one of them can be
+/// a key in the wrong place.
+fn without_values(message: &str) -> String {
+    let kinds = [
+        "unknown variant",
+        "unknown field",
+        "invalid type",
+        "invalid value",
+    ];
+    for kind in kinds.into_iter().filter(|kind| message.starts_with(kind)) {
+        if let Some((_, expected)) = message.rsplit_once(", expected ") {
+            return format!("{kind}, expected {expected}");
+        }
+    }
+    message.to_owned()
+}
+
 impl KeyFile {
     /// Reads a file.
     ///
@@ -137,7 +154,7 @@ impl KeyFile {
         let line = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
         let document: Document = toml::from_str(&text).map_err(|error| Fault {
             line: line(error.span().map_or(0, |span| span.start)),
-            reason: error.message().to_owned(),
+            reason: without_values(error.message()),
         })?;
         let (mut ids, mut names) = (HashSet::new(), HashSet::new());
         let mut keys = Vec::with_capacity(document.key.len());
@@ -402,7 +419,11 @@ mod tests {
         let other = KeyId::random().unwrap();
         for (text, line, reason) in [
             (whole.replace("[[key]]", "[[keys]]"), 4, "unknown field"),
-            (whole.replace("id =", "identity ="), 5, "identity"),
+            (
+                whole.replace("id =", "identity ="),
+                5,
+                "expected one of `id`",
+            ),
             (whole.replace("id = \"", "id = \"x"), 5, "characters 0-9"),
             (whole.replace("\"ada\"", "\"a b\""), 6, "a name has"),
             (
@@ -432,7 +453,17 @@ mod tests {
             (
                 whole.replace("name = ", "key = \"x\"\nname = "),
                 6,
-                "unknown field `key`",
+                "unknown field, expected",
+            ),
+            (
+                whole.replace("\"metrics\"", &format!("\"{}\"", secret.expose())),
+                8,
+                "unknown variant, expected",
+            ),
+            (
+                whole.replace("name = ", &format!("{} = 1\nname = ", secret.expose())),
+                6,
+                "unknown field, expected",
             ),
         ] {
             let fault = KeyFile::parse(text.clone()).unwrap_err();

@@ -27,7 +27,7 @@ pub enum LimitKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitReached {
     /// No request is left in this minute.
-    #[error("this API key has used its {limit} requests per minute; retry in {}", seconds(*.retry_after))]
+    #[error("request limit of this API key reached ({limit} per minute); retry in {}", seconds(*.retry_after))]
     Requests {
         /// Requests per minute.
         limit: u32,
@@ -61,7 +61,7 @@ pub enum LimitReached {
     },
     /// As many requests are in progress as may be.
     #[error(
-        "this API key has {limit} requests in progress, as many as it may; retry when one has ended"
+        "concurrent request limit of this API key reached ({limit}); retry when a request has finished"
     )]
     Concurrent {
         /// Requests at the same time.

@@ -94,7 +94,7 @@ impl Worker {
             Err(_) => self.status.lost_blocks += 1,
         }
         if let Err(TrySendError::Disconnected(_)) = sent {
-            warn!("no one keeps evicted blocks of the KV cache any more");
+            warn!("evicted KV blocks no longer stored");
             self.config.evicted = None;
         }
     }
