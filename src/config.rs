@@ -387,8 +387,9 @@ pub struct Layer {
         help_heading = "Sessions"
     )]
     pub session_limit: Option<usize>,
-    /// Sessions kept in memory, where there is neither database nor directory for them; beyond that
-    /// the least recently used is forgotten [default: 10000]
+    /// Sessions kept in memory, where there is neither database nor directory for them; one of more than
+    /// 2,048 tokens counts once for every 2,048. Beyond that the least recently used is forgotten, of the
+    /// API key that has the most [default: 10000]
     #[arg(
         long,
         env = "SKALD_MAX_SESSIONS",
@@ -541,8 +542,8 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub max_body: Option<ByteSize>,
-    /// Bytes of requests of more than 64 KiB that may be parsed and tokenized, or wait for it; more
-    /// get a 429 [default: 64MiB]
+    /// Bytes of requests of more than 64 KiB that may be parsed and tokenized, or wait for it; also bytes of
+    /// whole answers that their clients have not read. More get a 429 [default: 64MiB]
     #[arg(
         long,
         env = "SKALD_MAX_PENDING",

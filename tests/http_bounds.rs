@@ -15,7 +15,9 @@ use bytesize::ByteSize;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use skald::http::HttpConfig;
+use support::pace::until;
 use support::process::Process;
+use support::raw::sent;
 use support::{Answer, Setup, TestServer};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
@@ -314,4 +316,42 @@ async fn a_template_that_doubles_a_string_is_refused() {
         let refused = server.post(CHAT, ask).await;
         assert_invalid(&refused, "messages", &["the chat template"]);
     }
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may() {
+    let server = TestServer::with(Setup {
+        http: HttpConfig {
+            max_pending: ByteSize::kib(256),
+            ..HttpConfig::default()
+        },
+        ..Setup::default()
+    });
+    let half = format!(
+        "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n{}",
+        " ".repeat(80_000)
+    );
+    let mut half_sent = Vec::new();
+    for _ in 0..3 {
+        half_sent.push(sent(server.address, &half).await);
+    }
+    let body = json!({"content": "a b ".repeat(15_000)});
+    until("full", async || {
+        let answer = server.post("/tokenize", body.clone()).await;
+        if answer.status == 200 {
+            return false;
+        }
+        assert_busy(&answer);
+        true
+    })
+    .await;
+    server
+        .post("/tokenize", json!({"content": "a b"}))
+        .await
+        .ok();
+    drop(half_sent);
+    until("room", async || {
+        server.post("/tokenize", body.clone()).await.status == 200
+    })
+    .await;
 }

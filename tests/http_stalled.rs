@@ -5,8 +5,11 @@ mod support;
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde_json::{Value, json};
 use skald::http::HttpConfig;
+use skald::keys::KeyScope;
+use support::keys::{FREE, KeysFile};
 use support::load::{endless, streamed};
 use support::metrics::Metrics;
 use support::pace::{PATIENCE, until};
@@ -225,4 +228,59 @@ async fn an_answer_that_is_not_read_is_ended_too() {
         .send();
     let whole: Value = whole.await.expect("an answer").json().await.expect("whole");
     assert_eq!(whole["data"].as_array().map(Vec::len), Some(512));
+}
+
+/// Whole answers that are made and not read take no more memory than they may, and another key still gets
+/// its own.
+#[tokio::test]
+async fn answers_that_are_not_read_are_bounded() {
+    let mut setup = Setup::default();
+    setup.http.stall_timeout = PATIENCE;
+    setup.http.max_pending = ByteSize::mib(2);
+    let mut keys = KeysFile::new();
+    let [greedy, honest] =
+        ["greedy", "honest"].map(|name| keys.add(name, KeyScope::Generate, FREE));
+    setup.access.keys = Some(keys.load());
+    let server = TestServer::with(setup);
+    // An answer of more than half a megabyte.
+    let large = json!({"content": "a b c d e f g h ".repeat(4000), "with_pieces": true});
+    let mut over = Http2::connect(server.address, 0).await.with_key(greedy);
+    let mut unread = Vec::new();
+    let refused = loop {
+        let answer = over.post("/tokenize", &large).await;
+        if answer.status() != 200 {
+            break answer;
+        }
+        unread.push(answer);
+        assert!(unread.len() < 4, "they take all memory");
+    };
+    assert!(!unread.is_empty());
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    let (honest, greedy) = (
+        server.caller().with_key(honest),
+        server.caller().with_key(greedy),
+    );
+    honest.post("/tokenize", large.clone()).await.ok();
+    let refused_too = greedy.post("/tokenize", large.clone()).await;
+    assert_eq!(refused_too.status, 429);
+    assert!(
+        refused_too.message().contains("have not been read"),
+        "{refused_too:?}"
+    );
+    // Small answers go on, and the large ones once the others are read.
+    greedy
+        .post("/tokenize", json!({"content": "a b"}))
+        .await
+        .ok();
+    over.open(1 << 22);
+    for answer in unread {
+        let whole = read_stream(answer).await.expect("a whole body");
+        assert!(whole.len() > 1 << 19);
+    }
+    until("room", async || {
+        let answer = greedy.post("/tokenize", large.clone()).await;
+        answer.status == 200
+    })
+    .await;
 }

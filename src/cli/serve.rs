@@ -21,8 +21,8 @@ use crate::engine::EngineConfig;
 use crate::http::{self, Access, App, HttpConfig, Listener};
 use crate::keys::Keys;
 use crate::resources::{self, Connections};
-use crate::session::SessionConfig;
 use crate::session::postgres::{self, Database};
+use crate::session::{SessionConfig, Sharing};
 use crate::telemetry::{self, Traces};
 use crate::tls::Identity;
 
@@ -103,6 +103,10 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         origins: settings.cors_origin,
         keys: keys.clone(),
     };
+    let sharing = match access.keys {
+        Some(_) => Sharing::ByTenant,
+        None => Sharing::AsOne,
+    };
     let app = App::with(http, access, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
@@ -144,6 +148,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         per_tenant: settings.session_limit,
         max_in_memory: settings.max_sessions,
         max_waiting: settings.max_queue,
+        sharing,
     };
     let loading = tokio::task::spawn_blocking(move || model.start(engine, sessions));
     tokio::select! {

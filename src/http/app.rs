@@ -16,6 +16,7 @@ use super::admission::Admission;
 use super::error::ApiError;
 use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
+use super::room::Room;
 use crate::engine::EngineHandle;
 use crate::request::{Limits, Tenant};
 use crate::resources::Connections;
@@ -43,7 +44,8 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// The largest body of a request.
     pub max_body: ByteSize,
-    /// Bytes of large requests that may be parsed and tokenized, or wait for it.
+    /// Bytes of large requests that may be parsed and tokenized, or wait for it; also bytes of bodies that have
+    /// not arrived as a whole, and of whole answers that their clients have not read.
     pub max_pending: ByteSize,
     /// How many connections may be open.
     pub connections: Connections,
@@ -148,6 +150,8 @@ struct Inner {
     state: RwLock<State>,
     in_flight: TaskTracker,
     admission: Admission,
+    unread: Room,
+    receiving: Room,
     observations: Arc<Observations>,
     sessions: SessionCount,
 }
@@ -178,6 +182,8 @@ impl App {
             state: RwLock::new(State::Loading),
             in_flight: TaskTracker::new(),
             admission: Admission::new(config.max_pending),
+            unread: Room::new(config.max_pending),
+            receiving: Room::new(config.max_pending),
             observations: Arc::default(),
             sessions: SessionCount::default(),
         }))
@@ -192,6 +198,16 @@ impl App {
     /// Admission of a tenant's work outside the engine.
     pub(super) fn admission(&self, share: Tenant) -> Admission {
         self.0.admission.of(share)
+    }
+
+    /// The room for answers that are not read.
+    pub(super) fn unread(&self) -> &Room {
+        &self.0.unread
+    }
+
+    /// The room for bodies that have not arrived as a whole.
+    pub(super) fn receiving(&self) -> &Room {
+        &self.0.receiving
     }
 
     /// Which hosts and origins are let in.

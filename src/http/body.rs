@@ -6,10 +6,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
+use axum::http::header;
+use bytesize::ByteSize;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
@@ -19,6 +22,12 @@ use super::admission::PARSE_INLINE;
 use super::app::App;
 use super::error::{ApiError, shown, shown_within};
 use super::keys::Meter;
+use super::room::Held;
+
+/// Bodies up to this many bytes are not counted while they arrive.
+const SMALL: usize = 4 << 10;
+/// When a client that was refused is to come back: bodies arrive within `--body-timeout`.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A JSON object from the request body.
 pub(super) struct JsonBody<T>(pub T);
@@ -39,7 +48,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
 /// The bytes of a body.
 ///
 /// # Errors
-/// If it is too large, or does not arrive in time or as a whole.
+/// If it is too large, does not arrive in time or as a whole, or too much of others has not arrived.
 pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body;
     let declared = request
@@ -50,16 +59,35 @@ pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError>
         return Err(ApiError::too_large(limit));
     }
     let body_timeout = app.config().body_timeout;
-    tokio::time::timeout(body_timeout, Bytes::from_request(request, app))
+    let held = app
+        .receiving()
+        .hold(Meter::of(request.extensions()).share());
+    let arriving = collect(request.into_body(), limit, held);
+    tokio::time::timeout(body_timeout, arriving)
         .await
-        .map_err(|_| ApiError::timeout(body_timeout))?
-        .map_err(|refused| {
-            if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                ApiError::too_large(limit)
-            } else {
-                ApiError::cut_body()
-            }
-        })
+        .unwrap_or_else(|_| Err(ApiError::timeout(body_timeout)))
+}
+
+/// Collects the frames of a body.
+async fn collect(body: Body, limit: ByteSize, mut held: Held) -> Result<Bytes, ApiError> {
+    let mut frames = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(frame) = frames.next().await {
+        let frame = frame.map_err(|_| ApiError::cut_body())?;
+        let length = bytes.len().saturating_add(frame.len());
+        if length as u64 > limit.as_u64() {
+            return Err(ApiError::too_large(limit));
+        }
+        if length > SMALL && !held.grow(frame.len()) {
+            return Err(ApiError::busy(
+                "the bodies of other requests take all memory there is for them until they have arrived; retry \
+                 later",
+                RETRY,
+            ));
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    Ok(bytes.into())
 }
 
 /// Parses a JSON object.

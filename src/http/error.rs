@@ -702,6 +702,7 @@ impl From<SessionError> for ApiError {
         let (kind, param) = match &error {
             SessionError::Busy { .. } => (Kind::SessionBusy, Some("session_id")),
             SessionError::TooManyWait { .. } => (Kind::Busy, Some("session_id")),
+            SessionError::WaitTimedOut { .. } => (Kind::QueueTimeout, Some("session_id")),
             SessionError::Limit { .. } => (Kind::SessionLimit, Some("session_id")),
             SessionError::NotFound { .. } => (Kind::NotFound, None),
             SessionError::Exists { .. } => (Kind::SessionExists, Some("id")),

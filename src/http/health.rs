@@ -239,8 +239,8 @@ struct LimitFacts {
     queue_timeout_seconds: f64,
     /// Tokens in one step; longer prompts are read in chunks.
     max_step_tokens: usize,
-    /// Sessions kept in memory; beyond that the least recently used is forgotten. Null where they
-    /// are on disk or in a database.
+    /// Sessions kept in memory, one of more than 2,048 tokens counting once for every 2,048; beyond that
+    /// the least recently used is forgotten. Null where they are on disk or in a database.
     max_sessions: Option<usize>,
     /// Sessions one API key may have; null for no limit.
     max_sessions_per_key: Option<usize>,

@@ -12,7 +12,9 @@
 //! | `keys` | API keys: what each may do, and how much of it |
 //! | `layers` | request ids, spans in the log |
 //! | `admission` | how much is done at a time outside the engine, and where |
+//! | `room` | how much memory clients can make the server keep |
 //! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
+//! | `path_name` | the name in a path |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
 //! | `grammar` | what a text must look like, in every dialect |
@@ -21,7 +23,7 @@
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
 //! | `sse` | streams of events |
-//! | `stall` | clients that stop reading |
+//! | `stall`, `unread` | clients that stop reading, and what is kept for them |
 //! | `waiting` | how long a request may wait for its place, and for its answer |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
@@ -63,10 +65,12 @@ mod offsets;
 mod openai;
 mod openapi;
 mod outcome;
+mod path_name;
 mod places;
 mod probes;
 mod prompt_log;
 mod request_trace;
+mod room;
 mod serve;
 mod session_reset;
 mod sessions;
@@ -77,6 +81,7 @@ mod timeline;
 mod tokens;
 mod trace_context;
 mod transport;
+mod unread;
 mod waiting;
 mod wire;
 
@@ -86,7 +91,7 @@ pub use grammar::GrammarCompiler;
 pub use metrics::Observations;
 pub use serve::{Listener, run};
 
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::Request;
 use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
@@ -136,13 +141,12 @@ pub fn router(app: App) -> Router {
 
 /// Puts around routes what every request goes through.
 fn layered(plain: Router<App>, app: App) -> Router {
-    let max_body = usize::try_from(app.config().max_body.as_u64()).unwrap_or(usize::MAX);
     let router = plain
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(DefaultBodyLimit::max(max_body))
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
+        .layer(middleware::from_fn_with_state(app.clone(), unread::bound))
         .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(middleware::from_fn_with_state(app.clone(), error::render));
     // Around the layer that writes errors: pages are to read those too.

@@ -1,23 +1,27 @@
 //! `/v1/sessions`: what the server remembers of each conversation; branching off from it, taking
 //! some of it back, forgetting it.
 
+use std::sync::Arc;
+
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::admission::TOKENIZE_INLINE;
 use super::app::App;
 use super::body::JsonBody;
-use super::error::ApiError;
+use super::error::{ApiError, shown};
 use super::fields::{at_least, integer};
 use super::layers::Scope;
 use super::openai::reply::unix_seconds;
 use super::openapi::{OpenAiErrors, OpenAiLookupErrors, SessionErrors};
+use super::path_name::PathName;
 use super::wire::IfBusyField;
 use crate::request::SessionId;
-use crate::session::{IfBusy, SessionInfo};
+use crate::session::{IfBusy, SessionInfo, SessionKey};
 
 /// Sessions in one page of the list at most, and by default.
 const PAGE: usize = 1000;
@@ -34,7 +38,7 @@ pub(super) struct SessionList {
 }
 
 /// Which part of the list.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// At most so many.
@@ -42,6 +46,35 @@ pub(super) struct Page {
     limit: Option<i64>,
     /// Those after this session.
     after: Option<String>,
+}
+
+impl Page {
+    /// From the parameters of a query; those of other names are passed over.
+    fn of(given: &[(String, String)]) -> Result<Self, ApiError> {
+        let only = |name| {
+            let mut values = given.iter().filter(|(given, _)| given == name);
+            let value = values.next().map(|(_, value)| value.as_str());
+            match values.next() {
+                Some(_) => Err(ApiError::invalid(name, format!("`{name}` is given twice"))),
+                None => Ok(value),
+            }
+        };
+        let number = |value: &str| {
+            let wrong = || {
+                format!(
+                    "`limit` must be an integer from 1 to {PAGE}, got {}",
+                    shown(value)
+                )
+            };
+            value
+                .parse()
+                .map_err(|_| ApiError::invalid("limit", wrong()))
+        };
+        Ok(Self {
+            limit: only("limit")?.map(number).transpose()?,
+            after: only("after")?.map(str::to_owned),
+        })
+    }
 }
 
 /// A new session that begins as another one.
@@ -91,14 +124,14 @@ pub(super) struct SessionSummary {
 
 /// A session with its history.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Session {
+pub(super) struct Session<'a> {
     /// In short.
     #[serde(flatten)]
     summary: SessionSummary,
     /// Its history as text.
     text: String,
     /// Its history as token ids.
-    tokens: Vec<u32>,
+    tokens: &'a [u32],
 }
 
 /// A session that is no more.
@@ -140,11 +173,11 @@ impl From<&SessionInfo> for SessionSummary {
 pub(super) async fn list(
     State(app): State<App>,
     scope: Scope,
-    page: Result<Query<Page>, QueryRejection>,
+    Query(given): Query<Vec<(String, String)>>,
 ) -> Result<Json<SessionList>, ApiError> {
-    let Query(page) = page.map_err(|refused| ApiError::invalid("limit", refused.body_text()))?;
-    let limit = integer("limit", page.limit, 1..=PAGE)?.unwrap_or(PAGE);
-    let after = page.after.as_deref().map(SessionId::parse).transpose()?;
+    let Page { limit, after } = Page::of(&given)?;
+    let limit = integer("limit", limit, 1..=PAGE)?.unwrap_or(PAGE);
+    let after = after.map(|name| named("after", &name)).transpose()?;
     let serving = app.serving()?;
     let page = serving.sessions.list(scope.tenant, after.as_ref(), limit);
     let (sessions, has_more) = page.await?;
@@ -166,15 +199,21 @@ pub(super) async fn list(
 pub(super) async fn get(
     State(app): State<App>,
     scope: Scope,
-    Path(id): Path<String>,
-) -> Result<Json<Session>, ApiError> {
+    PathName(id): PathName,
+) -> Result<Response, ApiError> {
     let serving = app.serving()?;
-    let info = serving.sessions.get(&scope.session_key(&id)?).await?;
-    Ok(Json(Session {
-        summary: SessionSummary::from(&info),
-        text: serving.tokenizer.decode(&info.tokens),
-        tokens: info.tokens.to_vec(),
-    }))
+    let key = key_of(&scope, &id)?;
+    let info = serving.sessions.get(&key).await?;
+    let (bytes, tokenizer) = (size_of_val(&*info.tokens), Arc::clone(&serving.tokenizer));
+    let written = move || {
+        Json(Session {
+            summary: SessionSummary::from(&info),
+            text: tokenizer.decode(&info.tokens),
+            tokens: &info.tokens,
+        })
+        .into_response()
+    };
+    scope.admission.run(bytes, TOKENIZE_INLINE, written).await
 }
 
 /// Forget a session
@@ -194,10 +233,10 @@ pub(super) async fn get(
 pub(super) async fn delete(
     State(app): State<App>,
     scope: Scope,
-    Path(id): Path<String>,
+    PathName(id): PathName,
 ) -> Result<Json<DeletedSession>, ApiError> {
     let serving = app.serving()?;
-    let key = scope.session_key(&id)?;
+    let key = key_of(&scope, &id)?;
     serving.sessions.delete(&key).await?;
     Ok(Json(DeletedSession {
         id: key.id.to_string(),
@@ -224,11 +263,11 @@ pub(super) async fn delete(
 pub(super) async fn fork(
     State(app): State<App>,
     scope: Scope,
-    Path(id): Path<String>,
+    PathName(id): PathName,
     JsonBody(body): JsonBody<ForkBody>,
 ) -> Result<(StatusCode, Json<SessionSummary>), ApiError> {
     let serving = app.serving()?;
-    let from = scope.session_key(&id)?;
+    let from = key_of(&scope, &id)?;
     let to = named("id", &body.id)?;
     let at = at_least("at", body.at, 0)?;
     let info = serving.sessions.fork(&from, to, at).await?;
@@ -253,15 +292,24 @@ pub(super) async fn fork(
 pub(super) async fn rewind(
     State(app): State<App>,
     scope: Scope,
-    Path(id): Path<String>,
+    PathName(id): PathName,
     JsonBody(body): JsonBody<RewindBody>,
 ) -> Result<Json<SessionSummary>, ApiError> {
     let serving = app.serving()?;
-    let key = scope.session_key(&id)?;
+    let key = key_of(&scope, &id)?;
     let tokens = at_least("tokens", Some(body.tokens), 0)?.unwrap_or(0);
     let if_busy = body.if_busy.map_or(IfBusy::Wait, IfBusy::from);
     let info = serving.sessions.rewind(&key, tokens, if_busy).await?;
     Ok(Json(SessionSummary::from(&info)))
+}
+
+/// The session of the name in a path.
+fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
+    let id = named("id", name)?;
+    Ok(SessionKey {
+        tenant: scope.tenant,
+        id,
+    })
 }
 
 /// The name of a session, given in `field`.

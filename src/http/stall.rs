@@ -29,9 +29,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-/// Largest piece of an answer handed to HTTP/2 at once, in bytes: what a client takes is seen piece by
-/// piece, and no more than this is out of reach when an answer is dropped.
-const PIECE: usize = 16 * 1024;
 /// Bytes that the system keeps unsent for one connection. Its own limit is megabytes, and a client that
 /// does not read would only be noticed once they are full.
 #[cfg(target_os = "linux")]
@@ -73,8 +70,6 @@ struct Slot {
 struct Sending {
     /// `None` once it was dropped.
     body: Option<(Body, Open)>,
-    /// The rest of a frame that is sent in pieces.
-    rest: Bytes,
     /// Since when the client has taken nothing; `None` while it waits for the server.
     since: Option<Instant>,
 }
@@ -159,7 +154,6 @@ impl StallClock {
             if end > now {
                 *next = end.min(*next);
             } else if let Some(body) = state.body.take() {
-                state.rest = Bytes::new();
                 drop(state);
                 slot.reader.stalled.store(true, Ordering::Relaxed);
                 drop(body);
@@ -192,7 +186,6 @@ impl Exchange {
         let slot = Arc::new(Slot {
             state: Mutex::new(Sending {
                 body: Some((body, self.open)),
-                rest: Bytes::new(),
                 since: Some(Instant::now()),
             }),
             reader: self.reader,
@@ -237,7 +230,7 @@ impl HttpBody for ClockedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut state = lock(&self.0.state);
         state.since = None;
-        let polled = state.poll_piece(context);
+        let polled = state.poll_frame(context);
         if matches!(polled, Poll::Ready(Some(Ok(_)))) {
             state.since = Some(Instant::now());
         }
@@ -247,26 +240,18 @@ impl HttpBody for ClockedBody {
     fn is_end_stream(&self) -> bool {
         let state = lock(&self.0.state);
         let ended = |(body, _): &(Body, Open)| body.is_end_stream();
-        state.rest.is_empty() && state.body.as_ref().is_some_and(ended)
+        state.body.as_ref().is_some_and(ended)
     }
 
     fn size_hint(&self) -> SizeHint {
         let state = lock(&self.0.state);
-        let rest = state.rest.len() as u64;
         let hint = state.body.as_ref().map(|(body, _)| body.size_hint());
-        let hint = hint.unwrap_or_default();
-        let mut whole = SizeHint::new();
-        whole.set_lower(hint.lower() + rest);
-        if let Some(upper) = hint.upper() {
-            whole.set_upper(upper + rest);
-        }
-        whole
+        hint.unwrap_or_default()
     }
 }
 
 impl Sending {
-    /// The next frame, or the next piece of a large one.
-    fn poll_piece(
+    fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
@@ -274,19 +259,7 @@ impl Sending {
             let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading");
             return Poll::Ready(Some(Err(axum::Error::new(stalled))));
         };
-        if self.rest.is_empty() {
-            let frame = match Pin::new(body).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => frame,
-                other => return other,
-            };
-            match frame.into_data() {
-                Ok(data) if data.len() > PIECE => self.rest = data,
-                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Err(other) => return Poll::Ready(Some(Ok(other))),
-            }
-        }
-        let piece = self.rest.split_to(PIECE.min(self.rest.len()));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Pin::new(body).poll_frame(context)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why a session could not be used.
 
+use std::time::Duration;
+
 use crate::engine::GenerateError;
 
 /// Why a session could not be used. It is as it was before.
@@ -16,6 +18,16 @@ pub enum SessionError {
     TooManyWait {
         /// How many may wait.
         limit: usize,
+    },
+    /// Its turn did not come in time.
+    #[error(
+        "the session {id:?} is still busy with another request after {limit:?} (`--queue-timeout`); retry later"
+    )]
+    WaitTimedOut {
+        /// Its name.
+        id: String,
+        /// How long a request may wait.
+        limit: Duration,
     },
     /// The tenant has as many sessions as it may have.
     #[error("this API key has {limit} sessions, as many as it may have; delete one first")]

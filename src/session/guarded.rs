@@ -97,6 +97,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::super::memory::Memory;
+    use super::super::sharing::Sharing;
     use super::*;
     use crate::request::SessionId;
 
@@ -207,7 +208,7 @@ mod tests {
     async fn every_panic_of_a_store_is_an_error_and_the_next_call_is_answered() {
         let next = Arc::new(Mutex::new(""));
         let store: Arc<dyn Store> = Arc::new(Panicking {
-            memory: Memory::new(10),
+            memory: Memory::new(10, Sharing::AsOne),
             next: Arc::clone(&next),
         });
         let store = Guarded(store);

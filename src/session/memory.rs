@@ -1,28 +1,56 @@
 //! Histories in memory: all that is kept without a session directory or a database.
+//!
+//! The room is counted in slots of [`SLOT_TOKENS`] tokens: a session takes one for each that it begins, and
+//! at least one. So a limit on the number of sessions is a limit on memory too. Where the room is full, the
+//! session used longest ago goes, of those that belong to the share with the most slots: no share can empty
+//! another's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
 use super::history::History;
+use super::sharing::Sharing;
 use super::store::{Entry, Held, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// Histories by name; beyond a limit the least recently used is forgotten.
+/// Tokens of a history that one slot holds: 8 KiB.
+pub(super) const SLOT_TOKENS: usize = 2048;
+
+/// Histories by name, up to a limit.
 #[derive(Clone)]
 pub(super) struct Memory {
     kept: Arc<Mutex<Kept>>,
     limit: usize,
+    sharing: Sharing,
 }
 
 #[derive(Default)]
 struct Kept {
-    histories: HashMap<SessionKey, (History, u64)>,
-    /// Larger is later; times may be equal.
+    sessions: HashMap<SessionKey, Session>,
+    shares: HashMap<Tenant, Share>,
+    /// The shares by their slots.
+    order: BTreeSet<(usize, Tenant)>,
+    slots: usize,
+    /// Larger is later.
     clock: u64,
+}
+
+/// A session, and when it was used, by [`Kept::clock`].
+struct Session {
+    history: History,
+    used: u64,
+}
+
+/// What the sessions of one share take.
+#[derive(Default)]
+struct Share {
+    slots: usize,
+    /// Its sessions, the one used longest ago first.
+    by_use: BTreeMap<u64, SessionKey>,
 }
 
 /// A session whose turn it is in this process, which is the only one.
@@ -31,11 +59,66 @@ struct InMemory {
     key: SessionKey,
 }
 
+/// Returns the slots that a history takes.
+fn slots(history: &History) -> usize {
+    history.tokens.len().div_ceil(SLOT_TOKENS).max(1)
+}
+
+impl Kept {
+    fn put(&mut self, share: Tenant, key: &SessionKey, history: History) {
+        self.take(share, key);
+        self.clock += 1;
+        let (used, slots) = (self.clock, slots(&history));
+        self.sessions.insert(key.clone(), Session { history, used });
+        self.change(share, |share| {
+            share.slots += slots;
+            share.by_use.insert(used, key.clone());
+        });
+        self.slots += slots;
+    }
+
+    fn take(&mut self, share: Tenant, key: &SessionKey) -> bool {
+        let Some(Session { history, used }) = self.sessions.remove(key) else {
+            return false;
+        };
+        let slots = slots(&history);
+        self.change(share, |share| {
+            share.slots -= slots;
+            share.by_use.remove(&used);
+        });
+        self.slots -= slots;
+        true
+    }
+
+    /// Forgets the session used longest ago of the share with the most slots.
+    fn evict(&mut self) -> bool {
+        let Some(&(_, share)) = self.order.last() else {
+            return false;
+        };
+        let oldest = self.shares.get(&share);
+        let oldest = oldest.and_then(|share| share.by_use.values().next().cloned());
+        oldest.is_some_and(|key| self.take(share, &key))
+    }
+
+    fn change(&mut self, of: Tenant, change: impl FnOnce(&mut Share)) {
+        let share = self.shares.entry(of).or_default();
+        self.order.remove(&(share.slots, of));
+        change(share);
+        if share.by_use.is_empty() {
+            self.shares.remove(&of);
+        } else {
+            self.order.insert((share.slots, of));
+        }
+    }
+}
+
 impl Memory {
-    pub fn new(limit: usize) -> Self {
+    /// Creates an empty store with a room of `limit` slots.
+    pub fn new(limit: usize, sharing: Sharing) -> Self {
         Self {
             kept: Arc::default(),
             limit,
+            sharing,
         }
     }
 
@@ -45,25 +128,18 @@ impl Memory {
 
     fn get(&self, key: &SessionKey) -> Option<History> {
         let kept = self.kept();
-        kept.histories.get(key).map(|(history, _)| history.clone())
+        kept.sessions.get(key).map(|kept| kept.history.clone())
     }
 
     fn put(&self, key: &SessionKey, history: History) {
         let mut kept = self.kept();
-        kept.clock += 1;
-        let now = kept.clock;
-        kept.histories.insert(key.clone(), (history, now));
-        while kept.histories.len() > self.limit {
-            let oldest = kept.histories.iter().min_by_key(|(_, (_, used))| *used);
-            let Some(oldest) = oldest.map(|(key, _)| key.clone()) else {
-                return;
-            };
-            kept.histories.remove(&oldest);
-        }
+        kept.put(self.sharing.share(key.tenant), key, history);
+        // One that takes more than the whole room is kept until the next one comes.
+        while kept.slots > self.limit && kept.sessions.len() > 1 && kept.evict() {}
     }
 
     fn take(&self, key: &SessionKey) -> bool {
-        self.kept().histories.remove(key).is_some()
+        self.kept().take(self.sharing.share(key.tenant), key)
     }
 }
 
@@ -94,13 +170,10 @@ impl Store for Memory {
 
     async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError> {
         let kept = self.kept();
-        let theirs = kept
-            .histories
-            .iter()
-            .filter(|(key, _)| key.tenant == tenant);
-        let entries = theirs.map(|(key, (history, _))| Entry {
+        let theirs = kept.sessions.iter().filter(|(key, _)| key.tenant == tenant);
+        let entries = theirs.map(|(key, kept)| Entry {
             key: key.clone(),
-            last_used: history.last_used,
+            last_used: kept.history.last_used,
         });
         Ok(entries.collect())
     }
@@ -114,25 +187,30 @@ impl Store for Memory {
         let kept = self.kept();
         let is_other = |other: &SessionKey| other.tenant == key.tenant && other != key;
         let there = kept
-            .histories
+            .sessions
             .iter()
-            .filter(|(other, (history, _))| is_other(other) && !history.has_expired(ttl));
+            .filter(|(other, kept)| is_other(other) && !kept.history.has_expired(ttl));
         let new = beginning
             .iter()
-            .filter(|other| is_other(other) && !kept.histories.contains_key(*other));
+            .filter(|other| is_other(other) && !kept.sessions.contains_key(*other));
         Ok(there.count() + new.count())
     }
 
     async fn count(&self) -> Result<usize, SessionError> {
-        Ok(self.kept().histories.len())
+        Ok(self.kept().sessions.len())
     }
 
     async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError> {
         let mut kept = self.kept();
-        let before = kept.histories.len();
-        kept.histories
-            .retain(|_, (history, _)| !history.has_expired(ttl));
-        Ok(before - kept.histories.len())
+        let expired = kept
+            .sessions
+            .iter()
+            .filter(|(_, kept)| kept.history.has_expired(ttl));
+        let expired: Vec<_> = expired.map(|(key, _)| key.clone()).collect();
+        for key in &expired {
+            kept.take(self.sharing.share(key.tenant), key);
+        }
+        Ok(expired.len())
     }
 }
 
@@ -150,5 +228,79 @@ impl Hold for InMemory {
 
     async fn remove(&self) -> Result<bool, SessionError> {
         Ok(self.memory.take(&self.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::SessionId;
+
+    fn tenant(n: u8) -> Tenant {
+        Tenant::of_key(&[n])
+    }
+
+    fn key(tenant: Tenant, name: &str) -> SessionKey {
+        let id = SessionId::parse(name).expect("a valid name");
+        SessionKey { tenant, id }
+    }
+
+    fn history(tokens: usize) -> History {
+        History::used_now(None, vec![0; tokens].into())
+    }
+
+    fn names(memory: &Memory) -> Vec<String> {
+        let kept = memory.kept();
+        let mut names: Vec<_> = kept.sessions.keys().map(|key| key.id.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_long_history_takes_the_room_of_many() {
+        let memory = Memory::new(10, Sharing::ByTenant);
+        for n in 0..10 {
+            memory.put(&key(tenant(0), &format!("short-{n}")), history(5));
+        }
+        memory.put(&key(tenant(0), "long"), history(8 * SLOT_TOKENS));
+        assert_eq!(names(&memory), ["long", "short-8", "short-9"]);
+        // As many as there can be hold no more tokens than the room has.
+        for n in 0..2000 {
+            let fork = key(tenant(0), &format!("fork-{n}"));
+            memory.put(&fork, history(5 * SLOT_TOKENS - 10));
+        }
+        let kept = memory.kept();
+        let tokens = kept.sessions.values().map(|kept| kept.history.tokens.len());
+        assert_eq!((kept.slots, kept.sessions.len()), (10, 2));
+        assert!(tokens.sum::<usize>() <= 10 * SLOT_TOKENS);
+    }
+
+    #[test]
+    fn one_tenant_cannot_evict_anothers_sessions() {
+        let memory = Memory::new(10, Sharing::ByTenant);
+        let (honest, greedy) = (tenant(0), tenant(1));
+        memory.put(&key(honest, "mine"), history(5));
+        memory.put(&key(honest, "mine-too"), history(5));
+        for n in 0..1000 {
+            memory.put(&key(greedy, &format!("theirs-{n}")), history(5));
+        }
+        assert!(memory.get(&key(honest, "mine")).is_some());
+        assert!(memory.get(&key(honest, "mine-too")).is_some());
+        let kept = memory.kept();
+        assert_eq!((kept.slots, kept.shares.len()), (10, 2));
+    }
+
+    #[test]
+    fn tenants_that_are_not_checked_share_as_one() {
+        let memory = Memory::new(2, Sharing::AsOne);
+        for n in 0..3 {
+            memory.put(&key(tenant(n), &format!("of-{n}")), history(5));
+        }
+        assert_eq!(names(&memory), ["of-1", "of-2"]);
+        assert!(memory.take(&key(tenant(1), "of-1")));
+        assert!(!memory.take(&key(tenant(1), "of-1")));
+        assert!(memory.take(&key(tenant(2), "of-2")));
+        let kept = memory.kept();
+        assert_eq!((kept.slots, kept.shares.len(), kept.order.len()), (0, 0, 0));
     }
 }

@@ -14,6 +14,7 @@
 //! | [`sessions`](self) | [`Sessions`]: begin a turn; list, show, fork, rewind, delete |
 //! | `turn` | [`Turn`]: one client's hold on a session, and what it leaves there |
 //! | `queue` | whose turn it is in this process |
+//! | `sharing` | whose share of room and places a tenant uses |
 //! | `store` | what a place for histories does: `memory`, `dir` or `postgres` |
 //! | `guarded` | a store whose panics are errors |
 //! | `memory` | histories that end with the process |
@@ -43,6 +44,7 @@ pub mod postgres;
 mod queue;
 mod sealed;
 mod sessions;
+mod sharing;
 pub mod snapshots;
 mod store;
 #[cfg(any(test, fuzzing))]
@@ -56,6 +58,7 @@ pub use error::SessionError;
 pub use history::tokenizer_fingerprint;
 pub use sealed::Fingerprint;
 pub use sessions::{SessionConfig, Sessions};
+pub use sharing::Sharing;
 pub use turn::{Kept, Turn};
 
 use crate::request::{SessionId, Tenant};

@@ -5,15 +5,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::OwnedMutexGuard;
 
+use super::sharing::Sharing;
 use super::{IfBusy, SessionError, SessionKey};
+use crate::fair::Shares;
+use crate::request::Tenant;
 
 /// The sessions that someone is on or waits for.
 pub(super) struct Queue {
     places: Mutex<HashMap<SessionKey, Arc<Place>>>,
-    waiting: Semaphore,
+    waiting: Mutex<Shares>,
     max_waiting: usize,
+    sharing: Sharing,
+}
+
+/// A request that waits for its turn; counted until it is dropped.
+struct Waits<'a> {
+    queue: &'a Queue,
+    share: Tenant,
 }
 
 /// One session's.
@@ -33,12 +43,29 @@ pub(super) struct OnTurn {
 }
 
 impl Queue {
-    /// `max_waiting` requests may wait for their turns, over all sessions.
-    pub fn new(max_waiting: usize) -> Arc<Self> {
+    /// `max_waiting` requests may wait for their turns, over all sessions. A tenant beyond them may still
+    /// wait with its share.
+    pub fn new(max_waiting: usize, sharing: Sharing) -> Arc<Self> {
         Arc::new(Self {
             places: Mutex::default(),
-            waiting: Semaphore::new(max_waiting),
+            waiting: Mutex::new(Shares::new(max_waiting)),
             max_waiting,
+            sharing,
+        })
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Shares> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more that waits.
+    fn wait(&self, tenant: Tenant) -> Result<Waits<'_>, SessionError> {
+        let share = self.sharing.share(tenant);
+        if self.waits().try_add(share, 1) {
+            return Ok(Waits { queue: self, share });
+        }
+        Err(SessionError::TooManyWait {
+            limit: self.max_waiting,
         })
     }
 
@@ -74,10 +101,7 @@ impl Queue {
             Ok(guard) => guard,
             Err(_) if if_busy == IfBusy::Error => return Err(busy(key)),
             Err(_) => {
-                let waits = self.waiting.try_acquire();
-                let _waits = waits.map_err(|_| SessionError::TooManyWait {
-                    limit: self.max_waiting,
-                })?;
+                let _waits = self.wait(key.tenant)?;
                 turn.lock_owned().await
             }
         });
@@ -100,7 +124,7 @@ impl Queue {
 
     /// Requests that wait for their turns.
     pub fn waiting(&self) -> usize {
-        self.max_waiting - self.waiting.available_permits()
+        self.waits().total()
     }
 
     /// Marks the session of the present turn as deleted; `None` if it is nobody's turn, `false` if
@@ -116,6 +140,12 @@ impl Queue {
         if let Some(place) = self.places().get(key) {
             place.deleted.store(false, Ordering::SeqCst);
         }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.queue.waits().remove(self.share, 1);
     }
 }
 

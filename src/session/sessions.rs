@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytesize::ByteSize;
 use futures_util::future::try_join_all;
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -15,19 +16,24 @@ use super::guarded::Guarded;
 use super::history::{History, has_expired};
 use super::memory::Memory;
 use super::postgres::{Database, Postgres};
-use super::queue::Queue;
+use super::queue::{OnTurn, Queue};
 use super::sealed::Fingerprint;
+use super::sharing::Sharing;
 use super::snapshots::Snapshots;
-use super::store::{Entry, Store};
+use super::store::{Entry, Held, Store};
 use super::turn::Turn;
 use super::{IfBusy, SessionError, SessionInfo, SessionKey};
 use crate::engine::EngineHandle;
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::sequence::context_start;
+use crate::fair::Turns;
 use crate::request::{GenerateRequest, SessionId, Tenant};
 
 /// How often expired sessions are looked for at most, and at least.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Lists made at a time.
+const LISTS: usize = 2;
 
 /// How sessions are kept.
 #[derive(Debug, Clone)]
@@ -43,11 +49,13 @@ pub struct SessionConfig {
     pub ttl: Option<Duration>,
     /// Sessions that one tenant may have.
     pub per_tenant: Option<usize>,
-    /// Sessions kept in memory, where there is neither database nor directory; beyond that the least
-    /// recently used is forgotten.
+    /// Sessions kept in memory, where there is neither database nor directory, one of more than 2,048 tokens
+    /// counting once for every 2,048; beyond that the least recently used is forgotten.
     pub max_in_memory: usize,
     /// Requests that may wait for their turns, over all sessions.
     pub max_waiting: usize,
+    /// Between whom these two are shared.
+    pub sharing: Sharing,
 }
 
 impl Default for SessionConfig {
@@ -60,6 +68,7 @@ impl Default for SessionConfig {
             per_tenant: None,
             max_in_memory: 10_000,
             max_waiting: 256,
+            sharing: Sharing::default(),
         }
     }
 }
@@ -75,7 +84,7 @@ impl SessionConfig {
         let store: Arc<dyn Store> = match (&self.database, &self.dir) {
             (Some(database), _) => Arc::new(Postgres::new(database.clone(), tokenizer)),
             (None, Some(dir)) => Arc::new(Directory::open(dir, tokenizer)?),
-            (None, None) => Arc::new(Memory::new(self.max_in_memory)),
+            (None, None) => Arc::new(Memory::new(self.max_in_memory, self.sharing)),
         };
         Ok(Arc::new(Guarded(store)))
     }
@@ -91,6 +100,8 @@ pub(super) struct Shared {
     config: SessionConfig,
     pub(super) store: Arc<dyn Store>,
     queue: Arc<Queue>,
+    /// For lists: each asks the worker about up to a thousand contexts.
+    lists: Turns,
     pub(super) snapshots: Option<Arc<Snapshots>>,
     /// Turns that are settled without anyone waiting.
     pub(super) background: TaskTracker,
@@ -115,7 +126,8 @@ impl Sessions {
         let sessions = Self(Arc::new(Shared {
             engine,
             n_positions,
-            queue: Queue::new(config.max_waiting),
+            queue: Queue::new(config.max_waiting, config.sharing),
+            lists: Turns::new(LISTS),
             config,
             store,
             snapshots,
@@ -142,12 +154,12 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError::Busy`] if it is someone else's turn and `if_busy` says not to wait;
+    /// [`SessionError::WaitTimedOut`] if the turn does not come within the engine's `queue_timeout`;
     /// [`SessionError::Limit`] if it would be one session too many; [`SessionError::Disk`].
     pub async fn begin(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Turn, SessionError> {
         self.keep_tidy();
         let shared = &self.0;
-        let on_turn = shared.queue.begin(key, if_busy).await?;
-        let mut held = shared.store.hold(key, if_busy).await?;
+        let (on_turn, mut held) = self.take(key, if_busy).await?;
         held.history = held
             .history
             .filter(|history| !history.has_expired(shared.config.ttl));
@@ -156,6 +168,26 @@ impl Sessions {
             self.check_limit(key).await?;
         }
         Ok(turn)
+    }
+
+    /// Waits for the turn on a session, here and where other servers share the store.
+    async fn take(
+        &self,
+        key: &SessionKey,
+        if_busy: IfBusy,
+    ) -> Result<(OnTurn, Held), SessionError> {
+        let limit = self.0.engine.limits().queue_timeout;
+        let taken = timeout(limit, async {
+            let on_turn = self.0.queue.begin(key, if_busy).await?;
+            let held = self.0.store.hold(key, if_busy).await?;
+            Ok((on_turn, held))
+        });
+        taken.await.unwrap_or_else(|_| {
+            Err(SessionError::WaitTimedOut {
+                id: key.id.to_string(),
+                limit,
+            })
+        })
     }
 
     /// Whether the tenant may have one session more.
@@ -200,6 +232,8 @@ impl Sessions {
         after: Option<&SessionId>,
         limit: usize,
     ) -> Result<(Vec<SessionInfo>, bool), SessionError> {
+        let share = self.0.config.sharing.share(tenant);
+        let _turn = self.0.lists.wait(share, 0, 1).await;
         // Before the histories are read: who is told that a session is not busy has all of it.
         let busy = self.0.queue.keys().into_iter();
         let busy = busy.filter(|key| key.tenant == tenant);
@@ -378,8 +412,7 @@ impl Sessions {
         key: &SessionKey,
         if_busy: IfBusy,
     ) -> Result<Turn, SessionError> {
-        let on_turn = self.0.queue.begin(key, if_busy).await?;
-        let held = self.0.store.hold(key, if_busy).await?;
+        let (on_turn, held) = self.take(key, if_busy).await?;
         let expired = held
             .history
             .as_ref()

@@ -11,7 +11,7 @@ use skald::kernels::kv::KvDtype;
 use skald::request::{RequestDraft, SessionId, Tenant};
 use skald::session::snapshots::{SnapshotConfig, Snapshots};
 use skald::session::{
-    Fingerprint, IfBusy, Kept, SessionConfig, SessionError, SessionKey, Sessions,
+    Fingerprint, IfBusy, Kept, SessionConfig, SessionError, SessionKey, Sessions, Sharing,
 };
 
 use crate::model::{
@@ -216,6 +216,34 @@ async fn who_does_not_want_to_wait_is_told_and_too_many_may_not() {
     assert!(second.await.unwrap().is_ok());
     assert!(begin(IfBusy::Error).await.is_ok());
     assert_eq!(server.history("a").await, None);
+}
+
+#[tokio::test]
+async fn a_tenants_waiting_requests_leave_another_tenant_its_share() {
+    let server = Server::with(SessionConfig {
+        max_waiting: 2,
+        sharing: Sharing::ByTenant,
+        ..SessionConfig::default()
+    });
+    let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
+    let begin = |tenant| {
+        let sessions = server.sessions.clone();
+        let key = SessionKey {
+            tenant,
+            id: id("a"),
+        };
+        async move { sessions.begin(&key, IfBusy::Wait).await }
+    };
+    let _of_many = begin(many).await.expect("nobody is there");
+    let _waiting = [(); 2].map(|()| tokio::spawn(begin(many)));
+    until("waiting", async || server.sessions.waiting() == 2).await;
+    let refused = begin(many).await;
+    assert!(matches!(refused, Err(SessionError::TooManyWait { .. })));
+    let of_few = begin(few).await.expect("nobody is there");
+    let waits = tokio::spawn(begin(few));
+    until("waiting", async || server.sessions.waiting() == 3).await;
+    drop(of_few);
+    assert!(waits.await.expect("no panic").is_ok());
 }
 
 #[tokio::test]

@@ -56,6 +56,26 @@ async fn a_turn_on_a_busy_session_is_refused_where_it_asks_for_that() {
 }
 
 #[tokio::test]
+async fn a_turn_that_does_not_come_in_time_is_refused() {
+    let server = slow(Duration::from_millis(5), |setup| {
+        super::there(setup);
+        setup.engine.queue_timeout = Duration::from_millis(300);
+    });
+    let caller = server.caller();
+    let running = busy(&caller, "b").await;
+    let late = caller.post(COMPLETIONS, turn("b", &[4], 1)).await;
+    is_refused(&late, 503, "queue_timeout", &["\"b\"", "`--queue-timeout`"]);
+    assert!(!late.header("retry-after").is_empty());
+    let late = caller.post(GENERATE, native("b", " so", 1)).await;
+    is_refused(&late, 503, "overloaded", &["\"b\""]);
+    let late = caller.rewind("b", json!({"tokens": 0})).await;
+    is_refused(&late, 503, "queue_timeout", &["\"b\""]);
+    drop(running);
+    caller.idle("b").await;
+    caller.post(COMPLETIONS, turn("b", &[4], 1)).await.ok();
+}
+
+#[tokio::test]
 async fn those_who_wait_take_turns_in_the_order_they_came() {
     let server = server();
     let caller = server.caller();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::places::Place;
+use crate::support::TestServer;
 use crate::support::caller::Caller;
 use crate::support::pace::until;
 use crate::{COMPLETIONS, GENERATE, is_refused, native, prompt, turn};
@@ -160,4 +161,34 @@ async fn a_session_that_is_forgotten_takes_no_place() {
             tokio::time::sleep(TTL + Duration::from_millis(50)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_path_or_a_query_is_named() {
+    let caller = TestServer::start().caller();
+    let long = "x".repeat(300);
+    for (path, param, words) in [
+        ("?limit=x", "limit", "got \"x\""),
+        ("?limit=0", "limit", "from 1 to 1000"),
+        ("?limit=1001", "limit", "from 1 to 1000"),
+        ("?limit=1&limit=2", "limit", "given twice"),
+        ("?limit=99999999999999999999", "limit", "from 1 to 1000"),
+        ("?after=%ff", "after", "`after`"),
+        ("?after=a%20b", "after", "`after`"),
+        ("?after=", "after", "`after`"),
+        ("/%ff", "id", "UTF-8"),
+        ("/a%20b", "id", "`id`"),
+        (&format!("/{long}"), "id", "`id`"),
+    ] {
+        let refused = caller.get(&format!("/v1/sessions{path}")).await;
+        assert_eq!(refused.status, 400, "{path}: {}", refused.body);
+        assert_eq!(refused.body["error"]["param"], param, "{path}");
+        let message = refused.message();
+        assert!(message.contains(words), "{path}: {message}");
+        assert!(message.len() < 400, "{path}: {message}");
+    }
+    let refused = caller.get("/v1/models/%ff").await;
+    is_refused(&refused, 400, "invalid_request", &["UTF-8"]);
+    // What it does not know is passed over.
+    caller.get("/v1/sessions?limit=1&order=asc").await.ok();
 }

@@ -51,6 +51,7 @@ impl Http1 {
 /// A connection of HTTP/2 whose streams have this window.
 pub struct Http2 {
     server: SocketAddr,
+    key: Option<&'static str>,
     sender: SendRequest<Bytes>,
     windows: Option<oneshot::Sender<u32>>,
     connection: JoinHandle<Result<(), h2::Error>>,
@@ -75,15 +76,25 @@ impl Http2 {
         });
         Self {
             server,
+            key: None,
             sender,
             windows: Some(windows),
             connection,
         }
     }
 
+    /// Shows a key with each request from now on.
+    pub fn with_key(self, key: &'static str) -> Self {
+        let key = Some(key);
+        Self { key, ..self }
+    }
+
     /// Sends a request and reads the head of its answer.
     pub async fn post(&self, path: &str, body: &Value) -> Response<RecvStream> {
-        let request = Request::post(format!("http://{}{path}", self.server));
+        let mut request = Request::post(format!("http://{}{path}", self.server));
+        if let Some(key) = self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
         let request = request.body(()).expect("a request");
         let mut sender = self.sender.clone().ready().await.expect("it is open");
         let (response, mut stream) = sender.send_request(request, false).expect("sent");

@@ -1,7 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,6 +9,7 @@ use super::reply::unix_seconds;
 use crate::http::app::{App, Serving};
 use crate::http::error::ApiError;
 use crate::http::openapi::OpenAiLookupErrors;
+use crate::http::path_name::PathName;
 
 /// The models served: one.
 #[derive(Debug, Serialize, ToSchema)]
@@ -73,7 +74,7 @@ pub(in crate::http) async fn list(State(app): State<App>) -> Result<Json<ModelLi
 )]
 pub(in crate::http) async fn get(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathName(id): PathName,
 ) -> Result<Json<Model>, ApiError> {
     let serving = app.serving()?;
     if serving.info.is_called(&id) {
