@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use support::pace::until;
@@ -170,6 +170,31 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
     let output = skald(&["keys", "list"]).output().expect("it runs");
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("SKALD_KEYS"));
+}
+
+#[test]
+fn a_file_that_can_not_be_written_stays_as_it_was_and_leaves_nothing_beside_it() {
+    let place = Place::new();
+    place.create(&["ada"]);
+    let before = fs::read_to_string(place.file()).expect("the file");
+    for action in [["create", "bob"], ["revoke", "ada"]] {
+        let mut command = Command::new("bash");
+        command.args(["-c", "ulimit -f 0; exec \"$@\"", "bash"]);
+        command.args([env!("CARGO_BIN_EXE_skald"), "keys"]);
+        command.args(action).env("SKALD_KEYS", place.file());
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{:?} {said}", output.status);
+        assert!(output.stdout.is_empty(), "a key that is in no file");
+        assert!(
+            said.contains("keys.toml can't be written: File too large"),
+            "{said}"
+        );
+        let files = fs::read_dir(place.0.path()).expect("the directory");
+        assert_eq!(files.count(), 1);
+        let after = fs::read_to_string(place.file()).expect("the file");
+        assert_eq!(after, before);
+    }
 }
 
 #[test]
