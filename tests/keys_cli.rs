@@ -145,10 +145,16 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
     refused(&["revoke", "ada"], &["keys.toml", "can't be read"]);
     refused(&["create", "a b"], &["a name has 1 to 64"]);
     refused(&["create", "ada", "--scope", "root"], &["root", "generate"]);
-    refused(
-        &["create", "ada", "--tokens-per-minute", "0"],
-        &["--tokens-per-minute"],
-    );
+    for number in ["0", "-1", "1.5", "4294967296"] {
+        refused(
+            &["create", "ada", "--tokens-per-minute", number],
+            &[
+                number,
+                "--tokens-per-minute",
+                "must be a whole number from 1 to 4294967295",
+            ],
+        );
+    }
     place.create(&["ada"]);
     let before = fs::read_to_string(place.file()).expect("the file");
     refused(&["create", "ada"], &["another key has the name \"ada\""]);
@@ -342,9 +348,14 @@ fn keys_that_can_not_be_used_stop_the_start() {
         (
             text.replace("\"generate\"", "\"root\""),
             8,
-            "unknown variant",
+            "`scopes` has an unknown scope `root`",
         ),
-        (text.replace("name =", "nmae ="), 6, "unknown field"),
+        (text.replace("name =", "nmae ="), 6, "unknown field `nmae`"),
+        (
+            format!("{text}requests-per-minute = 1.5\n"),
+            10,
+            "`requests-per-minute` is 1.5; it must be a whole number from 1 to 4294967295",
+        ),
         (
             format!("{text}\n{}", text.replace("\"ada\"", "\"bob\"")),
             15,

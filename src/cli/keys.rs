@@ -69,13 +69,13 @@ struct Create {
     )]
     scopes: Vec<KeyScope>,
     /// Requests per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     requests_per_minute: Option<NonZeroU32>,
     /// Prompt and generated tokens per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     tokens_per_minute: Option<NonZeroU32>,
     /// Maximum concurrent requests [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     concurrent_requests: Option<NonZeroU32>,
     /// Allow its requests a `priority` below 0
     #[arg(long)]
@@ -197,6 +197,12 @@ impl Revoke {
         replace(&file, &path)?;
         write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(Failure::Running)
     }
+}
+
+/// Parses a limit of a key.
+fn limit(text: &str) -> Result<NonZeroU32, String> {
+    let range = format!("must be a whole number from 1 to {}", u32::MAX);
+    text.parse().map_err(|_| range)
 }
 
 fn unusable(error: KeyFileError) -> Failure {

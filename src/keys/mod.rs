@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`key`] | a key: its id, name, scopes and limits |
 //! | [`secret`] | the text that a client shows, and the hash of it that the file has |
-//! | [`file`] | the file: read, checked, edited, replaced |
+//! | [`file`] | the file: read, edited, replaced |
+//! | `parse` | the text of the file: its keys, or what is wrong with it |
 //! | [`bucket`] | an amount per minute, which fills evenly |
 //! | [`usage`] | what one key has used of its limits |
 //!
@@ -17,6 +18,7 @@
 pub mod bucket;
 pub mod file;
 pub mod key;
+mod parse;
 pub mod secret;
 pub mod usage;
 
