@@ -128,6 +128,12 @@ fn a_key_is_shown_once_and_only_its_hash_is_kept() {
     let (code, ..) = place.keys(&["revoke", id]);
     assert_eq!(code, Some(0));
     assert_eq!(place.list(), json!([]));
+    let (code, table, said) = place.keys(&["list"]);
+    assert!(code == Some(0) && table.lines().count() == 1, "{table}");
+    assert!(
+        said.contains("no keys in ") && said.contains("skald keys create NAME"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -141,8 +147,10 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
             assert!(said.contains(word), "{word} in {said}");
         }
     };
-    refused(&["list"], &["keys.toml", "can't be read"]);
-    refused(&["revoke", "ada"], &["keys.toml", "can't be read"]);
+    for missing in [&["list"][..], &["list", "--json"], &["revoke", "ada"]] {
+        let words = ["there is no key file", "`skald keys create NAME --keys "];
+        refused(missing, &[&words[..], &["keys.toml`"]].concat());
+    }
     refused(&["create", "a b"], &["a name has 1 to 64"]);
     refused(&["create", "ada", "--scope", "root"], &["root", "generate"]);
     for number in ["0", "-1", "1.5", "4294967296"] {

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use chrono::{SecondsFormat, Utc};
@@ -169,11 +169,19 @@ impl Create {
 
 impl List {
     fn run(self) -> Result<(), Failure> {
-        let file = KeyFile::read(&self.source.file()?).map_err(unusable)?;
+        let path = self.source.file()?;
+        let file = existing(&path)?;
         let text = if self.json {
             let keys: Vec<_> = file.keys.iter().map(as_json).collect();
             format!("{:#}\n", json!(keys))
         } else {
+            if file.keys.is_empty() {
+                let path = path.display();
+                telemetry::say(&format!(
+                    "skald: no keys in {path}; {}",
+                    how_to_create(&path)
+                ));
+            }
             table(&file.keys)
         };
         write_out(&text).map_err(Failure::Running)
@@ -184,7 +192,7 @@ impl Revoke {
     fn run(self) -> Result<(), Failure> {
         let path = self.source.file()?;
         let _alone = alone(&path);
-        let file = KeyFile::read(&path).map_err(unusable)?;
+        let file = existing(&path)?;
         let known = |key: &Key| key.id.as_str() == self.key || key.name.as_str() == self.key;
         let Some((file, key)) = file.without(&self.key) else {
             let path = path.display();
@@ -203,6 +211,23 @@ impl Revoke {
 fn limit(text: &str) -> Result<NonZeroU32, String> {
     let range = format!("must be a whole number from 1 to {}", u32::MAX);
     text.parse().map_err(|_| range)
+}
+
+/// Reads a file that must be there.
+fn existing(path: &Path) -> Result<KeyFile, Failure> {
+    KeyFile::read(path).map_err(|error| {
+        if error.is_not_found() {
+            let path = path.display();
+            let how = how_to_create(&path);
+            Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
+        } else {
+            unusable(error)
+        }
+    })
+}
+
+fn how_to_create(path: &Display) -> String {
+    format!("create a key with `skald keys create NAME --keys {path}`")
 }
 
 fn unusable(error: KeyFileError) -> Failure {

@@ -36,7 +36,9 @@ pub enum LimitReached {
     },
     /// Fewer tokens are left than the prompt has.
     #[error(
-        "the prompt has {tokens} tokens and this API key has {remaining} of its {limit} tokens per minute left; retry in {}",
+        "the prompt has {} and this API key has {remaining} of its {} per minute left; retry in {}",
+        counted(*.tokens),
+        counted((*.limit).into()),
         seconds(*.retry_after)
     )]
     Tokens {
@@ -51,7 +53,9 @@ pub enum LimitReached {
     },
     /// The prompt alone has more tokens than the key gets in a minute.
     #[error(
-        "the prompt has {tokens} tokens, more than the {limit} tokens per minute of this API key; shorten it"
+        "the prompt has {}, more than the {} per minute of this API key; shorten it",
+        counted(*.tokens),
+        counted((*.limit).into())
     )]
     PromptTooLarge {
         /// Tokens per minute.
@@ -67,6 +71,12 @@ pub enum LimitReached {
         /// Requests at the same time.
         limit: u32,
     },
+}
+
+/// Writes a number of tokens.
+fn counted(tokens: u64) -> String {
+    let plural = if tokens == 1 { "" } else { "s" };
+    format!("{tokens} token{plural}")
 }
 
 /// Writes a wait in seconds, rounded up to a tenth.
@@ -373,6 +383,8 @@ mod tests {
             matches!(refused, LimitReached::Tokens { retry_after, .. } if retry_after == Duration::from_millis(10_100)),
             "{refused:?}"
         );
+        let told = refused.to_string();
+        assert!(told.starts_with("the prompt has 0 tokens "), "{told}");
         usage
             .take_prompt(10, now + Duration::from_secs(11))
             .unwrap();
@@ -391,9 +403,21 @@ mod tests {
                 tokens: 101
             }
         );
+        let told = refused.to_string();
+        assert!(told.starts_with("the prompt has 101 tokens, "), "{told}");
         usage.take_prompt(100, now).unwrap();
         usage.put_back_prompt(100, now);
         usage.take_prompt(100, now).unwrap();
+    }
+
+    #[test]
+    fn one_token_is_told_in_the_singular() {
+        let (usage, now) = usage(0, 1, 0);
+        usage.take_prompt(1, now).unwrap();
+        assert_eq!(
+            usage.take_prompt(1, now).unwrap_err().to_string(),
+            "the prompt has 1 token and this API key has 0 of its 1 token per minute left; retry in 60.0s"
+        );
     }
 
     #[test]
