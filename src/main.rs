@@ -1,10 +1,27 @@
 //! The `skald` command: parses the command line and hands over to [`skald::cli`].
 
+use std::io;
 use std::process::ExitCode;
 
 use skald::cli::Cli;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     skald::panics::log();
+    if let Err(error) = survive_file_size_limit() {
+        skald::telemetry::say(&format!(
+            "skald: a file that reaches its size limit will end this command: {error}"
+        ));
+    }
     Cli::parse_arguments().run()
+}
+
+/// Makes a write beyond the limit on the size of a file (`ulimit -f`) fail, as it does on a full disk. Without a
+/// handler the signal would end the process, and leave unfinished files behind.
+fn survive_file_size_limit() -> io::Result<()> {
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let _context = runtime.enter();
+    // The handler outlives the runtime.
+    signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)
 }

@@ -561,6 +561,41 @@ async fn with_keys_any_host_may_be_named_and_pages_need_their_origin_allowed() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_rewritten_in_place_gives_no_limit_back() {
+    let mut keys = KeysFile::new();
+    let ada = keys.add("ada", Generate, concurrent_requests(1));
+    let bob = keys.add("bob", Generate, tokens_per_minute(100));
+    let loaded = keys.load();
+    let server = TestServer::with(Setup {
+        access: Access {
+            keys: Some(loaded.clone()),
+            ..Access::default()
+        },
+        ..Setup::default()
+    });
+    let (hers, his) = (server.caller().with_key(ada), server.caller().with_key(bob));
+    let mut running = hers.send("/v1/completions", streamed(endless())).await;
+    running.chunk().await.unwrap().expect("it runs");
+    // A debt of more than a minute.
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 250, "ignore_eos": true});
+    his.post("/v1/completions", body).await.ok();
+    let whole = std::fs::read(keys.path()).unwrap();
+    for (text, status) in [(&[][..], 401), (&whole, 429)] {
+        std::fs::write(keys.path(), text).unwrap();
+        loaded.reload(Instant::now()).unwrap();
+        for caller in [&hers, &his] {
+            let refused = caller.post("/v1/completions", completion()).await;
+            assert_eq!(refused.status, status, "{}", refused.body);
+        }
+    }
+    drop(running);
+    until("her place is free again", async || {
+        hers.post("/v1/completions", completion()).await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_of_a_key_that_is_revoked_goes_on_to_its_end() {
     let mut keys = KeysFile::new();
     let ada = keys.add("ada", Generate, FREE);

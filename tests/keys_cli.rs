@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use support::pace::until;
@@ -128,6 +128,12 @@ fn a_key_is_shown_once_and_only_its_hash_is_kept() {
     let (code, ..) = place.keys(&["revoke", id]);
     assert_eq!(code, Some(0));
     assert_eq!(place.list(), json!([]));
+    let (code, table, said) = place.keys(&["list"]);
+    assert!(code == Some(0) && table.lines().count() == 1, "{table}");
+    assert!(
+        said.contains("no keys in ") && said.contains("skald keys create NAME"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -141,14 +147,22 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
             assert!(said.contains(word), "{word} in {said}");
         }
     };
-    refused(&["list"], &["keys.toml", "can't be read"]);
-    refused(&["revoke", "ada"], &["keys.toml", "can't be read"]);
+    for missing in [&["list"][..], &["list", "--json"], &["revoke", "ada"]] {
+        let words = ["there is no key file", "`skald keys create NAME --keys "];
+        refused(missing, &[&words[..], &["keys.toml`"]].concat());
+    }
     refused(&["create", "a b"], &["a name has 1 to 64"]);
     refused(&["create", "ada", "--scope", "root"], &["root", "generate"]);
-    refused(
-        &["create", "ada", "--tokens-per-minute", "0"],
-        &["--tokens-per-minute"],
-    );
+    for number in ["0", "-1", "1.5", "4294967296"] {
+        refused(
+            &["create", "ada", "--tokens-per-minute", number],
+            &[
+                number,
+                "--tokens-per-minute",
+                "must be a whole number from 1 to 4294967295",
+            ],
+        );
+    }
     place.create(&["ada"]);
     let before = fs::read_to_string(place.file()).expect("the file");
     refused(&["create", "ada"], &["another key has the name \"ada\""]);
@@ -170,6 +184,31 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
     let output = skald(&["keys", "list"]).output().expect("it runs");
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("SKALD_KEYS"));
+}
+
+#[test]
+fn a_file_that_can_not_be_written_stays_as_it_was_and_leaves_nothing_beside_it() {
+    let place = Place::new();
+    place.create(&["ada"]);
+    let before = fs::read_to_string(place.file()).expect("the file");
+    for action in [["create", "bob"], ["revoke", "ada"]] {
+        let mut command = Command::new("bash");
+        command.args(["-c", "ulimit -f 0; exec \"$@\"", "bash"]);
+        command.args([env!("CARGO_BIN_EXE_skald"), "keys"]);
+        command.args(action).env("SKALD_KEYS", place.file());
+        let output = command.output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{:?} {said}", output.status);
+        assert!(output.stdout.is_empty(), "a key that is in no file");
+        assert!(
+            said.contains("keys.toml can't be written: File too large"),
+            "{said}"
+        );
+        let files = fs::read_dir(place.0.path()).expect("the directory");
+        assert_eq!(files.count(), 1);
+        let after = fs::read_to_string(place.file()).expect("the file");
+        assert_eq!(after, before);
+    }
 }
 
 #[test]
@@ -317,9 +356,14 @@ fn keys_that_can_not_be_used_stop_the_start() {
         (
             text.replace("\"generate\"", "\"root\""),
             8,
-            "unknown variant",
+            "`scopes` has an unknown scope `root`",
         ),
-        (text.replace("name =", "nmae ="), 6, "unknown field"),
+        (text.replace("name =", "nmae ="), 6, "unknown field `nmae`"),
+        (
+            format!("{text}requests-per-minute = 1.5\n"),
+            10,
+            "`requests-per-minute` is 1.5; it must be a whole number from 1 to 4294967295",
+        ),
         (
             format!("{text}\n{}", text.replace("\"ada\"", "\"bob\"")),
             15,

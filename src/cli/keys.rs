@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use chrono::{SecondsFormat, Utc};
@@ -69,13 +69,13 @@ struct Create {
     )]
     scopes: Vec<KeyScope>,
     /// Requests per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     requests_per_minute: Option<NonZeroU32>,
     /// Prompt and generated tokens per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     tokens_per_minute: Option<NonZeroU32>,
     /// Maximum concurrent requests [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     concurrent_requests: Option<NonZeroU32>,
     /// Allow its requests a `priority` below 0
     #[arg(long)]
@@ -169,11 +169,19 @@ impl Create {
 
 impl List {
     fn run(self) -> Result<(), Failure> {
-        let file = KeyFile::read(&self.source.file()?).map_err(unusable)?;
+        let path = self.source.file()?;
+        let file = existing(&path)?;
         let text = if self.json {
             let keys: Vec<_> = file.keys.iter().map(as_json).collect();
             format!("{:#}\n", json!(keys))
         } else {
+            if file.keys.is_empty() {
+                let path = path.display();
+                telemetry::say(&format!(
+                    "skald: no keys in {path}; {}",
+                    how_to_create(&path)
+                ));
+            }
             table(&file.keys)
         };
         write_out(&text).map_err(Failure::Running)
@@ -184,7 +192,7 @@ impl Revoke {
     fn run(self) -> Result<(), Failure> {
         let path = self.source.file()?;
         let _alone = alone(&path);
-        let file = KeyFile::read(&path).map_err(unusable)?;
+        let file = existing(&path)?;
         let known = |key: &Key| key.id.as_str() == self.key || key.name.as_str() == self.key;
         let Some((file, key)) = file.without(&self.key) else {
             let path = path.display();
@@ -197,6 +205,29 @@ impl Revoke {
         replace(&file, &path)?;
         write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(Failure::Running)
     }
+}
+
+/// Parses a limit of a key.
+fn limit(text: &str) -> Result<NonZeroU32, String> {
+    let range = format!("must be a whole number from 1 to {}", u32::MAX);
+    text.parse().map_err(|_| range)
+}
+
+/// Reads a file that must be there.
+fn existing(path: &Path) -> Result<KeyFile, Failure> {
+    KeyFile::read(path).map_err(|error| {
+        if error.is_not_found() {
+            let path = path.display();
+            let how = how_to_create(&path);
+            Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
+        } else {
+            unusable(error)
+        }
+    })
+}
+
+fn how_to_create(path: &Display) -> String {
+    format!("create a key with `skald keys create NAME --keys {path}`")
 }
 
 fn unusable(error: KeyFileError) -> Failure {

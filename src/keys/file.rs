@@ -13,23 +13,16 @@
 //! may-prioritize = false
 //! ```
 //!
-//! Keys are added and taken out as text, so that comments and order stay as they are. Errors name the line
-//! but never quote it: a secret may stand there by mistake.
+//! Keys are added and taken out as text, so that comments and order stay as they are.
 
-use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use toml::Spanned;
-use toml::value::Datetime;
-
-use super::key::{InvalidKey, Key, KeyId, KeyLimits, KeyName, KeyScope};
-use super::secret::{self, SecretHash};
+use super::key::{InvalidKey, Key};
+use super::{parse, secret};
 use crate::regular_file;
 
 /// The largest file that is read, in bytes: some ten thousand keys.
@@ -75,8 +68,8 @@ impl KeyFileError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct Fault {
-    line: usize,
-    reason: String,
+    pub(super) line: usize,
+    pub(super) reason: String,
 }
 
 /// The text of a file of keys, and the keys in it.
@@ -85,46 +78,6 @@ pub struct KeyFile {
     text: String,
     /// In the order of the file.
     pub keys: Vec<Key>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    #[serde(default)]
-    key: Vec<Entry>,
-}
-
-/// A key as it is written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Entry {
-    id: Spanned<KeyId>,
-    name: Spanned<KeyName>,
-    hash: SecretHash,
-    scopes: Spanned<Vec<KeyScope>>,
-    created: Option<Datetime>,
-    requests_per_minute: Option<NonZeroU32>,
-    tokens_per_minute: Option<NonZeroU32>,
-    concurrent_requests: Option<NonZeroU32>,
-    #[serde(default)]
-    may_prioritize: bool,
-}
-
-/// Returns a message of the TOML reader without the values of the file that it repeats: one of them can be
-/// a key in the wrong place.
-fn without_values(message: &str) -> String {
-    let kinds = [
-        "unknown variant",
-        "unknown field",
-        "invalid type",
-        "invalid value",
-    ];
-    for kind in kinds.into_iter().filter(|kind| message.starts_with(kind)) {
-        if let Some((_, expected)) = message.rsplit_once(", expected ") {
-            return format!("{kind}, expected {expected}");
-        }
-    }
-    message.to_owned()
 }
 
 impl KeyFile {
@@ -151,30 +104,7 @@ impl KeyFile {
     /// # Errors
     /// The first fault in it.
     pub fn parse(text: String) -> Result<Self, Fault> {
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
-        let document: Document = toml::from_str(&text).map_err(|error| Fault {
-            line: line(error.span().map_or(0, |span| span.start)),
-            reason: without_values(error.message()),
-        })?;
-        let (mut ids, mut names) = (HashSet::new(), HashSet::new());
-        let mut keys = Vec::with_capacity(document.key.len());
-        for entry in document.key {
-            let fault = |at: usize, reason: InvalidKey| Fault {
-                line: line(at),
-                reason: reason.to_string(),
-            };
-            if entry.scopes.get_ref().is_empty() {
-                return Err(fault(entry.scopes.span().start, InvalidKey::NoScopes));
-            }
-            if !ids.insert(entry.id.get_ref().clone()) {
-                return Err(fault(entry.id.span().start, InvalidKey::SameId));
-            }
-            if !names.insert(entry.name.get_ref().clone()) {
-                let name = entry.name.get_ref().to_string();
-                return Err(fault(entry.name.span().start, InvalidKey::SameName(name)));
-            }
-            keys.push(entry.into());
-        }
+        let keys = parse::keys(&text)?;
         Ok(Self { text, keys })
     }
 
@@ -280,24 +210,6 @@ impl KeyFile {
     }
 }
 
-impl From<Entry> for Key {
-    fn from(entry: Entry) -> Self {
-        Self {
-            id: entry.id.into_inner(),
-            name: entry.name.into_inner(),
-            hash: entry.hash,
-            scopes: entry.scopes.into_inner(),
-            limits: KeyLimits {
-                requests_per_minute: entry.requests_per_minute,
-                tokens_per_minute: entry.tokens_per_minute,
-                concurrent_requests: entry.concurrent_requests,
-            },
-            may_prioritize: entry.may_prioritize,
-            created: entry.created,
-        }
-    }
-}
-
 /// A key as it is written to the file.
 struct Written<'a>(&'a Key);
 
@@ -338,8 +250,10 @@ impl fmt::Display for Written<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
-    use crate::keys::Secret;
+    use crate::keys::{KeyId, KeyLimits, KeyScope, Secret};
 
     fn key(name: &str) -> Key {
         let id = KeyId::random().unwrap();
@@ -404,74 +318,6 @@ mod tests {
         let file = KeyFile::parse(inline).unwrap();
         assert_eq!(file.keys.len(), 1);
         assert!(file.without("x").is_none());
-    }
-
-    #[test]
-    fn a_fault_has_its_line_and_no_quotes() {
-        let ada = key("ada");
-        let secret = Secret::random(&ada.id).unwrap();
-        let whole = of(&[&ada]).text;
-        let twice = |id: &KeyId, name: &str| {
-            let table = whole.split_once("[[key]]").unwrap().1;
-            let table = table.replace(ada.id.as_str(), id.as_str());
-            format!("{whole}[[key]]{}", table.replace("\"ada\"", name))
-        };
-        let other = KeyId::random().unwrap();
-        for (text, line, reason) in [
-            (whole.replace("[[key]]", "[[keys]]"), 4, "unknown field"),
-            (
-                whole.replace("id =", "identity ="),
-                5,
-                "expected one of `id`",
-            ),
-            (whole.replace("id = \"", "id = \"x"), 5, "characters 0-9"),
-            (whole.replace("\"ada\"", "\"a b\""), 6, "a name has"),
-            (
-                whole.replace(&ada.hash.to_string(), secret.expose()),
-                7,
-                "`hash` has 64",
-            ),
-            (
-                whole.replace("\"generate\", \"metrics\"", ""),
-                8,
-                "`scopes` is empty",
-            ),
-            (
-                whole.replace("\"metrics\"", "\"root\""),
-                8,
-                "`generate`, `metrics`, `admin`",
-            ),
-            (whole.replace("= 60", "= 0"), 10, "nonzero"),
-            (whole.replace("= 60", "= -1"), 10, "u32"),
-            (twice(&ada.id, "\"bob\""), 14, "another key has the same id"),
-            (
-                twice(&other, "\"ada\""),
-                15,
-                "another key has the name \"ada\"",
-            ),
-            (whole.replace("hash = \"", "hash = "), 7, ""),
-            (
-                whole.replace("name = ", "key = \"x\"\nname = "),
-                6,
-                "unknown field, expected",
-            ),
-            (
-                whole.replace("\"metrics\"", &format!("\"{}\"", secret.expose())),
-                8,
-                "unknown variant, expected",
-            ),
-            (
-                whole.replace("name = ", &format!("{} = 1\nname = ", secret.expose())),
-                6,
-                "unknown field, expected",
-            ),
-        ] {
-            let fault = KeyFile::parse(text.clone()).unwrap_err();
-            assert_eq!(fault.line, line, "{fault} in\n{text}");
-            let told = fault.to_string();
-            assert!(told.contains(reason), "{reason} in {told}");
-            assert!(!told.contains(&secret.expose()[..20]), "{told}");
-        }
     }
 
     #[test]

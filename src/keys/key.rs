@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use ring::error::Unspecified;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use toml::value::Datetime;
 
 use super::secret::{self, SecretHash};
@@ -19,16 +19,16 @@ const LONGEST_NAME: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
     /// The id.
-    #[error("an id has {} of the characters 0-9 and a-f", secret::ID_DIGITS)]
+    #[error("`id` must be {} of the characters 0-9 and a-f", secret::ID_DIGITS)]
     Id,
     /// The name.
     #[error("a name has 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 - _ . : @")]
     Name,
     /// The hash.
-    #[error("`hash` has 64 of the characters 0-9 and a-f; `skald keys create` makes it")]
+    #[error("`hash` must be 64 of the characters 0-9 and a-f, as `skald keys create` writes it")]
     Hash,
     /// No scopes.
-    #[error("`scopes` is empty; a key needs one of generate, metrics, admin")]
+    #[error("`scopes` is empty; it must have at least one of generate, metrics, admin")]
     NoScopes,
     /// Two keys have the same id.
     #[error("another key has the same id")]
@@ -39,8 +39,7 @@ pub enum InvalidKey {
 }
 
 /// Which of the keys: a random number, which its secret begins with.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct KeyId(String);
 
 impl KeyId {
@@ -84,8 +83,7 @@ impl fmt::Display for KeyId {
 }
 
 /// What people call a key; also its label in `/metrics`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct KeyName(String);
 
 impl KeyName {
@@ -124,7 +122,7 @@ impl fmt::Display for KeyName {
 }
 
 /// What a key may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyScope {
     /// Everything that a client does: generate, embed, tokenize, sessions, ask about the model.
@@ -136,6 +134,12 @@ pub enum KeyScope {
 }
 
 impl KeyScope {
+    /// Returns the scope of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let mut all = Self::value_variants().iter().copied();
+        all.find(|scope| scope.as_str() == name)
+    }
+
     /// Returns its name in the file and in errors.
     #[must_use]
     pub fn as_str(self) -> &'static str {

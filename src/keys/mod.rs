@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`key`] | a key: its id, name, scopes and limits |
 //! | [`secret`] | the text that a client shows, and the hash of it that the file has |
-//! | [`file`] | the file: read, checked, edited, replaced |
+//! | [`file`] | the file: read, edited, replaced |
+//! | `parse` | the text of the file: its keys, or what is wrong with it |
 //! | [`bucket`] | an amount per minute, which fills evenly |
 //! | [`usage`] | what one key has used of its limits |
 //!
@@ -17,6 +18,7 @@
 pub mod bucket;
 pub mod file;
 pub mod key;
+mod parse;
 pub mod secret;
 pub mod usage;
 
@@ -25,11 +27,14 @@ pub use self::key::{InvalidKey, Key, KeyId, KeyLimits, KeyName, KeyScope};
 pub use self::secret::{Secret, SecretHash};
 pub use self::usage::{LimitKind, LimitReached, Place, Usage};
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
+
+use tracing::warn;
 
 use crate::request::Tenant;
 
@@ -51,12 +56,24 @@ impl Account {
     }
 }
 
-type Accounts = HashMap<KeyId, Arc<Account>>;
+/// Maximum number of keys that have left the file and whose use is still known: more than a file can hold.
+const MAX_DEPARTED: usize = 1 << 16;
+
+/// What is known of keys.
+#[derive(Debug, Default)]
+struct Accounts {
+    /// The keys in the file.
+    present: HashMap<KeyId, Arc<Account>>,
+    /// What keys that have left the file have used. A file that is rewritten in place is read without some of
+    /// its keys; their limits and their requests in progress must not be forgotten by the time they are back.
+    departed: HashMap<KeyId, Arc<Usage>>,
+}
 
 /// The keys of a server, which can be read again while it serves.
 ///
-/// One lock, read once per request and written when the file was read again. Memory is bounded by the file:
-/// a key that is not in it leaves no trace.
+/// One lock, read once per request and written when the file was read again. Memory is bounded by the file
+/// and [`MAX_DEPARTED`]: the use of a key that is not in the file is forgotten, at the next reload, once all
+/// of its limits are whole again and none of its requests is in progress.
 pub struct Keys {
     file: PathBuf,
     accounts: RwLock<Arc<Accounts>>,
@@ -76,7 +93,7 @@ impl Keys {
     /// # Errors
     /// [`KeyFileError`] naming file, line and fault.
     pub fn load(file: PathBuf, now: Instant) -> Result<Self, KeyFileError> {
-        let accounts = accounts(&file, &Accounts::new(), now)?;
+        let accounts = Accounts::default().reloaded(KeyFile::read(&file)?.keys, now);
         Ok(Self {
             file,
             accounts: RwLock::new(Arc::new(accounts)),
@@ -89,7 +106,12 @@ impl Keys {
     /// # Errors
     /// [`KeyFileError`]; what was read before stays in use.
     pub fn reload(&self, now: Instant) -> Result<(), KeyFileError> {
-        let accounts = accounts(&self.file, &self.accounts(), now)?;
+        let accounts = self
+            .accounts()
+            .reloaded(KeyFile::read(&self.file)?.keys, now);
+        if accounts.present.is_empty() {
+            warn!("no API keys in the file: every request is refused; see `skald keys create`");
+        }
         *self
             .accounts
             .write()
@@ -106,13 +128,13 @@ impl Keys {
     /// Returns the number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.accounts().len()
+        self.accounts().present.len()
     }
 
     /// Returns whether there are no keys, and so no request is served.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.accounts().is_empty()
+        self.accounts().present.is_empty()
     }
 
     /// Returns the key whose secret this is. A key that does not exist takes as long as a wrong secret.
@@ -120,7 +142,7 @@ impl Keys {
     pub fn authenticate(&self, shown: &[u8]) -> Option<Arc<Account>> {
         let hash = SecretHash::of(shown);
         let accounts = self.accounts();
-        let account = secret::id(shown).and_then(|id| accounts.get(id));
+        let account = secret::id(shown).and_then(|id| accounts.present.get(id));
         let expected = account.map_or(SecretHash::NONE, |account| account.key.hash);
         let right = hash == expected;
         account.filter(|_| right).cloned()
@@ -129,7 +151,7 @@ impl Keys {
     /// Returns all keys, by name.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Account>> {
-        let mut all: Vec<_> = self.accounts().values().cloned().collect();
+        let mut all: Vec<_> = self.accounts().present.values().cloned().collect();
         all.sort_by(|a, b| a.key.name.cmp(&b.key.name));
         all
     }
@@ -140,24 +162,48 @@ impl Keys {
     }
 }
 
-/// Reads the keys in a file, with what those that were known `before` have used.
-fn accounts(file: &Path, before: &Accounts, now: Instant) -> Result<Accounts, KeyFileError> {
-    let keys = KeyFile::read(file)?.keys;
-    let account = |key: Key| {
-        let usage = match before.get(&key.id) {
-            Some(known) => {
-                known.usage.set_limits(key.limits, now);
-                Arc::clone(&known.usage)
-            }
-            None => Arc::new(Usage::new(key.limits, now)),
+impl Accounts {
+    /// Returns those of the keys that the file has now. What keys have used stays used.
+    fn reloaded(&self, keys: Vec<Key>, now: Instant) -> Self {
+        let known = |id: &KeyId| {
+            let present = self.present.get(id).map(|account| &account.usage);
+            present.or_else(|| self.departed.get(id)).cloned()
         };
-        (key.id.clone(), Arc::new(Account { key, usage }))
-    };
-    Ok(keys.into_iter().map(account).collect())
+        let account = |key: Key| {
+            let usage = match known(&key.id) {
+                Some(usage) => {
+                    usage.set_limits(key.limits, now);
+                    usage
+                }
+                None => Arc::new(Usage::new(key.limits, now)),
+            };
+            (key.id.clone(), Arc::new(Account { key, usage }))
+        };
+        let present: HashMap<_, _> = keys.into_iter().map(account).collect();
+        let left = self.present.iter();
+        let left = left.map(|(id, account)| (id, &account.usage));
+        let departed = left.chain(&self.departed);
+        let departed = departed.filter(|(id, _)| !present.contains_key(*id));
+        let departed = departed.map(|(id, usage)| (usage.reset(now), id, usage));
+        let mut departed: Vec<_> = departed.filter(|(reset, ..)| !reset.is_zero()).collect();
+        if departed.len() > MAX_DEPARTED {
+            departed.sort_by_key(|(reset, ..)| Reverse(*reset));
+            departed.truncate(MAX_DEPARTED);
+        }
+        let departed = departed.into_iter();
+        let departed = departed.map(|(_, id, usage)| (id.clone(), Arc::clone(usage)));
+        Self {
+            departed: departed.collect(),
+            present,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
     use super::*;
 
     fn key(name: &str, limits: KeyLimits) -> (Key, Secret) {
@@ -253,5 +299,79 @@ mod tests {
         keys.reload(now).unwrap();
         assert!(keys.is_empty());
         assert!(keys.authenticate(shown).is_none());
+    }
+
+    #[test]
+    fn a_key_that_is_back_in_the_file_has_used_what_it_had_used() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let limits = KeyLimits {
+            requests_per_minute: NonZeroU32::new(2),
+            tokens_per_minute: NonZeroU32::new(60),
+            concurrent_requests: NonZeroU32::new(1),
+        };
+        let (ada, secret) = key("ada", limits);
+        let (bob, _) = key("bob", limits);
+        let (_dir, path) = written(&[&ada, &bob]);
+        let keys = Keys::load(path.clone(), start).unwrap();
+        let used = || {
+            keys.authenticate(secret.expose().as_bytes())
+                .unwrap()
+                .usage
+                .clone()
+        };
+        let running = used().begin(start).unwrap();
+        used().take_prompt(60, start).unwrap();
+        used().take_generated(60, start);
+        // As a file is while it is rewritten in place: empty, then without its end.
+        std::fs::write(&path, "").unwrap();
+        keys.reload(start).unwrap();
+        assert!(keys.is_empty() && keys.all().is_empty());
+        write(&path, &[&bob]);
+        keys.reload(start).unwrap();
+        write(&path, &[&bob, &ada]);
+        keys.reload(start).unwrap();
+        assert!(matches!(
+            used().begin(start),
+            Err(LimitReached::Concurrent { limit: 1 })
+        ));
+        drop(running);
+        assert!(used().take_prompt(1, start).is_err());
+        drop(used().begin(start).unwrap());
+        assert!(used().begin(start).is_err());
+
+        // Gone until its debt is paid off, however often the file is read, and then forgotten.
+        write(&path, &[&bob]);
+        for seconds in [0, 60, 119] {
+            keys.reload(after(seconds)).unwrap();
+            assert_eq!(keys.accounts().departed.len(), 1, "{seconds}");
+        }
+        keys.reload(after(120)).unwrap();
+        assert_eq!(keys.accounts().departed.len(), 0);
+        write(&path, &[&ada]);
+        keys.reload(after(120)).unwrap();
+        assert_eq!(used().totals().requests, 0);
+        assert_eq!(keys.accounts().departed.len(), 0, "bob has used nothing");
+    }
+
+    #[test]
+    fn of_too_many_keys_that_left_those_with_least_use_are_forgotten() {
+        let now = Instant::now();
+        let limits = KeyLimits {
+            tokens_per_minute: NonZeroU32::new(60),
+            ..KeyLimits::default()
+        };
+        let keys: Vec<Key> = (0..MAX_DEPARTED + 2).map(|_| key("x", limits).0).collect();
+        let ids: Vec<KeyId> = keys.iter().map(|key| key.id.clone()).collect();
+        let present = Accounts::default().reloaded(keys, now);
+        for (number, id) in ids.iter().enumerate() {
+            let tokens = if number == 7 { 1 } else { 2 };
+            present.present[id].usage.take_generated(tokens, now);
+        }
+        let _running = present.present[&ids[7]].usage.begin(now).unwrap();
+        present.present[&ids[9]].usage.take_generated(1, now);
+        let departed = present.reloaded(Vec::new(), now).departed;
+        assert_eq!(departed.len(), MAX_DEPARTED);
+        assert!(departed.contains_key(&ids[7]) && departed.contains_key(&ids[9]));
     }
 }

@@ -10,7 +10,6 @@ use std::fmt::{self, Write};
 
 use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::Deserialize;
 
 use super::key::{InvalidKey, KeyId};
 
@@ -60,8 +59,7 @@ pub(super) fn id(shown: &[u8]) -> Option<&str> {
 }
 
 /// The hash of a secret. Two are compared in constant time.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SecretHash(blake3::Hash);
 
 impl SecretHash {

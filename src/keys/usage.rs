@@ -36,7 +36,9 @@ pub enum LimitReached {
     },
     /// Fewer tokens are left than the prompt has.
     #[error(
-        "the prompt has {tokens} tokens and this API key has {remaining} of its {limit} tokens per minute left; retry in {}",
+        "the prompt has {} and this API key has {remaining} of its {} per minute left; retry in {}",
+        counted(*.tokens),
+        counted((*.limit).into()),
         seconds(*.retry_after)
     )]
     Tokens {
@@ -51,7 +53,9 @@ pub enum LimitReached {
     },
     /// The prompt alone has more tokens than the key gets in a minute.
     #[error(
-        "the prompt has {tokens} tokens, more than the {limit} tokens per minute of this API key; shorten it"
+        "the prompt has {}, more than the {} per minute of this API key; shorten it",
+        counted(*.tokens),
+        counted((*.limit).into())
     )]
     PromptTooLarge {
         /// Tokens per minute.
@@ -67,6 +71,12 @@ pub enum LimitReached {
         /// Requests at the same time.
         limit: u32,
     },
+}
+
+/// Writes a number of tokens.
+fn counted(tokens: u64) -> String {
+    let plural = if tokens == 1 { "" } else { "s" };
+    format!("{tokens} token{plural}")
 }
 
 /// Writes a wait in seconds, rounded up to a tenth.
@@ -108,11 +118,51 @@ pub struct Usage {
 
 #[derive(Debug)]
 struct State {
-    requests: Option<Bucket>,
-    tokens: Option<Bucket>,
+    requests: Allowance,
+    tokens: Allowance,
     concurrent: Option<NonZeroU32>,
     /// Requests in progress; counted also without a limit, since there may be one later.
     running: u32,
+}
+
+/// An amount per minute, where the key has a limit on it.
+///
+/// The bucket outlives the limit: a file that lacks a line for a moment, since it is being rewritten, must not
+/// give back what was used.
+#[derive(Debug)]
+struct Allowance {
+    bucket: Option<Bucket>,
+    limited: bool,
+}
+
+impl Allowance {
+    fn full(limit: Option<NonZeroU32>, now: Instant) -> Self {
+        Self {
+            bucket: limit.map(|limit| Bucket::full(limit, now)),
+            limited: limit.is_some(),
+        }
+    }
+
+    /// Changes the limit. What was used stays used.
+    fn set(&mut self, limit: Option<NonZeroU32>, now: Instant) {
+        self.limited = limit.is_some();
+        match (&mut self.bucket, limit) {
+            (Some(bucket), Some(limit)) => bucket.resize(limit, now),
+            (None, Some(limit)) => self.bucket = Some(Bucket::full(limit, now)),
+            (_, None) => (),
+        }
+    }
+
+    /// Returns the bucket if there is a limit.
+    fn bucket(&mut self) -> Option<&mut Bucket> {
+        self.bucket.as_mut().filter(|_| self.limited)
+    }
+
+    /// Returns the time until nothing that was used counts any more.
+    fn reset(&mut self, now: Instant) -> Duration {
+        let bucket = self.bucket.as_mut();
+        bucket.map_or(Duration::ZERO, |bucket| bucket.level(now).reset)
+    }
 }
 
 /// A request in progress: its place is free again once this is dropped.
@@ -132,8 +182,8 @@ impl Usage {
     pub fn new(limits: KeyLimits, now: Instant) -> Self {
         Self {
             state: Mutex::new(State {
-                requests: limits.requests_per_minute.map(|n| Bucket::full(n, now)),
-                tokens: limits.tokens_per_minute.map(|n| Bucket::full(n, now)),
+                requests: Allowance::full(limits.requests_per_minute, now),
+                tokens: Allowance::full(limits.tokens_per_minute, now),
                 concurrent: limits.concurrent_requests,
                 running: 0,
             }),
@@ -146,8 +196,8 @@ impl Usage {
     /// Changes the limits. What was used stays used.
     pub fn set_limits(&self, limits: KeyLimits, now: Instant) {
         let mut state = self.state();
-        resize(&mut state.requests, limits.requests_per_minute, now);
-        resize(&mut state.tokens, limits.tokens_per_minute, now);
+        state.requests.set(limits.requests_per_minute, now);
+        state.tokens.set(limits.tokens_per_minute, now);
         state.concurrent = limits.concurrent_requests;
     }
 
@@ -162,7 +212,7 @@ impl Usage {
         {
             return Err(LimitReached::Concurrent { limit: limit.get() });
         }
-        if let Some(bucket) = &mut state.requests
+        if let Some(bucket) = state.requests.bucket()
             && let Err(retry_after) = bucket.take(1, now)
         {
             let limit = bucket.level(now).limit;
@@ -179,7 +229,7 @@ impl Usage {
     /// That they are not there.
     pub fn take_prompt(&self, tokens: u64, now: Instant) -> Result<(), LimitReached> {
         let mut state = self.state();
-        let Some(bucket) = &mut state.tokens else {
+        let Some(bucket) = state.tokens.bucket() else {
             return Ok(());
         };
         // So that a key in debt can't go on with prompts of nothing.
@@ -203,7 +253,7 @@ impl Usage {
 
     /// Puts back the tokens of a prompt that was not read after all.
     pub fn put_back_prompt(&self, tokens: u64, now: Instant) {
-        if let Some(bucket) = &mut self.state().tokens {
+        if let Some(bucket) = self.state().tokens.bucket() {
             bucket.put_back(tokens.max(1), now);
         }
     }
@@ -216,7 +266,7 @@ impl Usage {
     /// Takes generated tokens, whether or not they are there, and counts them.
     pub fn take_generated(&self, tokens: u64, now: Instant) {
         self.generated_tokens.fetch_add(tokens, Ordering::Relaxed);
-        if let Some(bucket) = &mut self.state().tokens {
+        if let Some(bucket) = self.state().tokens.bucket() {
             bucket.overdraw(tokens, now);
         }
     }
@@ -227,12 +277,23 @@ impl Usage {
         let mut state = self.state();
         let running = state.running;
         Levels {
-            requests: state.requests.as_mut().map(|bucket| bucket.level(now)),
-            tokens: state.tokens.as_mut().map(|bucket| bucket.level(now)),
+            requests: state.requests.bucket().map(|bucket| bucket.level(now)),
+            tokens: state.tokens.bucket().map(|bucket| bucket.level(now)),
             concurrent: state
                 .concurrent
                 .map(|limit| (limit.get(), limit.get().saturating_sub(running))),
         }
+    }
+
+    /// Returns the time until a new account would be the same: every bucket is full again.
+    /// [`Duration::MAX`] while a request is in progress.
+    #[must_use]
+    pub fn reset(&self, now: Instant) -> Duration {
+        let mut state = self.state();
+        if state.running > 0 {
+            return Duration::MAX;
+        }
+        state.requests.reset(now).max(state.tokens.reset(now))
     }
 
     /// Returns what was counted.
@@ -247,13 +308,6 @@ impl Usage {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn resize(bucket: &mut Option<Bucket>, limit: Option<NonZeroU32>, now: Instant) {
-    match (bucket.as_mut(), limit) {
-        (Some(bucket), Some(limit)) => bucket.resize(limit, now),
-        (_, limit) => *bucket = limit.map(|limit| Bucket::full(limit, now)),
     }
 }
 
@@ -329,6 +383,8 @@ mod tests {
             matches!(refused, LimitReached::Tokens { retry_after, .. } if retry_after == Duration::from_millis(10_100)),
             "{refused:?}"
         );
+        let told = refused.to_string();
+        assert!(told.starts_with("the prompt has 0 tokens "), "{told}");
         usage
             .take_prompt(10, now + Duration::from_secs(11))
             .unwrap();
@@ -347,9 +403,21 @@ mod tests {
                 tokens: 101
             }
         );
+        let told = refused.to_string();
+        assert!(told.starts_with("the prompt has 101 tokens, "), "{told}");
         usage.take_prompt(100, now).unwrap();
         usage.put_back_prompt(100, now);
         usage.take_prompt(100, now).unwrap();
+    }
+
+    #[test]
+    fn one_token_is_told_in_the_singular() {
+        let (usage, now) = usage(0, 1, 0);
+        usage.take_prompt(1, now).unwrap();
+        assert_eq!(
+            usage.take_prompt(1, now).unwrap_err().to_string(),
+            "the prompt has 1 token and this API key has 0 of its 1 token per minute left; retry in 60.0s"
+        );
     }
 
     #[test]
@@ -367,5 +435,30 @@ mod tests {
         usage.set_limits(KeyLimits::default(), now);
         assert!(usage.begin(now).is_ok());
         assert_eq!(usage.levels(now), Levels::default());
+    }
+
+    #[test]
+    fn a_limit_that_is_gone_for_a_moment_comes_back_as_used_as_it_was() {
+        let (usage, now) = usage(60, 600, 0);
+        let limits = KeyLimits {
+            requests_per_minute: NonZeroU32::new(60),
+            tokens_per_minute: NonZeroU32::new(600),
+            concurrent_requests: None,
+        };
+        let place = usage.begin(now).unwrap();
+        usage.take_prompt(600, now).unwrap();
+        usage.take_generated(600, now);
+        usage.set_limits(KeyLimits::default(), now);
+        // Without a limit nothing is taken.
+        usage.take_prompt(10_000, now).unwrap();
+        usage.take_generated(10_000, now);
+        assert_eq!(usage.reset(now), Duration::MAX);
+        drop(place);
+        assert_eq!(usage.reset(now), Duration::from_secs(120));
+        let later = now + Duration::from_secs(90);
+        usage.set_limits(limits, later);
+        assert_eq!(usage.levels(later).tokens.unwrap().remaining, 300);
+        assert_eq!(usage.levels(later).requests.unwrap().remaining, 60);
+        assert_eq!(usage.reset(now + Duration::from_secs(120)), Duration::ZERO);
     }
 }
