@@ -165,7 +165,8 @@ async fn a_session_that_is_forgotten_takes_no_place() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_path_or_a_query_is_named() {
-    let caller = TestServer::start().caller();
+    let server = TestServer::start();
+    let caller = server.caller();
     let long = "x".repeat(300);
     for (path, param, words) in [
         ("?limit=x", "limit", "got \"x\""),
