@@ -179,26 +179,19 @@ impl ApiError {
         Self::new(Kind::BrokenHead, message)
     }
 
-    /// A host that is not one of the server's.
-    pub(super) fn foreign_host(host: &str) -> Self {
-        Self::new(
-            Kind::ForeignHost,
-            format!(
-                "requests to the host {host:?} are refused; to serve them, start the server with \
-                 --allowed-host {host}"
-            ),
-        )
+    /// A host that is not one of the server's, and whether the setting for others takes it.
+    pub(super) fn foreign_host(host: &str, can_be_allowed: bool) -> Self {
+        let advice = advice("--allowed-host", host, can_be_allowed);
+        let message = format!("requests to the host {:?} are refused{advice}", shown(host));
+        Self::new(Kind::ForeignHost, message)
     }
 
-    /// A page of an origin that may not call the server.
-    pub(super) fn foreign_origin(origin: &str) -> Self {
-        Self::new(
-            Kind::ForeignOrigin,
-            format!(
-                "requests from pages of the origin {origin:?} are refused; to serve them, start the \
-                 server with --cors-origin {origin}"
-            ),
-        )
+    /// A page of an origin that may not call the server, and whether the setting for others takes it.
+    pub(super) fn foreign_origin(origin: &str, can_be_allowed: bool) -> Self {
+        let advice = advice("--cors-origin", origin, can_be_allowed);
+        let origin = shown(origin);
+        let message = format!("requests from pages of the origin {origin:?} are refused{advice}");
+        Self::new(Kind::ForeignOrigin, message)
     }
 
     /// A request without a key to a server that checks them.
@@ -768,6 +761,16 @@ pub(super) async fn render(State(app): State<App>, request: Request, next: Next)
 /// Returns a duration in seconds, rounded up.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// Returns how requests are served that are refused now. A value that is too long to be repeated can't be
+/// advised.
+fn advice(flag: &str, value: &str, can_be_allowed: bool) -> String {
+    if can_be_allowed && value.len() <= SHOWN {
+        format!("; to serve them, start the server with {flag} {value}")
+    } else {
+        String::new()
+    }
 }
 
 /// Returns the first characters of a value that a client sent.
