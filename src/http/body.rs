@@ -4,7 +4,10 @@
 //! column; a value of the wrong type names the field, the value and what was expected. Unknown
 //! fields are ignored, because clients send more than any server knows.
 
+use std::error::Error;
 use std::fmt;
+use std::io::{self, ErrorKind};
+use std::iter;
 use std::marker::PhantomData;
 
 use axum::body::Bytes;
@@ -42,6 +45,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
 /// If it is too large, or does not arrive in time or as a whole.
 pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body;
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -56,9 +60,27 @@ pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError>
         .map_err(|refused| {
             if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 ApiError::too_large(limit)
+            } else if chunked && is_malformed(&refused) {
+                ApiError::broken_body(
+                    "the request body is not in valid chunked encoding: each chunk is its length in \
+                     hexadecimal, CRLF, its bytes and CRLF; the last one has the length 0",
+                )
             } else {
                 ApiError::cut_body()
             }
+        })
+}
+
+/// Whether a body could not be read because of what was sent, rather than because no more was.
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
+    let causes = iter::successors(Some(error), |error| (*error).source());
+    causes
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::InvalidData
+            )
         })
 }
 
@@ -87,7 +109,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             let message = error.to_string();
             let place = format!(" at line {} column {}", error.line(), error.column());
             let message = message.strip_suffix(&place).unwrap_or(&message);
-            let message = plain(&shown_within(message));
+            let message = plain(&shown_within(&short_float(message)));
             if path == "." {
                 let field = missing_field(&message).unwrap_or("body");
                 ApiError::invalid(field, format!("the request body: {message}"))
@@ -104,6 +126,21 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
 /// The field that serde says is missing.
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// serde writes out all digits of a number, hundreds of them for a small one.
+fn short_float(message: &str) -> String {
+    let shortened = [
+        "invalid type: floating point `",
+        "invalid value: floating point `",
+    ]
+    .into_iter()
+    .find_map(|begin| {
+        let (digits, rest) = message.strip_prefix(begin)?.split_once('`')?;
+        let number: f64 = digits.parse().ok()?;
+        Some(format!("{begin}{number:?}`{rest}"))
+    });
+    shortened.unwrap_or_else(|| message.to_owned())
 }
 
 /// serde names Rust's types; people who send JSON know numbers and integers.
@@ -199,6 +236,10 @@ mod tests {
         assert_eq!(
             message(r#"{"n": 1.5}"#),
             "`n`: invalid type: number `1.5`, expected an integer"
+        );
+        assert_eq!(
+            message(r#"{"n": 1e-300}"#),
+            "`n`: invalid type: number `1e-300`, expected an integer"
         );
         assert_eq!(
             message(r#"{"nested": {"ratio": [1]}}"#),
