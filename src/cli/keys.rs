@@ -69,19 +69,25 @@ struct Create {
     )]
     scopes: Vec<KeyScope>,
     /// Requests per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit)]
     requests_per_minute: Option<NonZeroU32>,
     /// Prompt and generated tokens per minute [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit)]
     tokens_per_minute: Option<NonZeroU32>,
     /// Maximum concurrent requests [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = limit)]
     concurrent_requests: Option<NonZeroU32>,
     /// Allow its requests a `priority` below 0
     #[arg(long)]
     may_prioritize: bool,
     #[command(flatten)]
     source: Source,
+}
+
+/// Reads a limit of a key.
+fn limit(text: &str) -> Result<NonZeroU32, String> {
+    text.parse()
+        .map_err(|_| format!("write a number from 1 to {}", u32::MAX))
 }
 
 #[derive(Debug, Args)]
