@@ -180,10 +180,25 @@ impl serde::de::Visitor<'_> for DurationText {
     }
 }
 
+/// The most compute threads.
+const MAX_THREADS: usize = 1024;
+
 /// Reads a number of compute threads.
-fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse()
-        .map_err(|_| "write a number from 1 to 1024".to_owned())
+pub(crate) fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|number: &NonZeroUsize| number.get() <= MAX_THREADS);
+    number.ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
+}
+
+/// Reads the same from a file.
+fn threads_of_file<'de, D>(deserializer: D) -> Result<Option<NonZeroUsize>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let number = toml::Value::deserialize(deserializer)?;
+    let number = number.as_integer().unwrap_or_default();
+    let read = thread_count(&number.to_string());
+    read.map(Some).map_err(serde::de::Error::custom)
 }
 
 /// Reads the address to listen on.
@@ -195,6 +210,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// The shortest lease, which still leaves time to renew it, and the longest.
 const LEASE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// The least that can be set for pending requests: smaller ones are not counted.
+const MAX_PENDING: ByteSize = ByteSize::kib(64);
 
 /// A URL that may have a password in it, so that it is never shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -271,6 +289,7 @@ pub struct Layer {
         value_parser = thread_count,
         help_heading = "Engine"
     )]
+    #[serde(deserialize_with = "threads_of_file")]
     pub threads: Option<NonZeroUsize>,
     /// Memory for the KV cache; taken from the system as it is used [default: 1GiB, or half of what
     /// the memory limit leaves beside the weights if that is less]
@@ -543,7 +562,8 @@ pub struct Layer {
     )]
     pub max_body: Option<ByteSize>,
     /// Bytes of requests of more than 64 KiB that may be parsed and tokenized, or wait for it; also bytes of
-    /// whole answers that their clients have not read. More get a 429 [default: 64MiB]
+    /// bodies that have not arrived and of whole answers that their clients have not read. More get a 429.
+    /// At least 64KiB [default: 64MiB]
     #[arg(
         long,
         env = "SKALD_MAX_PENDING",
@@ -808,7 +828,7 @@ impl Settings {
                 expected: format!("it must be {least} to {most}"),
             })
         };
-        between("threads", self.threads.value.get(), 1, 1024)?;
+        between("threads", self.threads.value.get(), 1, MAX_THREADS)?;
         between("max-batch", self.max_batch, 1, 4096)?;
         between(
             "max-step-tokens",
@@ -862,6 +882,13 @@ impl Settings {
                     expected: "it must be longer than 0s".to_owned(),
                 });
             }
+        }
+        if self.max_pending < MAX_PENDING {
+            return Err(ConfigError::Range {
+                setting: "max-pending",
+                value: self.max_pending.to_string(),
+                expected: "it must be at least 64 KiB".to_owned(),
+            });
         }
         if self.max_body < ByteSize::kib(1) || self.max_body > ByteSize::gib(1) {
             return Err(ConfigError::Range {

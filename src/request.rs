@@ -276,7 +276,7 @@ pub fn window_room(n_positions: usize, context: usize, overflow: Overflow) -> Op
 ///
 /// # Errors
 /// [`InvalidRequest`] if it does not, or is not a number.
-pub fn in_range<T: PartialOrd + fmt::Display>(
+pub fn in_range<T: PartialOrd + fmt::Debug>(
     field: &str,
     value: T,
     range: RangeInclusive<T>,
@@ -287,9 +287,21 @@ pub fn in_range<T: PartialOrd + fmt::Display>(
     Err(InvalidRequest::new(
         field,
         format!(
-            "`{field}` must be {} to {}, got {value}",
-            range.start(),
-            range.end()
+            "`{field}` must be {} to {}, got {}",
+            short(range.start()),
+            short(range.end()),
+            short(value)
         ),
     ))
+}
+
+/// Returns a number as errors show it: `0.5`, `2`, `1e-300`. Without an exponent, floats can take
+/// hundreds of digits.
+#[must_use]
+pub fn short<T: fmt::Debug>(number: T) -> String {
+    let mut text = format!("{number:?}");
+    if text.ends_with(".0") {
+        text.truncate(text.len() - 2);
+    }
+    text
 }

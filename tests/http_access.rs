@@ -250,7 +250,10 @@ async fn any_origin_is_allowed_by_a_star() {
 
 #[tokio::test]
 async fn a_request_has_exactly_one_valid_host() {
-    let wrong: [&[&str]; 5] = [
+    let wrong: [&[&str]; 8] = [
+        &["host: localhost:99999999"],
+        &["host: localhost:65536"],
+        &["host: [::1]:65536"],
         &[],
         &["host: localhost", "host: localhost"],
         &["host: localhost", "host: evil.example"],
@@ -277,6 +280,22 @@ async fn a_request_has_exactly_one_valid_host() {
         ask(SERVER.address, &target("evil.example")).await.status,
         403
     );
+    assert_eq!(
+        ask(SERVER.address, &target("localhost:65536")).await.status,
+        400
+    );
+}
+
+#[tokio::test]
+async fn what_no_setting_lets_in_is_refused_without_advice() {
+    for lines in [
+        &["host: [::1%25eth0]"] as &[&str],
+        &["host: localhost", "origin: file://"],
+    ] {
+        let answer = ask(SERVER.address, &get("/info", lines)).await;
+        assert!([400, 403].contains(&answer.status), "{lines:?}: {answer:?}");
+        assert!(!answer.body.contains("--"), "{lines:?}: {answer:?}");
+    }
 }
 
 #[tokio::test]
@@ -296,6 +315,33 @@ async fn the_authority_of_http_2_is_checked_too() {
     assert_eq!(status("http://localhost:8080/info").await, 200);
     assert_eq!(status("http://evil.example/info").await, 403);
     assert_eq!(status("http://evil.example/livez").await, 200);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_refused_by_name() {
+    let socket = tokio::net::TcpStream::connect(SERVER.address)
+        .await
+        .unwrap();
+    let (mut client, connection) = h2::client::handshake(socket).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = axum::http::Request::connect("localhost:443")
+        .body(())
+        .unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 404);
+    let text = support::reader::read_stream(response).await.unwrap();
+    assert!(text.contains("CONNECT is not supported"), "{text}");
+    connection.abort();
+    let answer = ask(
+        SERVER.address,
+        "CONNECT localhost:443 HTTP/1.1\r\nhost: localhost:443\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(
+        answer.body.contains("CONNECT is not supported"),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test]

@@ -118,6 +118,21 @@ async fn a_body_that_ends_early_is_told_so() {
         assert_eq!(answer.status, 400, "{head:?}: {answer:?}");
         assert!(answer.body.contains("ended before"), "{answer:?}");
     }
+    // One that is wrong is told apart, though the client has gone on or has ended.
+    for chunks in [
+        "not a length\r\n",
+        "5\r\n{\"pro\r\nnot a length\r\n",
+        "1\r\n{{\r\n",
+        "fffffffffffffffff\r\n",
+    ] {
+        let request = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
+        );
+        let mut socket = sent(server.address, &request).await;
+        let answer = rest(&mut socket).await;
+        assert_eq!(answer.status, 400, "{chunks:?}: {answer:?}");
+        assert!(answer.body.contains("chunked encoding"), "{answer:?}");
+    }
     // Without a half-close there is no one to tell.
     let request = "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
     drop(sent(server.address, request).await);

@@ -93,7 +93,7 @@ async fn integers_stay_within_bounds_of_64_bits() {
 #[tokio::test]
 async fn what_cannot_be_followed_is_refused_by_name() {
     let integer = |bound: Value| json!({"guided_json": {"type": "integer", "minimum": bound}});
-    refused(integer(json!(1e19)), &["`minimum` is 10000000000000000000"]).await;
+    refused(integer(json!(1e19)), &["`minimum` is 1e+19"]).await;
     let cases: [(Value, &[&str]); 7] = [
         (json!({"type": "number", "minimum": 1e18}), &["`minimum`"]),
         (

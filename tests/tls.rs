@@ -208,6 +208,11 @@ fn refused(flags: &[&str]) -> String {
     let message = String::from_utf8(stderr).expect("UTF-8");
     assert_eq!(status.code(), Some(2), "{message}");
     assert!(!message.contains("PRIVATE"), "{message}");
+    // Nor as the numbers of its bytes.
+    assert!(
+        !message.contains("[45, ") && !message.contains("[67, "),
+        "{message}"
+    );
     message
 }
 
@@ -234,8 +239,33 @@ fn a_pair_that_can_not_be_used_is_refused_at_the_start() {
         "empty",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     );
+    let whole = fs::read_to_string(&certificate).expect("a certificate");
+    let half = file("half.crt", &whole[..whole.len() / 2]);
+    let whole = fs::read_to_string(&key).expect("a key");
+    let half_key = file("half.key", &whole[..whole.len() / 2]);
+    let garbled = file("garbled", "-----BEGIN CERTIFICATE\nAAAA\n");
+    let no_key = file(
+        "no_key",
+        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+    );
     let folder = directory.path().to_str().expect("UTF-8").to_owned();
-    let cases: [(&str, &str, &[&str]); 9] = [
+    let cases: [(&str, &str, &[&str]); 13] = [
+        (&half, &key, &["tls-cert", &half, "may be truncated"]),
+        (
+            &certificate,
+            &half_key,
+            &["tls-key", &half_key, "may be truncated"],
+        ),
+        (
+            &garbled,
+            &key,
+            &["tls-cert", &garbled, "begins with `-----BEGIN`"],
+        ),
+        (
+            &certificate,
+            &no_key,
+            &["tls-key", &no_key, "not a valid RSA"],
+        ),
         (
             &certificate,
             &other,
@@ -252,7 +282,7 @@ fn a_pair_that_can_not_be_used_is_refused_at_the_start() {
             &["tls-key", "no/such.key", "can't be read"],
         ),
         (&nothing, &key, &["tls-cert", &nothing, "certificate"]),
-        (&broken, &key, &["tls-cert", &broken]),
+        (&broken, &key, &["tls-cert", &broken, "not valid Base64"]),
         (
             &certificate,
             &certificate,
@@ -264,7 +294,7 @@ fn a_pair_that_can_not_be_used_is_refused_at_the_start() {
             &["tls-key", &locked, "not encrypted"],
         ),
         (&folder, &key, &["tls-cert", &folder, "regular file"]),
-        (&empty, &key, &["tls-cert"]),
+        (&empty, &key, &["tls-cert", &empty, "X.509"]),
     ];
     for (certificate, key, words) in cases {
         let message = refused(&["--tls-cert", certificate, "--tls-key", key]);

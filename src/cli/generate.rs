@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::model::ModelSettings;
 use super::{Failure, runtime, write_out};
-use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat};
+use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::http::Serving;
-use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle};
+use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle, short};
 use crate::resources;
 use crate::session::SessionConfig;
 use crate::telemetry;
@@ -37,7 +37,7 @@ pub struct Generate {
     #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
     dtype: Dtype,
     /// Compute threads [default: all cores, within the CPU quota of the cgroup]
-    #[arg(long, env = "SKALD_THREADS")]
+    #[arg(long, env = "SKALD_THREADS", value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
     /// Whether the model's `generation_config.json` fills in what is not given
     #[arg(
@@ -226,7 +226,9 @@ fn check(
     range: &str,
 ) -> anyhow::Result<()> {
     match value {
-        Some(value) if !allowed(value) => Err(anyhow!("{flag} must be {range}, got {value}")),
+        Some(value) if !allowed(value) => {
+            Err(anyhow!("{flag} must be {range}, got {}", short(value)))
+        }
         _ => Ok(()),
     }
 }

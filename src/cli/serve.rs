@@ -283,9 +283,6 @@ async fn database(url: &SecretUrl, lease: Duration) -> Result<Database, Failure>
 fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // With a handler, a file that reaches the limit on its size is an error of the write, as a full disk
-    // is; without one it is the end of the process.
-    let _handled = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     let stop = stop.clone();
     tokio::spawn(async move {
         let mut first = None;

@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::app::App;
-use super::error::ApiError;
+use super::error::{ApiError, shown};
 use super::keys;
 use super::outcome::PROBES;
 use crate::config::{AllowedHost, CorsOrigin};
@@ -32,8 +32,6 @@ use crate::keys::Keys;
 
 /// How long browsers may remember the answer to a preflight.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
-/// Most of a client's own text that is repeated in an error, in characters.
-const QUOTED: usize = 200;
 
 /// The hosts and origins that are let in beside the machine's own, and the keys that requests need.
 #[derive(Debug, Clone, Default)]
@@ -174,13 +172,13 @@ fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {
         && !is_probe
         && !access.allows_host(&Host::of(authority), listening)
     {
-        return Err(ApiError::foreign_host(&quoted(authority.host())));
+        return Err(foreign_host(authority.host()));
     }
     // Sent once by every browser; more are a client's own doing, and each must be allowed.
     for origin in request.headers().get_all(header::ORIGIN) {
         let origin = String::from_utf8_lossy(origin.as_bytes());
         if !access.allows_origin(&origin, authority.as_ref()) {
-            return Err(ApiError::foreign_origin(&quoted(&origin)));
+            return Err(foreign_origin(&origin));
         }
     }
     if request.extensions().get::<NoPlace>().is_some() && !is_probe {
@@ -198,23 +196,34 @@ fn authority(request: &Request) -> Result<Option<Authority>, ApiError> {
         if header.is_none() && request.version() == Version::HTTP_11 {
             return Err(missing_host());
         }
-        return if target.as_str().contains('@') {
-            Err(ApiError::broken_head(
+        if target.as_str().contains('@') {
+            return Err(ApiError::broken_head(
                 "the request's target must not name a user",
-            ))
-        } else {
-            Ok(Some(target.clone()))
-        };
+            ));
+        }
+        if !has_valid_port(target) {
+            return Err(ApiError::broken_head(format!(
+                "the request's target {:?} is not a valid host: its port must be 0 to 65535",
+                shown(target.as_str())
+            )));
+        }
+        return Ok(Some(target.clone()));
     }
     match header {
         Some(value) => {
             let text = value.to_str().unwrap_or_default();
             let parsed = text.parse::<Authority>().ok();
             let parsed = parsed.filter(|authority| !authority.as_str().contains('@'));
-            parsed.map(Some).ok_or_else(|| {
-                let host = quoted(&String::from_utf8_lossy(value.as_bytes()));
-                ApiError::broken_head(format!("the Host header {host:?} is not a valid host"))
-            })
+            let refuse = |why: &str| {
+                let host = shown(&String::from_utf8_lossy(value.as_bytes()));
+                ApiError::broken_head(format!("the Host header {host:?} is not a valid host{why}"))
+            };
+            let authority = parsed.ok_or_else(|| refuse(""))?;
+            if has_valid_port(&authority) {
+                Ok(Some(authority))
+            } else {
+                Err(refuse(": its port must be 0 to 65535"))
+            }
         }
         None if request.version() <= Version::HTTP_10 => Ok(None),
         None => Err(missing_host()),
@@ -237,8 +246,27 @@ fn missing_host() -> ApiError {
     ApiError::broken_head("the request has no Host header; it must have one")
 }
 
-fn quoted(text: &str) -> String {
-    text.chars().take(QUOTED).collect()
+/// Returns whether an authority that names no user has a port that can be one, or none.
+fn has_valid_port(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    match port.and_then(|port| port.strip_prefix(':')) {
+        Some("") | None => true,
+        Some(port) => port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+    }
+}
+
+/// Refuses a host; says how to let it in if the setting takes it.
+fn foreign_host(host: &str) -> ApiError {
+    let parsed = host.parse();
+    let can_be_allowed = matches!(parsed, Ok(AllowedHost::Name(_) | AllowedHost::Ip(_)));
+    ApiError::foreign_host(host, can_be_allowed)
+}
+
+/// Refuses an origin; says how to let it in if the setting takes it.
+fn foreign_origin(origin: &str) -> ApiError {
+    let parsed = origin.parse::<CorsOrigin>();
+    let can_be_allowed = parsed.is_ok_and(|parsed| parsed != CorsOrigin::Any && parsed.is(origin));
+    ApiError::foreign_origin(origin, can_be_allowed)
 }
 
 #[cfg(test)]
@@ -295,6 +323,68 @@ mod tests {
             assert!(allows(&none, "203.0.113.9", wildcard));
             assert!(allows(&none, "[fd00::1]:8080", wildcard));
             assert!(!allows(&none, "evil.example", wildcard));
+        }
+    }
+
+    #[test]
+    fn only_settings_that_the_command_line_takes_are_advised() {
+        let long = "a".repeat(300);
+        for (host, advised) in [
+            ("evil.example", true),
+            ("192.0.2.1", true),
+            ("[fd00::1]", true),
+            ("[::1%25eth0]", false),
+            ("a..b", false),
+            ("exa$mple", false),
+            ("*", false),
+            (&long, false),
+        ] {
+            let message = foreign_host(host).to_string();
+            let advice = format!("--allowed-host {host}");
+            assert_eq!(message.ends_with(&advice), advised, "{message}");
+            assert_eq!(message.contains("--"), advised, "{message}");
+        }
+        for (origin, advised) in [
+            ("https://evil.example:8443", true),
+            ("null", true),
+            ("file://", false),
+            ("*", false),
+            ("http://evil.example/", false),
+            ("http://a b", false),
+        ] {
+            let message = foreign_origin(origin).to_string();
+            let advice = format!("--cors-origin {origin}");
+            assert_eq!(message.ends_with(&advice), advised, "{message}");
+            assert_eq!(message.contains("--"), advised, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_port_has_16_bits() {
+        let valid = |authority: &str| has_valid_port(&authority.parse().unwrap());
+        for good in [
+            "a",
+            "a:0",
+            "a:65535",
+            "a:00080",
+            "[::1]",
+            "[::1]:8080",
+            "127.0.0.1:1",
+        ] {
+            assert!(valid(good), "{good}");
+        }
+        for bad in [
+            "a:65536",
+            "localhost:99999999",
+            "[::1]:65536",
+            "a:b",
+            "a:-1",
+        ] {
+            let authority = bad.parse::<Authority>();
+            assert!(
+                !authority.is_ok_and(|authority| has_valid_port(&authority)),
+                "{bad}"
+            );
         }
     }
 

@@ -4,7 +4,10 @@
 //! column; a value of the wrong type names the field, the value and what was expected. Unknown
 //! fields are ignored, because clients send more than any server knows.
 
+use std::error::Error;
 use std::fmt;
+use std::io::{self, ErrorKind};
+use std::iter;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -51,6 +54,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
 /// If it is too large, does not arrive in time or as a whole, or too much of others has not arrived.
 pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body;
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -62,18 +66,32 @@ pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError>
     let held = app
         .receiving()
         .hold(Meter::of(request.extensions()).share());
-    let arriving = collect(request.into_body(), limit, held);
+    let arriving = collect(request.into_body(), chunked, limit, held);
     tokio::time::timeout(body_timeout, arriving)
         .await
         .unwrap_or_else(|_| Err(ApiError::timeout(body_timeout)))
 }
 
 /// Collects the frames of a body.
-async fn collect(body: Body, limit: ByteSize, mut held: Held) -> Result<Bytes, ApiError> {
+async fn collect(
+    body: Body,
+    chunked: bool,
+    limit: ByteSize,
+    mut held: Held,
+) -> Result<Bytes, ApiError> {
     let mut frames = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(frame) = frames.next().await {
-        let frame = frame.map_err(|_| ApiError::cut_body())?;
+        let frame = frame.map_err(|error| {
+            if chunked && is_malformed(&error) {
+                ApiError::broken_body(
+                    "the request body is not in valid chunked encoding: each chunk is its length in \
+                     hexadecimal, CRLF, its bytes and CRLF; the last one has the length 0",
+                )
+            } else {
+                ApiError::cut_body()
+            }
+        })?;
         let length = bytes.len().saturating_add(frame.len());
         if length as u64 > limit.as_u64() {
             return Err(ApiError::too_large(limit));
@@ -88,6 +106,19 @@ async fn collect(body: Body, limit: ByteSize, mut held: Held) -> Result<Bytes, A
         bytes.extend_from_slice(&frame);
     }
     Ok(bytes.into())
+}
+
+/// Whether a body could not be read because of what was sent, rather than because no more was.
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
+    let causes = iter::successors(Some(error), |error| (*error).source());
+    causes
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::InvalidData
+            )
+        })
 }
 
 /// Parses a JSON object.
@@ -115,7 +146,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             let message = error.to_string();
             let place = format!(" at line {} column {}", error.line(), error.column());
             let message = message.strip_suffix(&place).unwrap_or(&message);
-            let message = plain(&shown_within(message));
+            let message = plain(&shown_within(&short_float(message)));
             if path == "." {
                 let field = missing_field(&message).unwrap_or("body");
                 ApiError::invalid(field, format!("the request body: {message}"))
@@ -132,6 +163,21 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
 /// The field that serde says is missing.
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// serde writes out all digits of a number, hundreds of them for a small one.
+fn short_float(message: &str) -> String {
+    let shortened = [
+        "invalid type: floating point `",
+        "invalid value: floating point `",
+    ]
+    .into_iter()
+    .find_map(|begin| {
+        let (digits, rest) = message.strip_prefix(begin)?.split_once('`')?;
+        let number: f64 = digits.parse().ok()?;
+        Some(format!("{begin}{number:?}`{rest}"))
+    });
+    shortened.unwrap_or_else(|| message.to_owned())
 }
 
 /// serde names Rust's types; people who send JSON know numbers and integers.
@@ -227,6 +273,10 @@ mod tests {
         assert_eq!(
             message(r#"{"n": 1.5}"#),
             "`n`: invalid type: number `1.5`, expected an integer"
+        );
+        assert_eq!(
+            message(r#"{"n": 1e-300}"#),
+            "`n`: invalid type: number `1e-300`, expected an integer"
         );
         assert_eq!(
             message(r#"{"nested": {"ratio": [1]}}"#),

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::error::ApiError;
-use crate::request::{Deadline, InvalidRequest, in_range};
+use crate::request::{Deadline, InvalidRequest, in_range, short};
 
 /// A number in a range that includes its ends.
 pub(super) fn number(
@@ -34,7 +34,11 @@ pub(super) fn above_zero(
             } else {
                 Err(InvalidRequest::new(
                     field,
-                    format!("`{field}` must be above 0 and at most {most}, got {value}"),
+                    format!(
+                        "`{field}` must be above 0 and at most {}, got {}",
+                        short(most),
+                        short(value)
+                    ),
                 ))
             }
         })
@@ -107,9 +111,10 @@ pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, Invalid
     Err(InvalidRequest::new(
         "timeout",
         format!(
-            "`timeout` must be {} to {} seconds, got {seconds}",
-            TIMEOUTS.start(),
-            TIMEOUTS.end()
+            "`timeout` must be {} to {} seconds, got {}",
+            short(TIMEOUTS.start()),
+            short(TIMEOUTS.end()),
+            short(seconds)
         ),
     ))
 }
@@ -148,6 +153,14 @@ mod tests {
             "`top_p` must be above 0 and at most 1, got 0"
         );
         assert_eq!(above_zero("top_p", Some(1.0), 1.0), Ok(Some(1.0)));
+        assert_eq!(
+            message(number("temperature", Some(-1e-300), 0.0..=2.0)),
+            "`temperature` must be 0 to 2, got -1e-300"
+        );
+        assert_eq!(
+            message(above_zero("top_p", Some(1e300), 1.0)),
+            "`top_p` must be above 0 and at most 1, got 1e300"
+        );
         assert!(above_zero("top_p", Some(1e-60), 1.0).unwrap().unwrap() > 0.0);
     }
 
@@ -157,6 +170,11 @@ mod tests {
         let half = deadline(Some(0.5)).unwrap().expect("a deadline");
         assert_eq!(half.timeout(), Duration::from_millis(500));
         assert!(!half.has_passed());
+        let message = deadline(Some(1e-300)).unwrap_err().message;
+        assert_eq!(
+            message,
+            "`timeout` must be 0.001 to 86400 seconds, got 1e-300"
+        );
         for wrong in [0.0, 1e-10, -1.0, 86_401.0, f64::NAN] {
             let message = deadline(Some(wrong)).unwrap_err().message;
             assert!(

@@ -92,6 +92,7 @@ pub use metrics::Observations;
 pub use serve::{Listener, run};
 
 use axum::extract::Request;
+use axum::http::Method;
 use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
@@ -182,11 +183,17 @@ fn layered(plain: Router<App>, app: App) -> Router {
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut contract = routes().into_openapi();
-    openapi::describe_access(&mut contract);
+    openapi::describe_errors(&mut contract);
     contract
 }
 
 async fn no_such_path(request: Request) -> ApiError {
+    // It has an address in place of a path.
+    if request.method() == Method::CONNECT {
+        return ApiError::not_found(
+            "CONNECT is not supported: this server is not a proxy; GET /openapi.json lists the endpoints",
+        );
+    }
     ApiError::not_found(format!(
         "there is no {} {}; GET /openapi.json lists the endpoints",
         request.method(),

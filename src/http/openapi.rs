@@ -37,13 +37,118 @@ use crate::keys::KeyScope;
 )]
 pub(super) struct Contract;
 
-/// Adds what is answered before any route is asked: a host or an origin that is not the server's, a key that
-/// is missing or may not do it.
-pub(super) fn describe_access(contract: &mut openapi::OpenApi) {
+/// Paths that take a `priority`.
+const GENERATING: [&str; 6] = [
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+];
+
+/// What errors mean on one route, by path, method and status, where they mean less than on others of its
+/// kind; no words where it does not answer so.
+const OWN: [(&str, &str, &str, &str); 40] = {
+    const NO_MODEL: &str = "The model named is not the one served (`model_not_found`)";
+    const NO_SESSION: &str = "There is no such session (`not_found`)";
+    const BODY: &str = "The name is not one a session can have, the body is not JSON, or a field has a \
+        wrong type or value";
+    const SLOW_BODY: &str = "The body did not arrive in time (`request_timeout`)";
+    const LARGE_BODY: &str = "The body is too large (`request_too_large`)";
+    const WAITING: &str = "Too many requests wait for their sessions already; see `Retry-After`";
+    const UNKNOWN: &str = "The disk or the database of sessions failed, or it is not known whether the \
+        change was kept (`session_state_unknown`)";
+    const LOADING: &str = "The model is being loaded; see `Retry-After`";
+    const AWAY: &str = "The model is being loaded, the server shuts down, or the database of sessions is \
+        away (`session_store_unavailable`); see `Retry-After`";
+    const TURN: &str = "Another request is on the session (`session_busy`), or another server took the \
+        session in the middle of the turn, which is not kept (`session_taken_over`)";
+    const STATELESS: &str = "The model is being loaded, the server shuts down, the request has waited too \
+        long for its place (`queue_timeout`), or the inference worker is stuck; see `Retry-After`";
+    const SESSION: &str = "/v1/sessions/{id}";
+    const FORK: &str = "/v1/sessions/{id}/fork";
+    const REWIND: &str = "/v1/sessions/{id}/rewind";
+    const CHAT: &str = "/v1/chat/completions";
+    const EMBEDDINGS: &str = "/v1/embeddings";
+    [
+        ("/v1/completions", "post", "404", NO_MODEL),
+        ("/v1/completions", "post", "409", TURN),
+        (CHAT, "post", "404", NO_MODEL),
+        (CHAT, "post", "500", "Generation failed"),
+        (CHAT, "post", "503", STATELESS),
+        (EMBEDDINGS, "post", "404", NO_MODEL),
+        (
+            EMBEDDINGS,
+            "post",
+            "500",
+            "The embeddings could not be computed",
+        ),
+        (EMBEDDINGS, "post", "503", STATELESS),
+        ("/v1/models", "get", "400", ""),
+        ("/v1/models", "get", "404", ""),
+        ("/v1/models", "get", "500", ""),
+        ("/v1/models", "get", "503", LOADING),
+        ("/v1/models/{id}", "get", "400", ""),
+        ("/v1/models/{id}", "get", "404", NO_MODEL),
+        ("/v1/models/{id}", "get", "500", ""),
+        ("/v1/models/{id}", "get", "503", LOADING),
+        (
+            "/v1/sessions",
+            "get",
+            "400",
+            "`limit` or `after` has a wrong value",
+        ),
+        ("/v1/sessions", "get", "404", ""),
+        (SESSION, "get", "404", NO_SESSION),
+        (SESSION, "delete", "403", ""),
+        (SESSION, "delete", "404", NO_SESSION),
+        (
+            SESSION,
+            "delete",
+            "409",
+            "Another server is on the session (`session_busy`), or took it before \
+            it was deleted (`session_taken_over`)",
+        ),
+        (SESSION, "delete", "500", UNKNOWN),
+        (FORK, "post", "400", BODY),
+        (FORK, "post", "404", NO_SESSION),
+        (FORK, "post", "408", SLOW_BODY),
+        (
+            FORK,
+            "post",
+            "409",
+            "There is a session of the new name already (`session_exists`), or another \
+            server took it in the middle of the turn (`session_taken_over`)",
+        ),
+        (FORK, "post", "413", LARGE_BODY),
+        (FORK, "post", "429", WAITING),
+        (FORK, "post", "500", UNKNOWN),
+        (FORK, "post", "503", AWAY),
+        (REWIND, "post", "400", BODY),
+        (REWIND, "post", "403", ""),
+        (REWIND, "post", "404", NO_SESSION),
+        (REWIND, "post", "408", SLOW_BODY),
+        (REWIND, "post", "409", TURN),
+        (REWIND, "post", "413", LARGE_BODY),
+        (REWIND, "post", "429", WAITING),
+        (REWIND, "post", "500", UNKNOWN),
+        (REWIND, "post", "503", AWAY),
+    ]
+};
+
+/// Puts what errors mean on each route in place of what they mean on all of its kind, and adds what is
+/// answered before any route is asked: a host or an origin that is not the server's, a key that is missing
+/// or may not do it.
+pub(super) fn describe_errors(contract: &mut openapi::OpenApi) {
     const FOREIGN: &str = "The host (`host_not_allowed`) or the page's origin (`origin_not_allowed`) is \
         not the server's; see `--allowed-host` and `--cors-origin`";
-    const NO_KEY: &str =
-        "With `--keys`: the API key is missing or not valid; see `WWW-Authenticate`";
+    const FOREIGN_PAGE: &str =
+        "The page's origin (`origin_not_allowed`) is not the server's; see `--cors-origin`";
+    const NO_KEY: &str = "With `--keys`: the API key is missing or not valid (`invalid_api_key`); see `WWW-Authenticate`";
+    const NATIVE_NO_KEY: &str = "With `--keys`: the API key is missing or not valid (`unauthorized`); see `WWW-Authenticate`";
+    const PRIORITY: &str = "With `--keys`: `priority` is below 0 and the API key lacks the permission \
+        (`priority_not_allowed`)";
     const SCOPE: &str = "With `--keys`: the API key lacks the scope (`insufficient_scope`)";
     const LIMIT: &str = "With `--keys`: a limit of the API key is reached; see `Retry-After`";
     for (path, item) in &mut contract.paths.paths {
@@ -55,19 +160,37 @@ pub(super) fn describe_access(contract: &mut openapi::OpenApi) {
         // The one template that the contract writes in another way.
         let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");
         let needs = Needs::of(Some(&route));
-        let methods = [&mut item.get, &mut item.post, &mut item.delete];
-        for operation in methods.into_iter().flatten() {
+        let methods = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in methods {
+            let Some(operation) = operation else { continue };
+            narrow(&mut operation.responses, path, method);
             let mut add = |status, what| add(&mut operation.responses, status, what, error);
-            if !PROBES.contains(&path.as_str()) {
+            if PROBES.contains(&path.as_str()) {
+                add("403", FOREIGN_PAGE);
+            } else {
                 add("403", FOREIGN);
             }
             if needs == Needs::Nothing {
                 operation.security = Some(Vec::new());
                 continue;
             }
-            add("401", NO_KEY);
+            add(
+                "401",
+                if path.starts_with("/v1") {
+                    NO_KEY
+                } else {
+                    NATIVE_NO_KEY
+                },
+            );
             if let Needs::Scope(scope) = needs {
                 add("403", SCOPE);
+                if GENERATING.contains(&path.as_str()) {
+                    add("403", PRIORITY);
+                }
                 if scope == KeyScope::Generate {
                     add("429", LIMIT);
                 }
@@ -75,6 +198,18 @@ pub(super) fn describe_access(contract: &mut openapi::OpenApi) {
         }
     }
     describe_keys(contract);
+}
+
+/// Puts what errors mean on one route in place of what they mean on all of its kind.
+fn narrow(responses: &mut Responses, path: &str, method: &str) {
+    let own = OWN.iter().filter(|own| own.0 == path && own.1 == method);
+    for (_, _, status, what) in own {
+        if what.is_empty() {
+            responses.responses.remove(*status);
+        } else if let Some(RefOr::T(response)) = responses.responses.get_mut(*status) {
+            (*what).clone_into(&mut response.description);
+        }
+    }
 }
 
 /// Adds the two ways to show a key. Neither is needed where the server checks none.
@@ -195,7 +330,7 @@ pub(super) enum NativeLookupErrors {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "only described; `error.rs` makes them")]
 pub(super) enum NativeSessionErrors {
-    /// This API key has as many sessions as it may have
+    /// This API key has as many sessions as it may have (`session_limit`)
     #[response(status = 403)]
     Limit(NativeError),
     /// Another request is on the session, or another server took it in the middle of the turn, which

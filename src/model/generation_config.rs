@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_path_to_error::Track;
 
 use super::config::{JsonError, TokenIds, from_json};
-use crate::request::SamplingDefaults;
+use crate::request::{SamplingDefaults, short};
 
 /// The fields of `generation_config.json` that Skald honours; all others are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -40,7 +40,7 @@ impl GenerationConfig {
             value
                 .filter(|&value| !allowed(value))
                 .map_or(Ok(()), |value| {
-                    Err(format!("`{field}` must be {range}, is {value}"))
+                    Err(format!("`{field}` must be {range}, is {}", short(value)))
                 })
         };
         let positive = |x: f32| x.is_finite() && x > 0.0;

@@ -1,6 +1,6 @@
 //! Beam search as a request asks for it, and what does not go with it.
 
-use super::{InvalidRequest, Limits, Overflow, RequestDraft};
+use super::{InvalidRequest, Limits, Overflow, RequestDraft, short};
 
 /// A search for the most likely continuations; see [`crate::engine::beam`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,7 +106,7 @@ pub(super) fn check(
 fn check_sampling(draft: &RequestDraft) -> Result<(), InvalidRequest> {
     let number = |field, given: Option<f32>, neutral: f32| {
         let given = given.filter(|&value| value != neutral);
-        given.map(|value| (field, value.to_string(), neutral.to_string()))
+        given.map(|value| (field, short(value), short(neutral)))
     };
     let top_k = draft.top_k.filter(|&top_k| top_k > 0);
     let sampled = draft.do_sample.filter(|&sampled| sampled);
@@ -133,7 +133,8 @@ fn check_sampling(draft: &RequestDraft) -> Result<(), InvalidRequest> {
         return Err(InvalidRequest::new(
             "logit_bias",
             format!(
-                "`logit_bias` is not possible with `use_beam_search`, which scores texts by the model's own distribution, got {bias} for {id}"
+                "`logit_bias` is not possible with `use_beam_search`, which scores texts by the model's own distribution, got {} for {id}",
+                short(bias)
             ),
         ));
     }

@@ -11,6 +11,8 @@
 
 mod expression;
 mod lark;
+mod message;
+mod reference;
 mod schema;
 
 use std::collections::VecDeque;
@@ -26,13 +28,11 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
 use self::expression::Shape;
+pub use self::message::reason;
 use super::Tokenizer;
 
 /// Grammars kept for the next request that asks for the same.
 const CACHED: usize = 32;
-
-/// Characters of a reason that are told.
-const MAX_REASON: usize = 400;
 
 /// The keyword under which a schema has the library's own settings.
 const OPTIONS: &str = "x-guidance";
@@ -171,42 +171,10 @@ fn without_anchors(regex: &str) -> &str {
 pub struct GrammarError(String);
 
 impl GrammarError {
-    /// What the library says, less what it says for its own authors.
+    /// What the library says, in our words.
     fn told(error: &impl fmt::Display) -> Self {
         Self(reason(&format!("{error:#}")))
     }
-}
-
-/// The part of one of the library's messages that is for users: it appends its state in tags.
-#[must_use]
-pub fn reason(message: &str) -> String {
-    // What the library says where it fails itself is for its authors.
-    if message.contains("panic: ") && message.contains("\n<backtrace>") {
-        tracing::warn!(message, "grammar library failed");
-        return "the grammar library failed on it".to_owned();
-    }
-    // What follows is the expression, in the library's own notation.
-    if message.contains("Unable to determine if regex is empty") {
-        return "its regular expressions are too complex to tell whether any text matches them all"
-            .to_owned();
-    }
-    let end = [
-        "\n<state>",
-        "\n<non-verbose/>",
-        "\n<backtrace>",
-        "\n<grammar>",
-    ]
-    .iter()
-    .filter_map(|tag| message.find(tag))
-    .min()
-    .unwrap_or(message.len());
-    let told = message.get(..end).unwrap_or(message);
-    if told.chars().nth(MAX_REASON).is_none() {
-        return told.to_owned();
-    }
-    let mut shown: String = told.chars().take(MAX_REASON - 1).collect();
-    shown.push('…');
-    shown
 }
 
 /// A grammar that can be followed; cheap to clone.

@@ -1,5 +1,6 @@
 //! What grammars allow, token by token.
 
+use super::message::MAX_REASON;
 use super::*;
 use crate::request::Limits;
 
@@ -123,7 +124,7 @@ fn what_can_not_be_followed_says_why() {
         (regex("^$"), "no text"),
         (GrammarSource::Choice(Vec::new()), "nothing to choose from"),
         (GrammarSource::JsonSchema("{".to_owned()), "not JSON"),
-        (schema(&json!(3)), "object or boolean"),
+        (schema(&json!(3)), "an object, `true` or `false`"),
         (schema(&json!({"type": "strin"})), "strin"),
         (
             schema(&json!({"type": "array", "uniqueItems": true})),
@@ -139,6 +140,10 @@ fn what_can_not_be_followed_says_why() {
         ),
         (schema(&json!({"$ref": "#/$defs/none"})), "none"),
         (schema(&json!(false)), "false"),
+        (
+            schema(&json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]})),
+            "no text can follow it to its end",
+        ),
         (lark("start: nothing"), "nothing"),
         (lark("start: <|endoftext|>"), "special token"),
     ];
@@ -289,16 +294,6 @@ fn a_grammar_asked_for_again_is_still_known() {
         grammars.compile(&regex("a")).unwrap(),
         "equal, though made anew"
     );
-}
-
-#[test]
-fn reasons_are_told_without_the_librarys_own_state() {
-    assert_eq!(reason("no such rule\n<state>\nTokens"), "no such rule");
-    assert_eq!(reason("two\nlines\n<non-verbose/>"), "two\nlines");
-    let undecided = reason("Unable to determine if regex is empty:  (And (And [a] [b]))");
-    assert!(!undecided.contains("And"), "{undecided}");
-    let long = reason(&"é".repeat(1000));
-    assert!(long.ends_with('…') && long.chars().count() == MAX_REASON);
 }
 
 #[test]

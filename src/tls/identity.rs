@@ -60,7 +60,17 @@ pub enum IdentityError {
         /// Its path.
         file: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        reason: &'static str,
+    },
+    /// A file is PEM, but what is in it can't be used.
+    #[error("`{part}`: {} can't be used: {reason}", file.display())]
+    Unusable {
+        /// Which.
+        part: Part,
+        /// Its path.
+        file: PathBuf,
+        /// Why.
+        reason: &'static str,
     },
     /// The key is not the certificate's.
     #[error(
@@ -73,9 +83,25 @@ pub enum IdentityError {
         /// The key's path.
         key: PathBuf,
     },
-    /// The pair is well-formed, but not one that TLS can use.
-    #[error("`tls-cert` and `tls-key` can't be used: {0}")]
-    Unusable(rustls::Error),
+}
+
+/// Returns what is wrong with a file that should be PEM. The library shows lines of it as numbers, and
+/// these may be parts of a key.
+fn fault(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section has no line `-----END …-----`; the file may be truncated"
+        }
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line begins with `-----BEGIN` and does not end with `-----`"
+        }
+        pem::Error::Base64Decode(_) => {
+            "what is between the lines `-----BEGIN …-----` and `-----END …-----` is not valid Base64"
+        }
+        pem::Error::NoItemsFound => "no section of the file is one",
+        pem::Error::SectionTooLarge => "a section is too large",
+        _ => "it can't be read",
+    }
 }
 
 fn content(part: Part) -> &'static str {
@@ -145,10 +171,10 @@ impl ResolvesServerCert for Identity {
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
-    let malformed = |part, file: &Path, error: pem::Error| IdentityError::Malformed {
+    let malformed = |part, file: &Path, error: &pem::Error| IdentityError::Malformed {
         part,
         file: file.to_owned(),
-        reason: error.to_string(),
+        reason: fault(error),
     };
     let text = read_file(Part::Certificate, certificate)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -156,18 +182,30 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
         Ok(chain) if chain.is_empty() => Err(pem::Error::NoItemsFound),
         chain => chain,
     };
-    let chain = chain.map_err(|error| malformed(Part::Certificate, certificate, error))?;
+    let chain = chain.map_err(|error| malformed(Part::Certificate, certificate, &error))?;
     let text = read_file(Part::Key, key)?;
     let private = PrivateKeyDer::from_pem_slice(&text);
-    let private = private.map_err(|error| malformed(Part::Key, key, error))?;
+    let private = private.map_err(|error| malformed(Part::Key, key, &error))?;
     let provider = rustls::crypto::ring::default_provider();
-    CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => IdentityError::Mismatch {
+    let private = provider.key_provider.load_private_key(private);
+    let private = private.map_err(|_| IdentityError::Unusable {
+        part: Part::Key,
+        file: key.to_owned(),
+        reason: "its private key is not a valid RSA (2048 to 4096 bits), ECDSA (P-256 or P-384) or Ed25519 key",
+    })?;
+    let pair = CertifiedKey::new(chain, private);
+    match pair.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(pair),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(IdentityError::Mismatch {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
-        },
-        error => IdentityError::Unusable(error),
-    })
+        }),
+        Err(_) => Err(IdentityError::Unusable {
+            part: Part::Certificate,
+            file: certificate.to_owned(),
+            reason: "its first certificate is not a valid X.509 certificate",
+        }),
+    }
 }
 
 /// Reads a regular file: a pipe would be waited for.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::http::error::ApiError;
-use crate::request::{BeamParams, EarlyStopping, in_range};
+use crate::request::{BeamParams, EarlyStopping, in_range, short};
 
 /// How much length may count.
 const LENGTH_PENALTY: std::ops::RangeInclusive<f64> = -10.0..=10.0;
@@ -109,7 +109,8 @@ impl BeamFields {
             return Err(ApiError::invalid(
                 "length_penalty",
                 format!(
-                    "`length_penalty` must be 1 or left out without `use_beam_search`, got {length_penalty}"
+                    "`length_penalty` must be 1 or left out without `use_beam_search`, got {}",
+                    short(length_penalty)
                 ),
             ));
         }

@@ -9,10 +9,11 @@
 //! Nothing here compiles anything. Data in a schema (`const`, `enum`, `default`, `examples`) is not taken
 //! for a schema.
 
+use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
-use super::GrammarError;
 use super::expression::Shape;
+use super::{GrammarError, reference};
 
 /// Floats hold every integer up to this one.
 const EXACT: i128 = 1 << 53;
@@ -34,7 +35,7 @@ const NAMED: [&str; 5] = [
     "dependentSchemas",
 ];
 /// Keywords whose values are data.
-const DATA: [&str; 6] = [
+pub(super) const DATA: [&str; 6] = [
     "const",
     "enum",
     "default",
@@ -50,6 +51,8 @@ const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternPropert
 /// # Errors
 /// The keyword that can't be followed, its value, and what would do.
 pub(super) fn prepare(schema: &mut Value) -> Result<(), GrammarError> {
+    options(schema)?;
+    reference::check(schema)?;
     let mut whole = Whole::default();
     whole.visit(schema)?;
     whole.check_multiples()
@@ -78,6 +81,19 @@ pub(super) fn expression_bytes(schema: &Value) -> usize {
     }
 }
 
+/// Checks the library's own settings, which it reads without saying where they stand.
+fn options(schema: &Value) -> Result<(), GrammarError> {
+    let Some(options) = schema.get(super::OPTIONS) else {
+        return Ok(());
+    };
+    let refuse = |why: &str| GrammarError(format!("`{}`: {why}", super::OPTIONS));
+    if !options.is_object() {
+        return Err(refuse("it must be an object"));
+    }
+    let read = llguidance::JsonCompileOptions::deserialize(options);
+    read.map(drop).map_err(|error| refuse(&error.to_string()))
+}
+
 /// What has been seen of a whole schema.
 #[derive(Default)]
 struct Whole {
@@ -104,6 +120,17 @@ impl Whole {
         lengths(keywords)?;
         expressions(keywords)?;
         self.multiple(keywords)?;
+        for (name, of) in [("enum", "value"), ("anyOf", "schema"), ("oneOf", "schema")] {
+            if keywords
+                .get(name)
+                .and_then(Value::as_array)
+                .is_some_and(Vec::is_empty)
+            {
+                return Err(GrammarError(format!(
+                    "`{name}` must have at least one {of}"
+                )));
+            }
+        }
         for name in ["const", "enum"] {
             if let Some(data) = keywords.get(name) {
                 constant(name, data)?;
@@ -140,6 +167,11 @@ impl Whole {
                 "`multipleOf` can have at most {MAX_MULTIPLE_DIGITS} digits, got {multiple}"
             )));
         };
+        if !is_followed(multiple, parts) {
+            return Err(GrammarError(format!(
+                "`multipleOf` is {multiple}, which can't be followed exactly; integers can, and fractions such as 0.5, 0.25, 0.1 and 0.01"
+            )));
+        }
         if !self.multiples.contains(&parts) {
             self.multiples.push(parts);
         }
@@ -186,6 +218,20 @@ fn decimal(number: &Number) -> Option<(u64, u32)> {
     Some((coefficient, u32::try_from(behind).ok()?))
 }
 
+/// Whether the library finds the same digits in a number. It multiplies the float by ten until nothing
+/// stands behind the point, and so makes other numbers of some, such as 0.07.
+fn is_followed(multiple: &Number, (coefficient, behind): (u64, u32)) -> bool {
+    let Some(mut value) = multiple.as_f64() else {
+        return false;
+    };
+    let mut multiplied = 0;
+    while value.fract() != 0.0 && multiplied < behind {
+        value *= 10.0;
+        multiplied += 1;
+    }
+    multiplied == behind && value == coefficient as f64
+}
+
 /// Digits of a number without the zeros at its end.
 fn significant(number: u64) -> usize {
     number.to_string().trim_end_matches('0').len()
@@ -204,9 +250,11 @@ fn is_integer(of_type: Option<&Value>) -> bool {
 }
 
 /// A bound as it stands in a schema.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Bound {
     name: &'static str,
+    /// Its value.
+    number: Number,
     /// Its value, towards minus infinity.
     floor: i128,
     /// It has a part behind the point.
@@ -229,6 +277,7 @@ impl Bound {
         };
         Some(Self {
             name,
+            number: number.clone(),
             floor,
             fraction,
             exclusive,
@@ -250,19 +299,19 @@ impl Bound {
     }
 
     /// The least integer it allows, as a lower bound.
-    fn least(self) -> i128 {
+    fn least(&self) -> i128 {
         let above = self.fraction || self.exclusive;
         self.floor.saturating_add(i128::from(above))
     }
 
     /// The greatest integer it allows, as an upper bound.
-    fn greatest(self) -> i128 {
+    fn greatest(&self) -> i128 {
         let below = !self.fraction && self.exclusive;
         self.floor.saturating_sub(i128::from(below))
     }
 
     /// Whether a float holds it and the integers beside it.
-    fn is_held(self) -> bool {
+    fn is_held(&self) -> bool {
         self.floor.unsigned_abs() < EXACT.unsigned_abs() - 1
     }
 }
@@ -273,16 +322,16 @@ const UPPER: [&str; 2] = ["maximum", "exclusiveMaximum"];
 /// Bounds of integers, up to 64 bits.
 fn integer_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
     let (lower, upper) = (Bound::of(keywords, LOWER), Bound::of(keywords, UPPER));
-    if lower.iter().chain(&upper).all(|bound| bound.is_held()) {
+    if lower.iter().chain(&upper).all(Bound::is_held) {
         return Ok(());
     }
     let (least, greatest) = INTEGERS;
-    let lower = lower.into_iter().max_by_key(|bound| bound.least());
-    let upper = upper.into_iter().min_by_key(|bound| bound.greatest());
-    let refuse = |bound: Bound| {
+    let lower = lower.iter().max_by_key(|bound| bound.least());
+    let upper = upper.iter().min_by_key(|bound| bound.greatest());
+    let refuse = |bound: &Bound| {
         GrammarError(format!(
             "`{}` is {}; integers can be followed from {least} to {greatest}",
-            bound.name, bound.floor
+            bound.name, bound.number
         ))
     };
     if let Some(bound) = lower.filter(|bound| bound.least() > greatest) {
@@ -322,7 +371,7 @@ fn number_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> 
     let refuse = |bound: &Bound| {
         Err(GrammarError(format!(
             "`{}` is {}; it can be followed from -{EXACT} to {EXACT} only, or up to 64 bits with `\"type\": \"integer\"`",
-            bound.name, bound.floor
+            bound.name, bound.number
         )))
     };
     if let Some(bound) = lower
@@ -528,10 +577,7 @@ mod tests {
         for (from, to) in cases {
             becomes(integer(from), integer(to));
         }
-        refused(
-            integer(json!({"minimum": 1e19})),
-            &["`minimum`", "10000000000000000000"],
-        );
+        refused(integer(json!({"minimum": 1e19})), &["`minimum` is 1e+19"]);
         refused(integer(json!({"maximum": -1e19})), &["`maximum`"]);
         let between = 9_007_199_254_740_993_i64;
         refused(
@@ -555,7 +601,30 @@ mod tests {
             json!({"type": "number", "minimum": 1e18}),
             &["`minimum`", "integer"],
         );
-        refused(json!({"exclusiveMaximum": -1e18}), &["`exclusiveMaximum`"]);
+        refused(
+            json!({"exclusiveMaximum": -1e300}),
+            &["`exclusiveMaximum` is -1e+300"],
+        );
+    }
+
+    #[test]
+    fn settings_and_lists_are_refused_by_name() {
+        refused(
+            json!({"x-guidance": 3}),
+            &["`x-guidance`: it must be an object"],
+        );
+        refused(
+            json!({"x-guidance": {"colour": 3}}),
+            &["`x-guidance`: unknown field `colour`"],
+        );
+        refused(
+            json!({"items": {"enum": []}}),
+            &["`enum` must have at least one value"],
+        );
+        refused(
+            json!({"anyOf": []}),
+            &["`anyOf` must have at least one schema"],
+        );
     }
 
     #[test]
@@ -605,6 +674,10 @@ mod tests {
             json!({"items": {"multipleOf": 0.000_123_456}}),
             &["5 digits"],
         );
+        for inexact in [json!(1e-300), json!(1e-20), json!(0.07)] {
+            let shown = format!("`multipleOf` is {inexact}, which can't be followed exactly");
+            refused(json!({"multipleOf": inexact}), &[&shown]);
+        }
         // 65537 * 65539 is more than 32 bits.
         let two = json!([{"multipleOf": 65_537}, {"multipleOf": 65_539}]);
         refused(
