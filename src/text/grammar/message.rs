@@ -124,7 +124,7 @@ fn nothing(part: &str) -> Option<String> {
     }
     if let Some(value) = within(part, "Constant ", " doesn't match length constraints") {
         return Some(format!(
-            "the constant {value} has not the length that `minLength` and `maxLength` ask for"
+            "the constant {value} does not have the length that `minLength` and `maxLength` ask for"
         ));
     }
     Some(match part {

@@ -118,7 +118,7 @@ fn contradictions() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({"const": "abc", "type": "string", "maxLength": 2}),
-            "has not the length",
+            "does not have the length",
         ),
         (json!(false), "one of its schemas is `false`"),
     ]
