@@ -279,3 +279,42 @@ impl Drop for Generation {
         let _ = self.commands.send(Command::Close(self.id));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::request::{Limits, RequestDraft, RequestId, SamplingStyle};
+
+    #[tokio::test]
+    async fn a_worker_that_panics_outside_a_step_fails_its_requests_and_counts_as_gone() {
+        let (commands, mut received) = mpsc::unbounded_channel();
+        let limits = EngineLimits {
+            max_batch: 1,
+            max_step_tokens: 8,
+            max_queue: 4,
+            queue_timeout: Duration::from_secs(30),
+        };
+        let published = Arc::new(Published::new(EngineStatus::default()));
+        let heartbeat = Arc::new(Heartbeat::new());
+        let handle = EngineHandle::new(commands, limits, 4, published, heartbeat);
+        let worker = std::thread::spawn(move || {
+            let command: Option<Command> = received.blocking_recv();
+            assert!(command.is_none(), "injected");
+        });
+        let draft = RequestDraft::new(RequestId::random(), vec![1], 2, SamplingStyle::Greedy);
+        let request = || Limits::for_model(16, 12, vec![]).admit(draft.clone());
+        let mut generation = handle
+            .submit(request().expect("admitted"))
+            .await
+            .expect("the worker takes it");
+        let gone = TokenEvent::Failed(GenerateError::EngineGone);
+        assert_eq!(generation.next().await, Some(gone));
+        assert_eq!(generation.next().await, None);
+        assert!(worker.join().is_err());
+        assert!(!handle.status().alive);
+        let next = handle.submit(request().expect("admitted")).await;
+        assert!(matches!(next, Err(GenerateError::EngineGone)));
+    }
+}
