@@ -159,6 +159,35 @@ fn a_configuration_file_that_is_wrong_is_refused_with_file_and_line() {
 }
 
 #[test]
+fn a_setting_of_zero_is_refused_in_plain_words() {
+    for (arguments, words) in [
+        (
+            &["serve", "--max-pending", "0"] as &[&str],
+            &["`max-pending` is 0 B", "64 KiB"],
+        ),
+        (&["serve", "--threads", "0"], &["--threads", "1 to 1024"]),
+        (
+            &["generate", "x", "--threads", "0"],
+            &["--threads", "1 to 1024"],
+        ),
+        (
+            &["keys", "create", "a", "--requests-per-minute", "0"],
+            &["--requests-per-minute", "1 to 4294967295"],
+        ),
+        (
+            &["keys", "create", "a", "--concurrent-requests", "0"],
+            &["--concurrent-requests", "1 to 4294967295"],
+        ),
+    ] {
+        is_refused(&mut skald(arguments), words);
+    }
+    let file = toml("threads = 0\n");
+    let name = file.path().to_str().expect("a path");
+    let mut serve = skald(&["serve", "--config", name]);
+    is_refused(&mut serve, &["line 1", "1 to 1024"]);
+}
+
+#[test]
 fn a_model_that_can_not_be_used_is_refused() {
     is_refused(&mut skald(&["serve", "--model", "a/b/c"]), &["a/b/c"]);
     let empty = tempfile::tempdir().expect("a directory");
