@@ -6,6 +6,7 @@
 
 mod identity;
 
+pub(crate) use self::identity::pem_fault;
 pub use self::identity::{Identity, IdentityError};
 
 /// Makes `ring` the provider of every TLS connection of the process, unless there is one already.

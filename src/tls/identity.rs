@@ -87,7 +87,7 @@ pub enum IdentityError {
 
 /// Returns what is wrong with a file that should be PEM. The library shows lines of it as numbers, and
 /// these may be parts of a key.
-fn fault(error: &pem::Error) -> &'static str {
+pub(crate) fn pem_fault(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
             "a section has no line `-----END …-----`; the file may be truncated"
@@ -174,7 +174,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
     let malformed = |part, file: &Path, error: &pem::Error| IdentityError::Malformed {
         part,
         file: file.to_owned(),
-        reason: fault(error),
+        reason: pem_fault(error),
     };
     let text = read_file(Part::Certificate, certificate)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();

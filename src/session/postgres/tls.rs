@@ -12,12 +12,14 @@ use std::task::{Context, Poll};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
+
+use crate::tls::pem_fault;
 
 /// Whose certificates are believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +70,12 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     };
     let wrong =
         |error: &dyn std::fmt::Display| format!("`sslrootcert` {}: {error}", file.display());
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| wrong(&e))? {
-        let certificate = certificate.map_err(|e| wrong(&e))?;
+    let unreadable = |error: pem::Error| match error {
+        pem::Error::Io(error) => wrong(&error),
+        error => wrong(&pem_fault(&error)),
+    };
+    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
+        let certificate = certificate.map_err(unreadable)?;
         roots.add(certificate).map_err(|e| wrong(&e))?;
     }
     if roots.is_empty() {
@@ -198,5 +204,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_file_of_certificates_is_told_in_words() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("ca.pem");
+        for (content, words) in [
+            ("", "has no certificate"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "may be truncated"),
+            (
+                "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+                "Base64",
+            ),
+        ] {
+            std::fs::write(&file, content).expect("written");
+            let told = roots(Some(&file)).expect_err("it is refused");
+            assert!(told.contains(words) && told.contains("ca.pem"), "{told}");
+            assert!(!told.contains('['), "{told}");
+        }
     }
 }
