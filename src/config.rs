@@ -252,7 +252,7 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub model: Option<String>,
-    /// The name clients call the model by [default: where it comes from]
+    /// The name clients call the model by [default: the model's own name]
     #[arg(
         long,
         env = "SKALD_SERVED_MODEL_NAME",
@@ -260,7 +260,7 @@ pub struct Layer {
         help_heading = "Model"
     )]
     pub served_model_name: Option<String>,
-    /// How weights are held [default: auto]
+    /// Precision of the weights [default: auto]
     #[arg(long, env = "SKALD_DTYPE", value_enum, help_heading = "Model")]
     pub dtype: Option<Dtype>,
     /// Whether the model's `generation_config.json` fills in what requests leave out
@@ -434,7 +434,7 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub listen: Option<SocketAddr>,
-    /// Hosts that requests may name beside this machine's addresses: names, `*.example.org`, or `*`
+    /// Hosts that requests may name besides this machine's addresses: names, `*.example.org`, or `*`
     /// for any; separated by commas, or given repeatedly [default: none]
     #[arg(
         long,
@@ -509,8 +509,8 @@ pub struct Layer {
         help_heading = "HTTP"
     )]
     pub keep_alive: Option<HumanDuration>,
-    /// How long a request may wait for its place in the batch: one that would wait longer gets a 429 at
-    /// once, one that has waited so long a 503 [default: 30s]
+    /// How long a request may wait for its place in the batch, and for its session: one that would wait
+    /// longer for the batch gets a 429 at once, one that has waited this long a 503 [default: 30s]
     #[arg(
         long,
         env = "SKALD_QUEUE_TIMEOUT",
@@ -518,8 +518,8 @@ pub struct Layer {
         help_heading = "Engine"
     )]
     pub queue_timeout: Option<HumanDuration>,
-    /// How long a client may take nothing of an answer before the answer is ended. A stream whose
-    /// client does not read gives up its place in the batch at once [default: 30s]
+    /// How long a client may go without reading any of its response before the response is ended. A stream
+    /// with 256 unread tokens gives up its place in the batch before that [default: 30s]
     #[arg(
         long,
         env = "SKALD_STALL_TIMEOUT",
@@ -830,12 +830,17 @@ impl Settings {
         };
         between("threads", self.threads.value.get(), 1, MAX_THREADS)?;
         between("max-batch", self.max_batch, 1, 4096)?;
-        between(
-            "max-step-tokens",
-            self.max_step_tokens,
-            self.max_batch,
-            1 << 16,
-        )?;
+        between("max-step-tokens", self.max_step_tokens, 1, 1 << 16)?;
+        if self.max_batch > self.max_step_tokens {
+            return Err(ConfigError::Range {
+                setting: "max-batch",
+                value: self.max_batch.to_string(),
+                expected: format!(
+                    "it must not exceed `max-step-tokens` ({}): lower the one or raise the other",
+                    self.max_step_tokens
+                ),
+            });
+        }
         between("max-queue", self.max_queue, 1, 1 << 20)?;
         between("max-sessions", self.max_sessions, 1, 1 << 30)?;
         between("max-session-tokens", self.max_session_tokens, 1, 1 << 30)?;

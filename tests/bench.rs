@@ -79,7 +79,7 @@ fn read_request(stream: &mut TcpStream) {
 fn fails_with(server: SocketAddr, timeout: &str, kind: &str, example: &str) {
     let output = output(server, &["--json", "-n", "2", "--timeout", timeout]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("none of 2 requests was answered"));
+    assert!(text(&output.stderr).contains("none of 2 requests succeeded"));
     let report = report(&output);
     assert_eq!(report["requests"]["failed"], 2);
     let error = &report["errors"][0];
@@ -202,7 +202,7 @@ fn no_one_at_the_address_is_told_clearly() {
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
     assert!(
-        message.contains(&format!("nothing answers at http://{address}")),
+        message.contains(&format!("can't connect to http://{address}")),
         "{message}"
     );
     assert!(message.contains("refused"), "{message}");

@@ -33,7 +33,7 @@ pub struct Generate {
     /// The model: `builtin`, a directory, or a hub id
     #[arg(long, env = "SKALD_MODEL", default_value = "builtin")]
     model: String,
-    /// How weights are held
+    /// Precision of the weights
     #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
     dtype: Dtype,
     /// Compute threads [default: all cores, within the CPU quota of the cgroup]

@@ -23,12 +23,13 @@ use crate::telemetry;
     after_help = "The file is that of --keys, SKALD_KEYS, or `keys` in the settings file. A server that \
         uses it reads it again within 5 seconds, or at once on SIGHUP.\n\n\
         Examples:\n  \
-        skald keys create ada --keys keys.toml\n  \
+        export SKALD_KEYS=$PWD/keys.toml\n  \
+        skald keys create ada\n  \
         skald keys create batch --scope generate --tokens-per-minute 100000 --concurrent-requests 4\n  \
         skald keys create prometheus --scope metrics\n  \
         skald keys list\n  \
         skald keys revoke ada\n  \
-        skald serve --keys keys.toml"
+        skald serve"
 )]
 pub struct Keys {
     #[command(subcommand)]

@@ -65,7 +65,7 @@ enum Command {
     Health(health::Health),
     /// Create, list and revoke API keys
     Keys(keys::Keys),
-    /// Print the HTTP contract as `OpenAPI`
+    /// Print the `OpenAPI` description
     Openapi(openapi::Openapi),
 }
 

@@ -5,7 +5,7 @@ use clap::Args;
 use super::Failure;
 use crate::http;
 
-/// Print the HTTP contract as `OpenAPI`
+/// Print the `OpenAPI` description
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  skald openapi > openapi.yaml")]
 pub struct Openapi {

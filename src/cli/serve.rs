@@ -222,7 +222,9 @@ fn keys(settings: &Settings) -> Result<Option<Arc<Keys>>, Failure> {
         let missing = error.is_not_found();
         let error = anyhow::Error::from(error);
         Failure::Unusable(if missing {
-            error.context("no API keys; make the first with `skald keys create NAME`")
+            error.context(
+                "there is no key file; `skald keys create NAME` creates it with a first key",
+            )
         } else {
             error
         })

@@ -137,7 +137,7 @@ impl Default for EngineConfig {
 pub enum EngineError {
     /// The KV cache holds no block.
     #[error(
-        "the KV cache of {kv_memory} holds no block: one block of {block_size} tokens takes {block_bytes}"
+        "`kv-memory` is {kv_memory}; it must be at least {block_bytes}, the size of one block of {block_size} tokens"
     )]
     NoKvMemory {
         /// What was given.

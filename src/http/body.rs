@@ -149,7 +149,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
             let message = plain(&shown_within(&short_float(message)));
             if path == "." {
                 let field = missing_field(&message).unwrap_or("body");
-                ApiError::invalid(field, format!("the request body: {message}"))
+                ApiError::invalid(field, format!("the request body is not valid: {message}"))
             } else {
                 ApiError::invalid(path, format!("`{}`: {message}", shown(path)))
             }

@@ -95,7 +95,7 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     answer(health, alive)
 }
 
-/// Are requests welcome?
+/// Readiness
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -111,7 +111,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     answer(health, ready)
 }
 
-/// Are requests welcome? As llama.cpp and TGI ask
+/// Readiness (llama.cpp's and TGI's path)
 #[utoipa::path(
     get,
     path = "/health",
@@ -248,7 +248,7 @@ struct LimitFacts {
     session_ttl_seconds: Option<f64>,
     /// Bytes in the body of a request.
     max_body_bytes: u64,
-    /// Seconds a client may take nothing of an answer before the answer is ended.
+    /// Seconds a client may go without reading any of its response before the response is ended.
     stall_timeout_seconds: f64,
     /// Bytes of large requests that may be parsed and tokenized, or wait for it; more get a 429.
     max_pending_bytes: u64,
@@ -461,7 +461,7 @@ impl EngineFacts {
     }
 }
 
-/// What is this server?
+/// Server information
 #[utoipa::path(
     get,
     path = "/info",

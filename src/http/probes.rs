@@ -173,7 +173,7 @@ pub(super) async fn get_server_info(
     server_info(state).await
 }
 
-/// How much is there to do? As SGLang is asked
+/// Current load (SGLang)
 #[utoipa::path(
     get,
     path = "/get_load",
@@ -184,7 +184,7 @@ pub(super) async fn get_load(State(app): State<App>) -> Result<Json<Vec<EngineLo
     Ok(Json(vec![EngineLoad::of(&*app.serving()?)]))
 }
 
-/// Are requests welcome? As SageMaker asks
+/// Readiness (SageMaker's path)
 #[utoipa::path(
     get,
     path = "/ping",

@@ -41,7 +41,7 @@ pub(super) struct SessionList {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
-    /// At most so many.
+    /// Maximum number of sessions to return.
     #[param(minimum = 1, maximum = 1000, default = 1000)]
     limit: Option<i64>,
     /// Those after this session.
@@ -84,7 +84,7 @@ pub(super) struct ForkBody {
     /// Its name; there must be none of that name.
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     id: String,
-    /// So many tokens of the other's history, from the first. Default: all.
+    /// Number of the other's tokens to begin with. Default: all.
     #[schema(minimum = 0)]
     at: Option<i64>,
 }
@@ -93,7 +93,7 @@ pub(super) struct ForkBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"tokens": 20}))]
 pub(super) struct RewindBody {
-    /// So many tokens, from the end of the history.
+    /// Number of tokens to remove from the end.
     #[schema(minimum = 0)]
     tokens: i64,
     /// What happens if a request is on the session. Default: `wait`.
@@ -134,7 +134,7 @@ pub(super) struct Session<'a> {
     tokens: &'a [u32],
 }
 
-/// A session that is no more.
+/// A deleted session.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DeletedSession {
     /// Its name.

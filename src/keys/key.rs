@@ -129,7 +129,7 @@ pub enum KeyScope {
     Generate,
     /// `/metrics`.
     Metrics,
-    /// All of the above, and what administers the server.
+    /// All of the above.
     Admin,
 }
 

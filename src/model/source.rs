@@ -30,7 +30,7 @@ const LARGEST: u64 = 256 << 20;
 pub enum SourceError {
     /// `--model` is not the name of anything.
     #[error(
-        "`{text}` names no model: {reason}. A model is `builtin`, a directory, or a hub id such \
+        "`{text}` is not a model: {reason}. A model is `builtin`, a directory, or a hub id such \
          as `openai-community/gpt2`, with `@revision` for another revision than main"
     )]
     Name {

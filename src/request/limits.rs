@@ -385,7 +385,8 @@ impl Limits {
             0 => InvalidRequest::context_length(
                 field,
                 format!(
-                    "{limit}; {prompt} prompt tokens and `{field}` {max_tokens} together exceed it"
+                    "{limit}; the prompt ({prompt}) and `{field}` ({max_tokens}) together exceed it: ask for fewer, \
+                     or set `overflow` to \"stop\" or \"slide\""
                 ),
             ),
             history => InvalidRequest::context_length(

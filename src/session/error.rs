@@ -30,7 +30,9 @@ pub enum SessionError {
         limit: Duration,
     },
     /// The tenant has as many sessions as it may have.
-    #[error("this API key has {limit} sessions, as many as it may have; delete one first")]
+    #[error(
+        "the limit of {limit} sessions of an API key (`--session-limit`) is reached; delete one first"
+    )]
     Limit {
         /// How many it may have.
         limit: usize,
@@ -42,7 +44,7 @@ pub enum SessionError {
         id: String,
     },
     /// The name for a new session is taken.
-    #[error("there is a session {id:?} already")]
+    #[error("the session {id:?} already exists")]
     Exists {
         /// The name.
         id: String,

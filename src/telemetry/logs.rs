@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 
 use super::log_writer::LogWriter;
 use crate::config::LogFormat;
@@ -32,6 +32,12 @@ pub enum LogError {
     /// The filter can't be understood.
     #[error("`log` is not a valid filter: {0}")]
     Filter(#[from] ParseError),
+    /// A word of the filter is not a level. Taken for a target, as it would be, it silences everything else.
+    #[error(
+        "`log`: {0:?} is not a log level; write error, warn, info, debug, trace or off, or a filter such as \
+         `info,skald::engine=debug`"
+    )]
+    Level(String),
     /// The system gives no thread or file descriptor.
     #[error("logs could not be started: {0}")]
     Start(#[from] io::Error),
@@ -42,6 +48,9 @@ pub enum LogError {
 /// # Errors
 /// If `filter` is not a valid filter (`info`, `warn,skald=debug`), or the system gives no thread.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
+    if let Some(word) = unknown_level(filter) {
+        return Err(LogError::Level(word.to_owned()));
+    }
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}"))?;
     let colours = io::stderr().is_terminal();
     let human = match format {
@@ -74,6 +83,15 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Returns the first word of a filter that stands alone and is neither a level nor a path.
+fn unknown_level(filter: &str) -> Option<&str> {
+    let mut words = filter.split(',').map(str::trim);
+    words.find(|word| {
+        let is_alone = !word.is_empty() && !word.contains(['=', '[', ':']);
+        is_alone && *word != "skald" && word.parse::<LevelFilter>().is_err()
+    })
+}
+
 /// Log lines that were not written since the start of the process.
 #[must_use]
 pub fn lost_log_lines() -> usize {
@@ -104,5 +122,29 @@ pub struct FlushLogs;
 impl Drop for FlushLogs {
     fn drop(&mut self) {
         flush_logs();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_told_and_filters_are_not() {
+        for filter in ["bogus", "info,foo", "warn, verbose"] {
+            assert!(unknown_level(filter).is_some(), "{filter}");
+        }
+        for filter in [
+            "",
+            "info",
+            "INFO",
+            "off",
+            "warn,skald=debug",
+            "skald",
+            "skald::engine",
+            "[request]=debug",
+        ] {
+            assert_eq!(unknown_level(filter), None, "{filter}");
+        }
     }
 }

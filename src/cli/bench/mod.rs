@@ -81,7 +81,7 @@ pub struct Bench {
     /// The server
     #[arg(value_name = "URL", value_parser = server, default_value = "http://127.0.0.1:8080")]
     url: Url,
-    /// How it is spoken to
+    /// API to use
     #[arg(long, value_enum, default_value = "openai")]
     api: Dialect,
     /// The model to ask for [default: the first the server lists]
@@ -117,7 +117,7 @@ pub struct Bench {
     /// Requests before that, not counted
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Load")]
     warmup: u64,
-    /// Give a request up after so long
+    /// Give up on a request after this time
     #[arg(
         long,
         value_name = "TIME",
@@ -126,8 +126,8 @@ pub struct Bench {
         help_heading = "Load"
     )]
     timeout: Duration,
-    /// Send a request that failed again up to so many times, where that may help: no connection, a
-    /// stream that broke off, 408, 409, 429 and 5xx; latencies count from its first attempt
+    /// Retry a failed request up to N times where that may help: no connection, a stream that broke off,
+    /// 408, 409, 429 and 5xx; latencies count from its first attempt
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Load")]
     retries: u32,
     /// Lengths of prompts, in words that are a token each to most models
@@ -146,7 +146,7 @@ pub struct Bench {
         help_heading = "Requests"
     )]
     output_tokens: Lengths,
-    /// So many tokens at the head of all prompts are the same
+    /// Number of leading tokens shared by all prompts
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Requests")]
     shared_prefix: usize,
     /// Outputs go on past the end-of-text token, to the length asked for (openai only)
@@ -196,7 +196,7 @@ impl Bench {
         }
         let error = match measured.failed.most_frequent().first() {
             Some((kind, _, example)) => anyhow!(
-                "none of {} requests was answered: {kind}: {example}",
+                "none of {} requests succeeded: {kind}: {example}",
                 measured.failed.total()
             ),
             None => anyhow!("ended before anything was measured"),
@@ -233,7 +233,7 @@ impl Bench {
     async fn measure(&self, target: Target) -> anyhow::Result<(Setup, Measured)> {
         let listed = target.first_model().await;
         let listed = listed
-            .map_err(|failure| anyhow!("nothing answers at {}: {}", self.url, failure.message))?;
+            .map_err(|failure| anyhow!("can't connect to {}: {}", self.url, failure.message))?;
         let model = self.model.clone().or(listed);
         let model = model.filter(|_| self.api == Dialect::Openai);
         // Short enough to be typed again.

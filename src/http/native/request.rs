@@ -55,7 +55,7 @@ pub(in crate::http) struct Parameters {
     /// Divides the logits.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub temperature: Option<f64>,
-    /// Only the so many most likely tokens.
+    /// Sample only from the K most likely tokens.
     #[schema(minimum = 1)]
     pub top_k: Option<i64>,
     /// Only the most likely tokens whose probabilities add up to this; 1 is off.

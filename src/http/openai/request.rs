@@ -319,7 +319,7 @@ impl CompletionRequest {
             return Err(unsupported(
                 "suffix",
                 format!("{shown:?}"),
-                "this model only writes on, it cannot fill in",
+                "this model can only continue text, not fill in a gap",
             ));
         }
         shared.draft(

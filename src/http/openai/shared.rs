@@ -63,7 +63,7 @@ pub(in crate::http) struct SharedFields {
     /// Accepted, not used.
     #[expect(dead_code, reason = "read to check its type")]
     user: Option<String>,
-    /// Only the so many most likely tokens; 0 or -1 is all.
+    /// Sample only from the K most likely tokens; 0 or -1 is all.
     #[schema(minimum = -1, default = 0)]
     top_k: Option<i64>,
     /// Only tokens at least this fraction as likely as the most likely.
@@ -75,7 +75,7 @@ pub(in crate::http) struct SharedFields {
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
     #[schema(exclusive_minimum = 0, maximum = 100, default = 1)]
     repetition_penalty: Option<f64>,
-    /// Until so many tokens are generated, no end-of-text or stop token is drawn, unless the
+    /// Until this many tokens are generated, no end-of-text or stop token is drawn, unless the
     /// text's grammar allows nothing else.
     #[schema(minimum = 0, default = 0)]
     min_tokens: Option<i64>,

@@ -69,7 +69,7 @@ pub enum HubError {
         reason: String,
     },
     /// The hub can't be reached, or fails, or is no hub.
-    #[error("{endpoint} gives no usable answer for `{id}`: {reason}")]
+    #[error("can't fetch `{id}` from {endpoint}: {reason}")]
     NoAnswer {
         /// The hub.
         endpoint: String,

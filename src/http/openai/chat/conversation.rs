@@ -59,9 +59,11 @@ pub(in crate::http) fn no_tools(
     tools: Option<&[serde_json::Value]>,
 ) -> Result<(), ApiError> {
     match tools {
-        Some(tools) if !tools.is_empty() => {
-            Err(unsupported(field, tools.len(), "this model calls no tools"))
-        }
+        Some(tools) if !tools.is_empty() => Err(unsupported(
+            field,
+            tools.len(),
+            "this model does not call tools",
+        )),
         _ => Ok(()),
     }
 }

@@ -131,7 +131,7 @@ impl ChatRequest {
                 return Err(unsupported(
                     "tool_choice",
                     shown(&choice.to_string()),
-                    "this model calls no tools, so only \"none\" and \"auto\" are accepted",
+                    "this model does not call tools, so only \"none\" and \"auto\" are accepted",
                 ));
             }
             _ => (),
