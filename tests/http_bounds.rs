@@ -17,8 +17,11 @@ use serde_json::{Value, json};
 use skald::http::HttpConfig;
 use support::pace::until;
 use support::process::Process;
-use support::raw::sent;
+use support::raw::{rest, sent};
 use support::{Answer, Setup, TestServer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
@@ -318,40 +321,55 @@ async fn a_template_that_doubles_a_string_is_refused() {
     }
 }
 
+/// A request whose body does not arrive, until its connection is closed.
+async fn half_sent(server: &TestServer, bytes: usize) -> TcpStream {
+    let request = format!(
+        "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n{}",
+        " ".repeat(bytes)
+    );
+    sent(server.address, &request).await
+}
+
 #[tokio::test]
-async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may() {
+async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may_and_hold_up_no_one() {
     let server = TestServer::with(Setup {
         http: HttpConfig {
             max_pending: ByteSize::kib(256),
+            body_timeout: Duration::from_secs(1000),
             ..HttpConfig::default()
         },
         ..Setup::default()
     });
-    let half = format!(
-        "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n{}",
-        " ".repeat(80_000)
+    // Each also takes 32 KiB for itself: there is room for two.
+    let mut first = [
+        half_sent(&server, 80_000).await,
+        half_sent(&server, 80_000).await,
+    ];
+    let whole = json!({"content": "a b"}).to_string();
+    let slow = format!(
+        "POST /tokenize HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        whole.len()
     );
-    let mut half_sent = Vec::new();
-    for _ in 0..3 {
-        half_sent.push(sent(server.address, &half).await);
-    }
-    let body = json!({"content": "a b ".repeat(15_000)});
-    until("full", async || {
-        let answer = server.post("/tokenize", body.clone()).await;
-        if answer.status == 200 {
-            return false;
-        }
-        assert_busy(&answer);
-        true
+    // Those that make no progress give way to the next, after a second.
+    until("they give way", async || {
+        let mut next = half_sent(&server, 80_000).await;
+        let refused = timeout(Duration::from_millis(200), rest(&mut next)).await;
+        refused.is_err()
     })
     .await;
+    let answer = rest(&mut first[0]).await;
+    assert_eq!(answer.status, 429, "{answer:?}");
+    assert!(answer.body.contains("did not arrive in time"), "{answer:?}");
+    assert!(answer.head.contains("retry-after"), "{answer:?}");
+    // Bodies that arrive at once need no room, and one that comes in two parts finds some.
     server
-        .post("/tokenize", json!({"content": "a b"}))
+        .post("/tokenize", json!({"content": "a b ".repeat(15_000)}))
         .await
         .ok();
-    drop(half_sent);
     until("room", async || {
-        server.post("/tokenize", body.clone()).await.status == 200
+        let mut socket = sent(server.address, &slow).await;
+        socket.write_all(whole.as_bytes()).await.expect("sent");
+        rest(&mut socket).await.status == 200
     })
     .await;
 }

@@ -15,20 +15,23 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use bytesize::ByteSize;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
+use tokio_util::sync::CancellationToken;
 
 use super::admission::PARSE_INLINE;
 use super::app::App;
 use super::error::{ApiError, shown, shown_within};
 use super::keys::Meter;
-use super::room::Held;
+use super::room::{Held, Room};
+use crate::request::Tenant;
 
-/// Bodies up to this many bytes are not counted while they arrive.
-const SMALL: usize = 4 << 10;
+/// Bytes that a request takes whose body has not arrived, beside those of the body: its task, and its part of
+/// the connection (27 KiB measured).
+const OPEN: usize = 32 << 10;
 /// When a client that was refused is to come back: bodies arrive within `--body-timeout`.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -63,25 +66,55 @@ pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError>
         return Err(ApiError::too_large(limit));
     }
     let body_timeout = app.config().body_timeout;
-    let held = app
-        .receiving()
-        .hold(Meter::of(request.extensions()).share());
-    let arriving = collect(request.into_body(), chunked, limit, held);
+    let room = (app.receiving(), Meter::of(request.extensions()).share());
+    let arriving = collect(request.into_body(), chunked, limit, room);
     tokio::time::timeout(body_timeout, arriving)
         .await
         .unwrap_or_else(|_| Err(ApiError::timeout(body_timeout)))
 }
 
-/// Collects the frames of a body.
+/// Collects the frames of a body. What has arrived is counted while more is waited for.
 async fn collect(
     body: Body,
     chunked: bool,
     limit: ByteSize,
-    mut held: Held,
+    (receiving, share): (&Room, Tenant),
 ) -> Result<Bytes, ApiError> {
     let mut frames = body.into_data_stream();
     let mut bytes = Vec::new();
-    while let Some(frame) = frames.next().await {
+    let mut waits: Option<(Held, CancellationToken)> = None;
+    let mut counted = 0;
+    loop {
+        let next = frames.next().now_or_never();
+        let frame = if let Some(frame) = next {
+            frame
+        } else {
+            let (held, given_up) = waits.get_or_insert_with(|| {
+                let given_up = CancellationToken::new();
+                let cancel = given_up.clone();
+                (receiving.hold(share, move || cancel.cancel()), given_up)
+            });
+            let size = OPEN + bytes.len();
+            let has_room = held.grow(size - counted);
+            counted = size;
+            if !has_room {
+                return Err(ApiError::busy(
+                    "too many other requests are still arriving; retry later",
+                    RETRY,
+                ));
+            }
+            tokio::select! {
+                biased;
+                frame = frames.next() => frame,
+                () = given_up.cancelled() => return Err(ApiError::busy(
+                    "the request body did not arrive in time while other requests needed the memory; send it again",
+                    RETRY,
+                )),
+            }
+        };
+        let Some(frame) = frame else {
+            return Ok(bytes.into());
+        };
         let frame = frame.map_err(|error| {
             if chunked && is_malformed(&error) {
                 ApiError::broken_body(
@@ -92,20 +125,11 @@ async fn collect(
                 ApiError::cut_body()
             }
         })?;
-        let length = bytes.len().saturating_add(frame.len());
-        if length as u64 > limit.as_u64() {
+        if (bytes.len() + frame.len()) as u64 > limit.as_u64() {
             return Err(ApiError::too_large(limit));
-        }
-        if length > SMALL && !held.grow(frame.len()) {
-            return Err(ApiError::busy(
-                "the bodies of other requests take all memory there is for them until they have arrived; retry \
-                 later",
-                RETRY,
-            ));
         }
         bytes.extend_from_slice(&frame);
     }
-    Ok(bytes.into())
 }
 
 /// Whether a body could not be read because of what was sent, rather than because no more was.

@@ -38,8 +38,8 @@ use super::transport::{Exchange, Phase, Transport, Wire};
 const PING: Duration = Duration::from_secs(20);
 /// The longest head of a request in HTTP/1, in bytes; longer ones are answered 431.
 const LONGEST_HEAD: usize = 64 << 10;
-/// Requests at a time in one connection of HTTP/2.
-const STREAMS: u32 = 200;
+/// Requests at a time in one connection of HTTP/2: the least that RFC 9113 (6.5.2) recommends.
+const STREAMS: u32 = 100;
 /// How long a connection that is not used any more may take to end in HTTP/2's own way.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Bytes of one answer that may wait for a client of HTTP/2 beside those that it has a window for.

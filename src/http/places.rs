@@ -6,7 +6,11 @@
 //! asked anything. Where all are busy, it gets one of a few reserved places, in which only probes are
 //! answered. Where those are taken too, it stays in the system's queue: a reserved place is soon free.
 //!
-//! So whatever clients do with their connections, a probe is answered. A busy connection is never
+//! A connection of HTTP/2 carries many requests, and each takes memory until its client has read its answer.
+//! So requests beyond the first of each connection are counted too, and where there are too many, the
+//! connection with the most is ended.
+//!
+//! So whatever clients do with their connections, a probe is answered. Otherwise a busy connection is never
 //! ended here.
 
 use std::collections::BTreeMap;
@@ -48,6 +52,10 @@ impl Group {
     }
 }
 
+/// Requests that may be open at a time beyond the first of each connection. One whose client does not read
+/// takes 6 KiB.
+const FURTHER_REQUESTS: usize = 8192;
+
 /// All places; cheap to clone. One lock, held for a few map operations when a connection comes, goes,
 /// begins or ends being busy.
 #[derive(Clone)]
@@ -73,6 +81,10 @@ struct State {
     next: u64,
     /// Those that wait, by group, longest first.
     waiting: [Waiting; Group::ALL.len()],
+    /// Requests that are open beyond the first of each connection.
+    further: usize,
+    /// The connections that have such requests, by the number of their requests.
+    crowded: BTreeMap<(usize, u64), CancellationToken>,
 }
 
 impl State {
@@ -93,15 +105,46 @@ impl State {
             if group == Group::Reserved && !full {
                 continue;
             }
-            if let Some(longest) = self.group(group).first_entry()
+            while let Some(longest) = self.group(group).first_entry()
                 && now.duration_since(longest.key().0) >= group.grace()
             {
-                longest.remove().cancel();
-                self.leaving += 1;
-                return true;
+                let longest = longest.remove();
+                if self.end(&longest) {
+                    return true;
+                }
             }
         }
         false
+    }
+
+    /// Makes a connection give way, unless it has to already.
+    fn end(&mut self, connection: &CancellationToken) -> bool {
+        let is_new = !connection.is_cancelled();
+        connection.cancel();
+        self.leaving += usize::from(is_new);
+        is_new
+    }
+
+    /// Notes that a connection has another number of open requests. Where too many are open, makes the
+    /// connection with the most give way; returns whether one has to.
+    fn count(&mut self, connection: (u64, &CancellationToken), before: usize, now: usize) -> bool {
+        let (id, token) = connection;
+        if self.crowded.remove(&(before, id)).is_some() {
+            self.further -= before - 1;
+        }
+        if now < 2 {
+            return false;
+        }
+        self.further += now - 1;
+        self.crowded.insert((now, id), token.clone());
+        self.further > FURTHER_REQUESTS
+            && match self.crowded.last_key_value() {
+                Some((_, most)) => {
+                    let most = most.clone();
+                    self.end(&most)
+                }
+                None => false,
+            }
     }
 
     /// Returns when the next connection has waited for long enough.
@@ -159,11 +202,11 @@ impl Places {
     pub(super) fn make_room(&self) {
         let mut state = self.0.state();
         for group in Group::ALL {
-            if let Some((_, evicted)) = state.group(group).pop_first() {
-                evicted.cancel();
-                state.leaving += 1;
-                self.0.counts.evicted.inc();
-                return;
+            while let Some((_, waiting)) = state.group(group).pop_first() {
+                if state.end(&waiting) {
+                    self.0.counts.evicted.inc();
+                    return;
+                }
             }
         }
     }
@@ -272,7 +315,15 @@ impl Place {
     /// Changes what the connection does, and lets it wait in the group that this makes it one of.
     fn update(&self, change: impl FnOnce(&mut Usage)) {
         let mut usage = self.usage();
+        let before = usage.receiving + usage.serving;
         change(&mut usage);
+        let open = usage.receiving + usage.serving;
+        if before.max(open) >= 2 {
+            let mut state = self.shared.state();
+            if state.count((self.id, &self.evicted), before, open) {
+                self.shared.counts.evicted.inc();
+            }
+        }
         let group = match (usage.serving, usage.receiving) {
             (0, 0) => Some(usage.group),
             (0, _) if self.is_reserved => Some(Group::Reserved),
@@ -444,5 +495,32 @@ mod tests {
         let fresh = until_evicted(places.take().await);
         places.make_room();
         fresh.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_connection_with_the_most_requests_ends_when_there_are_too_many() {
+        let places = places(10, 0);
+        let mut connections = Vec::new();
+        for _ in 0..3 {
+            connections.push(Arc::new(places.take().await));
+        }
+        let open = |connection: &Arc<Place>, count: usize| -> Vec<Request> {
+            (0..count).map(|_| connection.request()).collect()
+        };
+        let [few, many, single] = connections.as_slice() else {
+            panic!("three");
+        };
+        let _of_few = open(few, 100);
+        let _of_single = open(single, 1);
+        let of_many = open(many, FURTHER_REQUESTS - 98);
+        assert_eq!(places.0.state().further, FURTHER_REQUESTS);
+        assert!(!many.evicted.is_cancelled());
+        let _one_more = open(few, 1);
+        assert!(many.evicted.is_cancelled());
+        assert!(!few.evicted.is_cancelled() && !single.evicted.is_cancelled());
+        drop(of_many);
+        assert_eq!(places.0.state().further, 100);
+        connections.clear();
+        assert_eq!(places.0.counts.evicted.get(), 1);
     }
 }

@@ -1,65 +1,221 @@
-//! Memory that clients make the server keep, counted and shared between tenants.
+//! Memory that waits for clients: bodies that have not arrived and answers that have not been read. It is
+//! counted, shared between tenants, and bounded by giving up what has waited longest.
 //!
-//! Nothing here may wait: what does not fit is refused.
+//! Where the room is full, the entry that has made no progress for the longest goes, of those that belong to
+//! the tenant with the most bytes. So neither a client that sends or reads nothing can keep others out, nor
+//! can one key another. Nothing here may wait, or know what an entry is.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
-use crate::fair::Shares;
 use crate::request::Tenant;
+
+/// How long an entry without progress stays undisturbed: clients that send and read as fast as they can make
+/// progress more often.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A limited number of bytes; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Room(Arc<Mutex<Shares>>);
+pub(super) struct Room(Arc<Mutex<State>>);
 
 /// The bytes of one request or answer, given back when it is dropped.
 pub(super) struct Held {
     room: Room,
     share: Tenant,
+    key: Key,
+}
+
+/// When an entry made progress last, and its number.
+type Key = (Instant, u64);
+
+struct State {
+    limit: usize,
+    total: usize,
+    shares: HashMap<Tenant, Share>,
+    next: u64,
+}
+
+#[derive(Default)]
+struct Share {
     bytes: usize,
+    entries: BTreeMap<Key, Entry>,
+}
+
+struct Entry {
+    bytes: usize,
+    /// Lets go of what the entry stands for. Called at most once, under the room's lock.
+    give_up: Box<dyn FnOnce() + Send>,
 }
 
 impl Room {
     /// Creates a room of this size.
     pub(super) fn new(limit: ByteSize) -> Self {
-        let limit = usize::try_from(limit.as_u64()).unwrap_or(usize::MAX);
-        Self(Arc::new(Mutex::new(Shares::new(limit))))
+        Self(Arc::new(Mutex::new(State {
+            limit: usize::try_from(limit.as_u64()).unwrap_or(usize::MAX),
+            total: 0,
+            shares: HashMap::new(),
+            next: 0,
+        })))
     }
 
-    /// Returns a hold on nothing yet, in a tenant's share.
-    pub(super) fn hold(&self, share: Tenant) -> Held {
+    /// Holds nothing yet, in a tenant's share. `give_up` is called where the room is needed; it must be short
+    /// and not come back to the room.
+    pub(super) fn hold(&self, share: Tenant, give_up: impl FnOnce() + Send + 'static) -> Held {
+        let mut state = self.state();
+        state.next += 1;
+        let key = (Instant::now(), state.next);
+        let entry = Entry {
+            bytes: 0,
+            give_up: Box::new(give_up),
+        };
+        let entries = &mut state.shares.entry(share).or_default().entries;
+        entries.insert(key, entry);
+        drop(state);
         Held {
             room: self.clone(),
             share,
-            bytes: 0,
+            key,
         }
     }
 
-    /// Returns the bytes that are held.
-    pub(super) fn held(&self) -> usize {
-        self.shares().total()
-    }
-
-    fn shares(&self) -> MutexGuard<'_, Shares> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Held {
-    /// Holds so many bytes more, if there is room for them or they are within the tenant's share.
-    #[must_use]
+    /// Notes progress: so many bytes more. Others are given up to make room; returns whether there is room.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
-        let fits = self.room.shares().try_add(self.share, bytes);
-        if fits {
-            self.bytes += bytes;
+        let mut state = self.room.state();
+        // One that was given up has nothing any more.
+        let Some(mut entry) = state.take(self.share, self.key) else {
+            return false;
+        };
+        let now = Instant::now();
+        let wanted = entry.bytes.saturating_add(bytes);
+        while state.total.saturating_add(wanted) > state.limit && state.give_up_one(now) {}
+        entry.bytes = wanted;
+        self.key.0 = now;
+        state.put(self.share, self.key, entry);
+        state.total <= state.limit
+    }
+
+    /// Notes progress without more bytes.
+    pub(super) fn touch(&mut self) {
+        let mut state = self.room.state();
+        if let Some(entry) = state.take(self.share, self.key) {
+            self.key.0 = Instant::now();
+            state.put(self.share, self.key, entry);
         }
-        fits
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.room.shares().remove(self.share, self.bytes);
+        let entry = self.room.state().take(self.share, self.key);
+        // After the lock: what it captured may be large.
+        drop(entry);
+    }
+}
+
+impl State {
+    fn put(&mut self, share: Tenant, key: Key, entry: Entry) {
+        self.total += entry.bytes;
+        let share = self.shares.entry(share).or_default();
+        share.bytes += entry.bytes;
+        share.entries.insert(key, entry);
+    }
+
+    fn take(&mut self, of: Tenant, key: Key) -> Option<Entry> {
+        let share = self.shares.get_mut(&of)?;
+        let entry = share.entries.remove(&key);
+        let bytes = entry.as_ref().map_or(0, |entry| entry.bytes);
+        share.bytes -= bytes;
+        self.total -= bytes;
+        if share.entries.is_empty() {
+            self.shares.remove(&of);
+        }
+        entry
+    }
+
+    /// Gives up the entry without progress for the longest, of the share with the most bytes; `false` if that
+    /// has not been for long.
+    fn give_up_one(&mut self, now: Instant) -> bool {
+        let most = self.shares.iter().max_by_key(|(_, share)| share.bytes);
+        let Some((of, key)) = most.and_then(|(of, share)| {
+            let holding = share.entries.iter().find(|(_, entry)| entry.bytes > 0);
+            Some((*of, *holding?.0))
+        }) else {
+            return false;
+        };
+        if now.duration_since(key.0) < GRACE {
+            return false;
+        }
+        if let Some(entry) = self.take(of, key) {
+            (entry.give_up)();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn tenant(n: u8) -> Tenant {
+        Tenant::of_key(&[n])
+    }
+
+    fn counted(given_up: &Arc<AtomicUsize>) -> impl FnOnce() + Send + use<> {
+        let given_up = Arc::clone(given_up);
+        move || {
+            given_up.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes all entries as if they had been without progress for a while.
+    fn age(room: &Room, held: &mut [Held]) {
+        for held in held {
+            let mut state = room.state();
+            let entry = state.take(held.share, held.key);
+            held.key.0 -= GRACE;
+            if let Some(entry) = entry {
+                state.put(held.share, held.key, entry);
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_with_the_most_gives_up_what_waited_longest() {
+        let room = Room::new(ByteSize::b(100));
+        let of_many = Arc::default();
+        let mut many: Vec<_> = (0..4)
+            .map(|_| room.hold(tenant(0), counted(&of_many)))
+            .collect();
+        assert!(many.iter_mut().all(|held| held.grow(20)));
+        let of_few = Arc::default();
+        let mut few = [room.hold(tenant(1), counted(&of_few))];
+        assert!(few[0].grow(20));
+        // None has waited for long: there is no room.
+        let mut new = room.hold(tenant(1), || ());
+        assert!(!new.grow(30));
+        drop(new);
+        age(&room, &mut few);
+        age(&room, &mut many);
+        many[0].touch();
+        let mut new = room.hold(tenant(1), || ());
+        assert!(new.grow(30));
+        assert_eq!(of_many.load(Ordering::SeqCst), 2);
+        assert_eq!(of_few.load(Ordering::SeqCst), 0);
+        assert!(!many[1].grow(1), "it was given up");
+        assert_eq!(room.state().total, 20 + 20 + 20 + 30);
+        drop((many, few, new));
+        let state = room.state();
+        assert_eq!((state.total, state.shares.len()), (0, 0));
     }
 }

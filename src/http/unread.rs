@@ -1,92 +1,101 @@
 //! Answers that are made and not yet sent: how much memory they may take, and in what pieces they go.
 //!
 //! A whole answer stays in memory until its client has taken the last of it, which is up to the client. So
-//! the bytes of those answers are counted, from the moment they are made until the socket has them, and
-//! shared between tenants; what is beyond that is not answered but refused with 429. A stream makes its
-//! events one by one as its client reads, and is not counted.
+//! its bytes are counted from the moment it is made until the connection has them. Where there is no room
+//! for more, the answers that clients have not read for the longest are cut off ([`Room`]); an answer that is
+//! made is never refused, because the work is done and its turn may be kept. A stream makes its events one by
+//! one as its client reads, and is not counted.
 //!
 //! Nothing here may look into an answer.
 
+use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
 use super::app::App;
-use super::error::ApiError;
 use super::keys::Meter;
-use super::room::{Held, Room};
+use super::room::Held;
 
 /// Largest piece of an answer handed to a connection at once, in bytes: what a client takes is seen piece by
 /// piece, and no more than this is out of reach when an answer is dropped.
 const PIECE: usize = 16 << 10;
-/// Answers up to this many bytes are not counted: those of all streams of a connection take no more than its
-/// buffers do.
+/// Answers up to this many bytes are not counted: the requests that are open at a time are
+/// ([`Places`](super::places::Places)).
 const SMALL: u64 = 4 << 10;
-/// When a client that was refused is to come back: stalled answers are ended within half a minute, and others
-/// go faster.
-const RETRY: Duration = Duration::from_secs(5);
-
-/// The bytes of an answer, with the room they take.
-struct Counted {
-    bytes: Bytes,
-    _held: Held,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
 
 /// The layer that counts whole answers, and cuts all into pieces.
 pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
     let share = Meter::of(request.extensions()).share();
     let response = next.run(request).await;
-    let held = match response.body().size_hint().exact() {
-        Some(bytes) if bytes > SMALL => {
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            let mut held = app.unread().hold(share);
-            if !held.grow(bytes) {
-                return refusal(bytes, app.unread()).into_response();
-            }
-            Some(held)
-        }
-        _ => None,
-    };
-    response.map(|body| {
-        Body::new(Pieces {
-            body,
-            held,
-            rest: Bytes::new(),
-        })
-    })
+    let size = response.body().size_hint().exact();
+    let rest = Rest::default();
+    let held = size.filter(|&bytes| bytes > SMALL).map(|bytes| {
+        let given_up = Arc::clone(&rest.0);
+        let mut held = app.unread().hold(share, move || {
+            *given_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        });
+        // With room or without it.
+        let _ = held.grow(usize::try_from(bytes).unwrap_or(usize::MAX));
+        held
+    });
+    response.map(|body| Body::new(Pieces { body, held, rest }))
 }
 
-/// The refusal of an answer.
-fn refusal(bytes: usize, unread: &Room) -> ApiError {
-    ApiError::busy(
-        format!(
-            "the answer has {bytes} bytes, and {} bytes of other answers have not been read by their clients; \
-             read those, or retry later",
-            unread.held()
-        ),
-        RETRY,
-    )
+/// What is left of a frame; `None` once it was given up.
+struct Rest(Arc<Mutex<Option<Bytes>>>);
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Some(Bytes::new()))))
+    }
+}
+
+/// How a frame goes on.
+enum Piece {
+    Next(Bytes),
+    /// There is nothing left of it.
+    End,
+    GivenUp,
+}
+
+impl Rest {
+    fn set(&self, frame: Bytes) {
+        let mut rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rest) = &mut *rest {
+            *rest = frame;
+        }
+    }
+
+    fn piece(&self) -> Piece {
+        let mut rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *rest {
+            None => Piece::GivenUp,
+            Some(rest) if rest.is_empty() => Piece::End,
+            Some(rest) if rest.len() <= PIECE => Piece::Next(std::mem::take(rest)),
+            // A copy: a part of the answer would keep all of it.
+            Some(rest) => Piece::Next(Bytes::copy_from_slice(&rest.split_to(PIECE))),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        let rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rest.as_ref().map_or(0, |rest| rest.len() as u64)
+    }
 }
 
 /// The body of an answer, in pieces.
 struct Pieces {
     body: Body,
-    /// The room of an answer none of which was asked for yet.
+    /// The room that the answer takes.
     held: Option<Held>,
-    /// What is left of a frame.
-    rest: Bytes,
+    rest: Rest,
 }
 
 impl HttpBody for Pieces {
@@ -98,28 +107,40 @@ impl HttpBody for Pieces {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let Self { body, held, rest } = self.get_mut();
-        if rest.is_empty() {
-            let Some(frame) = ready!(Pin::new(body).poll_frame(context)?) else {
+        loop {
+            match rest.piece() {
+                Piece::GivenUp => {
+                    let unread = "the answer was not read, and its memory was needed";
+                    let unread = io::Error::new(io::ErrorKind::TimedOut, unread);
+                    return Poll::Ready(Some(Err(axum::Error::new(unread))));
+                }
+                Piece::Next(piece) => {
+                    // Not under the lock of `rest`, which is taken under the room's.
+                    if let Some(held) = held {
+                        held.touch();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                Piece::End => (),
+            }
+            let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(context)?) else {
+                *held = None;
                 return Poll::Ready(None);
             };
-            *rest = match frame.into_data() {
-                Ok(bytes) => match held.take() {
-                    Some(held) => Bytes::from_owner(Counted { bytes, _held: held }),
-                    None => bytes,
-                },
+            match frame.into_data() {
+                Ok(bytes) if bytes.is_empty() => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Ok(bytes) => rest.set(bytes),
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            };
+            }
         }
-        let piece = rest.split_to(PIECE.min(rest.len()));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.rest.len() == 0 && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.rest.len() as u64;
+        let rest = self.rest.len();
         let hint = self.body.size_hint();
         let mut whole = SizeHint::new();
         whole.set_lower(hint.lower() + rest);

@@ -59,6 +59,10 @@ impl Store for Guarded<Arc<dyn Store>> {
         guarded("counted", self.0.count_others(key, ttl, beginning)).await
     }
 
+    fn used(&self, key: &SessionKey) {
+        let _ = catch_unwind(AssertUnwindSafe(|| self.0.used(key)));
+    }
+
     async fn count(&self) -> Result<usize, SessionError> {
         guarded("counted", self.0.count()).await
     }

@@ -168,6 +168,14 @@ impl Store for Memory {
         Ok(found.collect())
     }
 
+    fn used(&self, key: &SessionKey) {
+        let mut kept = self.kept();
+        if let Some(session) = kept.sessions.get(key) {
+            let history = session.history.clone();
+            kept.put(self.sharing.share(key.tenant), key, history);
+        }
+    }
+
     async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError> {
         let kept = self.kept();
         let theirs = kept.sessions.iter().filter(|(key, _)| key.tenant == tenant);
@@ -262,8 +270,9 @@ mod tests {
         for n in 0..10 {
             memory.put(&key(tenant(0), &format!("short-{n}")), history(5));
         }
+        memory.used(&key(tenant(0), "short-0"));
         memory.put(&key(tenant(0), "long"), history(8 * SLOT_TOKENS));
-        assert_eq!(names(&memory), ["long", "short-8", "short-9"]);
+        assert_eq!(names(&memory), ["long", "short-0", "short-9"]);
         // As many as there can be hold no more tokens than the room has.
         for n in 0..2000 {
             let fork = key(tenant(0), &format!("fork-{n}"));

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,6 +34,8 @@ const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// Lists made at a time.
 const LISTS: usize = 2;
+/// Sessions of a list that the worker is asked about at a time.
+const ASKED: usize = 8;
 
 /// How sessions are kept.
 #[derive(Debug, Clone)]
@@ -270,7 +272,9 @@ impl Sessions {
             let history = histories.remove(&key).or_else(|| since.map(begun))?;
             Some(self.info(key, history, since.is_some()))
         });
-        Ok((try_join_all(infos).await?, has_more))
+        // A few at a time: the worker answers all that it is asked before it makes a step.
+        let infos = stream::iter(infos).buffered(ASKED).try_collect().await?;
+        Ok((infos, has_more))
     }
 
     /// One session.
@@ -322,6 +326,7 @@ impl Sessions {
         at: Option<usize>,
     ) -> Result<SessionInfo, SessionError> {
         let source = self.get(from).await?.tokens;
+        self.0.store.used(from);
         let tokens = match at {
             None => source,
             Some(at) => source

@@ -34,6 +34,9 @@ pub(super) trait Store: Send + Sync {
     /// that do not exist are left out.
     async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, SessionError>;
 
+    /// Notes that a session was used otherwise than by a turn, where the store evicts those that were not.
+    fn used(&self, _key: &SessionKey) {}
+
     /// Lists the sessions of a tenant, in any order.
     async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError>;
 

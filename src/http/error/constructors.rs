@@ -96,7 +96,7 @@ impl ApiError {
         Self::new(
             Kind::TooLarge,
             format!(
-                "the request body is larger than the limit of {limit} ({} bytes)",
+                "the request body is larger than the limit of {limit} ({} bytes, `--max-body`)",
                 limit.as_u64()
             ),
         )

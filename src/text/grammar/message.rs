@@ -104,7 +104,7 @@ fn in_our_words(said: &str) -> Option<String> {
     }
     if said.starts_with(NOTHING) {
         let parts: Vec<_> = said.split(NOTHING).filter_map(nothing).collect();
-        return Some(format!("no JSON can follow it: {}", parts.join(": ")));
+        return Some(format!("no JSON can satisfy it: {}", parts.join(": ")));
     }
     reference(said).or_else(|| keyword(said))
 }
@@ -215,7 +215,8 @@ fn keyword(said: &str) -> Option<String> {
     if let Some(listed) = said.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(listed).ok()?;
         let keys: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
-        return Some(format!("{} can't be followed", keys.join(", ")));
+        let verb = if keys.len() == 1 { "is" } else { "are" };
+        return Some(format!("{} {verb} not supported", keys.join(", ")));
     }
     if let Some(format) = said.strip_prefix("Unknown format: ") {
         return Some(format!(
