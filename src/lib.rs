@@ -14,6 +14,7 @@
 //! | [`shown_url`] | what messages show of a URL |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
+//! | [`serving`] | the one start-up: from settings to a running engine, and what is served |
 //! | [`keys`] | API keys: the file, scopes, limits |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
@@ -23,7 +24,7 @@
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> session, keys -> request, text, engine -> model -> kernels`.
+//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> kernels`.
 
 pub mod cli;
 pub mod config;
@@ -39,6 +40,7 @@ pub mod panics;
 pub mod regular_file;
 pub mod request;
 pub mod resources;
+pub mod serving;
 pub mod session;
 pub mod shown_url;
 pub mod telemetry;

@@ -11,11 +11,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::admission::Lane;
-use super::app::Serving;
 use super::body::object;
 use super::error::{ApiError, shown};
 use crate::request::{InvalidRequest, Tenant};
 use crate::resources::background::Priority;
+use crate::serving::Serving;
 use crate::text::{Grammar, GrammarError, GrammarSource, Grammars, Tokenizer};
 
 /// Grammars compiled at a time in each lane: the cores are the engine's.

@@ -86,7 +86,7 @@ mod waiting;
 mod wire;
 
 pub use access::Access;
-pub use app::{App, HttpConfig, ModelInfo, Serving};
+pub use app::{App, HttpConfig};
 pub use grammar::GrammarCompiler;
 pub use metrics::Observations;
 pub use serve::{Listener, run};

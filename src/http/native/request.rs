@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::http::app::Serving;
 use crate::http::body::object;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
@@ -13,6 +12,7 @@ use crate::http::layers::Scope;
 use crate::http::openai::shared::choices;
 use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle};
+use crate::serving::Serving;
 use crate::session::Turn;
 
 /// `max_new_tokens` where it is left out.

@@ -13,7 +13,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::admission::PARSE_INLINE;
-use crate::http::app::{App, Serving};
+use crate::http::app::App;
 use crate::http::body::{self, object};
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
@@ -22,6 +22,7 @@ use crate::http::keys::Meter;
 use crate::http::layers::Scope;
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
+use crate::serving::Serving;
 use crate::text::Grammar;
 
 /// What both endpoints read. Every field may be left out or null.
