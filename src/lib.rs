@@ -20,7 +20,8 @@
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
-//! | [`fair`] | fair shares between tenants of what is bounded |
+//! | [`lane`] | bounded lanes for work outside the engine |
+//! | [`fair`] | tenants, and fair shares between them of what is bounded |
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
@@ -35,6 +36,7 @@ pub mod fuzzing;
 pub mod http;
 pub mod kernels;
 pub mod keys;
+pub mod lane;
 pub mod model;
 pub mod panics;
 pub mod regular_file;

@@ -12,7 +12,6 @@ use tracing::{info, warn};
 
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
-use crate::http::GrammarCompiler;
 use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
@@ -25,7 +24,7 @@ use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
 use crate::session::{Fingerprint, SessionConfig, SessionError, Sessions, tokenizer_fingerprint};
 use crate::text::template::{TemplateError, TemplateSource};
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, GrammarCompiler, Tokenizer};
 
 /// What decides which model is served, and how.
 #[derive(Clone)]
