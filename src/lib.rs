@@ -14,16 +14,18 @@
 //! | [`shown_url`] | what messages show of a URL |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
+//! | [`serving`] | the one start-up: from settings to a running engine, and what is served |
 //! | [`keys`] | API keys: the file, scopes, limits |
 //! | [`request`] | what every dialect's request becomes, and its validation |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
 //! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
-//! | [`fair`] | fair shares between tenants of what is bounded |
+//! | [`lane`] | bounded lanes for work outside the engine |
+//! | [`fair`] | tenants, and fair shares between them of what is bounded |
 //! | [`model`] | GPT-2, its configuration, weights and where they come from |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> session, keys -> request, text, engine -> model -> kernels`.
+//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> kernels`.
 
 pub mod cli;
 pub mod config;
@@ -34,11 +36,13 @@ pub mod fuzzing;
 pub mod http;
 pub mod kernels;
 pub mod keys;
+pub mod lane;
 pub mod model;
 pub mod panics;
 pub mod regular_file;
 pub mod request;
 pub mod resources;
+pub mod serving;
 pub mod session;
 pub mod shown_url;
 pub mod telemetry;

@@ -11,18 +11,17 @@ mod beam;
 mod deadline;
 mod draft;
 mod limits;
-mod tenant;
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+pub use crate::fair::Tenant;
 use crate::text::Grammar;
 pub use beam::{BeamParams, EarlyStopping};
 pub use deadline::Deadline;
 pub use draft::{RequestDraft, SamplingStyle};
 pub use limits::{Limits, SamplingDefaults};
-pub use tenant::Tenant;
 
 /// The name of one request, in logs, headers and the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

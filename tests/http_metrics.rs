@@ -183,8 +183,9 @@ async fn every_name_is_there_with_its_type_and_samples() {
     let count = GAUGES.len() + COUNTERS.len() + HISTOGRAMS.len();
     assert_eq!(families.len(), count, "a family this test does not know");
     let version = env!("CARGO_PKG_VERSION");
+    let isa = skald::kernels::Isa::detect().name();
     metrics.get(&format!(
-        "skald_build_info{{version=\"{version}\",isa=\"test\",dtype=\"f32\",model=\"fairy-tales\"}}"
+        "skald_build_info{{version=\"{version}\",isa=\"{isa}\",dtype=\"f32\",model=\"fairy-tales\"}}"
     ));
     assert_eq!(metrics.get("skald_up"), 1.0);
     let blocks = metrics.get("skald_kv_blocks");

@@ -7,13 +7,12 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::json;
 
-use super::model::ModelSettings;
 use super::{Failure, runtime, write_out};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
-use crate::http::Serving;
 use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle, short};
 use crate::resources;
+use crate::serving::{Serving, ServingSettings};
 use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::TextStream;
@@ -83,7 +82,7 @@ impl Generate {
     pub(super) fn run(self) -> Result<(), Failure> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
         let prompt = self.read_prompt().map_err(Failure::Running)?;
-        let model = ModelSettings {
+        let model = ServingSettings {
             model: self.model.clone(),
             served_model_name: None,
             dtype: self.dtype,
@@ -94,10 +93,10 @@ impl Generate {
             generation_config: self.generation_config,
             chat_template: None,
             max_session_tokens: None,
+            engine: EngineConfig::default(),
+            sessions: SessionConfig::default(),
         };
-        let serving = model
-            .start(EngineConfig::default(), SessionConfig::default())
-            .map_err(Failure::Unusable)?;
+        let serving = Serving::load(&model).map_err(|error| Failure::Unusable(error.into()))?;
         let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
         let outcome = runtime()?.block_on(self.stream(&serving, request));
         outcome.map_err(Failure::Running)

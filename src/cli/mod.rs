@@ -7,7 +7,6 @@ mod bench;
 mod generate;
 mod health;
 mod keys;
-mod model;
 mod openapi;
 mod pull;
 mod reload;

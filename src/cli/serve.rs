@@ -13,7 +13,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, field, info, warn};
 
-use super::model::ModelSettings;
 use super::reload::{self, Reload};
 use super::{Failure, runtime};
 use crate::config::{Layer, SecretUrl, Settings, Speculation, unknown_variables};
@@ -21,8 +20,9 @@ use crate::engine::EngineConfig;
 use crate::http::{self, Access, App, HttpConfig, Listener};
 use crate::keys::Keys;
 use crate::resources::{self, Connections};
+use crate::serving::{Serving, ServingSettings};
+use crate::session::SessionConfig;
 use crate::session::postgres::{self, Database};
-use crate::session::{SessionConfig, Sharing};
 use crate::telemetry::{self, Traces};
 use crate::tls::Identity;
 
@@ -103,10 +103,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         origins: settings.cors_origin,
         keys: keys.clone(),
     };
-    let sharing = match access.keys {
-        Some(_) => Sharing::ByTenant,
-        None => Sharing::AsOne,
-    };
+    let sharing = access.sharing();
     let app = App::with(http, access, tracer);
     let stop = CancellationToken::new();
     stop_on_signals(&stop).map_err(Failure::Running)?;
@@ -124,18 +121,6 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         memory_limit_from = memory_limit.map(|limit| field::display(limit.origin)),
         "resources"
     );
-    let model = ModelSettings {
-        model: settings.model,
-        served_model_name: settings.served_model_name,
-        dtype: settings.dtype,
-        kv_dtype: settings.kv_dtype,
-        threads: settings.threads.value,
-        kv_memory: settings.kv_memory,
-        memory_limit,
-        generation_config: settings.generation_config,
-        chat_template: settings.chat_template,
-        max_session_tokens: Some(settings.max_session_tokens),
-    };
     let sessions = SessionConfig {
         // Before the model is loaded: who mistyped a password learns it at once.
         database: match &settings.session_store {
@@ -150,14 +135,28 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Fail
         max_waiting: settings.max_queue,
         sharing,
     };
-    let loading = tokio::task::spawn_blocking(move || model.start(engine, sessions));
+    let model = ServingSettings {
+        model: settings.model,
+        served_model_name: settings.served_model_name,
+        dtype: settings.dtype,
+        kv_dtype: settings.kv_dtype,
+        threads: settings.threads.value,
+        kv_memory: settings.kv_memory,
+        memory_limit,
+        generation_config: settings.generation_config,
+        chat_template: settings.chat_template,
+        max_session_tokens: Some(settings.max_session_tokens),
+        engine,
+        sessions,
+    };
+    let loading = tokio::task::spawn_blocking(move || Serving::load(&model));
     tokio::select! {
         loaded = loading => match loaded {
             Ok(Ok(serving)) => {
                 app.ready(serving);
                 info!("ready at {scheme}://{address}");
             }
-            Ok(Err(error)) => return Err(Failure::Unusable(error)),
+            Ok(Err(error)) => return Err(Failure::Unusable(error.into())),
             Err(panic) => return Err(Failure::Running(anyhow!("loading the model failed: {panic}"))),
         },
         () = stop.cancelled() => (),

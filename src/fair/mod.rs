@@ -1,7 +1,8 @@
-//! Fair shares between tenants of what is bounded: places, bytes, turns.
+//! Tenants, and fair shares between them of what is bounded: places, bytes, turns.
 //!
 //! | type | what it shares |
 //! |---|---|
+//! | [`Tenant`] | nothing: it is between tenants that the others share |
 //! | [`FairQueue`] | an order: the waiting items of the tenant with the least service come first |
 //! | [`Shares`] | a room: a tenant may fill all of it, and one that comes later still gets its share |
 //! | [`Turns`] | an amount that is used at a time, given out in the order of a [`FairQueue`] |
@@ -17,8 +18,10 @@
 
 mod queue;
 mod shares;
+mod tenant;
 mod turns;
 
 pub use queue::{FairQueue, Waiting};
 pub use shares::Shares;
+pub use tenant::Tenant;
 pub use turns::{Turn, Turns};

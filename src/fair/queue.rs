@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::request::Tenant;
+use super::Tenant;
 
 /// Where an item stands among those of its tenant: by priority, then preempted ones, the last one first,
 /// then those that return, then the others, each in the order they came.

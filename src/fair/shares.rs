@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::request::Tenant;
+use super::Tenant;
 
 /// An amount that tenants hold of a limited one.
 ///

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::FairQueue;
-use crate::request::Tenant;
+use super::{FairQueue, Tenant};
 
 /// A semaphore whose waiters are served by tenant: the next one is the longest waiting of the tenant that
 /// was given the least. Cheap to clone.

@@ -15,10 +15,12 @@ use tower::ServiceExt;
 
 use super::tiny;
 use crate::engine::{EngineConfig, EngineHandle};
-use crate::http::{App, GrammarCompiler, HttpConfig, ModelInfo, Serving, router};
+use crate::http::{App, HttpConfig, router};
 use crate::model::gpt2::Gpt2;
 use crate::request::Limits;
+use crate::serving::{ModelInfo, Serving};
 use crate::session::{SessionConfig, Sessions, tokenizer_fingerprint};
+use crate::text::GrammarCompiler;
 
 /// Method and path of each endpoint, by the byte of its place from `a` on.
 const ENDPOINTS: [(&str, &str); 12] = [

@@ -29,6 +29,7 @@ use super::keys;
 use super::outcome::PROBES;
 use crate::config::{AllowedHost, CorsOrigin};
 use crate::keys::Keys;
+use crate::session::Sharing;
 
 /// How long browsers may remember the answer to a preflight.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
@@ -42,6 +43,17 @@ pub struct Access {
     pub origins: Vec<CorsOrigin>,
     /// API keys; without any, requests need none.
     pub keys: Option<Arc<Keys>>,
+}
+
+impl Access {
+    /// Returns which tenants have shares of their own: each, if the server checks their keys.
+    #[must_use]
+    pub fn sharing(&self) -> Sharing {
+        match self.keys {
+            Some(_) => Sharing::ByTenant,
+            None => Sharing::AsOne,
+        }
+    }
 }
 
 /// Where the server listens: an extension of each request.

@@ -4,7 +4,7 @@
 //! may know a wire format.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -14,14 +14,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::access::Access;
 use super::admission::Admission;
 use super::error::ApiError;
-use super::grammar::GrammarCompiler;
 use super::metrics::{Observations, SessionCount};
 use super::room::Room;
-use crate::engine::EngineHandle;
-use crate::request::{Limits, Tenant};
+use crate::request::Tenant;
 use crate::resources::Connections;
-use crate::session::Sessions;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::serving::Serving;
 
 /// The settings of the front end.
 #[derive(Debug, Clone, Copy)]
@@ -69,63 +66,6 @@ impl Default for HttpConfig {
             log_prompts: false,
         }
     }
-}
-
-/// What the front end says of the model.
-#[derive(Debug, Clone)]
-pub struct ModelInfo {
-    /// The name clients call it by.
-    pub id: String,
-    /// The name it was started by (`--model`), by which clients may call it too.
-    pub source: String,
-    /// Number of weights.
-    pub parameters: u64,
-    /// How the weights are held: `f32`, `bf16`, `q8`.
-    pub dtype: String,
-    /// The instruction set of the kernels.
-    pub isa: String,
-    /// Transformer blocks.
-    pub n_layer: usize,
-    /// Attention heads per block.
-    pub n_head: usize,
-    /// Width.
-    pub n_embd: usize,
-    /// Positions of the context.
-    pub n_positions: usize,
-    /// Token ids are below this.
-    pub vocab_size: usize,
-    /// Changes whenever the same request could give another answer: `system_fingerprint`.
-    pub fingerprint: String,
-    /// When the model was made available, in OpenAI's `created`.
-    pub created: SystemTime,
-}
-
-impl ModelInfo {
-    /// Whether a client that asks for this name means this model. Clients of TGI, which serves one
-    /// model by any name, have to name one: its guide has them say `tgi`, and `huggingface_hub`
-    /// says `dummy` where it was given an address.
-    #[must_use]
-    pub fn is_called(&self, name: &str) -> bool {
-        name == self.id || name == self.source || name == "tgi" || name == "dummy"
-    }
-}
-
-/// A loaded model, ready to generate.
-pub struct Serving {
-    /// Runs the requests.
-    pub engine: EngineHandle,
-    /// What clients go on with.
-    pub sessions: Sessions,
-    /// Text to token ids and back.
-    pub tokenizer: Arc<Tokenizer>,
-    /// What texts may be asked to follow.
-    pub grammars: GrammarCompiler,
-    /// Conversations to prompts.
-    pub chat: Arc<ChatTemplate>,
-    /// What requests may ask for.
-    pub limits: Limits,
-    /// What is told of the model.
-    pub info: ModelInfo,
 }
 
 /// Where the server is on its way from start to stop.

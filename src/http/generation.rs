@@ -14,7 +14,7 @@ use futures_util::future::{select_all, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream};
 
 use super::admission::{Admission, TOKENIZE_INLINE};
-use super::app::{App, Serving};
+use super::app::App;
 use super::error::ApiError;
 use super::keys::Meter;
 use super::layers::Scope;
@@ -28,6 +28,7 @@ use crate::engine::{
     FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
+use crate::serving::Serving;
 use crate::session::{IfBusy, Kept, SessionKey, Turn};
 use crate::text::{TextStream, Tokenizer};
 

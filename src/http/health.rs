@@ -7,12 +7,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::app::{App, Serving, State as Stage};
+use super::app::{App, State as Stage};
 use super::error::ApiError;
 use super::openai::reply::unix_seconds;
 use super::openapi::NativeLookupErrors;
 use crate::engine::EngineLimits;
 use crate::request::{Limits, SessionId};
+use crate::serving::Serving;
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]

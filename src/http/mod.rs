@@ -17,7 +17,7 @@
 //! | `path_name` | the name in a path |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
-//! | `grammar` | what a text must look like, in every dialect |
+//! | `structured` | what a text must look like, in every dialect |
 //! | `generation`, `ledger`, `offsets` | the one path from a request to text |
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
@@ -54,7 +54,6 @@ mod connection;
 mod error;
 mod fields;
 mod generation;
-mod grammar;
 mod health;
 mod keys;
 mod layers;
@@ -77,6 +76,7 @@ mod sessions;
 mod sse;
 mod stall;
 mod stream_schema;
+mod structured;
 mod timeline;
 mod tokens;
 mod trace_context;
@@ -86,8 +86,7 @@ mod waiting;
 mod wire;
 
 pub use access::Access;
-pub use app::{App, HttpConfig, ModelInfo, Serving};
-pub use grammar::GrammarCompiler;
+pub use app::{App, HttpConfig};
 pub use metrics::Observations;
 pub use serve::{Listener, run};
 

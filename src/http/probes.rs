@@ -9,11 +9,12 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::app::{App, Serving};
+use super::app::App;
 use super::error::ApiError;
 use super::health;
 use super::openapi::NativeLookupErrors;
 use crate::engine::blocks::BLOCK_SIZE;
+use crate::serving::Serving;
 
 /// The served model, as SGLang describes its own.
 #[derive(Debug, Serialize, ToSchema)]

@@ -5,9 +5,9 @@ use std::pin::pin;
 
 use tokio::time::{sleep, timeout_at};
 
-use super::app::Serving;
 use super::error::ApiError;
 use crate::request::{Deadline, Tenant};
+use crate::serving::Serving;
 
 /// Does `work` before the deadline.
 ///

@@ -6,9 +6,11 @@
 //! grammar share what was compiled and nothing that changes: how much one of them may cost
 //! depends on itself alone.
 //!
-//! Compiling takes milliseconds, for large schemas more: never on a thread that serves others. It
+//! Compiling takes milliseconds, for large schemas more: never on a thread that serves others. The
+//! [`GrammarCompiler`] does it for requests, a few at a time. It
 //! must never fetch anything: a schema that refers to another by its address is refused.
 
+mod compiler;
 mod expression;
 mod lark;
 mod message;
@@ -27,6 +29,7 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
+pub use self::compiler::{CompileError, GrammarCompiler};
 use self::expression::Shape;
 pub use self::message::reason;
 use super::Tokenizer;

@@ -30,7 +30,7 @@ pub mod stream;
 pub mod template;
 pub mod tokenizer;
 
-pub use grammar::{Grammar, GrammarError, GrammarSource, Grammars};
+pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Grammars};
 pub use stop::StopMatcher;
 pub use stream::{Piece, TextStream};
 pub use template::ChatTemplate;

@@ -17,21 +17,18 @@ pub mod sse;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use serde_json::Value;
+use skald::config::{Dtype, GenerationDefaults, KvPrecision};
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
-use skald::http::{Access, App, GrammarCompiler, HttpConfig, ModelInfo, Serving};
-use skald::kernels::linear::WeightDtype;
+use skald::http::{Access, App, HttpConfig};
 use skald::model::ModelSource;
-use skald::model::gpt2::{Gpt2, Runtime};
-use skald::request::Limits;
+use skald::serving::{Serving, ServingSettings};
 use skald::session::postgres::Database;
-use skald::session::snapshots::{SnapshotConfig, Snapshots};
-use skald::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
-use skald::text::template::TemplateSource;
-use skald::text::{ChatTemplate, Tokenizer};
+use skald::session::{SessionConfig, Sessions};
+use skald::text::Tokenizer;
 use tokio_util::sync::CancellationToken;
 
 use pace::PATIENCE;
@@ -92,75 +89,36 @@ struct Loaded {
     tokenizer: Arc<Tokenizer>,
 }
 
-/// Loads a model in f32 and starts its engine.
+/// Loads a model in f32 and starts its engine, as `skald serve` does.
 pub fn serving(setup: &Setup) -> Serving {
-    let files = setup.source.fetch(false).expect("the model is there");
-    let threads = NonZeroUsize::new(2).expect("not zero");
-    let model = Gpt2::load(&files, &Runtime::kernels(threads, WeightDtype::F32)).expect("it loads");
-    let config = model.config().clone();
-    let mut engine = setup.engine.clone();
-    let snapshots = setup.sessions.dir.as_ref().map(|dir| {
-        let config = SnapshotConfig {
-            model: Fingerprint([0; 32]),
-            block_bytes: model.kv_block_bytes(engine.kv_dtype),
-            size: setup.sessions.kv_size,
-            shared_prefixes: engine.share_prefixes,
-        };
-        let (snapshots, evicted) = Snapshots::open(dir, config).expect("a session directory");
-        engine.evicted = Some(evicted);
-        snapshots
-    });
-    let engine = skald::engine::start(model, engine).expect("the engine starts");
-    let mut limits = Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
-    if setup.model_defaults {
-        limits.defaults = files.generation_config.sampling();
-    }
-    let info = ModelInfo {
-        id: files.name.clone(),
-        source: setup.source.to_string(),
-        parameters: config.parameters() as u64,
-        dtype: "f32".to_owned(),
-        isa: "test".to_owned(),
-        n_layer: config.n_layer,
-        n_head: config.n_head,
-        n_embd: config.n_embd,
-        n_positions: config.n_positions,
-        vocab_size: config.vocab_size,
-        fingerprint: "test-f32".to_owned(),
-        created: SystemTime::now(),
+    let settings = ServingSettings {
+        model: setup.source.to_string(),
+        served_model_name: None,
+        dtype: Dtype::F32,
+        kv_dtype: KvPrecision::Auto,
+        threads: NonZeroUsize::new(2).expect("not zero"),
+        kv_memory: Some(setup.engine.kv_memory),
+        memory_limit: None,
+        generation_config: if setup.model_defaults {
+            GenerationDefaults::Auto
+        } else {
+            GenerationDefaults::None
+        },
+        chat_template: setup.chat_template.map(str::to_owned),
+        max_session_tokens: None,
+        engine: setup.engine.clone(),
+        sessions: SessionConfig {
+            sharing: setup.access.sharing(),
+            ..setup.sessions.clone()
+        },
     };
-    let given = setup.chat_template.map(|text| {
-        ChatTemplate::parse(TemplateSource {
-            origin: "a test's".to_owned(),
-            text: text.to_owned(),
-        })
-        .expect("a template")
-    });
-    let chat = files.chat(given).expect("a template");
-    let tokenizer = Arc::new(files.tokenizer);
-    let grammars = GrammarCompiler::new(
-        Arc::clone(&tokenizer),
-        limits.vocab_size,
-        &limits.end_of_text,
-    );
-    let fingerprint = tokenizer_fingerprint(&tokenizer, config.vocab_size);
-    let sessions = Sessions::open(
-        setup.sessions.clone(),
-        engine.clone(),
-        config.n_positions,
-        fingerprint,
-        snapshots,
-    )
-    .expect("a session directory");
-    Serving {
-        engine,
-        sessions,
-        tokenizer,
-        grammars,
-        chat: Arc::new(chat),
-        limits,
-        info,
-    }
+    Serving::load(&settings).expect("a model that can be served")
+}
+
+/// The `system_fingerprint` of a model in f32.
+pub fn fingerprint() -> String {
+    let isa = skald::kernels::Isa::detect().name();
+    format!("skald-{}-f32-{isa}", env!("CARGO_PKG_VERSION"))
 }
 
 impl TestServer {

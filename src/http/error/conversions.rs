@@ -3,6 +3,7 @@
 use super::{ApiError, Kind, shown};
 use crate::engine::GenerateError;
 use crate::keys::{LimitKind, LimitReached};
+use crate::lane::LaneError;
 use crate::request::InvalidRequest;
 use crate::session::SessionError;
 use crate::text::TextError;
@@ -65,6 +66,15 @@ impl From<LimitReached> for ApiError {
         Self {
             retry_after,
             ..Self::new(kind, reached.to_string())
+        }
+    }
+}
+
+impl From<LaneError> for ApiError {
+    fn from(error: LaneError) -> Self {
+        match error {
+            LaneError::Busy { retry_after, .. } => Self::busy(error.to_string(), retry_after),
+            LaneError::Failed(_) => Self::internal(error.to_string()),
         }
     }
 }

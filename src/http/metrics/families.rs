@@ -18,8 +18,8 @@ use super::keys;
 use super::observations::{ConnectionCounts, Observations};
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::figures::{EngineStatus, StepTokens};
-use crate::http::app::{ModelInfo, Serving};
 use crate::keys::Keys;
+use crate::serving::{ModelInfo, Serving};
 use crate::session::snapshots::Snapshots;
 use crate::telemetry;
 

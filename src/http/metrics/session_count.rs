@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::http::app::Serving;
+use crate::serving::Serving;
 
 /// How long a reader waits for the count that is under way.
 const PATIENCE: Duration = Duration::from_millis(250);

@@ -3,16 +3,16 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::http::app::Serving;
 use crate::http::body::object;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
 use crate::http::generation::{begin_turn, tokenize};
-use crate::http::grammar::{self, NativeGrammar};
 use crate::http::layers::Scope;
 use crate::http::openai::shared::choices;
+use crate::http::structured::{self, NativeGrammar};
 use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle};
+use crate::serving::Serving;
 use crate::session::Turn;
 
 /// `max_new_tokens` where it is left out.
@@ -163,7 +163,7 @@ impl GenerateBody {
         let mut draft = parameters.draft(serving, scope)?;
         draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
-        draft.grammar = grammar::compile(grammar.transpose()?, serving, scope.share).await?;
+        draft.grammar = structured::compile(grammar.transpose()?, serving, scope.share).await?;
         draft.prompt = tokenize(
             &scope.admission,
             &serving.tokenizer,

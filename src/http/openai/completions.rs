@@ -13,13 +13,14 @@ use super::prompt::TokenizedPrompt;
 use super::reply::{self, Reply, Wording};
 use super::request::{Choices, CompletionBody, Telling};
 use crate::engine::PromptToken;
-use crate::http::app::{App, Serving};
+use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, TextStep, Whole};
 use crate::http::layers::Scope;
 use crate::http::openapi::{OpenAiErrors, SessionErrors};
 use crate::http::stream_schema::CompletionEvent;
 use crate::http::{session_reset, sse};
+use crate::serving::Serving;
 
 /// Complete a prompt
 ///

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::prompt::{Prompt, token_ids};
 use super::shared::check_model;
 use crate::engine::{FinishReason, GenerateError, Generation, TokenEvent};
-use crate::http::app::{App, Serving};
+use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
 use crate::http::fields::deadline;
@@ -32,6 +32,7 @@ use crate::http::prompt_log;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::http::waiting::{before, begun_in_time};
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
+use crate::serving::Serving;
 
 /// Inputs of one request that are on their way or wait for a place; more would only wait too.
 const IN_FLIGHT: usize = 32;

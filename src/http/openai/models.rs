@@ -6,10 +6,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::reply::unix_seconds;
-use crate::http::app::{App, Serving};
+use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::openapi::OpenAiLookupErrors;
 use crate::http::path_name::PathName;
+use crate::serving::Serving;
 
 /// The models served: one.
 #[derive(Debug, Serialize, ToSchema)]

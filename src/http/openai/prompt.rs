@@ -8,10 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::http::admission::{Admission, TOKENIZE_INLINE};
-use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::offsets::Offsets;
 use crate::request::InvalidRequest;
+use crate::serving::Serving;
 use crate::text::{TextError, Tokenizer};
 
 /// A string, a list of strings, a list of token ids, or a list of lists of token ids.

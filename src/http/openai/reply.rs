@@ -13,13 +13,14 @@ use futures_util::future::try_join_all;
 use super::answer::{Usage, UsageField};
 use super::shared::Streaming;
 use crate::engine::{PromptReport, PromptToken};
-use crate::http::app::{App, InFlight, Serving};
+use crate::http::app::{App, InFlight};
 use crate::http::error::ApiError;
 use crate::http::generation::{Finished, Step, TextGeneration, TextStep, Whole};
 use crate::http::layers::Scope;
 use crate::http::session_reset;
 use crate::http::sse::{self, Writer};
 use crate::request::GenerateRequest;
+use crate::serving::Serving;
 use crate::session::Turn;
 
 /// What all parts of one answer share.

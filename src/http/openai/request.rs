@@ -8,7 +8,6 @@ use utoipa::ToSchema;
 use super::beams::{BeamFields, EarlyStoppingField};
 use super::prompt::{Prompt, TokenizedPrompt};
 use super::shared::{self, Length, SharedFields, Streaming, Truncation, WithShared};
-use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::begin_turn;
@@ -17,6 +16,7 @@ use crate::http::wire::IfBusyField;
 use crate::request::{
     BeamParams, GenerateRequest, InvalidRequest, Limits, LogprobsWanted, RequestDraft,
 };
+use crate::serving::Serving;
 use crate::session::Turn;
 
 /// `max_tokens` where it is left out.

@@ -13,15 +13,16 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::admission::PARSE_INLINE;
-use crate::http::app::{App, Serving};
+use crate::http::app::App;
 use crate::http::body::{self, object};
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
-use crate::http::grammar::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::keys::Meter;
 use crate::http::layers::Scope;
+use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
 use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
+use crate::serving::Serving;
 use crate::text::Grammar;
 
 /// What both endpoints read. Every field may be left out or null.
@@ -231,7 +232,7 @@ impl SharedFields {
             guided_grammar: self.guided_grammar.take(),
             structured_outputs: self.structured_outputs.take(),
         };
-        grammar::compile(fields.description()?, serving, scope.share).await
+        structured::compile(fields.description()?, serving, scope.share).await
     }
 
     /// A draft with all that the fields of sampling, length and stopping say.

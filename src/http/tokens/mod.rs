@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 use self::vllm::CountedTokens;
 use super::admission::{Admission, TOKENIZE_INLINE};
-use super::app::{App, Serving};
+use super::app::App;
 use super::body::{JsonBody, objects};
 use super::error::ApiError;
 use super::generation::tokenize;
@@ -25,6 +25,7 @@ use super::openai::chat::messages::MessageField;
 use super::openai::shared::check_model;
 use super::openapi::NativeBodyErrors;
 use crate::request::InvalidRequest;
+use crate::serving::Serving;
 use crate::text::{TextError, TokenSpan, Tokenizer};
 
 /// What to tokenize, in exactly one of `content` (for an answer as llama.cpp gives it), `inputs` (as

@@ -8,12 +8,12 @@ use utoipa::ToSchema;
 
 use super::TokenizeBody;
 use crate::http::admission::Admission;
-use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::generation::tokenize;
 use crate::http::openai::chat::conversation;
 use crate::http::openai::chat::messages::MessageField;
 use crate::http::openai::shared::check_model;
+use crate::serving::Serving;
 use crate::text::Tokenizer;
 
 /// What to tokenize.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::messages::MessageField;
 use crate::http::admission::{Admission, TOKENIZE_INLINE};
-use crate::http::app::Serving;
 use crate::http::error::ApiError;
 use crate::http::fields::unsupported;
+use crate::serving::Serving;
 use crate::text::template::{Ending, Message};
 use crate::text::{ChatTemplate, TextError};
 

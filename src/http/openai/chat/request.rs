@@ -5,13 +5,13 @@ use utoipa::ToSchema;
 
 use super::conversation;
 use super::messages::MessageField;
-use crate::http::app::Serving;
 use crate::http::body::objects;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::layers::Scope;
 use crate::http::openai::shared::{self, Length, Streaming, WithShared};
 use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::serving::Serving;
 
 /// The body of a chat completion request.
 pub(in crate::http) type ChatBody = WithShared<ChatRequest>;

@@ -4,26 +4,15 @@
 //! become one [`Description`], which is compiled before the request goes to the engine, so that
 //! one that can't be followed is refused with the name of its field.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::admission::Lane;
-use super::app::Serving;
 use super::body::object;
 use super::error::{ApiError, shown};
 use crate::request::{InvalidRequest, Tenant};
-use crate::resources::background::Priority;
-use crate::text::{Grammar, GrammarError, GrammarSource, Grammars, Tokenizer};
-
-/// Grammars compiled at a time in each lane: the cores are the engine's.
-const AT_A_TIME: usize = 1;
-/// Grammars that are compiled or wait in each lane.
-const MAX_PENDING: usize = 32;
-/// Bytes of a description, and of the expressions in it, that are compiled in a few milliseconds.
-const QUICK: (usize, usize) = (8 << 10, 256);
+use crate::serving::Serving;
+use crate::text::grammar::{CompileError, Grammar, GrammarSource};
 
 /// What the text is to be: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
 /// object), or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}` (JSON that
@@ -139,9 +128,12 @@ impl Description {
     ) -> Result<Grammar, ApiError> {
         let Self { field, source } = self;
         serving.limits.check_grammar(&field, &source)?;
-        let compiled = serving.grammars.compile(source, share).await?;
-        compiled.map_err(|error| {
-            ApiError::invalid(&field, format!("`{field}` can't be followed: {error}"))
+        let compiled = serving.grammars.compile(source, share).await;
+        compiled.map_err(|error| match error {
+            CompileError::Grammar(error) => {
+                ApiError::invalid(&field, format!("`{field}` can't be followed: {error}"))
+            }
+            CompileError::Lane(error) => error.into(),
         })
     }
 }
@@ -300,48 +292,6 @@ impl NativeGrammar {
 fn wrong_type(field: &str, got: &str, expected: &str) -> InvalidRequest {
     let got: String = got.chars().take(40).collect();
     InvalidRequest::new(field, format!("`{field}` must be {expected}, got {got:?}"))
-}
-
-/// Compiles grammars on threads that leave the cores to the engine, a few at a time: small ones do not
-/// wait for large ones.
-pub struct GrammarCompiler {
-    grammars: Arc<Grammars>,
-    quick: Lane,
-    slow: Lane,
-}
-
-impl GrammarCompiler {
-    /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
-    #[must_use]
-    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
-        let lane = || Lane::new("other grammars wait to be compiled", AT_A_TIME, MAX_PENDING);
-        Self {
-            grammars: Arc::new(Grammars::new(tokenizer, vocab_size, end_of_text)),
-            quick: lane(),
-            slow: lane(),
-        }
-    }
-
-    /// Makes a grammar for a tenant; the inner error is that of its description.
-    ///
-    /// # Errors
-    /// 429 if too many are waiting; an internal error if the compiler itself fails.
-    async fn compile(
-        &self,
-        source: GrammarSource,
-        share: Tenant,
-    ) -> Result<Result<Grammar, GrammarError>, ApiError> {
-        if let Some(grammar) = self.grammars.known(&source) {
-            return Ok(Ok(grammar));
-        }
-        let (bytes, expressions) = QUICK;
-        let is_quick = source.bytes() <= bytes && source.expression_bytes() <= expressions;
-        let lane = if is_quick { &self.quick } else { &self.slow };
-        let place = lane.enter(share, 1).await?;
-        let grammars = Arc::clone(&self.grammars);
-        let work = move || grammars.compile(&source);
-        place.run("skald-grammar", Priority::Low, work).await
-    }
 }
 
 #[cfg(test)]

@@ -1,78 +1,194 @@
-//! From settings to a running engine: what `serve` and `generate` share.
+//! From settings to a running engine: the one start-up of `serve`, `generate` and the tests.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use anyhow::Context;
 use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::{info, warn};
 
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
-use crate::engine::{self, EngineConfig, blocks::BLOCK_SIZE};
-use crate::http::{GrammarCompiler, ModelInfo, Serving};
+use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
 use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
-use crate::model::gpt2::{Gpt2, Runtime};
-use crate::model::{Gpt2Config, ModelFiles, ModelSource, trial};
+use crate::model::gpt2::{Gpt2, LoadError, Runtime};
+use crate::model::source::SourceError;
+use crate::model::trial::{self, TrialError};
+use crate::model::{Gpt2Config, ModelFiles, ModelSource};
 use crate::request::Limits;
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
-use crate::session::{Fingerprint, SessionConfig, Sessions, tokenizer_fingerprint};
-use crate::text::ChatTemplate;
-use crate::text::template::TemplateSource;
+use crate::session::{Fingerprint, SessionConfig, SessionError, Sessions, tokenizer_fingerprint};
+use crate::text::template::{TemplateError, TemplateSource};
+use crate::text::{ChatTemplate, GrammarCompiler, Tokenizer};
 
-/// What decides which model runs, and how.
-#[derive(Debug, Clone)]
-pub(super) struct ModelSettings {
+/// What decides which model is served, and how.
+#[derive(Clone)]
+pub struct ServingSettings {
+    /// `builtin`, a directory, or a hub id.
     pub model: String,
+    /// The name clients call it by; `None` is its own.
     pub served_model_name: Option<String>,
+    /// How weights are held.
     pub dtype: Dtype,
+    /// How keys and values are held.
     pub kv_dtype: KvPrecision,
+    /// Compute threads.
     pub threads: NonZeroUsize,
     /// Memory for the KV cache; `None` fits it to the memory limit.
     pub kv_memory: Option<ByteSize>,
     /// Memory that the process may use.
     pub memory_limit: Option<Sourced<ByteSize>>,
+    /// Whether the model's `generation_config.json` sets defaults.
     pub generation_config: GenerationDefaults,
+    /// A file, a template itself, or `plain`; `None` is the model's own.
     pub chat_template: Option<String>,
-    /// Maximum tokens of a session's history.
+    /// Maximum tokens of a session's history; `None` is the default.
     pub max_session_tokens: Option<usize>,
+    /// The engine's settings. Memory and precision of the KV cache are those above.
+    pub engine: EngineConfig,
+    /// Where sessions are, and how many.
+    pub sessions: SessionConfig,
 }
 
-impl ModelSettings {
+/// Why a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    /// The model's files can't be had or used.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The chat template that was set can't be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The chat template that was set is no file.
+    #[error("`chat-template` is {setting:?}, which is neither a template nor a readable file")]
+    TemplateFile {
+        /// The setting.
+        setting: String,
+        /// Why the file can't be read.
+        source: io::Error,
+    },
+    /// The chat template that the model comes with can't be used.
+    #[error("`chat-template` sets another, `plain` for one")]
+    ModelTemplate(#[source] TemplateError),
+    /// The weights can't be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The model computes nothing that can be drawn from.
+    #[error("`model` {model} can't be served")]
+    Trial {
+        /// The setting.
+        model: String,
+        /// What its first forward pass gave.
+        source: Box<TrialError>,
+    },
+    /// The place of KV blocks on disk can't be used.
+    #[error("`session-dir` {} can't be used", dir.display())]
+    SessionDir {
+        /// The setting.
+        dir: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The engine can't start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The sessions can't be opened.
+    #[error(transparent)]
+    Sessions(#[from] SessionError),
+}
+
+/// A loaded model, ready to generate.
+pub struct Serving {
+    /// Runs the requests.
+    pub engine: EngineHandle,
+    /// What clients go on with.
+    pub sessions: Sessions,
+    /// Text to token ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What texts may be asked to follow.
+    pub grammars: GrammarCompiler,
+    /// Conversations to prompts.
+    pub chat: Arc<ChatTemplate>,
+    /// What requests may ask for.
+    pub limits: Limits,
+    /// What is told of the model.
+    pub info: ModelInfo,
+}
+
+/// What clients are told of the model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The name clients call it by.
+    pub id: String,
+    /// The name it was started by (`--model`), by which clients may call it too.
+    pub source: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// How the weights are held: `f32`, `bf16`, `q8`.
+    pub dtype: String,
+    /// The instruction set of the kernels.
+    pub isa: String,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads per block.
+    pub n_head: usize,
+    /// Width.
+    pub n_embd: usize,
+    /// Positions of the context.
+    pub n_positions: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Changes whenever the same request could give another answer: `system_fingerprint`.
+    pub fingerprint: String,
+    /// When the model was made available, in OpenAI's `created`.
+    pub created: SystemTime,
+}
+
+impl ModelInfo {
+    /// Whether a client that asks for this name means this model. Clients of TGI, which serves one
+    /// model by any name, have to name one: its guide has them say `tgi`, and `huggingface_hub`
+    /// says `dummy` where it was given an address.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        name == self.id || name == self.source || name == "tgi" || name == "dummy"
+    }
+}
+
+impl Serving {
     /// Fetches, loads and starts the model; blocks.
-    pub fn start(
-        &self,
-        mut engine: EngineConfig,
-        sessions: SessionConfig,
-    ) -> anyhow::Result<Serving> {
+    ///
+    /// # Errors
+    /// [`ServingError`], in the words of the settings.
+    pub fn load(settings: &ServingSettings) -> Result<Self, ServingError> {
         let started = Instant::now();
-        let given = self.chat_template.as_deref().map(chat_template);
+        let given = settings.chat_template.as_deref().map(chat_template);
         let given = given.transpose()?;
-        let source: ModelSource = self.model.parse()?;
-        let files = source.fetch(std::io::stderr().is_terminal())?;
-        let chat = files
-            .chat(given)
-            .context("`chat-template` sets another, `plain` for one")?;
-        let dtype = self.weight_dtype(files.checkpoint.dtype());
-        engine.kv_dtype = self.kv_dtype(dtype);
-        let model = Gpt2::load(&files, &Runtime::kernels(self.threads, dtype))?;
-        trial::run(&model, engine.kv_dtype, dtype_name(dtype))
-            .with_context(|| format!("`model` {source} can't be served"))?;
+        let source: ModelSource = settings.model.parse()?;
+        let files = source.fetch(io::stderr().is_terminal())?;
+        let chat = files.chat(given).map_err(ServingError::ModelTemplate)?;
+        let dtype = settings.weight_dtype(files.checkpoint.dtype());
+        let mut engine = settings.engine.clone();
+        engine.kv_dtype = settings.kv_dtype(dtype);
+        let model = Gpt2::load(&files, &Runtime::kernels(settings.threads, dtype))?;
+        let tried = trial::run(&model, engine.kv_dtype, dtype_name(dtype));
+        tried.map_err(|error| ServingError::Trial {
+            model: source.to_string(),
+            source: Box::new(error),
+        })?;
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
-        let kv_memory = self.kv_memory(weights, window_bytes(&files.config, block_bytes));
+        let kv_memory = settings.kv_memory(weights, window_bytes(&files.config, block_bytes));
         engine.kv_memory = kv_memory.value;
         let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
-        let snapshots = snapshots(&files, &model, dtype, &mut engine, &sessions)?;
+        let snapshots = snapshots(&files, &model, dtype, &mut engine, &settings.sessions)?;
         let handle = engine::start(model, engine)?;
         let max_queue = handle.limits().max_queue;
-        let name = self
+        let name = settings
             .served_model_name
             .clone()
             .unwrap_or_else(|| files.name.clone());
@@ -89,21 +205,21 @@ impl ModelSettings {
             seconds = started.elapsed().as_secs_f32(),
             "model loaded"
         );
-        if self.dtype == Dtype::Auto {
+        if settings.dtype == Dtype::Auto {
             advise(dtype);
         }
-        let limits = self.limits(&files, max_queue);
+        let limits = settings.limits(&files, max_queue);
         let info = model_info(&files, name, &source, dtype);
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
         let sessions = Sessions::open(
-            sessions,
+            settings.sessions.clone(),
             handle.clone(),
             limits.n_positions,
             fingerprint,
             snapshots,
         )?;
-        Ok(Serving {
+        Ok(Self {
             engine: handle,
             sessions,
             grammars: GrammarCompiler::new(
@@ -117,7 +233,9 @@ impl ModelSettings {
             info,
         })
     }
+}
 
+impl ServingSettings {
     /// Chooses the KV cache's memory; warns if it does not fit beside the weights.
     fn kv_memory(&self, weights: ByteSize, window: ByteSize) -> Sourced<ByteSize> {
         let chosen = resources::kv_memory(self.kv_memory, self.memory_limit, weights, window);
@@ -184,7 +302,7 @@ fn snapshots(
     dtype: WeightDtype,
     engine: &mut EngineConfig,
     sessions: &SessionConfig,
-) -> anyhow::Result<Option<Arc<Snapshots>>> {
+) -> Result<Option<Arc<Snapshots>>, ServingError> {
     let Some(dir) = sessions
         .dir
         .as_ref()
@@ -199,8 +317,10 @@ fn snapshots(
         shared_prefixes: engine.share_prefixes,
     };
     let opened = Snapshots::open(dir, config);
-    let (snapshots, evicted) =
-        opened.with_context(|| format!("`session-dir` {} can't be used", dir.display()))?;
+    let (snapshots, evicted) = opened.map_err(|error| ServingError::SessionDir {
+        dir: dir.clone(),
+        source: error,
+    })?;
     engine.evicted = Some(evicted);
     Ok(Some(snapshots))
 }
@@ -221,7 +341,7 @@ fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> 
 }
 
 /// The template that the setting names: a file, a template itself, or the plain form.
-fn chat_template(setting: &str) -> anyhow::Result<ChatTemplate> {
+fn chat_template(setting: &str) -> Result<ChatTemplate, ServingError> {
     if setting == ChatTemplate::PLAIN {
         return Ok(ChatTemplate::plain()?);
     }
@@ -234,8 +354,9 @@ fn chat_template(setting: &str) -> anyhow::Result<ChatTemplate> {
     } else {
         TemplateSource {
             origin: setting.to_owned(),
-            text: std::fs::read_to_string(setting).with_context(|| {
-                format!("`chat-template` is {setting:?}, which is neither a template nor a readable file")
+            text: std::fs::read_to_string(setting).map_err(|error| ServingError::TemplateFile {
+                setting: setting.to_owned(),
+                source: error,
             })?,
         }
     };

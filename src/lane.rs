@@ -1,0 +1,281 @@
+//! Bounded lanes for work outside the engine.
+//!
+//! Such work takes up to a hundred times its input in memory and milliseconds to seconds of a core, and
+//! the engine's own queue does not see it. So each kind has a [`Lane`]: a bounded amount runs at a time,
+//! a bounded amount waits, of each tenant in order of arrival, and what is beyond that and the tenant's
+//! share is refused with a hint when to retry, from how long the work has taken.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::fair::{Shares, Tenant, Turn, Turns};
+use crate::resources::background::{self, Priority};
+
+/// The shortest and the longest time after which to retry.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Why a lane does not do a piece of work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LaneError {
+    /// Too much runs or waits.
+    #[error("the server is busy: {pending} {what}; retry later")]
+    Busy {
+        /// Units that run or wait.
+        pending: usize,
+        /// What they are.
+        what: &'static str,
+        /// How long until there may be room.
+        retry_after: Duration,
+    },
+    /// The work panicked, or there was no thread for it.
+    #[error("work on the request failed: {0}")]
+    Failed(String),
+}
+
+impl LaneError {
+    /// Wraps the reason why work failed.
+    pub fn failed(error: &impl fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// A bounded amount of one kind of work, in its own units (bytes, or pieces).
+pub struct Lane(Arc<Shared>);
+
+struct Shared {
+    /// What is pending, for messages: "… bytes of other requests are being tokenized".
+    pending_what: &'static str,
+    running: Turns,
+    /// Units that run at a time.
+    at_a_time: usize,
+    /// Units that run or wait.
+    pending: Mutex<Shares>,
+    /// Pieces of work that run or wait.
+    pieces: AtomicUsize,
+    /// Nanoseconds that a piece of work takes, a moving mean.
+    mean: AtomicU64,
+}
+
+impl Lane {
+    /// Creates a lane in which `at_a_time` units run and `max_pending` run or wait. One piece of each
+    /// tenant's work is always taken, whatever its size.
+    #[must_use]
+    pub fn new(pending_what: &'static str, at_a_time: usize, max_pending: usize) -> Self {
+        Self(Arc::new(Shared {
+            pending_what,
+            running: Turns::new(at_a_time),
+            at_a_time,
+            pending: Mutex::new(Shares::new(max_pending)),
+            pieces: AtomicUsize::new(0),
+            mean: AtomicU64::new(0),
+        }))
+    }
+
+    /// Waits for a tenant's turn.
+    ///
+    /// # Errors
+    /// [`LaneError::Busy`] if so much more would be too much.
+    pub async fn enter(&self, share: Tenant, units: usize) -> Result<Place, LaneError> {
+        let pending = Pending::add(&self.0, share, units)?;
+        let wanted = units.min(self.0.at_a_time);
+        let turn = self.0.running.wait(share, 0, wanted).await;
+        Ok(Place {
+            pending,
+            began: Instant::now(),
+            _turn: turn,
+        })
+    }
+
+    /// Returns the refusal of more.
+    #[must_use]
+    pub fn busy(&self) -> LaneError {
+        self.0.busy()
+    }
+
+    /// Returns the units that run or wait.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.0.pending().total()
+    }
+}
+
+impl Shared {
+    /// The refusal of more.
+    fn busy(&self) -> LaneError {
+        let (pending, what) = (self.pending().total(), self.pending_what);
+        LaneError::Busy {
+            pending,
+            what,
+            retry_after: self.retry_after(),
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Shares> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long until what is pending now is through.
+    fn retry_after(&self) -> Duration {
+        let pieces = self.pieces.load(Ordering::Relaxed).max(1);
+        let pending = self.pending().total().max(1);
+        let at_a_time = (self.at_a_time.saturating_mul(pieces) / pending).max(1);
+        let turns = pieces.div_ceil(at_a_time);
+        let mean = Duration::from_nanos(self.mean.load(Ordering::Relaxed));
+        let (least, most) = RETRY;
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        mean.saturating_mul(turns).clamp(least, most)
+    }
+}
+
+/// Work that runs or waits; counted until it is dropped.
+struct Pending {
+    lane: Arc<Shared>,
+    share: Tenant,
+    units: usize,
+}
+
+impl Pending {
+    fn add(lane: &Arc<Shared>, share: Tenant, units: usize) -> Result<Self, LaneError> {
+        if !lane.pending().try_add(share, units) {
+            return Err(lane.busy());
+        }
+        lane.pieces.fetch_add(1, Ordering::Relaxed);
+        // From here on dropping it takes it out again.
+        Ok(Self {
+            lane: Arc::clone(lane),
+            share,
+            units,
+        })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.lane.pending().remove(self.share, self.units);
+        self.lane.pieces.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A piece of work's place in its lane, to be kept until the work is through.
+pub struct Place {
+    pending: Pending,
+    began: Instant,
+    _turn: Turn,
+}
+
+impl Place {
+    /// Runs work in this place, on a thread of its own.
+    ///
+    /// # Errors
+    /// [`LaneError::Failed`] if there is no thread to be had or the work panics.
+    pub async fn run<T: Send + 'static>(
+        self,
+        thread: &str,
+        priority: Priority,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, LaneError> {
+        let done = background::spawn(thread, priority, move || {
+            let _place = self;
+            work()
+        });
+        let done = done.map_err(|error| LaneError::failed(&error))?;
+        done.await
+            .map_err(|_| LaneError::failed(&"its thread panicked"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let took = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // Two that end together may lose one of the two values: it is a mean.
+        let mean = &self.pending.lane.mean;
+        let was = mean.load(Ordering::Relaxed);
+        let now = if was == 0 {
+            took
+        } else {
+            was - was / 8 + took / 8
+        };
+        mean.store(now, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_much_is_refused_until_there_is_room() {
+        let lane = Lane::new("bytes wait", 2, 4);
+        let first = lane.enter(Tenant::ANONYMOUS, 2).await.ok();
+        assert!(first.is_some());
+        // It waits.
+        let mut second = Box::pin(lane.enter(Tenant::ANONYMOUS, 2));
+        assert!((&mut second).now_or_never().is_none());
+        let refused = lane
+            .enter(Tenant::ANONYMOUS, 1)
+            .await
+            .err()
+            .map(|error| error.to_string());
+        assert!(refused.is_some_and(|message| message.contains("4 bytes wait")));
+        drop(first);
+        let second = second.await.ok();
+        assert!(second.is_some());
+        // Its place is still taken, but there is room to wait.
+        let mut third = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
+        assert!((&mut third).now_or_never().is_none());
+        drop(second);
+        assert!(third.await.is_ok());
+        // What is larger than the lane is taken where nothing else is.
+        assert!(lane.enter(Tenant::ANONYMOUS, 100).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_tenant_leaves_room_for_another_and_does_not_delay_it() {
+        let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
+        let lane = Lane::new("bytes wait", 1, 4);
+        let running = lane.enter(many, 1).await.ok();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(lane.enter(many, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.now_or_never().is_none());
+        }
+        assert!(lane.enter(many, 1).await.is_err());
+        let mut other = Box::pin(lane.enter(few, 2));
+        assert!((&mut other).now_or_never().is_none());
+        assert!(lane.enter(few, 1).await.is_err());
+        // A tenant that comes counts as having had as much as the one that was served the least: of two
+        // that are equal the first in the queue is next, and then the other.
+        drop(running);
+        assert!((&mut other).now_or_never().is_none());
+        let served = waiting.remove(0).now_or_never();
+        assert!(served.as_ref().is_some_and(Result::is_ok));
+        drop(served);
+        assert!(other.now_or_never().is_some_and(|place| place.is_ok()));
+        assert!(waiting.remove(0).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_hint_follows_how_long_work_takes() {
+        let lane = Lane::new("pieces wait", 1, 2);
+        lane.0.mean.store(7_000_000_000, Ordering::Relaxed);
+        let _running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
+        let mut waiting = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert_eq!(lane.0.retry_after(), Duration::from_secs(14));
+    }
+
+    #[tokio::test]
+    async fn one_that_leaves_while_it_waits_counts_no_more() {
+        let lane = Lane::new("pieces wait", 1, 2);
+        let running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
+        let mut waiting = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(waiting);
+        assert_eq!(lane.pending(), 1);
+        drop(running);
+        assert_eq!(lane.pending(), 0);
+    }
+}
