@@ -1,7 +1,7 @@
 //! Between text and tokens, on the front end's side: the tokenizer, the prompts of conversations,
 //! and the way back from a stream of tokens to text that may be shown.
 //!
-//! - [`tokenizer`]: GPT-2's byte-level BPE, both ways.
+//! - [`tokenizer`]: GPT-2's byte-level BPE, both ways; `cuts` is where long texts are cut.
 //! - [`template`]: chat templates; `jinja` is the language they are written in, `guard` keeps
 //!   special tokens in messages apart from the template's, `bounded` ends what a template writes
 //!   without end.
@@ -22,6 +22,7 @@
 )]
 
 mod bounded;
+mod cuts;
 pub mod grammar;
 mod guard;
 mod jinja;

@@ -11,6 +11,7 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
+use super::cuts::{Cuts, PART};
 use super::template::TemplateError;
 
 /// GPT-2's one special token.
@@ -59,6 +60,8 @@ pub struct Tokenizer {
     bytes: Vec<Box<[u8]>>,
     special: Vec<u32>,
     end_of_text: Option<u32>,
+    /// How long texts are cut, where they can be.
+    cuts: Option<Cuts>,
 }
 
 impl Tokenizer {
@@ -135,6 +138,7 @@ impl Tokenizer {
         let mut plain = parsing.clone();
         plain.set_encode_special_tokens(true);
         Ok(Self {
+            cuts: Cuts::of(&parsing),
             end_of_text: parsing.token_to_id(END_OF_TEXT),
             parsing,
             plain,
@@ -156,9 +160,33 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] if the library fails.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner(parse_special).encode_fast(text, false);
-        let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_in_parts(text, parse_special, PART)
+    }
+
+    fn encode_in_parts(
+        &self,
+        text: &str,
+        parse_special: bool,
+        length: usize,
+    ) -> Result<Vec<u32>, TextError> {
+        let mut ids = Vec::new();
+        for part in Self::parts(self.cuts.as_ref(), text, length) {
+            let encoding = self.inner(parse_special).encode_fast(part, false);
+            let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
+            ids.extend_from_slice(encoding.get_ids());
+        }
+        Ok(ids)
+    }
+
+    /// Returns the parts of a text; all of it where it can't be cut.
+    fn parts<'a>(
+        cuts: Option<&'a Cuts>,
+        text: &'a str,
+        length: usize,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        let parts = cuts.map(|cuts| cuts.parts(text, length));
+        let whole = parts.is_none().then_some(text);
+        parts.into_iter().flatten().chain(whole)
     }
 
     /// As [`encode`](Self::encode), with the place of every token in the text.
@@ -170,13 +198,29 @@ impl Tokenizer {
         text: &str,
         parse_special: bool,
     ) -> Result<Vec<TokenSpan>, TextError> {
-        let encoding = self.inner(parse_special).encode_char_offsets(text, false);
-        let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
-        let offsets = encoding.get_offsets().iter();
-        let spans = encoding.get_ids().iter().zip(offsets);
-        Ok(spans
-            .map(|(&id, &(start, end))| TokenSpan { id, start, end })
-            .collect())
+        self.spans_in_parts(text, parse_special, PART)
+    }
+
+    fn spans_in_parts(
+        &self,
+        text: &str,
+        parse_special: bool,
+        length: usize,
+    ) -> Result<Vec<TokenSpan>, TextError> {
+        let cuts = self.cuts.as_ref().filter(|cuts| cuts.keeps_places());
+        let (mut spans, mut before) = (Vec::new(), 0);
+        for part in Self::parts(cuts, text, length) {
+            let encoding = self.inner(parse_special).encode_char_offsets(part, false);
+            let encoding = encoding.map_err(|e| TextError::Encode(e.to_string()))?;
+            let places = encoding.get_ids().iter().zip(encoding.get_offsets());
+            spans.extend(places.map(|(&id, &(start, end))| TokenSpan {
+                id,
+                start: before + start,
+                end: before + end,
+            }));
+            before += part.chars().count();
+        }
+        Ok(spans)
     }
 
     /// The text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -283,6 +327,10 @@ fn token_bytes(token: &str, alphabet: &[Option<u8>]) -> Box<[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -293,6 +341,95 @@ mod tests {
         assert_eq!(&*token_bytes("Ġthe", &byte_alphabet()), b" the");
         assert_eq!(&*token_bytes("Ċ", &byte_alphabet()), b"\n");
         assert_eq!(&*token_bytes("âĢ", &byte_alphabet()), b"\xe2\x80");
+    }
+
+    /// Pieces of texts that GPT-2's pre-tokenizer treats in ways of their own.
+    fn pieces() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "a",
+            "s",
+            "re",
+            "ll",
+            "The",
+            "1",
+            "42",
+            " ",
+            "  ",
+            "\n",
+            "\t",
+            "\r",
+            "\u{b}",
+            "\u{85}",
+            "\u{a0}",
+            "\u{3000}",
+            "'",
+            "'s",
+            "'ll",
+            "\u{2019}",
+            ".",
+            "!?",
+            "-",
+            "<|endoftext|>",
+            "<|",
+            "endoftext",
+            "|>",
+            "é",
+            "e\u{301}",
+            "中",
+            "文",
+            "२",
+            "½",
+            "Ⅷ",
+            "\u{1f43a}",
+            "\u{200d}",
+            "\0",
+            "\u{1c5}",
+        ]);
+        prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_of_a_text_have_the_tokens_of_the_whole(
+            text in pieces(), length in 1_usize..12, parse_special: bool,
+        ) {
+            static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+                let json = include_bytes!("../../assets/fairy-tales/tokenizer.json");
+                Tokenizer::from_json(json).unwrap()
+            });
+            let (whole, parts) = (usize::MAX, length);
+            let encode = |length| TOKENIZER.encode_in_parts(&text, parse_special, length).unwrap();
+            prop_assert_eq!(encode(parts), encode(whole));
+            let spans = |length| TOKENIZER.spans_in_parts(&text, parse_special, length).unwrap();
+            prop_assert_eq!(spans(parts), spans(whole));
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_wherever_they_can_be() {
+        let json = include_bytes!("../../assets/fairy-tales/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        let cuts = tokenizer.cuts.as_ref().expect("it is GPT-2's kind");
+        for unit in [
+            "The wolf said. ",
+            "a1",
+            "\n.",
+            ". ",
+            "é1",
+            "中.",
+            "!a",
+            "' ",
+        ] {
+            let text = unit.repeat(2000);
+            let longest = cuts.parts(&text, 100).map(str::len).max();
+            assert!(longest < Some(130), "{unit:?}: {longest:?}");
+            assert_eq!(cuts.parts(&text, 100).collect::<String>(), text);
+        }
+        // White space looks ahead, and one run is one word.
+        for unit in [" ", "a", "'"] {
+            let text = unit.repeat(2000);
+            assert_eq!(cuts.parts(&text, 100).count(), 1, "{unit:?}");
+        }
     }
 
     fn of_model(model: &str) -> Result<Tokenizer, TextError> {
