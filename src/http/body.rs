@@ -312,7 +312,7 @@ mod tests {
         );
         assert_eq!(
             message("[1]"),
-            "the request body: invalid type: sequence, expected a JSON object"
+            "the request body is not valid: invalid type: sequence, expected a JSON object"
         );
     }
 
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(
             serde_json::to_value(refused.openai()).unwrap()["error"],
             serde_json::json!({
-                "message": "the request body: missing field `text`",
+                "message": "the request body is not valid: missing field `text`",
                 "type": "invalid_request_error", "param": "text", "code": null,
             })
         );
