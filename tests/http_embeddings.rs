@@ -263,10 +263,19 @@ async fn a_queue_full_of_bulks_refuses_one_more() {
 async fn hidden_states_that_are_no_numbers_are_an_error_and_not_an_embedding() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut tensors = tiny_model::tensors("", Dtype::F32);
-    // A layer norm's output has elements beyond 1: times this they are infinite.
-    let scale = tensors.get_mut("ln_f.weight").expect("a tensor");
-    for value in scale.bytes.as_chunks_mut::<4>().0 {
+    // The mean of this token's embedding is infinite. It is not among those that are tried at the start, and
+    // its logits are 0, as all are.
+    let wte = tensors.get_mut("wte.weight").expect("a tensor");
+    let (last, width) = (wte.shape[0] - 1, wte.shape[1]);
+    let token = (0..last)
+        .find(|&id| (0..6).all(|i| i * last / 5 != id))
+        .expect("a token that is not tried");
+    let rows = wte.bytes.as_chunks_mut::<4>().0;
+    for value in &mut rows[token * width..(token + 1) * width] {
         *value = f32::MAX.to_le_bytes();
+    }
+    for name in ["ln_f.weight", "ln_f.bias"] {
+        tensors.get_mut(name).expect("a tensor").bytes.fill(0);
     }
     let mut files = tiny_model::files();
     files.insert(
@@ -278,7 +287,7 @@ async fn hidden_states_that_are_no_numbers_are_an_error_and_not_an_embedding() {
         source: ModelSource::Directory(directory.path().to_owned()),
         ..Setup::default()
     });
-    let failed = server.post(PATH, json!({"input": [1, 2]})).await;
+    let failed = server.post(PATH, json!({"input": [1, token]})).await;
     assert_eq!(failed.status, 500);
     assert_eq!(failed.body["error"]["code"], "generation_failed");
     assert!(
