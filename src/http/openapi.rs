@@ -61,7 +61,8 @@ const OWN: [(&str, &str, &str, &str); 40] = {
         change was kept (`session_state_unknown`)";
     const LOADING: &str = "The model is being loaded; see `Retry-After`";
     const AWAY: &str = "The model is being loaded, the server shuts down, or the database of sessions is \
-        away (`session_store_unavailable`); see `Retry-After`";
+        away (`session_store_unavailable`), or the session was busy for too long (`queue_timeout`); see \
+        `Retry-After`";
     const TURN: &str = "Another request is on the session (`session_busy`), or another server took the \
         session in the middle of the turn, which is not kept (`session_taken_over`)";
     const STATELESS: &str = "The model is being loaded, the server shuts down, the request has waited too \
@@ -89,7 +90,12 @@ const OWN: [(&str, &str, &str, &str); 40] = {
         ("/v1/models", "get", "404", ""),
         ("/v1/models", "get", "500", ""),
         ("/v1/models", "get", "503", LOADING),
-        ("/v1/models/{id}", "get", "400", ""),
+        (
+            "/v1/models/{id}",
+            "get",
+            "400",
+            "The name in the path is not UTF-8",
+        ),
         ("/v1/models/{id}", "get", "404", NO_MODEL),
         ("/v1/models/{id}", "get", "500", ""),
         ("/v1/models/{id}", "get", "503", LOADING),
@@ -99,7 +105,12 @@ const OWN: [(&str, &str, &str, &str); 40] = {
             "400",
             "`limit` or `after` has a wrong value",
         ),
-        ("/v1/sessions", "get", "404", ""),
+        (
+            "/v1/sessions",
+            "get",
+            "404",
+            "There is no session `after` (`not_found`)",
+        ),
         (SESSION, "get", "404", NO_SESSION),
         (SESSION, "delete", "403", ""),
         (SESSION, "delete", "404", NO_SESSION),

@@ -8,6 +8,8 @@ use std::io;
 pub(super) struct Bounded {
     text: Vec<u8>,
     limit: usize,
+    /// Writes of nothing, which take time too: there may be as many as bytes.
+    empty: usize,
 }
 
 impl Bounded {
@@ -16,6 +18,7 @@ impl Bounded {
         Self {
             text: Vec::new(),
             limit,
+            empty: 0,
         }
     }
 
@@ -38,6 +41,15 @@ impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.push(bytes) {
             Ok(bytes.len())
+        } else {
+            Err(io::ErrorKind::FileTooLarge.into())
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.empty += usize::from(bytes.is_empty());
+        if self.empty <= self.limit && self.push(bytes) {
+            Ok(())
         } else {
             Err(io::ErrorKind::FileTooLarge.into())
         }

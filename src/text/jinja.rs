@@ -350,6 +350,9 @@ mod tests {
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson }}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson(sort_keys=true) }}"),
             doubled("[1]", "[n.x, n.x]", "{{ raise_exception(n.x) }}"),
+            // An indent of nothing is written once for each level, on each level.
+            "{% set n = namespace(x=[1]) %}{% for i in range(3000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson(indent=0) }}"
+                .to_owned(),
             "{{ '{:1000000000}'.format(1) }}".to_owned(),
             "{{ '{:99999999999999999999}'.format(1) }}".to_owned(),
             "{{ ('{:9999}' * 100000).format(1) }}".to_owned(),
