@@ -6,11 +6,11 @@
 //! share is refused with a hint when to retry, from how long the work has taken.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::fair::{Shares, Tenant, Turn, Turns};
+use crate::fair::{Hold, Holds, Tenant, Turn, Turns};
 use crate::resources::background::{self, Priority};
 
 /// The shortest and the longest time after which to retry.
@@ -51,7 +51,7 @@ struct Shared {
     /// Units that run at a time.
     at_a_time: usize,
     /// Units that run or wait.
-    pending: Mutex<Shares>,
+    pending: Holds,
     /// Pieces of work that run or wait.
     pieces: AtomicUsize,
     /// Nanoseconds that a piece of work takes, a moving mean.
@@ -67,7 +67,7 @@ impl Lane {
             pending_what,
             running: Turns::new(at_a_time),
             at_a_time,
-            pending: Mutex::new(Shares::new(max_pending)),
+            pending: Holds::new(max_pending),
             pieces: AtomicUsize::new(0),
             mean: AtomicU64::new(0),
         }))
@@ -97,14 +97,14 @@ impl Lane {
     /// Returns the units that run or wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.0.pending().total()
+        self.0.pending.total()
     }
 }
 
 impl Shared {
     /// The refusal of more.
     fn busy(&self) -> LaneError {
-        let (pending, what) = (self.pending().total(), self.pending_what);
+        let (pending, what) = (self.pending.total(), self.pending_what);
         LaneError::Busy {
             pending,
             what,
@@ -112,14 +112,10 @@ impl Shared {
         }
     }
 
-    fn pending(&self) -> MutexGuard<'_, Shares> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How long until what is pending now is through.
     fn retry_after(&self) -> Duration {
         let pieces = self.pieces.load(Ordering::Relaxed).max(1);
-        let pending = self.pending().total().max(1);
+        let pending = self.pending.total().max(1);
         let at_a_time = (self.at_a_time.saturating_mul(pieces) / pending).max(1);
         let turns = pieces.div_ceil(at_a_time);
         let mean = Duration::from_nanos(self.mean.load(Ordering::Relaxed));
@@ -132,28 +128,24 @@ impl Shared {
 /// Work that runs or waits; counted until it is dropped.
 struct Pending {
     lane: Arc<Shared>,
-    share: Tenant,
-    units: usize,
+    _units: Hold,
 }
 
 impl Pending {
     fn add(lane: &Arc<Shared>, share: Tenant, units: usize) -> Result<Self, LaneError> {
-        if !lane.pending().try_add(share, units) {
-            return Err(lane.busy());
-        }
+        let units = lane.pending.try_hold(share, units);
+        let units = units.ok_or_else(|| lane.busy())?;
         lane.pieces.fetch_add(1, Ordering::Relaxed);
         // From here on dropping it takes it out again.
         Ok(Self {
             lane: Arc::clone(lane),
-            share,
-            units,
+            _units: units,
         })
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.lane.pending().remove(self.share, self.units);
         self.lane.pieces.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -218,13 +218,18 @@ fn limit(text: &str) -> Result<NonZeroU32, String> {
 fn existing(path: &Path) -> Result<KeyFile, Failure> {
     KeyFile::read(path).map_err(|error| {
         if error.is_not_found() {
-            let path = path.display();
-            let how = how_to_create(&path);
-            Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
+            missing(path)
         } else {
             unusable(error)
         }
     })
+}
+
+/// The failure where the file is not there.
+pub(super) fn missing(path: &Path) -> Failure {
+    let path = path.display();
+    let how = how_to_create(&path);
+    Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
 }
 
 fn how_to_create(path: &Display) -> String {

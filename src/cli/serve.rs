@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, field, info, warn};
 
+use super::keys::missing;
 use super::reload::{self, Reload};
 use super::{Failure, runtime};
 use crate::config::{Layer, SecretUrl, Settings, Speculation, unknown_variables};
@@ -218,15 +219,11 @@ fn keys(settings: &Settings) -> Result<Option<Arc<Keys>>, Failure> {
     };
     let keys = Keys::load(file.clone(), Instant::now());
     let keys = keys.map_err(|error| {
-        let missing = error.is_not_found();
-        let error = anyhow::Error::from(error);
-        Failure::Unusable(if missing {
-            error.context(
-                "there is no key file; `skald keys create NAME` creates it with a first key",
-            )
+        if error.is_not_found() {
+            missing(file)
         } else {
-            error
-        })
+            Failure::Unusable(error.into())
+        }
     })?;
     info!(file = %file.display(), keys = keys.len(), "API keys required");
     if keys.is_empty() {

@@ -9,11 +9,9 @@
 //!
 //! It must never hold a turn it does not use.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use super::event::GenerateError;
 use super::handle::{EngineHandle, EngineLimits, Generation};
-use crate::fair::{Shares, Turns};
+use crate::fair::{Hold, Holds, Turns};
 use crate::request::{GenerateRequest, Tenant};
 
 /// Steps whose tokens may be on their way: one that is computed, and one that waits for it.
@@ -22,7 +20,7 @@ const STEPS: usize = 2;
 /// What all bulks share; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Lane {
-    bulks: Arc<Mutex<Shares>>,
+    bulks: Holds,
     max_bulks: usize,
     tokens: Turns,
     max_tokens: usize,
@@ -35,7 +33,7 @@ impl Lane {
         let max_tokens = limits.max_step_tokens.saturating_mul(STEPS).max(1);
         let places = limits.max_queue / 2;
         Self {
-            bulks: Arc::new(Mutex::new(Shares::new(limits.max_queue))),
+            bulks: Holds::new(limits.max_queue),
             max_bulks: limits.max_queue,
             tokens: Turns::new(max_tokens),
             max_tokens,
@@ -55,6 +53,7 @@ impl Lane {
 pub struct Bulk {
     engine: EngineHandle,
     share: Tenant,
+    _place: Hold,
 }
 
 impl EngineHandle {
@@ -64,19 +63,15 @@ impl EngineHandle {
     /// [`GenerateError::QueueFull`] if as many such clients are there as the queue has places, and the
     /// tenant has its share of them.
     pub fn bulk(&self, share: Tenant) -> Result<Bulk, GenerateError> {
-        let bulks = self.lane.bulks.lock();
-        let entered = bulks
-            .unwrap_or_else(PoisonError::into_inner)
-            .try_add(share, 1);
-        if !entered {
-            return Err(GenerateError::QueueFull {
-                limit: self.lane.max_bulks,
-                retry_after: self.queue.retry_after(share, &self.status()),
-            });
-        }
+        let place = self.lane.bulks.try_hold(share, 1);
+        let place = place.ok_or_else(|| GenerateError::QueueFull {
+            limit: self.lane.max_bulks,
+            retry_after: self.queue.retry_after(share, &self.status()),
+        })?;
         Ok(Bulk {
             engine: self.clone(),
             share,
+            _place: place,
         })
     }
 }
@@ -97,15 +92,6 @@ impl Bulk {
         let mut generation = generations.next().ok_or(GenerateError::EngineGone)?;
         generation.turn = Some(turn);
         Ok(generation)
-    }
-}
-
-impl Drop for Bulk {
-    fn drop(&mut self) {
-        let bulks = self.engine.lane.bulks.lock();
-        bulks
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(self.share, 1);
     }
 }
 

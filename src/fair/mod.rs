@@ -5,6 +5,7 @@
 //! | [`Tenant`] | nothing: it is between tenants that the others share |
 //! | [`FairQueue`] | an order: the waiting items of the tenant with the least service come first |
 //! | [`Shares`] | a room: a tenant may fill all of it, and one that comes later still gets its share |
+//! | [`Holds`] | the same, whose pieces are given back when they are dropped |
 //! | [`Turns`] | an amount that is used at a time, given out in the order of a [`FairQueue`] |
 //!
 //! The order is that of the virtual token counter (Sheng et al., "Fairness in Serving Large Language
@@ -16,11 +17,13 @@
 //! Nothing here may know what is shared, and memory is bounded by the tenants that have work, or have had
 //! more service than those that wait.
 
+mod holds;
 mod queue;
 mod shares;
 mod tenant;
 mod turns;
 
+pub use holds::{Hold, Holds};
 pub use queue::{FairQueue, Waiting};
 pub use shares::Shares;
 pub use tenant::Tenant;

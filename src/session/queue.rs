@@ -9,21 +9,14 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::sharing::Sharing;
 use super::{IfBusy, SessionError, SessionKey};
-use crate::fair::Shares;
-use crate::request::Tenant;
+use crate::fair::Holds;
 
 /// The sessions that someone is on or waits for.
 pub(super) struct Queue {
     places: Mutex<HashMap<SessionKey, Arc<Place>>>,
-    waiting: Mutex<Shares>,
+    waiting: Holds,
     max_waiting: usize,
     sharing: Sharing,
-}
-
-/// A request that waits for its turn; counted until it is dropped.
-struct Waits<'a> {
-    queue: &'a Queue,
-    share: Tenant,
 }
 
 /// One session's.
@@ -48,24 +41,9 @@ impl Queue {
     pub fn new(max_waiting: usize, sharing: Sharing) -> Arc<Self> {
         Arc::new(Self {
             places: Mutex::default(),
-            waiting: Mutex::new(Shares::new(max_waiting)),
+            waiting: Holds::new(max_waiting),
             max_waiting,
             sharing,
-        })
-    }
-
-    fn waits(&self) -> MutexGuard<'_, Shares> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts one more that waits.
-    fn wait(&self, tenant: Tenant) -> Result<Waits<'_>, SessionError> {
-        let share = self.sharing.share(tenant);
-        if self.waits().try_add(share, 1) {
-            return Ok(Waits { queue: self, share });
-        }
-        Err(SessionError::TooManyWait {
-            limit: self.max_waiting,
         })
     }
 
@@ -101,7 +79,10 @@ impl Queue {
             Ok(guard) => guard,
             Err(_) if if_busy == IfBusy::Error => return Err(busy(key)),
             Err(_) => {
-                let _waits = self.wait(key.tenant)?;
+                let waits = self.waiting.try_hold(self.sharing.share(key.tenant), 1);
+                let _waits = waits.ok_or(SessionError::TooManyWait {
+                    limit: self.max_waiting,
+                })?;
                 turn.lock_owned().await
             }
         });
@@ -124,7 +105,7 @@ impl Queue {
 
     /// Requests that wait for their turns.
     pub fn waiting(&self) -> usize {
-        self.waits().total()
+        self.waiting.total()
     }
 
     /// Marks the session of the present turn as deleted; `None` if it is nobody's turn, `false` if
@@ -140,12 +121,6 @@ impl Queue {
         if let Some(place) = self.places().get(key) {
             place.deleted.store(false, Ordering::SeqCst);
         }
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.queue.waits().remove(self.share, 1);
     }
 }
 

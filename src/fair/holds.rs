@@ -1,0 +1,69 @@
+//! A bounded room that is held piece by piece.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Shares;
+use crate::request::Tenant;
+
+/// [`Shares`] whose pieces are given back when they are dropped; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Holds(Arc<Mutex<Shares>>);
+
+/// What is held of it, until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    holds: Holds,
+    tenant: Tenant,
+    amount: usize,
+}
+
+impl Holds {
+    /// Creates a room of which nothing is held.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Mutex::new(Shares::new(limit))))
+    }
+
+    /// Returns a hold on so much, as [`Shares::try_add`] gives it.
+    #[must_use]
+    pub fn try_hold(&self, tenant: Tenant, amount: usize) -> Option<Hold> {
+        self.shares().try_add(tenant, amount).then(|| Hold {
+            holds: self.clone(),
+            tenant,
+            amount,
+        })
+    }
+
+    /// Returns the amount that is held.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.shares().total()
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holds.shares().remove(self.tenant, self.amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_is_given_back_when_it_is_dropped() {
+        let holds = Holds::new(2);
+        let both = holds.try_hold(Tenant::ANONYMOUS, 2);
+        assert!(both.is_some() && holds.total() == 2);
+        assert!(holds.try_hold(Tenant::ANONYMOUS, 1).is_none());
+        assert_eq!(holds.total(), 2);
+        drop(both);
+        assert_eq!(holds.total(), 0);
+        assert!(holds.try_hold(Tenant::ANONYMOUS, 1).is_some());
+    }
+}
