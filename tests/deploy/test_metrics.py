@@ -40,7 +40,7 @@ def exposed(text):
 
 
 def test_promtool_finds_no_fault_with_the_metrics(promtool, text):
-    """Nor with vLLM's, but that their names have a colon: tests/http_metrics.rs looks at those."""
+    """Nor with vLLM's, but that their names have a colon: tests/http/metrics.rs looks at those."""
     own = "".join(line for line in text.splitlines(keepends=True) if "vllm:" not in line)
     outcome = promtool("check", "metrics", input=own)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr

@@ -10,6 +10,7 @@
 //! | [`load`] | kills under load, and what must be true after each |
 //! | [`client`] | one client of the load |
 //! | [`ledger`] | what must be true of a session after all that a client has seen |
+//! | [`postgres`] | servers, databases and networks that fail, with sessions in PostgreSQL |
 //! | [`reference`] | what the model says without any cache |
 //! | [`random`] | random choices from a seed |
 //!
@@ -25,6 +26,7 @@ mod disk;
 mod kills;
 mod ledger;
 mod load;
+mod postgres;
 mod random;
 mod reference;
 mod shared;

@@ -1,0 +1,619 @@
+//! API keys over HTTP: which requests need one, what each may do, how much of it, and what is told of that.
+
+use std::time::{Duration, Instant};
+
+use crate::support::keys::{
+    FREE, KeysFile, concurrent_requests, requests_per_minute, tokens_per_minute,
+};
+use crate::support::load::{endless, streamed};
+use crate::support::metrics;
+use crate::support::pace::until;
+use crate::support::raw::{ask, get};
+use crate::support::{Answer, Setup, TestServer, client};
+use serde_json::{Value, json};
+use skald::engine::EngineConfig;
+use skald::http::Access;
+use skald::keys::KeyScope::{Admin, Generate, Metrics};
+
+fn completion() -> Value {
+    json!({"prompt": "Once upon a time", "max_tokens": 2, "seed": 7})
+}
+
+/// All series, by a key that may read them.
+async fn series(server: &TestServer, key: &'static str) -> metrics::Metrics {
+    let answer = server.caller().with_key(key).get("/metrics").await;
+    metrics::Metrics::parse(answer.ok().as_str().expect("text").to_owned())
+}
+
+fn milliseconds(answer: &Answer) -> u64 {
+    answer.header("retry-after-ms").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn without_a_key_or_with_a_wrong_one_nothing_is_done_and_nothing_told() {
+    let mut keys = KeysFile::new();
+    let ada = keys.add("ada", Generate, FREE);
+    let server = keys.serve(Setup::default());
+    let steps = server.engine().status().steps;
+    let wrong_secret: &'static str = format!("{}{}", &ada[..82], "x").leak();
+    let unknown_id: &'static str = ada.replace("skald_", "skald_000000000000").leak();
+    let mut told = Vec::new();
+    for wrong in [wrong_secret, unknown_id, "none", "sk-1234"] {
+        let caller = server.caller().with_key(wrong);
+        let answer = caller.post("/v1/completions", completion()).await;
+        assert_eq!(answer.status, 401, "{wrong}: {}", answer.body);
+        assert_eq!(answer.body["error"]["code"], "invalid_api_key");
+        assert_eq!(answer.body["error"]["type"], "invalid_request_error");
+        assert!(answer.header("www-authenticate").contains("invalid_token"));
+        assert!(!answer.body.to_string().contains(wrong));
+        told.push(answer.body.to_string());
+        let native = caller.post("/generate", json!({"inputs": "A"})).await;
+        assert_eq!(native.status, 401);
+        assert_eq!(native.body["error_type"], "unauthorized");
+    }
+    told.dedup();
+    assert_eq!(
+        told.len(),
+        1,
+        "an id that exists can be told from others: {told:?}"
+    );
+    // Whether a path exists is for those who have a key.
+    let mut refusals = Vec::new();
+    for path in [
+        "/v1/models",
+        "/v1/nothing",
+        "/info",
+        "/nothing",
+        "/metrics",
+        "/openapi.json",
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, 401, "{path}");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"skald\"");
+        refusals.push(answer.message().to_owned());
+    }
+    refusals.dedup();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    let caller = server.caller().with_key(ada);
+    assert_eq!(caller.get("/v1/nothing").await.status, 404);
+    assert_eq!(caller.get("/nothing").await.status, 404);
+    assert_eq!(caller.get("/v1/completions").await.status, 405);
+    assert_eq!(caller.get("/openapi.json").await.status, 200);
+    for probe in ["/livez", "/readyz", "/health", "/ping"] {
+        assert_eq!(server.get(probe).await.status, 200, "{probe}");
+    }
+    assert_eq!(
+        server.engine().status().steps,
+        steps,
+        "a refused request ran"
+    );
+}
+
+#[tokio::test]
+async fn a_key_may_do_what_its_scopes_say() {
+    let mut keys = KeysFile::new();
+    let (ada, scraper, root) = (
+        keys.add("ada", Generate, FREE),
+        keys.add("prometheus", Metrics, FREE),
+        keys.add("root", Admin, FREE),
+    );
+    let server = keys.serve(Setup::default());
+    for (key, generates, scrapes) in [(ada, 200, 403), (scraper, 403, 200), (root, 200, 200)] {
+        let caller = server.caller().with_key(key);
+        for (path, body) in [
+            ("/v1/completions", completion()),
+            (
+                "/v1/chat/completions",
+                json!({"messages": [{"role": "user", "content": "A"}], "max_tokens": 1}),
+            ),
+            ("/v1/embeddings", json!({"input": "A"})),
+            (
+                "/generate",
+                json!({"inputs": "A", "parameters": {"max_new_tokens": 1}}),
+            ),
+            (
+                "/",
+                json!({"inputs": "A", "parameters": {"max_new_tokens": 1}}),
+            ),
+            ("/tokenize", json!({"content": "A"})),
+            ("/detokenize", json!({"tokens": [1]})),
+        ] {
+            let answer = caller.post(path, body).await;
+            assert_eq!(answer.status, generates, "{path} {}", answer.body);
+        }
+        for path in [
+            "/v1/models",
+            "/v1/sessions",
+            "/info",
+            "/server_info",
+            "/get_load",
+        ] {
+            assert_eq!(caller.get(path).await.status, generates, "{path}");
+        }
+        assert_eq!(caller.get("/metrics").await.status, scrapes);
+    }
+    let refused = server.caller().with_key(scraper).get("/v1/models").await;
+    assert_eq!(refused.body["error"]["code"], "insufficient_scope");
+    assert!(
+        refused.message().contains("`generate`"),
+        "{}",
+        refused.message()
+    );
+    let challenge = refused.header("www-authenticate");
+    assert!(challenge.contains("scope=\"generate\""), "{challenge}");
+    let refused = server.caller().with_key(ada).get("/metrics").await;
+    assert_eq!(refused.body["error_type"], "insufficient_scope");
+    assert!(
+        refused.message().contains("`metrics`"),
+        "{}",
+        refused.message()
+    );
+}
+
+#[tokio::test]
+async fn a_key_can_be_shown_in_two_ways_but_not_two_keys() {
+    let mut keys = KeysFile::new();
+    let (ada, bob) = (
+        keys.add("ada", Generate, FREE),
+        keys.add("bob", Generate, FREE),
+    );
+    let with_keys = keys.serve(Setup::default());
+    let models = |server: &TestServer| client().get(server.url("/v1/sessions"));
+    let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status();
+    assert_eq!(
+        status(models(&with_keys).header("x-api-key", ada)).await,
+        200
+    );
+    assert_eq!(
+        status(models(&with_keys).header("X-API-KEY", "none")).await,
+        401
+    );
+    let both = models(&with_keys).header("x-api-key", ada).bearer_auth(ada);
+    assert_eq!(status(both).await, 200);
+    // A proxy's own authentication is none of ours.
+    let proxy = models(&with_keys)
+        .header("x-api-key", ada)
+        .basic_auth("x", Some("y"));
+    assert_eq!(status(proxy).await, 200);
+    let two = models(&with_keys).header("x-api-key", ada).bearer_auth(bob);
+    assert_eq!(status(two).await, 400);
+
+    // Without keys they stand for a tenant in the same ways.
+    let open = TestServer::start();
+    let begun = open.caller().with_key("mine");
+    let body = json!({"prompt": "A", "max_tokens": 1, "session_id": "s"});
+    begun.post("/v1/completions", body).await.ok();
+    let list = async |request: reqwest::RequestBuilder| {
+        let answer = Answer::whole(request.send().await.unwrap()).await.unwrap();
+        answer.ok()["data"].as_array().unwrap().len()
+    };
+    assert_eq!(list(models(&open).header("x-api-key", "mine")).await, 1);
+    assert_eq!(list(models(&open).bearer_auth("mine")).await, 1);
+    assert_eq!(list(models(&open).header("x-api-key", "other")).await, 0);
+    let two = models(&open)
+        .header("x-api-key", "mine")
+        .bearer_auth("other");
+    assert_eq!(status(two).await, 400);
+}
+
+#[tokio::test]
+async fn a_key_is_a_tenant_also_after_its_file_was_written_anew() {
+    let mut keys = KeysFile::new();
+    let (ada, bob) = (
+        keys.add("ada", Generate, FREE),
+        keys.add("bob", Generate, FREE),
+    );
+    let loaded = keys.load();
+    let server = TestServer::with(Setup {
+        access: Access {
+            keys: Some(loaded.clone()),
+            ..Access::default()
+        },
+        ..Setup::default()
+    });
+    let body = json!({"prompt": "A", "max_tokens": 2, "session_id": "story"});
+    let hers = server.caller().with_key(ada);
+    hers.post("/v1/completions", body).await.ok();
+    let history = hers.history("story").await.unwrap();
+    let his = server.caller().with_key(bob);
+    assert_eq!(his.history("story").await, None);
+    assert_eq!(his.delete("/v1/sessions/story").await.status, 404);
+
+    keys.revoke("bob");
+    keys.add("grace", Generate, FREE);
+    loaded.reload(Instant::now()).unwrap();
+    assert_eq!(hers.history("story").await.unwrap(), history);
+    assert_eq!(his.get("/v1/sessions").await.status, 401);
+    // No key in the file is no key that would do.
+    keys.revoke("ada");
+    keys.revoke("grace");
+    loaded.reload(Instant::now()).unwrap();
+    assert_eq!(hers.get("/v1/sessions").await.status, 401);
+    assert_eq!(server.get("/v1/sessions").await.status, 401);
+}
+
+#[tokio::test]
+async fn requests_beyond_a_key_s_limit_are_told_when_to_come_back() {
+    let mut keys = KeysFile::new();
+    let one = keys.add("one", Generate, requests_per_minute(1));
+    let free = keys.add("free", Admin, FREE);
+    let server = keys.serve(Setup::default());
+    let caller = server.caller().with_key(one);
+    let first = caller.post("/v1/completions", completion()).await;
+    assert_eq!(first.status, 200);
+    assert_eq!(first.header("x-ratelimit-limit-requests"), "1");
+    assert_eq!(first.header("x-ratelimit-remaining-requests"), "0");
+    assert!(first.header("x-ratelimit-reset-requests").ends_with('s'));
+    assert_eq!(first.header("x-ratelimit-limit-tokens"), "");
+    assert_eq!(
+        first.header("ratelimit-policy"),
+        "\"requests\";q=1;w=60;qu=\"requests\""
+    );
+    for (path, body) in [
+        ("/v1/completions", completion()),
+        ("/v1/completions", streamed(completion())),
+    ] {
+        let refused = caller.post(path, body).await;
+        assert_eq!(refused.status, 429, "{}", refused.body);
+        assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded");
+        assert!(
+            refused.message().contains("reached (1 per minute)"),
+            "{}",
+            refused.message()
+        );
+        assert!((1..=60_000).contains(&milliseconds(&refused)));
+        let seconds: u64 = refused.header("retry-after").parse().unwrap();
+        assert_eq!(seconds, milliseconds(&refused).div_ceil(1000));
+        assert_eq!(refused.header("x-ratelimit-remaining-requests"), "0");
+        assert!(
+            refused
+                .header("content-type")
+                .starts_with("application/json")
+        );
+    }
+    let native = caller.post("/generate", json!({"inputs": "A"})).await;
+    assert_eq!(native.status, 429);
+    assert_eq!(native.body["error_type"], "rate_limited");
+    // Others go on, and are told of no limits.
+    let other = server.caller().with_key(free);
+    let answer = other.post("/v1/completions", completion()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("x-ratelimit-limit-requests"), "");
+    assert_eq!(answer.header("ratelimit"), "");
+    let figures = series(&server, free).await;
+    assert_eq!(figures.get("skald_key_requests_total{key=\"one\"}"), 1.0);
+    let refused = "skald_key_refusals_total{reason=\"requests_per_minute\"}";
+    assert_eq!(figures.get(refused), 3.0);
+    let outcomes = figures.outcomes("/v1/completions");
+    assert_eq!(outcomes["rate_limited"], 2.0, "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn tokens_are_counted_and_a_key_in_debt_waits() {
+    let mut keys = KeysFile::new();
+    let few = keys.add("few", Generate, tokens_per_minute(100));
+    let root = keys.add("root", Admin, FREE);
+    let server = keys.serve(Setup::default());
+    let caller = server.caller().with_key(few);
+    // A prompt that no minute has room for, in each dialect.
+    let long = "word ".repeat(200);
+    let refused = caller
+        .post("/v1/completions", json!({"prompt": long, "max_tokens": 1}))
+        .await;
+    assert_eq!(refused.status, 413, "{}", refused.body);
+    assert_eq!(refused.body["error"]["code"], "token_limit_exceeded");
+    assert!(
+        refused.message().contains("100 tokens per minute"),
+        "{}",
+        refused.message()
+    );
+    assert_eq!(refused.header("retry-after"), "");
+    let native = caller.post(
+        "/generate",
+        json!({"inputs": long, "parameters": {"max_new_tokens": 1}}),
+    );
+    assert_eq!(native.await.status, 413);
+    let embedding = caller
+        .post("/v1/embeddings", json!({"input": [long]}))
+        .await;
+    assert_eq!(embedding.status, 413);
+    // It has cost nothing: this one fits, and may overdraw.
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 250, "ignore_eos": true});
+    let answer = caller.post("/v1/completions", body).await;
+    assert_eq!(answer.header("x-ratelimit-limit-tokens"), "100");
+    assert_eq!(answer.header("x-ratelimit-remaining-tokens"), "0");
+    let reset = answer.header("x-ratelimit-reset-tokens").to_owned();
+    assert!(reset.starts_with("2m"), "{reset}");
+    let usage = answer.ok()["usage"].clone();
+    assert_eq!(usage["completion_tokens"], 250);
+    let refused = caller.post("/v1/completions", completion()).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(
+        refused
+            .message()
+            .contains("has 0 of its 100 tokens per minute left"),
+        "{}",
+        refused.message()
+    );
+    assert!(
+        milliseconds(&refused) > 60_000,
+        "the debt is paid off first"
+    );
+    let refused = caller.post("/v1/embeddings", json!({"input": "A"})).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    // What needs no tokens goes on.
+    assert_eq!(
+        caller
+            .post("/tokenize", json!({"content": "A"}))
+            .await
+            .status,
+        200
+    );
+    let figures = series(&server, root).await;
+    let prompt = usage["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(
+        figures.get("skald_key_prompt_tokens_total{key=\"few\"}"),
+        prompt
+    );
+    assert_eq!(
+        figures.get("skald_key_generated_tokens_total{key=\"few\"}"),
+        250.0
+    );
+    assert_eq!(
+        figures.get("skald_key_refusals_total{reason=\"tokens_per_minute\"}"),
+        5.0
+    );
+}
+
+#[tokio::test]
+async fn choices_are_one_request_and_their_tokens_and_a_shared_prompt_counts_once() {
+    let mut keys = KeysFile::new();
+    let root = keys.add("root", Admin, tokens_per_minute(1_000_000));
+    let server = keys.serve(Setup::default());
+    let caller = server.caller().with_key(root);
+    let prompt = server.ids("Once upon a time").len() as f64;
+    let counted = async |requests: f64, prompts: f64, generated: f64| {
+        let figures = series(&server, root).await;
+        assert_eq!(
+            figures.get("skald_key_requests_total{key=\"root\"}"),
+            requests
+        );
+        assert_eq!(
+            figures.get("skald_key_prompt_tokens_total{key=\"root\"}"),
+            prompts
+        );
+        assert_eq!(
+            figures.get("skald_key_generated_tokens_total{key=\"root\"}"),
+            generated
+        );
+    };
+    let body = json!({"prompt": ["Once upon a time", "Once upon a time"], "n": 3, "max_tokens": 4, "ignore_eos": true});
+    caller.post("/v1/completions", body).await.ok();
+    counted(1.0, 2.0 * prompt, 24.0).await;
+    let body = json!({"inputs": "Once upon a time", "parameters": {"best_of": 2, "do_sample": true, "max_new_tokens": 3}});
+    caller.post("/generate", body).await;
+    let figures = series(&server, root).await;
+    assert_eq!(
+        figures.get("skald_key_prompt_tokens_total{key=\"root\"}"),
+        3.0 * prompt
+    );
+    let before = figures.get("skald_key_generated_tokens_total{key=\"root\"}");
+    caller
+        .post("/v1/embeddings", json!({"input": ["Once upon a time"]}))
+        .await
+        .ok();
+    counted(3.0, 4.0 * prompt, before).await;
+}
+
+#[tokio::test]
+async fn a_prompt_that_was_never_read_is_put_back() {
+    let mut keys = KeysFile::new();
+    let root = keys.add("root", Admin, FREE);
+    let server = {
+        let setup = Setup::default();
+        // As many tokens as the prompt has: a second one would not fit for a minute.
+        let tokens = TestServer::start().ids("Once upon a time").len();
+        keys.add(
+            "few",
+            Generate,
+            tokens_per_minute(tokens.try_into().unwrap()),
+        );
+        keys.revoke("few");
+        let engine = EngineConfig {
+            max_batch: 1,
+            ..setup.engine
+        };
+        let few = keys.add(
+            "few",
+            Generate,
+            tokens_per_minute(tokens.try_into().unwrap()),
+        );
+        (keys.serve(Setup { engine, ..setup }), few)
+    };
+    let (server, few) = server;
+    let mut running = server
+        .caller()
+        .with_key(root)
+        .send("/v1/completions", streamed(endless()))
+        .await;
+    running.chunk().await.unwrap().expect("it runs");
+    let caller = server.caller().with_key(few);
+    let mut body = completion();
+    body["timeout"] = json!(0.2);
+    for _ in 0..3 {
+        let answer = caller.post("/v1/completions", body.clone()).await;
+        assert_eq!(answer.status, 408, "{}", answer.body);
+    }
+    drop(running);
+    assert_eq!(
+        caller.post("/v1/completions", completion()).await.status,
+        200
+    );
+    assert_eq!(
+        caller.post("/v1/completions", completion()).await.status,
+        429
+    );
+}
+
+#[tokio::test]
+async fn a_place_is_held_until_the_answer_has_ended_or_its_client_has_gone() {
+    let mut keys = KeysFile::new();
+    let one = keys.add("one", Generate, concurrent_requests(1));
+    let free = keys.add("free", Generate, FREE);
+    let server = keys.serve(Setup::default());
+    let caller = server.caller().with_key(one);
+    let mut running = caller.send("/v1/completions", streamed(endless())).await;
+    assert_eq!(
+        running.headers()["ratelimit"],
+        "\"concurrent-requests\";r=0"
+    );
+    running.chunk().await.unwrap().expect("it runs");
+    let refused = caller.post("/v1/completions", completion()).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(
+        refused
+            .message()
+            .contains("concurrent request limit of this API key reached (1)"),
+        "{}",
+        refused.message()
+    );
+    assert_eq!(refused.header("retry-after"), "1");
+    let other = server.caller().with_key(free);
+    assert_eq!(
+        other.post("/v1/completions", completion()).await.status,
+        200
+    );
+    drop(running);
+    until("free again", async || {
+        caller.post("/v1/completions", completion()).await.status == 200
+    })
+    .await;
+    // A client that comes again the moment that it has its answer finds a place, also after a failure.
+    for _ in 0..10 {
+        caller.post("/v1/completions", completion()).await.ok();
+        let stream = caller
+            .stream("/v1/completions", streamed(completion()))
+            .await;
+        drop(stream);
+        let bad = caller
+            .post("/v1/completions", json!({"prompt": "A", "n": 0}))
+            .await;
+        assert_eq!(bad.status, 400);
+        assert_eq!(caller.get("/v1/sessions/none").await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn with_keys_any_host_may_be_named_and_pages_need_their_origin_allowed() {
+    let mut keys = KeysFile::new();
+    let ada = keys.add("ada", Generate, requests_per_minute(1000));
+    let origin = "https://app.example.org";
+    let server = keys.serve(Setup {
+        access: Access {
+            origins: vec![origin.parse().unwrap()],
+            ..Access::default()
+        },
+        ..Setup::default()
+    });
+    let key = format!("authorization: Bearer {ada}");
+    let answer = ask(
+        server.address,
+        &get("/info", &["host: skald.example.org", &key]),
+    )
+    .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let answer = ask(server.address, &get("/info", &["host: evil.example"])).await;
+    assert_eq!(answer.status, 401, "{answer:?}");
+    let foreign = ["host: localhost", "origin: https://evil.example", &key];
+    let answer = ask(server.address, &get("/info", &foreign)).await;
+    assert_eq!(answer.status, 403, "{answer:?}");
+    // The question before needs no key; the request does, and its page may read why it was refused.
+    let preflight = client()
+        .request(reqwest::Method::OPTIONS, server.url("/v1/completions"))
+        .header("origin", origin)
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "authorization");
+    assert!(preflight.send().await.unwrap().status().is_success());
+    let models = || {
+        client()
+            .get(server.url("/v1/models"))
+            .header("origin", origin)
+    };
+    let refused = models().send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    assert_eq!(refused.headers()["access-control-allow-origin"], origin);
+    let answer = models().bearer_auth(ada).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let exposed = answer.headers()["access-control-expose-headers"]
+        .to_str()
+        .unwrap();
+    for name in [
+        "x-ratelimit-remaining-requests",
+        "ratelimit",
+        "www-authenticate",
+        "retry-after",
+    ] {
+        assert!(
+            exposed.split(',').any(|one| one.trim() == name),
+            "{name} in {exposed}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_rewritten_in_place_gives_no_limit_back() {
+    let mut keys = KeysFile::new();
+    let ada = keys.add("ada", Generate, concurrent_requests(1));
+    let bob = keys.add("bob", Generate, tokens_per_minute(100));
+    let loaded = keys.load();
+    let server = TestServer::with(Setup {
+        access: Access {
+            keys: Some(loaded.clone()),
+            ..Access::default()
+        },
+        ..Setup::default()
+    });
+    let (hers, his) = (server.caller().with_key(ada), server.caller().with_key(bob));
+    let mut running = hers.send("/v1/completions", streamed(endless())).await;
+    running.chunk().await.unwrap().expect("it runs");
+    // A debt of more than a minute.
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 250, "ignore_eos": true});
+    his.post("/v1/completions", body).await.ok();
+    let whole = std::fs::read(keys.path()).unwrap();
+    for (text, status) in [(&[][..], 401), (&whole, 429)] {
+        std::fs::write(keys.path(), text).unwrap();
+        loaded.reload(Instant::now()).unwrap();
+        for caller in [&hers, &his] {
+            let refused = caller.post("/v1/completions", completion()).await;
+            assert_eq!(refused.status, status, "{}", refused.body);
+        }
+    }
+    drop(running);
+    until("her place is free again", async || {
+        hers.post("/v1/completions", completion()).await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_of_a_key_that_is_revoked_goes_on_to_its_end() {
+    let mut keys = KeysFile::new();
+    let ada = keys.add("ada", Generate, FREE);
+    let loaded = keys.load();
+    let server = TestServer::with(Setup {
+        access: Access {
+            keys: Some(loaded.clone()),
+            ..Access::default()
+        },
+        ..Setup::default()
+    });
+    let caller = server.caller().with_key(ada);
+    let body = json!({"prompt": "A", "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let mut running = caller.send("/v1/completions", body).await;
+    running.chunk().await.unwrap().expect("it runs");
+    keys.revoke("ada");
+    loaded.reload(Instant::now()).unwrap();
+    assert_eq!(caller.get("/v1/models").await.status, 401);
+    let rest = tokio::time::timeout(Duration::from_secs(180), running.text()).await;
+    assert!(rest.unwrap().unwrap().ends_with("data: [DONE]\n\n"));
+}

@@ -1,0 +1,225 @@
+//! What a request may ask for: every limit is told at `/info`, stands in the contract where a field
+//! has it, and holds.
+
+use std::sync::LazyLock;
+
+use crate::support::TestServer;
+use serde_json::{Value, json};
+use skald::request::{Limits, SamplingDefaults, SessionId};
+
+static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
+
+/// Every limit with its place in `/info`. The limits are taken apart whole: a new one does not
+/// compile until it is listed here.
+fn listed() -> Vec<(&'static str, Value)> {
+    let Limits {
+        n_positions,
+        vocab_size,
+        end_of_text,
+        defaults,
+        max_stop_strings,
+        max_stop_string_bytes,
+        max_top_logprobs,
+        max_tokens,
+        max_choices,
+        max_grammar_bytes,
+        max_expression_bytes,
+        max_best_of,
+        max_temperature,
+        max_repetition_penalty,
+        max_embedding_inputs,
+        max_embedding_tokens,
+        max_request_tokens,
+        max_answer_logprobs,
+        max_answer_text_bytes,
+        max_session_tokens,
+    } = Limits::for_model(1024, 8192, vec![8191]);
+    assert_eq!(defaults, SamplingDefaults::default());
+    vec![
+        ("/limits/max_context_tokens", json!(n_positions)),
+        ("/limits/max_tokens", json!(max_tokens)),
+        ("/limits/max_choices", json!(max_choices)),
+        ("/limits/max_best_of_choices", json!(max_best_of)),
+        ("/limits/max_stop_strings", json!(max_stop_strings)),
+        (
+            "/limits/max_stop_string_bytes",
+            json!(max_stop_string_bytes),
+        ),
+        ("/limits/max_top_logprobs", json!(max_top_logprobs)),
+        ("/limits/max_grammar_bytes", json!(max_grammar_bytes)),
+        ("/limits/max_expression_bytes", json!(max_expression_bytes)),
+        ("/limits/max_temperature", json!(max_temperature)),
+        (
+            "/limits/max_repetition_penalty",
+            json!(max_repetition_penalty),
+        ),
+        ("/limits/max_embedding_inputs", json!(max_embedding_inputs)),
+        ("/limits/max_embedding_tokens", json!(max_embedding_tokens)),
+        ("/limits/max_request_tokens", json!(max_request_tokens)),
+        ("/limits/max_answer_logprobs", json!(max_answer_logprobs)),
+        (
+            "/limits/max_answer_text_bytes",
+            json!(max_answer_text_bytes),
+        ),
+        ("/limits/max_session_tokens", json!(max_session_tokens)),
+        ("/model/vocab_size", json!(vocab_size)),
+        ("/model/end_of_text", json!(end_of_text)),
+        ("/sampling_defaults/temperature", json!(null)),
+        // Where TGI has them.
+        ("/max_best_of", json!(max_best_of)),
+        ("/max_stop_sequences", json!(max_stop_strings)),
+        ("/max_total_tokens", json!(n_positions)),
+        ("/max_input_tokens", json!(n_positions - 1)),
+    ]
+}
+
+/// Limits that are settings of the server or the engine.
+const SETTINGS: [&str; 13] = [
+    "max_session_id_characters",
+    "max_batch_requests",
+    "max_queue_requests",
+    "queue_timeout_seconds",
+    "max_step_tokens",
+    "max_sessions",
+    "max_sessions_per_key",
+    "session_ttl_seconds",
+    "max_body_bytes",
+    "stall_timeout_seconds",
+    "max_pending_bytes",
+    "header_timeout_seconds",
+    "body_timeout_seconds",
+];
+
+#[tokio::test]
+async fn info_tells_every_limit() {
+    let info = SERVER.get("/info").await.ok();
+    for (place, value) in listed() {
+        assert_eq!(info.pointer(place), Some(&value), "{place}");
+    }
+    let limits = info["limits"].as_object().expect("an object");
+    let engine = SERVER.engine().limits();
+    assert_eq!(limits["max_batch_requests"], engine.max_batch);
+    assert_eq!(limits["max_queue_requests"], engine.max_queue);
+    assert_eq!(limits["max_session_id_characters"], SessionId::MAX_LENGTH);
+    assert_eq!(
+        info["max_concurrent_requests"],
+        engine.max_batch + engine.max_queue
+    );
+    // And nothing else.
+    for name in limits.keys() {
+        let known = SETTINGS.contains(&name.as_str())
+            || listed()
+                .iter()
+                .any(|(place, _)| place.strip_prefix("/limits/") == Some(name));
+        assert!(known, "{name} is told, but no test knows it");
+    }
+}
+
+#[tokio::test]
+async fn the_contracts_bounds_are_the_limits() {
+    let info = SERVER.get("/info").await.ok();
+    let contract = SERVER.get("/openapi.json").await.ok();
+    for (schema, field, limit) in [
+        ("CompletionRequest", "n", "max_choices"),
+        ("CompletionRequest", "best_of", "max_best_of_choices"),
+        ("CompletionRequest", "logprobs", "max_top_logprobs"),
+        (
+            "CompletionRequest",
+            "repetition_penalty",
+            "max_repetition_penalty",
+        ),
+        ("Parameters", "best_of", "max_best_of_choices"),
+        ("Parameters", "top_n_tokens", "max_top_logprobs"),
+        ("Parameters", "temperature", "max_temperature"),
+        ("Parameters", "repetition_penalty", "max_repetition_penalty"),
+    ] {
+        let bound = &contract["components"]["schemas"][schema]["properties"][field]["maximum"];
+        assert_eq!(
+            bound.as_f64(),
+            info["limits"][limit].as_f64(),
+            "{schema}.{field}"
+        );
+    }
+    let described = |schema: &str, field: &str| {
+        contract["components"]["schemas"][schema]["properties"][field].to_string()
+    };
+    for (text, limits) in [
+        (
+            described("EmbeddingsRequest", "input"),
+            ["max_embedding_inputs", "max_embedding_tokens"],
+        ),
+        (
+            described("CompletionRequest", "stop"),
+            ["max_stop_strings", "max_stop_string_bytes"],
+        ),
+        (
+            described("Parameters", "stop"),
+            ["max_stop_strings", "max_stop_string_bytes"],
+        ),
+    ] {
+        for limit in limits {
+            let value = info["limits"][limit].to_string();
+            assert!(text.contains(&value), "{limit} {value}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_at_a_limit_is_taken_and_one_beyond_it_is_refused() {
+    let a = SERVER.ids(" a")[0];
+    let completion = |fields: Value| ("/v1/completions", fields);
+    let cases = [
+        (
+            completion(json!({"prompt": vec![a; 1016], "max_tokens": 8})),
+            completion(json!({"prompt": vec![a; 1016], "max_tokens": 9})),
+            "1024",
+        ),
+        (
+            completion(json!({"prompt": vec!["a"; 128], "max_tokens": 1})),
+            completion(json!({"prompt": vec!["a"; 129], "max_tokens": 1})),
+            "128",
+        ),
+        (
+            completion(json!({"prompt": "a", "max_tokens": 1, "n": 128})),
+            completion(json!({"prompt": "a", "max_tokens": 1, "n": 129})),
+            "128",
+        ),
+        (
+            completion(json!({"prompt": "a", "max_tokens": 1, "best_of": 20})),
+            completion(json!({"prompt": "a", "max_tokens": 1, "best_of": 21})),
+            "20",
+        ),
+        (
+            completion(json!({"prompt": "a", "max_tokens": 1, "stop": vec!["x"; 16]})),
+            completion(json!({"prompt": "a", "max_tokens": 1, "stop": vec!["x"; 17]})),
+            "16",
+        ),
+        (
+            completion(json!({"prompt": "a", "max_tokens": 1, "stop": "x".repeat(1024)})),
+            completion(json!({"prompt": "a", "max_tokens": 1, "stop": "x".repeat(1025)})),
+            "1024",
+        ),
+        (
+            completion(json!({"prompt": "a", "max_tokens": 1, "logprobs": 20})),
+            completion(json!({"prompt": "a", "max_tokens": 1, "logprobs": 21})),
+            "20",
+        ),
+        (
+            ("/v1/embeddings", json!({"input": vec![a; 1024]})),
+            ("/v1/embeddings", json!({"input": vec![a; 1025]})),
+            "1024",
+        ),
+    ];
+    for ((path, within), (_, beyond), limit) in cases {
+        let taken = SERVER.post(path, within).await;
+        assert_eq!(taken.status, 200, "{}", taken.body);
+        let refused = SERVER.post(path, beyond).await;
+        assert_eq!(refused.status, 400, "{limit}: {}", refused.body);
+        assert!(refused.message().contains(limit), "{}", refused.message());
+    }
+    // Too many prompts are the prompt's fault, not `n`'s.
+    let refused = SERVER
+        .post("/v1/completions", json!({"prompt": vec!["a"; 129]}))
+        .await;
+    assert_eq!(refused.body["error"]["param"], "prompt");
+}

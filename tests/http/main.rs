@@ -1,0 +1,40 @@
+//! The HTTP server from outside, over real sockets with real models.
+
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json!() in a call reads better without a reference"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod beam;
+mod bounds;
+mod chat;
+mod connections;
+mod contract;
+mod embeddings;
+mod fair;
+mod faults;
+mod fields;
+mod grammar_bounds;
+mod keys;
+mod limits;
+mod metrics;
+mod native;
+mod native_details;
+mod openai;
+mod overload;
+mod probes;
+mod prompt;
+mod scoring;
+mod server;
+mod sessions;
+mod stalled;
+mod stop;
+mod structured;
+mod text;
+mod tls;
+mod traces;
+mod validation;

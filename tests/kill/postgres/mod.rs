@@ -1,0 +1,55 @@
+//! What a kill, an outage, a second server or a stopped one may do to sessions in PostgreSQL: nothing
+//! that shows.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`kills`] | servers that are killed under load |
+//! | [`outage`] | a database that crashes under load, is away, or hangs |
+//! | [`shared`] | two servers on one session, and one that is stopped for longer than its lease |
+//! | [`doubt`] | commits whose answers are lost on the way |
+//! | [`proxy`] | a network that can be cut |
+//! | [`tls`] | certificates |
+//! | [`start`] | schemas, passwords, URLs, two models on one database |
+//!
+//! The load is that of `tests/kill`. Where PostgreSQL is not installed these tests are skipped.
+
+mod doubt;
+mod kills;
+mod outage;
+mod proxy;
+mod shared;
+mod start;
+mod tls;
+
+use crate::support::Answer;
+use serde_json::{Value, json};
+
+/// A greedy turn in the native dialect.
+fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
+    json!({
+        "inputs": inputs, "session_id": session,
+        "parameters": {"max_new_tokens": max_new_tokens, "do_sample": false, "details": true},
+    })
+}
+
+/// A turn that never ends, streamed.
+fn endless(session: &str) -> Value {
+    json!({
+        "prompt": " and", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
+        "session_id": session, "stream": true,
+    })
+}
+
+/// Asserts that a request was refused because the database is away, with what a client needs to try
+/// again.
+#[track_caller]
+fn is_away(answer: &Answer) {
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let seconds: u64 = answer.header("retry-after").parse().expect("seconds");
+    assert!((1..60).contains(&seconds), "{seconds}");
+    let message = answer.message();
+    assert!(
+        message.contains("session database is unavailable"),
+        "{message}"
+    );
+}
