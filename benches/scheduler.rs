@@ -16,14 +16,15 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::blocks::{BLOCK_SIZE, BlockMove, PrefixId};
 use skald::engine::scheduler::{Scheduler, StepLimits};
 use skald::engine::sequence::{Sequence, SequenceId};
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
-use skald::model::gpt2::{Gpt2, Runtime};
-use skald::model::{ModelFiles, ModelSource};
+use skald::model::Model;
+use skald::model::gpt2::Runtime;
 use skald::request::{Limits, SamplingStyle, Tenant};
 
 mod requests;
@@ -160,7 +161,7 @@ fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
         "q8" => (WeightDtype::Q8, KvDtype::Bf16),
         other => panic!("no dtype {other}"),
     };
-    let model = Gpt2::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
     let blocks = BATCH * (WINDOW / BLOCK_SIZE);
     let config = EngineConfig {
         kv_memory: bytesize::ByteSize::b((blocks * model.kv_block_bytes(kv_dtype)) as u64),

@@ -20,11 +20,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
+use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
 use skald::kernels::linear::WeightDtype;
-use skald::model::gpt2::{Gpt2, Runtime};
-use skald::model::{ModelFiles, ModelSource};
+use skald::model::Model;
+use skald::model::gpt2::Runtime;
 use skald::request::{Limits, RequestDraft, SamplingStyle};
 
 use requests::{Prompts, median, run_told, runtime};
@@ -106,7 +107,7 @@ impl Bench {
             other => panic!("no dtype {other}"),
         };
         let runtime = Runtime::kernels(arguments.threads, dtype);
-        let model = Gpt2::load(files, &runtime).expect("a model");
+        let model = Model::load(files, &runtime).expect("a model");
         let block_bytes = model.kv_block_bytes(kv_dtype);
         // Room for all prompts of the head's part at once, and little more.
         let blocks = SHARING * ((HEAD + OWN + NEW).div_ceil(BLOCK_SIZE) + 1);

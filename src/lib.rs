@@ -22,11 +22,13 @@
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
 //! | [`lane`] | bounded lanes for work outside the engine |
 //! | [`fair`] | tenants, and fair shares between them of what is bounded |
-//! | [`model`] | GPT-2, its configuration, weights and where they come from |
+//! | [`model`] | the architectures: GPT-2's forward pass |
+//! | [`checkpoint`] | where a model comes from, its files and their content |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> kernels`.
+//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, kernels`.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -10,15 +10,16 @@ use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::{info, warn};
 
+use crate::checkpoint::source::SourceError;
+use crate::checkpoint::{GenerationConfig, ModelFiles, ModelSource};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
 use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
-use crate::model::gpt2::{Gpt2, LoadError, Runtime};
-use crate::model::source::SourceError;
+use crate::model::gpt2::{LoadError, Runtime};
 use crate::model::trial::{self, TrialError};
-use crate::model::{Gpt2Config, ModelFiles, ModelSource};
+use crate::model::{Model, ModelSpec};
 use crate::request::Limits;
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
@@ -127,22 +128,12 @@ pub struct ModelInfo {
     pub id: String,
     /// The name it was started by (`--model`), by which clients may call it too.
     pub source: String,
-    /// Number of weights.
-    pub parameters: u64,
+    /// The model's sizes and tokens.
+    pub spec: ModelSpec,
     /// How the weights are held: `f32`, `bf16`, `q8`.
     pub dtype: String,
     /// The instruction set of the kernels.
     pub isa: String,
-    /// Transformer blocks.
-    pub n_layer: usize,
-    /// Attention heads per block.
-    pub n_head: usize,
-    /// Width.
-    pub n_embd: usize,
-    /// Positions of the context.
-    pub n_positions: usize,
-    /// Token ids are below this.
-    pub vocab_size: usize,
     /// Changes whenever the same request could give another answer: `system_fingerprint`.
     pub fingerprint: String,
     /// When the model was made available, in OpenAI's `created`.
@@ -174,15 +165,16 @@ impl Serving {
         let dtype = settings.weight_dtype(files.checkpoint.dtype());
         let mut engine = settings.engine.clone();
         engine.kv_dtype = settings.kv_dtype(dtype);
-        let model = Gpt2::load(&files, &Runtime::kernels(settings.threads, dtype))?;
+        let model = Model::load(&files, &Runtime::kernels(settings.threads, dtype))?;
         let tried = trial::run(&model, engine.kv_dtype, dtype_name(dtype));
         tried.map_err(|error| ServingError::Trial {
             model: source.to_string(),
             source: Box::new(error),
         })?;
+        let spec = model.spec().clone();
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
-        let kv_memory = settings.kv_memory(weights, window_bytes(&files.config, block_bytes));
+        let kv_memory = settings.kv_memory(weights, window_bytes(&spec, block_bytes));
         engine.kv_memory = kv_memory.value;
         let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
         let snapshots = snapshots(&files, &model, dtype, &mut engine, &settings.sessions)?;
@@ -194,7 +186,7 @@ impl Serving {
             .unwrap_or_else(|| files.name.clone());
         info!(
             model = name,
-            parameters = files.config.parameters(),
+            parameters = spec.parameters,
             dtype = dtype_name(dtype),
             weights = %weights,
             kv_cache = %kv_memory.value,
@@ -208,8 +200,8 @@ impl Serving {
         if settings.dtype == Dtype::Auto {
             advise(dtype);
         }
-        let limits = settings.limits(&files, max_queue);
-        let info = model_info(&files, name, &source, dtype);
+        let limits = settings.limits(&files.generation_config, &spec, max_queue);
+        let info = model_info(spec, name, &source, dtype);
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
         let sessions = Sessions::open(
@@ -273,12 +265,11 @@ impl ServingSettings {
         }
     }
 
-    fn limits(&self, files: &ModelFiles, max_queue: usize) -> Limits {
-        let config = &files.config;
-        let mut limits =
-            Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
+    fn limits(&self, generation: &GenerationConfig, spec: &ModelSpec, max_queue: usize) -> Limits {
+        let ends = spec.end_of_text.clone();
+        let mut limits = Limits::for_model(spec.context_length, spec.vocab_size, ends);
         if self.generation_config == GenerationDefaults::Auto {
-            limits.defaults = files.generation_config.sampling();
+            limits.defaults = generation.sampling();
         }
         if let Some(tokens) = self.max_session_tokens {
             limits.max_session_tokens = tokens;
@@ -291,14 +282,14 @@ impl ServingSettings {
 }
 
 /// Returns the KV memory of one sequence that fills the context window.
-fn window_bytes(config: &Gpt2Config, block_bytes: u64) -> ByteSize {
-    ByteSize::b(config.n_positions.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
+fn window_bytes(spec: &ModelSpec, block_bytes: u64) -> ByteSize {
+    ByteSize::b(spec.context_length.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
 }
 
 /// The place on disk of KV blocks that the engine evicts, if there is to be one.
 fn snapshots(
     files: &ModelFiles,
-    model: &Gpt2,
+    model: &Model,
     dtype: WeightDtype,
     engine: &mut EngineConfig,
     sessions: &SessionConfig,
@@ -385,25 +376,14 @@ fn dtype_name(dtype: WeightDtype) -> &'static str {
     }
 }
 
-fn model_info(
-    files: &ModelFiles,
-    id: String,
-    source: &ModelSource,
-    dtype: WeightDtype,
-) -> ModelInfo {
-    let config = &files.config;
+fn model_info(spec: ModelSpec, id: String, source: &ModelSource, dtype: WeightDtype) -> ModelInfo {
     let isa = Isa::detect().name();
     ModelInfo {
         id,
         source: source.to_string(),
-        parameters: config.parameters() as u64,
+        spec,
         dtype: dtype_name(dtype).to_owned(),
         isa: isa.to_owned(),
-        n_layer: config.n_layer,
-        n_head: config.n_head,
-        n_embd: config.n_embd,
-        n_positions: config.n_positions,
-        vocab_size: config.vocab_size,
         fingerprint: format!(
             "skald-{}-{}-{isa}",
             env!("CARGO_PKG_VERSION"),

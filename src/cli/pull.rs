@@ -6,8 +6,8 @@ use anyhow::anyhow;
 use clap::Args;
 
 use super::{Failure, write_out};
+use crate::checkpoint::{ModelSource, hub};
 use crate::config::LogFormat;
-use crate::model::{ModelSource, hub};
 use crate::telemetry;
 
 /// Fetch a model from the hub into the cache, without serving it

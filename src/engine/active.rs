@@ -16,7 +16,7 @@ use super::pooling::MeanPool;
 use super::queue::Place;
 use super::sampler::{Allowed, Sampler, Scratch};
 use super::speculate::MAX_DRAFT;
-use crate::model::Gpt2Config;
+use crate::model::ModelSpec;
 use crate::request::{GenerateRequest, Output};
 
 /// Events a step can send to one request: the prompt's report, tokens that were guessed right, the
@@ -60,13 +60,13 @@ impl Active {
         clients: Vec<mpsc::Sender<TimedEvent>>,
         place: Place,
         tokens: &[u32],
-        model: &Gpt2Config,
+        model: &ModelSpec,
     ) -> Self {
         let constraint = request.grammar.clone().map(Constraint::new);
         let sampler = Sampler::new(request.sampling.clone(), tokens, model.vocab_size);
         let pool = match request.output {
             Output::Text => None,
-            Output::Embedding => Some(MeanPool::new(model.n_embd)),
+            Output::Embedding => Some(MeanPool::new(model.hidden_width)),
         };
         let prompt_logprobs = if request.logprobs.prompt {
             vec![None; request.prompt.len()]

@@ -73,7 +73,7 @@ pub use figures::EngineStatus;
 pub use handle::{EngineHandle, EngineLimits, Generation};
 
 use crate::kernels::kv::KvDtype;
-use crate::model::gpt2::Gpt2;
+use crate::model::Model;
 use crate::request::RequestId;
 
 /// Events a client may be behind before its request sits steps out.
@@ -159,7 +159,7 @@ pub enum EngineError {
 ///
 /// # Errors
 /// [`EngineError`] if there is no memory for the KV cache or no thread to be had.
-pub fn start(model: Gpt2, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineError> {
     let block_bytes = model.kv_block_bytes(config.kv_dtype);
     let kv_blocks = usize::try_from(config.kv_memory.as_u64()).unwrap_or(usize::MAX) / block_bytes;
     if kv_blocks == 0 {

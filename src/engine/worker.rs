@@ -35,14 +35,15 @@ use super::queue::BeginRate;
 use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
-use crate::model::gpt2::{Gpt2, Outputs};
+use crate::model::Model;
+use crate::model::gpt2::Outputs;
 
 /// How long the loop rests when a step is empty.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
 
 /// Owns everything inference needs. Lives on its own thread.
 pub(super) struct Worker {
-    model: Gpt2,
+    model: Model,
     kv: KvCache,
     config: EngineConfig,
     scheduler: Scheduler,
@@ -59,7 +60,7 @@ pub(super) struct Worker {
 
 impl Worker {
     pub fn new(
-        model: Gpt2,
+        model: Model,
         kv: KvCache,
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,

@@ -1,7 +1,7 @@
 //! `config.json`, `generation_config.json` and `tokenizer_config.json`: the first byte of an input says
 //! which.
 
-use crate::model::{GenerationConfig, Gpt2Config, TokenizerConfig};
+use crate::checkpoint::{GenerationConfig, Gpt2Config, TokenizerConfig};
 use crate::request::{Limits, RequestDraft, RequestId, SamplingStyle};
 
 /// Text of an error beside what it quotes of the file.

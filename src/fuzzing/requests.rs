@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use super::tiny;
 use crate::engine::{EngineConfig, EngineHandle};
 use crate::http::{App, HttpConfig, router};
-use crate::model::gpt2::Gpt2;
+use crate::model::{Model, ModelSpec};
 use crate::request::Limits;
 use crate::serving::{ModelInfo, Serving};
 use crate::session::{SessionConfig, Sessions, tokenizer_fingerprint};
@@ -75,7 +75,8 @@ impl Server {
         let mut runtime = Builder::new_current_thread();
         let runtime = runtime.enable_all().build().expect("a runtime");
         let files = tiny::model();
-        let model = Gpt2::load(&files, &tiny::runtime()).expect("a model");
+        let model = Model::load(&files, &tiny::runtime()).expect("a model");
+        let spec = model.spec().clone();
         let config = EngineConfig {
             kv_memory: ByteSize::kib(256),
             max_batch: 8,
@@ -87,7 +88,7 @@ impl Server {
             ..HttpConfig::default()
         });
         let _inside = runtime.enter();
-        app.ready(serving(files, engine.clone()));
+        app.ready(serving(files, spec, engine.clone()));
         Self {
             router: router(app),
             engine,
@@ -143,9 +144,9 @@ impl Server {
     }
 }
 
-fn serving(files: crate::model::ModelFiles, engine: EngineHandle) -> Serving {
-    let config = &files.config;
-    let mut limits = Limits::for_model(config.n_positions, config.vocab_size, files.end_of_text());
+fn serving(files: crate::checkpoint::ModelFiles, spec: ModelSpec, engine: EngineHandle) -> Serving {
+    let ends = spec.end_of_text.clone();
+    let mut limits = Limits::for_model(spec.context_length, spec.vocab_size, ends);
     // So that no input takes long because it asks for much.
     limits.max_tokens = 64;
     limits.max_choices = 8;
@@ -157,14 +158,9 @@ fn serving(files: crate::model::ModelFiles, engine: EngineHandle) -> Serving {
     let info = ModelInfo {
         id: "fuzzed".to_owned(),
         source: "fuzzed".to_owned(),
-        parameters: 0,
+        spec,
         dtype: "f32".to_owned(),
         isa: "any".to_owned(),
-        n_layer: config.n_layer,
-        n_head: config.n_head,
-        n_embd: config.n_embd,
-        n_positions: config.n_positions,
-        vocab_size: config.vocab_size,
         fingerprint: "fuzzed".to_owned(),
         created: SystemTime::UNIX_EPOCH,
     };

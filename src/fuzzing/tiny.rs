@@ -10,10 +10,10 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::input::{Choices, Scratch};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Gpt2Config, ModelFiles, ModelSource};
 use crate::kernels::linear::WeightDtype;
 use crate::model::gpt2::Runtime;
-use crate::model::weights::Checkpoint;
-use crate::model::{Gpt2Config, ModelFiles, ModelSource};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::byte_alphabet;
 

@@ -4,11 +4,10 @@ use std::fs;
 
 use super::input::Scratch;
 use super::tiny;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Gpt2Config, ModelFiles};
 use crate::kernels::kv::KvDtype;
-use crate::model::gpt2::Gpt2;
-use crate::model::trial;
-use crate::model::weights::Checkpoint;
-use crate::model::{Gpt2Config, ModelFiles};
+use crate::model::{Model, trial};
 
 /// Text of an error beside what it quotes of the file.
 const MESSAGE: usize = 2048;
@@ -36,13 +35,13 @@ fn load(scratch: &Scratch) -> Result<(), String> {
     let files = ModelFiles {
         name: "fuzzed".to_owned(),
         config,
-        generation_config: crate::model::GenerationConfig::default(),
+        generation_config: crate::checkpoint::GenerationConfig::default(),
         tokenizer: tiny::byte_tokenizer(),
-        tokenizer_config: crate::model::TokenizerConfig::default(),
+        tokenizer_config: crate::checkpoint::TokenizerConfig::default(),
         chat_template: None,
         checkpoint,
     };
-    let model = Gpt2::load(&files, &tiny::runtime()).map_err(|e| e.to_string())?;
+    let model = Model::load(&files, &tiny::runtime()).map_err(|e| e.to_string())?;
     trial::run(&model, KvDtype::F32, "f32").map_err(|e| e.to_string())
 }
 

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::Gpt2Config;
-use super::source::ModelFiles;
-use super::weights::{Checkpoint, Embedding, TensorView, WeightsError};
+use super::spec::ModelSpec;
+use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
+use crate::checkpoint::{Checkpoint, Gpt2Config, ModelFiles};
 use crate::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
 use crate::kernels::kv::{KvCache, KvDtype, LayerKv};
 use crate::kernels::linear::{Epilogue, Layout, Linear, RawWeight, WeightDtype};
@@ -138,6 +138,7 @@ pub enum LoadError {
 /// A loaded model.
 pub struct Gpt2 {
     config: Gpt2Config,
+    spec: ModelSpec,
     pool: Arc<Pool>,
     device: Device,
     /// Token embeddings of their own; where they are tied to the output projection, the rows of
@@ -148,6 +149,22 @@ pub struct Gpt2 {
     h: Vec<Block>,
     ln_f: LayerNorm,
     lm_head: Linear,
+}
+
+/// Returns what the rest of the program knows of a GPT-2 of this shape.
+fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
+    ModelSpec {
+        architecture: "gpt2",
+        vocab_size: config.vocab_size,
+        context_length: config.n_positions,
+        layers: config.n_layer,
+        heads: config.n_head,
+        kv_heads: config.n_head,
+        head_width: config.head_dim(),
+        hidden_width: config.n_embd,
+        parameters: config.parameters() as u64,
+        end_of_text,
+    }
 }
 
 struct Block {
@@ -212,14 +229,15 @@ impl Gpt2 {
             h,
             ln_f: loader.layer_norm("ln_f")?,
             lm_head,
+            spec: spec(&config, files.end_of_text()),
             config,
         })
     }
 
-    /// The model's shape.
+    /// Returns the model's sizes and tokens.
     #[must_use]
-    pub fn config(&self) -> &Gpt2Config {
-        &self.config
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
     /// The compute threads, for what has to be done with the logits.
@@ -233,13 +251,6 @@ impl Gpt2 {
     pub fn weight_bytes(&self) -> usize {
         let blocks = self.h.iter().flat_map(Block::linears).map(Linear::bytes);
         blocks.sum::<usize>() + self.lm_head.bytes() + self.wpe.len() * size_of::<f32>()
-    }
-
-    /// Bytes that one KV block of all layers takes.
-    #[must_use]
-    pub fn kv_block_bytes(&self, dtype: KvDtype) -> usize {
-        let config = &self.config;
-        KvCache::block_bytes(dtype, config.n_layer, config.n_head, config.head_dim())
     }
 
     /// An empty KV cache for this model.

@@ -1,30 +1,90 @@
-//! The model: its files, its shape, and its forward pass.
+//! The architectures: each a forward pass over a batch of rows.
 //!
-//! Knows a batch of rows, never a sequence, session or request.
+//! Knows rows and KV blocks, never a sequence, session or request.
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`source`] | `--model`: built-in, a directory or a hub id; the files of a model |
-//! | [`hub`] | fetches a model from the hub into the shared cache |
-//! | [`config`] | `config.json`: the shape |
-//! | [`generation_config`] | `generation_config.json`: defaults for sampling |
-//! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
-//! | [`weights`], `finite` | safetensors files, read where they lie |
-//! | [`gpt2`] | the forward pass |
-//! | [`trial`] | the pass that a model must survive before it is served |
+//! | [`spec`] | what the rest of the program knows of a model |
+//! | [`gpt2`] | GPT-2 |
+//! | [`trial`] | the forward pass that a model must survive before it is served |
 
-pub mod config;
-mod finite;
-pub mod generation_config;
 pub mod gpt2;
-pub mod hub;
-mod layout;
-pub mod source;
-pub mod tokenizer_config;
+pub mod spec;
 pub mod trial;
-pub mod weights;
 
-pub use config::Gpt2Config;
-pub use generation_config::GenerationConfig;
-pub use source::{ModelFiles, ModelSource};
-pub use tokenizer_config::TokenizerConfig;
+use candle_core::Result;
+
+use self::gpt2::{Batch, Gpt2, LoadError, Outputs, Runtime};
+pub use self::spec::ModelSpec;
+use crate::checkpoint::ModelFiles;
+use crate::kernels::Pool;
+use crate::kernels::kv::{KvCache, KvDtype};
+
+/// A loaded model of one of the architectures. They are a closed set with one caller, the inference
+/// worker: hence an enum, not a trait.
+pub enum Model {
+    /// GPT-2.
+    Gpt2(Gpt2),
+}
+
+impl Model {
+    /// Reads and packs the weights of the architecture that the files are of.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming file and tensor if the checkpoint does not fit its configuration.
+    pub fn load(files: &ModelFiles, runtime: &Runtime) -> std::result::Result<Self, LoadError> {
+        Ok(Self::Gpt2(Gpt2::load(files, runtime)?))
+    }
+
+    /// Returns the model's sizes and tokens.
+    #[must_use]
+    pub fn spec(&self) -> &ModelSpec {
+        match self {
+            Self::Gpt2(model) => model.spec(),
+        }
+    }
+
+    /// Returns the compute threads, for sampling from the logits.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        match self {
+            Self::Gpt2(model) => model.pool(),
+        }
+    }
+
+    /// Returns the size in bytes of the packed weights.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Gpt2(model) => model.weight_bytes(),
+        }
+    }
+
+    /// Returns the size in bytes of one KV block, all layers together.
+    #[must_use]
+    pub fn kv_block_bytes(&self, dtype: KvDtype) -> usize {
+        let spec = self.spec();
+        KvCache::block_bytes(dtype, spec.layers, spec.kv_heads, spec.head_width)
+    }
+
+    /// Creates an empty KV cache of `blocks` blocks.
+    ///
+    /// # Errors
+    /// If its memory can't be allocated.
+    pub fn kv_cache(&self, dtype: KvDtype, blocks: usize) -> Result<KvCache> {
+        match self {
+            Self::Gpt2(model) => model.kv_cache(dtype, blocks),
+        }
+    }
+
+    /// Runs one forward pass over the rows of a batch: writes their keys and values into the cache and
+    /// returns the logits and hidden states of the rows that ask for them.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model or the cache.
+    pub fn forward(&self, batch: &Batch, kv: &KvCache) -> Result<Outputs> {
+        match self {
+            Self::Gpt2(model) => model.forward(batch, kv),
+        }
+    }
+}

@@ -6,7 +6,8 @@
 
 use candle_core::Tensor;
 
-use super::gpt2::{Batch, Gpt2};
+use super::Model;
+use super::gpt2::Batch;
 use crate::kernels::attention::SequenceSpan;
 use crate::kernels::kv::{BLOCK_SIZE, KvDtype};
 use crate::kernels::rows;
@@ -37,11 +38,11 @@ pub enum TrialError {
 ///
 /// # Errors
 /// [`TrialError`] if that fails or gives numbers that are not finite.
-pub fn run(model: &Gpt2, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialError> {
-    let config = model.config();
-    let count = BLOCK_SIZE.min(config.n_positions);
+pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialError> {
+    let spec = model.spec();
+    let count = BLOCK_SIZE.min(spec.context_length);
     // Both ends of the vocabulary are among them.
-    let last = config.vocab_size.saturating_sub(1);
+    let last = spec.vocab_size.saturating_sub(1);
     let ids = (0..count).map(|i| (i * last / (count - 1).max(1)) as u32);
     let all: Vec<u32> = (0..count as u32).collect();
     let batch = Batch {

@@ -11,6 +11,7 @@ use skald::kernels::attention::SequenceSpan;
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
+use skald::model::Model;
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
 
 use crate::model::{embedding, engine, files, gpt2, greedy, prompt, run, run_all, sampled};
@@ -94,7 +95,7 @@ fn logits_are_the_references_on_every_instruction_set_and_in_plain_candle() {
 #[test]
 fn the_hidden_states_are_the_references_layer_by_layer() {
     let references = references();
-    let model = gpt2();
+    let Model::Gpt2(model) = gpt2();
     let ids = references["case0.ids"].to_dtype(DType::U32).expect("ids");
     let ids: Vec<u32> = ids.to_vec1().expect("ids");
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
@@ -116,7 +117,7 @@ fn the_hidden_states_are_the_references_layer_by_layer() {
 
 #[test]
 fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
-    let model = gpt2();
+    let Model::Gpt2(model) = gpt2();
     let ids: Vec<u32> = (1..20).collect();
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     let all = model

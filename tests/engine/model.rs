@@ -2,13 +2,14 @@
 
 use std::num::NonZeroUsize;
 
+use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{
     EngineConfig, EngineHandle, FinishReason, GenerateError, GeneratedToken, Generation,
     PromptReport, TokenEvent,
 };
 use skald::kernels::linear::WeightDtype;
-use skald::model::gpt2::{Gpt2, Runtime};
-use skald::model::{ModelFiles, ModelSource};
+use skald::model::Model;
+use skald::model::gpt2::Runtime;
 use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, Tenant};
 
 use crate::pace::{Gate, until};
@@ -23,14 +24,14 @@ pub fn files() -> ModelFiles {
 }
 
 /// The built-in model in f32 on two threads.
-pub fn gpt2() -> Gpt2 {
+pub fn gpt2() -> Model {
     gpt2_in(WeightDtype::F32)
 }
 
 /// The built-in model with its weights in `dtype`.
-pub fn gpt2_in(dtype: WeightDtype) -> Gpt2 {
+pub fn gpt2_in(dtype: WeightDtype) -> Model {
     let threads = NonZeroUsize::new(2).expect("not zero");
-    Gpt2::load(&files(), &Runtime::kernels(threads, dtype)).expect("the built-in model loads")
+    Model::load(&files(), &Runtime::kernels(threads, dtype)).expect("the built-in model loads")
 }
 
 /// An engine on the built-in model in f32.

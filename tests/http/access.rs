@@ -328,7 +328,7 @@ async fn a_tunnel_is_refused_by_name() {
     let (response, _) = client.send_request(request, true).unwrap();
     let response = response.await.unwrap();
     assert_eq!(response.status(), 404);
-    let text = support::reader::read_stream(response).await.unwrap();
+    let text = crate::support::reader::read_stream(response).await.unwrap();
     assert!(text.contains("CONNECT is not supported"), "{text}");
     connection.abort();
     let answer = ask(

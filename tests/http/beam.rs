@@ -225,7 +225,7 @@ async fn a_client_that_goes_away_takes_its_beams_with_it() {
     );
     let request = tokio::spawn({
         let (url, body) = (server.url(PATH), body.to_string());
-        async move { support::client().post(url).body(body).send().await }
+        async move { crate::support::client().post(url).body(body).send().await }
     });
     server.until("running", |status| status.running == 4).await;
     request.abort();

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use crate::support::{Setup, TestServer};
 use serde_json::{Value, json};
-use skald::model::ModelSource;
+use skald::checkpoint::ModelSource;
 use tempfile::TempDir;
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
@@ -42,7 +42,7 @@ async fn complete(body: Value) -> String {
 }
 
 /// What the deltas of one choice add up to.
-fn streamed(events: &support::sse::Events, index: usize) -> String {
+fn streamed(events: &crate::support::sse::Events, index: usize) -> String {
     let deltas = events.choices(index);
     deltas
         .filter_map(|choice| choice["delta"]["content"].as_str())
@@ -55,7 +55,7 @@ async fn an_answer_has_the_form_clients_expect() {
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["model"], "fairy-tales");
-    assert_eq!(answer["system_fingerprint"], support::fingerprint());
+    assert_eq!(answer["system_fingerprint"], crate::support::fingerprint());
     assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
     let choice = &answer["choices"][0];
     assert_eq!(choice["index"], 0);

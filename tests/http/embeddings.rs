@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use futures_util::future::join_all;
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use skald::model::ModelSource;
+use skald::checkpoint::ModelSource;
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 

@@ -144,7 +144,7 @@ async fn endless_streams_of_one_key_give_up_places_to_another() {
     });
     let [many, few] = keys;
     gate.open();
-    let endless = support::load::endless();
+    let endless = crate::support::load::endless();
     let streams: Vec<_> = ["a", "b", "c"]
         .map(|name| send(&server, (name, many), COMPLETIONS, &endless))
         .into();

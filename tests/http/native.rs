@@ -134,7 +134,7 @@ async fn details_of_a_stream_come_with_its_last_event() {
 async fn end_of_text_is_told_of_but_not_shown() {
     // The native dialect has no logit_bias; ask the other one for a prompt that ends at once.
     let end = SERVER.tokenizer().end_of_text().unwrap();
-    let script = support::script::Script::new(&[SERVER.ids(" end")[0], end]);
+    let script = crate::support::script::Script::new(&[SERVER.ids(" end")[0], end]);
     let server = TestServer::with(Setup {
         source: script.source(),
         ..Setup::default()

@@ -34,7 +34,7 @@ async fn a_completion_has_the_form_clients_expect() {
     assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(answer["model"], "fairy-tales");
-    assert_eq!(answer["system_fingerprint"], support::fingerprint());
+    assert_eq!(answer["system_fingerprint"], crate::support::fingerprint());
     assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
     let choice = &answer["choices"][0];
     assert_eq!(choice["index"], 0);

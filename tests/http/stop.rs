@@ -73,7 +73,7 @@ async fn a_stop_while_loading_ends_at_once() {
     server.stop();
     until("ended", async || server.has_ended()).await;
     // A model that arrives now is not served: its engine is stopped.
-    let late = support::serving(&Setup::default());
+    let late = crate::support::serving(&Setup::default());
     let engine = late.engine.clone();
     server.app.ready(late);
     until("stopped", async || !engine.status().alive).await;

@@ -158,7 +158,7 @@ async fn logprobs_stop_where_the_text_does() {
 
 #[tokio::test]
 async fn special_tokens_within_a_text_are_not_shown() {
-    let tokenizer = support::script::tokenizer();
+    let tokenizer = crate::support::script::tokenizer();
     let end = tokenizer.end_of_text().unwrap();
     let (a, b) = (
         tokenizer.encode("left", true).unwrap(),
@@ -204,7 +204,7 @@ async fn a_session_keeps_prompt_and_text() {
 async fn the_header_names_a_session_too() {
     let scripted = scripted(Script::text("There lived a king."));
     let body = json!({"inputs": "!", "parameters": {"max_new_tokens": 2}});
-    let sent = support::client()
+    let sent = crate::support::client()
         .post(scripted.server.url("/generate"))
         .header("x-session-id", "by-header")
         .body(body.to_string())
@@ -233,7 +233,7 @@ async fn the_header_names_a_session_too() {
 
 #[tokio::test]
 async fn a_session_keeps_neither_stop_string_nor_end_of_text() {
-    let tokenizer = support::script::tokenizer();
+    let tokenizer = crate::support::script::tokenizer();
     // The stop string begins within a token: " king" is cut after " k".
     let said = scripted(Script::text("There lived a king."));
     let stopped = said

@@ -193,7 +193,7 @@ async fn a_new_certificate_is_used_on_sighup_and_when_its_file_changes() {
 
     // Without a signal, when the files change.
     pair.replace("first");
-    support::pace::until("the first again", async || {
+    crate::support::pace::until("the first again", async || {
         shown(&server).await == certificate("first.crt")
     })
     .await;

@@ -6,8 +6,8 @@ use std::path::Path;
 use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use skald::model::weights::Checkpoint;
-use skald::model::{Gpt2Config, ModelFiles, ModelSource};
+use skald::checkpoint::Checkpoint;
+use skald::checkpoint::{Gpt2Config, ModelFiles, ModelSource};
 use tempfile::TempDir;
 
 use crate::support::tiny_model::{

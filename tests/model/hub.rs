@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use safetensors::Dtype;
-use skald::model::ModelFiles;
-use skald::model::hub::{HubSettings, HubToken};
+use skald::checkpoint::ModelFiles;
+use skald::checkpoint::hub::{HubSettings, HubToken};
 use tempfile::TempDir;
 
 use crate::support::tiny_model;

@@ -11,12 +11,12 @@
 use std::num::NonZeroUsize;
 
 use serde_json::Value;
+use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::kernels::attention::SequenceSpan;
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::rows;
 use skald::model::gpt2::{Batch, Gpt2, Runtime};
-use skald::model::{ModelFiles, ModelSource};
 
 const EXPECTED: &str = include_str!("../fixtures/gpt2-124m-expected.json");
 

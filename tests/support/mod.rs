@@ -22,10 +22,10 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use serde_json::Value;
+use skald::checkpoint::ModelSource;
 use skald::config::{Dtype, GenerationDefaults, KvPrecision};
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
 use skald::http::{Access, App, HttpConfig};
-use skald::model::ModelSource;
 use skald::serving::{Serving, ServingSettings};
 use skald::session::postgres::Database;
 use skald::session::{SessionConfig, Sessions};

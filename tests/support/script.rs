@@ -11,7 +11,7 @@ use std::path::Path;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView, serialize};
-use skald::model::ModelSource;
+use skald::checkpoint::ModelSource;
 use skald::text::Tokenizer;
 
 const N_EMBD: usize = 64;

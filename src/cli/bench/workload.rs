@@ -117,7 +117,9 @@ mod tests {
     #[cfg(feature = "builtin-model")]
     #[test]
     fn words_are_tokens_of_the_built_in_model() {
-        let files = crate::model::ModelSource::Builtin.fetch(false).unwrap();
+        let files = crate::checkpoint::ModelSource::Builtin
+            .fetch(false)
+            .unwrap();
         for word in WORDS {
             for text in [word.to_owned(), format!(" {word}")] {
                 let ids = files.tokenizer.encode(&text, false).unwrap();

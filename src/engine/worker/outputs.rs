@@ -23,12 +23,10 @@ impl Worker {
         for &part in plan {
             self.scheduler.computed(part);
         }
-        let (n_embd, vocab_size) = {
-            let config = self.model.config();
-            (config.n_embd, config.vocab_size)
-        };
+        let spec = self.model.spec();
+        let (hidden_width, vocab_size) = (spec.hidden_width, spec.vocab_size);
         let pooled = with_values(&outputs.hidden, |hidden| {
-            pool_all(plan, &mut self.active, hidden, n_embd);
+            pool_all(plan, &mut self.active, hidden, hidden_width);
         });
         let mut rows = self.rows(plan, batch);
         let pool = self.model.pool();

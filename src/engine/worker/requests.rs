@@ -23,13 +23,13 @@ impl Worker {
             let _ = verdict.send(Err(refusal));
             return;
         }
-        let config = self.model.config();
+        let spec = self.model.spec();
         let max_tokens = request.stop.max_tokens;
         let tokens = [&request.history[..], &request.prompt].concat();
-        let mut active = Active::new(request, clients, place, &tokens, config);
+        let mut active = Active::new(request, clients, place, &tokens, spec);
         let root = self.root(active.request.tenant);
         let keep = active.request.keep_kv && self.config.evicted.is_some();
-        let sequence = Sequence::new(id, tokens, config.n_positions, active.reuses_cache());
+        let sequence = Sequence::new(id, tokens, spec.context_length, active.reuses_cache());
         let sequence = sequence.with_root(root).with_keep(keep);
         let (share, priority) = (active.request.share, active.request.priority);
         let mut sequence = sequence.with_share(share, priority);
@@ -43,13 +43,13 @@ impl Worker {
     /// Checks that the request could run if it were alone.
     fn check_fit(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
         self.check_width(request)?;
-        let n_positions = self.model.config().n_positions;
+        let context_length = self.model.spec().context_length;
         let total = request.history.len() + request.prompt.len();
         let max_tokens = request.stop.max_tokens;
-        let longest = if total + max_tokens > n_positions {
-            n_positions
+        let longest = if total + max_tokens > context_length {
+            context_length
         } else {
-            total - context_start(total, n_positions) + max_tokens
+            total - context_start(total, context_length) + max_tokens
         };
         let needed = blocks_needed(request, total, longest);
         let available = self.scheduler.blocks().capacity();

@@ -218,7 +218,7 @@ impl EmbeddingsRequest {
         scope: &Scope,
     ) -> Result<Vec<GenerateRequest>, ApiError> {
         check_model(self.model.as_deref(), serving)?;
-        check_dimensions(self.dimensions, serving.info.n_embd)?;
+        check_dimensions(self.dimensions, serving.info.spec.hidden_width)?;
         let priority = scope.priority(self.priority)?;
         let limits = &serving.limits;
         let is_list = matches!(self.input, Prompt::Texts(_) | Prompt::TokenLists(_));

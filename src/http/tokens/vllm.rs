@@ -63,7 +63,7 @@ pub(super) async fn count(
     };
     Ok(Counted {
         tokens,
-        max_model_len: serving.info.n_positions,
+        max_model_len: serving.info.spec.context_length,
         names: body
             .return_token_strs
             .unwrap_or(false)

@@ -26,7 +26,7 @@ fn traced(collector: &Collector, flags: &[&str]) -> Process {
 /// A request with this id.
 fn post(server: &Process, id: &str, path: &str, body: &Value) -> RequestBuilder {
     let address = server.address().expect("it is ready");
-    support::client()
+    crate::support::client()
         .post(format!("{address}{path}"))
         .header("x-request-id", id)
         .body(body.to_string())

@@ -9,9 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::config::{ConfigError, Gpt2Config, JsonError};
 use super::generation_config::GenerationConfig;
+use super::gpt2_config::{ConfigError, Gpt2Config};
 use super::hub::{self, HubError};
+use super::json::JsonError;
 use super::layout::{
     CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Layout, MERGES, TOKENIZER, TOKENIZER_CONFIG,
     TokenizerFiles, VOCAB,

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::config::{JsonError, from_json};
+use super::json::{JsonError, from_json};
 
 /// The fields of `tokenizer_config.json` that Skald honours; all others are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_path_to_error::Track;
 
-use super::config::{JsonError, TokenIds, from_json};
+use super::json::{JsonError, TokenIds, from_json};
 use crate::request::{SamplingDefaults, short};
 
 /// The fields of `generation_config.json` that Skald honours; all others are ignored.

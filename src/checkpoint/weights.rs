@@ -17,8 +17,8 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 pub use self::error::WeightsError;
-use super::config::Gpt2Config;
 use super::finite::{NotFinite, first_not_finite};
+use super::gpt2_config::Gpt2Config;
 use crate::regular_file;
 
 /// The largest `model.safetensors.index.json`, in bytes.

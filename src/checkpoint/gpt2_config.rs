@@ -1,7 +1,8 @@
-//! GPT-2's shape, from `config.json` in the Hugging Face layout.
+//! The shape of a GPT-2 model, from `config.json` in the Hugging Face layout.
 
 use serde::Deserialize;
-use serde_path_to_error::Track;
+
+use super::json::{JsonError, TokenIds, from_json};
 
 /// The largest size, number of layers or vocabulary.
 const LARGEST: usize = 1 << 24;
@@ -31,21 +32,6 @@ pub enum ConfigError {
     },
 }
 
-/// What serde found in a JSON file, with the path to the field.
-pub type JsonError = serde_path_to_error::Error<serde_json::Error>;
-
-/// Reads a JSON file's content.
-///
-/// # Errors
-/// If it is not JSON, or not of this form.
-pub(super) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json)?;
-    json.end()
-        .map_err(|error| JsonError::new(Track::new().path(), error))?;
-    Ok(value)
-}
-
 /// The shape of a GPT-2 model. Field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpt2Config {
@@ -67,23 +53,6 @@ pub struct Gpt2Config {
     pub end_of_text: Vec<u32>,
     /// Whether the output projection is `wte`, unless the checkpoint has a `lm_head.weight`.
     pub tie_word_embeddings: bool,
-}
-
-/// One id, or several.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(super) enum TokenIds {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl TokenIds {
-    pub(super) fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
 }
 
 fn default_epsilon() -> f64 {

@@ -1,0 +1,30 @@
+//! Checkpoints: where a model comes from, the files it consists of, and their content.
+//!
+//! Reads and checks; never computes with the weights. Knows no engine, request or session.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`source`] | `--model`: built-in, a directory or a hub id; the files of a model |
+//! | [`hub`] | fetches a model from the hub into the shared cache |
+//! | `layout` | the files of the Hugging Face layout |
+//! | [`gpt2_config`] | `config.json`: the shape |
+//! | [`generation_config`] | `generation_config.json`: sampling defaults |
+//! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
+//! | [`json`] | JSON files with errors that name the field |
+//! | [`weights`], `finite` | safetensors files, memory-mapped |
+
+mod finite;
+pub mod generation_config;
+pub mod gpt2_config;
+pub mod hub;
+pub mod json;
+mod layout;
+pub mod source;
+pub mod tokenizer_config;
+pub mod weights;
+
+pub use generation_config::GenerationConfig;
+pub use gpt2_config::Gpt2Config;
+pub use source::{ModelFiles, ModelSource};
+pub use tokenizer_config::TokenizerConfig;
+pub use weights::Checkpoint;
