@@ -99,6 +99,7 @@ mod tests {
         let other = config(r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert_eq!(other.chat_template(), None);
         assert_eq!(config("{}").chat_template(), None);
-        assert!(TokenizerConfig::from_json(br#"{"chat_template": 3}"#).is_err());
+        let wrong = TokenizerConfig::from_json(br#"{"chat_template": 3}"#).unwrap_err();
+        assert_eq!(wrong.path().to_string(), "chat_template");
     }
 }

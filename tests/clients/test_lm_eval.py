@@ -60,7 +60,7 @@ def test_loglikelihoods_are_those_of_the_reference(lm, reference):
     results = lm.loglikelihood(asked("loglikelihood", *requests), disable_tqdm=True)
     for case, (logprob, _) in zip(reference, results, strict=True):
         expected = sum(case["prompt_logprobs"][1:])
-        assert logprob == pytest.approx(expected, abs=1e-3 * (len(case["ids"]) - 1)), case["prompt"]
+        assert logprob == pytest.approx(expected, abs=4e-4 * (len(case["ids"]) - 1)), case["prompt"]
 
 
 def test_the_greedy_text_is_known_as_such(lm, reference):
@@ -78,7 +78,7 @@ def test_rolling_loglikelihoods_begin_with_the_end_of_text(lm, reference):
     texts = [(case["prompt"],) for case in reference[:5]]
     rolling = lm.loglikelihood_rolling(asked("loglikelihood_rolling", *texts), disable_tqdm=True)
     plain = lm.loglikelihood(asked("loglikelihood", *[("", text) for (text,) in texts]), disable_tqdm=True)
-    assert rolling == pytest.approx([logprob for logprob, _ in plain], abs=1e-3)
+    assert rolling == pytest.approx([logprob for logprob, _ in plain], abs=4e-4)
     assert all(total < 0 for total in rolling)
 
 

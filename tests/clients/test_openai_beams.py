@@ -35,7 +35,7 @@ def test_beams_are_those_of_the_reference(create, reference):
         assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
         for choice, beam in zip(answer.choices, expected, strict=True):
             logprobs = choice.logprobs.token_logprobs
-            assert sum(logprobs) / len(logprobs) == pytest.approx(beam["score"], abs=2e-3), case["prompt"]
+            assert sum(logprobs) / len(logprobs) == pytest.approx(beam["score"], abs=4e-4), case["prompt"]
         best = create(None, prompt=expected[0]["ids"], max_tokens=0, echo=True)
         assert answer.choices[0].text == best.choices[0].text
 
@@ -55,7 +55,7 @@ def test_prompt_logprobs_are_those_of_the_reference(create, reference):
         reported = answer.choices[0].prompt_logprobs
         assert reported[0] is None
         for token, place, expected in zip(case["ids"][1:], reported[1:], case["prompt_logprobs"][1:], strict=True):
-            assert place[str(token)]["logprob"] == pytest.approx(expected, abs=1e-3)
+            assert place[str(token)]["logprob"] == pytest.approx(expected, abs=4e-4)
             assert place[str(token)]["rank"] >= 1
             assert len(place) in (1, 2)
 

@@ -155,7 +155,10 @@ fn an_embedding_is_asked_for_within_the_window_and_draws_nothing() {
         element.message,
         "`input[7]` has 1025 tokens; the model's context is 1024 tokens"
     );
-    assert!(limits().admit(embedding(&[])).is_err());
+    let empty = limits()
+        .admit(embedding(&[]))
+        .expect_err("nothing to embed");
+    assert_eq!(empty.message, "`input` must not be empty");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn a_request_with_nothing_to_draw_fails_alone() {
     let expected = run(&engine, good.clone()).await;
     let bad = engine.submit(admit(bad)).await.expect("accepted");
     let (bad, good) = tokio::join!(finish(bad), run(&engine, good));
-    assert!(bad.is_err());
+    assert_eq!(bad.err(), Some(GenerateError::NotFinite));
     assert_eq!(good.tokens, expected.tokens);
 }
 

@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use skald::engine::{EngineConfig, EngineHandle, EvictedBlock, PrefixId, TokenEvent};
+use skald::engine::{
+    EngineConfig, EngineHandle, EvictedBlock, GenerateError, PrefixId, TokenEvent,
+};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::request::{RequestDraft, RequestId, Tenant};
@@ -367,7 +369,7 @@ async fn at_the_end_what_is_worth_keeping_is_given_away_the_last_used_first() {
         .collect();
     assert_eq!(known, expected);
     let gone = engine.resident_tokens(Tenant::ANONYMOUS, old).await;
-    assert!(gone.is_err());
+    assert_eq!(gone, Err(GenerateError::EngineGone));
 }
 
 #[tokio::test]

@@ -53,7 +53,8 @@ async fn the_prefill_is_the_prompt_with_the_references_logprobs() {
             match expected.as_f64() {
                 None => assert_eq!(token["logprob"], Value::Null),
                 Some(expected) => {
-                    assert!((token["logprob"].as_f64().unwrap() - expected).abs() < 1e-3);
+                    // The logits of two f32 implementations are within 2e-4.
+                    assert!((token["logprob"].as_f64().unwrap() - expected).abs() < 4e-4);
                 }
             }
         }

@@ -169,7 +169,7 @@ async fn a_stream_that_nothing_is_taken_of_is_ended_and_its_session_goes_on() {
         .await;
     // Nothing else goes on over the connections.
     over_2.closed().await;
-    assert!(over_1.read().await.is_err());
+    over_1.read().await.expect_err("its connection is closed");
     let caller = server.caller();
     let kept = caller.idle("http-1").await;
     assert!(kept["text"].as_str().unwrap().starts_with("On and on"));
@@ -200,7 +200,8 @@ async fn the_other_streams_of_its_connection_go_on() {
     }
     let data = read.data().await.expect("it goes on").expect("it goes on");
     assert!(!data.is_empty());
-    assert!(read_stream(unread).await.is_err(), "its stream is reset");
+    let reset = read_stream(unread).await.expect_err("its stream is reset");
+    assert!(reset.is_reset(), "{reset}");
 }
 
 /// An answer that does not stream, too large for the buffers between.

@@ -159,12 +159,19 @@ impl Process {
         std::fs::read_to_string(self.log.path()).expect("the log")
     }
 
-    /// Waits until a line with this message was logged.
+    /// Waits until a line with this message is in the log, and returns the last one.
     #[track_caller]
     pub fn until_logged(&self, message: &str) -> Value {
+        self.until_logged_where(message, |_| true)
+    }
+
+    /// Waits until a line with this message that `is_wanted` is in the log: what a request logs can be
+    /// written after its answer has arrived.
+    #[track_caller]
+    pub fn until_logged_where(&self, message: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(line) = self.logged(message).pop() {
+            if let Some(line) = self.logged(message).into_iter().rfind(&is_wanted) {
                 return line;
             }
             assert!(Instant::now() < deadline, "no {message:?}:\n{}", self.log());

@@ -69,9 +69,7 @@ async fn spans_arrive_once_the_collector_is_there() {
     let address = free_port();
     let endpoint = format!("http://{address}");
     let mut server = Process::start_in(&[AT_ONCE], &["--otlp-endpoint", &endpoint]);
-    while server.logged("trace export failing").is_empty() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    server.until_logged("trace export failing");
     let collector = Collector::at(address);
     is_answered(&server, "found").await;
     let (_, stages) = collector.request("found");
@@ -99,9 +97,9 @@ async fn a_collector_that_hangs_holds_up_neither_requests_nor_the_stop() {
     for _ in 0..QUEUE {
         assert_eq!(caller.get("/v1/models").await.status, 200);
     }
-    let warnings = server.logged("trace export failing");
-    assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    assert_eq!(warnings[0]["reason"], "the queue is full");
+    let warning = server.until_logged("trace export failing");
+    assert_eq!(warning["reason"], "the queue is full");
+    assert_eq!(server.logged("trace export failing").len(), 1);
     server.terminate();
     server.ended_within(STOP);
     let undelivered = server.logged("last trace spans not delivered");

@@ -34,14 +34,10 @@ fn are_ordered(request: &Span, stages: &[Span]) {
     }
 }
 
-/// The lines of a request in the log, which all have its name and its trace.
+/// The trace that a request's line in the log names.
 #[track_caller]
 fn trace_in_log(server: &Process, id: &str, message: &str) -> Value {
-    let lines = server.logged(message);
-    let mut lines = lines.iter().filter(|line| line["span"]["id"] == id);
-    let line = lines.next().unwrap_or_else(|| {
-        panic!("no {message:?} of {id}:\n{}", server.log());
-    });
+    let line = server.until_logged_where(message, |line| line["span"]["id"] == id);
     line["span"]["trace_id"].clone()
 }
 
