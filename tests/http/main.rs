@@ -12,6 +12,7 @@ mod access;
 mod beam;
 mod bounds;
 mod chat;
+mod completions_and_chat;
 mod connections;
 mod contract;
 mod embeddings;

@@ -100,34 +100,6 @@ async fn a_stream_is_the_same_text_and_ends_with_done() {
 }
 
 #[tokio::test]
-async fn usage_comes_last_in_a_stream_that_asks_for_it() {
-    let body = json!({
-        "prompt": "Hans", "max_tokens": 6, "temperature": 0, "stream": true,
-        "stream_options": {"include_usage": true},
-    });
-    let events = SERVER.stream(PATH, body).await;
-    let (last, earlier) = events.data.split_last().unwrap();
-    assert_eq!(last["choices"], json!([]));
-    assert_eq!(last["usage"]["completion_tokens"], 6);
-    assert_eq!(last["usage"]["prompt_tokens"], SERVER.ids("Hans").len());
-    for event in earlier {
-        assert_eq!(event.get("usage"), Some(&Value::Null));
-    }
-    assert!(events.done);
-}
-
-#[tokio::test]
-async fn headers_keep_proxies_from_buffering_a_stream() {
-    let body = json!({"prompt": "Hans", "max_tokens": 1, "stream": true});
-    let response = SERVER.send(PATH, body.to_string()).await;
-    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
-    assert!(header("content-type").starts_with("text/event-stream"));
-    assert_eq!(header("cache-control"), "no-cache");
-    assert_eq!(header("x-accel-buffering"), "no");
-    assert!(!header("x-request-id").is_empty());
-}
-
-#[tokio::test]
 async fn all_forms_of_a_prompt_give_what_each_gives_alone() {
     let (a, b) = ("The wolf", "A golden apple");
     let alone_a = complete(greedy(a, 4)).await;
@@ -158,27 +130,6 @@ async fn an_empty_prompt_is_the_end_of_text_token() {
     assert_eq!(empty["usage"]["prompt_tokens"], 1);
     assert_eq!(text(&empty, 0), text(&explicit, 0));
     assert_eq!(text(&empty, 0), text(&absent, 0));
-}
-
-#[tokio::test]
-async fn choice_i_is_drawn_with_seed_plus_i() {
-    let body = json!({"prompt": "Far away", "max_tokens": 6, "n": 3, "seed": 40});
-    let three = complete(body.clone()).await;
-    for i in 0..3 {
-        assert_eq!(three["choices"][i]["index"], i);
-        assert_eq!(three["choices"][i]["seed"], 40 + i);
-        let solo = json!({"prompt": "Far away", "max_tokens": 6, "seed": 40 + i});
-        assert_eq!(text(&three, i), text(&complete(solo).await, 0));
-    }
-    // Streamed: interleaved, told apart by index.
-    let events = SERVER
-        .stream(PATH, with(body, json!({"stream": true})))
-        .await;
-    for i in 0..3 {
-        assert_eq!(events.text_of(i), text(&three, i));
-        assert_eq!(events.finish_reason(i).len(), 1);
-    }
-    assert!(events.done);
 }
 
 #[tokio::test]
@@ -332,32 +283,6 @@ async fn logit_bias_forces_and_forbids_tokens() {
         json!({"logit_bias": {first.to_string(): -100}}),
     );
     assert_ne!(text(&complete(forbidden).await, 0), text(&plain, 0));
-}
-
-#[tokio::test]
-async fn stop_strings_are_not_part_of_the_text() {
-    let whole = complete(greedy("Once upon a time", 24)).await;
-    let whole = text(&whole, 0);
-    // A stop string that is no token of its own: from the middle of one into the next.
-    let stop: String = whole.chars().skip(10).take(5).collect();
-    let expected = whole.split(&stop).next().unwrap();
-    let body = with(
-        greedy("Once upon a time", 24),
-        json!({"stop": [stop, "\u{1}"]}),
-    );
-    let stopped = complete(body.clone()).await;
-    assert_eq!(text(&stopped, 0), expected);
-    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
-    let used = stopped["usage"]["completion_tokens"].as_u64().unwrap();
-    assert!(used < 24, "generation ended with the stop string");
-    let events = SERVER
-        .stream(PATH, with(body, json!({"stream": true})))
-        .await;
-    assert_eq!(events.text_of(0), expected);
-    assert_eq!(events.finish_reason(0), ["stop"]);
-    // An empty list is none.
-    let none = complete(with(greedy("Once upon a time", 24), json!({"stop": []}))).await;
-    assert_eq!(text(&none, 0), whole);
 }
 
 #[tokio::test]

@@ -8,79 +8,129 @@ use serde_json::{Value, json};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
-/// Wrong fields of a completion: the fields, the error's `param`, parts of its message.
-const OPENAI: &str = r#"
-{"model": 3}                                   | model               | `model` | 3 | string
-{"prompt": 3}                                  | prompt              | `prompt` | 3 | string
-{"prompt": []}                                 | prompt              | `prompt` | at least one
-{"prompt": [[]]}                               | prompt              | `prompt` | empty
-{"prompt": ["a", 1]}                           | prompt              | `prompt | mixes
-{"prompt": [8192]}                             | prompt              | `prompt` | 8192 | 8191
-{"prompt": [-1]}                               | prompt[0]           | `prompt[0]` | -1 | token id
-{"max_tokens": -1}                             | max_tokens          | `max_tokens` | -1 | 0
-{"max_tokens": 1.5}                            | max_tokens          | `max_tokens` | 1.5 | integer
-{"max_tokens": "9"}                            | max_tokens          | `max_tokens` | "9" | integer
-{"max_tokens": 1e30}                           | max_tokens          | `max_tokens` | integer
-{"max_tokens": 99999999}                       | max_tokens          | `max_tokens` | 99999999 | 1048576
-{"temperature": 2.1}                           | temperature         | `temperature` | 2.1 | 0 to 2
-{"temperature": -0.1}                          | temperature         | `temperature` | -0.1 | 0 to 2
-{"temperature": "hot"}                         | temperature         | `temperature` | "hot" | a number
-{"top_p": 0}                                   | top_p               | `top_p` | above 0 | got 0
-{"top_p": 1.01}                                | top_p               | `top_p` | 1.01 | at most 1
-{"n": 0}                                       | n                   | `n` | got 0 | 1 to 128
-{"n": 129}                                     | n                   | `n` | 129 | 1 to 128
-{"best_of": 21}                                | best_of             | `best_of` | 21 | 20
-{"n": 3, "best_of": 2}                         | best_of             | `best_of` | got 2 | `n` (3)
-{"best_of": 2, "stream": true}                 | best_of             | `best_of` | stream
-{"prompt": ["a", "b"], "n": 65}                | n                   | 130 | 128
-{"stream": "yes"}                              | stream              | `stream` | "yes" | boolean
-{"stream_options": {"include_usage": true}}    | stream_options      | `stream_options` | stream
-{"stream": true, "stream_options": [true]}     | stream_options      | `stream_options` | object
+/// Wrong fields of completions and of chat completions: the fields, the error's `param`, parts of its
+/// message.
+const COMPLETIONS_AND_CHAT: &str = r#"
+{"model": 3}                                             | model                    | `model` | 3 | string
+{"max_tokens": -1}                                       | max_tokens               | `max_tokens` | -1 | 0
+{"max_tokens": 1.5}                                      | max_tokens               | `max_tokens` | 1.5 | integer
+{"max_tokens": "9"}                                      | max_tokens               | `max_tokens` | "9" | integer
+{"max_tokens": 1e30}                                     | max_tokens               | `max_tokens` | integer
+{"max_tokens": 99999999}                                 | max_tokens               | `max_tokens` | 99999999 | 1048576
+{"temperature": 2.1}                                     | temperature              | `temperature` | 2.1 | 0 to 2
+{"temperature": -0.1}                                    | temperature              | `temperature` | -0.1 | 0 to 2
+{"temperature": "hot"}                                   | temperature              | `temperature` | "hot" | a number
+{"top_p": 0}                                             | top_p                    | `top_p` | above 0 | got 0
+{"top_p": 1.01}                                          | top_p                    | `top_p` | 1.01 | at most 1
+{"n": 0}                                                 | n                        | `n` | got 0 | 1 to 128
+{"n": 129}                                               | n                        | `n` | 129 | 1 to 128
+{"stream": "yes"}                                        | stream                   | `stream` | "yes" | boolean
+{"stream_options": {"include_usage": true}}              | stream_options           | `stream_options` | stream
+{"stream": true, "stream_options": [true]}               | stream_options           | `stream_options` | object
 {"stream": true, "stream_options": {"include_usage": 1}} | stream_options.include_usage | 1 | boolean
-{"logprobs": 21}                               | logprobs            | `logprobs` | 21 | 0 to 20
-{"logprobs": -1}                               | logprobs            | `logprobs` | -1 | 0 to 20
-{"logprobs": true}                             | logprobs            | `logprobs` | true | integer
-{"prompt_logprobs": 21}                        | prompt_logprobs     | `prompt_logprobs` | 21 | 0 to 20
-{"prompt_logprobs": -1}                        | prompt_logprobs     | `prompt_logprobs` | -1 | 0 to 20
-{"prompt_logprobs": true}                      | prompt_logprobs     | `prompt_logprobs` | true | integer
-{"truncate_prompt_tokens": 0}                  | truncate_prompt_tokens | `truncate_prompt_tokens` | got 0 | 1
-{"truncate_prompt_tokens": -2}                 | truncate_prompt_tokens | `truncate_prompt_tokens` | -2 | 1
-{"truncate_prompt_tokens": "all"}              | truncate_prompt_tokens | `truncate_prompt_tokens` | "all" | integer
-{"echo": 1}                                    | echo                | `echo` | 1 | boolean
-{"stop": 3}                                    | stop                | `stop` | 3 | string
-{"stop": ""}                                   | stop                | `stop` | empty
-{"stop": ["a", 3]}                             | stop[1]             | `stop[1]` | 3 | string
-{"presence_penalty": 2.5}                      | presence_penalty    | `presence_penalty` | 2.5 | -2 to 2
-{"frequency_penalty": -3}                      | frequency_penalty   | `frequency_penalty` | -3 | -2 to 2
-{"logit_bias": {"5": 101}}                     | logit_bias.5        | `logit_bias.5` | 101 | -100 to 100
-{"logit_bias": {"5": "x"}}                     | logit_bias.5        | `logit_bias.5` | "x" | a number
-{"logit_bias": {"five": 1}}                    | logit_bias          | `logit_bias` | "five" | token id
-{"logit_bias": {"8192": 1}}                    | logit_bias          | `logit_bias` | 8192 | 8191
-{"logit_bias": 3}                              | logit_bias          | `logit_bias` | 3 | map
-{"seed": 9223372036854775808}                  | seed                | `seed` | 9223372036854775808 | integer
-{"seed": 1.5}                                  | seed                | `seed` | 1.5 | integer
-{"suffix": "end"}                              | suffix              | `suffix` | "end" | not supported
-{"user": 7}                                    | user                | `user` | 7 | string
-{"top_k": -2}                                  | top_k               | `top_k` | -2
-{"min_p": 1.5}                                 | min_p               | `min_p` | 1.5 | 0 to 1
-{"typical_p": 0}                               | typical_p           | `typical_p` | above 0
-{"repetition_penalty": 0}                      | repetition_penalty  | `repetition_penalty` | above 0
-{"repetition_penalty": 101}                    | repetition_penalty  | `repetition_penalty` | 101 | 100
-{"max_tokens": 3, "min_tokens": 4}             | min_tokens          | `min_tokens` | got 4 | `max_tokens` (3)
-{"min_tokens": -1}                             | min_tokens          | `min_tokens` | -1
-{"ignore_eos": "no"}                           | ignore_eos          | `ignore_eos` | "no" | boolean
-{"stop_token_ids": [8192]}                     | stop_token_ids      | `stop_token_ids` | 8192 | 8191
-{"stop_token_ids": [-1]}                       | stop_token_ids[0]   | `stop_token_ids[0]` | -1 | integer
-{"session_id": "a b"}                          | session_id          | `session_id` | a b | A-Z
-{"session_id": "s", "n": 2}                    | n                   | session | 2
-{"session_id": "s", "prompt": ["a", "b"]}      | prompt              | session | 2
-{"response_format": {"type": "json"}}          | response_format.type | `response_format.type` | "json" | "json_object"
-{"response_format": {}}                        | response_format     | missing field `type`
-{"guided_regex": ["a"]}                        | guided_regex        | `guided_regex` | string
-{"guided_choice": [1]}                         | guided_choice[0]    | `guided_choice[0]` | 1 | string
-{"structured_outputs": {"json": {}, "regex": "a"}} | structured_outputs.regex | `structured_outputs.json`
-{"overflow": "wrap"}                           | overflow            | `overflow` | `wrap` | `slide`
-{"overflow": 1}                                | overflow            | `overflow` | 1 | string
+{"truncate_prompt_tokens": 0}                            | truncate_prompt_tokens   | `truncate_prompt_tokens` | got 0 | 1
+{"truncate_prompt_tokens": -2}                           | truncate_prompt_tokens   | `truncate_prompt_tokens` | -2 | 1
+{"truncate_prompt_tokens": "all"}                        | truncate_prompt_tokens   | `truncate_prompt_tokens` | "all" | integer
+{"stop": 3}                                              | stop                     | `stop` | 3 | string
+{"stop": ""}                                             | stop                     | `stop` | empty
+{"stop": ["a", 3]}                                       | stop[1]                  | `stop[1]` | 3 | string
+{"presence_penalty": 2.5}                                | presence_penalty         | `presence_penalty` | 2.5 | -2 to 2
+{"frequency_penalty": -3}                                | frequency_penalty        | `frequency_penalty` | -3 | -2 to 2
+{"logit_bias": {"5": 101}}                               | logit_bias.5             | `logit_bias.5` | 101 | -100 to 100
+{"logit_bias": {"5": "x"}}                               | logit_bias.5             | `logit_bias.5` | "x" | a number
+{"logit_bias": {"five": 1}}                              | logit_bias               | `logit_bias` | "five" | token id
+{"logit_bias": {"8192": 1}}                              | logit_bias               | `logit_bias` | 8192 | 8191
+{"logit_bias": 3}                                        | logit_bias               | `logit_bias` | 3 | map
+{"seed": 9223372036854775808}                            | seed                     | `seed` | 9223372036854775808 | integer
+{"seed": 1.5}                                            | seed                     | `seed` | 1.5 | integer
+{"user": 7}                                              | user                     | `user` | 7 | string
+{"top_k": -2}                                            | top_k                    | `top_k` | -2
+{"min_p": 1.5}                                           | min_p                    | `min_p` | 1.5 | 0 to 1
+{"typical_p": 0}                                         | typical_p                | `typical_p` | above 0
+{"repetition_penalty": 0}                                | repetition_penalty       | `repetition_penalty` | above 0
+{"repetition_penalty": 101}                              | repetition_penalty       | `repetition_penalty` | 101 | 100
+{"max_tokens": 3, "min_tokens": 4}                       | min_tokens               | `min_tokens` | got 4 | `max_tokens` (3)
+{"min_tokens": -1}                                       | min_tokens               | `min_tokens` | -1
+{"ignore_eos": "no"}                                     | ignore_eos               | `ignore_eos` | "no" | boolean
+{"stop_token_ids": [8192]}                               | stop_token_ids           | `stop_token_ids` | 8192 | 8191
+{"stop_token_ids": [-1]}                                 | stop_token_ids[0]        | `stop_token_ids[0]` | -1 | integer
+{"response_format": {"type": "json"}}                    | response_format.type     | `response_format.type` | "json" | "json_object"
+{"response_format": {}}                                  | response_format          | missing field `type`
+{"guided_regex": ["a"]}                                  | guided_regex             | `guided_regex` | string
+{"guided_choice": [1]}                                   | guided_choice[0]         | `guided_choice[0]` | 1 | string
+{"structured_outputs": {"json": {}, "regex": "a"}}       | structured_outputs.regex | `structured_outputs.json`
+{"overflow": "wrap"}                                     | overflow                 | `overflow` | `wrap` | `slide`
+{"overflow": 1}                                          | overflow                 | `overflow` | 1 | string
+{"stream": 1}                                            | stream                   | `stream` | 1 | boolean
+{"response_format": {"type": "xml"}}                     | response_format.type     | xml | json_schema
+{"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}} | response_format.json_schema.schema | strin
+{"guided_regex": "("}                                    | guided_regex             | `guided_regex`
+{"guided_regex": "a", "guided_choice": ["b"]}            | guided_choice            | `guided_regex`
+{"response_format": "json"}                              | response_format          | `response_format` | object
+"#;
+
+/// Wrong fields of a completion alone, in the same columns.
+const COMPLETIONS: &str = r#"
+{"prompt": 3}                             | prompt          | `prompt` | 3 | string
+{"prompt": []}                            | prompt          | `prompt` | at least one
+{"prompt": [[]]}                          | prompt          | `prompt` | empty
+{"prompt": ["a", 1]}                      | prompt          | `prompt | mixes
+{"prompt": [8192]}                        | prompt          | `prompt` | 8192 | 8191
+{"prompt": [-1]}                          | prompt[0]       | `prompt[0]` | -1 | token id
+{"best_of": 21}                           | best_of         | `best_of` | 21 | 20
+{"n": 3, "best_of": 2}                    | best_of         | `best_of` | got 2 | `n` (3)
+{"best_of": 2, "stream": true}            | best_of         | `best_of` | stream
+{"prompt": ["a", "b"], "n": 65}           | n               | 130 | 128
+{"logprobs": 21}                          | logprobs        | `logprobs` | 21 | 0 to 20
+{"logprobs": -1}                          | logprobs        | `logprobs` | -1 | 0 to 20
+{"logprobs": true}                        | logprobs        | `logprobs` | true | integer
+{"prompt_logprobs": 21}                   | prompt_logprobs | `prompt_logprobs` | 21 | 0 to 20
+{"prompt_logprobs": -1}                   | prompt_logprobs | `prompt_logprobs` | -1 | 0 to 20
+{"prompt_logprobs": true}                 | prompt_logprobs | `prompt_logprobs` | true | integer
+{"echo": 1}                               | echo            | `echo` | 1 | boolean
+{"suffix": "end"}                         | suffix          | `suffix` | "end" | not supported
+{"session_id": "a b"}                     | session_id      | `session_id` | a b | A-Z
+{"session_id": "s", "n": 2}               | n               | session | 2
+{"session_id": "s", "prompt": ["a", "b"]} | prompt          | session | 2
+"#;
+
+/// Wrong fields of a chat completion alone, in the same columns.
+const CHAT: &str = r#"
+{"messages": null}                                      | messages                 | `messages` | at least one
+{"messages": []}                                        | messages                 | `messages` | at least one
+{"messages": "Hi"}                                      | messages                 | `messages` | "Hi" | sequence
+{"messages": ["Hi"]}                                    | messages[0]              | `messages[0]` | "Hi" | object
+{"messages": [["user", "Hi"]]}                          | messages[0]              | `messages[0]` | object
+{"messages": [{"content": "Hi"}]}                       | messages[0]              | role
+{"messages": [{"role": "wizard", "content": "Hi"}]}     | messages[0].role         | `messages[0].role` | wizard | assistant
+{"messages": [{"role": 1, "content": "Hi"}]}            | messages[0].role         | `messages[0].role` | 1 | string
+{"messages": [{"role": "user"}]}                        | messages[0].content      | `messages[0].content` | missing
+{"messages": [{"role": "assistant", "content": null}]}  | messages[0].content      | `messages[0].content` | missing
+{"messages": [{"role": "user", "content": 3}]}          | messages[0].content      | `messages[0].content` | 3 | a string or a list of parts
+{"messages": [{"role": "user", "content": []}]}         | messages[0].content      | `messages[0].content` | at least one
+{"messages": [{"role": "user", "content": ["Hi"]}]}     | messages[0].content[0]   | `messages[0].content[0]` | "Hi" | object
+{"messages": [{"role": "user", "content": [{"text": "Hi"}]}]} | messages[0].content[0]   | type
+{"messages": [{"role": "user", "content": [{"type": "text"}]}]} | messages[0].content[0].text | missing
+{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}]}]} | messages[1].content[1].type | "image_url" | "text"
+{"messages": [{"role": "user", "content": "Hi", "name": 3}]} | messages[0].name         | `messages[0].name` | 3 | string
+{"messages": [{"role": "tool", "content": "42", "tool_call_id": "a"}]} | messages                 | tools
+{"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]} | messages                 | tools
+{"max_completion_tokens": -1}                           | max_completion_tokens    | `max_completion_tokens` | -1 | 0
+{"max_completion_tokens": 99999999}                     | max_completion_tokens    | `max_completion_tokens` | 99999999 | 1048576
+{"max_completion_tokens": null, "max_tokens": 99999999} | max_tokens               | `max_tokens` | 99999999 | 1048576
+{"max_completion_tokens": 5, "max_tokens": 6}           | max_tokens               | `max_tokens` | 5 | 6
+{"logprobs": 1}                                         | logprobs                 | `logprobs` | 1 | boolean
+{"top_logprobs": 2}                                     | top_logprobs             | `top_logprobs` | `logprobs: true`
+{"logprobs": true, "top_logprobs": 21}                  | top_logprobs             | `top_logprobs` | 21 | 0 to 20
+{"tools": [{"type": "function"}]}                       | tools                    | `tools` | not supported
+{"tools": 3}                                            | tools                    | `tools` | 3
+{"functions": [{"name": "f"}]}                          | functions                | `functions` | not supported
+{"tool_choice": "required"}                             | tool_choice              | `tool_choice` | required | not supported
+{"tool_choice": {"type": "function"}}                   | tool_choice              | `tool_choice` | not supported
+{"add_generation_prompt": "no"}                         | add_generation_prompt    | `add_generation_prompt` | "no" | boolean
+{"add_generation_prompt": true, "continue_final_message": true} | continue_final_message   | `continue_final_message | `add_generation_prompt
+{"session_id": "s"}                                     | session_id               | `session_id` | "s" | not supported
+{"max_completion_tokens": 12, "min_tokens": 13}         | min_tokens               | `min_tokens` | got 13 | `max_completion_tokens` (12)
 "#;
 
 /// Wrong fields of a request for embeddings, in the same columns.
@@ -151,16 +201,27 @@ fn rows(table: &str) -> impl Iterator<Item = (Value, Vec<&str>)> {
 }
 
 #[tokio::test]
-async fn every_wrong_field_of_a_completion_is_refused() {
+async fn every_wrong_field_of_completions_and_chat_completions_is_refused() {
     let long = json!({"stop": ["x".repeat(1025)]});
     let many = json!({"stop": vec!["a"; 17]});
     let computed = [
         (long, vec!["stop", "`stop`", "1025", "1024"]),
         (many, vec!["stop", "`stop`", "17", "16"]),
     ];
-    for (fields, columns) in rows(OPENAI).chain(computed) {
-        let right = json!({"prompt": "A", "max_tokens": 4});
-        refused_under_v1("/v1/completions", right, &fields, &columns).await;
+    let shared: Vec<_> = rows(COMPLETIONS_AND_CHAT).chain(computed).collect();
+    let messages = json!([{"role": "user", "content": "A"}]);
+    for (path, right, own) in [
+        ("/v1/completions", json!({"prompt": "A"}), COMPLETIONS),
+        ("/v1/chat/completions", json!({"messages": messages}), CHAT),
+    ] {
+        for (fields, columns) in shared.iter().cloned().chain(rows(own)) {
+            refused_under_v1(path, right.clone(), &fields, &columns).await;
+        }
+        let mut other = right;
+        other["model"] = json!("gpt-4");
+        let unknown = SERVER.post(path, other).await;
+        assert_eq!(unknown.status, 404);
+        assert_eq!(unknown.body["error"]["code"], "model_not_found");
     }
 }
 
