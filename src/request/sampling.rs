@@ -15,7 +15,6 @@ use super::invalid::{InvalidRequest, in_range, short};
 /// model sets none and the endpoint's own default applies.
 // Requests, flags and the model's file all say the same of a field, so one description serves for all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Args, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
 #[schema(as = SamplingFacts)]
 pub struct SamplingOverrides {
     /// Whether tokens are sampled; false always takes the most likely token.
