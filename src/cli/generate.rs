@@ -10,7 +10,10 @@ use serde_json::json;
 use super::{Failure, runtime, write_out};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
-use crate::request::{GenerateRequest, Overflow, RequestDraft, RequestId, SamplingStyle, short};
+use crate::request::{
+    GenerateRequest, InvalidRequest, Overflow, RequestDraft, RequestId, SamplingOverrides,
+    SamplingStyle,
+};
 use crate::resources;
 use crate::serving::{Serving, ServingSettings};
 use crate::session::SessionConfig;
@@ -20,14 +23,15 @@ use crate::text::TextStream;
 /// Generate from one prompt in the terminal
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is not given comes from the model's generation_config.json, else greedy.\n\n\
+    after_help = "Sampling options that are left out come from the model's generation_config.json. Without one, \
+        the most likely token is always taken.\n\n\
         Examples:\n  \
         skald generate \"Once upon a time\"\n  \
         skald generate \"Once upon a time\" --temperature 0.8 --seed 7 --max-tokens 200\n  \
         echo -n \"The wolf said\" | skald generate - --json"
 )]
 pub struct Generate {
-    /// The prompt; `-` reads it from standard input
+    /// The prompt, or `-` to read it from standard input
     prompt: String,
     /// The model: `builtin`, a directory, or a hub id
     #[arg(long, env = "SKALD_MODEL", default_value = "builtin")]
@@ -38,7 +42,7 @@ pub struct Generate {
     /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
-    /// Whether the model's `generation_config.json` fills in what is not given
+    /// Whether the model's `generation_config.json` sets the defaults of sampling
     #[arg(
         long,
         env = "SKALD_GENERATION_CONFIG",
@@ -46,34 +50,21 @@ pub struct Generate {
         default_value = "auto"
     )]
     generation_config: GenerationDefaults,
-    /// Tokens to generate at most
+    /// Maximum tokens to generate
     #[arg(short = 'n', long, default_value = "100")]
     max_tokens: usize,
-    /// 0 always takes the most likely token
-    #[arg(long)]
-    temperature: Option<f32>,
-    /// Only the K most likely tokens
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// The most likely tokens that make up this probability
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Tokens at least this fraction as likely as the most likely one
-    #[arg(long, value_name = "P")]
-    min_p: Option<f32>,
-    /// Makes what was said already less likely; 1 is none
-    #[arg(long, value_name = "R")]
-    repetition_penalty: Option<f32>,
-    /// The same seed gives the same text
+    #[command(flatten)]
+    sampling: SamplingOverrides,
+    /// Seed of the random numbers; the same seed gives the same text [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// A text that ends the generation; may be given several times
+    /// A text that ends the generation; can be given repeatedly
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on past the model's window
+    /// Continue past the model's window
     #[arg(long)]
     slide: bool,
-    /// One JSON object at the end instead of a stream of text
+    /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
 }
@@ -118,38 +109,11 @@ impl Generate {
         if ids.is_empty() {
             ids.extend(serving.tokenizer.end_of_text());
         }
-        let limits = &serving.limits;
-        check(
-            "--temperature",
-            self.temperature,
-            |t| (0.0..=limits.max_temperature).contains(&f64::from(t)),
-            &format!("0 to {}", limits.max_temperature),
-        )?;
-        check(
-            "--top-p",
-            self.top_p,
-            |p| p > 0.0 && p <= 1.0,
-            "above 0, up to 1",
-        )?;
-        check(
-            "--min-p",
-            self.min_p,
-            |p| (0.0..=1.0).contains(&p),
-            "0 to 1",
-        )?;
-        check(
-            "--repetition-penalty",
-            self.repetition_penalty,
-            |r| r > 0.0 && f64::from(r) <= limits.max_repetition_penalty,
-            &format!("above 0, up to {}", limits.max_repetition_penalty),
-        )?;
         let draft = RequestDraft {
-            max_tokens_field: "--max-tokens",
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
+            sampling: SamplingOverrides {
+                max_new_tokens: Some(self.max_tokens),
+                ..self.sampling
+            },
             seed: self.seed,
             stop_strings: self.stop.clone(),
             overflow: if self.slide {
@@ -164,7 +128,7 @@ impl Generate {
                 SamplingStyle::Greedy,
             )
         };
-        Ok(limits.admit(draft)?)
+        Ok(serving.limits.admit(draft).map_err(as_flag)?)
     }
 
     async fn stream(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
@@ -218,16 +182,11 @@ impl Generate {
     }
 }
 
-fn check(
-    flag: &str,
-    value: Option<f32>,
-    allowed: impl Fn(f32) -> bool,
-    range: &str,
-) -> anyhow::Result<()> {
-    match value {
-        Some(value) if !allowed(value) => {
-            Err(anyhow!("{flag} must be {range}, got {}", short(value)))
-        }
-        _ => Ok(()),
-    }
+/// Calls the field of a refusal by its flag.
+fn as_flag(refusal: InvalidRequest) -> InvalidRequest {
+    let flag = match refusal.field.as_str() {
+        "prompt" => return refusal,
+        field => format!("--{}", field.replace('_', "-")),
+    };
+    refusal.renamed(flag)
 }

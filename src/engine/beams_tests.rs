@@ -46,7 +46,7 @@ impl Arrival {
 
     /// What a search with nothing beside it finds.
     fn expected(&self) -> Vec<Hypothesis> {
-        let stop = self.request().stop;
+        let stop = self.request().stop.clone();
         let search = BeamSearch::new(self.beams.unwrap(), stop, self.max_tokens, 0);
         run(search, |tokens| row(SALT, &[&self.prompt, tokens].concat()))
     }

@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::openai::reply::unix_seconds;
 use super::openapi::NativeLookupErrors;
 use crate::engine::EngineLimits;
-use crate::request::{Limits, SessionId};
+use crate::request::{Limits, SamplingOverrides, SessionId};
 use crate::serving::Serving;
 
 /// How the server is.
@@ -154,7 +154,7 @@ pub(super) struct Info {
     /// What requests may ask for.
     limits: LimitFacts,
     /// What a request that leaves sampling fields out gets.
-    sampling_defaults: SamplingFacts,
+    sampling_defaults: SamplingOverrides,
     /// What this build can do.
     features: Vec<&'static str>,
     /// The engine at this moment.
@@ -259,27 +259,6 @@ struct LimitFacts {
     body_timeout_seconds: f64,
 }
 
-/// The model's own defaults; null where it has none and the dialect's holds.
-#[derive(Debug, Serialize, ToSchema)]
-struct SamplingFacts {
-    /// Draw, or take the most likely token.
-    do_sample: Option<bool>,
-    /// Divides the logits.
-    temperature: Option<f32>,
-    /// Only the most likely so many.
-    top_k: Option<usize>,
-    /// Only the most likely that add up to this.
-    top_p: Option<f32>,
-    /// Only those at least this fraction as likely as the most likely.
-    min_p: Option<f32>,
-    /// Locally typical sampling.
-    typical_p: Option<f32>,
-    /// Penalty on tokens that were there before.
-    repetition_penalty: Option<f32>,
-    /// Tokens to generate at most.
-    max_new_tokens: Option<usize>,
-}
-
 /// The engine at this moment.
 #[derive(Debug, Serialize, ToSchema)]
 struct EngineFacts {
@@ -337,7 +316,7 @@ impl Info {
                 created: unix_seconds(info.created),
             },
             limits: LimitFacts::of(app, serving),
-            sampling_defaults: SamplingFacts::of(serving),
+            sampling_defaults: serving.limits.defaults,
             features: FEATURES.to_vec(),
             engine: EngineFacts::of(serving, sessions),
         }
@@ -424,22 +403,6 @@ impl LimitFacts {
             max_pending_bytes: config.max_pending.as_u64(),
             header_timeout_seconds: config.header_timeout.as_secs_f64(),
             body_timeout_seconds: config.body_timeout.as_secs_f64(),
-        }
-    }
-}
-
-impl SamplingFacts {
-    fn of(serving: &Serving) -> Self {
-        let defaults = &serving.limits.defaults;
-        Self {
-            do_sample: defaults.do_sample,
-            temperature: defaults.temperature,
-            top_k: defaults.top_k,
-            top_p: defaults.top_p,
-            min_p: defaults.min_p,
-            typical_p: defaults.typical_p,
-            repetition_penalty: defaults.repetition_penalty,
-            max_new_tokens: defaults.max_tokens,
         }
     }
 }

@@ -1,119 +1,90 @@
-//! A request as a dialect understood it.
+//! A request as its dialect read it, before [`Limits::admit`](super::Limits::admit).
 
-use super::{BeamParams, Deadline, LogprobsWanted, Output, Overflow, RequestId, Tenant};
+use super::{
+    BeamParams, Deadline, LogprobsWanted, Output, Overflow, RequestId, SamplingOverrides,
+    SamplingStyle, Tenant,
+};
 use crate::text::Grammar;
 
-/// How a dialect samples where neither the request nor the model's defaults say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SamplingStyle {
-    /// At temperature 1, as OpenAI.
-    Sample,
-    /// The most likely token, as TGI.
-    Greedy,
-}
-
-/// A request as a dialect understood it: ranges of single fields checked by the dialect, nothing
-/// filled in yet.
+/// A request as its dialect read it: each field checked against the dialect's own range, nothing filled
+/// in yet.
 #[derive(Debug, Clone)]
 pub struct RequestDraft {
-    /// Its name.
+    /// Name of the request.
     pub id: RequestId,
-    /// What the dialect calls the prompt, for messages.
+    /// The dialect's name of the prompt, for messages.
     pub prompt_field: &'static str,
-    /// What the dialect calls the number of tokens to generate, for messages.
+    /// The dialect's name of the number of tokens to generate, for messages.
     pub max_tokens_field: &'static str,
     /// How the dialect samples by default.
     pub style: SamplingStyle,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Tokens to generate at most.
-    pub max_tokens: usize,
-    /// Whether `max_tokens` was given by the request rather than by the dialect's default.
-    pub max_tokens_given: bool,
-    /// See [`StopConditions::min_tokens`].
+    /// The sampling fields that the request sets.
+    pub sampling: SamplingOverrides,
+    /// Maximum tokens to generate where neither the request nor the model sets one.
+    pub default_max_tokens: usize,
+    /// See [`StopConditions::min_tokens`](super::StopConditions::min_tokens).
     pub min_tokens: usize,
-    /// `Some(false)`: greedy, whatever the other fields say; `Some(true)`: sampled.
-    pub do_sample: Option<bool>,
-    /// See [`SamplingParams::temperature`].
-    pub temperature: Option<f32>,
-    /// See [`SamplingParams::top_k`].
-    pub top_k: Option<usize>,
-    /// See [`SamplingParams::top_p`].
-    pub top_p: Option<f32>,
-    /// See [`SamplingParams::min_p`].
-    pub min_p: Option<f32>,
-    /// See [`SamplingParams::typical_p`].
-    pub typical_p: Option<f32>,
-    /// See [`SamplingParams::repetition_penalty`].
-    pub repetition_penalty: Option<f32>,
-    /// See [`SamplingParams::presence_penalty`].
+    /// See [`SamplingParams::presence_penalty`](super::SamplingParams::presence_penalty).
     pub presence_penalty: f32,
-    /// See [`SamplingParams::frequency_penalty`].
+    /// See [`SamplingParams::frequency_penalty`](super::SamplingParams::frequency_penalty).
     pub frequency_penalty: f32,
-    /// See [`SamplingParams::logit_bias`].
+    /// See [`SamplingParams::logit_bias`](super::SamplingParams::logit_bias).
     pub logit_bias: Vec<(u32, f32)>,
-    /// Drawn at random where `None`.
+    /// Random where `None`.
     pub seed: Option<u64>,
-    /// See [`GenerateRequest::beams`].
+    /// See [`RequestFields::beams`](super::RequestFields::beams).
     pub beams: Option<BeamParams>,
-    /// See [`StopConditions::stop_tokens`].
+    /// See [`StopConditions::stop_tokens`](super::StopConditions::stop_tokens).
     pub stop_tokens: Vec<u32>,
-    /// See [`StopConditions::stop_strings`].
+    /// Texts that end the generation, given by the request.
     pub stop_strings: Vec<String>,
-    /// Go on after end-of-text.
+    /// Texts that end the generation, given by the chat template; not limited.
+    pub template_stops: Vec<String>,
+    /// Whether generation continues after an end-of-text token.
     pub ignore_end_of_text: bool,
-    /// Past the window.
+    /// What happens when the context reaches the model's window.
     pub overflow: Overflow,
-    /// Token ids of the session it continues; `None` if it is on none.
+    /// Token ids of the session that the request continues; `None` without a session.
     pub history: Option<Vec<u32>>,
-    /// Whose it is.
+    /// See [`RequestFields::tenant`](super::RequestFields::tenant).
     pub tenant: Tenant,
-    /// See [`GenerateRequest::share`](super::GenerateRequest::share).
+    /// See [`RequestFields::share`](super::RequestFields::share).
     pub share: Tenant,
-    /// See [`GenerateRequest::priority`](super::GenerateRequest::priority).
+    /// See [`RequestFields::priority`](super::RequestFields::priority).
     pub priority: i32,
-    /// See [`GenerateRequest::keep_kv`](super::GenerateRequest::keep_kv).
+    /// See [`RequestFields::keep_kv`](super::RequestFields::keep_kv).
     pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
-    /// What the text must follow; its description went through [`Limits::check_grammar`].
+    /// The grammar that the text must follow. Its source has passed
+    /// [`Limits::check_grammar`](super::Limits::check_grammar).
     pub grammar: Option<Grammar>,
-    /// What it is for.
+    /// What the engine returns.
     pub output: Output,
-    /// When it is to be answered.
+    /// When the answer is due.
     pub deadline: Option<Deadline>,
 }
 
 impl RequestDraft {
-    /// A draft that asks for the embedding of `input`.
+    /// Returns a draft that sets no field: `default_max_tokens` tokens after `prompt`.
     #[must_use]
-    pub fn embedding(id: RequestId, input: Vec<u32>) -> Self {
-        Self {
-            prompt_field: "input",
-            output: Output::Embedding,
-            ..Self::new(id, input, 0, SamplingStyle::Greedy)
-        }
-    }
-
-    /// A draft that asks for nothing but `max_tokens` tokens after `prompt`.
-    #[must_use]
-    pub fn new(id: RequestId, prompt: Vec<u32>, max_tokens: usize, style: SamplingStyle) -> Self {
+    pub fn new(
+        id: RequestId,
+        prompt: Vec<u32>,
+        default_max_tokens: usize,
+        style: SamplingStyle,
+    ) -> Self {
         Self {
             id,
             prompt_field: "prompt",
             max_tokens_field: "max_tokens",
             style,
             prompt,
-            max_tokens,
-            max_tokens_given: true,
+            sampling: SamplingOverrides::default(),
+            default_max_tokens,
             min_tokens: 0,
-            do_sample: None,
-            temperature: None,
-            top_k: None,
-            top_p: None,
-            min_p: None,
-            typical_p: None,
-            repetition_penalty: None,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
@@ -121,6 +92,7 @@ impl RequestDraft {
             beams: None,
             stop_tokens: Vec::new(),
             stop_strings: Vec::new(),
+            template_stops: Vec::new(),
             ignore_end_of_text: false,
             overflow: Overflow::default(),
             history: None,
@@ -133,5 +105,20 @@ impl RequestDraft {
             output: Output::default(),
             deadline: None,
         }
+    }
+
+    /// Returns a draft that asks for the embedding of `input`.
+    #[must_use]
+    pub fn embedding(id: RequestId, input: Vec<u32>) -> Self {
+        Self {
+            prompt_field: "input",
+            output: Output::Embedding,
+            ..Self::new(id, input, 0, SamplingStyle::Greedy)
+        }
+    }
+
+    /// Returns the number of tokens of context that generation starts from.
+    pub(super) fn context(&self) -> usize {
+        self.history.as_ref().map_or(0, Vec::len) + self.prompt.len()
     }
 }

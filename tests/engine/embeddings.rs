@@ -140,10 +140,8 @@ async fn a_cached_prefix_serves_others_but_not_an_embedding() {
 fn an_embedding_is_asked_for_within_the_window_and_draws_nothing() {
     let request = admit(embedding(&prompt(1024, 1)));
     assert_eq!(request.output, Output::Embedding);
-    let wants_tokens = RequestDraft {
-        max_tokens: 5,
-        ..embedding(&prompt(10, 1))
-    };
+    let mut wants_tokens = embedding(&prompt(10, 1));
+    wants_tokens.sampling.max_new_tokens = Some(5);
     assert_eq!(admit(wants_tokens).stop.max_tokens, 0);
     let refused = limits()
         .admit(embedding(&prompt(1025, 1)))

@@ -20,11 +20,12 @@ fn mixed_requests() -> Vec<RequestDraft> {
             let ids = prompt(1 + (i as usize * 23) % 190, i);
             let mut draft = sampled(&ids, 12, u64::from(i) + 1);
             draft.logprobs.top = 2;
+            let sampling = &mut draft.sampling;
             match i % 4 {
-                0 => draft.temperature = Some(0.0),
-                1 => draft.top_k = Some(40),
-                2 => (draft.top_p, draft.repetition_penalty) = (Some(0.9), Some(1.2)),
-                _ => draft.typical_p = Some(0.8),
+                0 => sampling.temperature = Some(0.0),
+                1 => sampling.top_k = Some(40),
+                2 => (sampling.top_p, sampling.repetition_penalty) = (Some(0.9), Some(1.2)),
+                _ => sampling.typical_p = Some(0.8),
             }
             draft
         })

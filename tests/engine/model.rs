@@ -10,7 +10,9 @@ use skald::engine::{
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::model::gpt2::Runtime;
-use skald::request::{GenerateRequest, Limits, RequestDraft, RequestId, SamplingStyle, Tenant};
+use skald::request::{
+    GenerateRequest, Limits, RequestDraft, RequestId, SamplingOverrides, SamplingStyle, Tenant,
+};
 
 use crate::pace::{Gate, until};
 
@@ -57,7 +59,10 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> RequestDraft {
 /// A request that samples from the whole vocabulary.
 pub fn sampled(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     RequestDraft {
-        temperature: Some(1.0),
+        sampling: SamplingOverrides {
+            temperature: Some(1.0),
+            ..SamplingOverrides::default()
+        },
         seed: Some(seed),
         ignore_end_of_text: true,
         ..greedy(prompt, max_tokens)

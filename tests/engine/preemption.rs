@@ -3,7 +3,7 @@
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
-use skald::request::{Overflow, RequestDraft, Tenant};
+use skald::request::{Overflow, RequestDraft, SamplingOverrides, Tenant};
 
 use crate::model::{engine, gpt2_in, prompt, run, run_together, sampled};
 use crate::pace::{Gate, PATIENCE};
@@ -26,11 +26,15 @@ fn tight(blocks: u64) -> (EngineHandle, Gate) {
 /// What the sampler draws depends on all tokens so far: penalties count them.
 fn penalized(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     RequestDraft {
-        repetition_penalty: Some(1.3),
+        sampling: SamplingOverrides {
+            temperature: Some(1.0),
+            repetition_penalty: Some(1.3),
+            top_p: Some(0.95),
+            min_p: Some(0.01),
+            ..SamplingOverrides::default()
+        },
         presence_penalty: 0.4,
         frequency_penalty: 0.3,
-        top_p: Some(0.95),
-        min_p: Some(0.01),
         ..sampled(prompt, max_tokens, seed)
     }
 }

@@ -60,11 +60,9 @@ fn person() -> Value {
 fn mixed_requests() -> Vec<RequestDraft> {
     (0..16u32)
         .map(|i| {
-            let draft = sampled(&prompt(3 + (i as usize * 13) % 60, i), 40, u64::from(i) + 1);
-            let draft = RequestDraft {
-                temperature: Some(if i % 3 == 0 { 0.0 } else { 1.0 }),
-                ..draft
-            };
+            let prompt = prompt(3 + (i as usize * 13) % 60, i);
+            let mut draft = sampled(&prompt, 40, u64::from(i) + 1);
+            draft.sampling.temperature = Some(if i % 3 == 0 { 0.0 } else { 1.0 });
             let grammar = match i % 5 {
                 0 | 1 => None,
                 2 => Some(regex("([a-z]{1,6} ){3,20}end")),

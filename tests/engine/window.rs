@@ -53,7 +53,7 @@ async fn sliding_generation_equals_the_model_on_the_defined_context() {
     let engine = engine(EngineConfig::default());
     let ids = prompt(1010, 3);
     let mut draft = with(Overflow::Slide, sampled(&ids, 530, 9));
-    draft.temperature = Some(0.0);
+    draft.sampling.temperature = Some(0.0);
     let stream = run(&engine, draft).await.ids();
     assert_eq!(stream.len(), 530);
     let history = [ids, stream.clone()].concat();

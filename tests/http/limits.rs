@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use crate::support::TestServer;
 use serde_json::{Value, json};
-use skald::request::{Limits, SamplingDefaults, SessionId};
+use skald::request::{Limits, SamplingOverrides, SessionId};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
@@ -34,7 +34,7 @@ fn listed() -> Vec<(&'static str, Value)> {
         max_answer_text_bytes,
         max_session_tokens,
     } = Limits::for_model(1024, 8192, vec![8191]);
-    assert_eq!(defaults, SamplingDefaults::default());
+    assert_eq!(defaults, SamplingOverrides::default());
     vec![
         ("/limits/max_context_tokens", json!(n_positions)),
         ("/limits/max_tokens", json!(max_tokens)),

@@ -63,8 +63,8 @@ impl Reference {
             SamplingStyle::Greedy,
         );
         if let Choice::Drawn { seed, .. } = choice {
-            draft.temperature = Some(choice.temperature());
-            draft.top_k = Some(TOP_K);
+            draft.sampling.temperature = Some(choice.temperature());
+            draft.sampling.top_k = Some(TOP_K);
             draft.seed = Some(seed);
         }
         // Whose nobody else's are, so nothing is cached.

@@ -8,10 +8,11 @@ use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
 use crate::http::generation::{begin_turn, tokenize};
 use crate::http::layers::Scope;
-use crate::http::openai::shared::choices;
 use crate::http::structured::{self, NativeGrammar};
 use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
-use crate::request::{GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingStyle};
+use crate::request::{
+    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle,
+};
 use crate::serving::Serving;
 use crate::session::Turn;
 
@@ -196,11 +197,15 @@ impl GenerateBody {
             let each = first.logprobs.top + 1;
             limits.check_logprobs("top_n_tokens", generated.saturating_mul(each))?;
         }
-        let requests = choices(&first, scope, 0, best_of).collect();
+        let requests = first.choices(&scope.id, 0, best_of).collect();
         Ok(Plan {
             requests,
             turn,
-            prompt: if prefill { first.prompt } else { Vec::new() },
+            prompt: if prefill {
+                first.prompt.clone()
+            } else {
+                Vec::new()
+            },
             full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
                 self.inputs
             } else {
@@ -259,17 +264,20 @@ impl Parameters {
         Ok(RequestDraft {
             prompt_field: "inputs",
             max_tokens_field: "max_new_tokens",
-            max_tokens_given: max_tokens.is_some(),
-            do_sample: self.do_sample,
-            temperature: above_zero("temperature", self.temperature, limits.max_temperature)?,
-            top_k: at_least("top_k", self.top_k, 1)?,
-            top_p: above_zero("top_p", self.top_p, 1.0)?,
-            typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
-            repetition_penalty: above_zero(
-                "repetition_penalty",
-                self.repetition_penalty,
-                limits.max_repetition_penalty,
-            )?,
+            sampling: SamplingOverrides {
+                do_sample: self.do_sample,
+                temperature: above_zero("temperature", self.temperature, limits.max_temperature)?,
+                top_k: at_least("top_k", self.top_k, 1)?,
+                top_p: above_zero("top_p", self.top_p, 1.0)?,
+                typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
+                repetition_penalty: above_zero(
+                    "repetition_penalty",
+                    self.repetition_penalty,
+                    limits.max_repetition_penalty,
+                )?,
+                max_new_tokens: max_tokens,
+                ..SamplingOverrides::default()
+            },
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),
             seed: self.seed,
@@ -286,7 +294,7 @@ impl Parameters {
             ..RequestDraft::new(
                 scope.id.clone(),
                 Vec::new(),
-                max_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS),
+                DEFAULT_MAX_NEW_TOKENS,
                 SamplingStyle::Greedy,
             )
         })

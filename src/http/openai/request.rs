@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::beams::{BeamFields, EarlyStoppingField};
 use super::prompt::{Prompt, TokenizedPrompt};
-use super::shared::{self, Length, SharedFields, Streaming, Truncation, WithShared};
+use super::shared::{Length, SharedFields, Streaming, Truncation, WithShared};
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::begin_turn;
@@ -201,7 +201,7 @@ impl CompletionBody {
             answer.add(&first, choices.best_of, telling);
             answer.check(&serving.limits, telling, streaming)?;
             let before = requests.len();
-            requests.extend(shared::choices(&first, scope, before, count));
+            requests.extend(first.choices(&scope.id, before, count));
         }
         if telling.has_text() {
             let told = if telling.echo { choices.n } else { 1 };

@@ -21,7 +21,7 @@ use crate::http::keys::Meter;
 use crate::http::layers::Scope;
 use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::wire::{LogitBias, OverflowField, StopStrings};
-use crate::request::{GenerateRequest, Overflow, RequestDraft, SamplingStyle};
+use crate::request::{Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
 use crate::text::Grammar;
 
@@ -262,18 +262,21 @@ impl SharedFields {
         };
         Ok(RequestDraft {
             max_tokens_field: length.field,
-            max_tokens_given: length.given.is_some(),
             min_tokens: at_least("min_tokens", self.min_tokens, 0)?.unwrap_or(0),
-            temperature: number("temperature", self.temperature, 0.0..=2.0)?,
-            top_k,
-            top_p: above_zero("top_p", self.top_p, 1.0)?,
-            min_p: number("min_p", self.min_p, 0.0..=1.0)?,
-            typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
-            repetition_penalty: above_zero(
-                "repetition_penalty",
-                self.repetition_penalty,
-                serving.limits.max_repetition_penalty,
-            )?,
+            sampling: SamplingOverrides {
+                do_sample: None,
+                temperature: number("temperature", self.temperature, 0.0..=2.0)?,
+                top_k,
+                top_p: above_zero("top_p", self.top_p, 1.0)?,
+                min_p: number("min_p", self.min_p, 0.0..=1.0)?,
+                typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
+                repetition_penalty: above_zero(
+                    "repetition_penalty",
+                    self.repetition_penalty,
+                    serving.limits.max_repetition_penalty,
+                )?,
+                max_new_tokens: length.given,
+            },
             presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
@@ -291,7 +294,7 @@ impl SharedFields {
             ..RequestDraft::new(
                 scope.id.clone(),
                 Vec::new(),
-                length.given.unwrap_or(length.default),
+                length.default,
                 SamplingStyle::Sample,
             )
         })
@@ -319,26 +322,6 @@ impl Truncation {
             Self::ToFit => serving.limits.prompt_room(draft),
         }
     }
-}
-
-/// The requests for `count` choices of one prompt, of which `before` belong to other prompts of
-/// the same HTTP request: alike but for their names and seeds. Only the first scores the prompt: it has
-/// the same score in all of them.
-pub(in crate::http) fn choices(
-    first: &GenerateRequest,
-    scope: &Scope,
-    before: usize,
-    count: usize,
-) -> impl Iterator<Item = GenerateRequest> {
-    (0..count).map(move |choice| {
-        let mut request = first.clone();
-        request.id = scope.id.child(before + choice);
-        request.sampling.seed = first.sampling.seed.wrapping_add(choice as u64);
-        if choice > 0 {
-            request.logprobs = request.logprobs.without_prompt();
-        }
-        request
-    })
 }
 
 /// A body: an endpoint's own fields, and those it shares. Described as one object.

@@ -9,7 +9,7 @@ use crate::http::body::objects;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::layers::Scope;
-use crate::http::openai::shared::{self, Length, Streaming, WithShared};
+use crate::http::openai::shared::{Length, Streaming, WithShared};
 use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
 use crate::serving::Serving;
 
@@ -100,22 +100,21 @@ impl ChatBody {
             grammar: shared.grammar(serving, scope).await?,
             ..shared.draft(serving, scope, length)?
         };
-        let stops = serving.chat.stops(&messages);
+        draft.template_stops = serving.chat.stops(&messages);
         let mut prompt = conversation::prompt(&scope.admission, serving, messages, ending).await?;
         if let Some(truncation) = truncation {
             let keep = truncation.keeps(serving, &draft);
             prompt.drain(..prompt.len().saturating_sub(keep));
         }
         draft.prompt = prompt;
-        let mut first = serving.limits.admit(draft)?;
-        first.stop.stop_strings.extend(stops);
+        let first = serving.limits.admit(draft)?;
         let (limits, generated) = (&serving.limits, n.saturating_mul(first.stop.max_tokens));
         limits.check_total("n", n.saturating_mul(first.prompt.len()), generated)?;
         if let (Some(top), false) = (logprobs, streaming.stream) {
             limits.check_logprobs("top_logprobs", generated.saturating_mul(top + 1))?;
         }
         Ok(Plan {
-            requests: shared::choices(&first, scope, 0, n).collect(),
+            requests: first.choices(&scope.id, 0, n).collect(),
             logprobs,
             streaming,
         })

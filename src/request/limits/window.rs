@@ -1,0 +1,99 @@
+//! What fits the model's window.
+
+use super::Limits;
+use crate::request::{InvalidRequest, Overflow, RequestDraft, window_room};
+
+impl Limits {
+    /// Returns the maximum of tokens to generate after the draft's context.
+    pub(super) fn fit_window(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
+        let max_tokens = self.wanted_tokens(draft);
+        if max_tokens > self.max_tokens {
+            return Err(InvalidRequest::new(
+                draft.max_tokens_field,
+                format!(
+                    "`{}` must be at most {}, got {}",
+                    draft.max_tokens_field, self.max_tokens, max_tokens
+                ),
+            ));
+        }
+        let context = draft.context();
+        let Some(room) = window_room(self.n_positions, context, draft.overflow) else {
+            return Ok(max_tokens);
+        };
+        if context > self.n_positions || (room == 0 && max_tokens > 0) {
+            return Err(self.too_long(draft.prompt_field, draft, max_tokens));
+        }
+        let is_given = draft.sampling.max_new_tokens.is_some();
+        if max_tokens > room && is_given && draft.overflow == Overflow::Error {
+            return Err(self.too_long(draft.max_tokens_field, draft, max_tokens));
+        }
+        Ok(max_tokens.min(room))
+    }
+
+    /// Returns the refusal of a draft that does not fit the window because of `field`.
+    fn too_long(&self, field: &str, draft: &RequestDraft, max_tokens: usize) -> InvalidRequest {
+        let (n_positions, prompt) = (self.n_positions, draft.prompt.len());
+        // Clients recognize the first words, which are OpenAI's.
+        let limit = format!("this model's maximum context length is {n_positions} tokens");
+        match draft.history.as_ref().map_or(0, Vec::len) {
+            0 if field == draft.prompt_field => InvalidRequest::context_length(
+                field,
+                format!(
+                    "{limit}, prompt and completion together; `{field}` has {prompt} (`overflow: \"slide\"` goes past it)"
+                ),
+            ),
+            0 => InvalidRequest::context_length(
+                field,
+                format!(
+                    "{limit}; the prompt ({prompt}) and `{field}` ({max_tokens}) together exceed it: ask for fewer, \
+                     or set `overflow` to \"stop\" or \"slide\""
+                ),
+            ),
+            history => InvalidRequest::context_length(
+                "session_id",
+                format!(
+                    "{limit}; the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it (`overflow: \"slide\"` goes past it)"
+                ),
+            ),
+        }
+    }
+
+    /// Checks that the input of an embedding fits the window; no token is generated after it.
+    pub(super) fn fit_input(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
+        if draft.prompt.len() <= self.n_positions {
+            return Ok(0);
+        }
+        Err(InvalidRequest::context_length(
+            draft.prompt_field,
+            format!(
+                "`{}` has {} tokens; the model's context is {} tokens",
+                draft.prompt_field,
+                draft.prompt.len(),
+                self.n_positions
+            ),
+        ))
+    }
+
+    /// Returns the maximum of tokens that the request asks for, or else the model, or else the dialect.
+    fn wanted_tokens(&self, draft: &RequestDraft) -> usize {
+        let of_model = self.defaults.max_new_tokens;
+        draft
+            .sampling
+            .max_new_tokens
+            .or(of_model.map(|tokens| tokens.min(self.max_tokens)))
+            .unwrap_or(draft.default_max_tokens)
+    }
+
+    /// Returns how many prompt tokens, at least 1, fit the window beside the tokens to generate. A default
+    /// of those claims half the window at most, and [`Overflow::Slide`] claims nothing.
+    #[must_use]
+    pub fn prompt_room(&self, draft: &RequestDraft) -> usize {
+        let wanted = self.wanted_tokens(draft);
+        let claimed = match draft.overflow {
+            Overflow::Slide => 0,
+            _ if draft.sampling.max_new_tokens.is_some() => wanted,
+            _ => wanted.min(self.n_positions / 2),
+        };
+        self.n_positions.saturating_sub(claimed).max(1)
+    }
+}
