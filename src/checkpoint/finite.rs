@@ -1,4 +1,4 @@
-//! Finds numbers that are not finite in a checkpoint's tensors: one NaN or infinity makes every
+//! Finds values that are not finite in a checkpoint's tensors: a single NaN or infinity makes every
 //! output of the model NaN.
 
 use candle_core::DType;
@@ -6,10 +6,10 @@ use half::{bf16, f16};
 
 use super::weights::TensorView;
 
-/// Values that are looked at together: enough for vectors, few enough to stay in the cache.
+/// Values per block: enough for vector instructions, few enough to stay in the cache.
 const BLOCK: usize = 4096;
 
-/// A value that is not finite, and where in its tensor it is.
+/// A value that is not finite, and its position in the tensor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NotFinite {
     /// Index in each dimension.
@@ -18,7 +18,7 @@ pub(super) struct NotFinite {
     pub value: String,
 }
 
-/// Returns the first value of a tensor that is not finite, if there is one.
+/// Returns the first value of a tensor that is not finite, if any.
 pub(super) fn first_not_finite(tensor: &TensorView<'_>) -> Option<NotFinite> {
     let (at, value) = match tensor.dtype {
         DType::F16 => first(
@@ -55,8 +55,8 @@ pub(super) fn first_not_finite(tensor: &TensorView<'_>) -> Option<NotFinite> {
     })
 }
 
-/// The first value that is not finite, and its number. `is_special` finds it without a conversion: all
-/// bits of its exponent are set.
+/// Returns the index and value of the first value that is not finite. `is_special` detects it without
+/// a conversion: all bits of its exponent are set.
 fn first<const BYTES: usize>(
     bytes: &[u8],
     is_special: impl Fn([u8; BYTES]) -> bool,
@@ -64,7 +64,7 @@ fn first<const BYTES: usize>(
 ) -> Option<(usize, f32)> {
     let (values, _) = bytes.as_chunks::<BYTES>();
     for (block, values) in values.chunks(BLOCK).enumerate() {
-        // Without a way out in its middle the loop becomes vector instructions.
+        // Without an early exit the loop compiles to vector instructions.
         let any = values
             .iter()
             .fold(false, |any, &bytes| any | is_special(bytes));

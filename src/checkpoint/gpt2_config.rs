@@ -4,10 +4,10 @@ use serde::Deserialize;
 
 use super::json::{JsonError, TokenIds, from_json};
 
-/// The largest size, number of layers or vocabulary.
+/// Maximum of every size, of the number of layers and of the vocabulary.
 const LARGEST: usize = 1 << 24;
 
-/// Why a `config.json` is not one of a model that can be served.
+/// Error of a `config.json`.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not JSON, or a field is missing or of the wrong type.
@@ -15,7 +15,7 @@ pub enum ConfigError {
     Json {
         /// The file.
         file: String,
-        /// What serde found, and in which field.
+        /// serde's error, with the path to the field.
         source: JsonError,
     },
     /// A field has a value that is not supported.
@@ -27,7 +27,7 @@ pub enum ConfigError {
         field: &'static str,
         /// Its value.
         found: String,
-        /// What would do.
+        /// What is supported.
         expected: String,
     },
 }
@@ -35,15 +35,15 @@ pub enum ConfigError {
 /// The shape of a GPT-2 model. Field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpt2Config {
-    /// Token ids are below this.
+    /// Number of token ids.
     pub vocab_size: usize,
-    /// The window: positions there are embeddings for.
+    /// Context length: number of position embeddings.
     pub n_positions: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub n_layer: usize,
-    /// Attention heads; divides `n_embd`.
+    /// Number of attention heads; divides `n_embd`.
     pub n_head: usize,
     /// Width of the feed-forward network's inner layer.
     pub n_inner: usize,
@@ -51,7 +51,7 @@ pub struct Gpt2Config {
     pub layer_norm_epsilon: f64,
     /// Tokens that end a text, as `eos_token_id` has them (one, several or none).
     pub end_of_text: Vec<u32>,
-    /// Whether the output projection is `wte`, unless the checkpoint has a `lm_head.weight`.
+    /// Whether the output projection is `wte`; a `lm_head.weight` in the checkpoint takes precedence.
     pub tie_word_embeddings: bool,
 }
 
@@ -67,7 +67,7 @@ fn default_true() -> bool {
     true
 }
 
-/// What stands in the file.
+/// The fields as the file has them.
 #[derive(Deserialize)]
 struct Raw {
     model_type: Option<String>,
@@ -91,7 +91,7 @@ struct Raw {
 }
 
 impl Gpt2Config {
-    /// Reads a configuration; `file` is its name for messages.
+    /// Parses a configuration; `file` is its name in messages.
     ///
     /// # Errors
     /// [`ConfigError`] naming file, field, found and expected value.
@@ -114,14 +114,13 @@ impl Gpt2Config {
         })
     }
 
-    /// Width of one attention head.
+    /// Returns the width of one attention head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.n_embd / self.n_head
     }
 
-    /// Parameters of the model, tied ones counted once; `usize::MAX` if there are more, as a shape can
-    /// have for which there is no checkpoint.
+    /// Returns the number of weights, tied ones counted once; saturates at `usize::MAX`.
     #[must_use]
     pub fn parameters(&self) -> usize {
         let [n, inner, vocab_size, n_positions, n_layer] = [
@@ -173,7 +172,7 @@ impl Raw {
             }
         }
         let epsilon = self.layer_norm_epsilon;
-        // The kernels have it in f32.
+        // The kernels use it as f32.
         if !((epsilon as f32) > 0.0 && epsilon <= 1.0) {
             let expected = "expected a number above 0, up to 1 (1e-5 in the published models)";
             return refuse("layer_norm_epsilon", epsilon.to_string(), expected);

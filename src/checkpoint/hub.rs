@@ -1,9 +1,8 @@
 //! Fetches a model from the hub into the cache that all Hugging Face tools share.
 //!
-//! Only files that are needed are fetched, always of one commit, and a revision's name is moved to
-//! a new commit only when all of it is here: what the cache has under a name is whole, and serves
-//! when the hub can't be reached. Nothing in the cache is ever trusted to be a model; that is
-//! checked when its files are opened.
+//! Only the files that Skald reads are fetched, all of one commit, and a revision moves to a new
+//! commit only when every file has arrived: a revision in the cache is complete, and is served when
+//! the hub can't be reached. Cached files are not trusted; they are checked when they are opened.
 
 mod cache;
 mod digest;
@@ -34,12 +33,12 @@ use super::weights::shards;
 const MAIN: &str = "main";
 
 impl HubSettings {
-    /// Brings all files of a model that are needed into the cache and gives their directory.
-    /// Blocks; may be called from any thread, also one of an async runtime.
+    /// Fetches the files of a model into the cache and returns their directory. Blocks; may be called
+    /// from any thread, including those of an async runtime.
     ///
     /// # Errors
-    /// [`SourceError::Hub`] if the model can't be had, [`SourceError::Lacks`] if it has no weights
-    /// or tokenizer that can be read.
+    /// [`SourceError::Hub`] if the model can't be fetched, [`SourceError::Lacks`] if it has no weights
+    /// or tokenizer in a supported format.
     pub fn pull(
         &self,
         id: &str,
@@ -57,15 +56,15 @@ impl HubSettings {
     }
 }
 
-/// [`HubSettings::pull`] with the settings of the environment.
+/// Calls [`HubSettings::pull`] with the settings of the environment.
 ///
 /// # Errors
-/// As there.
+/// Those of [`HubSettings::pull`].
 pub fn pull(id: &str, revision: Option<&str>, progress: bool) -> Result<PathBuf, SourceError> {
     HubSettings::from_env().pull(id, revision, progress)
 }
 
-/// Whether a text has the form of a hub id: `organization/name` or `name`.
+/// Returns whether a text has the form of a hub id: `organization/name` or `name`.
 pub(super) fn is_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -80,7 +79,7 @@ pub(super) fn is_id(text: &str) -> bool {
     text.len() <= 96 && text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
-/// Whether a text may name a branch, tag or commit. It becomes part of a path in the cache.
+/// Returns whether a text can name a branch, tag or commit. It becomes part of a path in the cache.
 pub(super) fn is_revision(text: &str) -> bool {
     text.split('/')
         .all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(".."))
@@ -93,7 +92,7 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit())
 }
 
-/// One model being fetched.
+/// A model that is being fetched.
 struct Pull<'a> {
     settings: &'a HubSettings,
     id: &'a str,
@@ -104,7 +103,7 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     fn run(&self) -> Result<PathBuf, SourceError> {
-        // What a commit is made of never changes, so there is nothing to ask the hub.
+        // The files of a commit never change, so the hub need not be asked.
         if (self.settings.offline || is_commit(self.revision))
             && let Some(snapshot) = self.cached()
         {
@@ -132,7 +131,7 @@ impl Pull<'_> {
         format!("{}@{}", self.id, self.revision)
     }
 
-    /// The directory of the revision's files, if the cache has all of them.
+    /// Returns the directory of the revision's files if the cache has all of them.
     fn cached(&self) -> Option<PathBuf> {
         let commit = if is_commit(self.revision) {
             self.revision.to_owned()
@@ -143,7 +142,7 @@ impl Pull<'_> {
         is_whole(&snapshot).then_some(snapshot)
     }
 
-    /// The client is async; a thread of its own lets it run also where a runtime already does.
+    /// Runs the async client on a thread of its own, since the caller may already be inside a runtime.
     fn download_in_own_runtime(&self) -> Result<PathBuf, SourceError> {
         let download = || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -190,7 +189,7 @@ impl Pull<'_> {
         answer.unwrap_or(Err(FetchError::Silent(within)))
     }
 
-    /// Fetches one file, unless the cache has it.
+    /// Fetches one file unless the cache has it.
     async fn file(&self, hub: &Hub, commit: &str, file: &str) -> Result<(), HubError> {
         if self.cache.snapshot(commit).join(file).exists() {
             return Ok(());
@@ -208,7 +207,7 @@ impl Pull<'_> {
 
         let lock = self.cache.lock(etag).map_err(io)?;
         let blob = self.cache.blob(etag);
-        // Another commit may have the same content, and another process may have just fetched it.
+        // Another commit may have the same content, or another process may just have fetched it.
         if !blob.exists() {
             tracing::info!(model = self.id, file, bytes = metadata.size, "downloading");
             let partial = self.cache.partial(etag, lock.is_some()).map_err(io)?;
@@ -225,7 +224,7 @@ impl Pull<'_> {
         self.cache.link(etag, commit, file).map_err(io)
     }
 
-    /// Notes which commit the revision is, for when the hub can't be asked.
+    /// Records the commit of the revision, for use when the hub can't be reached.
     fn point_to(&self, commit: &str) {
         if is_commit(self.revision) {
             return;
@@ -237,7 +236,7 @@ impl Pull<'_> {
     }
 }
 
-/// Whether a directory of the cache has all files of a model.
+/// Returns whether a directory of the cache has all files of a model.
 fn is_whole(snapshot: &Path) -> bool {
     let present = |file: &str| snapshot.join(file).exists();
     match Layout::find("", present) {

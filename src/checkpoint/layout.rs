@@ -1,4 +1,4 @@
-//! The files of a model in the Hugging Face layout, and which of its alternatives one has.
+//! The files of a model in the Hugging Face layout, and the alternatives among them.
 
 use super::source::SourceError;
 
@@ -12,7 +12,7 @@ pub(super) const MERGES: &str = "merges.txt";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
-/// Weights in formats of other frameworks, to say so when there is nothing else.
+/// Weights in formats of other frameworks, named in the error when no others are found.
 const FOREIGN_WEIGHTS: [&str; 4] = [
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -29,7 +29,7 @@ pub(super) enum TokenizerFiles {
     VocabAndMerges,
 }
 
-/// Which of the layout's alternatives a directory or repository has.
+/// The alternatives that a directory or repository has.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) tokenizer: TokenizerFiles,
@@ -38,8 +38,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Looks for a whole model in `place` (named in messages); `present` tells whether a file is
-    /// there.
+    /// Looks for a complete model in `place` (its name in messages); `present` returns whether a file
+    /// exists.
     pub(super) fn find(place: &str, present: impl Fn(&str) -> bool) -> Result<Self, SourceError> {
         let lacks = |missing, hint| {
             Err(SourceError::Lacks {
@@ -78,7 +78,7 @@ impl Layout {
         Ok(Self { tokenizer, weights })
     }
 
-    /// All files to fetch, but for the shards an index names; `present` as in
+    /// Returns all files to fetch, except the shards that an index names; `present` as in
     /// [`find`](Self::find).
     pub(super) fn files(&self, present: impl Fn(&str) -> bool) -> Vec<&'static str> {
         let tokenizer: &[&str] = match self.tokenizer {

@@ -1,7 +1,7 @@
 //! Where a model comes from (`--model`), and the files it is made of.
 //!
 //! A model is a directory in the Hugging Face layout, a repository of the hub in the same layout,
-//! or the one that is part of the binary. Reading stops at the first thing that is wrong, with a
+//! or the one built into the binary. Reading stops at the first thing that is wrong, with a
 //! message that names the file; nothing is repaired or guessed here.
 
 use std::fmt;
@@ -26,24 +26,24 @@ use crate::text::{ChatTemplate, TextError, Tokenizer};
 /// The largest file beside the weights, in bytes: tokenizers of large vocabularies have 40 MB.
 const LARGEST: u64 = 256 << 20;
 
-/// Why a model can't be had.
+/// Error of finding or opening a model.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// `--model` is not the name of anything.
+    /// `--model` does not name a model.
     #[error(
         "`{text}` is not a model: {reason}. A model is `builtin`, a directory, or a hub id such \
          as `openai-community/gpt2`, with `@revision` for another revision than main"
     )]
     Name {
-        /// What was given.
+        /// The setting.
         text: String,
-        /// Why it is none of the three.
+        /// Why it is not valid.
         reason: &'static str,
     },
     /// The binary was built without the built-in model.
     #[error(
-        "this build has no built-in model (it was made without the feature `builtin-model`): name \
-         a directory or a hub id"
+        "this build has no built-in model (the feature `builtin-model` is off): set `model` to a \
+         directory or a hub id"
     )]
     NoBuiltin,
     /// A directory or repository lacks a file that a model needs.
@@ -53,7 +53,7 @@ pub enum SourceError {
         place: String,
         /// The file or files.
         missing: &'static str,
-        /// What is there instead, and what to do; may be empty.
+        /// What the place has instead, and what to do; may be empty.
         hint: String,
     },
     /// A file can't be read.
@@ -64,7 +64,7 @@ pub enum SourceError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// `config.json` is not one of a model that can be served.
+    /// `config.json` describes a model that can't be served.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// `generation_config.json` or `tokenizer_config.json` can't be understood.
@@ -72,7 +72,7 @@ pub enum SourceError {
     Json {
         /// The file.
         file: String,
-        /// What serde found, and in which field.
+        /// serde's error, with the path to the field.
         source: JsonError,
     },
     /// The tokenizer can't be understood.
@@ -85,8 +85,8 @@ pub enum SourceError {
     },
     /// The tokenizer has tokens that the model has no embeddings for.
     #[error(
-        "{file} has token ids up to {last}, but `vocab_size` in {config} is {vocab_size}: the two \
-         are not of one model"
+        "{file} has token ids up to {last}, but `vocab_size` in {config} is {vocab_size}: the files \
+         belong to different models"
     )]
     Vocabulary {
         /// The tokenizer's file.
@@ -101,7 +101,7 @@ pub enum SourceError {
     /// The weights can't be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The hub did not give the model.
+    /// The model could not be fetched from the hub.
     #[error(transparent)]
     Hub(#[from] HubError),
 }
@@ -109,7 +109,7 @@ pub enum SourceError {
 /// Where a model comes from; parsed from `--model`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// The model that is part of the binary.
+    /// The model built into the binary.
     Builtin,
     /// A directory in the Hugging Face layout.
     Directory(PathBuf),
@@ -178,8 +178,8 @@ impl FromStr for ModelSource {
 }
 
 impl ModelSource {
-    /// Brings the model here if need be and opens its files. Blocks, for as long as a download
-    /// takes; `progress` draws a bar on standard error meanwhile.
+    /// Downloads the model if necessary and opens its files. Blocks until the download ends;
+    /// `progress` draws a bar on standard error.
     ///
     /// # Errors
     /// [`SourceError`] naming what is missing or wrong.
@@ -206,15 +206,15 @@ fn directory_name(path: &Path) -> String {
 
 /// A model's files: small ones read, weights mapped.
 pub struct ModelFiles {
-    /// What the model is called: its hub id, its directory's name, or `fairy-tales`.
+    /// Name of the model: its hub id, its directory's name, or `fairy-tales`.
     pub name: String,
     /// Its shape.
     pub config: Gpt2Config,
-    /// Its defaults for sampling; empty where the model has none.
+    /// Its sampling defaults; empty if the model has none.
     pub generation_config: GenerationConfig,
     /// Its tokenizer, with no more tokens than the model has embeddings.
     pub tokenizer: Tokenizer,
-    /// What is said of the tokenizer; empty where nothing is.
+    /// Its `tokenizer_config.json`; empty if the model has none.
     pub tokenizer_config: TokenizerConfig,
     /// Its own chat template, if it has one.
     pub chat_template: Option<TemplateSource>,
@@ -223,7 +223,7 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens a directory in the Hugging Face layout; `name` is what the model will be called.
+    /// Opens a directory in the Hugging Face layout; `name` is the name of the model.
     ///
     /// # Errors
     /// [`SourceError`] naming the file that is missing or wrong.
@@ -277,7 +277,7 @@ impl ModelFiles {
         })
     }
 
-    /// The model that is part of the binary.
+    /// The model built into the binary.
     #[cfg(feature = "builtin-model")]
     fn builtin() -> Result<Self, SourceError> {
         macro_rules! asset {
@@ -318,8 +318,8 @@ impl ModelFiles {
         Err(SourceError::NoBuiltin)
     }
 
-    /// The tokens that end a text: those `generation_config.json` names, else those of
-    /// `config.json`, else the tokenizer's `<|endoftext|>`. Empty if none of them has any.
+    /// Returns the token ids that end a text: those of `generation_config.json`, else those of
+    /// `config.json`, else the tokenizer's `<|endoftext|>`. Empty if none of them names any.
     #[must_use]
     pub fn end_of_text(&self) -> Vec<u32> {
         if let Some(ids) = self.generation_config.end_of_text() {
@@ -331,8 +331,8 @@ impl ModelFiles {
         self.tokenizer.end_of_text().into_iter().collect()
     }
 
-    /// How conversations become prompts: by `given`, else by the model's own chat template, else
-    /// in the plain form.
+    /// Returns the template that renders conversations: `given`, else the model's own, else the plain
+    /// form.
     ///
     /// # Errors
     /// [`TemplateError::Syntax`] naming the file and line at fault.
@@ -376,7 +376,7 @@ fn chat_template(
     }))
 }
 
-/// What a file that may be absent says.
+/// Parses an optional file.
 fn read_json<T: Default>(
     path: &Path,
     parse: impl Fn(&[u8]) -> Result<T, JsonError>,
@@ -397,7 +397,7 @@ fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     })
 }
 
-/// Checks that a file can be read that a library is to read by its name.
+/// Checks that a file which a library opens by its path can be read.
 fn check_regular(path: &Path) -> Result<(), SourceError> {
     let opened = regular_file::open(path).map(drop);
     opened.map_err(|source| SourceError::Io {
@@ -406,8 +406,8 @@ fn check_regular(path: &Path) -> Result<(), SourceError> {
     })
 }
 
-/// A model may have more embeddings than its tokenizer has tokens (vocabularies are padded), but
-/// not fewer.
+/// Checks that the model has an embedding for every token: it may have more (vocabularies are
+/// padded), but not fewer.
 fn check_vocabulary(
     file: &str,
     tokenizer: &Tokenizer,

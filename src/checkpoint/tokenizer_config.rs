@@ -1,5 +1,4 @@
-//! What `tokenizer_config.json` says besides the tokenizer itself: the chat template and the tokens
-//! it writes.
+//! `tokenizer_config.json`: the chat template and the special tokens that it writes.
 
 use serde::Deserialize;
 
@@ -14,7 +13,7 @@ pub struct TokenizerConfig {
     eos_token: Option<TokenText>,
 }
 
-/// One template, or several for different uses.
+/// One template, or several by name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Templates {
@@ -28,7 +27,7 @@ struct NamedTemplate {
     template: String,
 }
 
-/// A token's text, alone or with how it is to be found.
+/// A token's text, alone or in an object with flags for the tokenizer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum TokenText {
@@ -45,16 +44,15 @@ impl TokenText {
 }
 
 impl TokenizerConfig {
-    /// Reads the file's content.
+    /// Parses the content of the file.
     ///
     /// # Errors
-    /// If it is not JSON, or a field has the wrong form.
+    /// [`JsonError`] if the content is not JSON or a field has the wrong type.
     pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
         from_json(bytes)
     }
 
-    /// The chat template; of several the one named `default`. Where none is, there is no telling
-    /// which would do, and none does.
+    /// Returns the chat template; of several, the one named `default`.
     #[must_use]
     pub fn chat_template(&self) -> Option<&str> {
         match self.chat_template.as_ref()? {
@@ -66,13 +64,13 @@ impl TokenizerConfig {
         }
     }
 
-    /// The token that begins a text.
+    /// Returns the token that begins a text.
     #[must_use]
     pub fn bos_token(&self) -> Option<&str> {
         self.bos_token.as_ref().map(TokenText::as_str)
     }
 
-    /// The token that ends one.
+    /// Returns the token that ends a text.
     #[must_use]
     pub fn eos_token(&self) -> Option<&str> {
         self.eos_token.as_ref().map(TokenText::as_str)

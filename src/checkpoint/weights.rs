@@ -1,4 +1,4 @@
-//! A checkpoint's tensors, found by GPT-2's names and read where they lie.
+//! The tensors of a checkpoint, by GPT-2's names, in memory-mapped safetensors files.
 //!
 //! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the
 //! binary itself, for the built-in model). Names are taken with and without the `transformer.`
@@ -24,7 +24,7 @@ use crate::regular_file;
 /// The largest `model.safetensors.index.json`, in bytes.
 const LARGEST_INDEX: u64 = 64 << 20;
 
-/// The bytes of a file, wherever they are.
+/// The bytes of a file.
 #[derive(Clone)]
 enum FileBytes {
     Mapped(Arc<Mmap>),
@@ -53,7 +53,7 @@ struct Entry {
     range: Range<usize>,
 }
 
-/// A tensor where it lies in its file; row-major, little endian, not necessarily aligned.
+/// A tensor within its file: row-major, little endian, not necessarily aligned.
 #[derive(Clone)]
 pub struct TensorView<'a> {
     /// Its values.
@@ -65,7 +65,7 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
-    /// All values, widened.
+    /// Returns all values as f32.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
@@ -74,7 +74,7 @@ impl TensorView<'_> {
     }
 }
 
-/// Widens little-endian values to f32, as many as `out` has room for.
+/// Widens little-endian values to f32, up to the length of `out`.
 fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
     match dtype {
         DType::F16 => {
@@ -98,7 +98,7 @@ fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
 /// All tensors of a model's safetensors files.
 pub struct Checkpoint {
     files: Vec<WeightFile>,
-    /// By name without the `transformer.` prefix.
+    /// Tensors by name without the `transformer.` prefix.
     tensors: HashMap<String, Entry>,
 }
 
@@ -122,7 +122,7 @@ impl Checkpoint {
         Self::from_files(files)
     }
 
-    /// Adds all that the files hold to a hash.
+    /// Adds the content of all files to a hash.
     pub fn hash_into(&self, hash: &mut blake3::Hasher) {
         for file in &self.files {
             let bytes = file.bytes.as_ref();
@@ -131,7 +131,7 @@ impl Checkpoint {
         }
     }
 
-    /// Takes a file that is part of the binary; `name` is for messages.
+    /// Reads a file that is embedded in the binary; `name` appears in messages.
     ///
     /// # Errors
     /// [`WeightsError`] if it is not a safetensors file.
@@ -174,14 +174,14 @@ impl Checkpoint {
         Ok(Self { files, tensors })
     }
 
-    /// The type most of the model is stored in: that of its token embeddings.
+    /// Returns the type that the token embeddings are stored in, as most of the model is.
     #[must_use]
     pub fn dtype(&self) -> Option<DType> {
         let entry = self.tensors.get("wte.weight")?;
         supported(entry.dtype)
     }
 
-    /// A tensor by its name without prefix.
+    /// Returns a tensor by its name without prefix.
     ///
     /// # Errors
     /// [`WeightsError`] if it is missing, or of another shape or an unsupported type.
@@ -195,7 +195,7 @@ impl Checkpoint {
         })
     }
 
-    /// The same, whose values are all finite: reads all of them.
+    /// Returns a tensor after checking that all its values are finite.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor), or [`WeightsError::NotFinite`].
@@ -245,7 +245,7 @@ impl Checkpoint {
         }
     }
 
-    /// The output projection `[vocab_size, n_embd]`: a separate one where the checkpoint has it,
+    /// Returns the output projection `[vocab_size, n_embd]`: a separate one if the checkpoint has it,
     /// else the token embeddings.
     ///
     /// # Errors
@@ -265,7 +265,7 @@ impl Checkpoint {
         }
     }
 
-    /// Gives back the memory of what was read so far; what is read again comes from the file.
+    /// Drops the mapped pages that were read so far; later reads load them from the file again.
     pub fn release_pages(&self) {
         for file in &self.files {
             if let FileBytes::Mapped(mapped) = &file.bytes {
@@ -280,7 +280,7 @@ impl Checkpoint {
         }
     }
 
-    /// The token embeddings, if they are not tied to the output projection.
+    /// Returns the token embeddings, unless they are tied to the output projection.
     ///
     /// # Errors
     /// As [`finite_tensor`](Self::finite_tensor).
@@ -307,8 +307,8 @@ impl Checkpoint {
         self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings
     }
 
-    /// Checks that every tensor the model needs is there, and no further layer, before any work is
-    /// done.
+    /// Checks that every tensor of the model exists with its shape, and that no tensor belongs to a
+    /// layer beyond `n_layer`.
     ///
     /// # Errors
     /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them, or
@@ -341,8 +341,7 @@ impl Checkpoint {
         self.check_layers(config.n_layer)
     }
 
-    /// Checks that no tensor is of a layer that the configuration does not have: the model would
-    /// stop half way.
+    /// Checks that no tensor belongs to a layer beyond `n_layer`: such a model would be cut short.
     fn check_layers(&self, n_layer: usize) -> Result<(), WeightsError> {
         let layer = |name: &str| {
             let (layer, _) = name.strip_prefix("h.")?.split_once('.')?;
@@ -381,8 +380,8 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
         source,
     };
     let file = regular_file::open(path).map_err(io)?;
-    // SAFETY: the mapping is read-only. That no one changes or cuts the file while the server
-    // runs is asked of the operator; every loader of mapped checkpoints relies on it.
+    // SAFETY: the mapping is read-only. The operator must not modify or truncate the file while the
+    // server runs; every loader of mapped checkpoints relies on it.
     #[allow(unsafe_code)]
     let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
     Ok(WeightFile {
@@ -391,7 +390,7 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
     })
 }
 
-/// The names of the shards in an index, each once, in order; at least one.
+/// Returns the distinct shard names of an index, in order; at least one.
 pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -423,8 +422,8 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     Ok(names.into_iter().collect())
 }
 
-/// `wte` of a model whose output projection is not tied to it, read row by row from where the
-/// checkpoint lies: of a mapped file only the pages of tokens in use are ever resident.
+/// `wte` of a model whose output projection is not tied to it, read row by row from the mapped file:
+/// only the pages of tokens in use become resident.
 pub struct Embedding {
     bytes: FileBytes,
     range: Range<usize>,
@@ -434,10 +433,10 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Adds the embeddings of tokens to `x`, `[ids, n_embd]`.
+    /// Adds the embeddings of `ids` to `x`, `[ids, n_embd]`.
     ///
     /// # Errors
-    /// [`WeightsError::TokenId`] if an id is outside of the vocabulary.
+    /// [`WeightsError::TokenId`] if an id is outside the vocabulary.
     pub fn add_rows(&self, ids: &[u32], x: &mut [f32]) -> Result<(), WeightsError> {
         let row = self.n_embd * self.dtype.size_in_bytes();
         let mut embedding = vec![0.0; self.n_embd];

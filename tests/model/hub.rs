@@ -340,7 +340,7 @@ fn a_hub_that_does_not_answer_is_not_waited_for_without_end() {
     };
     assert_eq!(pull(&settings, "org/tiny", None).unwrap(), snapshot);
     let message = pull(&settings, "org/other", None).unwrap_err();
-    assert_names(&message, &["none within 200ms"]);
+    assert_names(&message, &["no response within 200ms"]);
 }
 
 #[test]
@@ -469,7 +469,7 @@ fn a_later_process_resumes_a_download() {
 #[test]
 fn content_that_is_not_what_the_hub_announced_never_becomes_a_model() {
     for (fault, reason) in [
-        (Fault::WrongByte, "its checksum differs"),
+        (Fault::WrongByte, "checksum mismatch"),
         (Fault::TooLong, "bytes or more, expected"),
     ] {
         let fixture = Fixture::new();

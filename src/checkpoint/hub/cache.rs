@@ -1,4 +1,4 @@
-//! One model's part of the cache, in the layout that all Hugging Face tools share:
+//! The cache directory of one model, in the layout that all Hugging Face tools share:
 //!
 //! ```text
 //! models--org--name/refs/main                      the commit a branch or tag stands for
@@ -7,7 +7,7 @@
 //! .locks/models--org--name/<etag>.lock             held by the process that fetches a blob
 //! ```
 //!
-//! Every file appears under its name only when it is whole. Nothing here talks to the hub.
+//! A file appears under its name only when it is complete. This module never talks to the hub.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::regular_file;
 
-/// The largest file that names a commit, in bytes.
+/// Maximum size of a file that names a commit, in bytes.
 const LARGEST_REFERENCE: u64 = 4096;
 
 /// The cache of one model.
@@ -69,8 +69,8 @@ impl ModelCache {
         std::fs::rename(&written, &path)
     }
 
-    /// Waits until no other process fetches a blob, and keeps the others out until the lock is
-    /// dropped. `None` where the file system has no locks.
+    /// Waits until no other process fetches a blob, and excludes others until the lock is dropped.
+    /// `None` where the file system has no locks.
     pub(super) fn lock(&self, etag: &str) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
@@ -88,7 +88,7 @@ impl ModelCache {
                 Ok(()) => Ok(()),
             };
             match locked {
-                // A lock on a file that its last holder has removed keeps nobody out.
+                // A lock on a file that its last holder removed excludes no other process.
                 Ok(()) if file.metadata()?.nlink() == 0 => (),
                 Ok(()) => return Ok(Some(file)),
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(None),
@@ -98,8 +98,8 @@ impl ModelCache {
         }
     }
 
-    /// Creates the file in which a blob arrives. Under a lock it has a fixed name, so that the next
-    /// process resumes what an earlier one left; without one it has a name of its own.
+    /// Creates the file that a blob is downloaded to. Under a lock it has a fixed name, so that the next
+    /// process can resume it; without one the name is unique.
     pub(super) fn partial(&self, etag: &str, locked: bool) -> io::Result<PathBuf> {
         let blob = self.blob(etag);
         create_parent(&blob)?;
@@ -111,14 +111,14 @@ impl ModelCache {
         })
     }
 
-    /// Makes a blob a file of a snapshot.
+    /// Links a blob into a snapshot.
     pub(super) fn link(&self, etag: &str, commit: &str, file: &str) -> io::Result<()> {
         let pointer = self.snapshot(commit).join(file);
         if pointer.exists() {
             return Ok(());
         }
         create_parent(&pointer)?;
-        // A link to a blob that has been removed may be in the way.
+        // A dangling link may exist already.
         match std::fs::remove_file(&pointer) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => (),
@@ -126,7 +126,7 @@ impl ModelCache {
         let up = "../".repeat(file.split('/').count() + 1);
         match symlink(format!("{up}blobs/{etag}"), &pointer) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // A file system without links has nothing else that refers to the blob.
+            // On a file system without links the blob itself becomes the file.
             Err(_) => std::fs::rename(self.blob(etag), &pointer),
             Ok(()) => Ok(()),
         }
@@ -137,7 +137,7 @@ fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), std::fs::create_dir_all)
 }
 
-/// The path with `.suffix` after its name.
+/// Returns the path with `.suffix` appended to its name.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");

@@ -1,7 +1,7 @@
-//! What a file's `ETag` says of its content.
+//! Checksums in a file's `ETag`.
 //!
-//! The hub names a file that lies in Git by its Git object id, and a large file by its SHA-256. A
-//! mirror may use other names; those say nothing here.
+//! The hub uses the Git object id of a file in Git, and the SHA-256 of a large file. Other forms, as
+//! mirrors have them, are ignored.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
-//! Brings one file's content to the disk: resumes what is there, survives connections that break,
-//! and gives the file its name only when it is what the hub announced.
+//! Downloads one file: resumes a partial one, survives broken connections, and renames the file
+//! into place only when it matches the hub's metadata.
 //!
-//! The thread blocks while it writes or hashes; it has nothing else to do.
+//! The thread blocks while it writes or hashes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use super::http::{Hub, Metadata};
 use super::progress::Progress;
 use super::retry::Retry;
 
-/// Longest file whose length the hub does not tell, in bytes: large ones have one.
+/// Maximum size in bytes of a file whose length is unknown: large files have one.
 const MAX_UNANNOUNCED: u64 = 1 << 30;
 
 /// A file to fetch.
@@ -30,10 +30,10 @@ pub(super) struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Fetches the file by way of `partial` to `blob`.
+    /// Downloads the file to `partial`, then renames it to `blob`.
     pub(super) async fn run(self, partial: PathBuf, blob: PathBuf) -> Result<(), FetchError> {
         let mut partial = Partial::open(partial)?;
-        // Nothing tells whether a file of unknown length is whole.
+        // A file of unknown length can't be known to be complete.
         if self.metadata.size.is_none_or(|size| partial.length > size) {
             partial.clear()?;
         }
@@ -44,7 +44,7 @@ impl Download<'_> {
                 break;
             }
             partial.clear()?;
-            // What was there already may be what is wrong.
+            // The partial download may be the corrupt part.
             if !resumed {
                 return Err(FetchError::Corrupt);
             }
@@ -58,7 +58,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Asks again from where a connection broke, until all is there.
+    /// Resumes where a connection broke, until the file is complete.
     async fn complete(&self, partial: &mut Partial) -> Result<(), FetchError> {
         let mut retry = Retry::new();
         // Only a length that no earlier attempt reached is progress; bytes fetched again are not.
@@ -77,7 +77,7 @@ impl Download<'_> {
         }
     }
 
-    /// Appends what one answer brings.
+    /// Appends the body of one response.
     async fn append(&self, partial: &mut Partial) -> Result<(), FetchError> {
         let (hub, size) = (self.hub, self.metadata.size);
         if size == Some(partial.length) && partial.length > 0 {
@@ -125,14 +125,14 @@ impl Download<'_> {
     }
 }
 
-/// The first byte of a partial answer, counted from 0.
+/// Returns the first byte of a partial response, counted from 0.
 fn first_byte(answer: &reqwest::Response) -> Option<u64> {
     let range = answer.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     let (first, _) = range.strip_prefix("bytes ")?.split_once('-')?;
     first.parse().ok()
 }
 
-/// A file as far as it has arrived.
+/// A partially downloaded file.
 struct Partial {
     path: PathBuf,
     file: File,
@@ -165,7 +165,7 @@ impl Partial {
         digest::matches(etag, &self.path).map_err(|error| self.failed(error))
     }
 
-    /// Gives the file its name, once it is on the disk.
+    /// Syncs the file and renames it into place.
     fn become_whole(self, blob: PathBuf) -> Result<(), FetchError> {
         let renamed = self.file.sync_all();
         let renamed = renamed.and_then(|()| std::fs::rename(&self.path, blob));

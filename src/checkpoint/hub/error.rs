@@ -1,5 +1,5 @@
-//! Why the hub did not give a model: of one request ([`FetchError`]), and in terms of what can be
-//! done about it ([`HubError`]).
+//! Errors of fetching a model: of a single request ([`FetchError`]), and in terms of what the user
+//! can do ([`HubError`]).
 
 use std::error::Error;
 use std::io;
@@ -11,10 +11,10 @@ use reqwest::StatusCode;
 use super::Pull;
 use crate::shown_url::shown_url;
 
-/// Why the hub did not give a model.
+/// Error of fetching a model from the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// There is no such repository that all may see.
+    /// The hub has no public repository of this name.
     #[error("{endpoint} has no model `{id}`")]
     NoModel {
         /// The hub.
@@ -42,33 +42,33 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The hub wants a token, or another one.
+    /// The hub requires a token, or another one.
     #[error(
-        "{endpoint} gives `{id}` to known users only ({reason}): it is private or gated, or does \
-         not exist; set HF_TOKEN to a token that may read it"
+        "{endpoint} requires authentication for `{id}` ({reason}): the model is private, gated or \
+         does not exist; set HF_TOKEN to a token that can read it"
     )]
     Token {
         /// The hub.
         endpoint: String,
         /// The model.
         id: String,
-        /// What the hub says.
+        /// The hub's reason.
         reason: String,
     },
-    /// The token is known, but may not read the repository.
+    /// The token is valid but has no access to the repository.
     #[error(
-        "{endpoint} refuses `{id}` to this token ({reason}); a gated model's terms are accepted \
-         at {endpoint}/{id}"
+        "{endpoint} denies this token access to `{id}` ({reason}); accept the terms of a gated \
+         model at {endpoint}/{id}"
     )]
     Forbidden {
         /// The hub.
         endpoint: String,
         /// The model.
         id: String,
-        /// What the hub says.
+        /// The hub's reason.
         reason: String,
     },
-    /// The hub can't be reached, or fails, or is no hub.
+    /// The hub can't be reached, fails, or is not a model hub.
     #[error("can't fetch `{id}` from {endpoint}: {reason}")]
     NoAnswer {
         /// The hub.
@@ -78,16 +78,16 @@ pub enum HubError {
         /// What went wrong.
         reason: String,
     },
-    /// Fetching is forbidden and the cache does not have the model, or not all of it.
-    #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE forbids fetching it")]
+    /// Downloads are disabled and the cache does not have the complete model.
+    #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE disables downloads")]
     Offline {
         /// The model, with its revision.
         id: String,
         /// The cache's directory for the model.
         cache: String,
     },
-    /// A file arrived that is not what the hub announced.
-    #[error("{file} of `{id}` is not what the hub announced: {reason}; try again")]
+    /// A downloaded file does not match the hub's metadata.
+    #[error("downloaded {file} of `{id}` does not match the hub's metadata: {reason}; try again")]
     Damaged {
         /// The model, with its revision.
         id: String,
@@ -104,10 +104,10 @@ pub enum HubError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The token has characters that no token has.
+    /// The token contains characters that can't be sent.
     #[error(
-        "the token of the hub (HF_TOKEN, or the file of `hf auth login`) is not valid: it has \
-             characters that can't be sent"
+        "the hub token (HF_TOKEN, or the file written by `hf auth login`) is not valid: it contains \
+         characters that can't be sent in a header"
     )]
     TokenSyntax,
     /// A file of the cache can't be written or read.
@@ -119,7 +119,7 @@ pub enum HubError {
         source: io::Error,
     },
     /// The HTTP client can't be set up.
-    #[error("no HTTP client for {endpoint}: {reason}")]
+    #[error("can't create an HTTP client for {endpoint}: {reason}")]
     Client {
         /// The hub.
         endpoint: String,
@@ -129,13 +129,13 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Whether the same request may succeed at another time, so that what the cache has will do.
+    /// Returns whether the failure is temporary, so that the cached revision can serve.
     pub(super) fn may_pass(&self) -> bool {
         matches!(self, Self::NoAnswer { .. } | Self::Damaged { .. })
     }
 }
 
-/// Why one request of the hub's protocol failed.
+/// Error of one request of the hub's protocol.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error("{0}")]
@@ -144,12 +144,12 @@ pub(super) enum FetchError {
     Token,
     #[error("{}", with_causes(.0))]
     Client(reqwest::Error),
-    #[error("none within {}", humantime::format_duration(*.0))]
+    #[error("no response within {}", humantime::format_duration(*.0))]
     Silent(Duration),
     #[error("{status}{}", .message.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
     Refused {
         status: StatusCode,
-        /// What is missing, in the hub's terms.
+        /// The hub's error code.
         code: Option<String>,
         message: Option<String>,
         retry_after: Option<Duration>,
@@ -158,20 +158,20 @@ pub(super) enum FetchError {
     Redirects(usize),
     #[error("{0}")]
     Malformed(String),
-    #[error("it answers with another part of the file than was asked for")]
+    #[error("the response holds another range of the file than the one requested")]
     Range,
     #[error("{found} bytes, expected {expected}")]
     Incomplete { found: u64, expected: u64 },
     #[error("{found} bytes or more, expected {expected}")]
     TooLong { found: u64, expected: u64 },
-    #[error("its checksum differs")]
+    #[error("checksum mismatch")]
     Corrupt,
     #[error("{file}: {source}")]
     Io { file: String, source: io::Error },
 }
 
 impl From<reqwest::Error> for FetchError {
-    /// Without the address: that of the content network is itself a secret.
+    /// Wraps a client error without its URL: that of the content network is a secret.
     fn from(error: reqwest::Error) -> Self {
         Self::Client(error.without_url())
     }
@@ -187,7 +187,7 @@ impl FetchError {
         Self::Io { file, source }
     }
 
-    /// Whether the same request may succeed a moment later.
+    /// Returns whether a retry may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Client(error) => !error.is_builder(),
@@ -200,7 +200,7 @@ impl FetchError {
         }
     }
 
-    /// How long the hub asks to wait.
+    /// Returns the pause that the hub asks for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -210,7 +210,7 @@ impl FetchError {
 }
 
 impl Pull<'_> {
-    /// Says what a failed request means for the model, or for one file of it.
+    /// Converts the error of a request into one about the model or one of its files.
     pub(super) fn explain(&self, error: FetchError, file: Option<&str>) -> HubError {
         let (endpoint, id) = (shown_url(&self.settings.endpoint), self.name());
         let of_file = file.is_some();
@@ -233,8 +233,7 @@ impl Pull<'_> {
                 message,
                 ..
             } => {
-                // The content network refuses for reasons of its own, such as an address that has
-                // expired.
+                // The content network has reasons of its own, such as a URL that has expired.
                 let is_hub = !of_file || code.is_some() || message.is_some();
                 let message = message.unwrap_or_else(|| status.to_string());
                 let refused = is_hub.then(|| self.refused(status, code.as_deref(), message));
@@ -259,8 +258,8 @@ impl Pull<'_> {
         }
     }
 
-    /// What the hub holds against the model or the token; `None` if the answer is about neither.
-    /// The hub answers 404 for much, and tells it apart in a header.
+    /// Returns the error about the model or the token; `None` if the response is about neither. The
+    /// hub responds 404 to several errors and distinguishes them by a header.
     fn refused(&self, status: StatusCode, code: Option<&str>, reason: String) -> Option<HubError> {
         let (endpoint, id) = (self.settings.endpoint.clone(), self.id.to_owned());
         match (status, code) {
@@ -290,7 +289,7 @@ impl Pull<'_> {
     }
 }
 
-/// An error and all that lies under it: the client's own text leaves out the reason.
+/// Joins the messages of an error and its sources: the client's own message omits the reason.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

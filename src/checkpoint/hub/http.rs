@@ -1,8 +1,8 @@
-//! The hub's HTTP protocol, as far as fetching a model needs it: what a revision is made of, a
-//! file's metadata, and its content from some byte on.
+//! The part of the hub's HTTP protocol that fetching a model needs: the files of a revision, a
+//! file's metadata, and its content from a byte offset.
 //!
-//! Redirects are followed here and not by the HTTP client: a large file's metadata stands in the
-//! redirect to the content network, and the token must never go there. Answers are bounded.
+//! Redirects are followed here and not by the HTTP client: the metadata of a large file is in the
+//! redirect to the content network, and the token must never be sent there. Responses are bounded.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use serde::Deserialize;
 use super::error::FetchError;
 use super::settings::{HubSettings, HubToken};
 
-/// Redirects followed for one answer.
+/// Maximum redirects per request.
 const MAX_REDIRECTS: usize = 10;
-/// Longest description of a revision, in bytes: some hundred thousand files.
+/// Maximum size of a revision's description in bytes: some hundred thousand files.
 const MAX_DESCRIPTION: usize = 32 << 20;
 const REPO_COMMIT_LENGTH: usize = 40;
 
@@ -25,7 +25,7 @@ const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
 
-/// What a revision is made of.
+/// The files of a revision.
 #[derive(Debug)]
 pub(super) struct Revision {
     /// The commit's hash, 40 hexadecimal digits.
@@ -34,12 +34,12 @@ pub(super) struct Revision {
     pub(super) files: Vec<String>,
 }
 
-/// What the hub says of a file.
+/// The hub's metadata of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Name of the content, fit to be the name of a file.
+    /// Name of the content; valid as a file name.
     pub(super) etag: String,
-    /// Length in bytes, if the hub tells.
+    /// Length in bytes, if known.
     pub(super) size: Option<u64>,
 }
 
@@ -72,7 +72,7 @@ impl Hub {
         })
     }
 
-    /// Asks what a branch, tag or commit is made of.
+    /// Requests the files of a branch, tag or commit.
     pub(super) async fn revision(&self, id: &str, name: &str) -> Result<Revision, FetchError> {
         #[derive(Deserialize)]
         struct Description {
@@ -102,7 +102,7 @@ impl Hub {
         })
     }
 
-    /// Asks for a file's name and length.
+    /// Requests a file's metadata.
     pub(super) async fn metadata(
         &self,
         id: &str,
@@ -124,7 +124,7 @@ impl Hub {
         Err(FetchError::Redirects(MAX_REDIRECTS))
     }
 
-    /// Asks for a file's content from a byte on; the answer may begin at 0 all the same.
+    /// Requests a file's content from a byte offset; the response may still begin at 0.
     pub(super) async fn content(
         &self,
         id: &str,
@@ -146,7 +146,7 @@ impl Hub {
         Err(FetchError::Redirects(MAX_REDIRECTS))
     }
 
-    /// Sends one request. Only the hub's own host is shown the token.
+    /// Sends one request. The token goes to the hub's own host only.
     async fn request(&self, method: Method, url: &Url, from: u64) -> Result<Response, FetchError> {
         let request = self.client.request(method, url.clone());
         // Lengths and ranges are those of the file, not of a compressed form.
@@ -180,7 +180,7 @@ impl Hub {
         self.url(repository.chain(file.split('/')))
     }
 
-    /// The endpoint with further segments of its path, encoded.
+    /// Returns the endpoint with further path segments, encoded.
     fn url<'a>(&self, path: impl Iterator<Item = &'a str>) -> Url {
         let mut url = self.endpoint.clone();
         // Always there: the scheme was checked to be HTTP's.
@@ -192,7 +192,7 @@ impl Hub {
 }
 
 impl Metadata {
-    /// `redirected` tells that the length in `headers` is that of a redirect.
+    /// `redirected` means that the length in `headers` is that of a redirect.
     fn read(headers: &HeaderMap, redirected: bool) -> Result<Self, FetchError> {
         let etag = text(headers, &LINKED_ETAG).or_else(|| text(headers, &header::ETAG));
         let etag = etag.as_deref().map(plain).unwrap_or_default();
@@ -211,7 +211,7 @@ impl Metadata {
     }
 }
 
-/// The header that shows a token, and that no log may show.
+/// Returns the authorization header of a token, marked as sensitive.
 fn bearer(token: &HubToken) -> Result<HeaderValue, FetchError> {
     let value = HeaderValue::try_from(format!("Bearer {}", token.as_str()));
     let mut value = value.map_err(|_| FetchError::Token)?;
@@ -219,7 +219,7 @@ fn bearer(token: &HubToken) -> Result<HeaderValue, FetchError> {
     Ok(value)
 }
 
-/// An `ETag` without its quotes, and without the mark of a weak one.
+/// Returns an `ETag` without its quotes and weak prefix.
 fn plain(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }
@@ -237,7 +237,7 @@ fn is_http(url: &Url) -> bool {
     matches!(url.scheme(), "http" | "https")
 }
 
-/// Where an answer sends its reader, if it is a redirect.
+/// Returns the target of a redirect.
 fn redirect(response: &Response) -> Result<Option<Url>, FetchError> {
     if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
         return Ok(None);
@@ -249,7 +249,7 @@ fn redirect(response: &Response) -> Result<Option<Url>, FetchError> {
     next.ok_or_else(lost).map(Some)
 }
 
-/// Reads a body of `most` bytes at most.
+/// Reads a body of at most `most` bytes.
 async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, FetchError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

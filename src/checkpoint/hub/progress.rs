@@ -21,7 +21,7 @@ impl Progress {
         Self(bar.with_style(style).with_message(file.to_owned()))
     }
 
-    /// Begins at byte `at` of `size`: rate and remaining time are those of what is still to come.
+    /// Starts at byte `at` of `size`: rate and remaining time cover the rest only.
     pub(super) fn begin(&self, size: Option<u64>, at: u64) {
         if let Some(size) = size {
             self.0.set_length(size);

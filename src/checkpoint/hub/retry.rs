@@ -1,23 +1,23 @@
-//! How often a request is repeated, and how long it waits before that.
+//! Retries: how many, and the pauses between them.
 
 use std::time::{Duration, Instant};
 
 use super::error::FetchError;
 
-/// Attempts after a failed one, each after a longer pause: 1.4 s of pauses in all, at most.
+/// Maximum retries without progress, with growing pauses: 1.4 s in total.
 const RETRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Longest pause that a hub may ask for; a longer one is left to the user.
+/// Maximum pause that a hub may ask for; a longer one is left to the user.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// Attempts in all: a hub that breaks every connection after a few bytes is given up.
+/// Maximum attempts in total, for a hub that breaks every connection after a few bytes.
 const MAX_ATTEMPTS: u32 = 200;
 
 /// Counts the failed attempts at one request.
 pub(super) struct Retry {
-    /// Failures since something arrived.
+    /// Failures since the last progress.
     in_a_row: u32,
     attempts: u32,
-    /// Time after which no further attempt is made.
+    /// Deadline of the last attempt.
     deadline: Option<Instant>,
 }
 
@@ -30,8 +30,8 @@ impl Retry {
         }
     }
 
-    /// Creates one that gives up rather than begin a pause that would end after `time`: the last error
-    /// says more than that the time is over.
+    /// Creates retries that give up before a pause that would end after `time`: the last error says
+    /// more than a timeout would.
     pub(super) fn within(time: Duration) -> Self {
         Self {
             deadline: Instant::now().checked_add(time),
@@ -39,7 +39,7 @@ impl Retry {
         }
     }
 
-    /// Repeats an attempt while its errors may pass.
+    /// Repeats an attempt while its errors are temporary.
     pub(super) async fn repeat<T>(
         mut self,
         mut attempt: impl AsyncFnMut() -> Result<T, FetchError>,
@@ -52,12 +52,12 @@ impl Retry {
         }
     }
 
-    /// Notes that the last attempt brought something, though not all.
+    /// Records that the last attempt made progress.
     pub(super) fn progressed(&mut self) {
         self.in_a_row = 0;
     }
 
-    /// Waits before the next attempt; gives the error back if there is to be none.
+    /// Waits before the next attempt; returns the error if no attempt is left.
     pub(super) async fn pause(&mut self, error: FetchError) -> Result<(), FetchError> {
         self.attempts += 1;
         if !error.is_transient() || self.in_a_row == RETRIES || self.attempts == MAX_ATTEMPTS {

@@ -1,12 +1,12 @@
-//! Where the hub and its cache are, and what to show the hub: the variables all Hugging Face tools
-//! share.
+//! Addresses of the hub and its cache, and the token: the environment variables that all Hugging
+//! Face tools share.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// Default of the two timeouts, in seconds: what `huggingface_hub` waits.
+/// Default of the two timeouts in seconds, that of `huggingface_hub`.
 const TIMEOUT_SECONDS: u64 = 10;
 
 /// An access token of the hub; its `Debug` form does not show it.
@@ -14,7 +14,7 @@ const TIMEOUT_SECONDS: u64 = 10;
 pub struct HubToken(String);
 
 impl HubToken {
-    /// The token's text.
+    /// Returns the token's text.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
@@ -32,7 +32,7 @@ impl fmt::Debug for HubToken {
     }
 }
 
-/// How to reach the hub, and where its cache is.
+/// Addresses, token and timeouts of the hub.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// The hub's address.
@@ -41,12 +41,11 @@ pub struct HubSettings {
     pub token: Option<HubToken>,
     /// The directory of the cache.
     pub cache_dir: PathBuf,
-    /// Whether to use the cache alone.
+    /// Whether only the cache is used.
     pub offline: bool,
-    /// Longest wait for the hub's first answer before the cache is used.
+    /// Maximum wait for the hub's first response before the cache is used.
     pub answer_within: Duration,
-    /// Longest time for which a connection may bring nothing before the download is resumed on
-    /// another one.
+    /// Maximum time without data before a download is resumed on another connection.
     pub stall_timeout: Duration,
 }
 

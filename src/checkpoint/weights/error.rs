@@ -12,7 +12,7 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// A file is not in the safetensors format, or is cut short.
-    #[error("{file} is not a whole safetensors file ({bytes} bytes): {reason}")]
+    #[error("{file} is not a complete safetensors file ({bytes} bytes): {reason}")]
     Format {
         /// The file.
         file: String,
@@ -52,7 +52,7 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     /// A tensor has a type that is not supported.
-    #[error("{file}: the tensor `{tensor}` is of type {found}; F32, F16 and BF16 are supported")]
+    #[error("{file}: the tensor `{tensor}` has type {found}; expected F32, F16 or BF16")]
     Type {
         /// The file it is in.
         file: String,
@@ -63,8 +63,8 @@ pub enum WeightsError {
     },
     /// There are more layers than the configuration says.
     #[error(
-        "{file}: the tensor `{tensor}` is of layer {layer}, but `n_layer` in config.json is {n_layer} \
-         (layers 0 to {}): the two are not of one model", n_layer - 1
+        "{file}: the tensor `{tensor}` belongs to layer {layer}, but `n_layer` in config.json is {n_layer} \
+         (layers 0 to {}): the files belong to different models", n_layer - 1
     )]
     FurtherLayer {
         /// The file it is in.
@@ -76,10 +76,8 @@ pub enum WeightsError {
         /// Layers that the configuration says.
         n_layer: usize,
     },
-    /// A tensor is there twice.
-    #[error(
-        "{file}: the tensor `{tensor}` is there twice, with and without a prefix or in another shard"
-    )]
+    /// The same tensor twice.
+    #[error("{file}: duplicate tensor `{tensor}` (with and without a prefix, or in two shards)")]
     Twice {
         /// The file it is in the second time.
         file: String,
@@ -100,8 +98,8 @@ pub enum WeightsError {
         /// Where that is, in each dimension.
         index: Vec<usize>,
     },
-    /// A token id outside of the vocabulary.
-    #[error("token id {id} is outside of the vocabulary of {vocab_size}")]
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary ({vocab_size} tokens)")]
     TokenId {
         /// The id.
         id: u32,
