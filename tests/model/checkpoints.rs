@@ -156,7 +156,7 @@ fn a_separate_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
     }
     for id in [8, u32::MAX] {
         let refused = wte.add_rows(&[id], &mut [0.0; N_EMBD]).unwrap_err();
-        assert_names(&refused.to_string(), &[&id.to_string(), "vocabulary of 8"]);
+        assert_names(&refused.to_string(), &[&id.to_string(), "the vocabulary (8 tokens)"]);
     }
 }
 
@@ -196,7 +196,7 @@ fn a_tensor_of_an_unsupported_type_is_named_with_the_type() {
         "model.safetensors",
         "`ln_f.bias`",
         "F64",
-        "F32, F16 and BF16",
+        "F32, F16 or BF16",
     ];
     assert_names(&refused(&model_of(&tensors)), &words);
 }
@@ -210,7 +210,7 @@ fn a_file_cut_short_anywhere_is_refused_with_its_length() {
         let bytes = format!("({length} bytes)");
         assert_names(
             &refused(&directory),
-            &["model.safetensors", "not a whole", &bytes],
+            &["model.safetensors", "not a complete", &bytes],
         );
     }
 }
@@ -223,7 +223,7 @@ fn a_header_that_lies_is_refused() {
         let mut bytes = whole.clone();
         bytes[..8].copy_from_slice(&header.to_le_bytes());
         replace(&directory, "model.safetensors", &bytes);
-        assert_names(&refused(&directory), &["model.safetensors", "not a whole"]);
+        assert_names(&refused(&directory), &["model.safetensors", "not a complete"]);
     }
 }
 
