@@ -8,20 +8,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
-use super::{Failure, http_url};
-use crate::config::{HumanDuration, Layer};
+use super::{CommandError, http_url};
+use crate::config::{Layer, address, at_least_a_moment};
 use crate::shown_url::shown_url;
 
 /// What is asked where the URL names no path.
 const READINESS: &str = "/readyz";
-/// Time for the whole question and answer. Less than what engines allow a health check, so that
-/// the message is this program's.
-const TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of an answer that are looked at.
 const LONGEST_ANSWER: usize = 16 << 10;
 
@@ -40,27 +37,27 @@ const LONGEST_ANSWER: usize = 16 << 10;
         skald health --insecure https://localhost:8443"
 )]
 pub struct Health {
-    /// The server; without a path it is asked for /readyz
+    /// URL of the server; the path is /readyz if it has none
     #[arg(value_name = "URL")]
     url: Option<String>,
-    /// How long the answer may take [default: 3s]
-    #[arg(long, value_name = "DURATION")]
-    timeout: Option<HumanDuration>,
-    /// Ask by TLS without checking the certificate
+    /// Maximum time for the answer. The default is less than what container engines allow a health check,
+    /// so that the message is this program's
+    #[arg(long, value_name = "DURATION", value_parser = at_least_a_moment, default_value = "3s")]
+    timeout: Duration,
+    /// Use TLS without checking the certificate
     #[arg(long)]
     insecure: bool,
-    /// The TOML file with the server's settings
+    /// TOML file with the server's settings
     #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl Health {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        self.check().map_err(Failure::Running)
+    pub(super) fn run(self) -> Result<(), CommandError> {
+        self.check().map_err(CommandError::Running)
     }
 
     fn check(self) -> anyhow::Result<()> {
-        let timeout = self.timeout.map_or(TIMEOUT, |timeout| timeout.0);
         let (url, insecure) = match &self.url {
             Some(given) => (question(given)?, self.insecure),
             None => (self.local()?, true),
@@ -68,13 +65,13 @@ impl Health {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let answer = async { tokio::time::timeout(timeout, ask(url.clone(), insecure)).await };
+        let answer = async { tokio::time::timeout(self.timeout, ask(url.clone(), insecure)).await };
         match runtime.block_on(answer) {
             Ok(outcome) => outcome,
             Err(_) => bail!(
                 "{} did not answer within {}",
                 shown_url(url.as_str()),
-                HumanDuration(timeout)
+                humantime::format_duration(self.timeout)
             ),
         }
     }
@@ -87,19 +84,16 @@ impl Health {
             Some(file) => Layer::from_file(file)?,
             None => Layer::default(),
         };
+        let file = file.unchecked()?;
         let listen = match &variable {
-            Some(text) => Some(text.parse().with_context(|| {
-                format!("SKALD_LISTEN is {text:?}; it must be ADDRESS:PORT, such as 0.0.0.0:8080")
-            })?),
+            Some(text) => {
+                address(text).map_err(|expected| anyhow!("SKALD_LISTEN is {text:?}; {expected}"))?
+            }
             None => file.listen,
         };
         let has_tls = file.tls_cert.is_some() || std::env::var_os("SKALD_TLS_CERT").is_some();
         let scheme = if has_tls { "https" } else { "http" };
-        let listen = Layer {
-            listen,
-            ..Layer::default()
-        };
-        let address = reachable(listen.settle()?.listen);
+        let address = reachable(listen);
         if address.port() == 0 {
             bail!("the server listens on a port that the system chose: give its URL");
         }

@@ -12,7 +12,7 @@ use chrono::{SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Failure, write_out};
+use super::{CommandError, write_out};
 use crate::config::Layer;
 use crate::keys::{Key, KeyFile, KeyFileError, KeyId, KeyLimits, KeyName, KeyScope, Secret};
 use crate::telemetry;
@@ -104,7 +104,7 @@ struct Revoke {
 }
 
 impl Keys {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         match self.action {
             Action::Create(create) => create.run(),
             Action::List(list) => list.run(),
@@ -115,13 +115,15 @@ impl Keys {
 
 impl Source {
     /// Returns the path of the file.
-    fn file(self) -> Result<PathBuf, Failure> {
+    fn file(self) -> Result<PathBuf, CommandError> {
         let config = self.config.as_deref().filter(|_| self.keys.is_none());
         let config = config.map(Layer::from_file).transpose();
-        let config = config.map_err(|error| Failure::Unusable(error.into()))?;
+        let config = config.map_err(|error| CommandError::Unusable(error.into()))?;
+        let config = config.map(|config| config.unchecked()).transpose();
+        let config = config.map_err(|error| CommandError::Unusable(error.into()))?;
         let file = self.keys.or(config.and_then(|config| config.keys));
         file.ok_or_else(|| {
-            Failure::Unusable(anyhow!(
+            CommandError::Unusable(anyhow!(
                 "no key file given; set `--keys FILE`, SKALD_KEYS, or `keys` in the settings file"
             ))
         })
@@ -129,7 +131,7 @@ impl Source {
 }
 
 impl Create {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let _alone = alone(&path);
         let file = match KeyFile::read(&path) {
@@ -137,7 +139,7 @@ impl Create {
             read => read,
         };
         let file = file.map_err(unusable)?;
-        let random = |_| Failure::Running(anyhow!("the system has no random numbers"));
+        let random = |_| CommandError::Running(anyhow!("the system has no random numbers"));
         let id = KeyId::random().map_err(random)?;
         let secret = Secret::random(&id).map_err(random)?;
         let mut scopes = self.scopes;
@@ -158,18 +160,18 @@ impl Create {
         };
         let (id, name) = (key.id.clone(), key.name.clone());
         let file = file.with(key);
-        let file = file.map_err(|error| Failure::Unusable(error.into()))?;
+        let file = file.map_err(|error| CommandError::Unusable(error.into()))?;
         replace(&file, &path)?;
         let path = path.display();
         telemetry::say(&format!(
             "skald: key {name} ({id}) added to {path}. Save the key below; it can't be shown again."
         ));
-        write_out(&format!("{}\n", secret.expose())).map_err(Failure::Running)
+        write_out(&format!("{}\n", secret.expose())).map_err(CommandError::Running)
     }
 }
 
 impl List {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let file = existing(&path)?;
         let text = if self.json {
@@ -185,26 +187,26 @@ impl List {
             }
             table(&file.keys)
         };
-        write_out(&text).map_err(Failure::Running)
+        write_out(&text).map_err(CommandError::Running)
     }
 }
 
 impl Revoke {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let _alone = alone(&path);
         let file = existing(&path)?;
         let known = |key: &Key| key.id.as_str() == self.key || key.name.as_str() == self.key;
         let Some((file, key)) = file.without(&self.key) else {
             let path = path.display();
-            return Err(Failure::Unusable(if file.keys.iter().any(known) {
+            return Err(CommandError::Unusable(if file.keys.iter().any(known) {
                 anyhow!("could not remove the key from {path}; edit the file by hand")
             } else {
                 anyhow!("no key has this id or name in {path}; see `skald keys list`")
             }));
         };
         replace(&file, &path)?;
-        write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(Failure::Running)
+        write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(CommandError::Running)
     }
 }
 
@@ -215,7 +217,7 @@ fn limit(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// Reads a file that must be there.
-fn existing(path: &Path) -> Result<KeyFile, Failure> {
+fn existing(path: &Path) -> Result<KeyFile, CommandError> {
     KeyFile::read(path).map_err(|error| {
         if error.is_not_found() {
             missing(path)
@@ -226,24 +228,24 @@ fn existing(path: &Path) -> Result<KeyFile, Failure> {
 }
 
 /// The failure where the file is not there.
-pub(super) fn missing(path: &Path) -> Failure {
+pub(super) fn missing(path: &Path) -> CommandError {
     let path = path.display();
     let how = how_to_create(&path);
-    Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
+    CommandError::Unusable(anyhow!("there is no key file {path}; {how}"))
 }
 
 fn how_to_create(path: &Display) -> String {
     format!("create a key with `skald keys create NAME --keys {path}`")
 }
 
-fn unusable(error: KeyFileError) -> Failure {
-    Failure::Unusable(error.into())
+fn unusable(error: KeyFileError) -> CommandError {
+    CommandError::Unusable(error.into())
 }
 
-fn replace(file: &KeyFile, path: &Path) -> Result<(), Failure> {
+fn replace(file: &KeyFile, path: &Path) -> Result<(), CommandError> {
     let replaced = file.replace(path);
     let replaced = replaced.with_context(|| format!("{} can't be written", path.display()));
-    replaced.map_err(Failure::Running)
+    replaced.map_err(CommandError::Running)
 }
 
 /// Waits until no other `skald keys` changes files in the directory, and keeps others waiting. The file can't

@@ -4,6 +4,7 @@
 //! command line, the settings or the model can't be used.
 
 mod bench;
+mod components;
 mod generate;
 mod health;
 mod keys;
@@ -70,7 +71,7 @@ enum Command {
 
 /// Why a command ended early.
 #[derive(Debug)]
-enum Failure {
+enum CommandError {
     /// Settings or model can't be used.
     Unusable(anyhow::Error),
     /// Something failed while running.
@@ -121,8 +122,8 @@ impl Cli {
         };
         let (code, error) = match outcome {
             Ok(()) => return ExitCode::SUCCESS,
-            Err(Failure::Unusable(error)) => (UNUSABLE, error),
-            Err(Failure::Running(error)) => (1, error),
+            Err(CommandError::Unusable(error)) => (UNUSABLE, error),
+            Err(CommandError::Running(error)) => (1, error),
         };
         if error.is::<ReaderGone>() {
             return ExitCode::from(ENDED_BY_SIGPIPE);
@@ -180,11 +181,11 @@ fn told(error: &anyhow::Error) -> String {
 
 /// An asynchronous runtime of a few threads: the front end's work is small, and the cores belong
 /// to the compute threads.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("skald-http")
         .enable_all()
         .build()
-        .map_err(|error| Failure::Running(error.into()))
+        .map_err(|error| CommandError::Running(error.into()))
 }

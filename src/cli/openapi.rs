@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Failure;
+use super::CommandError;
 use crate::http;
 
 /// Print the `OpenAPI` description
@@ -15,14 +15,14 @@ pub struct Openapi {
 }
 
 impl Openapi {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         let contract = http::openapi();
         let text = if self.json {
             contract.to_pretty_json().map_err(anyhow::Error::from)
         } else {
             contract.to_yaml().map_err(anyhow::Error::from)
         };
-        super::write_out(&text.map_err(Failure::Running)?).map_err(Failure::Running)?;
+        super::write_out(&text.map_err(CommandError::Running)?).map_err(CommandError::Running)?;
         Ok(())
     }
 }

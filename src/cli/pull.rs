@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use anyhow::anyhow;
 use clap::Args;
 
-use super::{Failure, write_out};
+use super::{CommandError, write_out};
 use crate::checkpoint::{ModelSource, hub};
 use crate::config::LogFormat;
 use crate::telemetry;
@@ -23,20 +23,20 @@ pub struct Pull {
 }
 
 impl Pull {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         // A warning (the cache stands in for a hub that is away) has to be seen.
         let _ = telemetry::start(LogFormat::Auto, "warn");
         let source: ModelSource = self.id.parse().map_err(unusable)?;
         let ModelSource::Hub { id, revision } = source else {
             let error = anyhow!("`{source}` is not on the hub: there is nothing to fetch");
-            return Err(Failure::Unusable(error));
+            return Err(CommandError::Unusable(error));
         };
         let progress = std::io::stderr().is_terminal();
         let directory = hub::pull(&id, revision.as_deref(), progress).map_err(unusable)?;
-        write_out(&format!("{}\n", directory.display())).map_err(Failure::Running)
+        write_out(&format!("{}\n", directory.display())).map_err(CommandError::Running)
     }
 }
 
-fn unusable(error: impl Into<anyhow::Error>) -> Failure {
-    Failure::Unusable(error.into())
+fn unusable(error: impl Into<anyhow::Error>) -> CommandError {
+    CommandError::Unusable(error.into())
 }
