@@ -1,4 +1,4 @@
-//! `skald generate`: one prompt, streamed to the terminal, through the same engine as the server.
+//! `skald generate`: streams the text for one prompt to the terminal, from the same engine as the server.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::TextStream;
 
-/// Generate from one prompt in the terminal
+/// Generate text from one prompt in the terminal
 #[derive(Debug, Args)]
 #[command(
     after_help = "Sampling options that are left out come from the model's generation_config.json. Without one, \

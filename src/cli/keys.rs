@@ -1,7 +1,6 @@
-//! `skald keys`: makes, lists and revokes the API keys in a file, which running servers read again by
-//! themselves.
+//! `skald keys`: creates, lists and revokes the API keys in a file, which running servers reload.
 //!
-//! A key is printed once, when it is made; the file has its hash. So nothing here can show it again.
+//! A key is printed once, when it is created; the file stores its hash, so it can't be shown again.
 
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -20,8 +19,8 @@ use crate::telemetry;
 /// Create, list and revoke API keys
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file is that of --keys, SKALD_KEYS, or `keys` in the settings file. A server that \
-        uses it reads it again within 5 seconds, or at once on SIGHUP.\n\n\
+    after_help = "The key file is set by --keys, SKALD_KEYS, or `keys` in the settings file. A running server \
+        reads it again within 5 seconds, or at once on SIGHUP.\n\n\
         Examples:\n  \
         export SKALD_KEYS=$PWD/keys.toml\n  \
         skald keys create ada\n  \
@@ -46,10 +45,10 @@ enum Action {
     Revoke(Revoke),
 }
 
-/// Where the keys are.
+/// The file with the keys.
 #[derive(Debug, Args)]
 struct Source {
-    /// The file with the keys
+    /// Key file
     #[arg(long, env = "SKALD_KEYS", value_name = "FILE")]
     keys: Option<PathBuf>,
     /// Settings file; its `keys` is used if --keys is not set
@@ -78,7 +77,7 @@ struct Create {
     /// Maximum concurrent requests [default: no limit]
     #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     concurrent_requests: Option<NonZeroU32>,
-    /// Allow its requests a `priority` below 0
+    /// Allow requests with a `priority` below 0
     #[arg(long)]
     may_prioritize: bool,
     #[command(flatten)]
@@ -96,7 +95,7 @@ struct List {
 
 #[derive(Debug, Args)]
 struct Revoke {
-    /// The key, by its id or name
+    /// Id or name of the key
     #[arg(value_name = "ID|NAME")]
     key: String,
     #[command(flatten)]
@@ -139,7 +138,7 @@ impl Create {
             read => read,
         };
         let file = file.map_err(unusable)?;
-        let random = |_| CommandError::Running(anyhow!("the system has no random numbers"));
+        let random = |_| CommandError::Running(anyhow!("the system provides no random numbers"));
         let id = KeyId::random().map_err(random)?;
         let secret = Secret::random(&id).map_err(random)?;
         let mut scopes = self.scopes;
@@ -212,11 +211,11 @@ impl Revoke {
 
 /// Parses a limit of a key.
 fn limit(text: &str) -> Result<NonZeroU32, String> {
-    let range = format!("must be a whole number from 1 to {}", u32::MAX);
-    text.parse().map_err(|_| range)
+    let expected = format!("write a number from 1 to {}", u32::MAX);
+    text.parse().map_err(|_| expected)
 }
 
-/// Reads a file that must be there.
+/// Reads a file that must exist.
 fn existing(path: &Path) -> Result<KeyFile, CommandError> {
     KeyFile::read(path).map_err(|error| {
         if error.is_not_found() {
@@ -227,11 +226,11 @@ fn existing(path: &Path) -> Result<KeyFile, CommandError> {
     })
 }
 
-/// The failure where the file is not there.
+/// Returns the error for a key file that does not exist.
 pub(super) fn missing(path: &Path) -> CommandError {
     let path = path.display();
     let how = how_to_create(&path);
-    CommandError::Unusable(anyhow!("there is no key file {path}; {how}"))
+    CommandError::Unusable(anyhow!("key file {path} does not exist; {how}"))
 }
 
 fn how_to_create(path: &Display) -> String {
@@ -248,9 +247,9 @@ fn replace(file: &KeyFile, path: &Path) -> Result<(), CommandError> {
     replaced.map_err(CommandError::Running)
 }
 
-/// Waits until no other `skald keys` changes files in the directory, and keeps others waiting. The file can't
-/// be locked itself, since it is replaced. Some network file systems have no such locks: there two that run
-/// at the same moment can undo each other.
+/// Locks the directory against other `skald keys` that change files in it, until the result is dropped. The
+/// file itself can't be locked, since it is replaced. Some network file systems have no such locks; there two
+/// commands at the same moment can undo each other's change.
 fn alone(path: &Path) -> Option<File> {
     let parent = path
         .parent()
@@ -277,7 +276,7 @@ fn as_json(key: &Key) -> serde_json::Value {
     })
 }
 
-/// Writes the keys as a table.
+/// Returns the keys as a table for the terminal.
 fn table(keys: &[Key]) -> String {
     let limit = |limit: Option<NonZeroU32>| limit.map_or("-".to_owned(), |n| n.to_string());
     let row = |key: &Key| {

@@ -9,7 +9,7 @@ use crate::http;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  skald openapi > openapi.yaml")]
 pub struct Openapi {
-    /// JSON instead of YAML
+    /// Print JSON instead of YAML
     #[arg(long)]
     json: bool,
 }

@@ -1,4 +1,4 @@
-//! `skald pull`: brings a model of the hub into the cache.
+//! `skald pull`: downloads a model of the hub into the cache.
 
 use std::io::IsTerminal;
 
@@ -10,25 +10,25 @@ use crate::checkpoint::{ModelSource, hub};
 use crate::config::LogFormat;
 use crate::telemetry;
 
-/// Fetch a model from the hub into the cache, without serving it
+/// Download a model from the hub into the cache, without serving it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "HF_HOME sets the cache, HF_ENDPOINT the hub, HF_TOKEN the access token. \
+    after_help = "HF_HOME sets the cache, HF_ENDPOINT the hub, and HF_TOKEN the access token. \
         Prints the model's directory.\n\nExample:\n  skald pull openai-community/gpt2"
 )]
 pub struct Pull {
-    /// The model's id on the hub, with @revision if need be
+    /// The model's id on the hub, with @revision for another revision than main
     #[arg(value_name = "ID")]
     id: String,
 }
 
 impl Pull {
     pub(super) fn run(self) -> Result<(), CommandError> {
-        // A warning (the cache stands in for a hub that is away) has to be seen.
+        // For the warning that the cache is used because the hub can't be reached.
         let _ = telemetry::start(LogFormat::Auto, "warn");
         let source: ModelSource = self.id.parse().map_err(unusable)?;
         let ModelSource::Hub { id, revision } = source else {
-            let error = anyhow!("`{source}` is not on the hub: there is nothing to fetch");
+            let error = anyhow!("`{source}` is not a hub id; only models of the hub can be pulled");
             return Err(CommandError::Unusable(error));
         };
         let progress = std::io::stderr().is_terminal();

@@ -182,7 +182,7 @@ fn keys(settings: &Settings) -> Result<Option<Arc<Keys>>, CommandError> {
     })?;
     info!(file = %file.display(), keys = keys.len(), "API keys required");
     if keys.is_empty() {
-        warn!("no API keys in the file: every request is refused; see `skald keys create`");
+        warn!("no API keys in the file, refusing every request; see `skald keys create`");
     }
     Ok(Some(Arc::new(keys)))
 }
