@@ -1,4 +1,4 @@
-//! The `skald` command: parses the command line and hands over to [`skald::cli`].
+//! The `skald` command: parses the command line and runs [`skald::cli`].
 
 use std::io;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     skald::panics::log();
     if let Err(error) = survive_file_size_limit() {
         skald::telemetry::say(&format!(
-            "skald: a file that reaches its size limit will end this command: {error}"
+            "skald: can't handle SIGXFSZ; a file that reaches its size limit will end this command: {error}"
         ));
     }
     Cli::parse_arguments().run()

@@ -1,4 +1,4 @@
-//! From settings to a running engine: the one start-up of `serve`, `generate` and the tests.
+//! From settings to a running engine: the only start-up of `serve`, `generate`, the tests and the fuzzers.
 
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
@@ -27,45 +27,45 @@ use crate::session::{Fingerprint, SessionConfig, SessionError, Sessions, tokeniz
 use crate::text::template::{TemplateError, TemplateSource};
 use crate::text::{ChatTemplate, GrammarCompiler, Tokenizer};
 
-/// What decides which model is served, and how.
+/// Which model is served, and how.
 #[derive(Clone)]
 pub struct ServingSettings {
     /// `builtin`, a directory, or a hub id.
     pub model: String,
-    /// The name clients call it by; `None` is its own.
+    /// Name that clients call the model by; `None` is its own.
     pub served_model_name: Option<String>,
     /// How weights are held.
     pub dtype: Dtype,
     /// How keys and values are held.
     pub kv_dtype: KvPrecision,
-    /// Compute threads.
+    /// Number of compute threads.
     pub threads: NonZeroUsize,
     /// Memory for the KV cache; `None` fits it to the memory limit.
     pub kv_memory: Option<ByteSize>,
-    /// Memory that the process may use.
+    /// Limit on the memory of the process.
     pub memory_limit: Option<Sourced<ByteSize>>,
-    /// Whether the model's `generation_config.json` sets defaults.
+    /// Whether the model's `generation_config.json` sets the defaults of sampling.
     pub generation_config: GenerationDefaults,
-    /// A file, a template itself, or `plain`; `None` is the model's own.
+    /// The chat template: a file, a template itself, or `plain`; `None` is the model's own.
     pub chat_template: Option<String>,
     /// Maximum tokens of a session's history; `None` is the default.
     pub max_session_tokens: Option<usize>,
-    /// The engine's settings. Memory and precision of the KV cache are those above.
+    /// Settings of the engine. Memory and precision of the KV cache are those above.
     pub engine: EngineConfig,
-    /// Where sessions are, and how many.
+    /// Settings of sessions.
     pub sessions: SessionConfig,
 }
 
-/// Why a model is not served.
+/// Why a model can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// The model's files can't be had or used.
+    /// The model's files can't be fetched or used.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The chat template that was set can't be used.
+    /// The chat template in the settings can't be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// The chat template that was set is no file.
+    /// The chat template in the settings is not a file.
     #[error("`chat-template` is {setting:?}, which is neither a template nor a readable file")]
     TemplateFile {
         /// The setting.
@@ -73,26 +73,28 @@ pub enum ServingError {
         /// Why the file can't be read.
         source: io::Error,
     },
-    /// The chat template that the model comes with can't be used.
-    #[error("`chat-template` sets another, `plain` for one")]
+    /// The model's own chat template can't be used.
+    #[error(
+        "the model's own chat template can't be used; set `chat-template` to another, such as `plain`"
+    )]
     ModelTemplate(#[source] TemplateError),
     /// The weights can't be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The model computes nothing that can be drawn from.
+    /// The model's first forward pass gives nothing to sample from.
     #[error("`model` {model} can't be served")]
     Trial {
         /// The setting.
         model: String,
-        /// What its first forward pass gave.
+        /// What the forward pass gave.
         source: Box<TrialError>,
     },
-    /// The place of KV blocks on disk can't be used.
+    /// The directory for KV blocks can't be used.
     #[error("`session-dir` {} can't be used", dir.display())]
     SessionDir {
         /// The setting.
         dir: PathBuf,
-        /// What the system says.
+        /// The system's reason.
         source: io::Error,
     },
     /// The engine can't start.
@@ -107,43 +109,42 @@ pub enum ServingError {
 pub struct Serving {
     /// Runs the requests.
     pub engine: EngineHandle,
-    /// What clients go on with.
+    /// Stores what clients continue.
     pub sessions: Sessions,
-    /// Text to token ids and back.
+    /// Converts text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
-    /// What texts may be asked to follow.
+    /// Compiles the grammars that texts must follow.
     pub grammars: GrammarCompiler,
-    /// Conversations to prompts.
+    /// Turns conversations into prompts.
     pub chat: Arc<ChatTemplate>,
-    /// What requests may ask for.
+    /// Limits of requests.
     pub limits: Limits,
-    /// What is told of the model.
+    /// Facts about the model for clients.
     pub info: ModelInfo,
 }
 
-/// What clients are told of the model.
+/// Facts about a model for clients.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
-    /// The name clients call it by.
+    /// Name that clients call the model by.
     pub id: String,
-    /// The name it was started by (`--model`), by which clients may call it too.
+    /// Value of `--model`, by which clients can call the model too.
     pub source: String,
     /// The model's sizes and tokens.
     pub spec: ModelSpec,
-    /// How the weights are held: `f32`, `bf16`, `q8`.
+    /// Precision of the weights: `f32`, `bf16` or `q8`.
     pub dtype: String,
-    /// The instruction set of the kernels.
+    /// Instruction set of the kernels.
     pub isa: String,
-    /// Changes whenever the same request could give another answer: `system_fingerprint`.
+    /// OpenAI's `system_fingerprint`: changes whenever the same request could give another answer.
     pub fingerprint: String,
-    /// When the model was made available, in OpenAI's `created`.
+    /// OpenAI's `created`: the time at which the model was loaded.
     pub created: SystemTime,
 }
 
 impl ModelInfo {
-    /// Whether a client that asks for this name means this model. Clients of TGI, which serves one
-    /// model by any name, have to name one: its guide has them say `tgi`, and `huggingface_hub`
-    /// says `dummy` where it was given an address.
+    /// Returns whether a client that asks for this name means this model. TGI serves one model by any
+    /// name; its guide uses `tgi`, and `huggingface_hub` sends `dummy` if it was given an address.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
         name == self.id || name == self.source || name == "tgi" || name == "dummy"
@@ -156,30 +157,37 @@ impl Serving {
     /// # Errors
     /// [`ServingError`], in the words of the settings.
     pub fn load(settings: &ServingSettings) -> Result<Self, ServingError> {
-        let started = Instant::now();
-        let given = settings.chat_template.as_deref().map(chat_template);
-        let given = given.transpose()?;
+        // Checked before the model is fetched.
+        let chat = settings.chat_template.as_deref().map(chat_template);
+        let chat = chat.transpose()?;
         let source: ModelSource = settings.model.parse()?;
         let files = source.fetch(io::stderr().is_terminal())?;
-        let chat = files.chat(given).map_err(ServingError::ModelTemplate)?;
+        Self::start(settings, &source, files, chat)
+    }
+
+    /// Loads and starts the model of these files; blocks. `chat` replaces the model's own template.
+    ///
+    /// # Errors
+    /// [`ServingError`], in the words of the settings.
+    pub fn start(
+        settings: &ServingSettings,
+        source: &ModelSource,
+        files: ModelFiles,
+        chat: Option<ChatTemplate>,
+    ) -> Result<Self, ServingError> {
+        let started = Instant::now();
+        let chat = files.chat(chat).map_err(ServingError::ModelTemplate)?;
         let dtype = settings.weight_dtype(files.checkpoint.dtype());
         let mut engine = settings.engine.clone();
         engine.kv_dtype = settings.kv_dtype(dtype);
-        let model = Model::load(&files, &Runtime::kernels(settings.threads, dtype))?;
-        let tried = trial::run(&model, engine.kv_dtype, dtype_name(dtype));
-        tried.map_err(|error| ServingError::Trial {
-            model: source.to_string(),
-            source: Box::new(error),
-        })?;
+        let model = settings.model(source, &files, dtype)?;
         let spec = model.spec().clone();
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
         let kv_memory = settings.kv_memory(weights, window_bytes(&spec, block_bytes));
         engine.kv_memory = kv_memory.value;
-        let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
         let snapshots = snapshots(&files, &model, dtype, &mut engine, &settings.sessions)?;
         let handle = engine::start(model, engine)?;
-        let max_queue = handle.limits().max_queue;
         let name = settings
             .served_model_name
             .clone()
@@ -191,7 +199,7 @@ impl Serving {
             weights = %weights,
             kv_cache = %kv_memory.value,
             kv_cache_from = %kv_memory.origin,
-            kv_tokens,
+            kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64,
             isa = Isa::detect().name(),
             chat_template = chat.origin(),
             seconds = started.elapsed().as_secs_f32(),
@@ -200,8 +208,9 @@ impl Serving {
         if settings.dtype == Dtype::Auto {
             advise(dtype);
         }
+        let max_queue = handle.limits().max_queue;
         let limits = settings.limits(&files.generation_config, &spec, max_queue);
-        let info = model_info(spec, name, &source, dtype);
+        let info = model_info(spec, name, source, dtype);
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
         let sessions = Sessions::open(
@@ -228,7 +237,23 @@ impl Serving {
 }
 
 impl ServingSettings {
-    /// Chooses the KV cache's memory; warns if it does not fit beside the weights.
+    /// Loads the model and runs its first forward pass.
+    fn model(
+        &self,
+        source: &ModelSource,
+        files: &ModelFiles,
+        dtype: WeightDtype,
+    ) -> Result<Model, ServingError> {
+        let model = Model::load(files, &Runtime::kernels(self.threads, dtype))?;
+        let tried = trial::run(&model, self.kv_dtype(dtype), dtype_name(dtype));
+        tried.map_err(|error| ServingError::Trial {
+            model: source.to_string(),
+            source: Box::new(error),
+        })?;
+        Ok(model)
+    }
+
+    /// Chooses the KV cache's memory. Logs a warning if it does not fit beside the weights.
     fn kv_memory(&self, weights: ByteSize, window: ByteSize) -> Sourced<ByteSize> {
         let chosen = resources::kv_memory(self.kv_memory, self.memory_limit, weights, window);
         if let Some(limit) = self.memory_limit
@@ -247,7 +272,7 @@ impl ServingSettings {
         chosen
     }
 
-    /// `auto` is the checkpoint's own precision.
+    /// Returns how weights are held; `auto` is the checkpoint's own precision.
     fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
@@ -274,7 +299,7 @@ impl ServingSettings {
         if let Some(tokens) = self.max_session_tokens {
             limits.max_session_tokens = tokens;
         }
-        // All choices of a request enter the queue at once: more would never be taken.
+        // All choices of a request enter the queue at once, so more could never be accepted.
         limits.max_choices = limits.max_choices.min(max_queue);
         limits.max_best_of = limits.max_best_of.min(limits.max_choices);
         limits
@@ -286,7 +311,7 @@ fn window_bytes(spec: &ModelSpec, block_bytes: u64) -> ByteSize {
     ByteSize::b(spec.context_length.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
 }
 
-/// The place on disk of KV blocks that the engine evicts, if there is to be one.
+/// Opens the directory for KV blocks that the engine evicts, if the settings have one.
 fn snapshots(
     files: &ModelFiles,
     model: &Model,
@@ -316,7 +341,7 @@ fn snapshots(
     Ok(Some(snapshots))
 }
 
-/// Changes with everything that the bits of keys and values depend on, beside the tokens.
+/// Returns a hash of everything except the tokens that the bits of keys and values depend on.
 fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> Fingerprint {
     let mut hash = blake3::Hasher::new();
     let computed = (
@@ -331,7 +356,7 @@ fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> 
     Fingerprint(*hash.finalize().as_bytes())
 }
 
-/// The template that the setting names: a file, a template itself, or the plain form.
+/// Returns the template that the setting names: a file, a template itself, or the plain form.
 fn chat_template(setting: &str) -> Result<ChatTemplate, ServingError> {
     if setting == ChatTemplate::PLAIN {
         return Ok(ChatTemplate::plain()?);
@@ -354,8 +379,8 @@ fn chat_template(setting: &str) -> Result<ChatTemplate, ServingError> {
     Ok(ChatTemplate::parse(source)?)
 }
 
-/// Says what a faster choice would bring: generation is bound by how many bytes of weights
-/// are read per token.
+/// Logs which precision would be faster: generation is bound by the bytes of weights that are read per
+/// token.
 fn advise(dtype: WeightDtype) {
     match dtype {
         WeightDtype::F32 => {

@@ -1,4 +1,4 @@
-//! `skald generate`: one prompt, streamed to the terminal, through the same engine as the server.
+//! `skald generate`: streams the text for one prompt to the terminal, from the same engine as the server.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, runtime, write_out};
+use super::{CommandError, runtime, write_out};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::request::{
@@ -20,7 +20,7 @@ use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::TextStream;
 
-/// Generate from one prompt in the terminal
+/// Generate text from one prompt in the terminal
 #[derive(Debug, Args)]
 #[command(
     after_help = "Sampling options that are left out come from the model's generation_config.json. Without one, \
@@ -70,9 +70,9 @@ pub struct Generate {
 }
 
 impl Generate {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
-        let prompt = self.read_prompt().map_err(Failure::Running)?;
+        let prompt = self.read_prompt().map_err(CommandError::Running)?;
         let model = ServingSettings {
             model: self.model.clone(),
             served_model_name: None,
@@ -87,10 +87,13 @@ impl Generate {
             engine: EngineConfig::default(),
             sessions: SessionConfig::default(),
         };
-        let serving = Serving::load(&model).map_err(|error| Failure::Unusable(error.into()))?;
-        let request = self.request(&serving, &prompt).map_err(Failure::Unusable)?;
+        let serving =
+            Serving::load(&model).map_err(|error| CommandError::Unusable(error.into()))?;
+        let request = self
+            .request(&serving, &prompt)
+            .map_err(CommandError::Unusable)?;
         let outcome = runtime()?.block_on(self.stream(&serving, request));
-        outcome.map_err(Failure::Running)
+        outcome.map_err(CommandError::Running)
     }
 
     fn read_prompt(&self) -> anyhow::Result<String> {

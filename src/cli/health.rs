@@ -1,38 +1,35 @@
-//! `skald health`: asks a server whether it is ready, for the health checks of container engines.
+//! `skald health`: checks whether a server is ready, for the health checks of container engines.
 //!
-//! Exit code 0 or 1 and nothing else: Docker reserves the others. It asks once and decides
-//! nothing; how often, and what follows, is the engine's business.
+//! The exit code is 0 or 1: Docker reserves the others. It sends one request; the container engine decides
+//! how often to run it and what to do.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use reqwest::Url;
 use reqwest::redirect::Policy;
 
-use super::{Failure, http_url};
-use crate::config::{HumanDuration, Layer};
+use super::{CommandError, http_url};
+use crate::config::{Layer, address, at_least_a_moment};
 use crate::shown_url::shown_url;
 
-/// What is asked where the URL names no path.
+/// The path if the URL has none.
 const READINESS: &str = "/readyz";
-/// Time for the whole question and answer. Less than what engines allow a health check, so that
-/// the message is this program's.
-const TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes of an answer that are looked at.
+/// Maximum bytes of an answer that are read.
 const LONGEST_ANSWER: usize = 16 << 10;
 
-/// Ask a server whether it is ready: exit code 0 if it is, 1 if not
+/// Check whether a server is ready: exit code 0 if it is, 1 if not
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Without a URL the server at `listen` is asked, as set by SKALD_LISTEN, the file \
-        given by --config, or the default; for 0.0.0.0 or [::] that is the loopback address. If \
-        SKALD_TLS_CERT or that file names a certificate, it is asked by TLS, and its certificate \
-        is not checked: the question does not leave the machine, and the certificate is for \
-        another name. At a given https URL it is checked.\n\n\
+    after_help = "Without a URL, the request goes to the address in SKALD_LISTEN, else to `listen` in the \
+        file given by --config, else to the default; the loopback address stands for 0.0.0.0 and [::]. \
+        If SKALD_TLS_CERT or that file names a certificate, the request uses TLS without checking it, \
+        because it stays on this machine and the certificate is for another name. The certificate \
+        at a given https URL is checked.\n\n\
         Examples:\n  \
         skald health\n  \
         skald health http://localhost:8081\n  \
@@ -40,70 +37,68 @@ const LONGEST_ANSWER: usize = 16 << 10;
         skald health --insecure https://localhost:8443"
 )]
 pub struct Health {
-    /// The server; without a path it is asked for /readyz
+    /// URL of the server; the path is /readyz if it has none
     #[arg(value_name = "URL")]
     url: Option<String>,
-    /// How long the answer may take [default: 3s]
-    #[arg(long, value_name = "DURATION")]
-    timeout: Option<HumanDuration>,
-    /// Ask by TLS without checking the certificate
+    /// Maximum time for the answer. The default is less than what container engines allow a health check,
+    /// so that the message is this program's
+    #[arg(long, value_name = "DURATION", value_parser = at_least_a_moment, default_value = "3s")]
+    timeout: Duration,
+    /// Use TLS without checking the certificate
     #[arg(long)]
     insecure: bool,
-    /// The TOML file with the server's settings
+    /// TOML file with the server's settings
     #[arg(long, env = "SKALD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl Health {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        self.check().map_err(Failure::Running)
+    pub(super) fn run(self) -> Result<(), CommandError> {
+        self.check().map_err(CommandError::Running)
     }
 
     fn check(self) -> anyhow::Result<()> {
-        let timeout = self.timeout.map_or(TIMEOUT, |timeout| timeout.0);
         let (url, insecure) = match &self.url {
-            Some(given) => (question(given)?, self.insecure),
+            Some(given) => (request_url(given)?, self.insecure),
             None => (self.local()?, true),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let answer = async { tokio::time::timeout(timeout, ask(url.clone(), insecure)).await };
+        let answer =
+            async { tokio::time::timeout(self.timeout, check(url.clone(), insecure)).await };
         match runtime.block_on(answer) {
             Ok(outcome) => outcome,
             Err(_) => bail!(
                 "{} did not answer within {}",
                 shown_url(url.as_str()),
-                HumanDuration(timeout)
+                humantime::format_duration(self.timeout)
             ),
         }
     }
 
-    /// The readiness of the server that has this process's settings.
+    /// Returns the URL for the readiness of the server with this process's settings.
     fn local(&self) -> anyhow::Result<Url> {
-        // Read here rather than by clap, whose exit code for a wrong value is 2.
+        // Not read by clap, whose exit code for a wrong value is 2.
         let variable = std::env::var("SKALD_LISTEN").ok();
         let file = match &self.config {
             Some(file) => Layer::from_file(file)?,
             None => Layer::default(),
         };
+        let file = file.unchecked()?;
         let listen = match &variable {
-            Some(text) => Some(text.parse().with_context(|| {
-                format!("SKALD_LISTEN is {text:?}; it must be ADDRESS:PORT, such as 0.0.0.0:8080")
-            })?),
+            Some(text) => {
+                address(text).map_err(|expected| anyhow!("SKALD_LISTEN is {text:?}; {expected}"))?
+            }
             None => file.listen,
         };
         let has_tls = file.tls_cert.is_some() || std::env::var_os("SKALD_TLS_CERT").is_some();
         let scheme = if has_tls { "https" } else { "http" };
-        let listen = Layer {
-            listen,
-            ..Layer::default()
-        };
-        let address = reachable(listen.settle()?.listen);
+        let address = reachable(listen);
         if address.port() == 0 {
-            bail!("the server listens on a port that the system chose: give its URL");
+            bail!("`listen` has port 0, so the system chose the port; pass the server's URL");
         }
-        question(&format!("{scheme}://{address}"))
+        request_url(&format!("{scheme}://{address}"))
     }
 }
 
@@ -117,8 +112,8 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Returns what to ask a server that is given by its URL.
-fn question(given: &str) -> anyhow::Result<Url> {
+/// Returns the URL of the request for a URL given by the user.
+fn request_url(given: &str) -> anyhow::Result<Url> {
     let expected = || {
         let shown = shown_url(given);
         format!("{shown:?} is not a valid URL; write http://localhost:8080")
@@ -136,10 +131,10 @@ fn question(given: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
-/// Asks, and fails unless the answer is a success. With `insecure` any certificate will do.
-async fn ask(url: Url, insecure: bool) -> anyhow::Result<()> {
+/// Sends the request, and fails unless the answer is a success. With `insecure`, accepts any certificate.
+async fn check(url: Url, insecure: bool) -> anyhow::Result<()> {
     let client = crate::tls::http_client()
-        // The answer of a proxy, or of where the server points to, says nothing of the server.
+        // The answer of a proxy, or of the target of a redirect, says nothing about the server.
         .no_proxy()
         .tls_danger_accept_invalid_certs(insecure)
         .redirect(Policy::none())
@@ -158,19 +153,19 @@ async fn ask(url: Url, insecure: bool) -> anyhow::Result<()> {
     }
     let status = response.status();
     if status.is_success() {
-        // The exit code is the answer, whether or not its words can be written.
-        let words = told(&body).unwrap_or("ok".to_owned());
-        let _ = writeln!(std::io::stdout(), "{shown}: {words}");
+        // The exit code is the answer even if the text can't be written.
+        let text = health_text(&body).unwrap_or("ok".to_owned());
+        let _ = writeln!(std::io::stdout(), "{shown}: {text}");
         return Ok(());
     }
-    match told(&body) {
-        Some(told) => bail!("{shown} answered {status}: {told}"),
+    match health_text(&body) {
+        Some(text) => bail!("{shown} answered {status}: {text}"),
         None => bail!("{shown} answered {status}"),
     }
 }
 
-/// Returns what a health answer of Skald says.
-fn told(body: &[u8]) -> Option<String> {
+/// Returns the text of a health answer of Skald.
+fn health_text(body: &[u8]) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let status = answer.get("status")?.as_str()?;
     match answer.get("error").and_then(|error| error.as_str()) {
@@ -193,7 +188,7 @@ mod tests {
 
     #[test]
     fn only_a_url_without_a_path_gets_one() {
-        let asked = |given: &str| question(given).map(|url| url.to_string()).ok();
+        let asked = |given: &str| request_url(given).map(|url| url.to_string()).ok();
         let readiness = Some("http://localhost:8080/readyz".to_owned());
         assert_eq!(asked("http://localhost:8080"), readiness);
         assert_eq!(asked("http://localhost:8080/"), readiness);

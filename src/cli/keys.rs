@@ -1,7 +1,6 @@
-//! `skald keys`: makes, lists and revokes the API keys in a file, which running servers read again by
-//! themselves.
+//! `skald keys`: creates, lists and revokes the API keys in a file, which running servers reload.
 //!
-//! A key is printed once, when it is made; the file has its hash. So nothing here can show it again.
+//! A key is printed once, when it is created; the file stores its hash, so it can't be shown again.
 
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -12,7 +11,7 @@ use chrono::{SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Failure, write_out};
+use super::{CommandError, write_out};
 use crate::config::Layer;
 use crate::keys::{Key, KeyFile, KeyFileError, KeyId, KeyLimits, KeyName, KeyScope, Secret};
 use crate::telemetry;
@@ -20,8 +19,8 @@ use crate::telemetry;
 /// Create, list and revoke API keys
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file is that of --keys, SKALD_KEYS, or `keys` in the settings file. A server that \
-        uses it reads it again within 5 seconds, or at once on SIGHUP.\n\n\
+    after_help = "The key file is set by --keys, SKALD_KEYS, or `keys` in the settings file. A running server \
+        reads it again within 5 seconds, or at once on SIGHUP.\n\n\
         Examples:\n  \
         export SKALD_KEYS=$PWD/keys.toml\n  \
         skald keys create ada\n  \
@@ -46,10 +45,10 @@ enum Action {
     Revoke(Revoke),
 }
 
-/// Where the keys are.
+/// The file with the keys.
 #[derive(Debug, Args)]
 struct Source {
-    /// The file with the keys
+    /// Key file
     #[arg(long, env = "SKALD_KEYS", value_name = "FILE")]
     keys: Option<PathBuf>,
     /// Settings file; its `keys` is used if --keys is not set
@@ -78,7 +77,7 @@ struct Create {
     /// Maximum concurrent requests [default: no limit]
     #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true)]
     concurrent_requests: Option<NonZeroU32>,
-    /// Allow its requests a `priority` below 0
+    /// Allow requests with a `priority` below 0
     #[arg(long)]
     may_prioritize: bool,
     #[command(flatten)]
@@ -96,7 +95,7 @@ struct List {
 
 #[derive(Debug, Args)]
 struct Revoke {
-    /// The key, by its id or name
+    /// Id or name of the key
     #[arg(value_name = "ID|NAME")]
     key: String,
     #[command(flatten)]
@@ -104,7 +103,7 @@ struct Revoke {
 }
 
 impl Keys {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         match self.action {
             Action::Create(create) => create.run(),
             Action::List(list) => list.run(),
@@ -115,13 +114,15 @@ impl Keys {
 
 impl Source {
     /// Returns the path of the file.
-    fn file(self) -> Result<PathBuf, Failure> {
+    fn file(self) -> Result<PathBuf, CommandError> {
         let config = self.config.as_deref().filter(|_| self.keys.is_none());
         let config = config.map(Layer::from_file).transpose();
-        let config = config.map_err(|error| Failure::Unusable(error.into()))?;
+        let config = config.map_err(|error| CommandError::Unusable(error.into()))?;
+        let config = config.map(|config| config.unchecked()).transpose();
+        let config = config.map_err(|error| CommandError::Unusable(error.into()))?;
         let file = self.keys.or(config.and_then(|config| config.keys));
         file.ok_or_else(|| {
-            Failure::Unusable(anyhow!(
+            CommandError::Unusable(anyhow!(
                 "no key file given; set `--keys FILE`, SKALD_KEYS, or `keys` in the settings file"
             ))
         })
@@ -129,7 +130,7 @@ impl Source {
 }
 
 impl Create {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let _alone = alone(&path);
         let file = match KeyFile::read(&path) {
@@ -137,7 +138,7 @@ impl Create {
             read => read,
         };
         let file = file.map_err(unusable)?;
-        let random = |_| Failure::Running(anyhow!("the system has no random numbers"));
+        let random = |_| CommandError::Running(anyhow!("the system provides no random numbers"));
         let id = KeyId::random().map_err(random)?;
         let secret = Secret::random(&id).map_err(random)?;
         let mut scopes = self.scopes;
@@ -158,18 +159,18 @@ impl Create {
         };
         let (id, name) = (key.id.clone(), key.name.clone());
         let file = file.with(key);
-        let file = file.map_err(|error| Failure::Unusable(error.into()))?;
+        let file = file.map_err(|error| CommandError::Unusable(error.into()))?;
         replace(&file, &path)?;
         let path = path.display();
         telemetry::say(&format!(
             "skald: key {name} ({id}) added to {path}. Save the key below; it can't be shown again."
         ));
-        write_out(&format!("{}\n", secret.expose())).map_err(Failure::Running)
+        write_out(&format!("{}\n", secret.expose())).map_err(CommandError::Running)
     }
 }
 
 impl List {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let file = existing(&path)?;
         let text = if self.json {
@@ -185,37 +186,37 @@ impl List {
             }
             table(&file.keys)
         };
-        write_out(&text).map_err(Failure::Running)
+        write_out(&text).map_err(CommandError::Running)
     }
 }
 
 impl Revoke {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), CommandError> {
         let path = self.source.file()?;
         let _alone = alone(&path);
         let file = existing(&path)?;
         let known = |key: &Key| key.id.as_str() == self.key || key.name.as_str() == self.key;
         let Some((file, key)) = file.without(&self.key) else {
             let path = path.display();
-            return Err(Failure::Unusable(if file.keys.iter().any(known) {
+            return Err(CommandError::Unusable(if file.keys.iter().any(known) {
                 anyhow!("could not remove the key from {path}; edit the file by hand")
             } else {
                 anyhow!("no key has this id or name in {path}; see `skald keys list`")
             }));
         };
         replace(&file, &path)?;
-        write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(Failure::Running)
+        write_out(&format!("revoked {} ({})\n", key.name, key.id)).map_err(CommandError::Running)
     }
 }
 
 /// Parses a limit of a key.
 fn limit(text: &str) -> Result<NonZeroU32, String> {
-    let range = format!("must be a whole number from 1 to {}", u32::MAX);
-    text.parse().map_err(|_| range)
+    let expected = format!("write a number from 1 to {}", u32::MAX);
+    text.parse().map_err(|_| expected)
 }
 
-/// Reads a file that must be there.
-fn existing(path: &Path) -> Result<KeyFile, Failure> {
+/// Reads a file that must exist.
+fn existing(path: &Path) -> Result<KeyFile, CommandError> {
     KeyFile::read(path).map_err(|error| {
         if error.is_not_found() {
             missing(path)
@@ -225,30 +226,30 @@ fn existing(path: &Path) -> Result<KeyFile, Failure> {
     })
 }
 
-/// The failure where the file is not there.
-pub(super) fn missing(path: &Path) -> Failure {
+/// Returns the error for a key file that does not exist.
+pub(super) fn missing(path: &Path) -> CommandError {
     let path = path.display();
     let how = how_to_create(&path);
-    Failure::Unusable(anyhow!("there is no key file {path}; {how}"))
+    CommandError::Unusable(anyhow!("key file {path} does not exist; {how}"))
 }
 
 fn how_to_create(path: &Display) -> String {
     format!("create a key with `skald keys create NAME --keys {path}`")
 }
 
-fn unusable(error: KeyFileError) -> Failure {
-    Failure::Unusable(error.into())
+fn unusable(error: KeyFileError) -> CommandError {
+    CommandError::Unusable(error.into())
 }
 
-fn replace(file: &KeyFile, path: &Path) -> Result<(), Failure> {
+fn replace(file: &KeyFile, path: &Path) -> Result<(), CommandError> {
     let replaced = file.replace(path);
     let replaced = replaced.with_context(|| format!("{} can't be written", path.display()));
-    replaced.map_err(Failure::Running)
+    replaced.map_err(CommandError::Running)
 }
 
-/// Waits until no other `skald keys` changes files in the directory, and keeps others waiting. The file can't
-/// be locked itself, since it is replaced. Some network file systems have no such locks: there two that run
-/// at the same moment can undo each other.
+/// Locks the directory against other `skald keys` that change files in it, until the result is dropped. The
+/// file itself can't be locked, since it is replaced. Some network file systems have no such locks; there two
+/// commands at the same moment can undo each other's change.
 fn alone(path: &Path) -> Option<File> {
     let parent = path
         .parent()
@@ -275,7 +276,7 @@ fn as_json(key: &Key) -> serde_json::Value {
     })
 }
 
-/// Writes the keys as a table.
+/// Returns the keys as a table for the terminal.
 fn table(keys: &[Key]) -> String {
     let limit = |limit: Option<NonZeroU32>| limit.map_or("-".to_owned(), |n| n.to_string());
     let row = |key: &Key| {

@@ -1,9 +1,10 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit codes: 0 success (a graceful stop included), 1 something failed while running, 2 the
-//! command line, the settings or the model can't be used.
+//! Exit codes: 0 for success (including a graceful stop), 1 for a failure while running, 2 for a command
+//! line, settings or a model that can't be used.
 
 mod bench;
+mod components;
 mod generate;
 mod health;
 mod keys;
@@ -23,10 +24,10 @@ use tokio::signal::unix::SignalKind;
 
 use crate::telemetry::{self, FlushLogs};
 
-/// The exit code for settings and models that can't be used; clap's own for bad flags.
+/// The exit code for settings and models that can't be used, which is clap's for wrong flags.
 const UNUSABLE: u8 = 2;
 
-/// A shell's exit code for a command that writes to a pipe without a reader.
+/// A shell's exit code for a command that wrote to a pipe without a reader.
 const ENDED_BY_SIGPIPE: u8 = 141;
 
 /// The whole command line.
@@ -54,13 +55,13 @@ pub struct Cli {
 enum Command {
     /// Serve a model over HTTP
     Serve(Box<serve::Serve>),
-    /// Generate from one prompt in the terminal
+    /// Generate text from one prompt in the terminal
     Generate(generate::Generate),
-    /// Measure how fast a server answers under load
+    /// Measure the speed of a server under load
     Bench(bench::Bench),
-    /// Fetch a model from the hub into the cache, without serving it
+    /// Download a model from the hub into the cache, without serving it
     Pull(pull::Pull),
-    /// Ask a server whether it is ready
+    /// Check whether a server is ready
     Health(health::Health),
     /// Create, list and revoke API keys
     Keys(keys::Keys),
@@ -68,17 +69,17 @@ enum Command {
     Openapi(openapi::Openapi),
 }
 
-/// Why a command ended early.
+/// Why a command failed; decides its exit code.
 #[derive(Debug)]
-enum Failure {
-    /// Settings or model can't be used.
+enum CommandError {
+    /// The command line, the settings or the model can't be used.
     Unusable(anyhow::Error),
-    /// Something failed while running.
+    /// A failure while running.
     Running(anyhow::Error),
 }
 
 impl Cli {
-    /// Parses the command line; ends the process where it can't be used, or asks for help.
+    /// Parses the command line. Exits if it is not valid or asks for help.
     #[must_use]
     pub fn parse_arguments() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
@@ -94,20 +95,20 @@ impl Cli {
         })
     }
 
-    /// Runs the command to its end; failures are told on standard error.
+    /// Runs the command to its end. Writes failures to standard error.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let _flush = FlushLogs;
         let signals = match self.command {
-            // Has handlers of its own: it drains.
+            // Has its own handlers, which drain.
             Command::Serve(_) => &[] as &[_],
-            // Has one for Ctrl-C: it reports what it has measured.
+            // Has its own handler of Ctrl-C, which prints the report.
             Command::Bench(_) => &[SignalKind::terminate()],
             _ => &[SignalKind::terminate(), SignalKind::interrupt()],
         };
         if let Err(error) = signals::end_process_one(signals) {
             telemetry::say(&format!(
-                "skald: signals will not end this command: {error}"
+                "skald: can't handle signals, which will not end this command: {error}"
             ));
         }
         let outcome = match self.command {
@@ -121,23 +122,23 @@ impl Cli {
         };
         let (code, error) = match outcome {
             Ok(()) => return ExitCode::SUCCESS,
-            Err(Failure::Unusable(error)) => (UNUSABLE, error),
-            Err(Failure::Running(error)) => (1, error),
+            Err(CommandError::Unusable(error)) => (UNUSABLE, error),
+            Err(CommandError::Running(error)) => (1, error),
         };
         if error.is::<ReaderGone>() {
             return ExitCode::from(ENDED_BY_SIGPIPE);
         }
-        telemetry::say(&format!("skald: {}", told(&error)));
+        telemetry::say(&format!("skald: {}", with_causes(&error)));
         ExitCode::from(code)
     }
 }
 
-/// The reader of standard output has gone away (`| head`); the command ends silently.
+/// Standard output has no reader any more (`| head`); the command ends silently.
 #[derive(Debug, thiserror::Error)]
-#[error("the reader of standard output has gone away")]
+#[error("standard output is closed")]
 struct ReaderGone;
 
-/// Parses the address of a server; `host:port` is enough.
+/// Parses the URL of a server; `host:port` is enough.
 ///
 /// # Errors
 /// The reason, without the text.
@@ -149,7 +150,7 @@ fn http_url(text: &str) -> Result<Url, String> {
     };
     let url = Url::parse(&whole).map_err(|error| error.to_string())?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("expected an http:// or https:// address".to_owned());
+        return Err("it must begin with http:// or https://".to_owned());
     }
     Ok(url)
 }
@@ -157,7 +158,7 @@ fn http_url(text: &str) -> Result<Url, String> {
 /// Writes to standard output.
 ///
 /// # Errors
-/// [`ReaderGone`], and what else the system refuses.
+/// [`ReaderGone`], or the system's error.
 fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -167,8 +168,8 @@ fn write_out(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Joins an error and its causes, without those whose words it has already said itself.
-fn told(error: &anyhow::Error) -> String {
+/// Joins an error and its causes, without causes that are part of the text already.
+fn with_causes(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -178,13 +179,13 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
-/// An asynchronous runtime of a few threads: the front end's work is small, and the cores belong
+/// Creates an asynchronous runtime of two threads: the front end has little to compute, and the cores belong
 /// to the compute threads.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("skald-http")
         .enable_all()
         .build()
-        .map_err(|error| Failure::Running(error.into()))
+        .map_err(|error| CommandError::Running(error.into()))
 }

@@ -2,27 +2,27 @@
 
 use clap::Args;
 
-use super::Failure;
+use super::CommandError;
 use crate::http;
 
 /// Print the `OpenAPI` description
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  skald openapi > openapi.yaml")]
 pub struct Openapi {
-    /// JSON instead of YAML
+    /// Print JSON instead of YAML
     #[arg(long)]
     json: bool,
 }
 
 impl Openapi {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<(), CommandError> {
         let contract = http::openapi();
         let text = if self.json {
             contract.to_pretty_json().map_err(anyhow::Error::from)
         } else {
             contract.to_yaml().map_err(anyhow::Error::from)
         };
-        super::write_out(&text.map_err(Failure::Running)?).map_err(Failure::Running)?;
+        super::write_out(&text.map_err(CommandError::Running)?).map_err(CommandError::Running)?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
-//! Files that are read again while the server runs: on SIGHUP, and when they have changed.
+//! Reloads files while the server runs: on SIGHUP, and when they have changed.
 //!
-//! A file that can't be used changes nothing, and is told in the log. SIGHUP never ends the server.
+//! A file that can't be used changes nothing and is logged. SIGHUP never ends the server.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,22 +16,22 @@ use tracing::{error, info};
 use crate::keys::Keys;
 use crate::tls::Identity;
 
-/// How often files are looked at. No library tells of changes on every file system, and in a
+/// Interval of checks for changed files. No library reports changes on every file system, and in a
 /// container a secret is a link to a directory that is replaced.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Something that files say.
+/// Content of files that can be reloaded.
 pub(super) trait Reload: Send + Sync {
-    /// Its name in the log.
+    /// Returns its name in the log.
     fn name(&self) -> &'static str;
 
-    /// The files.
+    /// Returns the files.
     fn files(&self) -> Vec<&Path>;
 
     /// Reads the files again.
     ///
     /// # Errors
-    /// Why they can't be used; then everything stays as it was.
+    /// If they can't be used; then the previous content stays.
     fn reload(&self) -> anyhow::Result<()>;
 }
 
@@ -63,31 +63,31 @@ impl Reload for Keys {
     }
 }
 
-/// What tells one state of a file from another: its time, its length and its number, which changes where a
-/// file is replaced by another.
+/// The state of a file: its modification time, length and inode, which changes when another file replaces
+/// it.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-/// Something that files say, and the files as they were when they were last read.
+/// Content of files, and the state of the files when they were last read.
 struct Watched {
-    what: Arc<dyn Reload>,
+    content: Arc<dyn Reload>,
     stamps: Vec<Stamp>,
 }
 
 impl Watched {
-    fn new(what: Arc<dyn Reload>) -> Self {
-        let stamps = stamps(&*what);
-        Self { what, stamps }
+    fn new(content: Arc<dyn Reload>) -> Self {
+        let stamps = stamps(&*content);
+        Self { content, stamps }
     }
 
     /// Reads the files again, if they have changed or `always`.
-    fn look(&mut self, always: bool) {
-        let stamps = stamps(&*self.what);
+    fn check(&mut self, always: bool) {
+        let stamps = stamps(&*self.content);
         if !always && stamps == self.stamps {
             return;
         }
         self.stamps = stamps;
-        let name = self.what.name();
-        match self.what.reload() {
+        let name = self.content.name();
+        match self.content.reload() {
             Ok(()) => info!(name, "reloaded"),
             Err(error) => error!(
                 name,
@@ -98,40 +98,42 @@ impl Watched {
     }
 }
 
-fn stamps(what: &dyn Reload) -> Vec<Stamp> {
+fn stamps(content: &dyn Reload) -> Vec<Stamp> {
     let stamp = |file: &Path| {
         let metadata = fs::metadata(file).ok()?;
         Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
     };
-    what.files().into_iter().map(stamp).collect()
+    content.files().into_iter().map(stamp).collect()
 }
 
-/// Reloads all of `things` on SIGHUP, and each when its files have changed, from now on.
+/// Reloads all of `contents` on SIGHUP, and each when its files have changed, from now on.
 ///
 /// # Errors
-/// If the system gives no signal handler.
-pub(super) fn watch(things: Vec<Arc<dyn Reload>>) -> anyhow::Result<()> {
+/// If the signal can't be handled.
+pub(super) fn watch(contents: Vec<Arc<dyn Reload>>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut watched: Vec<Watched> = things.into_iter().map(Watched::new).collect();
+    let mut watched: Vec<Watched> = contents.into_iter().map(Watched::new).collect();
     tokio::spawn(async move {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let always = tokio::select! {
                 _ = hangup.recv() => true,
-                _ = looks.tick(), if !watched.is_empty() => false,
+                _ = checks.tick(), if !watched.is_empty() => false,
             };
             if always && watched.is_empty() {
-                info!("SIGHUP: nothing to reload; other settings are read at the start only");
+                info!(
+                    "SIGHUP received, nothing to reload; other settings are read at the start only"
+                );
             }
-            // A file system can be slow.
-            let look = spawn_blocking(move || {
+            // File systems can be slow.
+            let check = spawn_blocking(move || {
                 for watched in &mut watched {
-                    watched.look(always);
+                    watched.check(always);
                 }
                 watched
             });
-            match look.await {
+            match check.await {
                 Ok(back) => watched = back,
                 Err(error) => return error!(%error, "file watching stopped"),
             }

@@ -1,22 +1,21 @@
-//! Signals to the first process of a container.
+//! Signals to process 1 of a container.
 //!
-//! The kernel drops a signal to process 1 for which it has no handler, so Ctrl-C and a container
-//! engine's `stop` would do nothing. Commands without handlers of their own end at once, as they
-//! would outside of a container. No other process gets a handler here: the kernel's own behaviour
-//! is right for it.
+//! The kernel drops a signal to process 1 that has no handler, so Ctrl-C and a container engine's `stop`
+//! would have no effect. Here commands without handlers of their own get one that ends them at once, as
+//! outside of a container. Other processes get none: the kernel's default is right for them.
 
 use std::io;
 
 use futures_util::future::select_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A shell's exit code for a command that a signal ended is this and the signal's number.
+/// A shell's exit code for a command that a signal ended is this plus the signal's number.
 const SIGNALLED: i32 = 128;
 
 /// Makes each of `kinds` end this process if it is process 1.
 ///
 /// # Errors
-/// If the system gives no thread or no handler.
+/// If the system provides no thread or no handler.
 pub(super) fn end_process_one(kinds: &[SignalKind]) -> io::Result<()> {
     if std::process::id() != 1 || kinds.is_empty() {
         return Ok(());

@@ -1,13 +1,10 @@
-//! Hosts and origins as settings name them, and what they match.
+//! Hosts and origins in settings, and what they match.
 //!
-//! Plain text in, yes or no out: what becomes of a request that matches nothing is decided in
-//! `http::access`.
+//! `http::access` decides what happens to a request that matches none.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
-
-use serde::Deserialize;
 
 /// Why a text is not a host or an origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,20 +145,6 @@ impl fmt::Display for CorsOrigin {
             Self::Any => "*",
             Self::Exact(origin) => origin,
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for AllowedHost {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for CorsOrigin {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

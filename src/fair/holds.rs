@@ -1,15 +1,15 @@
-//! A bounded room that is held piece by piece.
+//! A bounded amount whose pieces are given back on drop.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Shares;
 use crate::request::Tenant;
 
-/// [`Shares`] whose pieces are given back when they are dropped; cheap to clone.
+/// [`Shares`] whose pieces are given back when they are dropped. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Holds(Arc<Mutex<Shares>>);
 
-/// What is held of it, until it is dropped.
+/// A piece of [`Holds`], given back when it is dropped.
 #[derive(Debug)]
 pub struct Hold {
     holds: Holds,
@@ -18,13 +18,13 @@ pub struct Hold {
 }
 
 impl Holds {
-    /// Creates a room of which nothing is held.
+    /// Creates an amount of which no piece is held.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Mutex::new(Shares::new(limit))))
     }
 
-    /// Returns a hold on so much, as [`Shares::try_add`] gives it.
+    /// Returns a piece of this size if [`Shares::try_add`] gives it.
     #[must_use]
     pub fn try_hold(&self, tenant: Tenant, amount: usize) -> Option<Hold> {
         self.shares().try_add(tenant, amount).then(|| Hold {
@@ -34,7 +34,7 @@ impl Holds {
         })
     }
 
-    /// Returns the amount that is held.
+    /// Returns the sum of all pieces that are held.
     #[must_use]
     pub fn total(&self) -> usize {
         self.shares().total()

@@ -1,19 +1,19 @@
-//! What waits, held per tenant, and which of it comes next.
+//! A queue of items of several tenants, ordered by the tenants' service.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Tenant;
 
-/// Where an item stands among those of its tenant: by priority, then preempted ones, the last one first,
-/// then those that return, then the others, each in the order they came.
+/// An item's position among those of its tenant: by priority, then preempted items, the last one first,
+/// then returned ones, then the others, each in order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
     priority: i32,
     entry: Entry,
 }
 
-/// How an item came to wait.
+/// How an item entered the queue, with its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Entry {
     Preempted(Reverse<u64>),
@@ -21,30 +21,30 @@ enum Entry {
     Arrived(u64),
 }
 
-/// Where a tenant stands among the others that have something waiting.
+/// A tenant's position among those with waiting items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    /// Priority of its first item.
+    /// Priority of the tenant's first item.
     priority: i32,
     service: u64,
-    /// Of its first item.
+    /// Entry of the tenant's first item.
     entry: Entry,
     tenant: Tenant,
 }
 
 #[derive(Debug)]
 struct Account<T> {
-    /// Units of service it has had, or was credited with for the time it had nothing to do.
+    /// Units of service that the tenant was charged, or credited with while it was idle.
     service: u64,
     waiting: BTreeMap<Position, T>,
-    /// Its entry in the order.
+    /// The tenant's position in the order, while it has waiting items.
     rank: Option<Rank>,
 }
 
-/// An item that was taken out and can be put back where it was.
+/// An item taken from the queue, which can be put back in its old position.
 #[derive(Debug)]
 pub struct Waiting<T> {
-    /// Whose it is.
+    /// The tenant of the item.
     pub tenant: Tenant,
     /// The item.
     pub item: T,
@@ -56,14 +56,14 @@ pub struct Waiting<T> {
 #[derive(Debug)]
 pub struct FairQueue<T> {
     accounts: BTreeMap<Tenant, Account<T>>,
-    /// The tenants that have something waiting.
+    /// The tenants with waiting items.
     order: BTreeSet<Rank>,
-    /// Service at which a tenant begins that is not known.
+    /// Service at which an unknown tenant begins.
     level: u64,
     /// Number of the next entry.
     next: u64,
     len: usize,
-    /// Those that were preempted or have returned.
+    /// Number of items that were preempted or have returned.
     resumed: usize,
 }
 
@@ -87,7 +87,7 @@ impl<T> FairQueue<T> {
         self.len
     }
 
-    /// Returns whether nothing waits.
+    /// Returns whether the queue is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -99,13 +99,13 @@ impl<T> FairQueue<T> {
         self.resumed
     }
 
-    /// Returns the number of tenants that are known.
+    /// Returns the number of known tenants.
     #[must_use]
     pub fn tenants(&self) -> usize {
         self.accounts.len()
     }
 
-    /// Returns a tenant's service: what it was charged, and what it was credited with while it was idle.
+    /// Returns a tenant's service: the units it was charged, or credited with while it was idle.
     #[must_use]
     pub fn service(&self, tenant: Tenant) -> u64 {
         let account = self.accounts.get(&tenant);
@@ -122,21 +122,21 @@ impl<T> FairQueue<T> {
         self.insert(tenant, Position { priority, entry }, item);
     }
 
-    /// Adds an item that was being served before all others of its tenant and priority.
+    /// Adds an item that was being served, ahead of all others of its tenant and priority.
     pub fn push_preempted(&mut self, tenant: Tenant, priority: i32, item: T) {
         let entry = Entry::Preempted(Reverse(self.number()));
         self.lift(tenant);
         self.insert(tenant, Position { priority, entry }, item);
     }
 
-    /// Adds an item that has waited before, behind the preempted ones of its tenant and priority.
+    /// Adds an item that has waited before, behind the preempted items of its tenant and priority.
     pub fn push_returned(&mut self, tenant: Tenant, priority: i32, item: T) {
         let entry = Entry::Returned(self.number());
         self.lift(tenant);
         self.insert(tenant, Position { priority, entry }, item);
     }
 
-    /// Returns the item that comes next, with its priority and its tenant's service.
+    /// Returns the next item, with its priority and its tenant's service.
     #[must_use]
     pub fn first(&self) -> Option<(i32, u64, &T)> {
         let rank = self.order.first()?;
@@ -144,19 +144,19 @@ impl<T> FairQueue<T> {
         Some((rank.priority, rank.service, item))
     }
 
-    /// Takes the next item out.
+    /// Removes and returns the next item.
     pub fn pop(&mut self) -> Option<Waiting<T>> {
         let tenant = self.order.first()?.tenant;
         let position = *self.accounts.get(&tenant)?.waiting.keys().next()?;
         self.take(tenant, position)
     }
 
-    /// Puts an item back that was taken out.
+    /// Puts an item back in its old position.
     pub fn put_back(&mut self, waiting: Waiting<T>) {
         self.insert(waiting.tenant, waiting.position, waiting.item);
     }
 
-    /// Takes out the first item that is wanted.
+    /// Removes and returns the first item that matches.
     pub fn remove(&mut self, wanted: impl Fn(&T) -> bool) -> Option<T> {
         let (tenant, position) = self.accounts.iter().find_map(|(tenant, account)| {
             let mut waiting = account.waiting.iter();
@@ -175,12 +175,12 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Returns all items, in no order.
+    /// Returns all items, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.accounts.values().flat_map(|a| a.waiting.values())
     }
 
-    /// Forgets everything.
+    /// Removes all items and tenants.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
@@ -190,14 +190,14 @@ impl<T> FairQueue<T> {
         self.next
     }
 
-    /// Whether a tenant that is about to wait has nothing waiting.
+    /// Returns whether a tenant has no waiting item.
     fn joins(&self, tenant: Tenant) -> bool {
         let account = self.accounts.get(&tenant);
         account.is_none_or(|account| account.waiting.is_empty())
     }
 
-    /// Raises the service of a tenant that has nothing waiting to the least of those that have: it was
-    /// not kept waiting, so the difference is not owed to it. Where nothing waits, nothing is owed at all.
+    /// Raises the service of a tenant without waiting items to the least of the waiting tenants: it was
+    /// not kept waiting, so it is not owed the difference. In an empty queue no tenant is owed anything.
     fn lift(&mut self, tenant: Tenant) {
         if !self.joins(tenant) {
             return;
@@ -210,7 +210,7 @@ impl<T> FairQueue<T> {
         self.account(tenant).service = service;
     }
 
-    /// Forgets tenants with nothing waiting that would be lifted if they came back.
+    /// Removes tenants without waiting items whose service would be raised if they returned.
     fn forget(&mut self) {
         let level = self.level;
         self.accounts
@@ -245,7 +245,7 @@ impl<T> FairQueue<T> {
         })
     }
 
-    /// Brings the order up to date with a tenant's account.
+    /// Updates a tenant's position in the order.
     fn rank(&mut self, tenant: Tenant) {
         let Some(account) = self.accounts.get_mut(&tenant) else {
             return;
@@ -336,7 +336,7 @@ mod tests {
         queue.charge(busy, 1000);
         queue.push(idle, 0, 1);
         assert_eq!(queue.service(idle), 1000);
-        // It comes back with what it had too much.
+        // It returns with its debt.
         queue.push(greedy, 0, 2);
         assert_eq!(queue.service(greedy), 5000);
         assert_eq!(queue.remove(|&item| item == 1), Some(1));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_priority_value_comes_first_whoever_has_it() {
+    fn a_lower_priority_value_comes_first_regardless_of_the_tenant() {
         let mut queue = FairQueue::default();
         queue.push(tenant(0), 0, "later");
         queue.push(tenant(1), -1, "first");
@@ -357,8 +357,8 @@ mod tests {
     }
 
     proptest! {
-        /// Between two tenants that wait all the time, the service differs by what one item can cost
-        /// at most, however many tenants come and go; and those that went are forgotten.
+        /// The service of two tenants that always wait differs by the largest cost of an item at most,
+        /// while others come and go; and those that have gone are removed.
         #[test]
         fn tenants_that_wait_get_the_same_service(
             costs in prop::collection::vec((1usize..100, 1usize..100, 0u8..20), 1..400),

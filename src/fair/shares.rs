@@ -1,14 +1,14 @@
-//! A bounded room in which no tenant can take the places of all others.
+//! A bounded amount of which no tenant can take the shares of all others.
 
 use std::collections::HashMap;
 
 use super::Tenant;
 
-/// An amount that tenants hold of a limited one.
+/// A limited amount, of which tenants hold parts.
 ///
-/// A tenant alone may have all of it. Where it is used up, a tenant is still let in while it holds less than
-/// its share: the limit divided by the tenants that hold some of it, its own included. So with `k` tenants no
-/// more is held than `limit * (1 + 1/2 + … + 1/k)`, and one piece of each.
+/// A single tenant can hold all of it. When it is used up, a tenant still gets more while it holds less than
+/// its share: the limit divided by the number of tenants that hold a part, itself included. So `k` tenants
+/// hold at most `limit * (1 + 1/2 + … + 1/k)`, and one piece each.
 #[derive(Debug)]
 pub struct Shares {
     limit: usize,
@@ -17,7 +17,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Creates a room of which nothing is held.
+    /// Creates an amount of which no part is held.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -27,7 +27,7 @@ impl Shares {
         }
     }
 
-    /// Returns the amount that is held.
+    /// Returns the sum of all parts that are held.
     #[must_use]
     pub fn total(&self) -> usize {
         self.total
@@ -39,19 +39,19 @@ impl Shares {
         self.held.get(&tenant).copied().unwrap_or(0)
     }
 
-    /// Returns the number of tenants that hold some of it.
+    /// Returns the number of tenants that hold a part.
     #[must_use]
     pub fn tenants(&self) -> usize {
         self.held.len()
     }
 
-    /// Returns what each tenant holds.
+    /// Returns the amount that each tenant holds.
     pub fn iter(&self) -> impl Iterator<Item = (Tenant, usize)> {
         self.held.iter().map(|(tenant, held)| (*tenant, *held))
     }
 
-    /// Gives a tenant an amount if there is room for it, or if it is within the tenant's share; a tenant
-    /// that has nothing always gets its first. Returns whether it was given.
+    /// Gives a tenant an amount if it fits the limit or the tenant's share; a tenant that holds nothing
+    /// always gets its first. Returns whether it was given.
     #[must_use]
     pub fn try_add(&mut self, tenant: Tenant, amount: usize) -> bool {
         let own = self.of(tenant);
@@ -64,13 +64,13 @@ impl Shares {
         false
     }
 
-    /// Gives a tenant an amount, whether or not there is room.
+    /// Gives a tenant an amount, even beyond the limit.
     pub fn add(&mut self, tenant: Tenant, amount: usize) {
         self.total += amount;
         *self.held.entry(tenant).or_default() += amount;
     }
 
-    /// Takes an amount back that was given.
+    /// Takes back an amount that was given.
     pub fn remove(&mut self, tenant: Tenant, amount: usize) {
         self.total = self.total.saturating_sub(amount);
         if let Some(held) = self.held.get_mut(&tenant) {
@@ -92,7 +92,7 @@ mod tests {
         Tenant::of_key(&[n])
     }
 
-    /// Adds single places until no more are given.
+    /// Adds pieces of 1 until none is given.
     fn fill(shares: &mut Shares, tenant: Tenant) -> usize {
         (0..1000).take_while(|_| shares.try_add(tenant, 1)).count()
     }

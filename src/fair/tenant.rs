@@ -1,25 +1,25 @@
-//! Whose a request is: who holds the same API key.
+//! The tenant that a request belongs to.
 
 use std::fmt;
 
-/// The holder of one API key. Sessions belong to a tenant, and tenants do not see by the time an
-/// answer takes what others have asked.
+/// The holder of one API key. Sessions belong to a tenant, and the time to an answer does not tell one
+/// tenant what another has asked.
 ///
-/// It is a hash of the key, so it can be part of a file's name and of logs.
+/// A hash of the key, so that it can be part of file names and logs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Tenant([u8; 16]);
 
 impl Tenant {
-    /// Everyone who shows no key.
+    /// The tenant of all requests without a key.
     pub const ANONYMOUS: Self = Self([0; 16]);
 
-    /// The holder of an API key that is checked against nothing.
+    /// Returns the tenant of an API key that the server does not check.
     #[must_use]
     pub fn of_key(key: &[u8]) -> Self {
         Self::derived("skald 2026-11 tenant", key)
     }
 
-    /// The holder of a key that the server checks, by the key's id.
+    /// Returns the tenant of a key that the server checks, by the key's id.
     #[must_use]
     pub fn of_key_id(id: &str) -> Self {
         Self::derived("skald 2026-11 tenant of a key id", id.as_bytes())
@@ -32,14 +32,14 @@ impl Tenant {
         Self(tenant)
     }
 
-    /// The bytes that stand for it.
+    /// Returns the bytes of the hash.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 }
 
-/// In hexadecimal digits; `anonymous` without a key.
+/// Writes hexadecimal digits, or `anonymous`.
 impl fmt::Display for Tenant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::ANONYMOUS {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_has_its_own_tenant_whose_name_does_not_tell_the_key() {
+    fn every_key_has_its_own_tenant_whose_name_does_not_reveal_the_key() {
         let tenant = Tenant::of_key(b"sk-secret");
         assert_eq!(tenant, Tenant::of_key(b"sk-secret"));
         assert_ne!(tenant, Tenant::of_key(b"sk-secret2"));

@@ -1,4 +1,4 @@
-//! An amount that is used at a time, given out to tenants in turn.
+//! A semaphore that serves its waiters fairly between tenants.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::{FairQueue, Tenant};
 
-/// A semaphore whose waiters are served by tenant: the next one is the longest waiting of the tenant that
-/// was given the least. Cheap to clone.
+/// A semaphore whose next waiter is the longest-waiting one of the tenant that was given the fewest units.
+/// Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Mutex<State>>);
 
@@ -23,7 +23,7 @@ struct Waiter {
     granted: oneshot::Sender<Turn>,
 }
 
-/// Units in use, given back when it is dropped.
+/// Units in use, given back when this is dropped.
 #[derive(Debug)]
 pub struct Turn {
     turns: Turns,
@@ -31,7 +31,7 @@ pub struct Turn {
 }
 
 impl Turns {
-    /// Creates turns of which `units` can be used at a time.
+    /// Creates a semaphore of `units`.
     #[must_use]
     pub fn new(units: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
@@ -40,8 +40,8 @@ impl Turns {
         })))
     }
 
-    /// Waits for units, at most as many as there are. Those with a lower priority value come first; among
-    /// those of one tenant and priority no later one comes before, however few units it wants.
+    /// Waits for units, at most as many as the semaphore has. Lower priority values come first. Within one
+    /// tenant and priority the order is that of arrival, even if a later waiter wants fewer units.
     ///
     /// Dropping the future leaves the queue.
     pub async fn wait(&self, tenant: Tenant, priority: i32, units: usize) -> Turn {
@@ -51,7 +51,7 @@ impl Turns {
         self.state().waiting.push(tenant, priority, waiter);
         self.grant();
         let turn = turn.await.unwrap_or_else(|_| Turn {
-            // Never: waiters are dropped with the turns, which are held here.
+            // Unreachable: waiters are dropped with the semaphore, which this function holds.
             turns: self.clone(),
             units: 0,
         });
@@ -59,7 +59,7 @@ impl Turns {
         turn
     }
 
-    /// Gives the units that are free to those that are next.
+    /// Gives the free units to the next waiters.
     fn grant(&self) {
         loop {
             let (waiter, turn) = {
@@ -73,7 +73,7 @@ impl Turns {
                 };
                 (next, turn)
             };
-            // A waiter that has left gives its turn back, which takes the lock and goes on with the next.
+            // Dropping the turn of a waiter that has left takes the lock and grants to the next.
             if waiter.granted.send(turn).is_err() {
                 return;
             }
@@ -86,7 +86,7 @@ impl Turns {
 }
 
 impl State {
-    /// Takes out the next waiter if there are units for it, which it then has.
+    /// Removes the next waiter if enough units are free, and reserves them for it.
     fn next(&mut self) -> Option<Waiter> {
         let first = self.waiting.first()?.2;
         if first.units > self.free {
@@ -99,7 +99,7 @@ impl State {
     }
 }
 
-/// Takes a waiter that has left out of the queue, when it is dropped. Later ones may have room then.
+/// Removes a waiter that has left from the queue, on drop. There can then be enough units for a later one.
 struct Leaving<'a>(&'a Turns);
 
 impl Drop for Leaving<'_> {
@@ -144,7 +144,7 @@ mod tests {
         assert!((&mut few).now_or_never().is_some());
         let mut begun = many.iter_mut().filter_map(FutureExt::now_or_never);
         let first = begun.next().expect("the other unit");
-        // Those that leave are passed over, and nothing is lost.
+        // Waiters that leave are skipped, and no unit is lost.
         drop(begun);
         drop(many);
         drop(first);
@@ -160,7 +160,7 @@ mod tests {
         let mut stays = Box::pin(turns.wait(tenant(0), 0, 1));
         assert!((&mut leaves).now_or_never().is_none());
         assert!((&mut stays).now_or_never().is_none());
-        // It has its turn, and never knows.
+        // It was granted its turn and leaves before it sees it.
         drop(running);
         drop(leaves);
         assert!(stays.now_or_never().is_some());

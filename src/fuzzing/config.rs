@@ -1,14 +1,14 @@
-//! `config.json`, `generation_config.json` and `tokenizer_config.json`: the first byte of an input says
-//! which.
+//! `config.json`, `generation_config.json` and `tokenizer_config.json`: the first byte of an input chooses
+//! one.
 
 use crate::checkpoint::{GenerationConfig, Gpt2Config, TokenizerConfig};
 use crate::request::{Limits, RequestDraft, RequestId, SamplingStyle};
 
-/// Text of an error beside what it quotes of the file.
+/// Maximum bytes of an error beside what it quotes of the file.
 const MESSAGE: usize = 1024;
 
-/// A file is refused with a message that is not much longer than the file, or is one whose numbers can
-/// be calculated with.
+/// Checks that a file is refused with a message that is not much longer than the file, or gives usable
+/// numbers.
 pub(super) fn run(bytes: &[u8]) {
     let Some((kind, file)) = bytes.split_first() else {
         return;
@@ -37,7 +37,7 @@ fn shape(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Defaults that are accepted never stand in the way of a plain request.
+/// Checks that accepted defaults never prevent a plain request.
 fn generation(file: &[u8]) -> Result<(), String> {
     let config = GenerationConfig::from_json(file).map_err(|e| e.to_string())?;
     let mut limits = Limits::for_model(64, 100, config.end_of_text().unwrap_or_default());

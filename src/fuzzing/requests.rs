@@ -1,9 +1,10 @@
-//! Request bodies of every dialect, through the whole server but its sockets.
+//! Request bodies of every dialect, through the whole server except its sockets.
 //!
-//! The first byte of an input says which endpoint gets the rest as its body.
+//! The first byte of an input chooses the endpoint; the rest is the body.
 
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::num::NonZeroUsize;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -14,15 +15,15 @@ use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
 
 use super::tiny;
+use crate::checkpoint::ModelSource;
+use crate::config::{Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{EngineConfig, EngineHandle};
 use crate::http::{App, HttpConfig, router};
-use crate::model::{Model, ModelSpec};
 use crate::request::Limits;
-use crate::serving::{ModelInfo, Serving};
-use crate::session::{SessionConfig, Sessions, tokenizer_fingerprint};
-use crate::text::GrammarCompiler;
+use crate::serving::{Serving, ServingSettings};
+use crate::session::SessionConfig;
 
-/// Method and path of each endpoint, by the byte of its place from `a` on.
+/// Method and path of each endpoint; the first byte of an input is `a` plus the index.
 const ENDPOINTS: [(&str, &str); 12] = [
     ("POST", "/generate"),
     ("POST", "/generate_stream"),
@@ -37,13 +38,13 @@ const ENDPOINTS: [(&str, &str); 12] = [
     ("GET", "/v1/sessions/s"),
     ("DELETE", "/v1/sessions/s"),
 ];
-/// A request that makes the session that some of them are about.
+/// A request that creates the session that some endpoints need.
 const SESSION: &[u8] = br#"{"prompt": "Once", "max_tokens": 3, "session_id": "s"}"#;
-/// Bytes of an error.
+/// Maximum bytes of an error.
 const MAX_ERROR: usize = 8 << 10;
-/// Bytes of an answer.
+/// Maximum bytes of an answer.
 const MAX_ANSWER: usize = 8 << 20;
-/// How long an answer may take, however slow the machine is.
+/// Maximum time of an answer on any machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server that serves one request at a time.
@@ -53,8 +54,8 @@ struct Server {
     engine: EngineHandle,
 }
 
-/// A body is refused with a short error that is its client's fault, or is answered; and nothing of a
-/// request is left when it is over.
+/// Checks that a body is answered or refused with a short client error, and that a request leaves nothing
+/// behind.
 pub(super) fn run(bytes: &[u8]) {
     static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
     let Some((endpoint, body)) = bytes.split_first() else {
@@ -74,21 +75,14 @@ impl Server {
     fn start() -> Self {
         let mut runtime = Builder::new_current_thread();
         let runtime = runtime.enable_all().build().expect("a runtime");
-        let files = tiny::model();
-        let model = Model::load(&files, &tiny::runtime()).expect("a model");
-        let spec = model.spec().clone();
-        let config = EngineConfig {
-            kv_memory: ByteSize::kib(256),
-            max_batch: 8,
-            ..EngineConfig::default()
-        };
-        let engine = crate::engine::start(model, config).expect("an engine");
         let app = App::new(HttpConfig {
             watchdog_timeout: PATIENCE,
             ..HttpConfig::default()
         });
         let _inside = runtime.enter();
-        app.ready(serving(files, spec, engine.clone()));
+        let serving = serving();
+        let engine = serving.engine.clone();
+        app.ready(serving);
         Self {
             router: router(app),
             engine,
@@ -119,7 +113,7 @@ impl Server {
         check(status, &headers, &body)
     }
 
-    /// Deletes what a request has left.
+    /// Deletes all sessions.
     fn forget_sessions(&self) {
         let list = self.call("GET", "/v1/sessions", Vec::new());
         for session in list["data"].as_array().into_iter().flatten() {
@@ -128,7 +122,7 @@ impl Server {
         }
     }
 
-    /// Waits until the engine has nothing to do and nothing is held.
+    /// Waits until the engine is idle and holds no KV block.
     fn is_at_rest(&self) {
         let begun = Instant::now();
         loop {
@@ -144,56 +138,43 @@ impl Server {
     }
 }
 
-fn serving(files: crate::checkpoint::ModelFiles, spec: ModelSpec, engine: EngineHandle) -> Serving {
-    let ends = spec.end_of_text.clone();
-    let mut limits = Limits::for_model(spec.context_length, spec.vocab_size, ends);
-    // So that no input takes long because it asks for much.
-    limits.max_tokens = 64;
-    limits.max_choices = 8;
-    limits.max_best_of = 4;
-    limits.max_request_tokens = 2048;
-    limits.max_embedding_inputs = 16;
-    limits.max_embedding_tokens = 1024;
-    limits.max_session_tokens = 256;
-    let info = ModelInfo {
-        id: "fuzzed".to_owned(),
-        source: "fuzzed".to_owned(),
-        spec,
-        dtype: "f32".to_owned(),
-        isa: "any".to_owned(),
-        fingerprint: "fuzzed".to_owned(),
-        created: SystemTime::UNIX_EPOCH,
+/// Serves a tiny model, with limits that let no input take long.
+fn serving() -> Serving {
+    let settings = ServingSettings {
+        model: "fuzzed".to_owned(),
+        served_model_name: Some("fuzzed".to_owned()),
+        dtype: Dtype::F32,
+        kv_dtype: KvPrecision::F32,
+        threads: NonZeroUsize::MIN,
+        kv_memory: Some(ByteSize::kib(256)),
+        memory_limit: None,
+        generation_config: GenerationDefaults::None,
+        chat_template: None,
+        max_session_tokens: Some(256),
+        engine: EngineConfig {
+            max_batch: 8,
+            ..EngineConfig::default()
+        },
+        sessions: SessionConfig::default(),
     };
-    let chat = files.chat(None).expect("the plain form");
-    let tokenizer = Arc::new(files.tokenizer);
-    let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
-    let sessions = SessionConfig::default();
-    let sessions = Sessions::open(
-        sessions,
-        engine.clone(),
-        limits.n_positions,
-        fingerprint,
-        None,
-    );
-    let grammars = GrammarCompiler::new(
-        Arc::clone(&tokenizer),
-        limits.vocab_size,
-        &limits.end_of_text,
-    );
-    Serving {
-        engine,
-        sessions: sessions.expect("sessions in memory"),
-        tokenizer,
-        grammars,
-        chat: Arc::new(chat),
-        limits,
-        info,
-    }
+    let files = tiny::model();
+    let serving = Serving::start(&settings, &ModelSource::Builtin, files, None);
+    let mut serving = serving.expect("a model");
+    serving.limits = Limits {
+        max_tokens: 64,
+        max_choices: 8,
+        max_best_of: 4,
+        max_request_tokens: 2048,
+        max_embedding_inputs: 16,
+        max_embedding_tokens: 1024,
+        ..serving.limits
+    };
+    serving
 }
 
 fn check(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Value {
     let text = std::str::from_utf8(body).expect("UTF-8");
-    // 424 is TGI's word for a generation that failed.
+    // 424 is TGI's status of a failed generation.
     let is_fault = status.is_server_error() || status == StatusCode::FAILED_DEPENDENCY;
     assert!(!is_fault, "{status}: {text}");
     let kind = headers.get(header::CONTENT_TYPE);
@@ -213,7 +194,7 @@ fn check(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Value {
     json
 }
 
-/// Each event is JSON, or the last; and none says that the server has failed.
+/// Checks that each event is JSON or `[DONE]`, and that none reports a failure of the server.
 fn check_stream(text: &str) {
     for line in text
         .lines()

@@ -1,6 +1,6 @@
-//! An amount per minute, which fills evenly: a token bucket that holds a minute's worth.
+//! A token bucket that holds the amount of one minute and fills evenly.
 //!
-//! Whole numbers throughout, so that what is there after the wait it names covers exactly what was asked.
+//! Whole numbers throughout, so that after the wait that a refusal names, the amount is exactly there.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 /// Units of an amount of 1. In a nanosecond a bucket of N per minute gets N units.
 const UNITS: i128 = 60_000_000_000;
 
-/// What is left of an amount per minute. It may be overdrawn; then nothing can be taken until the debt is paid
+/// The rest of an amount per minute. It can be overdrawn; then nothing can be taken until the debt is paid
 /// off.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     per_minute: NonZeroU32,
-    /// What is there, in units; negative if overdrawn.
+    /// The rest in units; negative if overdrawn.
     level: i128,
-    /// When that was so.
+    /// The time of that level.
     at: Instant,
 }
 
-/// How full a bucket is.
+/// The level of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level {
     /// Amount per minute.
     pub limit: u32,
-    /// Amount that is left; 0 if overdrawn.
+    /// Amount left; 0 if overdrawn.
     pub remaining: u32,
     /// Time until it is full.
     pub reset: Duration,
@@ -41,17 +41,17 @@ impl Bucket {
         }
     }
 
-    /// Changes the amount per minute. What was used stays used.
+    /// Changes the amount per minute. The used amount stays used.
     pub fn resize(&mut self, per_minute: NonZeroU32, now: Instant) {
         self.fill(now);
         self.level += capacity(per_minute) - capacity(self.per_minute);
         self.per_minute = per_minute;
     }
 
-    /// Takes an amount if it is there.
+    /// Takes an amount if enough is left.
     ///
     /// # Errors
-    /// How long it takes until it is; [`Duration::MAX`] for more than a minute's worth.
+    /// The time until enough is left; [`Duration::MAX`] for more than the amount of a minute.
     pub fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
         self.fill(now);
         let wanted = units(amount);
@@ -65,19 +65,19 @@ impl Bucket {
         Ok(())
     }
 
-    /// Takes an amount whether or not it is there.
+    /// Takes an amount even if not enough is left.
     pub fn overdraw(&mut self, amount: u64, now: Instant) {
         self.fill(now);
         self.level = self.level.saturating_sub(units(amount));
     }
 
-    /// Puts back an amount that was not used after all.
+    /// Puts back an amount that was not used.
     pub fn put_back(&mut self, amount: u64, now: Instant) {
         self.fill(now);
         self.level = (self.level + units(amount)).min(capacity(self.per_minute));
     }
 
-    /// Returns how full it is.
+    /// Returns the level of the bucket.
     pub fn level(&mut self, now: Instant) -> Level {
         self.fill(now);
         Level {
@@ -100,7 +100,7 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Returns the time in which so many units come in.
+    /// Returns the time in which `units` are added.
     fn time_for(&self, units: i128) -> Duration {
         let per_nanosecond = i128::from(self.per_minute.get());
         let nanoseconds = (units + per_nanosecond - 1) / per_nanosecond;
@@ -138,7 +138,7 @@ mod tests {
         let level = bucket.level(start + Duration::from_secs(11));
         assert_eq!((level.limit, level.remaining), (60, 10));
         assert_eq!(level.reset, Duration::from_secs(50));
-        // Never more than a minute's worth.
+        // Never more than the amount of a minute.
         let level = bucket.level(start + Duration::from_secs(86400));
         assert_eq!((level.remaining, level.reset), (60, Duration::ZERO));
     }

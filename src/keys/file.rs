@@ -1,4 +1,4 @@
-//! The file with the keys: TOML that a person can read and edit. It has hashes, never a secret.
+//! The key file: TOML that a person can read and edit. It stores hashes, never a secret.
 //!
 //! ```toml
 //! [[key]]
@@ -13,7 +13,7 @@
 //! may-prioritize = false
 //! ```
 //!
-//! Keys are added and taken out as text, so that comments and order stay as they are.
+//! Keys are added and removed as text, so that comments and order are kept.
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
@@ -25,46 +25,46 @@ use super::key::{InvalidKey, Key};
 use super::{parse, secret};
 use crate::regular_file;
 
-/// The largest file that is read, in bytes: some ten thousand keys.
+/// Maximum size of the file in bytes: some ten thousand keys.
 const LARGEST: u64 = 4 << 20;
 /// Permissions of a new file.
 const MODE: u32 = 0o600;
-/// What a new file begins with.
+/// The beginning of a new file.
 const HEADER: &str = "\
-# API keys of Skald: `skald keys create`, `list` and `revoke` write and read this file. It has hashes of
-# keys, never a key itself. It can be edited: a running server reads it again when it changes.
+# API keys of Skald, written and read by `skald keys create`, `list` and `revoke`. This file stores hashes
+# of keys, never a key itself. It can be edited: a running server reads it again when it changes.
 ";
 
-/// Why a file of keys can't be used.
+/// Why a key file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It can't be read.
+    /// The file can't be read.
     #[error("`keys`: {} can't be read: {source}", file.display())]
     Read {
-        /// Its path.
+        /// Path of the file.
         file: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
-    /// It is not TOML, or a key in it is not valid.
+    /// The file is not TOML, or a key in it is not valid.
     #[error("`keys`: {}, {fault}", file.display())]
     Malformed {
-        /// Its path.
+        /// Path of the file.
         file: PathBuf,
-        /// What is wrong, and where.
+        /// The fault and its line.
         fault: Fault,
     },
 }
 
 impl KeyFileError {
-    /// Returns whether there is no such file.
+    /// Returns whether the file does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// What is wrong with the text of a file of keys.
+/// A fault in the text of a key file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct Fault {
@@ -72,11 +72,11 @@ pub struct Fault {
     pub(super) reason: String,
 }
 
-/// The text of a file of keys, and the keys in it.
+/// The text of a key file, and the keys in it.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFile {
     text: String,
-    /// In the order of the file.
+    /// The keys in the order of the file.
     pub keys: Vec<Key>,
 }
 
@@ -108,10 +108,10 @@ impl KeyFile {
         Ok(Self { text, keys })
     }
 
-    /// Returns the file with one more key, at its end.
+    /// Returns the file with a key added at its end.
     ///
     /// # Errors
-    /// If there is one of the same id or name.
+    /// If another key has the same id or name.
     pub fn with(mut self, key: Key) -> Result<Self, InvalidKey> {
         if self.keys.iter().any(|other| other.name == key.name) {
             return Err(InvalidKey::SameName(key.name.to_string()));
@@ -131,8 +131,8 @@ impl KeyFile {
         Ok(self)
     }
 
-    /// Returns the file without the key that has this id or, if there is none, this name, and that key.
-    /// `None` if there is no such key, or it can't be taken out of the text.
+    /// Returns the file without the key of this id or else this name, and that key. `None` if no key has
+    /// either, or if it can't be removed from the text.
     #[must_use]
     pub fn without(&self, id_or_name: &str) -> Option<(Self, Key)> {
         let by_id = |key: &Key| key.id.as_str() == id_or_name;
@@ -142,7 +142,7 @@ impl KeyFile {
         let at = at.or_else(|| keys.iter().position(by_name))?;
         let without = Self::parse(self.text_without(at)?).ok()?;
         let (before, after) = (keys.get(..at)?, keys.get(at + 1..)?);
-        // Text can be written in ways that were not thought of.
+        // Removing lines does not work for every form that TOML allows.
         let as_wanted = without.keys.iter().eq(before.iter().chain(after));
         let key = keys.get(at)?.clone();
         as_wanted.then_some((without, key))
@@ -171,13 +171,13 @@ impl KeyFile {
         Some(before + &lines.get(end..)?.concat())
     }
 
-    /// Puts the text in the place of a file, at once: a reader finds the one or the other. A new file can be
-    /// read by its owner alone; owner and permissions of an old one stay.
+    /// Replaces a file by the text atomically: a reader finds the old file or the new one. Only its owner can
+    /// read a new file; owner and permissions of an existing one stay.
     ///
     /// # Errors
-    /// The system's; then the old file is as it was.
+    /// The system's; then the old file is unchanged.
     pub fn replace(&self, file: &Path) -> io::Result<()> {
-        // What a link leads to is replaced, not the link.
+        // Replaces the target of a link, not the link.
         let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
         let directory = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -200,8 +200,8 @@ impl KeyFile {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
         if let Some(old) = old {
-            // The server may run as another user, who could read the old one. Not everyone may give a file
-            // away.
+            // The server can run as another user, who could read the old file. Changing the owner needs
+            // privileges that this process may lack.
             let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
             file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))?;
         }
@@ -210,7 +210,7 @@ impl KeyFile {
     }
 }
 
-/// A key as it is written to the file.
+/// Writes a key as its table in the file.
 struct Written<'a>(&'a Key);
 
 impl fmt::Display for Written<'_> {
@@ -224,7 +224,7 @@ impl fmt::Display for Written<'_> {
             may_prioritize,
             created,
         } = self.0;
-        // Neither ids nor names have characters that TOML would want escaped.
+        // Neither ids nor names contain characters that TOML escapes.
         writeln!(f, "[[key]]\nid = \"{id}\"\nname = \"{name}\"")?;
         writeln!(f, "hash = \"{hash}\"")?;
         let scopes: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
@@ -305,12 +305,12 @@ mod tests {
         assert_eq!(without.keys, [a.clone(), c.clone()]);
         assert!(without.text.contains("# Of the third\n[[key]] # c\n"));
         assert!(without.text.starts_with(HEADER));
-        // By id too; the text is as if it had never been there.
+        // By id too; the text is the same as before it was added.
         let (without, _) = without.without(c.id.as_str()).unwrap();
         let (without, _) = without.with(b.clone()).unwrap().without("b").unwrap();
         assert_eq!(without.keys, [a]);
         assert!(file.without("d").is_none());
-        // A way to write keys whose text is not understood.
+        // A form that can't be edited as lines.
         let inline = format!(
             "key = [{{id = \"{}\", name = \"x\", hash = \"{}\", scopes = [\"admin\"]}}]",
             b.id, b.hash

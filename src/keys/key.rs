@@ -1,4 +1,4 @@
-//! A key: its id, its name, what it may do and how much.
+//! A key: its id, name, scopes and limits.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -12,17 +12,17 @@ use toml::value::Datetime;
 
 use super::secret::{self, SecretHash};
 
-/// Longest name of a key, in characters.
+/// Maximum characters of a key's name.
 const LONGEST_NAME: usize = 64;
 
-/// Why a part of a key is not valid. Values are left out: one may be a secret in the wrong place.
+/// Why a part of a key is not valid. Values are left out: one could be a secret in the wrong place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
     /// The id.
     #[error("`id` must be {} of the characters 0-9 and a-f", secret::ID_DIGITS)]
     Id,
     /// The name.
-    #[error("a name has 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 - _ . : @")]
+    #[error("a name must be 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 - _ . : @")]
     Name,
     /// The hash.
     #[error("`hash` must be 64 of the characters 0-9 and a-f, as `skald keys create` writes it")]
@@ -38,7 +38,7 @@ pub enum InvalidKey {
     SameName(String),
 }
 
-/// Which of the keys: a random number, which its secret begins with.
+/// The id of a key: a random number, which is part of its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct KeyId(String);
 
@@ -51,7 +51,7 @@ impl KeyId {
         secret::random_digits::<{ secret::ID_DIGITS / 2 }>().map(Self)
     }
 
-    /// Returns its digits.
+    /// Returns the digits of the id.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -82,7 +82,7 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// What people call a key; also its label in `/metrics`.
+/// The name of a key for people; also its label in `/metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct KeyName(String);
 
@@ -121,11 +121,11 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// What a key may do.
+/// What a key permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyScope {
-    /// Everything that a client does: generate, embed, tokenize, sessions, ask about the model.
+    /// Everything a client needs: generate, embed, tokenize, use sessions, read about the model.
     Generate,
     /// `/metrics`.
     Metrics,
@@ -140,7 +140,7 @@ impl KeyScope {
         all.find(|scope| scope.as_str() == name)
     }
 
-    /// Returns its name in the file and in errors.
+    /// Returns the name of the scope in files and errors.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -151,38 +151,38 @@ impl KeyScope {
     }
 }
 
-/// How much a key may do; `None` is as much as the server can.
+/// The limits of a key; `None` is unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct KeyLimits {
-    /// Requests per minute.
+    /// Maximum requests per minute.
     pub requests_per_minute: Option<NonZeroU32>,
-    /// Tokens per minute, of prompts and generated.
+    /// Maximum tokens per minute, of prompts and generated.
     pub tokens_per_minute: Option<NonZeroU32>,
-    /// Requests at the same time, each until its answer has ended.
+    /// Maximum concurrent requests, each until its answer has ended.
     pub concurrent_requests: Option<NonZeroU32>,
 }
 
-/// A key as the file has it.
+/// A key in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Key {
-    /// Which key.
+    /// Id of the key.
     pub id: KeyId,
-    /// What people call it.
+    /// Name of the key.
     pub name: KeyName,
-    /// The hash of its secret.
+    /// Hash of its secret.
     pub hash: SecretHash,
-    /// What it may do.
+    /// What the key permits.
     pub scopes: Vec<KeyScope>,
-    /// How much.
+    /// The limits of the key.
     pub limits: KeyLimits,
-    /// Whether its requests may set `priority`.
+    /// Whether its requests can set a `priority` below 0.
     pub may_prioritize: bool,
-    /// When it was made, where the file says so.
+    /// Time of its creation, if the file has it.
     pub created: Option<Datetime>,
 }
 
 impl Key {
-    /// Returns whether it may do what needs this scope.
+    /// Returns whether the key permits what needs this scope.
     #[must_use]
     pub fn has(&self, scope: KeyScope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&KeyScope::Admin)
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_administrator_may_do_everything() {
+    fn the_scope_admin_includes_all_others() {
         let mut key = Key {
             id: KeyId::random().unwrap(),
             name: "ada".parse().unwrap(),

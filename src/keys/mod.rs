@@ -1,19 +1,19 @@
-//! API keys: what they may do, how much of it, and the file that has them. No HTTP.
+//! API keys: scopes, limits, and the file that stores them. No HTTP.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | [`key`] | a key: its id, name, scopes and limits |
-//! | [`secret`] | the text that a client shows, and the hash of it that the file has |
+//! | [`secret`] | the text that a client sends, and its hash, which the file stores |
 //! | [`file`] | the file: read, edited, replaced |
-//! | `parse` | the text of the file: its keys, or what is wrong with it |
-//! | [`bucket`] | an amount per minute, which fills evenly |
-//! | [`usage`] | what one key has used of its limits |
+//! | `parse` | parses the text of the file |
+//! | [`bucket`] | a token bucket of an amount per minute |
+//! | [`usage`] | how much of its limits one key has used |
 //!
-//! Clients show a secret of 256 random bits. Nothing can be guessed about one, so a fast hash protects it
-//! as well as a slow one would protect a password, and checking a key costs a request nothing.
+//! Clients send a secret of 256 random bits. It can't be guessed, so a fast hash protects it as well as a
+//! slow one would protect a password, and checking a key costs a request almost no time.
 //!
 //! A secret must never leave [`Secret`] except for the one time that it is shown to its owner. Nothing here
-//! reads the clock: callers say what time it is.
+//! reads the clock: callers pass the time.
 
 pub mod bucket;
 pub mod file;
@@ -38,17 +38,17 @@ use tracing::warn;
 
 use crate::request::Tenant;
 
-/// A key and what it has used.
+/// A key and its usage.
 #[derive(Debug)]
 pub struct Account {
-    /// The key as the file had it when the request came.
+    /// The key as it was in the file when the request arrived.
     pub key: Key,
-    /// What it has used; survives a change of the file.
+    /// The usage of its limits; survives a change of the file.
     pub usage: Arc<Usage>,
 }
 
 impl Account {
-    /// Returns the tenant that the key stands for. It depends on the key's id alone, so it survives a new
+    /// Returns the tenant of the key. It depends on the key's id alone, so it survives a new
     /// secret, and is the same on every server that has the key.
     #[must_use]
     pub fn tenant(&self) -> Tenant {
@@ -56,24 +56,24 @@ impl Account {
     }
 }
 
-/// Maximum number of keys that have left the file and whose use is still known: more than a file can hold.
+/// Maximum keys that have left the file and whose usage is still known: more than a file can hold.
 const MAX_DEPARTED: usize = 1 << 16;
 
-/// What is known of keys.
+/// The known keys.
 #[derive(Debug, Default)]
 struct Accounts {
     /// The keys in the file.
     present: HashMap<KeyId, Arc<Account>>,
-    /// What keys that have left the file have used. A file that is rewritten in place is read without some of
-    /// its keys; their limits and their requests in progress must not be forgotten by the time they are back.
+    /// The usage of keys that have left the file. A file that is being rewritten in place can be read without
+    /// some of its keys; when they are back, their usage and their requests in progress must still be known.
     departed: HashMap<KeyId, Arc<Usage>>,
 }
 
-/// The keys of a server, which can be read again while it serves.
+/// The keys of a server, which can be reloaded while it serves.
 ///
-/// One lock, read once per request and written when the file was read again. Memory is bounded by the file
-/// and [`MAX_DEPARTED`]: the use of a key that is not in the file is forgotten, at the next reload, once all
-/// of its limits are whole again and none of its requests is in progress.
+/// One lock, read once per request and written by a reload. Memory is bounded by the file and
+/// [`MAX_DEPARTED`]: the usage of a key that is not in the file is dropped, at the next reload, once all of
+/// its limits are replenished and none of its requests is in progress.
 pub struct Keys {
     file: PathBuf,
     accounts: RwLock<Arc<Accounts>>,
@@ -100,17 +100,16 @@ impl Keys {
         })
     }
 
-    /// Reads the file again. Requests that come from then on are held to what it says; what keys have used
-    /// of their limits stays used.
+    /// Reads the file again. It applies to requests that arrive from then on; the usage of keys stays.
     ///
     /// # Errors
-    /// [`KeyFileError`]; what was read before stays in use.
+    /// [`KeyFileError`]; the previous keys stay in use.
     pub fn reload(&self, now: Instant) -> Result<(), KeyFileError> {
         let accounts = self
             .accounts()
             .reloaded(KeyFile::read(&self.file)?.keys, now);
         if accounts.present.is_empty() {
-            warn!("no API keys in the file: every request is refused; see `skald keys create`");
+            warn!("no API keys in the file, refusing every request; see `skald keys create`");
         }
         *self
             .accounts
@@ -131,13 +130,13 @@ impl Keys {
         self.accounts().present.len()
     }
 
-    /// Returns whether there are no keys, and so no request is served.
+    /// Returns whether there are no keys, so that every request is refused.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.accounts().present.is_empty()
     }
 
-    /// Returns the key whose secret this is. A key that does not exist takes as long as a wrong secret.
+    /// Returns the key with this secret. An unknown key takes as long as a wrong secret.
     #[must_use]
     pub fn authenticate(&self, shown: &[u8]) -> Option<Arc<Account>> {
         let hash = SecretHash::of(shown);
@@ -163,7 +162,7 @@ impl Keys {
 }
 
 impl Accounts {
-    /// Returns those of the keys that the file has now. What keys have used stays used.
+    /// Returns the accounts of the keys that are in the file now. The usage of keys stays.
     fn reloaded(&self, keys: Vec<Key>, now: Instant) -> Self {
         let known = |id: &KeyId| {
             let present = self.present.get(id).map(|account| &account.usage);
@@ -253,7 +252,7 @@ mod tests {
         );
         let mut wrong = shown.to_vec();
         *wrong.last_mut().unwrap() ^= 1;
-        // The secret of another key, behind this one's id.
+        // The secret of another key after this one's id.
         let id = secret.expose().rfind('_').unwrap();
         let mixed = [&secret.expose()[..id], &other.expose()[id..]].concat();
         for wrong in [
@@ -323,7 +322,7 @@ mod tests {
         let running = used().begin(start).unwrap();
         used().take_prompt(60, start).unwrap();
         used().take_generated(60, start);
-        // As a file is while it is rewritten in place: empty, then without its end.
+        // The states of a file that is rewritten in place: empty, then without its end.
         std::fs::write(&path, "").unwrap();
         keys.reload(start).unwrap();
         assert!(keys.is_empty() && keys.all().is_empty());
@@ -340,7 +339,7 @@ mod tests {
         drop(used().begin(start).unwrap());
         assert!(used().begin(start).is_err());
 
-        // Gone until its debt is paid off, however often the file is read, and then forgotten.
+        // Absent until its debt is paid off, with reloads in between, and then dropped.
         write(&path, &[&bob]);
         for seconds in [0, 60, 119] {
             keys.reload(after(seconds)).unwrap();

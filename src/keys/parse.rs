@@ -1,6 +1,6 @@
-//! Reads the text of a file of keys.
+//! Parses the text of a key file.
 //!
-//! A fault names the line, the field, its value and the values it can have. A secret may be anywhere in the
+//! A fault names the line, the field, its value and the values it can have. A secret could be anywhere in the
 //! file by mistake, so no message repeats what could be part of one: no string except a short word of letters,
 //! no number longer than [`LONGEST_NUMBER`], and nothing of an id, a name or a hash.
 
@@ -19,18 +19,18 @@ use super::secret::SecretHash;
 /// Fields of a key, for messages.
 const FIELDS: &str = "id, name, hash, scopes, created, requests-per-minute, tokens-per-minute, \
      concurrent-requests, may-prioritize";
-/// Longest number that a message repeats, in characters.
+/// Maximum characters of a number that a message repeats.
 const LONGEST_NUMBER: usize = 20;
-/// Longest word that a message repeats, in characters.
+/// Maximum characters of a word that a message repeats.
 const LONGEST_WORD: usize = 24;
 
-/// What is wrong, and where in the text.
-struct Wrong {
+/// A fault and its offset in the text.
+struct FaultAt {
     at: usize,
     reason: String,
 }
 
-impl Wrong {
+impl FaultAt {
     fn new(at: Range<usize>, reason: impl Into<String>) -> Self {
         Self {
             at: at.start,
@@ -42,25 +42,25 @@ impl Wrong {
 type Field<'a> = Spanned<DeString<'a>>;
 type Value<'a> = Spanned<DeValue<'a>>;
 
-/// Returns the keys in the text of a file, in its order.
+/// Returns the keys in the text of a file, in order.
 ///
 /// # Errors
 /// The first fault.
 pub(super) fn keys(text: &str) -> Result<Vec<Key>, Fault> {
-    document(text).map_err(|Wrong { at, reason }| {
+    document(text).map_err(|FaultAt { at, reason }| {
         let before = text.bytes().take(at);
         let line = 1 + before.filter(|&byte| byte == b'\n').count();
         Fault { line, reason }
     })
 }
 
-fn document(text: &str) -> Result<Vec<Key>, Wrong> {
+fn document(text: &str) -> Result<Vec<Key>, FaultAt> {
     let document = DeTable::parse(text).map_err(|error| {
         let reason = match error.message() {
             deep if deep.contains("recurs") => "brackets are nested too deeply".to_owned(),
             syntax => format!("not valid TOML: {syntax}"),
         };
-        Wrong::new(error.span().unwrap_or_default(), reason)
+        FaultAt::new(error.span().unwrap_or_default(), reason)
     })?;
     let mut tables = None;
     for (field, value) in in_order(document.get_ref()) {
@@ -69,7 +69,7 @@ fn document(text: &str) -> Result<Vec<Key>, Wrong> {
                 "unknown field{}; each key is a table that begins with [[key]]",
                 quoted(field.get_ref())
             );
-            return Err(Wrong::new(field.span(), reason));
+            return Err(FaultAt::new(field.span(), reason));
         }
         tables = Some(value);
     }
@@ -81,7 +81,7 @@ fn document(text: &str) -> Result<Vec<Key>, Wrong> {
             "`key` is {}; each key is a table that begins with [[key]]",
             kind(value.get_ref())
         );
-        Wrong::new(value.span(), reason)
+        FaultAt::new(value.span(), reason)
     };
     let DeValue::Array(tables) = tables.get_ref() else {
         return Err(not_a_key(tables));
@@ -95,11 +95,11 @@ fn document(text: &str) -> Result<Vec<Key>, Wrong> {
         let key = key(fields, table.span())?;
         let at = |field| fields.get(field).map_or(table.span(), Spanned::span);
         if !ids.insert(key.id.clone()) {
-            return Err(Wrong::new(at("id"), InvalidKey::SameId.to_string()));
+            return Err(FaultAt::new(at("id"), InvalidKey::SameId.to_string()));
         }
         if !names.insert(key.name.clone()) {
             let same = InvalidKey::SameName(key.name.to_string());
-            return Err(Wrong::new(at("name"), same.to_string()));
+            return Err(FaultAt::new(at("name"), same.to_string()));
         }
         keys.push(key);
     }
@@ -114,12 +114,12 @@ fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Field<'i>, &'a Value<'i>
 }
 
 /// Returns the key that a table describes.
-fn key(table: &DeTable, at: Range<usize>) -> Result<Key, Wrong> {
+fn key(table: &DeTable, at: Range<usize>) -> Result<Key, FaultAt> {
     let (mut id, mut name, mut hash, mut scopes) = (None, None, None, None);
     let mut limits = KeyLimits::default();
     let (mut may_prioritize, mut created) = (false, None);
     for (field, value) in in_order(table) {
-        let invalid = |reason: InvalidKey| Wrong::new(value.span(), reason.to_string());
+        let invalid = |reason: InvalidKey| FaultAt::new(value.span(), reason.to_string());
         let field_name = field.get_ref().as_ref();
         match field_name {
             "id" => id = Some(KeyId::try_from(string(field_name, value)?).map_err(invalid)?),
@@ -135,11 +135,11 @@ fn key(table: &DeTable, at: Range<usize>) -> Result<Key, Wrong> {
             "may-prioritize" => may_prioritize = switch(value)?,
             unknown => {
                 let reason = format!("unknown field{}; a key has {FIELDS}", quoted(unknown));
-                return Err(Wrong::new(field.span(), reason));
+                return Err(FaultAt::new(field.span(), reason));
             }
         }
     }
-    let missing = |field| Wrong::new(at.clone(), format!("this key has no `{field}`"));
+    let missing = |field| FaultAt::new(at.clone(), format!("this key has no `{field}`"));
     Ok(Key {
         id: id.ok_or_else(|| missing("id"))?,
         name: name.ok_or_else(|| missing("name"))?,
@@ -151,27 +151,27 @@ fn key(table: &DeTable, at: Range<usize>) -> Result<Key, Wrong> {
     })
 }
 
-fn string(field: &str, value: &Value) -> Result<String, Wrong> {
+fn string(field: &str, value: &Value) -> Result<String, FaultAt> {
     match value.get_ref() {
         DeValue::String(text) => Ok(text.to_string()),
         other => {
             let kind = kind(other);
             let reason = format!("`{field}` is {kind}; it must be a string in quotes");
-            Err(Wrong::new(value.span(), reason))
+            Err(FaultAt::new(value.span(), reason))
         }
     }
 }
 
-fn scopes_of(value: &Value) -> Result<Vec<KeyScope>, Wrong> {
+fn scopes_of(value: &Value) -> Result<Vec<KeyScope>, FaultAt> {
     let wrong = |at: &Value, what: String| {
         let all = "a list of generate, metrics, admin, such as [\"generate\"]";
-        Wrong::new(at.span(), format!("`scopes` {what}; it must be {all}"))
+        FaultAt::new(at.span(), format!("`scopes` {what}; it must be {all}"))
     };
     let DeValue::Array(scopes) = value.get_ref() else {
         return Err(wrong(value, format!("is {}", kind(value.get_ref()))));
     };
     if scopes.is_empty() {
-        return Err(Wrong::new(value.span(), InvalidKey::NoScopes.to_string()));
+        return Err(FaultAt::new(value.span(), InvalidKey::NoScopes.to_string()));
     }
     let scope = |value: &Value| match value.get_ref() {
         DeValue::String(text) => KeyScope::named(text)
@@ -181,7 +181,7 @@ fn scopes_of(value: &Value) -> Result<Vec<KeyScope>, Wrong> {
     scopes.iter().map(scope).collect()
 }
 
-fn date(value: &Value) -> Result<Datetime, Wrong> {
+fn date(value: &Value) -> Result<Datetime, FaultAt> {
     match value.get_ref() {
         DeValue::Datetime(date) => Ok(*date),
         other => {
@@ -189,12 +189,12 @@ fn date(value: &Value) -> Result<Datetime, Wrong> {
                 "`created` is {}; it must be a time without quotes, such as 2026-11-27T10:00:00Z",
                 shown(other)
             );
-            Err(Wrong::new(value.span(), reason))
+            Err(FaultAt::new(value.span(), reason))
         }
     }
 }
 
-fn limit(field: &str, value: &Value) -> Result<NonZeroU32, Wrong> {
+fn limit(field: &str, value: &Value) -> Result<NonZeroU32, FaultAt> {
     let number = match value.get_ref() {
         DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
         _ => None,
@@ -205,11 +205,11 @@ fn limit(field: &str, value: &Value) -> Result<NonZeroU32, Wrong> {
             shown(value.get_ref()),
             u32::MAX
         );
-        Wrong::new(value.span(), reason)
+        FaultAt::new(value.span(), reason)
     })
 }
 
-fn switch(value: &Value) -> Result<bool, Wrong> {
+fn switch(value: &Value) -> Result<bool, FaultAt> {
     match value.get_ref() {
         DeValue::Boolean(on) => Ok(*on),
         other => {
@@ -217,12 +217,12 @@ fn switch(value: &Value) -> Result<bool, Wrong> {
                 "`may-prioritize` is {}; it must be true or false",
                 shown(other)
             );
-            Err(Wrong::new(value.span(), reason))
+            Err(FaultAt::new(value.span(), reason))
         }
     }
 }
 
-/// Returns what kind of value it is.
+/// Returns the kind of a value for messages.
 fn kind(value: &DeValue) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -234,7 +234,7 @@ fn kind(value: &DeValue) -> &'static str {
     }
 }
 
-/// Returns a value where it can't be a part of a secret, else its kind.
+/// Returns a value if it can't be part of a secret, else its kind.
 fn shown(value: &DeValue) -> String {
     let short = |number: String| (number.len() <= LONGEST_NUMBER).then_some(number);
     let shown = match value {
@@ -247,7 +247,7 @@ fn shown(value: &DeValue) -> String {
     shown.unwrap_or_else(|| kind(value).to_owned())
 }
 
-/// Returns a word in quotes, after a space, where it can't be a part of a secret; those have digits.
+/// Returns a word in quotes, after a space, if it can't be part of a secret (which has digits); else nothing.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphabetic() || "-_".contains(c);
     if word.len() <= LONGEST_WORD && word.chars().all(plain) {
@@ -292,7 +292,7 @@ mod tests {
         }
     }
 
-    /// Asserts that the text has a fault on this line, which is told in these words and without the secret.
+    /// Asserts that the text has a fault on this line, with these words in its message and without the secret.
     #[track_caller]
     fn assert_fault(text: &str, line: usize, words: &str) {
         let fault = keys(text).unwrap_err();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_valid_is_told_with_its_field_and_what_is_possible() {
+    fn a_value_that_is_not_valid_is_named_with_its_field_and_the_valid_values() {
         let range = "must be a whole number from 1 to 4294967295";
         let long = "9".repeat(64);
         for (value, shown) in [
@@ -336,7 +336,7 @@ mod tests {
                 "`id` is a number; it must be a string in quotes",
             ),
             (ID, "x", 3, "`id` must be 12 of the characters 0-9 and a-f"),
-            ("\"ada\"", "\"a b\"", 4, "a name has 1 to 64 of"),
+            ("\"ada\"", "\"a b\"", 4, "a name must be 1 to 64 of"),
             (
                 "\"ada\"",
                 "true",
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_unknown_or_missing_is_told_with_those_that_there_are() {
+    fn a_field_that_is_unknown_or_missing_is_named_with_the_known_fields() {
         for (from, to, line, words) in [
             (
                 "[[key]]",
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_toml_is_told_without_being_repeated() {
+    fn text_that_is_not_toml_is_refused_without_being_repeated() {
         for (from, to, line) in [
             ("hash = \"", "hash = ", 5),
             ("hash = ", "hash ", 5),

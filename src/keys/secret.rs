@@ -1,10 +1,10 @@
-//! The text that a client shows, and the hash of it that the file has.
+//! The text that a client sends, and its hash, which the file stores.
 //!
-//! `skald_<id>_<secret>`: 12 hexadecimal digits by which the key is found, and 64 that nothing but its owner
-//! knows. The prefix is for tools that look for secrets in source code and logs.
+//! `skald_<id>_<secret>`: 12 hexadecimal digits that identify the key, and 64 secret ones. The prefix is for
+//! tools that search source code and logs for secrets.
 //!
-//! A secret is 256 random bits. Slow hashes (Argon2, bcrypt) make guessing expensive where there are few
-//! possibilities; here there are too many to guess with any hash, so the fast one is as good.
+//! A secret is 256 random bits. Slow hashes (Argon2, bcrypt) make guessing expensive if there are few
+//! possibilities; here there are too many to guess with any hash, so a fast one is as good.
 
 use std::fmt::{self, Write};
 
@@ -13,14 +13,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::key::{InvalidKey, KeyId};
 
-/// What every key begins with.
+/// The beginning of every key.
 const PREFIX: &str = "skald_";
 /// Digits of an id.
 pub(super) const ID_DIGITS: usize = 12;
 /// Bytes of a secret.
 const SECRET: usize = 32;
 
-/// A whole key as its owner shows it. It can be exposed, and does not show itself otherwise.
+/// A whole key as its owner sends it. Only [`Secret::expose`] shows it.
 pub struct Secret(String);
 
 impl Secret {
@@ -39,7 +39,7 @@ impl Secret {
         &self.0
     }
 
-    /// Returns the hash that the file has.
+    /// Returns the hash that the file stores.
     #[must_use]
     pub fn hash(&self) -> SecretHash {
         SecretHash::of(self.0.as_bytes())
@@ -52,7 +52,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Returns the id in what a client shows.
+/// Returns the id in the text that a client sent.
 pub(super) fn id(shown: &[u8]) -> Option<&str> {
     let id = shown.strip_prefix(PREFIX.as_bytes())?.get(..ID_DIGITS)?;
     std::str::from_utf8(id).ok()
@@ -63,10 +63,10 @@ pub(super) fn id(shown: &[u8]) -> Option<&str> {
 pub struct SecretHash(blake3::Hash);
 
 impl SecretHash {
-    /// The hash of no secret.
+    /// A hash that no secret has.
     pub(super) const NONE: Self = Self(blake3::Hash::from_bytes([0; 32]));
 
-    /// Returns the hash of what a client shows.
+    /// Returns the hash of the text that a client sent.
     #[must_use]
     pub fn of(shown: &[u8]) -> Self {
         Self(blake3::derive_key("skald 2026-11 API key", shown).into())
@@ -101,7 +101,7 @@ pub(super) fn is_digit(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// Returns so many random bytes in hexadecimal digits.
+/// Returns `BYTES` random bytes as hexadecimal digits.
 pub(super) fn random_digits<const BYTES: usize>() -> Result<String, Unspecified> {
     let mut bytes = [0; BYTES];
     SystemRandom::new().fill(&mut bytes)?;
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_what_it_is_written_as_and_shows_no_secret() {
+    fn a_hash_is_read_back_from_its_text_and_shows_no_secret() {
         let secret = Secret::random(&KeyId::random().unwrap()).unwrap();
         let hash = secret.hash();
         assert_eq!(SecretHash::try_from(hash.to_string()).unwrap(), hash);

@@ -1,8 +1,8 @@
-//! What one key has used of its limits: requests, tokens, and requests at the same time.
+//! The usage of one key's limits: requests, tokens, and concurrent requests.
 //!
-//! The prompt's tokens are taken before a request runs and must be there; generated tokens are taken as they
-//! come, whether or not they are there, since their number is not known beforehand. A key that has overdrawn
-//! waits until that is paid off.
+//! The prompt's tokens are taken before a request runs and must be left; generated tokens are taken as they
+//! are sampled, even beyond the limit, since their number is not known beforehand. A key that has overdrawn
+//! waits until the debt is paid off.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,26 +12,26 @@ use std::time::{Duration, Instant};
 use super::bucket::{Bucket, Level};
 use super::key::KeyLimits;
 
-/// Which limit was reached.
+/// A kind of limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitKind {
     /// Requests per minute.
     Requests,
     /// Tokens per minute.
     Tokens,
-    /// Requests at the same time.
+    /// Concurrent requests.
     Concurrent,
 }
 
-/// A request that a key may not make now.
+/// Why a key can't make a request now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitReached {
-    /// No request is left in this minute.
+    /// No request of this minute is left.
     #[error("request limit of this API key reached ({limit} per minute); retry in {}", seconds(*.retry_after))]
     Requests {
         /// Requests per minute.
         limit: u32,
-        /// Time until there is one.
+        /// Time until a request is left.
         retry_after: Duration,
     },
     /// Fewer tokens are left than the prompt has.
@@ -44,11 +44,11 @@ pub enum LimitReached {
     Tokens {
         /// Tokens per minute.
         limit: u32,
-        /// Tokens that are left.
+        /// Tokens left.
         remaining: u32,
         /// Tokens of the prompt.
         tokens: u64,
-        /// Time until they are there.
+        /// Time until as many are left.
         retry_after: Duration,
     },
     /// The prompt alone has more tokens than the key gets in a minute.
@@ -63,43 +63,43 @@ pub enum LimitReached {
         /// Tokens of the prompt.
         tokens: u64,
     },
-    /// As many requests are in progress as may be.
+    /// The maximum of requests is in progress.
     #[error(
         "concurrent request limit of this API key reached ({limit}); retry when a request has finished"
     )]
     Concurrent {
-        /// Requests at the same time.
+        /// Maximum concurrent requests.
         limit: u32,
     },
 }
 
-/// Writes a number of tokens.
+/// Returns a number of tokens as text.
 fn counted(tokens: u64) -> String {
     let plural = if tokens == 1 { "" } else { "s" };
     format!("{tokens} token{plural}")
 }
 
-/// Writes a wait in seconds, rounded up to a tenth.
+/// Returns a wait in seconds as text, rounded up to a tenth.
 fn seconds(wait: Duration) -> String {
     let tenths = wait.as_millis().div_ceil(100);
     format!("{}.{}s", tenths / 10, tenths % 10)
 }
 
-/// What is left of a key's limits, where it has them.
+/// The rest of a key's limits; `None` without a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Levels {
     /// Requests per minute.
     pub requests: Option<Level>,
     /// Tokens per minute.
     pub tokens: Option<Level>,
-    /// Requests at the same time: the limit, and how many more may begin.
+    /// Concurrent requests: the limit, and how many more can begin.
     pub concurrent: Option<(u32, u32)>,
 }
 
-/// Tokens and requests since the server has known the key.
+/// Tokens and requests of a key since the server has known it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {
-    /// Requests that were let in.
+    /// Admitted requests.
     pub requests: u64,
     /// Tokens of their prompts.
     pub prompt_tokens: u64,
@@ -107,7 +107,7 @@ pub struct Totals {
     pub generated_tokens: u64,
 }
 
-/// What a key has used. One short lock per request and per generated token.
+/// The usage of a key. One short lock per request and per generated token.
 #[derive(Debug)]
 pub struct Usage {
     state: Mutex<State>,
@@ -121,14 +121,14 @@ struct State {
     requests: Allowance,
     tokens: Allowance,
     concurrent: Option<NonZeroU32>,
-    /// Requests in progress; counted also without a limit, since there may be one later.
+    /// Requests in progress; counted even without a limit, since one can be set later.
     running: u32,
 }
 
-/// An amount per minute, where the key has a limit on it.
+/// An amount per minute, if the key has a limit on it.
 ///
-/// The bucket outlives the limit: a file that lacks a line for a moment, since it is being rewritten, must not
-/// give back what was used.
+/// The bucket outlives the limit: a file that lacks a line for a moment, because it is being rewritten, must
+/// not reset the usage.
 #[derive(Debug)]
 struct Allowance {
     bucket: Option<Bucket>,
@@ -143,7 +143,7 @@ impl Allowance {
         }
     }
 
-    /// Changes the limit. What was used stays used.
+    /// Changes the limit. The usage stays.
     fn set(&mut self, limit: Option<NonZeroU32>, now: Instant) {
         self.limited = limit.is_some();
         match (&mut self.bucket, limit) {
@@ -158,14 +158,14 @@ impl Allowance {
         self.bucket.as_mut().filter(|_| self.limited)
     }
 
-    /// Returns the time until nothing that was used counts any more.
+    /// Returns the time until the bucket is full.
     fn reset(&mut self, now: Instant) -> Duration {
         let bucket = self.bucket.as_mut();
         bucket.map_or(Duration::ZERO, |bucket| bucket.level(now).reset)
     }
 }
 
-/// A request in progress: its place is free again once this is dropped.
+/// A request in progress, until it is dropped.
 #[derive(Debug)]
 pub struct Place(Arc<Usage>);
 
@@ -177,7 +177,7 @@ impl Drop for Place {
 }
 
 impl Usage {
-    /// Creates the account of a key that has used nothing.
+    /// Creates the usage of a new key.
     #[must_use]
     pub fn new(limits: KeyLimits, now: Instant) -> Self {
         Self {
@@ -193,7 +193,7 @@ impl Usage {
         }
     }
 
-    /// Changes the limits. What was used stays used.
+    /// Changes the limits. The usage stays.
     pub fn set_limits(&self, limits: KeyLimits, now: Instant) {
         let mut state = self.state();
         state.requests.set(limits.requests_per_minute, now);
@@ -201,7 +201,7 @@ impl Usage {
         state.concurrent = limits.concurrent_requests;
     }
 
-    /// Lets a request in: it has a place until that is dropped. A request that is refused is not counted.
+    /// Admits a request, which is in progress until the place is dropped. Refused requests are not counted.
     ///
     /// # Errors
     /// The limit that it would exceed.
@@ -226,13 +226,13 @@ impl Usage {
     /// Takes the tokens of a prompt, before it is submitted.
     ///
     /// # Errors
-    /// That they are not there.
+    /// If not enough are left.
     pub fn take_prompt(&self, tokens: u64, now: Instant) -> Result<(), LimitReached> {
         let mut state = self.state();
         let Some(bucket) = state.tokens.bucket() else {
             return Ok(());
         };
-        // So that a key in debt can't go on with prompts of nothing.
+        // At least 1, so that a key in debt can't continue with empty prompts.
         let Err(retry_after) = bucket.take(tokens.max(1), now) else {
             return Ok(());
         };
@@ -251,7 +251,7 @@ impl Usage {
         })
     }
 
-    /// Puts back the tokens of a prompt that was not read after all.
+    /// Puts back the tokens of a prompt that was not prefilled.
     pub fn put_back_prompt(&self, tokens: u64, now: Instant) {
         if let Some(bucket) = self.state().tokens.bucket() {
             bucket.put_back(tokens.max(1), now);
@@ -263,7 +263,7 @@ impl Usage {
         self.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
-    /// Takes generated tokens, whether or not they are there, and counts them.
+    /// Takes and counts generated tokens, even beyond the limit.
     pub fn take_generated(&self, tokens: u64, now: Instant) {
         self.generated_tokens.fetch_add(tokens, Ordering::Relaxed);
         if let Some(bucket) = self.state().tokens.bucket() {
@@ -271,7 +271,7 @@ impl Usage {
         }
     }
 
-    /// Returns what is left of each limit.
+    /// Returns the rest of each limit.
     #[must_use]
     pub fn levels(&self, now: Instant) -> Levels {
         let mut state = self.state();
@@ -285,8 +285,8 @@ impl Usage {
         }
     }
 
-    /// Returns the time until a new account would be the same: every bucket is full again.
-    /// [`Duration::MAX`] while a request is in progress.
+    /// Returns the time until the usage is that of a new key, with every bucket full. [`Duration::MAX`]
+    /// while a request is in progress.
     #[must_use]
     pub fn reset(&self, now: Instant) -> Duration {
         let mut state = self.state();
@@ -296,7 +296,7 @@ impl Usage {
         state.requests.reset(now).max(state.tokens.reset(now))
     }
 
-    /// Returns what was counted.
+    /// Returns the counters.
     #[must_use]
     pub fn totals(&self) -> Totals {
         Totals {

@@ -22,14 +22,14 @@ const LARGEST_FILE: u64 = 1 << 20;
 
 /// Which of the two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum PemFile {
     /// The certificate chain.
     Certificate,
     /// The private key.
     Key,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for PemFile {
     /// The setting that names the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,7 +46,7 @@ pub enum IdentityError {
     #[error("`{part}`: {} can't be read: {source}", file.display())]
     Read {
         /// Which.
-        part: Part,
+        part: PemFile,
         /// Its path.
         file: PathBuf,
         /// The system's reason.
@@ -56,7 +56,7 @@ pub enum IdentityError {
     #[error("`{part}`: {} has no {} in PEM: {reason}", file.display(), content(*part))]
     Malformed {
         /// Which.
-        part: Part,
+        part: PemFile,
         /// Its path.
         file: PathBuf,
         /// What is wrong with it.
@@ -66,7 +66,7 @@ pub enum IdentityError {
     #[error("`{part}`: {} can't be used: {reason}", file.display())]
     Unusable {
         /// Which.
-        part: Part,
+        part: PemFile,
         /// Its path.
         file: PathBuf,
         /// Why.
@@ -104,10 +104,10 @@ pub(crate) fn pem_fault(error: &pem::Error) -> &'static str {
     }
 }
 
-fn content(part: Part) -> &'static str {
+fn content(part: PemFile) -> &'static str {
     match part {
-        Part::Certificate => "certificate",
-        Part::Key => "private key (PKCS #8, PKCS #1 or SEC 1, not encrypted)",
+        PemFile::Certificate => "certificate",
+        PemFile::Key => "private key (PKCS #8, PKCS #1 or SEC 1, not encrypted)",
     }
 }
 
@@ -176,20 +176,20 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
         file: file.to_owned(),
         reason: pem_fault(error),
     };
-    let text = read_file(Part::Certificate, certificate)?;
+    let text = read_file(PemFile::Certificate, certificate)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let chain = match chain {
         Ok(chain) if chain.is_empty() => Err(pem::Error::NoItemsFound),
         chain => chain,
     };
-    let chain = chain.map_err(|error| malformed(Part::Certificate, certificate, &error))?;
-    let text = read_file(Part::Key, key)?;
+    let chain = chain.map_err(|error| malformed(PemFile::Certificate, certificate, &error))?;
+    let text = read_file(PemFile::Key, key)?;
     let private = PrivateKeyDer::from_pem_slice(&text);
-    let private = private.map_err(|error| malformed(Part::Key, key, &error))?;
+    let private = private.map_err(|error| malformed(PemFile::Key, key, &error))?;
     let provider = rustls::crypto::ring::default_provider();
     let private = provider.key_provider.load_private_key(private);
     let private = private.map_err(|_| IdentityError::Unusable {
-        part: Part::Key,
+        part: PemFile::Key,
         file: key.to_owned(),
         reason: "its private key is not a valid RSA (2048 to 4096 bits), ECDSA (P-256 or P-384) or Ed25519 key",
     })?;
@@ -201,7 +201,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
             key: key.to_owned(),
         }),
         Err(_) => Err(IdentityError::Unusable {
-            part: Part::Certificate,
+            part: PemFile::Certificate,
             file: certificate.to_owned(),
             reason: "its first certificate is not a valid X.509 certificate",
         }),
@@ -209,7 +209,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
 }
 
 /// Reads a regular file: a pipe would be waited for.
-fn read_file(part: Part, file: &Path) -> Result<Vec<u8>, IdentityError> {
+fn read_file(part: PemFile, file: &Path) -> Result<Vec<u8>, IdentityError> {
     let failed = |source| IdentityError::Read {
         part,
         file: file.to_owned(),

@@ -187,7 +187,7 @@ fn what_can_not_be_asked_is_not_healthy() {
     }
     let mut command = health(&[]);
     command.env("SKALD_LISTEN", "8080");
-    is_unhealthy(command, &["SKALD_LISTEN", "8080", "ADDRESS:PORT"]);
+    is_unhealthy(command, &["SKALD_LISTEN", "8080", "127.0.0.1:8080"]);
     let mut command = health(&[]);
     command.env("SKALD_LISTEN", "127.0.0.1:0");
     is_unhealthy(command, &["URL"]);

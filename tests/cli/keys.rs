@@ -146,10 +146,10 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
         }
     };
     for missing in [&["list"][..], &["list", "--json"], &["revoke", "ada"]] {
-        let words = ["there is no key file", "`skald keys create NAME --keys "];
+        let words = ["does not exist", "`skald keys create NAME --keys "];
         refused(missing, &[&words[..], &["keys.toml`"]].concat());
     }
-    refused(&["create", "a b"], &["a name has 1 to 64"]);
+    refused(&["create", "a b"], &["a name must be 1 to 64"]);
     refused(&["create", "ada", "--scope", "root"], &["root", "generate"]);
     for number in ["0", "-1", "1.5", "4294967296"] {
         refused(
@@ -157,7 +157,7 @@ fn what_can_not_be_done_is_told_with_an_exit_code() {
             &[
                 number,
                 "--tokens-per-minute",
-                "must be a whole number from 1 to 4294967295",
+                "write a number from 1 to 4294967295",
             ],
         );
     }

@@ -23,10 +23,13 @@ async fn generation_stops_where_the_window_ends() {
 
 #[test]
 fn what_cannot_fit_is_refused_up_front_if_asked() {
-    let refused = limits().admit(with(Overflow::Error, greedy(&prompt(1000, 1), 25)));
-    assert!(refused.expect_err("too long").context_length_exceeded);
-    let accepted = limits().admit(with(Overflow::Error, greedy(&prompt(1000, 1), 24)));
-    assert_eq!(accepted.expect("it fits").stop.max_tokens, 24);
+    let asking = |max_tokens| {
+        let mut draft = with(Overflow::Error, greedy(&prompt(1000, 1), 10));
+        draft.sampling.max_new_tokens = Some(max_tokens);
+        limits().admit(draft)
+    };
+    assert!(asking(25).expect_err("too long").context_length_exceeded);
+    assert_eq!(asking(24).expect("it fits").stop.max_tokens, 24);
     let too_long = limits().admit(greedy(&prompt(1025, 1), 1));
     assert!(too_long.expect_err("too long").context_length_exceeded);
 }

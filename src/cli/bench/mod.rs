@@ -61,7 +61,7 @@ use self::load::{Extent, Pace};
 use self::report::{LoadSetup, Measured, Report, Setup};
 use self::run::Run;
 use self::workload::{Number, Workload};
-use super::{Failure, http_url, runtime, write_out};
+use super::{CommandError, http_url, runtime, write_out};
 
 /// Measure how fast a server answers under load
 #[derive(Debug, Args)]
@@ -183,14 +183,14 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let target = self.target().map_err(Failure::Unusable)?;
+    pub(super) fn run(self) -> Result<(), CommandError> {
+        let target = self.target().map_err(CommandError::Unusable)?;
         // Before the run: to find out after it would be too late.
-        let file = self.create_output().map_err(Failure::Unusable)?;
+        let file = self.create_output().map_err(CommandError::Unusable)?;
         let measured = runtime()?.block_on(self.measure(target));
-        let (setup, measured) = measured.map_err(Failure::Running)?;
+        let (setup, measured) = measured.map_err(CommandError::Running)?;
         let report = Report::new(setup, &measured);
-        self.publish(&report, file).map_err(Failure::Running)?;
+        self.publish(&report, file).map_err(CommandError::Running)?;
         if !measured.answered.is_empty() {
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl Bench {
             ),
             None => anyhow!("ended before anything was measured"),
         };
-        Err(Failure::Running(error))
+        Err(CommandError::Running(error))
     }
 
     fn target(&self) -> anyhow::Result<Target> {

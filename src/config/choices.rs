@@ -1,0 +1,56 @@
+//! The settings that choose one of a few.
+
+use clap::ValueEnum;
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// The checkpoint's own precision: f32 stays f32, f16 and bf16 run as bf16.
+    Auto,
+    /// 32-bit floats: the reference.
+    F32,
+    /// bfloat16: half the memory, twice the speed.
+    Bf16,
+    /// 8-bit integers: a quarter of the memory, the fastest.
+    Q8,
+}
+
+/// How keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvPrecision {
+    /// f32 with f32 weights, bf16 with others.
+    Auto,
+    /// 32-bit floats, as computed.
+    F32,
+    /// bfloat16: twice as many tokens in the same memory, read twice as fast.
+    Bf16,
+}
+
+/// Whether the model's `generation_config.json` sets the defaults of sampling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerationDefaults {
+    /// Yes, if the model has one.
+    Auto,
+    /// No.
+    None,
+}
+
+/// When tokens are drafted and verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Speculation {
+    /// Where it is faster: with few streams, whose texts repeat themselves.
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Human-readable on a terminal, JSON otherwise.
+    Auto,
+    /// Human-readable.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
