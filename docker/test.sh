@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the image and runs it the way it is meant to be run: read-only, without capabilities,
-# not as root, with limits of memory and CPU. Then it streams, stops, and comes back.
+# Builds the image and tests it as documented for production: read-only, without capabilities, not as
+# root, with memory and CPU limits. The test streams, stops the server, and starts it again.
 #
 #   docker/test.sh [BINARY]       the image from a release binary (target/release/skald)
-#   docker/test.sh --whole        the image from the whole Dockerfile
+#   docker/test.sh --whole        the image from the complete Dockerfile
 #
 # ENGINE=docker uses Docker and the base images that the Dockerfile names. Without it, buildah and
 # podman work without a daemon and without pulling: the base image is made with debootstrap from
@@ -18,11 +18,11 @@ image=localhost/skald:test
 base=localhost/skald-test-debian:$suite
 builder=localhost/skald-test-builder:$suite
 state=$PWD/target/container
-# One name per purpose, so that what a killed run left is found and removed.
+# Fixed names, so that the leftovers of a killed run are found and removed.
 server=skald-test-server
 visitor=skald-test-visitor
 sessions=skald-test-sessions
-# What the requests below take, on a slow and busy machine.
+# Time limit for each request below, on a slow and busy machine.
 patience=300
 
 main() {
@@ -93,7 +93,7 @@ until_true() {
     done
 }
 
-# Installs Debian packages that are missing.
+# Installs missing Debian packages.
 packages() {
     local missing=() package
     for package in "$@"; do
@@ -107,7 +107,7 @@ packages() {
 
 # --- the two engines ---
 
-# The engine, with storage of its own.
+# Runs the engine with its own storage.
 e() {
     if [ $engine = docker ]; then
         docker "$@"
@@ -117,7 +117,7 @@ e() {
     fi
 }
 
-# Builds the image, in the place of what an earlier run has built.
+# Builds the image, replacing that of an earlier run.
 build() {
     e image rm --no-prune "$image" >/dev/null 2>&1 || true
     local common=(--file docker/Dockerfile --tag "$image" --build-arg "VERSION=$(version)"
@@ -125,7 +125,7 @@ build() {
     if [ $engine = docker ]; then
         docker build "${common[@]}" "$@"
     else
-        # The format of OCI has no health check.
+        # OCI images have no health check.
         bud "${common[@]}" --build-arg "RUNTIME_IMAGE=$base" \
             --build-arg "BUILDER_IMAGE=$builder" "$@"
     fi
@@ -136,13 +136,13 @@ bud() {
         bud --isolation chroot --format docker --layers --pull-never "$@"
 }
 
-# Starts a container as the documentation advises.
+# Starts a container as documented.
 run() {
     local name=$1
     shift
-    # Podman gives a read-only container places to write to, unless it is told not to.
+    # By default podman gives a read-only container writable directories.
     [ $engine = docker ] || set -- --read-only-tmpfs=false "$@"
-    # Podman also complains, to no effect, where systemd does not run its health checks.
+    # Podman also prints harmless warnings if systemd does not run its health checks.
     e run --detach --name "$name" --read-only --cap-drop all --security-opt no-new-privileges \
         --memory 512m --memory-swap 512m --cpus 1.5 \
         --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$@" >"$scratch/run" 2>&1 \
@@ -151,7 +151,7 @@ run() {
 
 remove() {
     local name
-    # One by one: the first that does not exist would leave the others.
+    # One by one: removal stops at the first that does not exist.
     for name in "$server" "$visitor"; do
         e rm --force --volumes "$name" >/dev/null 2>&1 || true
     done
@@ -192,7 +192,7 @@ build_whole() {
     echo "whole build: $((SECONDS - begun)) s"
 }
 
-# Makes the stand-in for debian:trixie-slim, once.
+# Creates the substitute for debian:trixie-slim, once.
 make_base() {
     e image exists "$base" && return
     echo "making $base with debootstrap"
@@ -205,13 +205,13 @@ make_base() {
     rm -rf "$state/rootfs"
 }
 
-# The mirror that apt takes Debian's packages from; nothing on other systems: debootstrap knows one.
+# Prints the mirror that apt uses; prints nothing on other systems, where debootstrap has a default.
 mirror() {
     apt-get indextargets --format '$(REPO_URI)' \
         'Origin: Debian' 'Label: Debian' 'Created-By: Packages' 2>/dev/null | head -1
 }
 
-# Makes the stand-in for rust:1-slim-trixie, once. The toolchain is mounted while it builds.
+# Creates the substitute for rust:1-slim-trixie, once. The toolchain is mounted during the build.
 make_builder() {
     e image exists "$builder" && return
     echo "making $builder"
@@ -233,8 +233,8 @@ check_image() {
 
 # --- the server ---
 
-# Starts the server. Docker publishes its port; podman uses the host's network, which needs no
-# set-up, so there the server itself listens on the port.
+# Starts the server. Docker publishes its port; podman uses the host's network, which needs no setup,
+# so there the server itself listens on the port.
 start() {
     free_port
     local network=(--publish "127.0.0.1:$port:8080")
@@ -255,7 +255,7 @@ free_port() {
 
 wait_until_healthy() {
     until_true "healthy" is_healthy
-    # What the image itself asks for, and what it says where there is no server.
+    # The image's own health check, and `skald health` without a server.
     [ $engine = docker ] || e healthcheck run "$server" || fail "the image's health check failed"
     ! e exec "$server" skald health http://127.0.0.1:9 >"$scratch/health" 2>&1 \
         || fail "skald health found a server where there is none"
@@ -270,7 +270,7 @@ is_running() { [ "$(e inspect --format '{{.State.Running}}' "$1")" = true ]; }
 
 pid() { e inspect --format '{{.State.Pid}}' "$1"; }
 
-# The process is as restricted as it should be.
+# Checks the restrictions of the process.
 check_process() {
     local status=/proc/$(pid "$server")/status
     grep -q '^NSpid:.*\s1$' "$status" || fail "the server is not process 1 of its container"
@@ -281,7 +281,7 @@ check_process() {
         "/proc/$(pid "$server")/mountinfo" || fail "the server's root is writable"
 }
 
-# The log tells threads and KV cache, and that both come from the cgroup.
+# Checks that the log reports threads and KV cache, both derived from the cgroup.
 check_resources() {
     local log
     log=$(e logs "$server" 2>&1)
@@ -306,7 +306,7 @@ session_tokens() {
     curl -sS --fail-with-body "$url/v1/sessions/tale" | grep -o '"token_count":[0-9]*'
 }
 
-# SIGTERM while a stream is in flight: the stream goes on to its end, then the server stops.
+# Sends SIGTERM during a stream: the stream must finish, then the server must stop.
 stop_within_a_stream() {
     local length=1500 stream=$scratch/stream
     : >"$stream"
@@ -326,7 +326,7 @@ stop_within_a_stream() {
 
 is_draining() { [ "$(curl -s -o /dev/null -w '%{http_code}' "$url/readyz")" = 503 ]; }
 
-# Waits for a container to end by itself, with an exit code.
+# Waits for a container to exit, and checks its exit code.
 ended() {
     local name=$1 expected=$2 code
     until_true "$name ends" has_ended "$name"
@@ -347,7 +347,7 @@ check_session() {
         || fail "the session does not go on"
 }
 
-# More prompts than the KV cache holds, many at once: memory stays within the limit.
+# Sends more concurrent prompts than the KV cache holds: memory must stay within the limit.
 fill_kv_cache() {
     local network=host target=$url blocks known
     [ $engine = podman ] || network=container:$server target=http://127.0.0.1:8080
@@ -363,7 +363,7 @@ fill_kv_cache() {
 
 engine_figure() { curl -sS "$url/info" | grep -o "\"$1\": *[0-9]*" | grep -o '[0-9]*$'; }
 
-# Health checks and commands that ran in the container are gone, and not defunct.
+# Checks that finished health checks and commands in the container leave no zombies.
 check_no_zombies() {
     ! ps -o stat= --ppid "$(pid "$server")" | grep -q Z || fail "there are zombies in the container"
 }
@@ -373,9 +373,9 @@ stop_by() {
     ended "$server" 0
 }
 
-# Process 1 gets no signal that it has no handler for.
+# Process 1 receives only signals that it has a handler for.
 stop_a_command() {
-    # It waits for its prompt.
+    # It is waiting for its prompt on standard input.
     run "$visitor" --network none --interactive "$image" generate -
     until_true "the command handles SIGTERM" handles_sigterm
     e kill --signal TERM "$visitor" >/dev/null

@@ -1,9 +1,9 @@
 //! Bounded lanes for work outside the engine.
 //!
 //! Such work takes up to a hundred times its input in memory and milliseconds to seconds of a core, and
-//! the engine's own queue does not see it. So each kind has a [`Lane`]: a bounded amount runs at a time,
-//! a bounded amount waits, of each tenant in order of arrival, and what is beyond that and the tenant's
-//! share is refused with a hint when to retry, from how long the work has taken.
+//! the engine's queue does not cover it. So each kind of work has a [`Lane`]: a bounded amount runs at a
+//! time and a bounded amount waits, per tenant in order of arrival. Work beyond that and beyond the
+//! tenant's share is refused, with a retry hint based on recent durations.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,57 +13,57 @@ use std::time::{Duration, Instant};
 use crate::fair::{Hold, Holds, Tenant, Turn, Turns};
 use crate::resources::background::{self, Priority};
 
-/// The shortest and the longest time after which to retry.
+/// Shortest and longest retry hint.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Why a lane does not do a piece of work.
+/// Why a lane did not complete a piece of work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LaneError {
-    /// Too much runs or waits.
+    /// Too much work is running or waiting.
     #[error("the server is busy: {pending} {what}; retry later")]
     Busy {
-        /// Units that run or wait.
+        /// Units that are running or waiting.
         pending: usize,
-        /// What they are.
+        /// Description of the pending units.
         what: &'static str,
-        /// How long until there may be room.
+        /// Estimated time until the lane has capacity.
         retry_after: Duration,
     },
-    /// The work panicked, or there was no thread for it.
+    /// The work panicked, or its thread could not be started.
     #[error("work on the request failed: {0}")]
     Failed(String),
 }
 
 impl LaneError {
-    /// Wraps the reason why work failed.
+    /// Wraps the error of failed work.
     pub fn failed(error: &impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
 }
 
-/// A bounded amount of one kind of work, in its own units (bytes, or pieces).
-pub struct Lane(Arc<Shared>);
+/// Bounds one kind of work, in units of its own (bytes, or pieces).
+pub struct Lane(Arc<LaneState>);
 
-struct Shared {
-    /// What is pending, for messages: "… bytes of other requests are being tokenized".
+struct LaneState {
+    /// Description of pending units for messages, as in "… bytes of other requests are being tokenized".
     pending_what: &'static str,
     running: Turns,
-    /// Units that run at a time.
+    /// Maximum units that run at a time.
     at_a_time: usize,
-    /// Units that run or wait.
+    /// Units that are running or waiting.
     pending: Holds,
-    /// Pieces of work that run or wait.
+    /// Pieces of work that are running or waiting.
     pieces: AtomicUsize,
-    /// Nanoseconds that a piece of work takes, a moving mean.
+    /// Moving average of the duration of a piece of work, in nanoseconds.
     mean: AtomicU64,
 }
 
 impl Lane {
-    /// Creates a lane in which `at_a_time` units run and `max_pending` run or wait. One piece of each
-    /// tenant's work is always taken, whatever its size.
+    /// Creates a lane in which at most `at_a_time` units run and `max_pending` run or wait. One piece of
+    /// work per tenant is always accepted, regardless of its size.
     #[must_use]
     pub fn new(pending_what: &'static str, at_a_time: usize, max_pending: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(LaneState {
             pending_what,
             running: Turns::new(at_a_time),
             at_a_time,
@@ -73,10 +73,10 @@ impl Lane {
         }))
     }
 
-    /// Waits for a tenant's turn.
+    /// Waits for the tenant's turn.
     ///
     /// # Errors
-    /// [`LaneError::Busy`] if so much more would be too much.
+    /// [`LaneError::Busy`] if `units` more would exceed the bound.
     pub async fn enter(&self, share: Tenant, units: usize) -> Result<Place, LaneError> {
         let pending = Pending::add(&self.0, share, units)?;
         let wanted = units.min(self.0.at_a_time);
@@ -88,21 +88,20 @@ impl Lane {
         })
     }
 
-    /// Returns the refusal of more.
+    /// Returns the error for work that is refused.
     #[must_use]
     pub fn busy(&self) -> LaneError {
         self.0.busy()
     }
 
-    /// Returns the units that run or wait.
+    /// Returns the number of units that are running or waiting.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.0.pending.total()
     }
 }
 
-impl Shared {
-    /// The refusal of more.
+impl LaneState {
     fn busy(&self) -> LaneError {
         let (pending, what) = (self.pending.total(), self.pending_what);
         LaneError::Busy {
@@ -112,7 +111,7 @@ impl Shared {
         }
     }
 
-    /// How long until what is pending now is through.
+    /// Estimates the time until the pending work is done.
     fn retry_after(&self) -> Duration {
         let pieces = self.pieces.load(Ordering::Relaxed).max(1);
         let pending = self.pending.total().max(1);
@@ -125,18 +124,17 @@ impl Shared {
     }
 }
 
-/// Work that runs or waits; counted until it is dropped.
+/// Counts a piece of work as pending until dropped.
 struct Pending {
-    lane: Arc<Shared>,
+    lane: Arc<LaneState>,
     _units: Hold,
 }
 
 impl Pending {
-    fn add(lane: &Arc<Shared>, share: Tenant, units: usize) -> Result<Self, LaneError> {
+    fn add(lane: &Arc<LaneState>, share: Tenant, units: usize) -> Result<Self, LaneError> {
         let units = lane.pending.try_hold(share, units);
         let units = units.ok_or_else(|| lane.busy())?;
         lane.pieces.fetch_add(1, Ordering::Relaxed);
-        // From here on dropping it takes it out again.
         Ok(Self {
             lane: Arc::clone(lane),
             _units: units,
@@ -150,7 +148,7 @@ impl Drop for Pending {
     }
 }
 
-/// A piece of work's place in its lane, to be kept until the work is through.
+/// The place of a piece of work in its lane, to be held until the work is done.
 pub struct Place {
     pending: Pending,
     began: Instant,
@@ -158,10 +156,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// Runs work in this place, on a thread of its own.
+    /// Runs work on a new thread, and holds the place until it is done.
     ///
     /// # Errors
-    /// [`LaneError::Failed`] if there is no thread to be had or the work panics.
+    /// [`LaneError::Failed`] if the thread can't be started or the work panics.
     pub async fn run<T: Send + 'static>(
         self,
         thread: &str,
@@ -174,14 +172,14 @@ impl Place {
         });
         let done = done.map_err(|error| LaneError::failed(&error))?;
         done.await
-            .map_err(|_| LaneError::failed(&"its thread panicked"))
+            .map_err(|_| LaneError::failed(&"the thread panicked"))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let took = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        // Two that end together may lose one of the two values: it is a mean.
+        // Concurrent updates may lose a value, which is acceptable for an average.
         let mean = &self.pending.lane.mean;
         let was = mean.load(Ordering::Relaxed);
         let now = if was == 0 {
@@ -200,11 +198,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_too_much_is_refused_until_there_is_room() {
+    async fn work_beyond_the_bound_is_refused_until_there_is_capacity() {
         let lane = Lane::new("bytes wait", 2, 4);
         let first = lane.enter(Tenant::ANONYMOUS, 2).await.ok();
         assert!(first.is_some());
-        // It waits.
+        // The second waits.
         let mut second = Box::pin(lane.enter(Tenant::ANONYMOUS, 2));
         assert!((&mut second).now_or_never().is_none());
         let refused = lane
@@ -216,17 +214,17 @@ mod tests {
         drop(first);
         let second = second.await.ok();
         assert!(second.is_some());
-        // Its place is still taken, but there is room to wait.
+        // The lane is still occupied, but there is capacity to wait.
         let mut third = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));
         assert!((&mut third).now_or_never().is_none());
         drop(second);
         assert!(third.await.is_ok());
-        // What is larger than the lane is taken where nothing else is.
+        // Work larger than the lane is accepted if the lane is empty.
         assert!(lane.enter(Tenant::ANONYMOUS, 100).await.is_ok());
     }
 
     #[tokio::test]
-    async fn one_tenant_leaves_room_for_another_and_does_not_delay_it() {
+    async fn one_tenant_leaves_capacity_for_another_and_does_not_delay_it() {
         let (many, few) = (Tenant::of_key(b"many"), Tenant::of_key(b"few"));
         let lane = Lane::new("bytes wait", 1, 4);
         let running = lane.enter(many, 1).await.ok();
@@ -238,8 +236,8 @@ mod tests {
         let mut other = Box::pin(lane.enter(few, 2));
         assert!((&mut other).now_or_never().is_none());
         assert!(lane.enter(few, 1).await.is_err());
-        // A tenant that comes counts as having had as much as the one that was served the least: of two
-        // that are equal the first in the queue is next, and then the other.
+        // A new tenant starts level with the least served one. Of two that are equal, the first in the
+        // queue is next, and then the other.
         drop(running);
         assert!((&mut other).now_or_never().is_none());
         let served = waiting.remove(0).now_or_never();
@@ -250,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_hint_follows_how_long_work_takes() {
+    async fn the_retry_hint_follows_the_duration_of_work() {
         let lane = Lane::new("pieces wait", 1, 2);
         lane.0.mean.store(7_000_000_000, Ordering::Relaxed);
         let _running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
@@ -260,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_leaves_while_it_waits_counts_no_more() {
+    async fn work_that_is_cancelled_while_waiting_is_no_longer_counted() {
         let lane = Lane::new("pieces wait", 1, 2);
         let running = lane.enter(Tenant::ANONYMOUS, 1).await.ok();
         let mut waiting = Box::pin(lane.enter(Tenant::ANONYMOUS, 1));

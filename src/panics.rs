@@ -1,15 +1,15 @@
-//! Panics in the log, in the log's form: the standard library writes plain text beside it.
+//! Logs panics in the log's format; the standard library would write plain text.
 //!
-//! A panic's place in the source is part of the program and so also of a stripped one. A backtrace
-//! (`RUST_BACKTRACE=1`) has names of functions only where the program was built with symbols.
+//! The source location of a panic is available even in a stripped program. A backtrace
+//! (`RUST_BACKTRACE=1`) has function names only if the program was built with symbols.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 
 use tracing::Level;
 
-/// Logs every panic of the process from now on; before logs are started, as the standard library
-/// writes it.
+/// Installs a hook that logs every panic of the process. Until logging is started, panics are written by
+/// the standard library.
 pub fn log() {
     let standard = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

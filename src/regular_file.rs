@@ -1,22 +1,22 @@
 //! Opens regular files and nothing else.
 //!
-//! A named pipe that nothing writes to blocks its reader for ever, and a device can have no end. So
-//! every file that names a model or holds a session is opened here. Opening never waits: what is not
-//! a regular file is refused, with what it is.
+//! A named pipe without a writer blocks its reader forever, and a device may be endless. So all files
+//! of models, sessions, keys and certificates must be opened here. Opening never blocks: anything other
+//! than a regular file is refused, with its kind in the error.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens a regular file, or what a symbolic link to one leads to, for reading.
+/// Opens a regular file, or a symbolic link to one, for reading.
 ///
 /// # Errors
-/// The system's, or [`ErrorKind::InvalidInput`] if there is something else at `path`.
+/// Those of the system, or [`ErrorKind::InvalidInput`] if `path` is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened: opening some devices has an effect.
+    // Checked before opening, because opening some devices has side effects.
     check(fs::metadata(path)?.file_type())?;
-    // It may be another one by now, and must not be waited for.
+    // The file may have been replaced since, and opening it must not block.
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
@@ -34,14 +34,14 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let length = file.metadata()?.len();
     let too_large = || {
-        let message = format!("the file has more than {limit} bytes, which is the limit");
+        let message = format!("the file is larger than the limit of {limit} bytes");
         io::Error::new(ErrorKind::FileTooLarge, message)
     };
     if length > limit {
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    // It may grow meanwhile.
+    // The file may grow in the meantime.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(too_large());
@@ -49,7 +49,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns whether an error says that there is something else than a regular file.
+/// Returns whether an error means that the path is not a regular file.
 #[must_use]
 pub fn is_another_kind(error: &io::Error) -> bool {
     error
@@ -57,7 +57,7 @@ pub fn is_another_kind(error: &io::Error) -> bool {
         .is_some_and(<dyn std::error::Error + Send + Sync>::is::<NotRegular>)
 }
 
-/// What there is in place of a regular file.
+/// The kind of file found instead of a regular file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}, not a regular file")]
 struct NotRegular(&'static str);
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_regular_file_is_read_also_through_a_link_and_up_to_a_limit() {
+    fn a_regular_file_is_read_through_a_link_and_up_to_a_limit() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, b"content").unwrap();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_regular_file_is_named_and_not_waited_for() {
+    fn other_kinds_of_files_are_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
         assert!(

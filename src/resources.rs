@@ -1,9 +1,9 @@
-//! What the process may use of its machine: compute threads and memory, and what set each figure.
+//! The threads, memory and files that the process may use, and the origin of each value.
 //!
-//! A container sees the whole machine in most places (`/proc/meminfo`, the list of cores), so
-//! defaults taken from there would be throttled or killed. Here they follow the process's cgroup.
-//! Nothing here changes a limit but that of open files, whose soft limit is raised to the hard one.
-//! A setting always wins over what is found.
+//! In a container, `/proc/meminfo` and the list of cores describe the whole machine; a process that
+//! followed them would be throttled or killed. The defaults here follow the process's cgroup instead.
+//! Settings always take precedence. The only limit that this module may change is the soft limit on
+//! open files, which is raised to the hard limit.
 
 pub mod background;
 mod cgroup;
@@ -18,14 +18,14 @@ use bytesize::ByteSize;
 
 pub use self::files::{Connections, TooManyConnections, raise_file_limit};
 
-/// The KV cache's memory where nothing limits it.
+/// Size of the KV cache without a memory limit.
 pub const DEFAULT_KV_MEMORY: ByteSize = ByteSize::gib(1);
 
-/// Memory for activations, requests and the front end, beside weights and KV cache (measured: 390 MiB
-/// in all with the built-in model, a KV cache of 246 MiB that is full, and 64 requests).
+/// Memory for activations, requests and the front end, in addition to weights and KV cache (measured:
+/// 390 MiB in total with the built-in model, a full KV cache of 246 MiB, and 64 requests).
 pub const WORKING_MEMORY: ByteSize = ByteSize::mib(150);
 
-/// What set a figure.
+/// The origin of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// A flag, an environment variable or the configuration file.
@@ -55,21 +55,21 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A figure and what set it.
+/// A value and its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sourced<T> {
-    /// The figure.
+    /// The value.
     pub value: T,
-    /// What set it.
+    /// The origin of the value.
     pub origin: Origin,
 }
 
-/// Returns the number of compute threads: the setting, else one per core that the process may
-/// use, within the CPU quota of its cgroup.
+/// Returns the number of compute threads: the setting, or one per core that the process may use,
+/// within the CPU quota of its cgroup.
 ///
-/// A quota that is not a whole number is rounded down (2.5 CPUs: 2 threads), though never below 1.
-/// Compute threads meet after every layer: one thread more than the quota pays for would use it up
-/// before the period ends, and all of them would then stand still until the next one.
+/// A fractional quota is rounded down (2.5 CPUs: 2 threads), but not below 1. Compute threads
+/// synchronize after every layer: one more thread than the quota allows would use it up before the
+/// end of the period, and all threads would pause until the next one.
 #[must_use]
 pub fn threads(setting: Option<NonZeroUsize>) -> Sourced<NonZeroUsize> {
     if let Some(value) = setting {
@@ -97,8 +97,8 @@ fn allowed_cores() -> Option<usize> {
     None
 }
 
-/// Returns the memory that the process may use: the least of the limits of its cgroup and the
-/// machine's memory; `None` where the system tells neither.
+/// Returns the memory that the process may use: the lower of its cgroup's limit and the machine's
+/// memory; `None` if neither is known.
 #[must_use]
 pub fn memory_limit() -> Option<Sourced<ByteSize>> {
     memory_limit_under(Path::new("/"))
@@ -108,14 +108,14 @@ fn memory_limit_under(root: &Path) -> Option<Sourced<ByteSize>> {
     let sourced = |origin| move |value| Sourced { value, origin };
     let machine = machine_memory(root).map(sourced(Origin::MachineMemory));
     let cgroup = cgroup::memory_limit(root).map(sourced(Origin::CgroupMemory));
-    // A cgroup without a limit has one that is larger than any machine.
+    // A v1 cgroup without a limit reports one that is larger than any machine's memory.
     machine
         .into_iter()
         .chain(cgroup)
         .min_by_key(|limit| limit.value)
 }
 
-/// Reads the machine's memory, in whole KiB.
+/// Reads the machine's memory.
 fn machine_memory(root: &Path) -> Option<ByteSize> {
     let text = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
@@ -123,11 +123,10 @@ fn machine_memory(root: &Path) -> Option<ByteSize> {
     Some(ByteSize::kib(kib))
 }
 
-/// Returns the memory for the KV cache: the setting, else [`DEFAULT_KV_MEMORY`], or half of what
-/// `limit` leaves beside the `weights` if that is less, or all of it but [`WORKING_MEMORY`].
+/// Returns the size of the KV cache: the setting, or the least of [`DEFAULT_KV_MEMORY`], half of the
+/// memory that `limit` leaves after the `weights`, and all of that memory except [`WORKING_MEMORY`].
 ///
-/// At least one context `window` is returned: with less, a prompt that the model can read could not be
-/// run.
+/// The default is at least one context `window`: with less, a prompt that fits the model could not run.
 #[must_use]
 pub fn kv_memory(
     setting: Option<ByteSize>,
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kv_cache_gets_half_of_what_the_limit_leaves_beside_the_weights() {
+    fn the_kv_cache_gets_half_of_the_memory_left_after_the_weights() {
         assert_eq!(fitted(512, 40), (236, Origin::CgroupMemory));
         assert_eq!(fitted(240, 40), (50, Origin::CgroupMemory));
         assert_eq!(fitted(2048, 500), (774, Origin::CgroupMemory));
@@ -186,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kv_cache_holds_a_whole_window_however_little_memory_there_is() {
+    fn the_kv_cache_holds_at_least_one_window() {
         assert_eq!(fitted(60, 40), (16, Origin::CgroupMemory));
         assert_eq!(fitted(60, 4000), (16, Origin::CgroupMemory));
     }
 
     #[test]
-    fn settings_win_over_limits() {
+    fn settings_take_precedence_over_limits() {
         let set = kv_memory(Some(ByteSize::gib(3)), Some(limit(512)), MIB, MIB);
         assert_eq!((set.value, set.origin), (ByteSize::gib(3), Origin::Setting));
         let many = NonZeroUsize::new(999).unwrap();
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_never_more_than_the_cores_that_the_process_may_use() {
+    fn threads_never_exceed_the_available_cores() {
         let found = threads(None);
         if let Some(cores) = allowed_cores() {
             assert!(found.value.get() <= cores);
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_of_cgroup_and_machine_is_the_memory_limit() {
+    fn the_memory_limit_is_the_lower_of_cgroup_and_machine() {
         let root = cgroup::fixture(&[
             ("proc/meminfo", "MemTotal:        2048 kB\nMemFree: 1 kB\n"),
             ("proc/self/cgroup", "0::/\n"),

@@ -1,8 +1,8 @@
-//! What messages and logs may show of a URL: never a user name, a password or a query, which are where
-//! keys are.
+//! Redaction of URLs: messages and logs must not contain user names, passwords or queries, which may hold
+//! keys.
 
-/// Returns a URL without user name, password, query and fragment. It need not be a valid one: what
-/// stands before the last `@` is left out in any case.
+/// Returns a URL without user name, password, query and fragment. The URL need not be valid: everything
+/// before the last `@` is removed in any case.
 #[must_use]
 pub fn shown_url(url: &str) -> String {
     let whole = url.split(['?', '#']).next().unwrap_or_default();
@@ -19,7 +19,7 @@ mod tests {
     use super::shown_url;
 
     #[test]
-    fn nothing_secret_is_left_of_a_url() {
+    fn a_shown_url_has_no_secrets() {
         for (url, shown) in [
             ("http://host:1/a", "http://host:1/a"),
             ("http://user:secret@host:1/a", "http://host:1/a"),

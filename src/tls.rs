@@ -1,22 +1,22 @@
-//! TLS: one cryptography provider, chosen once, for the program's own requests and for the server.
+//! TLS: the cryptography provider for clients and the server, and the server's certificate
+//! ([`Identity`]).
 //!
-//! It is `ring`: rustls' other one compiles a large C library, which takes longer than any other
-//! dependency. Certificates of others are checked against those of the system. The server's own
-//! certificate is an [`Identity`].
+//! The provider is `ring`: rustls' alternative compiles a large C library, which takes longer than any
+//! other dependency. Clients verify certificates against the system's authorities.
 
 mod identity;
 
 pub(crate) use self::identity::pem_fault;
 pub use self::identity::{Identity, IdentityError};
 
-/// Makes `ring` the provider of every TLS connection of the process, unless there is one already.
-/// Must have been called before a client of any library is built; calling it again does nothing.
+/// Installs `ring` as the process's provider, unless one is installed already. Must be called before any
+/// library builds a TLS client; further calls have no effect.
 pub fn install_provider() {
-    // An error says that another provider was there first, which serves as well.
+    // Fails only if another provider is installed, which works as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Returns a builder of HTTP clients that can speak TLS.
+/// Returns a builder for HTTP clients with TLS.
 pub fn http_client() -> reqwest::ClientBuilder {
     install_provider();
     reqwest::Client::builder()

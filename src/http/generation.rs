@@ -29,7 +29,7 @@ use crate::engine::{
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
-use crate::session::{IfBusy, Kept, SessionKey, Turn};
+use crate::session::{Delivered, IfBusy, SessionKey, Turn};
 use crate::text::{TextStream, Tokenizer};
 
 /// Token ids of a text.
@@ -372,13 +372,13 @@ impl TextGeneration {
     }
 
     /// What a session keeps of a text that ends where its last part was given out.
-    fn kept(&self, cut: &Cut) -> Kept {
+    fn kept(&self, cut: &Cut) -> Delivered {
         let tail = if cut.tail.is_empty() {
             Ok(Vec::new())
         } else {
             self.tokenizer.encode(&cut.tail, false)
         };
-        Kept {
+        Delivered {
             tokens: cut.tokens,
             tail: tail.unwrap_or_else(|error| {
                 tracing::error!(%error, "the end of a session's text could not be tokenized");
@@ -395,7 +395,7 @@ impl TextGeneration {
         tokens: Vec<ShownToken>,
         unshown: usize,
     ) -> Result<TextStep, ApiError> {
-        self.close(Kept {
+        self.close(Delivered {
             tokens: self.timeline.generated().saturating_sub(unshown),
             tail: Vec::new(),
         })
@@ -432,10 +432,10 @@ impl TextGeneration {
 
     /// Ends the generation, and the turn on its session: the next request may come the moment this
     /// answer ends, and what it was told is not to be lost.
-    async fn close(&mut self, kept: Kept) -> Result<(), ApiError> {
+    async fn close(&mut self, kept: Delivered) -> Result<(), ApiError> {
         self.running = None;
         if let Some(turn) = self.turn.take()
-            && let Err(error) = turn.settle(kept).await
+            && let Err(error) = turn.commit(kept).await
         {
             self.timeline.end(Ending::NotStored);
             return Err(error.into());
@@ -454,7 +454,7 @@ impl Drop for TextGeneration {
             && !self.whole
         {
             let (_, cut) = self.ledger.cut();
-            turn.settle_soon(self.kept(&cut));
+            turn.commit_in_background(self.kept(&cut));
         }
     }
 }

@@ -1,35 +1,35 @@
-//! Threads for work that can wait, which leave the cores to the compute threads.
+//! Background threads with a lower priority than the compute threads.
 //!
-//! A step of the engine takes as long as its slowest compute thread. Work that shares the cores on
-//! equal terms would stall every stream; at a lower priority it gets what is left, and about a tenth of
-//! a core where nothing is. What runs here must be bounded by itself: a thread can't be stopped.
+//! A step of the engine takes as long as its slowest compute thread, so work with equal priority would
+//! stall every stream. At a lower priority it gets idle time, and about a tenth of a core if there is
+//! none. Work must be bounded by itself, since a thread can't be stopped.
 
 use std::io;
 use std::thread;
 
 use tokio::sync::oneshot;
 
-/// The niceness of such a thread: a tenth of the weight of a compute thread.
+/// Niceness of a background thread: a tenth of the weight of a compute thread.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// Stack of a thread whose depth the work itself bounds. What is not used takes no memory.
+/// Stack size in bytes, large because the work itself bounds its recursion. Unused stack takes no memory.
 pub const STACK: usize = 64 << 20;
 
-/// Whether a thread yields to the compute threads.
+/// The priority of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
-    /// As every thread: for work that takes milliseconds.
+    /// The same as other threads: for work that takes milliseconds.
     Normal,
     /// Below the compute threads.
     Low,
 }
 
-/// Runs `work` on a thread of its own. The receiver fails if the work panics; dropping it does not
-/// stop the thread.
+/// Runs `work` on a new thread. The receiver fails if the work panics; dropping it does not stop the
+/// thread.
 ///
 /// # Errors
-/// The system's reason if there is no thread to be had.
+/// If the thread can't be started.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     priority: Priority,
@@ -43,7 +43,7 @@ pub fn spawn<T: Send + 'static>(
             if priority == Priority::Low {
                 lower();
             }
-            // Its client may be gone.
+            // Fails if the receiver was dropped, for example because the client disconnected.
             let _ = done.send(work());
         })?;
     Ok(result)
@@ -52,9 +52,9 @@ pub fn spawn<T: Send + 'static>(
 /// Lowers the priority of the calling thread.
 fn lower() {
     #[cfg(target_os = "linux")]
-    // On Linux niceness belongs to the thread.
+    // On Linux, niceness applies to the calling thread.
     if let Err(error) = rustix::process::nice(NICENESS) {
-        tracing::debug!(%error, "background thread without lower priority");
+        tracing::debug!(%error, "background thread priority not lowered");
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_an_error_and_the_result_comes_back() {
+    fn the_result_is_returned_and_a_panic_is_an_error() {
         let result = spawn("test", Priority::Low, || 3).unwrap();
         assert_eq!(result.blocking_recv(), Ok(3));
         let result = spawn("test", Priority::Normal, || panic!("on purpose")).unwrap();
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn only_the_thread_itself_yields() {
+    fn only_the_background_thread_has_a_lower_priority() {
         use rustix::process::getpriority_process;
         let before = getpriority_process(None).unwrap();
         let own = || getpriority_process(None).unwrap();

@@ -1,27 +1,27 @@
 //! Reads the memory limit of the process's cgroup, v2 or v1.
 //!
-//! The kernel charges a process to its cgroup and to all ancestors of it, so the least of their
-//! limits is the one that counts. `/proc/self/cgroup` names the cgroup as the hierarchy's root
-//! sees it; `/proc/self/mountinfo` tells which part of the hierarchy is mounted, and where. In a
+//! The kernel charges a process to its cgroup and all ancestors, so the lowest of their limits
+//! applies. `/proc/self/cgroup` has the path of the cgroup from the root of the hierarchy;
+//! `/proc/self/mountinfo` has the part of the hierarchy that is mounted, and its mount point. In a
 //! container that is usually its own cgroup alone.
 //!
-//! This file only reads. Where a file is missing or says something unexpected, there is no limit.
+//! This module only reads. A missing or unexpected file means that there is no limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-/// The two generations of cgroups. On a hybrid system both are mounted, and the memory controller
-/// belongs to one of them.
+/// The version of the cgroup hierarchy. On a hybrid system both are mounted, and one of them has the
+/// memory controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     V1,
     V2,
 }
 
-/// Returns the least memory limit of the process's cgroup and its ancestors, in a file system that
-/// begins at `root`; `None` without a limit.
+/// Returns the lowest memory limit of the process's cgroup and its ancestors, with files read below
+/// `root`; `None` without a limit.
 pub(super) fn memory_limit(root: &Path) -> Option<ByteSize> {
     let cgroups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
@@ -34,8 +34,8 @@ pub(super) fn memory_limit(root: &Path) -> Option<ByteSize> {
     limits.min().map(ByteSize::b)
 }
 
-/// Returns the cgroup that a line of `/proc/self/cgroup` (`id:controllers:path`) names, if it can
-/// limit memory.
+/// Parses a line of `/proc/self/cgroup` (`id:controllers:path`), and returns the cgroup if it has the
+/// memory controller.
 fn memory_cgroup(line: &str) -> Option<(Version, &str)> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
@@ -50,10 +50,10 @@ fn has_memory(list: &str) -> bool {
     list.split(',').any(|controller| controller == "memory")
 }
 
-/// Returns where the hierarchy is mounted, and the cgroup's place below that.
+/// Returns the mount point of the hierarchy, and the cgroup's path relative to it.
 ///
-/// A cgroup outside the part that is mounted (a container that joined it from elsewhere) is taken
-/// to be that part's root.
+/// A cgroup outside the mounted part (a container that joined it from elsewhere) is replaced by the
+/// root of that part.
 fn locate(version: Version, cgroup: &Path, mounts: &str) -> Option<(PathBuf, PathBuf)> {
     let mut mounts = mounts.lines().filter_map(|line| mount(version, line));
     let place = |(mounted, at): (&str, &str)| {
@@ -68,9 +68,9 @@ fn locate(version: Version, cgroup: &Path, mounts: &str) -> Option<(PathBuf, Pat
     Some(inside.unwrap_or((at, PathBuf::new())))
 }
 
-/// Returns the root within the hierarchy and the mount point of a line of `/proc/self/mountinfo`
-/// (`id parent device root point options… - type source options`), if it is the memory
-/// controller's.
+/// Parses a line of `/proc/self/mountinfo` (`id parent device root point options… - type source
+/// options`), and returns the root within the hierarchy and the mount point if it has the memory
+/// controller.
 fn mount(version: Version, line: &str) -> Option<(&str, &str)> {
     let (place, file_system) = line.split_once(" - ")?;
     let mut place = place.split(' ').skip(3);
@@ -84,23 +84,23 @@ fn mount(version: Version, line: &str) -> Option<(&str, &str)> {
     ours.then_some((root, point))
 }
 
-/// Returns the least limit from a cgroup up to the root of what is mounted, in bytes.
+/// Returns the lowest limit from a cgroup up to the mounted root, in bytes.
 fn least_limit(version: Version, mount: &Path, cgroup: &Path) -> Option<u64> {
     let lineage = cgroup.ancestors().take_while(|dir| dir.starts_with(mount));
     let limits = lineage.flat_map(|dir| limits(version, dir));
     limits.min()
 }
 
-/// Returns the limits that one cgroup's directory has itself, in bytes.
+/// Returns the limits of one cgroup, in bytes.
 fn limits(version: Version, dir: &Path) -> Vec<u64> {
     let number = |file: &str| -> Option<u64> {
         let text = fs::read_to_string(dir.join(file)).ok()?;
-        text.trim().parse().ok() // `max` is no number, and no limit
+        text.trim().parse().ok() // `max` is not a number: no limit
     };
     let found = match version {
-        // Above `memory.high` the kernel slows a process down until it hardly runs.
+        // Above `memory.high`, the kernel throttles the process until it hardly runs.
         Version::V2 => [number("memory.max"), number("memory.high")],
-        // The second has the ancestors that are not mounted here.
+        // The second value includes ancestors that are not mounted.
         Version::V1 => [number("memory.limit_in_bytes"), hierarchical(dir)],
     };
     found.into_iter().flatten().collect()
@@ -113,7 +113,7 @@ fn hierarchical(dir: &Path) -> Option<u64> {
     found.next()?.parse().ok()
 }
 
-/// Writes files below a new directory that stands for the root of a file system.
+/// Creates a directory with files that stands in for the root of a file system.
 #[cfg(test)]
 pub(super) fn fixture(files: &[(&str, &str)]) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ pub(super) fn fixture(files: &[(&str, &str)]) -> tempfile::TempDir {
 mod tests {
     use super::*;
 
-    /// What memory controller without a limit of its own says in v1.
+    /// The limit that a v1 memory controller reports if there is none.
     const UNLIMITED: &str = "9223372036854771712\n";
 
     fn limit_of(files: &[(&str, &str)]) -> Option<u64> {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v2_ancestor_that_is_tighter_counts() {
+    fn the_lower_limit_of_a_v2_ancestor_applies() {
         let mut files = vec![
             ("proc/self/cgroup", "0::/a.slice/b.service\n"),
             (
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v2_cgroup_without_a_limit_has_none() {
+    fn a_v2_cgroup_may_have_no_limit() {
         let files = [
             ("proc/self/cgroup", "0::/user.slice\n"),
             (
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v1_ancestor_that_is_not_mounted_counts() {
+    fn the_limit_of_an_unmounted_v1_ancestor_applies() {
         let files = [
             ("proc/self/cgroup", "4:memory:/pod/1f\n"),
             (
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_outside_of_what_is_mounted_is_read_at_the_mount_point() {
+    fn a_cgroup_outside_the_mounted_part_is_read_at_the_mount_point() {
         let mounted = "91 80 0:32 /docker/1f /mnt/memory ro - cgroup cgroup rw,memory\n";
         let mut files = vec![
             ("proc/self/cgroup", "4:memory:/elsewhere\n"),
@@ -238,7 +238,7 @@ mod tests {
             ("mnt/memory/memory.limit_in_bytes", "11\n"),
         ];
         assert_eq!(limit_of(&files), Some(11));
-        // A mount that has the cgroup comes before one that has not.
+        // A mount that has the cgroup takes precedence over one that does not.
         let both = format!("{mounted}92 80 0:32 / /mnt/all ro - cgroup cgroup rw,memory\n");
         files[1].1 = &both;
         files.push(("mnt/all/elsewhere/memory.limit_in_bytes", "22\n"));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_missing_or_damaged_set_no_limit() {
+    fn missing_or_damaged_files_set_no_limit() {
         assert_eq!(limit_of(&[]), None);
         let files = [
             ("proc/self/cgroup", "4\n::\n0::/a\n"),

@@ -1,24 +1,24 @@
-//! Open files, of which each connection is one.
+//! The limit on connections, derived from the limit on open files.
 //!
-//! A server that has used up its files can neither accept a probe nor open a session's history, so
-//! connections get what the limit leaves beside everything else.
+//! Each connection is an open file. A server without free files can neither accept a probe nor open
+//! a session's history, so connections get only what the limit leaves after everything else.
 
-/// Files that are kept for everything but connections: standard streams, the runtime's own,
-/// listening socket, weights, session files, connections to database and collector.
+/// Files reserved for everything except connections: standard streams, the runtime, the listening
+/// socket, weights, session files, connections to database and collector.
 const OTHER_FILES: usize = 64;
-/// Connections beyond the limit that are answered if they are probes, and told to come back if not.
+/// Connections beyond the limit, which answer probes and refuse everything else with a 503.
 const RESERVED: usize = 32;
-/// The limit where the system allows more files than any server of this kind has clients.
+/// Largest default limit, far above the number of clients that one server can handle.
 const MOST_CONNECTIONS: usize = 16_384;
-/// The least limit that is chosen, however few files there are.
+/// Smallest default limit, regardless of the number of files.
 const FEWEST_CONNECTIONS: usize = 16;
 
-/// How many connections may be open.
+/// Limits on open connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connections {
-    /// Those that are served.
+    /// Maximum connections that are served.
     pub limit: usize,
-    /// Those beyond the limit that are served if they are probes.
+    /// Connections beyond the limit that answer only probes.
     pub reserved: usize,
 }
 
@@ -31,11 +31,11 @@ impl Default for Connections {
     }
 }
 
-/// A limit of connections that the limit of open files does not allow.
+/// A setting for connections that exceeds the limit on open files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`max-connections` is {asked}, but the process may open {files} files; it must be at most \
-     {most}, or the limit must be raised (ulimit -n, LimitNOFILE, --ulimit nofile)"
+    "`max-connections` is {asked}, but the process may open only {files} files; set it to at most \
+     {most}, or raise the limit on open files (ulimit -n, LimitNOFILE, --ulimit nofile)"
 )]
 pub struct TooManyConnections {
     asked: usize,
@@ -44,11 +44,11 @@ pub struct TooManyConnections {
 }
 
 impl Connections {
-    /// Returns the setting, else what a limit of open `files` leaves beside `turns` on sessions in a
-    /// directory, each of which holds a file.
+    /// Returns the setting, or the connections that a limit of open `files` leaves after `turns` on
+    /// sessions in a directory, each of which holds a file.
     ///
     /// # Errors
-    /// If the setting is more than there are files for.
+    /// If the setting exceeds the available files.
     pub fn within(
         setting: Option<usize>,
         files: Option<usize>,
@@ -66,15 +66,15 @@ impl Connections {
                 return Err(TooManyConnections { asked, files, most });
             }
             Some(asked) => asked,
-            // With few files, half of them: turns wait for each other, clients can't.
+            // With few files, connections get at least half: turns can wait, clients can't.
             None => (left - turns.min(left / 2)).clamp(FEWEST_CONNECTIONS, MOST_CONNECTIONS),
         };
         Ok(Self { limit, reserved })
     }
 }
 
-/// Raises the process's soft limit of open files to its hard limit, as far as the system lets it.
-/// Returns the limit that then holds; `None` where there is none or the system does not tell.
+/// Raises the process's soft limit on open files to its hard limit, if the system permits it. Returns
+/// the resulting limit; `None` if there is none or it is unknown.
 #[must_use]
 pub fn raise_file_limit() -> Option<usize> {
     #[cfg(target_os = "linux")]
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(limit(None, Some(256), 0), 160);
         assert_eq!(limit(None, Some(1024), 0), 928);
         assert_eq!(limit(None, Some(1024), 320), 608);
-        // However many turns there could be, half are connections.
+        // Connections get half of the files, regardless of the number of turns.
         assert_eq!(limit(None, Some(256), 320), 80);
         assert_eq!(limit(None, Some(1 << 20), 320), MOST_CONNECTIONS);
         assert_eq!(limit(None, None, 320), MOST_CONNECTIONS);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_beyond_the_file_limit_is_refused_with_the_limit() {
+    fn a_setting_above_the_file_limit_is_refused_with_the_limit() {
         let refused = Connections::within(Some(200), Some(256), 0).unwrap_err();
         let message = refused.to_string();
         for word in ["max-connections", "200", "256", "160", "ulimit"] {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_limit_is_at_least_what_it_was() {
+    fn the_file_limit_is_not_lowered() {
         let raised = raise_file_limit();
         assert_eq!(raise_file_limit(), raised);
         assert!(raised.is_none_or(|files| files > 0));

@@ -1,74 +1,77 @@
-//! Why a session could not be used.
+//! The errors of sessions.
 
 use std::time::Duration;
 
 use crate::engine::GenerateError;
 
-/// Why a session could not be used. It is as it was before.
+/// Why an operation on a session failed. Except after [`Unknown`](Self::Unknown), the session is
+/// unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// Another request is on it, and this one did not want to wait.
-    #[error("the session {id:?} is busy with another request (`if_busy: \"wait\"` waits for it)")]
+    /// Another request is using the session, and this one does not wait.
+    #[error(
+        "session {id:?} is busy with another request; set `if_busy` to \"wait\" to wait for it"
+    )]
     Busy {
-        /// Its name.
+        /// The session's name.
         id: String,
     },
-    /// Too many requests wait for their sessions.
-    #[error("the server is busy: {limit} requests are waiting for their sessions already")]
+    /// Too many requests are waiting for busy sessions.
+    #[error("too many requests are waiting for busy sessions ({limit}); retry later")]
     TooManyWait {
-        /// How many may wait.
+        /// Maximum waiting requests.
         limit: usize,
     },
-    /// Its turn did not come in time.
+    /// The session was not free in time.
     #[error(
-        "the session {id:?} is still busy with another request after {limit:?} (`--queue-timeout`); retry later"
+        "session {id:?} is still busy with another request after {limit:?} (`--queue-timeout`); retry later"
     )]
     WaitTimedOut {
-        /// Its name.
+        /// The session's name.
         id: String,
-        /// How long a request may wait.
+        /// Maximum wait.
         limit: Duration,
     },
-    /// The tenant has as many sessions as it may have.
+    /// The tenant has the maximum number of sessions.
     #[error(
-        "the limit of {limit} sessions of an API key (`--session-limit`) is reached; delete one first"
+        "this API key has reached its limit of {limit} sessions (`--session-limit`); delete one first"
     )]
     Limit {
-        /// How many it may have.
+        /// Maximum sessions per tenant.
         limit: usize,
     },
-    /// There is no such session.
-    #[error("there is no session {id:?}")]
+    /// The session does not exist.
+    #[error("session {id:?} does not exist")]
     NotFound {
-        /// The name asked for.
+        /// The requested name.
         id: String,
     },
-    /// The name for a new session is taken.
-    #[error("the session {id:?} already exists")]
+    /// The name for a new session is already in use.
+    #[error("session {id:?} already exists")]
     Exists {
         /// The name.
         id: String,
     },
-    /// A fork or rewind goes beyond the history.
-    #[error("`{field}` is {value}; the session {id:?} has {tokens} tokens")]
+    /// A fork or rewind exceeds the history.
+    #[error("`{field}` is {value}, but session {id:?} has only {tokens} tokens")]
     BeyondHistory {
         /// The field at fault.
         field: &'static str,
-        /// Its value.
+        /// The field's value.
         value: usize,
-        /// The session.
+        /// The session's name.
         id: String,
-        /// Tokens of its history.
+        /// Tokens of the history.
         tokens: usize,
     },
-    /// The disk failed.
-    #[error("the session {id:?} could not be {what}: {error}")]
+    /// A disk operation failed.
+    #[error("session {id:?} could not be {what}: {error}")]
     Disk {
-        /// Its name.
+        /// The session's name.
         id: String,
-        /// `read`, `written`, …
+        /// Failed operation: `read`, `written`, …
         what: &'static str,
-        /// The system's reason.
+        /// The system's error.
         error: std::io::Error,
     },
     /// The session directory can't be used.
@@ -76,43 +79,43 @@ pub enum SessionError {
     Directory {
         /// The directory.
         path: String,
-        /// The system's reason.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// A store panicked. Its log line says where.
-    #[error("a session could not be {what}: the session store failed; the server's log says more")]
+    /// A store panicked. The log has the panic.
+    #[error("a session could not be {what}: the session store failed; see the server's log")]
     Panicked {
-        /// `read`, `written`, …
+        /// Failed operation: `read`, `written`, …
         what: &'static str,
     },
-    /// The database can't be reached, or does not answer in time. Nothing was changed.
+    /// The database can't be reached, or does not respond in time. Nothing was changed.
     #[error("the session database is unavailable: {what}; retry later")]
     Away {
-        /// What is not done for that reason.
+        /// Consequence: the operation that was not done.
         what: &'static str,
     },
-    /// The session's lease expired in the middle of a turn, and another server took the session.
+    /// The session's lease expired during a turn, and another server took the session.
     #[error(
-        "the turn on session {id:?} was not kept: another server has taken the session over, or it was deleted; \
+        "the turn on session {id:?} was not stored: another server took over the session, or it was deleted; \
          send the request again"
     )]
     TakenOver {
-        /// Its name.
+        /// The session's name.
         id: String,
     },
-    /// The connection broke while a change was committed, and the outcome could not be read.
+    /// The connection broke during a commit, and its outcome could not be read.
     #[error(
-        "the session database did not say whether the turn on session {id:?} was kept; \
+        "the session database did not confirm whether the turn on session {id:?} was stored; \
          read the session before you send the request again"
     )]
     Unknown {
-        /// Its name.
+        /// The session's name.
         id: String,
     },
-    /// The database refused a statement, or has a row that can't be read.
-    #[error("the session database failed; the server's log has the reason")]
+    /// The database refused a statement, or a row can't be read.
+    #[error("the session database failed; see the server's log")]
     Database(String),
-    /// The engine is not there.
+    /// The engine has failed or stopped.
     #[error(transparent)]
     Engine(#[from] GenerateError),
 }

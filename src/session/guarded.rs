@@ -1,8 +1,9 @@
-//! A store whose panics are errors.
+//! A store wrapper that turns panics into errors.
 //!
-//! A turn ends within a stream that has begun, or when its client has gone: a panic there would cut the
-//! connection without a word, or end the sweep for good. Here it costs the request that met it, with an
-//! error like any other of the store. The panic itself is in the log, by the process's hook.
+//! A turn ends within a stream that has begun, or after its client has disconnected. A panic there would
+//! break the connection without an error, and a panic in the sweep would end it for good. With this
+//! wrapper, a panic fails only its own request, with an error like any other of the store. The process's
+//! panic hook logs the panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 
 use super::history::History;
-use super::store::{Entry, Held, Hold, Store};
+use super::store::{Entry, HeldSession, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// Another store, or a hold on one of its sessions.
+/// Wraps a store, or a hold on one of its sessions.
 pub(super) struct Guarded<S>(pub S);
 
-/// Runs what a store does; a panic is an error that names it.
+/// Runs an operation of a store, and returns [`SessionError::Panicked`] if it panics.
 async fn guarded<T>(
     what: &'static str,
     work: impl Future<Output = Result<T, SessionError>> + Send,
@@ -30,9 +31,9 @@ async fn guarded<T>(
 
 #[async_trait]
 impl Store for Guarded<Arc<dyn Store>> {
-    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError> {
+    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<HeldSession, SessionError> {
         let held = guarded("opened", self.0.hold(key, if_busy)).await?;
-        Ok(Held {
+        Ok(HeldSession {
             hold: Box::new(Guarded(held.hold)),
             ..held
         })
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
     use crate::request::SessionId;
 
-    /// Histories in memory; whatever is named panics once.
+    /// A store in memory whose operation named by `next` panics once.
     struct Panicking {
         memory: Memory,
         next: Arc<Mutex<&'static str>>,
@@ -116,7 +117,7 @@ mod tests {
         next: Arc<Mutex<&'static str>>,
     }
 
-    /// Panics if `what` is to.
+    /// Panics if `what` is the next operation to panic.
     fn pass(next: &Mutex<&'static str>, what: &str) {
         let mut next = next
             .lock()
@@ -130,10 +131,14 @@ mod tests {
 
     #[async_trait]
     impl Store for Panicking {
-        async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError> {
+        async fn hold(
+            &self,
+            key: &SessionKey,
+            if_busy: IfBusy,
+        ) -> Result<HeldSession, SessionError> {
             pass(&self.next, "hold");
             let held = self.memory.hold(key, if_busy).await?;
-            Ok(Held {
+            Ok(HeldSession {
                 hold: Box::new(PanickingHold {
                     hold: held.hold,
                     next: Arc::clone(&self.next),
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_panic_of_a_store_is_an_error_and_the_next_call_is_answered() {
+    async fn every_panic_of_a_store_is_an_error_and_the_next_call_succeeds() {
         let next = Arc::new(Mutex::new(""));
         let store: Arc<dyn Store> = Arc::new(Panicking {
             memory: Memory::new(10, Sharing::AsOne),

@@ -1,4 +1,4 @@
-//! What is kept of a session, in memory and in its file.
+//! The stored state of a session, in memory and in its file.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::sealed::{Fingerprint, Seal};
 use crate::text::Tokenizer;
 
-/// A session at rest.
+/// The stored state of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct History {
     pub tokens: Arc<[u32]>,
@@ -14,7 +14,8 @@ pub(super) struct History {
     pub last_used: SystemTime,
 }
 
-/// What token ids mean depends on the tokenizer alone, so a history outlives new weights.
+/// Returns the fingerprint of a tokenizer. The meaning of token ids depends on the tokenizer alone, so
+/// histories stay valid when weights change.
 #[must_use]
 pub fn tokenizer_fingerprint(tokenizer: &Tokenizer, vocab_size: usize) -> Fingerprint {
     let mut hash = blake3::Hasher::new();
@@ -26,7 +27,7 @@ pub fn tokenizer_fingerprint(tokenizer: &Tokenizer, vocab_size: usize) -> Finger
     Fingerprint(*hash.finalize().as_bytes())
 }
 
-/// The seal of history files.
+/// Returns the seal of history files.
 pub(super) fn seal(fingerprint: Fingerprint) -> Seal {
     Seal {
         kind: *b"SKALDSES",
@@ -47,8 +48,8 @@ impl History {
         }
     }
 
-    /// As a file's content: when it was created and last used, in nanoseconds since 1970 (8 bytes
-    /// each), then the tokens (4 bytes each).
+    /// Encodes the content of a history file: the times of creation and last use in nanoseconds since
+    /// 1970 (8 bytes each), then the tokens (4 bytes each), all little endian.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(16 + 4 * self.tokens.len());
         for time in [self.created, self.last_used] {
@@ -60,7 +61,7 @@ impl History {
         bytes
     }
 
-    /// From a file's content; `None` if it is not one.
+    /// Decodes the content of a history file; `None` if it is not valid.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (created, rest) = bytes.split_first_chunk()?;
         let (last_used, rest) = rest.split_first_chunk()?;
@@ -74,24 +75,24 @@ impl History {
         })
     }
 
-    /// Whether it was left alone for longer than it may be.
+    /// Returns whether the session has been idle for longer than `ttl`.
     pub fn has_expired(&self, ttl: Option<Duration>) -> bool {
         has_expired(self.last_used, ttl)
     }
 }
 
-/// Returns whether what was last used then was left alone for longer than it may be.
+/// Returns whether more than `ttl` has passed since `last_used`.
 pub(super) fn has_expired(last_used: SystemTime, ttl: Option<Duration>) -> bool {
     let idle = last_used.elapsed().unwrap_or_default();
     ttl.is_some_and(|ttl| idle > ttl)
 }
 
-/// Returns tokens as 4 bytes each, little endian.
+/// Encodes tokens as 4 bytes each, little endian.
 pub(super) fn encode_tokens(tokens: &[u32]) -> Vec<u8> {
     tokens.iter().flat_map(|id| id.to_le_bytes()).collect()
 }
 
-/// Returns the tokens that [`encode_tokens`] made bytes of; `None` if these are not such bytes.
+/// Decodes tokens encoded by [`encode_tokens`]; `None` if the length is not a multiple of 4.
 pub(super) fn decode_tokens(bytes: &[u8]) -> Option<Arc<[u32]>> {
     let (tokens, rest) = bytes.as_chunks();
     let tokens = tokens.iter().map(|&id| u32::from_le_bytes(id));
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_history_comes_back_as_it_was() {
+    fn a_history_is_decoded_as_it_was_encoded() {
         let created = UNIX_EPOCH + Duration::from_nanos(1_764_000_000_123_456_789);
         for tokens in [vec![], vec![0, 50256, u32::MAX]] {
             let history = History {

@@ -1,9 +1,8 @@
-//! Histories in memory: all that is kept without a session directory or a database.
+//! Histories in memory: the store without a session directory or a database.
 //!
-//! The room is counted in slots of [`SLOT_TOKENS`] tokens: a session takes one for each that it begins, and
-//! at least one. So a limit on the number of sessions is a limit on memory too. Where the room is full, the
-//! session used longest ago goes, of those that belong to the share with the most slots: no share can empty
-//! another's.
+//! Memory is counted in slots of [`SLOT_TOKENS`] tokens: a session takes one for each that it begins, and at
+//! least one, so a limit on slots bounds memory. When all slots are taken, the least recently used session of
+//! the share with the most slots is evicted, so no share can evict another's sessions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,48 +12,49 @@ use async_trait::async_trait;
 
 use super::history::History;
 use super::sharing::Sharing;
-use super::store::{Entry, Held, Hold, Store};
+use super::store::{Entry, HeldSession, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// Tokens of a history that one slot holds: 8 KiB.
+/// Tokens per slot: 8 KiB.
 pub(super) const SLOT_TOKENS: usize = 2048;
 
-/// Histories by name, up to a limit.
+/// A store in memory.
 #[derive(Clone)]
 pub(super) struct Memory {
-    kept: Arc<Mutex<Kept>>,
+    histories: Arc<Mutex<Histories>>,
+    /// Maximum slots.
     limit: usize,
     sharing: Sharing,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Histories {
     sessions: HashMap<SessionKey, Session>,
     shares: HashMap<Tenant, Share>,
-    /// The shares by their slots.
+    /// The shares, ordered by slots.
     order: BTreeSet<(usize, Tenant)>,
     slots: usize,
-    /// Larger is later.
+    /// Incremented at each use.
     clock: u64,
 }
 
-/// A session, and when it was used, by [`Kept::clock`].
+/// A session, and the [`Histories::clock`] of its last use.
 struct Session {
     history: History,
     used: u64,
 }
 
-/// What the sessions of one share take.
+/// The sessions of one share.
 #[derive(Default)]
 struct Share {
     slots: usize,
-    /// Its sessions, the one used longest ago first.
+    /// Sessions by last use, least recent first.
     by_use: BTreeMap<u64, SessionKey>,
 }
 
-/// A session whose turn it is in this process, which is the only one.
-struct InMemory {
+/// A hold without a lock: the queue of this process, the only one, already grants one turn at a time.
+struct MemoryHold {
     memory: Memory,
     key: SessionKey,
 }
@@ -64,7 +64,7 @@ fn slots(history: &History) -> usize {
     history.tokens.len().div_ceil(SLOT_TOKENS).max(1)
 }
 
-impl Kept {
+impl Histories {
     fn put(&mut self, share: Tenant, key: &SessionKey, history: History) {
         self.take(share, key);
         self.clock += 1;
@@ -90,7 +90,7 @@ impl Kept {
         true
     }
 
-    /// Forgets the session used longest ago of the share with the most slots.
+    /// Evicts the least recently used session of the share with the most slots.
     fn evict(&mut self) -> bool {
         let Some(&(_, share)) = self.order.last() else {
             return false;
@@ -113,43 +113,48 @@ impl Kept {
 }
 
 impl Memory {
-    /// Creates an empty store with a room of `limit` slots.
+    /// Creates an empty store with `limit` slots.
     pub fn new(limit: usize, sharing: Sharing) -> Self {
         Self {
-            kept: Arc::default(),
+            histories: Arc::default(),
             limit,
             sharing,
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Histories> {
+        self.histories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, key: &SessionKey) -> Option<History> {
-        let kept = self.kept();
-        kept.sessions.get(key).map(|kept| kept.history.clone())
+        let histories = self.lock();
+        histories
+            .sessions
+            .get(key)
+            .map(|session| session.history.clone())
     }
 
     fn put(&self, key: &SessionKey, history: History) {
-        let mut kept = self.kept();
-        kept.put(self.sharing.share(key.tenant), key, history);
-        // One that takes more than the whole room is kept until the next one comes.
-        while kept.slots > self.limit && kept.sessions.len() > 1 && kept.evict() {}
+        let mut histories = self.lock();
+        histories.put(self.sharing.share(key.tenant), key, history);
+        // A session that takes more than `limit` slots stays until the next one is stored.
+        while histories.slots > self.limit && histories.sessions.len() > 1 && histories.evict() {}
     }
 
     fn take(&self, key: &SessionKey) -> bool {
-        self.kept().take(self.sharing.share(key.tenant), key)
+        self.lock().take(self.sharing.share(key.tenant), key)
     }
 }
 
 #[async_trait]
 impl Store for Memory {
-    async fn hold(&self, key: &SessionKey, _if_busy: IfBusy) -> Result<Held, SessionError> {
-        Ok(Held {
+    async fn hold(&self, key: &SessionKey, _if_busy: IfBusy) -> Result<HeldSession, SessionError> {
+        Ok(HeldSession {
             history: self.get(key),
             lost: false,
-            hold: Box::new(InMemory {
+            hold: Box::new(MemoryHold {
                 memory: self.clone(),
                 key: key.clone(),
             }),
@@ -169,19 +174,22 @@ impl Store for Memory {
     }
 
     fn used(&self, key: &SessionKey) {
-        let mut kept = self.kept();
-        if let Some(session) = kept.sessions.get(key) {
+        let mut histories = self.lock();
+        if let Some(session) = histories.sessions.get(key) {
             let history = session.history.clone();
-            kept.put(self.sharing.share(key.tenant), key, history);
+            histories.put(self.sharing.share(key.tenant), key, history);
         }
     }
 
     async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError> {
-        let kept = self.kept();
-        let theirs = kept.sessions.iter().filter(|(key, _)| key.tenant == tenant);
-        let entries = theirs.map(|(key, kept)| Entry {
+        let histories = self.lock();
+        let theirs = histories
+            .sessions
+            .iter()
+            .filter(|(key, _)| key.tenant == tenant);
+        let entries = theirs.map(|(key, session)| Entry {
             key: key.clone(),
-            last_used: kept.history.last_used,
+            last_used: session.history.last_used,
         });
         Ok(entries.collect())
     }
@@ -192,38 +200,38 @@ impl Store for Memory {
         ttl: Option<Duration>,
         beginning: &[SessionKey],
     ) -> Result<usize, SessionError> {
-        let kept = self.kept();
+        let histories = self.lock();
         let is_other = |other: &SessionKey| other.tenant == key.tenant && other != key;
-        let there = kept
+        let there = histories
             .sessions
             .iter()
-            .filter(|(other, kept)| is_other(other) && !kept.history.has_expired(ttl));
+            .filter(|(other, session)| is_other(other) && !session.history.has_expired(ttl));
         let new = beginning
             .iter()
-            .filter(|other| is_other(other) && !kept.sessions.contains_key(*other));
+            .filter(|other| is_other(other) && !histories.sessions.contains_key(*other));
         Ok(there.count() + new.count())
     }
 
     async fn count(&self) -> Result<usize, SessionError> {
-        Ok(self.kept().sessions.len())
+        Ok(self.lock().sessions.len())
     }
 
     async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError> {
-        let mut kept = self.kept();
-        let expired = kept
+        let mut histories = self.lock();
+        let expired = histories
             .sessions
             .iter()
-            .filter(|(_, kept)| kept.history.has_expired(ttl));
+            .filter(|(_, session)| session.history.has_expired(ttl));
         let expired: Vec<_> = expired.map(|(key, _)| key.clone()).collect();
         for key in &expired {
-            kept.take(self.sharing.share(key.tenant), key);
+            histories.take(self.sharing.share(key.tenant), key);
         }
         Ok(expired.len())
     }
 }
 
 #[async_trait]
-impl Hold for InMemory {
+impl Hold for MemoryHold {
     async fn write(
         &self,
         created: Option<SystemTime>,
@@ -258,8 +266,12 @@ mod tests {
     }
 
     fn names(memory: &Memory) -> Vec<String> {
-        let kept = memory.kept();
-        let mut names: Vec<_> = kept.sessions.keys().map(|key| key.id.to_string()).collect();
+        let histories = memory.lock();
+        let mut names: Vec<_> = histories
+            .sessions
+            .keys()
+            .map(|key| key.id.to_string())
+            .collect();
         names.sort();
         names
     }
@@ -278,9 +290,12 @@ mod tests {
             let fork = key(tenant(0), &format!("fork-{n}"));
             memory.put(&fork, history(5 * SLOT_TOKENS - 10));
         }
-        let kept = memory.kept();
-        let tokens = kept.sessions.values().map(|kept| kept.history.tokens.len());
-        assert_eq!((kept.slots, kept.sessions.len()), (10, 2));
+        let histories = memory.lock();
+        let tokens = histories
+            .sessions
+            .values()
+            .map(|session| session.history.tokens.len());
+        assert_eq!((histories.slots, histories.sessions.len()), (10, 2));
         assert!(tokens.sum::<usize>() <= 10 * SLOT_TOKENS);
     }
 
@@ -295,8 +310,8 @@ mod tests {
         }
         assert!(memory.get(&key(honest, "mine")).is_some());
         assert!(memory.get(&key(honest, "mine-too")).is_some());
-        let kept = memory.kept();
-        assert_eq!((kept.slots, kept.shares.len()), (10, 2));
+        let histories = memory.lock();
+        assert_eq!((histories.slots, histories.shares.len()), (10, 2));
     }
 
     #[test]
@@ -309,7 +324,14 @@ mod tests {
         assert!(memory.take(&key(tenant(1), "of-1")));
         assert!(!memory.take(&key(tenant(1), "of-1")));
         assert!(memory.take(&key(tenant(2), "of-2")));
-        let kept = memory.kept();
-        assert_eq!((kept.slots, kept.shares.len(), kept.order.len()), (0, 0, 0));
+        let histories = memory.lock();
+        assert_eq!(
+            (
+                histories.slots,
+                histories.shares.len(),
+                histories.order.len()
+            ),
+            (0, 0, 0)
+        );
     }
 }

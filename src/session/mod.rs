@@ -1,29 +1,30 @@
-//! Sessions: named token histories that a client goes on with, turn by turn.
+//! Sessions: named token histories that clients extend turn by turn.
 //!
 //! ```text
-//! Sessions::begin ──► Turn { history } ──► a generation over history + prompt ──► Turn::settle
+//! Sessions::begin ──► Turn { history } ──► a generation over history + prompt ──► Turn::commit
 //! ```
 //!
-//! A session is its tokens and nothing else. Their keys and values are found again through the
-//! engine's prefix cache like those of any prompt, so a session costs 4 bytes a token while it
-//! rests. One turn runs on a session at a time. A history changes only when its turn is settled,
-//! that is, when it is known what the client received.
+//! A session is its tokens and nothing else. Their keys and values are found through the engine's
+//! prefix cache like those of any prompt, so an idle session costs 4 bytes per token. One turn runs
+//! on a session at a time. A history changes only when a turn is committed, once it is known what
+//! the client received.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | [`sessions`](self) | [`Sessions`]: begin a turn; list, show, fork, rewind, delete |
-//! | `turn` | [`Turn`]: one client's hold on a session, and what it leaves there |
-//! | `queue` | whose turn it is in this process |
-//! | `sharing` | whose share of room and places a tenant uses |
-//! | `store` | what a place for histories does: `memory`, `dir` or `postgres` |
-//! | `guarded` | a store whose panics are errors |
-//! | `memory` | histories that end with the process |
-//! | `dir` | histories in a directory, which servers can share |
+//! | [`sessions`](self) | [`Sessions`]: begin a turn; list, read, fork, rewind, delete |
+//! | `turn` | [`Turn`]: exclusive use of a session by one request, until it is committed |
+//! | `queue` | the order of turns on each session in this process |
+//! | `sharing` | which tenants share memory and waiting places |
+//! | `store` | the trait that `memory`, `dir` and `postgres` implement |
+//! | `guarded` | a store wrapper that turns panics into errors |
+//! | `memory` | histories in memory, lost when the process ends |
+//! | `dir` | histories in a directory that servers can share |
 //! | [`postgres`] | histories in a database, for servers on many machines |
-//! | `history`, `sealed` | what is in a history's file, and how a damaged one is told |
-//! | [`snapshots`] | KV blocks on disk: those that had to leave the cache, and how they come back |
+//! | `history`, `sealed` | the format of history files, and the detection of damage |
+//! | [`snapshots`] | evicted KV blocks on disk, and their way back into the cache |
 //!
-//! Nothing here may know a wire format, or touch model or KV cache but through the engine's handle.
+//! This module must not know a wire format, and must not touch the model or the KV cache except
+//! through the engine's handle.
 
 #![cfg_attr(
     not(test),
@@ -59,44 +60,44 @@ pub use history::tokenizer_fingerprint;
 pub use sealed::Fingerprint;
 pub use sessions::{SessionConfig, Sessions};
 pub use sharing::Sharing;
-pub use turn::{Kept, Turn};
+pub use turn::{Delivered, Turn};
 
 use crate::request::{SessionId, Tenant};
 
-/// A session's full name: whose it is, and what they call it.
+/// The full name of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey {
-    /// Whose it is. To others it is as if it were not there.
+    /// The owner. The session is invisible to other tenants.
     pub tenant: Tenant,
-    /// Its name among theirs.
+    /// The name, unique per tenant.
     pub id: SessionId,
 }
 
-/// What to do about a session that another request is on.
+/// What to do if another request is using the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IfBusy {
-    /// Wait; who waits gets on in order of arrival.
+    /// Wait, in order of arrival.
     #[default]
     Wait,
     /// Fail with [`SessionError::Busy`].
     Error,
 }
 
-/// A session as it is now.
+/// The current state of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionInfo {
-    /// Its name.
+    /// The name.
     pub id: SessionId,
-    /// Its whole history.
+    /// The whole history.
     pub tokens: Arc<[u32]>,
-    /// How many tokens of the context to go on from are in the KV cache.
+    /// Tokens of the next turn's context that are in the KV cache.
     pub cached_tokens: usize,
-    /// The KV cache has all full blocks of that context.
+    /// Whether the KV cache has all full blocks of that context.
     pub kv_resident: bool,
-    /// When its first turn ended.
+    /// End of the first turn.
     pub created: SystemTime,
-    /// When its last turn ended.
+    /// End of the last turn.
     pub last_used: SystemTime,
-    /// A turn of this server is running on it.
+    /// Whether a turn of this server is running on the session.
     pub busy: bool,
 }

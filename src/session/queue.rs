@@ -1,4 +1,4 @@
-//! Whose turn it is on each session, in this process: one at a time, in order of arrival.
+//! Serializes the turns on each session within this process, in order of arrival.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,47 +11,47 @@ use super::sharing::Sharing;
 use super::{IfBusy, SessionError, SessionKey};
 use crate::fair::Holds;
 
-/// The sessions that someone is on or waits for.
+/// The sessions that requests of this process use or wait for.
 pub(super) struct Queue {
-    places: Mutex<HashMap<SessionKey, Arc<Place>>>,
+    slots: Mutex<HashMap<SessionKey, Arc<Slot>>>,
     waiting: Holds,
     max_waiting: usize,
     sharing: Sharing,
 }
 
-/// One session's.
-struct Place {
+/// The queue of one session.
+struct Slot {
     turn: Arc<tokio::sync::Mutex<()>>,
     since: SystemTime,
-    /// The session was deleted under the present turn.
+    /// Whether the session was deleted during the current turn.
     deleted: AtomicBool,
 }
 
-/// The present turn on a session; the next one begins when it is dropped.
-pub(super) struct OnTurn {
+/// The current turn on a session; the next one begins when it is dropped.
+pub(super) struct TurnGuard {
     queue: Arc<Queue>,
     key: SessionKey,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
 impl Queue {
-    /// `max_waiting` requests may wait for their turns, over all sessions. A tenant beyond them may still
-    /// wait with its share.
+    /// Creates a queue in which `max_waiting` requests may wait, over all sessions. When it is full, a
+    /// tenant below its share may still wait.
     pub fn new(max_waiting: usize, sharing: Sharing) -> Arc<Self> {
         Arc::new(Self {
-            places: Mutex::default(),
+            slots: Mutex::default(),
             waiting: Holds::new(max_waiting),
             max_waiting,
             sharing,
         })
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Place>>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn, or not.
+    /// Begins a turn, waiting for earlier ones if `if_busy` says so.
     ///
     /// # Errors
     /// [`SessionError::Busy`] or [`SessionError::TooManyWait`].
@@ -59,23 +59,23 @@ impl Queue {
         self: &Arc<Self>,
         key: &SessionKey,
         if_busy: IfBusy,
-    ) -> Result<OnTurn, SessionError> {
-        let place = Arc::clone(self.places().entry(key.clone()).or_insert_with(|| {
-            Arc::new(Place {
+    ) -> Result<TurnGuard, SessionError> {
+        let slot = Arc::clone(self.slots().entry(key.clone()).or_insert_with(|| {
+            Arc::new(Slot {
                 turn: Arc::default(),
                 since: SystemTime::now(),
                 deleted: AtomicBool::new(false),
             })
         }));
-        // From here on its drop takes the place away again if nobody else is there.
-        let mut on_turn = OnTurn {
+        // Its drop removes the slot if no other request uses it.
+        let mut current = TurnGuard {
             queue: Arc::clone(self),
             key: key.clone(),
-            place,
+            slot,
             guard: None,
         };
-        let turn = Arc::clone(&on_turn.place.turn);
-        on_turn.guard = Some(match Arc::clone(&turn).try_lock_owned() {
+        let turn = Arc::clone(&current.slot.turn);
+        current.guard = Some(match Arc::clone(&turn).try_lock_owned() {
             Ok(guard) => guard,
             Err(_) if if_busy == IfBusy::Error => return Err(busy(key)),
             Err(_) => {
@@ -86,61 +86,61 @@ impl Queue {
                 turn.lock_owned().await
             }
         });
-        Ok(on_turn)
+        Ok(current)
     }
 
-    /// Since when someone has been on or has waited for this session without a break; `None` if
-    /// nobody is, or it was deleted since.
+    /// Returns the time since which the session has been continuously in use or waited for; `None` if
+    /// it is not, or was deleted.
     pub fn since(&self, key: &SessionKey) -> Option<SystemTime> {
-        let places = self.places();
-        let place = places.get(key);
-        let place = place.filter(|place| !place.deleted.load(Ordering::SeqCst));
-        place.map(|place| place.since)
+        let slots = self.slots();
+        let slot = slots.get(key);
+        let slot = slot.filter(|slot| !slot.deleted.load(Ordering::SeqCst));
+        slot.map(|slot| slot.since)
     }
 
-    /// The sessions that someone is on.
+    /// Returns the sessions that are in use or waited for.
     pub fn keys(&self) -> Vec<SessionKey> {
-        self.places().keys().cloned().collect()
+        self.slots().keys().cloned().collect()
     }
 
-    /// Requests that wait for their turns.
+    /// Returns the number of waiting requests.
     pub fn waiting(&self) -> usize {
         self.waiting.total()
     }
 
-    /// Marks the session of the present turn as deleted; `None` if it is nobody's turn, `false` if
-    /// it was deleted before.
+    /// Marks a session as deleted while a turn runs on it. Returns `None` if no turn runs on it,
+    /// `false` if it was already marked.
     pub fn delete_under(&self, key: &SessionKey) -> Option<bool> {
-        let places = self.places();
-        let place = places.get(key).filter(|p| p.turn.try_lock().is_err())?;
-        Some(!place.deleted.swap(true, Ordering::SeqCst))
+        let slots = self.slots();
+        let slot = slots.get(key).filter(|s| s.turn.try_lock().is_err())?;
+        Some(!slot.deleted.swap(true, Ordering::SeqCst))
     }
 
-    /// Takes the mark of [`delete_under`](Self::delete_under) back.
+    /// Undoes [`delete_under`](Self::delete_under).
     pub fn undelete(&self, key: &SessionKey) {
-        if let Some(place) = self.places().get(key) {
-            place.deleted.store(false, Ordering::SeqCst);
+        if let Some(slot) = self.slots().get(key) {
+            slot.deleted.store(false, Ordering::SeqCst);
         }
     }
 }
 
-impl OnTurn {
-    /// The session it is on.
+impl TurnGuard {
+    /// Returns the session.
     pub fn key(&self) -> &SessionKey {
         &self.key
     }
 
-    /// Whether the session was deleted since the turn began.
+    /// Returns whether the session was deleted since the turn began.
     pub fn is_deleted(&self) -> bool {
-        self.place.deleted.load(Ordering::SeqCst)
+        self.slot.deleted.load(Ordering::SeqCst)
     }
 
-    /// Ends the turn, unless the session was deleted under it: then what the turn has written must
-    /// go first, or who comes next would find it.
+    /// Ends the turn, unless the session was deleted while it ran: then the caller must first remove
+    /// what the turn wrote, or the next turn would find it. Returns whether the turn has ended.
     pub fn end_unless_deleted(&mut self) -> bool {
-        // Nobody deletes it between the question and the answer.
-        let _places = self.queue.places();
-        let ends = !self.place.deleted.load(Ordering::SeqCst);
+        // Prevents a deletion between the check and the end.
+        let _slots = self.queue.slots();
+        let ends = !self.slot.deleted.load(Ordering::SeqCst);
         if ends {
             self.guard = None;
         }
@@ -148,21 +148,21 @@ impl OnTurn {
     }
 }
 
-impl Drop for OnTurn {
+impl Drop for TurnGuard {
     fn drop(&mut self) {
-        let mut places = self.queue.places();
+        let mut slots = self.queue.slots();
         if self.guard.is_some() {
-            self.place.deleted.store(false, Ordering::SeqCst);
+            self.slot.deleted.store(false, Ordering::SeqCst);
         }
         self.guard = None;
-        // One is the map's and one ours.
-        if Arc::strong_count(&self.place) == 2 {
-            places.remove(&self.key);
+        // The map holds one reference and this guard the other.
+        if Arc::strong_count(&self.slot) == 2 {
+            slots.remove(&self.key);
         }
     }
 }
 
-/// The refusal where someone else is on the session.
+/// Returns the error for a session that another request is using.
 pub(super) fn busy(key: &SessionKey) -> SessionError {
     SessionError::Busy {
         id: key.id.to_string(),

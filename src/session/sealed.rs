@@ -1,19 +1,19 @@
-//! Files that can be trusted or told to be broken: each says what it is, for whom, and how long,
-//! and ends with a checksum of all of it.
+//! A file format that detects damage: a header with kind, fingerprint and length, and a checksum at
+//! the end.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 8 | the kind of file: `SKALDSES`, `SKALDKVB` |
-//! | 4 | version of the format, little endian, as all numbers |
+//! | 4 | version of the format; all numbers are little endian |
 //! | 4 | zero |
-//! | 32 | fingerprint of what the content depends on: a tokenizer, a model |
+//! | 32 | fingerprint of the tokenizer or model that the content depends on |
 //! | 8 | length of the content |
 //! | … | the content |
 //! | 32 | BLAKE3 of everything before |
 //!
-//! A file is written beside its place and renamed into it, so a reader finds the old or the new one
-//! and never a part. A file that is not right is set aside under a name of its own, never deleted and
-//! never over another.
+//! A file is written to a temporary name and renamed, so a reader finds either the old or the new
+//! file, never a part. A file that fails the check is set aside under a new name: it must not be
+//! deleted, and must not replace another file.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -23,28 +23,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::regular_file;
 
-/// The ending of a file that is still being written.
+/// Extension of a file that is being written.
 pub(super) const UNFINISHED: &str = "tmp";
 const HEADER: usize = 56;
 const CHECKSUM: usize = 32;
-/// The largest file that is read: far above any history or block.
+/// Size of the largest file that is read, in bytes: far above any history or block.
 const LARGEST: u64 = 1 << 30;
-/// Bytes of a file beside its content.
+/// Bytes of a file other than its content.
 pub(super) const OVERHEAD: usize = HEADER + CHECKSUM;
 
-/// What a file's content depends on. With another one, the content means nothing.
+/// The identity of the tokenizer or model without which the content of a file is meaningless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(pub [u8; 32]);
 
 impl fmt::Display for Fingerprint {
-    /// As part of a path: its first 8 bytes. Files have the whole of it.
+    /// Formats the first 8 bytes, for paths. Files have all 32.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = self.0.first_chunk().copied().unwrap_or_default();
         write!(f, "{:016x}", u64::from_be_bytes(first))
     }
 }
 
-/// What a file is.
+/// The header fields that identify a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seal {
     pub kind: [u8; 8],
@@ -52,22 +52,21 @@ pub(super) struct Seal {
     pub fingerprint: Fingerprint,
 }
 
-/// Why a file's content can't be had.
+/// Why a file can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It is torn or its bytes have changed.
-    #[error("it is damaged: {0}")]
+    /// The file is incomplete, or its bytes have changed.
+    #[error("damaged file: {0}")]
     Corrupt(&'static str),
-    /// It is whole, but not ours.
-    #[error("it is foreign: {0}")]
+    /// The file is intact, but is not the one expected here.
+    #[error("foreign file: {0}")]
     Foreign(&'static str),
 }
 
 impl Seal {
-    /// Writes a file in one piece. `durable`: it is on the disk, not only on its way there, when
-    /// this returns.
+    /// Writes a file atomically. If `durable`, the file is synced to the disk when this returns.
     pub fn write(&self, path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
         let unfinished = unfinished(path);
         let written = self
@@ -99,7 +98,7 @@ impl Seal {
         if durable { file.sync_all() } else { Ok(()) }
     }
 
-    /// The content of a file, `None` if there is no such file.
+    /// Reads the content of a file; `None` if the file does not exist.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Unreadable> {
         let mut bytes = match regular_file::read(path, LARGEST) {
             Ok(bytes) => bytes,
@@ -108,7 +107,7 @@ impl Seal {
                 return Err(Unreadable::Foreign("not a regular file"));
             }
             Err(error) if error.kind() == ErrorKind::FileTooLarge => {
-                return Err(Unreadable::Corrupt("it is too large"));
+                return Err(Unreadable::Corrupt("too large"));
             }
             Err(error) => return Err(error.into()),
         };
@@ -118,7 +117,7 @@ impl Seal {
         Ok(Some(bytes))
     }
 
-    /// Returns whether a file's beginning says that it is of this kind and fingerprint, whole or not.
+    /// Returns whether a file's header has this kind and fingerprint. The rest is not checked.
     pub fn begins(&self, path: &Path) -> io::Result<bool> {
         let mut header = Vec::with_capacity(HEADER);
         let file = regular_file::open(path)?;
@@ -127,7 +126,7 @@ impl Seal {
         Ok(kind == Some(&self.kind) && fingerprint == Some(&self.fingerprint.0))
     }
 
-    /// The length of the content, if all is as it should be.
+    /// Checks the bytes of a file, and returns the length of its content.
     fn check(&self, bytes: &[u8]) -> Result<usize, Unreadable> {
         let Some((sealed, checksum)) = bytes
             .len()
@@ -135,10 +134,10 @@ impl Seal {
             .filter(|&end| end >= HEADER)
             .map(|end| bytes.split_at(end))
         else {
-            return Err(Unreadable::Corrupt("it is too short"));
+            return Err(Unreadable::Corrupt("too short"));
         };
         if blake3::hash(sealed).as_bytes() != checksum {
-            return Err(Unreadable::Corrupt("its checksum does not hold"));
+            return Err(Unreadable::Corrupt("checksum mismatch"));
         }
         let (header, content) = sealed.split_at(HEADER);
         let (kind, header) = header.split_at(8);
@@ -152,19 +151,19 @@ impl Seal {
             return Err(Unreadable::Foreign("another version of the format"));
         }
         if fingerprint != self.fingerprint.0 {
-            return Err(Unreadable::Foreign("of another model"));
+            return Err(Unreadable::Foreign("another tokenizer or model"));
         }
         if length != (content.len() as u64).to_le_bytes() {
-            return Err(Unreadable::Corrupt("its length does not hold"));
+            return Err(Unreadable::Corrupt("length mismatch"));
         }
         Ok(content.len())
     }
 }
 
-/// Gives a file that is not right another name, so that it is out of the way and can be looked at.
+/// Renames an unreadable file to a free name, where it can be inspected.
 ///
 /// # Errors
-/// If it could not be renamed: it is where it was.
+/// If the file could not be renamed; it is then unchanged.
 pub(super) fn set_aside(path: &Path, why: &Unreadable) -> io::Result<()> {
     let ending = match why {
         Unreadable::Io(_) => return Ok(()),
@@ -181,13 +180,13 @@ pub(super) fn set_aside(path: &Path, why: &Unreadable) -> io::Result<()> {
         aside = aside.ok().map(|aside| tracing::field::display(aside.display().to_string())),
         %why,
         moved = moved.is_ok(),
-        "a file is set aside"
+        "unreadable file set aside"
     );
     moved
 }
 
-/// Makes an empty file (a directory for a directory) of the first name that is free: `path.corrupt`,
-/// `path.2.corrupt`, …; renaming something to it overwrites nothing else.
+/// Creates an empty file (or directory, if `path` is one) under the first free name: `path.corrupt`,
+/// `path.2.corrupt`, …, so that renaming to it overwrites nothing else.
 fn reserve(path: &Path, ending: &str) -> io::Result<PathBuf> {
     let is_dir = fs::symlink_metadata(path)?.is_dir();
     for n in 1_u32.. {
@@ -209,12 +208,12 @@ fn reserve(path: &Path, ending: &str) -> io::Result<PathBuf> {
     Err(ErrorKind::AlreadyExists.into())
 }
 
-/// Gives a name back that [`reserve`] made.
+/// Frees a name created by [`reserve`].
 fn release(aside: &Path) {
     let _ = fs::remove_file(aside).or_else(|_| fs::remove_dir(aside));
 }
 
-/// A name beside `path` that no one else writes to.
+/// Returns a unique temporary name beside `path`.
 fn unfinished(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +233,7 @@ mod tests {
     };
 
     #[test]
-    fn what_was_written_is_read_and_nothing_else_lies_about() {
+    fn what_was_written_is_read_and_no_other_file_remains() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         assert_eq!(SEAL.read(&path).unwrap(), None);
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_and_every_changed_byte_is_found_out() {
+    fn every_truncation_and_every_changed_byte_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         SEAL.write(&path, b"some content", false).unwrap();
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_file_of_another_model_kind_or_version_is_foreign_and_is_kept_aside() {
+    fn an_intact_file_of_another_model_kind_or_version_is_foreign_and_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let others = [
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_regular_file_is_not_waited_for_and_is_set_aside() {
+    fn a_fifo_or_directory_is_set_aside_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         for (n, make) in ["mkfifo", "mkdir", "mkdir"].into_iter().enumerate() {
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_can_not_be_set_aside_stays() {
+    fn a_file_that_cannot_be_set_aside_stays() {
         let why = Unreadable::Corrupt("for a test");
         let dir = tempfile::tempdir().unwrap();
         assert!(set_aside(&dir.path().join("none"), &why).is_err());
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_file_tells_whose_it_is() {
+    fn the_header_of_a_file_identifies_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         SEAL.write(&path, b"content", false).unwrap();

@@ -1,4 +1,4 @@
-//! What can be done with sessions.
+//! The operations on sessions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -16,11 +16,11 @@ use super::guarded::Guarded;
 use super::history::{History, has_expired};
 use super::memory::Memory;
 use super::postgres::{Database, Postgres};
-use super::queue::{OnTurn, Queue};
+use super::queue::{Queue, TurnGuard};
 use super::sealed::Fingerprint;
 use super::sharing::Sharing;
 use super::snapshots::Snapshots;
-use super::store::{Entry, Held, Store};
+use super::store::{Entry, HeldSession, Store};
 use super::turn::Turn;
 use super::{IfBusy, SessionError, SessionInfo, SessionKey};
 use crate::engine::EngineHandle;
@@ -29,34 +29,34 @@ use crate::engine::sequence::context_start;
 use crate::fair::Turns;
 use crate::request::{GenerateRequest, SessionId, Tenant};
 
-/// How often expired sessions are looked for at most, and at least.
+/// Shortest and longest interval between sweeps for expired sessions.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Lists made at a time.
+/// Maximum concurrent lists.
 const LISTS: usize = 2;
-/// Sessions of a list that the worker is asked about at a time.
-const ASKED: usize = 8;
+/// Maximum sessions of a list that are queried from the worker at once.
+const QUERIES: usize = 8;
 
-/// How sessions are kept.
+/// Configuration of session storage.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// Database of their histories.
+    /// Database for histories.
     pub database: Option<Database>,
-    /// Directory of KV blocks, and of histories where there is no database. Without both, histories
+    /// Directory for KV blocks, and for histories if there is no database. Without either, histories
     /// are in memory.
     pub dir: Option<std::path::PathBuf>,
-    /// Disk for KV blocks in that directory; none are kept if it is zero.
+    /// Disk space for KV blocks in that directory; zero stores none.
     pub kv_size: ByteSize,
-    /// A session that is not used for so long is deleted.
+    /// Idle time after which a session is deleted.
     pub ttl: Option<Duration>,
-    /// Sessions that one tenant may have.
+    /// Maximum sessions per tenant.
     pub per_tenant: Option<usize>,
-    /// Sessions kept in memory, where there is neither database nor directory, one of more than 2,048 tokens
-    /// counting once for every 2,048; beyond that the least recently used is forgotten.
+    /// Maximum sessions in memory, if there is neither database nor directory. A session counts once
+    /// for every 2,048 tokens that it begins; beyond the maximum, the least recently used is evicted.
     pub max_in_memory: usize,
-    /// Requests that may wait for their turns, over all sessions.
+    /// Maximum requests waiting for busy sessions, over all sessions.
     pub max_waiting: usize,
-    /// Between whom these two are shared.
+    /// Which tenants get their own share of the two maxima above.
     pub sharing: Sharing,
 }
 
@@ -76,7 +76,7 @@ impl Default for SessionConfig {
 }
 
 impl SessionConfig {
-    /// Returns whether histories end with the process.
+    /// Returns whether histories are lost when the process ends.
     #[must_use]
     pub fn in_memory(&self) -> bool {
         self.database.is_none() && self.dir.is_none()
@@ -94,26 +94,26 @@ impl SessionConfig {
 
 /// All sessions of this server; cheap to clone.
 #[derive(Clone)]
-pub struct Sessions(Arc<Shared>);
+pub struct Sessions(Arc<SessionsInner>);
 
-pub(super) struct Shared {
+pub(super) struct SessionsInner {
     engine: EngineHandle,
     n_positions: usize,
     config: SessionConfig,
     pub(super) store: Arc<dyn Store>,
     queue: Arc<Queue>,
-    /// For lists: each asks the worker about up to a thousand contexts.
+    /// Bounds concurrent lists, each of which queries the worker for up to a thousand contexts.
     lists: Turns,
     pub(super) snapshots: Option<Arc<Snapshots>>,
-    /// Turns that are settled without anyone waiting.
+    /// Turns that are committed after their client has disconnected.
     pub(super) background: TaskTracker,
     sweeping: OnceLock<DropGuard>,
 }
 
 impl Sessions {
-    /// Opens the place of their histories.
+    /// Opens the session store.
     ///
-    /// `snapshots` are where the engine sends the KV blocks that it evicts.
+    /// `snapshots` receive the KV blocks that the engine evicts.
     ///
     /// # Errors
     /// [`SessionError::Directory`] if the directory can't be written to.
@@ -125,7 +125,7 @@ impl Sessions {
         snapshots: Option<Arc<Snapshots>>,
     ) -> Result<Self, SessionError> {
         let store = config.open_store(tokenizer)?;
-        let sessions = Self(Arc::new(Shared {
+        let sessions = Self(Arc::new(SessionsInner {
             engine,
             n_positions,
             queue: Queue::new(config.max_waiting, config.sharing),
@@ -136,12 +136,12 @@ impl Sessions {
             background: TaskTracker::new(),
             sweeping: OnceLock::new(),
         }));
-        sessions.keep_tidy();
+        sessions.start_sweeping();
         Ok(sessions)
     }
 
-    /// Begins to look for expired sessions, as soon as there is a runtime to do it in.
-    fn keep_tidy(&self) {
+    /// Starts the sweep for expired sessions once there is a runtime, unless it is running.
+    fn start_sweeping(&self) {
         if let Ok(runtime) = Handle::try_current() {
             self.0.sweeping.get_or_init(|| {
                 let stop = CancellationToken::new();
@@ -155,34 +155,33 @@ impl Sessions {
     /// Begins a turn on a session, which need not exist yet.
     ///
     /// # Errors
-    /// [`SessionError::Busy`] if it is someone else's turn and `if_busy` says not to wait;
-    /// [`SessionError::WaitTimedOut`] if the turn does not come within the engine's `queue_timeout`;
-    /// [`SessionError::Limit`] if it would be one session too many; [`SessionError::Disk`].
+    /// [`SessionError::Busy`] if another turn is running and `if_busy` says not to wait;
+    /// [`SessionError::WaitTimedOut`] if the session is not free within the engine's `queue_timeout`;
+    /// [`SessionError::Limit`] if the tenant has too many sessions; [`SessionError::Disk`].
     pub async fn begin(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Turn, SessionError> {
-        self.keep_tidy();
-        let shared = &self.0;
-        let (on_turn, mut held) = self.take(key, if_busy).await?;
+        self.start_sweeping();
+        let (guard, mut held) = self.take(key, if_busy).await?;
         held.history = held
             .history
-            .filter(|history| !history.has_expired(shared.config.ttl));
-        let turn = Turn::new(Arc::clone(shared), on_turn, held);
+            .filter(|history| !history.has_expired(self.0.config.ttl));
+        let turn = Turn::new(Arc::clone(&self.0), guard, held);
         if !turn.exists() {
             self.check_limit(key).await?;
         }
         Ok(turn)
     }
 
-    /// Waits for the turn on a session, here and where other servers share the store.
+    /// Waits until the session is free, in this process and in other servers that share the store.
     async fn take(
         &self,
         key: &SessionKey,
         if_busy: IfBusy,
-    ) -> Result<(OnTurn, Held), SessionError> {
+    ) -> Result<(TurnGuard, HeldSession), SessionError> {
         let limit = self.0.engine.limits().queue_timeout;
         let taken = timeout(limit, async {
-            let on_turn = self.0.queue.begin(key, if_busy).await?;
+            let guard = self.0.queue.begin(key, if_busy).await?;
             let held = self.0.store.hold(key, if_busy).await?;
-            Ok((on_turn, held))
+            Ok((guard, held))
         });
         taken.await.unwrap_or_else(|_| {
             Err(SessionError::WaitTimedOut {
@@ -192,7 +191,7 @@ impl Sessions {
         })
     }
 
-    /// Whether the tenant may have one session more.
+    /// Checks that the tenant may have one more session.
     async fn check_limit(&self, key: &SessionKey) -> Result<(), SessionError> {
         let Some(limit) = self.0.config.per_tenant else {
             return Ok(());
@@ -205,8 +204,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Brings what is on disk of a request's context back into the KV cache, where that is faster
-    /// than to compute it. What can't be brought back is computed.
+    /// Restores KV blocks of a request's context from disk into the KV cache, if that is faster than
+    /// computing them. Blocks that can't be restored are computed.
     pub async fn restore(&self, request: &GenerateRequest) {
         let Some(snapshots) = self.0.snapshots.as_ref().filter(|_| request.keep_kv) else {
             return;
@@ -218,16 +217,16 @@ impl Sessions {
         let context = context.unwrap_or_default();
         let restored = snapshots.restore(&self.0.engine, request.tenant, context);
         if let Err(error) = restored.await {
-            tracing::warn!(%error, "the KV cache of a session is computed again");
+            tracing::warn!(%error, "KV blocks of a session not restored; recomputing them");
         }
     }
 
-    /// The sessions of a tenant, the last used first: at most `limit` of those after `after`; and
-    /// whether there are more.
+    /// Lists the sessions of a tenant, most recently used first: at most `limit` of those after
+    /// `after`. Also returns whether there are more.
     ///
     /// # Errors
-    /// [`SessionError::Disk`]; [`SessionError::NotFound`] if `after` is none of them;
-    /// [`SessionError::Engine`] if the worker is gone.
+    /// [`SessionError::Disk`]; [`SessionError::NotFound`] if `after` is not one of them;
+    /// [`SessionError::Engine`] if the worker has stopped.
     pub async fn list(
         &self,
         tenant: Tenant,
@@ -236,7 +235,7 @@ impl Sessions {
     ) -> Result<(Vec<SessionInfo>, bool), SessionError> {
         let share = self.0.config.sharing.share(tenant);
         let _turn = self.0.lists.wait(share, 0, 1).await;
-        // Before the histories are read: who is told that a session is not busy has all of it.
+        // Before the histories are read, so that a session reported as not busy is complete.
         let busy = self.0.queue.keys().into_iter();
         let busy = busy.filter(|key| key.tenant == tenant);
         let busy = busy.filter_map(|key| Some((self.0.queue.since(&key)?, key)));
@@ -268,40 +267,42 @@ impl Sessions {
         let histories = self.0.store.read(&keys).await?;
         let mut histories: HashMap<_, _> = histories.into_iter().collect();
         let infos = all.into_iter().filter_map(|(since, Entry { key, .. })| {
-            // One that was deleted meanwhile is left out.
-            let history = histories.remove(&key).or_else(|| since.map(begun))?;
+            // Sessions deleted in the meantime are left out.
+            let history = histories
+                .remove(&key)
+                .or_else(|| since.map(empty_history))?;
             Some(self.info(key, history, since.is_some()))
         });
-        // A few at a time: the worker answers all that it is asked before it makes a step.
-        let infos = stream::iter(infos).buffered(ASKED).try_collect().await?;
+        // A few at a time: the worker answers all pending queries before its next step.
+        let infos = stream::iter(infos).buffered(QUERIES).try_collect().await?;
         Ok((infos, has_more))
     }
 
-    /// One session.
+    /// Returns one session.
     ///
     /// # Errors
     /// [`SessionError::NotFound`], [`SessionError::Disk`], [`SessionError::Engine`].
     pub async fn get(&self, key: &SessionKey) -> Result<SessionInfo, SessionError> {
-        // Before the history is read: who is told that a session is not busy has all of it.
+        // Before the history is read, so that a session reported as not busy is complete.
         let since = self.0.queue.since(key);
         let found = self.0.store.read(std::slice::from_ref(key)).await?;
         let found = found.into_iter().next().map(|(_, history)| history);
         let found = found.filter(|history| !history.has_expired(self.0.config.ttl));
-        let history = found.or_else(|| since.map(begun));
+        let history = found.or_else(|| since.map(empty_history));
         let history = history.ok_or_else(|| not_found(key))?;
         self.info(key.clone(), history, since.is_some()).await
     }
 
-    /// Forgets a session. A turn that runs on it goes on, but what it makes is not kept.
+    /// Deletes a session. A running turn continues, but is not stored.
     ///
     /// # Errors
-    /// [`SessionError::NotFound`]; [`SessionError::Busy`] if another server is on it.
+    /// [`SessionError::NotFound`]; [`SessionError::Busy`] if another server is using it.
     pub async fn delete(&self, key: &SessionKey) -> Result<(), SessionError> {
         match self.0.queue.delete_under(key) {
             Some(true) => {
                 let forgotten = self.0.store.forget(key).await;
                 if forgotten.is_err() {
-                    // What the turn makes is to be kept after all.
+                    // The running turn is to be stored after all.
                     self.0.queue.undelete(key);
                 }
                 forgotten
@@ -314,7 +315,7 @@ impl Sessions {
         }
     }
 
-    /// Makes a session with the first `at` tokens of another's history, or all.
+    /// Creates a session from the first `at` tokens of another session's history, or from all of it.
     ///
     /// # Errors
     /// [`SessionError::NotFound`], [`SessionError::Exists`], [`SessionError::BeyondHistory`], and
@@ -348,8 +349,8 @@ impl Sessions {
         if turn.exists() {
             return Err(exists());
         }
-        let made = turn.end(Some(tokens)).await?;
-        self.info_of(to, made).await
+        let stored = turn.end(Some(tokens)).await?;
+        self.info_after_change(to, stored).await
     }
 
     /// Drops the last `count` tokens of a session.
@@ -372,10 +373,10 @@ impl Sessions {
             .ok_or_else(|| beyond(key, "tokens", count, history))?;
         let left = Arc::from(left);
         let rewound = turn.end(Some(left)).await?;
-        self.info_of(key.clone(), rewound).await
+        self.info_after_change(key.clone(), rewound).await
     }
 
-    /// How many sessions there are, of all tenants.
+    /// Counts the sessions of all tenants.
     ///
     /// # Errors
     /// [`SessionError::Disk`].
@@ -383,26 +384,26 @@ impl Sessions {
         self.0.store.count().await
     }
 
-    /// Requests that wait for their turns.
+    /// Returns the number of requests waiting for busy sessions.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.queue.waiting()
     }
 
-    /// The KV blocks on disk, where there are any.
+    /// Returns the KV blocks on disk, if they are stored.
     #[must_use]
     pub fn snapshots(&self) -> Option<&Snapshots> {
         self.0.snapshots.as_deref()
     }
 
-    /// How sessions are kept.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &SessionConfig {
         &self.0.config
     }
 
-    /// Returns when all turns are settled that nobody waits for, and what the engine sent when it
-    /// stopped is on disk. The engine must have been told to stop.
+    /// Waits until all background commits are done and all blocks that the engine evicted when it
+    /// stopped are on disk. The engine must have been told to stop.
     pub async fn saved(&self) {
         self.0.background.close();
         self.0.background.wait().await;
@@ -417,20 +418,20 @@ impl Sessions {
         key: &SessionKey,
         if_busy: IfBusy,
     ) -> Result<Turn, SessionError> {
-        let (on_turn, held) = self.take(key, if_busy).await?;
+        let (guard, held) = self.take(key, if_busy).await?;
         let expired = held
             .history
             .as_ref()
             .is_none_or(|history| history.has_expired(self.0.config.ttl));
-        let turn = Turn::new(Arc::clone(&self.0), on_turn, held);
+        let turn = Turn::new(Arc::clone(&self.0), guard, held);
         if expired {
             return Err(not_found(key));
         }
         Ok(turn)
     }
 
-    /// What there is after a change; the session may have been deleted under it.
-    async fn info_of(
+    /// Returns the session after a change, which may have been deleted while it ran.
+    async fn info_after_change(
         &self,
         key: SessionKey,
         history: Option<History>,
@@ -463,8 +464,8 @@ impl Sessions {
     }
 }
 
-/// What is told of a session in its first turn.
-fn begun(since: SystemTime) -> History {
+/// Returns the history that is shown for a session in its first turn.
+fn empty_history(since: SystemTime) -> History {
     History {
         tokens: Arc::from([]),
         created: since,
@@ -472,7 +473,7 @@ fn begun(since: SystemTime) -> History {
     }
 }
 
-/// Looks for expired sessions again and again until it is told to stop.
+/// Deletes expired sessions periodically until `stop` is cancelled.
 async fn sweep(store: Arc<dyn Store>, ttl: Option<Duration>, stop: CancellationToken) {
     let (soonest, latest) = SWEEP;
     let pause = ttl.map_or(latest, |ttl| (ttl / 4).clamp(soonest, latest));
@@ -482,7 +483,7 @@ async fn sweep(store: Arc<dyn Store>, ttl: Option<Duration>, stop: CancellationT
         .is_some()
     {
         match store.sweep(ttl).await {
-            // The database's own log line tells of an outage already.
+            // An outage of the database has its own log line.
             Ok(0) | Err(SessionError::Away { .. }) => (),
             Ok(expired) => tracing::info!(expired, "expired sessions deleted"),
             Err(error) => tracing::warn!(%error, "expired sessions not deleted"),

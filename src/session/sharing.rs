@@ -1,19 +1,20 @@
-//! Between whom the room of sessions and the places of those that wait are shared.
+//! Which tenants share the memory for sessions and the places for waiting requests.
 
 use crate::request::Tenant;
 
-/// Which tenants have shares of their own.
+/// Which tenants have their own share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sharing {
-    /// None: tenants are not checked, so clients could invent them, and get a further share with each.
+    /// All tenants use one share: keys are not checked, so clients could invent tenants to get more
+    /// shares.
     #[default]
     AsOne,
-    /// Each: the server checks the keys that they stand for.
+    /// Each tenant has its own share: the server checks API keys.
     ByTenant,
 }
 
 impl Sharing {
-    /// Returns the tenant whose share a tenant uses.
+    /// Returns the tenant whose share `tenant` uses.
     pub(super) fn share(self, tenant: Tenant) -> Tenant {
         match self {
             Self::AsOne => Tenant::ANONYMOUS,

@@ -1,14 +1,14 @@
-//! KV blocks on disk: those of sessions that had to leave the cache, and how they come back.
+//! Evicted KV blocks of sessions on disk, and their way back into the cache.
 //!
-//! A block is named by its prefix id, the hash of all tokens up to its end, so a file can only be
-//! found by who has these very tokens (and the tenant's key), sessions that begin alike share it, and
-//! servers with the same model can share the directory. `kv/<16 digits>/<2 digits>/<32 digits>`, in
-//! which the first are of the fingerprint of the model and of how it computes; sealed with the whole
-//! of it.
+//! A block is named by its prefix id, the hash of its tenant and all tokens up to its end. So a file
+//! can be found only with exactly these tokens and this tenant, sessions with a common prefix share
+//! it, and servers with the same model can share the directory. The path is
+//! `kv/<16 digits>/<2 digits>/<32 digits>`; the first part is the beginning of the fingerprint of the
+//! model and its arithmetic, and the file is sealed with the whole fingerprint.
 //!
-//! Losing a block costs time, never a result: it is computed again. So nothing here waits for the
-//! disk on behalf of the engine, and files are not forced to the disk. Blocks are written and read only
-//! while that is faster than computing them.
+//! Losing a block costs time, never a result: it is recomputed. So the engine must never wait for the
+//! disk, and files are not synced. Blocks are written and read only while that is faster than
+//! computing them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -27,13 +27,13 @@ use crate::engine::blocks::{BLOCK_SIZE, PrefixId};
 use crate::engine::{EngineHandle, EvictedBlock, GenerateError};
 use crate::request::Tenant;
 
-/// Blocks on their way to the disk at most; more are lost.
+/// Maximum blocks waiting to be written; more are dropped.
 const WRITE_QUEUE: usize = 64;
-/// Blocks that are read and handed to the engine at a time.
+/// Blocks that are read and imported into the engine at a time.
 const READ_AHEAD: usize = 8;
-/// The weight of a new measurement of the disk's speed.
+/// Weight of a new measurement in the moving average of the disk's speed.
 const WEIGHT: f64 = 0.2;
-/// Where reading is too slow, it is tried all the same every so many times: disks recover.
+/// Interval, in restores, at which reading is tried although it was too slow: disks recover.
 const EXPLORE: usize = 16;
 
 /// The blocks on disk.
@@ -42,48 +42,50 @@ pub struct Snapshots {
     seal: Seal,
     block_bytes: usize,
     shared_prefixes: bool,
-    index: Mutex<Index>,
-    /// Seconds to read a block, and to compute it; both as the bits of an `f64`, 0 while unknown.
+    index: Mutex<BlockIndex>,
+    /// Seconds to read a block and to compute one, as the bits of an `f64`; 0 while unknown.
     read_seconds: AtomicU64,
     compute_seconds: AtomicU64,
     refused: AtomicUsize,
     restored: AtomicUsize,
-    /// Cancelled when the engine is gone and all that it sent is written.
+    /// Cancelled when the engine has stopped and all its blocks are written.
     written: CancellationToken,
 }
 
-/// Which block of which model.
+/// The identity of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct BlockName {
-    /// The first bytes of its fingerprint.
+    /// First bytes of the model's fingerprint.
     model: u64,
     prefix: PrefixId,
 }
 
-/// What is there of all models, as far as this process knows.
-struct Index {
-    blocks: HashMap<BlockName, Known>,
-    /// The least recently used first.
+/// The blocks of all models on disk, as far as this process knows.
+struct BlockIndex {
+    blocks: HashMap<BlockName, IndexedBlock>,
+    /// Blocks by last use, least recent first.
     by_use: BTreeMap<u64, BlockName>,
+    /// Incremented at each use.
     clock: u64,
+    /// Disk space used.
     bytes: u64,
-    /// The disk space given.
+    /// Maximum disk space, in bytes.
     limit: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Known {
-    /// When it was last used.
+struct IndexedBlock {
+    /// [`BlockIndex::clock`] of the last use.
     used: u64,
     bytes: u64,
 }
 
-/// What blocks on disk depend on, beside their tokens.
+/// Configuration of the blocks on disk.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotConfig {
-    /// Fingerprint of the weights and of how they are computed with.
+    /// Fingerprint of the weights and their arithmetic.
     pub model: Fingerprint,
-    /// Bytes of a block.
+    /// Size of a block in bytes.
     pub block_bytes: usize,
     /// Disk space for all blocks.
     pub size: ByteSize,
@@ -92,7 +94,7 @@ pub struct SnapshotConfig {
 }
 
 impl Snapshots {
-    /// Opens the directory and starts the thread that writes what is sent to the sender.
+    /// Opens the directory and starts the thread that writes the blocks sent to the returned sender.
     ///
     /// # Errors
     /// If the directory can't be used.
@@ -103,7 +105,7 @@ impl Snapshots {
         let root = dir.join("kv");
         fs::create_dir_all(&root)?;
         let snapshots = Arc::new(Self {
-            index: Mutex::new(Index::scan(&root, config.size.as_u64())?),
+            index: Mutex::new(BlockIndex::scan(&root, config.size.as_u64())?),
             root,
             seal: Seal {
                 kind: *b"SKALDKVB",
@@ -126,30 +128,30 @@ impl Snapshots {
         Ok((snapshots, sender))
     }
 
-    /// Blocks on disk.
+    /// Returns the number of blocks on disk.
     #[must_use]
     pub fn len(&self) -> usize {
         self.index().blocks.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no blocks on disk.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Blocks that came back since the start.
+    /// Returns the number of blocks restored since the start.
     #[must_use]
     pub fn restored(&self) -> usize {
         self.restored.load(Ordering::Relaxed)
     }
 
-    /// Returns when the engine is gone and all that it sent is on disk.
+    /// Waits until the engine has stopped and all its blocks are written.
     pub async fn written(&self) {
         self.written.cancelled().await;
     }
 
-    fn index(&self) -> MutexGuard<'_, Index> {
+    fn index(&self) -> MutexGuard<'_, BlockIndex> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -161,9 +163,9 @@ impl Snapshots {
         }
     }
 
-    /// Writes blocks until nobody is left to send any.
+    /// Writes blocks until all senders are dropped.
     fn write_all(&self, evicted: &Receiver<EvictedBlock>) {
-        // However it ends.
+        // Dropped even if this panics.
         let _written = self.written.clone().drop_guard();
         let mut failing = false;
         while let Ok(block) = evicted.recv() {
@@ -174,7 +176,7 @@ impl Snapshots {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(%error, "evicted keys and values can't be written to disk");
+                    tracing::warn!(%error, "evicted KV blocks not written to disk");
                 }
                 Err(_) => (),
             }
@@ -190,24 +192,25 @@ impl Snapshots {
         let path = self.root.join(name.path());
         if !path.exists() {
             if let Some(parent) = path.parent() {
-                // Not where another file system was: what is written there would be lost to sight.
+                // Fails if the file system is no longer mounted: files written to the mount point
+                // would be hidden once it is mounted again.
                 fs::metadata(&self.root)?;
                 fs::create_dir_all(parent)?;
             }
             self.seal.write(&path, &block.bytes, false)?;
         }
-        let forgotten = self.index().add(name, bytes);
-        for name in forgotten {
-            // Another server may have been faster.
+        let evicted = self.index().add(name, bytes);
+        for name in evicted {
+            // Another server may have deleted it.
             let _ = fs::remove_file(self.root.join(name.path()));
         }
         Ok(())
     }
 
-    /// Brings the blocks of a context back into the engine's cache that are on disk and not there.
+    /// Restores the blocks of a context that are on disk and not in the engine's cache.
     ///
     /// # Errors
-    /// If the engine is gone.
+    /// If the engine has stopped.
     pub(super) async fn restore(
         self: &Arc<Self>,
         engine: &EngineHandle,
@@ -217,8 +220,8 @@ impl Snapshots {
         let resident = engine.resident_tokens(tenant, context.to_vec()).await? / BLOCK_SIZE;
         let mut missing = self.chain(tenant, context);
         missing.drain(..resident.min(missing.len()));
-        let there = missing.iter().take_while(|&&prefix| self.has(prefix));
-        missing.truncate(there.count());
+        let on_disk = missing.iter().take_while(|&&prefix| self.has(prefix));
+        missing.truncate(on_disk.count());
         if let Some(seconds) = engine.status().prefill_seconds_per_token {
             let seconds = seconds * BLOCK_SIZE as f64;
             self.compute_seconds
@@ -243,14 +246,11 @@ impl Snapshots {
                 break;
             }
         }
-        tracing::debug!(
-            blocks = first - resident,
-            "keys and values came back from disk"
-        );
+        tracing::debug!(blocks = first - resident, "KV blocks restored from disk");
         Ok(())
     }
 
-    /// The prefix ids of a context's full blocks.
+    /// Returns the prefix ids of a context's full blocks.
     pub(super) fn chain(&self, tenant: Tenant, context: &[u32]) -> Vec<PrefixId> {
         let tenant = if self.shared_prefixes {
             Tenant::ANONYMOUS
@@ -272,7 +272,7 @@ impl Snapshots {
         self.index().touch(name) || self.root.join(name.path()).exists()
     }
 
-    /// The content of these blocks, one after the other, up to the first that can't be read.
+    /// Reads the content of these blocks, concatenated, up to the first that can't be read.
     pub(super) fn read_all(&self, prefixes: &[PrefixId]) -> Vec<u8> {
         let mut all = Vec::with_capacity(prefixes.len() * self.block_bytes);
         for &prefix in prefixes {
@@ -285,14 +285,14 @@ impl Snapshots {
                     self.measured(started);
                     continue;
                 }
-                Ok(Some(_)) => Unreadable::Foreign("of another size"),
+                Ok(Some(_)) => Unreadable::Foreign("the block has another size"),
                 Ok(None) => {
                     self.index().remove(name);
                     break;
                 }
                 Err(why) => why,
             };
-            // A block that can't be moved is overwritten by the next of its name: it is computed again.
+            // A block that can't be moved is recomputed and overwritten by the next of its name.
             let _ = set_aside(&path, &why);
             self.index().remove(name);
             break;
@@ -311,7 +311,7 @@ impl Snapshots {
         self.read_seconds.store(mean.to_bits(), Ordering::Relaxed);
     }
 
-    /// Whether a block is read faster than computed, as far as is known.
+    /// Returns whether reading a block is faster than computing it, or this is still unknown.
     fn is_worth_reading(&self) -> bool {
         let read = f64::from_bits(self.read_seconds.load(Ordering::Relaxed));
         let compute = f64::from_bits(self.compute_seconds.load(Ordering::Relaxed));
@@ -328,7 +328,7 @@ impl Snapshots {
 }
 
 impl BlockName {
-    /// Where it is under the directory of all blocks.
+    /// Returns the path relative to the directory of all blocks.
     fn path(&self) -> PathBuf {
         let prefix = self.prefix.to_string();
         let mut path = PathBuf::from(format!("{:016x}", self.model));
@@ -338,8 +338,8 @@ impl BlockName {
     }
 }
 
-impl Index {
-    /// What earlier processes have left; what they left unfinished is deleted.
+impl BlockIndex {
+    /// Indexes the blocks of earlier processes, and deletes their unfinished files.
     fn scan(root: &Path, limit: u64) -> io::Result<Self> {
         let mut found: Vec<(SystemTime, BlockName, u64)> = Vec::new();
         for model_dir in directories(root)? {
@@ -384,19 +384,19 @@ impl Index {
         self.remove(name);
         self.clock += 1;
         let used = self.clock;
-        self.blocks.insert(name, Known { used, bytes });
+        self.blocks.insert(name, IndexedBlock { used, bytes });
         self.by_use.insert(used, name);
         self.bytes += bytes;
     }
 
     fn remove(&mut self, name: BlockName) {
-        if let Some(Known { used, bytes }) = self.blocks.remove(&name) {
+        if let Some(IndexedBlock { used, bytes }) = self.blocks.remove(&name) {
             self.by_use.remove(&used);
             self.bytes -= bytes;
         }
     }
 
-    /// Notes a use; whether the block is there.
+    /// Records a use, and returns whether the block is indexed.
     fn touch(&mut self, name: BlockName) -> bool {
         let known = self.blocks.get(&name).copied();
         if let Some(known) = known {
@@ -405,22 +405,22 @@ impl Index {
         known.is_some()
     }
 
-    /// Adds a block; gives those that have to go for it.
+    /// Adds a block, and returns those that are evicted for it.
     fn add(&mut self, name: BlockName, bytes: u64) -> Vec<BlockName> {
         self.insert(name, bytes);
-        let mut forgotten = Vec::new();
+        let mut evicted = Vec::new();
         while self.bytes > self.limit {
             let Some((_, &oldest)) = self.by_use.first_key_value() else {
                 break;
             };
             self.remove(oldest);
-            forgotten.push(oldest);
+            evicted.push(oldest);
         }
-        forgotten
+        evicted
     }
 }
 
-/// The directories in one.
+/// Returns the directories in `dir`.
 fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -432,7 +432,7 @@ fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether another process may still be writing a file.
+/// Returns whether another process may still be writing a file.
 fn is_recent(modified: SystemTime) -> bool {
     let age = modified.elapsed().unwrap_or_default();
     age < std::time::Duration::from_secs(3600)
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_blocks_of_any_model_make_room() {
+    fn the_least_recently_used_blocks_of_any_model_are_evicted() {
         let dir = tempfile::tempdir().unwrap();
         let other = open(dir.path(), 1, 3);
         let old = block(&other, 7);
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn models_do_not_get_in_each_others_way_and_a_damaged_block_is_set_aside() {
+    fn models_do_not_share_blocks_and_a_damaged_block_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (open(dir.path(), 1, 9), open(dir.path(), 2, 9));
         let block = block(&one, 5);

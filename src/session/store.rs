@@ -1,9 +1,9 @@
-//! What a place for histories does. There are three: [`memory`](super::memory),
+//! The interface of session stores. There are three implementations: [`memory`](super::memory),
 //! [`dir`](super::dir) and [`postgres`](super::postgres).
 //!
-//! A store knows nothing of turns within this process: [`queue`](super::queue) has seen to it that
-//! one turn at a time asks for a session here. What a store must see to is the other processes that
-//! share it: while a session is held, no other process changes it, or the holder's write fails.
+//! A store knows nothing of turns within this process: [`queue`](super::queue) ensures that one turn
+//! at a time requests a session here. A store must exclude the other processes that share it: while a
+//! session is held, either no other process changes it, or the holder's write fails.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,34 +14,35 @@ use super::history::History;
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// All histories.
+/// A store of histories.
 #[async_trait]
 pub(super) trait Store: Send + Sync {
-    /// Takes hold of a session, which need not exist, and reads it. Its turn must have come in this
-    /// process.
+    /// Acquires a session, which need not exist, and reads it. The caller must have the turn on it in
+    /// this process.
     ///
     /// # Errors
     /// [`SessionError::Busy`] if another process holds it and `if_busy` says not to wait.
-    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError>;
+    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<HeldSession, SessionError>;
 
-    /// Removes the history of a session that a turn of this process is on; the turn goes on.
+    /// Removes the history of a session on which a turn of this process is running. The turn
+    /// continues.
     ///
     /// # Errors
     /// [`SessionError::Busy`] if another process holds it.
     async fn forget(&self, key: &SessionKey) -> Result<(), SessionError>;
 
-    /// Reads sessions that others may be changing: each as it was before a change or after. Those
-    /// that do not exist are left out.
+    /// Reads sessions without holding them: each is as it was either before or after a concurrent
+    /// change. Missing sessions are left out.
     async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, SessionError>;
 
-    /// Notes that a session was used otherwise than by a turn, where the store evicts those that were not.
+    /// Records a use other than a turn, for stores that evict the least recently used session.
     fn used(&self, _key: &SessionKey) {}
 
     /// Lists the sessions of a tenant, in any order.
     async fn list(&self, tenant: Tenant) -> Result<Vec<Entry>, SessionError>;
 
-    /// Counts the sessions of a tenant beside `key`: those that were used within `ttl`, and those in
-    /// their first turn. `beginning` are the sessions that turns of this process are on.
+    /// Counts the sessions of a tenant other than `key`: those that were used within `ttl`, and those
+    /// in their first turn. `beginning` are the sessions in use by this process.
     async fn count_others(
         &self,
         key: &SessionKey,
@@ -49,22 +50,22 @@ pub(super) trait Store: Send + Sync {
         beginning: &[SessionKey],
     ) -> Result<usize, SessionError>;
 
-    /// Counts the sessions of all tenants. A store that is away gives its last count, so that
-    /// metrics do not depend on it.
+    /// Counts the sessions of all tenants. An unavailable store returns its last count, so that metrics
+    /// do not depend on it.
     async fn count(&self) -> Result<usize, SessionError>;
 
-    /// Deletes the sessions that were not used within `ttl`, and what is left of processes that
-    /// died; returns the number of sessions deleted.
+    /// Deletes the sessions that were not used within `ttl`, and the leftovers of processes that died.
+    /// Returns the number of deleted sessions.
     async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError>;
 
-    /// Gives back all that this process holds, before it ends.
+    /// Releases everything that this process holds, before it ends.
     async fn close(&self) {}
 }
 
-/// One process's hold on a session. Dropping it gives the session back as it is.
+/// A process's hold on a session. Dropping it releases the session unchanged.
 #[async_trait]
 pub(super) trait Hold: Send + Sync {
-    /// Checks that the session is still held, as far as it is known without asking.
+    /// Checks that the session is still held, without querying the store.
     ///
     /// # Errors
     /// [`SessionError::TakenOver`].
@@ -72,11 +73,11 @@ pub(super) trait Hold: Send + Sync {
         Ok(())
     }
 
-    /// Replaces the history; on return it is as durable as the store is. `created` is when the
-    /// session's first turn ended, `None` if this is its first.
+    /// Replaces the history. On return it is as durable as the store. `created` is the end of the
+    /// session's first turn, `None` if this is the first.
     ///
     /// # Errors
-    /// If the history is not replaced, or if that is not known ([`SessionError::Unknown`]).
+    /// If the history was not replaced, or if the outcome is unknown ([`SessionError::Unknown`]).
     async fn write(
         &self,
         created: Option<SystemTime>,
@@ -87,11 +88,11 @@ pub(super) trait Hold: Send + Sync {
     async fn remove(&self) -> Result<bool, SessionError>;
 }
 
-/// A session that is held, with what it was when it was taken hold of.
-pub(super) struct Held {
-    /// `None` if there is no such session.
+/// A session that this process holds, with its state at the time of acquisition.
+pub(super) struct HeldSession {
+    /// `None` if the session does not exist.
     pub history: Option<History>,
-    /// There was one whose history could not be read, and no turn was kept since.
+    /// Whether its history could not be read, and no turn has been stored since.
     pub lost: bool,
     pub hold: Box<dyn Hold>,
 }

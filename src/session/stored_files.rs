@@ -1,6 +1,6 @@
-//! What must hold of files that others have written over, damaged or put in the way; for fuzzers.
+//! Properties of damaged, foreign and unexpected files in a session directory; for fuzzers.
 //!
-//! Each function has an empty directory. It panics if something does not hold.
+//! Each function gets an empty directory, and panics if a property is violated.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use super::dir::Directory;
 use super::history::{self, History};
 use super::sealed::UNFINISHED;
 use super::snapshots::{SnapshotConfig, Snapshots};
-use super::store::{Held, Store};
+use super::store::{HeldSession, Store};
 use super::{Fingerprint, IfBusy, SessionKey};
 use crate::engine::EvictedBlock;
 use crate::engine::blocks::BLOCK_SIZE;
@@ -25,7 +25,7 @@ use crate::request::{SessionId, Tenant};
 const FINGERPRINT: Fingerprint = Fingerprint([7; 32]);
 const TOKENS: [u32; 3] = [1, 2, u32::MAX];
 const BLOCK_BYTES: usize = 64;
-/// Files that are made of one input.
+/// Maximum files created from one input.
 const NAMES: usize = 16;
 
 fn wait<T>(work: impl Future<Output = T>) -> T {
@@ -41,12 +41,12 @@ fn key() -> SessionKey {
     }
 }
 
-fn hold(dir: &Path) -> Held {
+fn hold(dir: &Path) -> HeldSession {
     let sessions = Directory::open(dir, FINGERPRINT).expect("a session directory");
     wait(sessions.hold(&key(), IfBusy::Error)).expect("nothing else holds it")
 }
 
-/// Writes a history and returns it and its file.
+/// Writes a history, and returns it and its file.
 fn written(dir: &Path) -> (History, PathBuf) {
     let held = hold(dir);
     let created = Some(UNIX_EPOCH + Duration::from_secs(1));
@@ -56,7 +56,7 @@ fn written(dir: &Path) -> (History, PathBuf) {
     (history, file.expect("the file of the history"))
 }
 
-/// All files below a directory and their contents.
+/// Returns all files below a directory, with their contents.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -70,7 +70,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// A whole file of any content is that history, or is set aside.
+/// Checks that an intact file of any content is read as that history, or set aside.
 pub(crate) fn history_of_content(dir: &Path, content: &[u8]) {
     let (_, file) = written(dir);
     let seal = history::seal(FINGERPRINT);
@@ -82,7 +82,7 @@ pub(crate) fn history_of_content(dir: &Path, content: &[u8]) {
     check_read(dir, &file, expected.as_ref());
 }
 
-/// A history whose file is changed by `damage` is as it was, or is set aside.
+/// Checks that a history whose file `damage` may change is read unchanged, or set aside.
 pub(crate) fn damaged_history(dir: &Path, damage: impl Fn(&Path)) {
     let (history, file) = written(dir);
     let before = fs::read(&file).expect("it is read");
@@ -91,15 +91,16 @@ pub(crate) fn damaged_history(dir: &Path, damage: impl Fn(&Path)) {
     check_read(dir, &file, Some(&history).filter(|_| is_whole));
 }
 
-/// The session has this history, or is lost with what its file had set aside; and goes on either way.
+/// Checks that the session has this history, or is lost and its file was set aside, and that the next
+/// turn can be stored either way.
 fn check_read(dir: &Path, file: &Path, expected: Option<&History>) {
-    let there = fs::read(file).expect("it is read");
+    let content = fs::read(file).expect("it is read");
     let held = hold(dir);
     assert_eq!(held.history.as_ref(), expected);
     assert_eq!(held.lost, expected.is_none());
     let aside = file.with_extension("corrupt");
     let aside = fs::read(aside).or_else(|_| fs::read(file.with_extension("foreign")));
-    assert_eq!(aside.ok(), held.lost.then_some(there));
+    assert_eq!(aside.ok(), held.lost.then_some(content));
     wait(held.hold.write(None, Arc::from([9]))).expect("it is written");
     drop(held);
     let next = hold(dir);
@@ -122,7 +123,7 @@ fn snapshots(dir: &Path) -> Arc<Snapshots> {
         .0
 }
 
-/// A block whose file is changed by `damage` is as it was, or is not there.
+/// Checks that a block whose file `damage` may change is read unchanged, or is missing.
 pub(crate) fn damaged_block(dir: &Path, damage: impl Fn(&Path)) {
     let before = snapshots(dir);
     let prefix = before.chain(Tenant::ANONYMOUS, &[3; BLOCK_SIZE]);
@@ -150,8 +151,8 @@ pub(crate) fn damaged_block(dir: &Path, damage: impl Fn(&Path)) {
     assert_eq!(after.read_all(&prefix), block.bytes);
 }
 
-/// Whatever else lies in the directory, sessions and blocks are served, and it is not deleted: an input
-/// is the paths of files, one a line.
+/// Checks that unrelated files in the directory are not deleted, and that sessions and blocks work
+/// beside them. `names` are the paths of the files, one per line.
 pub(crate) fn foreign_names(dir: &Path, names: &[u8]) {
     for name in names.split(|&byte| byte == b'\n').take(NAMES) {
         let name = String::from_utf8_lossy(name);
@@ -161,7 +162,7 @@ pub(crate) fn foreign_names(dir: &Path, names: &[u8]) {
         let parts = parts.map(|part| part.replace('\0', "0"));
         let path: PathBuf = parts.take(6).filter(|part| part.len() < 200).collect();
         let path = dir.join(path);
-        // Some are in each other's way.
+        // Fails if a file is where a directory is needed.
         let _ = path.parent().map(fs::create_dir_all);
         let _ = fs::write(&path, name.as_bytes());
     }
@@ -176,7 +177,7 @@ pub(crate) fn foreign_names(dir: &Path, names: &[u8]) {
     };
     let before = contents(dir);
     let Ok(sessions) = Directory::open(dir, FINGERPRINT) else {
-        // A file stands where a directory has to be.
+        // A file is where a directory is needed.
         return;
     };
     let _ = wait(sessions.list(Tenant::ANONYMOUS)).expect("a list");
@@ -195,8 +196,8 @@ pub(crate) fn foreign_names(dir: &Path, names: &[u8]) {
     }
 }
 
-/// Whether a file is one that may be deleted: no history or block, but what stands for a lock or for
-/// what is being written.
+/// Returns whether Skald may delete a file: a lock, a marker or an unfinished file, never a history or
+/// a block.
 fn is_ours(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name == "lock" || name == "lost" || name.ends_with(UNFINISHED) || name.starts_with("probe.")

@@ -1,4 +1,4 @@
-//! One client's hold on a session: from its history, through what is generated, to what it keeps.
+//! One turn on a session: its history, the prompt and output that are added, and the commit.
 
 use std::sync::Arc;
 
@@ -6,77 +6,76 @@ use futures_util::FutureExt;
 
 use super::SessionError;
 use super::history::History;
-use super::queue::OnTurn;
-use super::sessions::Shared;
-use super::store::Held;
+use super::queue::TurnGuard;
+use super::sessions::SessionsInner;
+use super::store::HeldSession;
 use crate::request::{SessionId, Tenant};
 
-/// What of a generation's output was delivered, so that a session keeps exactly that.
+/// The part of a generation's output that was delivered to the client and that the session stores.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Kept {
-    /// So many of the generated tokens, from the first.
+pub struct Delivered {
+    /// Number of generated tokens, from the first, that were delivered whole.
     pub tokens: usize,
-    /// Then these: the text shown of a further token that was shown only in part (a stop string
-    /// began within it), encoded anew.
+    /// Encoding of the delivered part of the next token, if a stop string begins within it.
     pub tail: Vec<u32>,
 }
 
-/// A turn on a session. Dropped before it is settled, it leaves the session as it was.
+/// A turn on a session. Dropping it before the commit leaves the session unchanged.
 pub struct Turn {
-    /// `None` once it is over.
-    open: Option<Open>,
-    shared: Arc<Shared>,
+    /// `None` once the turn has ended.
+    open: Option<OpenTurn>,
+    sessions: Arc<SessionsInner>,
     history: Arc<[u32]>,
     history_lost: bool,
-    /// What the request adds.
+    /// Tokens that the request adds.
     prompt: Vec<u32>,
-    /// What was generated after it.
+    /// Tokens generated after the prompt.
     output: Vec<u32>,
 }
 
-/// What must be given back at the end: first the hold on the session, then the turn.
-struct Open {
-    held: Held,
-    on_turn: OnTurn,
+/// What is released when the turn ends: first the hold on the session, then the place in the queue.
+struct OpenTurn {
+    held: HeldSession,
+    guard: TurnGuard,
 }
 
 impl Turn {
-    pub(super) fn new(shared: Arc<Shared>, on_turn: OnTurn, held: Held) -> Self {
+    pub(super) fn new(sessions: Arc<SessionsInner>, guard: TurnGuard, held: HeldSession) -> Self {
         let history = held.history.as_ref();
         Self {
             history: history.map_or_else(|| Arc::from([]), |h| Arc::clone(&h.tokens)),
             history_lost: held.lost,
-            open: Some(Open { held, on_turn }),
-            shared,
+            open: Some(OpenTurn { held, guard }),
+            sessions,
             prompt: Vec::new(),
             output: Vec::new(),
         }
     }
 
-    /// The tokens the session has.
+    /// Returns the tokens of the session before this turn.
     #[must_use]
     pub fn history(&self) -> &[u32] {
         &self.history
     }
 
-    /// Returns whether the session begins anew because its history could not be read, which its client
-    /// must be told.
+    /// Returns whether the session starts over because its history could not be read. The client must
+    /// be told.
     #[must_use]
     pub fn history_lost(&self) -> bool {
         self.history_lost
     }
 
-    /// Its session's name, and whose it is; `None` once it is over.
+    /// Returns the tenant and the name of the session; `None` once the turn has ended.
     #[must_use]
     pub fn session(&self) -> Option<(Tenant, &SessionId)> {
-        let key = self.open.as_ref()?.on_turn.key();
+        let key = self.open.as_ref()?.guard.key();
         Some((key.tenant, &key.id))
     }
 
-    /// Whether evicted keys and values of this session find a place on disk.
+    /// Returns whether evicted KV blocks of this session are written to disk.
     #[must_use]
     pub fn keeps_kv(&self) -> bool {
-        self.shared.snapshots.is_some()
+        self.sessions.snapshots.is_some()
     }
 
     pub(super) fn exists(&self) -> bool {
@@ -84,61 +83,61 @@ impl Turn {
         open.is_some_and(|open| open.held.history.is_some())
     }
 
-    /// The request's own tokens.
+    /// Appends to the request's own tokens.
     pub fn prompt(&mut self, prompt: &[u32]) {
         self.prompt.extend_from_slice(prompt);
     }
 
-    /// Checks that the turn can still be kept, as far as it is known without asking.
+    /// Checks that the turn can still be committed, without querying the store.
     ///
     /// # Errors
     /// [`SessionError::TakenOver`] if another server has the session.
     pub fn check(&self) -> Result<(), SessionError> {
         match &self.open {
-            // A session that was deleted is not this turn's any more, and the turn goes on.
-            Some(open) if !open.on_turn.is_deleted() => open.held.hold.check(),
+            // A turn continues after its session was deleted, and commits nothing.
+            Some(open) if !open.guard.is_deleted() => open.held.hold.check(),
             _ => Ok(()),
         }
     }
 
-    /// A token was generated.
+    /// Appends a generated token.
     pub fn push(&mut self, token: u32) {
         self.output.push(token);
     }
 
-    /// Ends the turn: the session now has history, prompt and what is kept of the output, and is
-    /// free for the next turn. With a session directory or a database, all that is durable when this
+    /// Ends the turn: the session is now its history, the prompt and the delivered output, and is
+    /// free for the next turn. With a session directory or a database, it is durable when this
     /// returns.
     ///
     /// # Errors
     /// If it can't be written ([`SessionError::Disk`], [`SessionError::Away`]) or another server has
-    /// the session ([`SessionError::TakenOver`]), the session is as it was; after
-    /// [`SessionError::Unknown`] it is not known.
-    pub async fn settle(mut self, kept: Kept) -> Result<(), SessionError> {
-        let output = self.output.get(..kept.tokens).unwrap_or(&self.output);
-        let tokens = [&*self.history, &self.prompt, output, &kept.tail].concat();
+    /// the session ([`SessionError::TakenOver`]), the session is unchanged. After
+    /// [`SessionError::Unknown`], the turn may or may not have been stored.
+    pub async fn commit(mut self, delivered: Delivered) -> Result<(), SessionError> {
+        let output = self.output.get(..delivered.tokens).unwrap_or(&self.output);
+        let tokens = [&*self.history, &self.prompt, output, &delivered.tail].concat();
         self.end(Some(tokens.into())).await.map(|_| ())
     }
 
-    /// As [`settle`](Self::settle), but where the disk must be waited for it goes on by itself: for
-    /// who can't wait, because the client went away. A failure is logged.
-    pub fn settle_soon(self, kept: Kept) {
-        let shared = Arc::clone(&self.shared);
-        let mut settling = Box::pin(async move {
-            if let Err(error) = self.settle(kept).await {
-                tracing::error!(%error, "a turn was lost");
+    /// Commits like [`commit`](Self::commit), in the background if the store has to be waited for.
+    /// Used when the client has disconnected. A failure is logged.
+    pub fn commit_in_background(self, delivered: Delivered) {
+        let sessions = Arc::clone(&self.sessions);
+        let mut committing = Box::pin(async move {
+            if let Err(error) = self.commit(delivered).await {
+                tracing::error!(%error, "turn not stored");
             }
         });
-        if (&mut settling).now_or_never().is_none() {
-            shared.background.spawn(settling);
+        if (&mut committing).now_or_never().is_none() {
+            sessions.background.spawn(committing);
         }
     }
 
-    /// Ends the turn, and the session with it.
+    /// Ends the turn and deletes the session.
     pub(super) async fn delete(mut self) -> Result<(), SessionError> {
-        let Some(Open {
+        let Some(OpenTurn {
             held,
-            on_turn: _on_turn,
+            guard: _guard,
         }) = self.open.take()
         else {
             return Ok(());
@@ -147,10 +146,10 @@ impl Turn {
         removed.map(|_| ())
     }
 
-    /// Ends the turn with a new history, or with the old one; gives what there is now, if anything.
+    /// Ends the turn with a new history, or with the old one. Returns the resulting history, if any.
     ///
-    /// Once begun it comes to its end even if this is dropped, as it is where the client goes away:
-    /// nobody is on the session before the disk has what it is to have.
+    /// Once begun, it completes even if the returned future is dropped, as happens when the client
+    /// disconnects: the next turn must not begin before the store has the result of this one.
     pub(super) async fn end(
         &mut self,
         tokens: Option<Arc<[u32]>>,
@@ -158,12 +157,12 @@ impl Turn {
         let Some(open) = self.open.take() else {
             return Ok(None);
         };
-        let id = open.on_turn.key().id.to_string();
+        let id = open.guard.key().id.to_string();
         let mut ending = Box::pin(open.end(tokens));
         if let Some(ended) = (&mut ending).now_or_never() {
             return ended;
         }
-        let ended = self.shared.background.spawn(ending).await;
+        let ended = self.sessions.background.spawn(ending).await;
         ended.unwrap_or_else(|panic| {
             Err(SessionError::Disk {
                 id,
@@ -174,29 +173,29 @@ impl Turn {
     }
 }
 
-impl Open {
+impl OpenTurn {
     async fn end(self, tokens: Option<Arc<[u32]>>) -> Result<Option<History>, SessionError> {
-        let Self { held, mut on_turn } = self;
-        let Held {
+        let Self { held, mut guard } = self;
+        let HeldSession {
             history,
             lost,
             hold,
         } = held;
-        let mut left = history;
-        if let Some(tokens) = tokens.filter(|_| !on_turn.is_deleted()) {
-            let created = left.map(|was| was.created);
-            left = match hold.write(created, tokens).await {
+        let mut result = history;
+        if let Some(tokens) = tokens.filter(|_| !guard.is_deleted()) {
+            let created = result.map(|history| history.created);
+            result = match hold.write(created, tokens).await {
                 Ok(history) => Some(history),
-                Err(_) if on_turn.is_deleted() => None,
+                Err(_) if guard.is_deleted() => None,
                 Err(error) => return Err(error),
             };
         }
-        if (left.is_some() || lost) && on_turn.end_unless_deleted() {
-            return Ok(left);
+        if (result.is_some() || lost) && guard.end_unless_deleted() {
+            return Ok(result);
         }
-        // It was deleted, or there never was anything to remember.
+        // The session was deleted, or has never had a history.
         match hold.remove().await {
-            // By now there is another of that name.
+            // Another session of that name exists by now.
             Ok(_) | Err(SessionError::TakenOver { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -208,20 +207,20 @@ impl Drop for Turn {
         let Some(open) = self.open.take() else {
             return;
         };
-        let Open { held, mut on_turn } = open;
-        // What stands for a lost history is left there, for the next turn to tell of it.
-        if (held.history.is_some() || held.lost) && on_turn.end_unless_deleted() {
+        let OpenTurn { held, mut guard } = open;
+        // The marker of a lost history stays, so that the next turn reports the loss.
+        if (held.history.is_some() || held.lost) && guard.end_unless_deleted() {
             return;
         }
-        // The turn ends here, though not all may be gone from the disk: who is refused has left no
-        // session, not even a busy one, by the time it is told.
+        // The turn ends here even if files remain on disk for a moment: a refused request must leave
+        // no session behind, not even a busy one, by the time its client gets the refusal.
         let mut removing = Box::pin(async move {
             if let Err(error) = held.hold.remove().await {
-                tracing::warn!(%error, "a session that never was is not removed");
+                tracing::warn!(%error, "empty session not removed");
             }
         });
         if (&mut removing).now_or_never().is_none() {
-            self.shared.background.spawn(removing);
+            self.sessions.background.spawn(removing);
         }
     }
 }

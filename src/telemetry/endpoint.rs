@@ -1,4 +1,4 @@
-//! Where traces go: the URL of an OTLP receiver that speaks protobuf over HTTP.
+//! The trace endpoint: the URL of an OTLP receiver for protobuf over HTTP.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use reqwest::Url;
 
 use crate::shown_url::shown_url;
 
-/// The path that OTLP over HTTP gives to traces.
+/// Path of traces in OTLP over HTTP.
 const TRACES: &str = "/v1/traces";
 
-/// Why a text is not an endpoint. It shows nothing of a password.
+/// Why an endpoint is not valid. The message never contains a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{shown:?} is not a valid OTLP endpoint ({reason}); it must be a URL such as http://localhost:4318"
+    "{shown:?} is not a valid OTLP endpoint ({reason}); use a URL such as http://localhost:4318"
 )]
 pub struct InvalidEndpoint {
     shown: String,
@@ -25,10 +25,10 @@ pub struct InvalidEndpoint {
 pub struct OtlpEndpoint(Url);
 
 impl OtlpEndpoint {
-    /// Takes over the whole URL of a receiver, as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` gives it.
+    /// Parses the complete URL of a receiver, as in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`.
     ///
     /// # Errors
-    /// If it is not an absolute `http` or `https` URL without user, query and fragment.
+    /// If `text` is not an absolute `http` or `https` URL without user, query and fragment.
     pub fn whole(text: &str) -> Result<Self, InvalidEndpoint> {
         let invalid = |reason: &str| InvalidEndpoint {
             shown: shown_url(text),
@@ -49,7 +49,7 @@ impl OtlpEndpoint {
         Ok(Self(url))
     }
 
-    /// The URL as the exporter takes it.
+    /// Returns the URL.
     pub(super) fn as_str(&self) -> &str {
         self.0.as_str()
     }
@@ -58,7 +58,7 @@ impl OtlpEndpoint {
 impl FromStr for OtlpEndpoint {
     type Err = InvalidEndpoint;
 
-    /// Takes the URL of a collector, to which `/v1/traces` is added, unless it is there already.
+    /// Parses the URL of a collector, and appends `/v1/traces` unless it is already there.
     fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
         let Self(mut url) = Self::whole(text)?;
         let base = url.path().trim_end_matches('/');
@@ -94,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_of_traces_alone_is_taken_as_it_is() {
+    fn the_endpoint_of_traces_alone_is_used_unchanged() {
         let endpoint = OtlpEndpoint::whole("https://host/custom").expect("a URL");
         assert_eq!(endpoint.as_str(), "https://host/custom");
     }
 
     #[test]
-    fn what_is_not_a_url_of_a_server_is_refused_and_named() {
+    fn an_invalid_url_is_refused_and_named() {
         for given in [
             "",
             "collector",

@@ -1,12 +1,12 @@
-//! The way of finished spans to the collector, and the count of those that are lost.
+//! The export of finished spans to the collector, and the count of lost spans.
 //!
 //! ```text
-//! request ends ──► Bounded ──queue──► export thread ──► Reporting ──► OTLP exporter ──► Collector
-//!                     └─ full: lost                        └─ failed: lost
+//! request ends ──► BoundedProcessor ──queue──► export thread ──► CountingExporter ──► OTLP exporter ──► collector
+//!                     └─ full: lost                                 └─ failed: lost
 //! ```
 //!
-//! The SDK's batch processor owns the queue and the thread. A request only ever puts a span into the
-//! queue or drops it; it must never wait here. A loss is counted, and logged once a minute at most.
+//! The SDK's batch processor owns the queue and the thread. A request either queues a span or drops
+//! it, and must never wait here. Losses are counted, and logged at most once a minute.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,54 +30,54 @@ use prost::Message as _;
 
 use super::endpoint::OtlpEndpoint;
 
-/// Spans that may wait for the collector, those being sent included: some 1000 requests, 10 MB.
+/// Maximum spans that are queued or being sent: about 1000 requests, 10 MB.
 const QUEUE: usize = 4096;
-/// Shortest time between two warnings of lost spans.
+/// Minimum time between two warnings about lost spans.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
-/// The account of spans that are on their way and of those that were lost.
+/// Counts the spans that are queued or being sent, and those that were lost.
 #[derive(Debug)]
-pub(super) struct Losses {
+pub(super) struct SpanCounts {
     endpoint: OtlpEndpoint,
-    on_their_way: AtomicUsize,
+    pending: AtomicUsize,
     lost: AtomicUsize,
-    /// The last thing said of the collector is that it does not take spans.
+    /// Whether the last log line about the collector reported a failure.
     failing: AtomicBool,
     last_warning: Mutex<Option<Instant>>,
 }
 
-impl Losses {
+impl SpanCounts {
     pub(super) fn new(endpoint: OtlpEndpoint) -> Self {
         Self {
             endpoint,
-            on_their_way: AtomicUsize::new(0),
+            pending: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
             failing: AtomicBool::new(false),
             last_warning: Mutex::new(None),
         }
     }
 
-    /// Counts a span that is to be sent; whether there is room for it.
+    /// Counts a span as pending. Returns false, and counts it as lost, if the queue is full.
     fn admit(&self) -> bool {
-        if self.on_their_way.fetch_add(1, Ordering::Relaxed) < QUEUE {
+        if self.pending.fetch_add(1, Ordering::Relaxed) < QUEUE {
             return true;
         }
-        self.on_their_way.fetch_sub(1, Ordering::Relaxed);
-        self.lose(1, "the queue is full");
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        self.lose(1, "the span queue is full");
         false
     }
 
     fn delivered(&self, spans: usize) {
-        self.on_their_way.fetch_sub(spans, Ordering::Relaxed);
+        self.pending.fetch_sub(spans, Ordering::Relaxed);
         if self.failing.swap(false, Ordering::Relaxed) {
             let lost = self.lost.load(Ordering::Relaxed);
-            tracing::info!(endpoint = %self.endpoint, lost, "trace collector takes spans again");
+            tracing::info!(endpoint = %self.endpoint, lost, "trace export recovered");
         }
     }
 
-    /// Counts a batch as sent, and `lost` of its spans as lost.
+    /// Counts `spans` as no longer pending, and `lost` of them as lost.
     fn failed(&self, spans: usize, lost: usize, reason: &str) {
-        self.on_their_way.fetch_sub(spans, Ordering::Relaxed);
+        self.pending.fetch_sub(spans, Ordering::Relaxed);
         self.lose(lost, reason);
     }
 
@@ -96,37 +96,37 @@ impl Losses {
         tracing::warn!(endpoint = %self.endpoint, reason, lost, "trace export failing");
     }
 
-    /// Spans that never reached the collector, when nothing more will be sent.
+    /// Returns the number of spans that never reached the collector, once no more are sent.
     pub(super) fn total(&self) -> usize {
-        self.lost.load(Ordering::Relaxed) + self.on_their_way.load(Ordering::Relaxed)
+        self.lost.load(Ordering::Relaxed) + self.pending.load(Ordering::Relaxed)
     }
 }
 
-/// The batch processor behind a bound that counts.
+/// The batch processor with a bound on pending spans that counts the dropped ones.
 #[derive(Debug)]
-pub(super) struct Bounded {
+pub(super) struct BoundedProcessor {
     batches: BatchSpanProcessor,
-    losses: Arc<Losses>,
+    counts: Arc<SpanCounts>,
 }
 
-impl Bounded {
-    /// Starts the export thread. How often it sends is `OTEL_BSP_SCHEDULE_DELAY`, 5 s by default.
-    pub(super) fn start(exporter: Reporting) -> Self {
-        let losses = Arc::clone(&exporter.losses);
-        // Its own queue never fills up: ours is as long, and counts what is being sent too.
+impl BoundedProcessor {
+    /// Starts the export thread, which sends every `OTEL_BSP_SCHEDULE_DELAY` (5 s by default).
+    pub(super) fn start(exporter: CountingExporter) -> Self {
+        let counts = Arc::clone(&exporter.counts);
+        // The SDK's queue never fills up: it is as long as this bound, which includes spans being sent.
         let config = BatchConfigBuilder::default().with_max_queue_size(QUEUE);
         Self {
             batches: BatchSpanProcessor::new(exporter, config.build()),
-            losses,
+            counts,
         }
     }
 }
 
-impl SpanProcessor for Bounded {
+impl SpanProcessor for BoundedProcessor {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if span.span_context.is_sampled() && self.losses.admit() {
+        if span.span_context.is_sampled() && self.counts.admit() {
             self.batches.on_end(span);
         }
     }
@@ -144,105 +144,105 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// The OTLP exporter, whose failures are counted.
+/// The OTLP exporter, with its failures counted.
 #[derive(Debug)]
-pub(super) struct Reporting {
+pub(super) struct CountingExporter {
     otlp: OtlpExporter,
-    answer: Arc<Mutex<Answer>>,
-    losses: Arc<Losses>,
+    response: Arc<Mutex<CollectorResponse>>,
+    counts: Arc<SpanCounts>,
 }
 
-/// What the collector said last, of which the exporter tells nothing.
+/// The collector's last response, which the exporter does not expose.
 #[derive(Debug, Clone, Default)]
-struct Answer {
-    /// Why there was none.
+struct CollectorResponse {
+    /// Why there was no response.
     failure: Option<String>,
-    /// Spans that it did not take out of a batch that it did, and why (OTLP's partial success).
+    /// Number of rejected spans of an accepted batch, and the reason (OTLP's partial success).
     rejected: Option<(usize, String)>,
 }
 
-impl Answer {
-    fn of(answer: &Result<Response<Bytes>, HttpError>) -> Self {
-        let rejected = |answer: &Response<Bytes>| {
-            let answer = ExportTraceServiceResponse::decode(answer.body().clone()).ok()?;
-            let partial = answer.partial_success?;
+impl CollectorResponse {
+    fn of(response: &Result<Response<Bytes>, HttpError>) -> Self {
+        let rejected = |response: &Response<Bytes>| {
+            let response = ExportTraceServiceResponse::decode(response.body().clone()).ok()?;
+            let partial = response.partial_success?;
             let spans = usize::try_from(partial.rejected_spans).ok()?;
             let reason = format!("spans rejected by the collector: {}", partial.error_message);
             (spans > 0).then_some((spans, reason))
         };
         Self {
-            failure: answer.as_ref().err().map(|error| causes(error.as_ref())),
-            rejected: answer.as_ref().ok().and_then(rejected),
+            failure: response.as_ref().err().map(|error| causes(error.as_ref())),
+            rejected: response.as_ref().ok().and_then(rejected),
         }
     }
 }
 
-impl Reporting {
-    /// An exporter to the endpoint of `losses`, which waits for an answer for as long as `timeout`.
-    /// Headers come from `OTEL_EXPORTER_OTLP_HEADERS`.
+impl CountingExporter {
+    /// Creates an exporter to the endpoint of `counts` with a time limit for responses. Headers come from
+    /// `OTEL_EXPORTER_OTLP_HEADERS`.
     ///
     /// # Errors
     /// If the HTTP client can't be set up.
-    pub(super) fn new(losses: Arc<Losses>, timeout: Duration) -> Result<Self, ExportError> {
-        let answer = Arc::<Mutex<Answer>>::default();
+    pub(super) fn new(counts: Arc<SpanCounts>, timeout: Duration) -> Result<Self, ExportError> {
+        let response = Arc::<Mutex<CollectorResponse>>::default();
         crate::tls::install_provider();
         let client = reqwest::blocking::Client::builder()
             .timeout(timeout)
-            // A redirect would carry the headers' keys elsewhere.
+            // A redirect would send the keys in the headers elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let otlp = OtlpExporter::builder()
             .with_http()
             .with_http_client(Collector {
                 client,
-                last: Arc::clone(&answer),
+                last: Arc::clone(&response),
             })
-            .with_endpoint(losses.endpoint.as_str())
+            .with_endpoint(counts.endpoint.as_str())
             .with_protocol(Protocol::HttpBinary)
             .with_timeout(timeout)
             .build()?;
         Ok(Self {
             otlp,
-            answer,
-            losses,
+            response,
+            counts,
         })
     }
 
-    fn last_answer(&self) -> Answer {
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.clone()
+    fn last_response(&self) -> CollectorResponse {
+        let response = self.response.lock().unwrap_or_else(PoisonError::into_inner);
+        response.clone()
     }
 
-    /// Sends spans; gives those that the collector did not take, with the reason.
+    /// Sends spans, and returns the number of those that were lost, with the reason.
     async fn send(&self, spans: Vec<SpanData>) -> Option<(usize, String)> {
         let count = spans.len();
         let sent = self.otlp.export(spans).await;
-        let answer = self.last_answer();
+        let response = self.last_response();
         match sent {
-            Ok(()) => answer.rejected,
-            Err(error) => Some((count, answer.failure.unwrap_or_else(|| error.to_string()))),
+            Ok(()) => response.rejected,
+            Err(error) => Some((count, response.failure.unwrap_or_else(|| error.to_string()))),
         }
     }
 }
 
-/// Why there is no exporter.
+/// Why the exporter can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The HTTP client.
+    /// The HTTP client can't be set up.
     #[error("the HTTP client for traces could not be set up: {0}")]
     Client(#[from] reqwest::Error),
-    /// The exporter.
+    /// The OTLP exporter can't be set up.
     #[error(transparent)]
     Exporter(#[from] ExporterBuildError),
 }
 
-impl SpanExporter for Reporting {
-    /// Succeeds always: what fails is counted and logged here, not by the SDK.
+impl SpanExporter for CountingExporter {
+    /// Always succeeds: failures are counted and logged here, not by the SDK.
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         match self.send(batch).await {
-            None => self.losses.delivered(spans),
-            Some((lost, reason)) => self.losses.failed(spans, lost, &reason),
+            None => self.counts.delivered(spans),
+            Some((lost, reason)) => self.counts.failed(spans, lost, &reason),
         }
         Ok(())
     }
@@ -251,37 +251,37 @@ impl SpanExporter for Reporting {
         self.otlp.shutdown_with_timeout(timeout)
     }
 
-    /// The SDK calls this once, on the export thread and before any span. So it is here that an
-    /// empty export shows whether there is a collector, rather than the first request's spans.
+    /// Sets the resource, and tests the connection with an empty export. The SDK calls this once, on the
+    /// export thread and before any span.
     fn set_resource(&mut self, resource: &Resource) {
         self.otlp.set_resource(resource);
-        // Ready at once: the blocking client makes the thread wait, not the future.
+        // The future is ready immediately: the blocking client blocks the thread instead.
         let _ = self.send(Vec::new()).now_or_never();
-        if let Some(reason) = self.last_answer().failure {
-            self.losses.failed(0, 0, &reason);
+        if let Some(reason) = self.last_response().failure {
+            self.counts.failed(0, 0, &reason);
         }
     }
 }
 
-/// The HTTP client, which remembers the answer: the exporter only says "network error", and nothing of
+/// An HTTP client that records the response: the exporter itself reports only "network error", and not the
 /// rejected spans.
 #[derive(Debug)]
 struct Collector {
     client: reqwest::blocking::Client,
-    last: Arc<Mutex<Answer>>,
+    last: Arc<Mutex<CollectorResponse>>,
 }
 
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.client.send_bytes(request).await;
+        let response = self.client.send_bytes(request).await;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Answer::of(&answer);
-        answer
+        *last = CollectorResponse::of(&response);
+        response
     }
 }
 
-/// The message of an error and of all that caused it.
+/// Joins the messages of an error and its sources.
 fn causes(error: &(dyn Error + 'static)) -> String {
     let chain = std::iter::successors(Some(error), |&error| error.source());
     let messages: Vec<String> = chain.map(ToString::to_string).collect();

@@ -1,47 +1,47 @@
-//! The way of log lines to standard error, which may be slow, full, closed or not read at all.
+//! Writes log lines to standard error, which may be slow, full, closed or unread.
 //!
 //! ```text
 //! any thread ──► LogWriter::push ──pending lines──► writer thread ──► standard error
-//!                    └─ no room: lost                   └─ failed: lost
+//!                    └─ full: lost                      └─ failed: lost
 //! ```
 //!
-//! A thread that logs copies its line into memory and goes on. It must never wait for standard error
-//! and never fail because of it; only the writer thread does either. What is lost is counted, and
-//! logged once a minute at most when lines can be written again.
+//! A thread that logs only copies its line into a buffer. It must never wait for standard error and
+//! never fail because of it; only the writer thread does. Lost lines are counted, and the count is
+//! logged at most once a minute once lines can be written again.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes of lines that may wait to be written: some 3000 requests.
+/// Maximum bytes of pending lines: about 3000 requests.
 const PENDING: usize = 1 << 20;
-/// Bytes that the buffers keep between two writes.
-const KEPT: usize = 64 << 10;
-/// How long to wait before an output that would block, but must not be waited for, is tried again.
+/// Buffer capacity that is retained between writes, in bytes.
+const RETAINED: usize = 64 << 10;
+/// Pause before retrying a non-blocking output that is not ready.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Shortest time between two warnings of lost lines.
+/// Minimum time between two warnings about lost lines.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(60);
 
-/// Where log lines are put; cheap to clone.
+/// Accepts log lines from any thread; cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct LogWriter(Arc<Shared>);
+pub(super) struct LogWriter(Arc<LogQueue>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LogQueue {
     queue: Mutex<Queue>,
-    /// There is something to write.
+    /// Signalled when there are lines to write.
     filled: Condvar,
-    /// All is written.
+    /// Signalled when all lines are written.
     drained: Condvar,
     lost: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// Whole lines that the writer thread has not taken yet.
+    /// Complete lines that the writer thread has not taken yet.
     pending: Vec<u8>,
-    /// The writer thread has taken lines and is not through with them.
+    /// Whether the writer thread is writing the lines it has taken.
     writing: bool,
 }
 
@@ -49,17 +49,17 @@ impl LogWriter {
     /// Starts the thread that writes lines to `output`.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If the thread can't be started.
     pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self(Arc::default());
-        let shared = Arc::clone(&writer.0);
+        let queue = Arc::clone(&writer.0);
         std::thread::Builder::new()
             .name("skald-log".to_owned())
-            .spawn(move || shared.write_all(Output::new(output)))?;
+            .spawn(move || queue.write_all(Output::new(output)))?;
         Ok(writer)
     }
 
-    /// Puts a line where the writer thread finds it, if there is room.
+    /// Queues a line for the writer thread, or counts it as lost if the queue is full.
     pub(super) fn push(&self, line: &[u8]) {
         let mut queue = self.0.queue();
         if queue.pending.len() + line.len() > PENDING {
@@ -70,13 +70,12 @@ impl LogWriter {
         self.0.filled.notify_one();
     }
 
-    /// Lines that were not written.
+    /// Returns the number of lost lines.
     pub(super) fn lost(&self) -> usize {
         self.0.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits until all lines are written or lost, for as long as `patience`; returns whether they
-    /// are.
+    /// Waits at most `patience` until all lines are written or lost, and returns whether they are.
     pub(super) fn flush(&self, patience: Duration) -> bool {
         let waiting = |queue: &mut Queue| queue.writing || !queue.pending.is_empty();
         let drained = self
@@ -89,7 +88,7 @@ impl LogWriter {
 }
 
 impl Write for LogWriter {
-    /// Takes a whole line, always.
+    /// Accepts a complete line; never fails.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
         Ok(line.len())
@@ -100,12 +99,12 @@ impl Write for LogWriter {
     }
 }
 
-impl Shared {
+impl LogQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what is put in the queue until the process ends.
+    /// Writes queued lines until the process ends.
     fn write_all(&self, mut output: Output<impl Write>) {
         let mut lines = Vec::new();
         let mut warned: (usize, Option<Instant>) = (0, None);
@@ -114,20 +113,24 @@ impl Shared {
             let written = output.write(&lines);
             let unwritten = lines_in(lines.get(written..).unwrap_or_default());
             let lost = unwritten + self.lost.fetch_add(unwritten, Ordering::Relaxed);
-            let (told, at) = warned;
+            let (reported, at) = warned;
             let is_due = at.is_none_or(|at| at.elapsed() >= BETWEEN_WARNINGS);
-            // While there is hardly room, the warning would be lost too.
-            if unwritten == 0 && lost > told && is_due && self.queue().pending.len() < PENDING / 2 {
+            // If the queue is nearly full, the warning could be lost too.
+            if unwritten == 0
+                && lost > reported
+                && is_due
+                && self.queue().pending.len() < PENDING / 2
+            {
                 warned = (lost, Some(Instant::now()));
                 tracing::warn!(lost, "log lines lost");
             }
         }
     }
 
-    /// Waits for lines and takes them all in place of those in `lines`, which are done with.
+    /// Waits for lines, and moves them all into `lines`, replacing its content.
     fn take(&self, lines: &mut Vec<u8>) {
         lines.clear();
-        lines.shrink_to(KEPT);
+        lines.shrink_to(RETAINED);
         let mut queue = self.queue();
         queue.writing = false;
         if queue.pending.is_empty() {
@@ -142,10 +145,10 @@ impl Shared {
     }
 }
 
-/// Standard error, as far as it takes lines.
+/// An output that recovers from partly written lines.
 struct Output<W> {
     output: W,
-    /// A line was written in part before the output failed.
+    /// Whether the last line was only partly written.
     is_torn: bool,
 }
 
@@ -155,7 +158,7 @@ impl<W: Write> Output<W> {
         Self { output, is_torn }
     }
 
-    /// Writes lines up to the first failure; returns the number of bytes written.
+    /// Writes lines up to the first failure, and returns the number of bytes written.
     fn write(&mut self, lines: &[u8]) -> usize {
         if self.is_torn && self.write_bytes(b"\n") == 0 {
             return 0;
@@ -174,7 +177,7 @@ impl<W: Write> Output<W> {
                 Ok(0) => break,
                 Ok(count) => written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => (),
-                // A parent has made the pipe or terminal that they share non-blocking.
+                // Another process has made the shared pipe or terminal non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
                 Err(_) => break,
             }
@@ -183,7 +186,7 @@ impl<W: Write> Output<W> {
     }
 }
 
-/// Lines that end in these bytes.
+/// Counts the complete lines in `bytes`.
 fn lines_in(bytes: &[u8]) -> usize {
     bytes
         .split_inclusive(|&byte| byte == b'\n')
@@ -199,13 +202,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// An output that does what it is told, write by write: takes so many bytes, or fails.
-    struct Told {
+    /// An output in which each write accepts a given number of bytes, or fails.
+    struct Scripted {
         orders: Receiver<Result<usize, ErrorKind>>,
         written: Sender<Vec<u8>>,
     }
 
-    impl Write for Told {
+    impl Write for Scripted {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let count = self.orders.recv().expect("an order")?.min(bytes.len());
             self.written
@@ -219,14 +222,14 @@ mod tests {
         }
     }
 
-    fn told() -> (
+    fn scripted() -> (
         LogWriter,
         Sender<Result<usize, ErrorKind>>,
         Receiver<Vec<u8>>,
     ) {
         let (order, orders) = channel();
         let (sender, written) = channel();
-        let output = Told {
+        let output = Scripted {
             orders,
             written: sender,
         };
@@ -234,8 +237,8 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_takes_nothing_costs_lines_and_no_time() {
-        let (writer, order, written) = told();
+    fn a_blocked_output_loses_lines_and_never_blocks_the_caller() {
+        let (writer, order, written) = scripted();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         writer.push(&line);
         while !writer.0.queue().writing {
@@ -257,8 +260,8 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_loses_its_lines_and_the_next_begin_on_a_line_of_their_own() {
-        let (writer, order, written) = told();
+    fn a_failure_loses_its_lines_and_the_next_start_on_a_new_line() {
+        let (writer, order, written) = scripted();
         for order_of in [
             Err(ErrorKind::Interrupted),
             Ok(3),

@@ -1,9 +1,8 @@
-//! Logs: what is written, where to, and in which form.
+//! Logging: filter, format and output.
 //!
-//! Lines go to standard error, by way of a thread of their own. The front end opens a span per request
-//! with its id and its trace id, which are so on every line written while the request is served.
-//! Nothing here may log a prompt, and nothing else in a running server may write to standard error or
-//! standard output.
+//! A dedicated thread writes the lines to standard error. The front end opens a span per request with its
+//! id and trace id, so every line of a request has them. This module must not log prompts, and no other
+//! part of a running server may write to standard error or standard output.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -17,36 +16,36 @@ use tracing_subscriber::filter::{LevelFilter, ParseError};
 use super::log_writer::LogWriter;
 use crate::config::LogFormat;
 
-/// Directives that hold unless the filter says otherwise. The exporter warns of every batch it
-/// loses; `telemetry::export` counts them and warns once a minute instead.
+/// Default directives, which the filter can override. The exporter warns about every lost batch;
+/// `telemetry::export` counts them and warns once a minute instead.
 const QUIET: &str = "opentelemetry-otlp=error";
-/// How long the last lines of a process may take.
+/// Time limit for writing the last lines of a process.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The process's own, as its subscriber is; none before logs are started.
+/// The writer of this process; unset before logging is started.
 static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
-/// Why logs can't be started.
+/// Why logging can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter can't be understood.
+    /// The filter can't be parsed.
     #[error("`log` is not a valid filter: {0}")]
     Filter(#[from] ParseError),
-    /// A word of the filter is not a level. Taken for a target, as it would be, it silences everything else.
+    /// A word of the filter is not a level. Interpreted as a target, it would silence everything else.
     #[error(
         "`log`: {0:?} is not a log level; write error, warn, info, debug, trace or off, or a filter such as \
          `info,skald::engine=debug`"
     )]
     Level(String),
-    /// The system gives no thread or file descriptor.
-    #[error("logs could not be started: {0}")]
+    /// The system can't provide a thread or a file descriptor.
+    #[error("logging could not be started: {0}")]
     Start(#[from] io::Error),
 }
 
-/// Starts logging for the whole process; later calls change nothing.
+/// Starts logging for the whole process; later calls have no effect.
 ///
 /// # Errors
-/// If `filter` is not a valid filter (`info`, `warn,skald=debug`), or the system gives no thread.
+/// If `filter` is not a valid filter (`info`, `warn,skald=debug`), or the thread can't be started.
 pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
     if let Some(word) = unknown_level(filter) {
         return Err(LogError::Level(word.to_owned()));
@@ -61,13 +60,13 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), LogError> {
     if WRITER.get().is_some() {
         return Ok(());
     }
-    // Not by the standard library's handle: its lock would be held for as long as a write takes.
+    // The standard library's handle would hold its lock for the duration of a write.
     let standard_error = io::stderr().as_fd().try_clone_to_owned()?;
     let writer = LogWriter::start(File::from(standard_error))?;
     let writer = WRITER.get_or_init(|| writer);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // They would go to standard error directly.
+        // Internal errors would bypass the writer thread.
         .log_internal_errors(false)
         .with_writer(move || writer.clone());
     let _ = if human {
@@ -92,13 +91,13 @@ fn unknown_level(filter: &str) -> Option<&str> {
     })
 }
 
-/// Log lines that were not written since the start of the process.
+/// Returns the number of log lines lost since the start of the process.
 #[must_use]
 pub fn lost_log_lines() -> usize {
     WRITER.get().map_or(0, LogWriter::lost)
 }
 
-/// Writes a line as it is, after all that was logged; where it can't be written it is lost.
+/// Writes a line verbatim, after all earlier log lines. If it can't be written, it is lost.
 pub fn say(line: &str) {
     let line = format!("{line}\n");
     if let Some(writer) = WRITER.get() {
@@ -108,14 +107,14 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits until what was logged is written, for a second at most.
+/// Waits at most one second until all log lines are written.
 pub fn flush_logs() {
     if let Some(writer) = WRITER.get() {
         writer.flush(PATIENCE);
     }
 }
 
-/// Flushes logs when it is dropped, also by a panic.
+/// Flushes logs when dropped, including during a panic.
 #[derive(Debug)]
 pub struct FlushLogs;
 
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_level_is_told_and_filters_are_not() {
+    fn a_misspelt_level_is_found_and_filters_are_accepted() {
         for filter in ["bogus", "info,foo", "warn, verbose"] {
             assert!(unknown_level(filter).is_some(), "{filter}");
         }

@@ -1,15 +1,14 @@
-//! What Skald tells those who operate it, besides metrics: logs on standard error, traces to an
-//! OpenTelemetry collector.
+//! Logs on standard error, and traces to an OpenTelemetry collector. Metrics are in `http::metrics`.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | `logs` | lines on standard error |
-//! | `log_writer` | the way of lines there, and the count of those that are lost |
-//! | `endpoint` | where traces go |
-//! | `traces` | the tracer that spans are made with, from start to stop |
-//! | `export` | the way of finished spans to the collector, and the count of those that are lost |
+//! | `logs` | setup of logging: filter, format and output |
+//! | `log_writer` | the thread that writes log lines, and the count of lost lines |
+//! | `endpoint` | the URL that traces are sent to |
+//! | `traces` | setup and shutdown of tracing |
+//! | `export` | the export of finished spans, and the count of lost spans |
 //!
-//! Nothing here knows of requests; the front end makes the spans (`http::request_trace`).
+//! This module must not know about requests; the front end creates the spans (`http::request_trace`).
 
 mod endpoint;
 mod export;

@@ -1,7 +1,7 @@
-//! Traces, from the start of the server to its stop: where they go, in whose name, what is sampled.
+//! Setup and shutdown of tracing: endpoint, resource attributes and sampling.
 //!
-//! Without an endpoint there is nothing: no thread, no client, no span. With one, what the collector
-//! does must not hold up the server: it may be away at the start, and has [`FLUSH`] at the stop.
+//! Without an endpoint there is no thread, no client and no span. With one, the collector must not
+//! delay the server: it may be unavailable at startup, and gets at most [`FLUSH`] at shutdown.
 
 use std::env;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use super::endpoint::{InvalidEndpoint, OtlpEndpoint};
-use super::export::{Bounded, ExportError, Losses, Reporting};
+use super::export::{BoundedProcessor, CountingExporter, ExportError, SpanCounts};
 
-/// How long the last spans may take to reach the collector when the server stops.
+/// Time limit for sending the last spans when the server stops.
 const FLUSH: Duration = Duration::from_secs(3);
-/// How long the collector may take to answer, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Default time limit for the collector's response; `OTEL_EXPORTER_OTLP_TIMEOUT` overrides it.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why traces can't be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// An environment variable is not what it should be.
+    /// An environment variable has an invalid endpoint.
     #[error("{variable}: {source}")]
     Endpoint {
-        /// The variable.
+        /// Name of the variable.
         variable: &'static str,
-        /// What is wrong.
+        /// Why the endpoint is invalid.
         source: InvalidEndpoint,
     },
     /// The exporter can't be set up.
@@ -36,19 +36,19 @@ pub enum TracesError {
     Export(#[from] ExportError),
 }
 
-/// The export of traces of one process.
+/// The trace export of this process.
 #[derive(Debug)]
 pub struct Traces {
     provider: SdkTracerProvider,
-    losses: Arc<Losses>,
+    counts: Arc<SpanCounts>,
 }
 
 impl Traces {
-    /// Starts the export to `endpoint`, or else to the one that the standard variables name; `None`
-    /// without any, or where these say that there shall be no traces.
+    /// Starts the export to `endpoint`, or to the endpoint in the standard variables. Returns `None` if
+    /// there is neither, or if the standard variables disable traces.
     ///
     /// # Errors
-    /// If a variable has a malformed endpoint, or there can't be an HTTP client.
+    /// If a variable has a malformed endpoint, or the HTTP client can't be set up.
     pub fn start(endpoint: Option<OtlpEndpoint>) -> Result<Option<Self>, TracesError> {
         let endpoint = match endpoint {
             Some(endpoint) => Some(endpoint),
@@ -58,7 +58,7 @@ impl Traces {
             return Ok(None);
         };
         if let Some(variable) = switched_off_by() {
-            tracing::info!(variable, "traces are switched off");
+            tracing::info!(variable, "traces disabled");
             return Ok(None);
         }
         for variable in [
@@ -66,38 +66,38 @@ impl Traces {
             "OTEL_EXPORTER_OTLP_PROTOCOL",
         ] {
             if let Some(protocol) = set(variable).filter(|protocol| protocol != "http/protobuf") {
-                tracing::warn!(variable, %protocol, "unsupported protocol: traces go out as http/protobuf");
+                tracing::warn!(variable, %protocol, "unsupported trace protocol; using http/protobuf");
             }
         }
-        let losses = Arc::new(Losses::new(endpoint.clone()));
-        let exporter = Reporting::new(Arc::clone(&losses), answer_timeout())?;
+        let counts = Arc::new(SpanCounts::new(endpoint.clone()));
+        let exporter = CountingExporter::new(Arc::clone(&counts), response_timeout())?;
         let provider = SdkTracerProvider::builder()
             .with_resource(resource())
-            .with_span_processor(Bounded::start(exporter))
+            .with_span_processor(BoundedProcessor::start(exporter))
             .build();
-        tracing::info!(%endpoint, "traces are exported");
-        Ok(Some(Self { provider, losses }))
+        tracing::info!(%endpoint, "trace export started");
+        Ok(Some(Self { provider, counts }))
     }
 
-    /// What spans are made with.
+    /// Returns the tracer that creates spans.
     #[must_use]
     pub fn tracer(&self) -> SdkTracer {
         self.provider.tracer("skald")
     }
 
-    /// Sends what is left and ends the export. Blocks for 3 seconds at most.
+    /// Sends the remaining spans and ends the export. Blocks for at most 3 seconds.
     pub fn stop(self) {
         let outcome = self.provider.shutdown_with_timeout(FLUSH);
-        let lost = self.losses.total();
+        let lost = self.counts.total();
         match outcome {
             Err(error) => tracing::warn!(%error, lost, "last trace spans not delivered"),
-            Ok(()) if lost > 0 => tracing::warn!(lost, "trace spans lost in all"),
+            Ok(()) if lost > 0 => tracing::warn!(lost, "trace spans lost in total"),
             Ok(()) => (),
         }
     }
 }
 
-/// A variable that says something.
+/// Returns the value of an environment variable; `None` if it is unset or empty.
 fn set(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|value| !value.is_empty())
 }
@@ -115,7 +115,7 @@ fn standard_endpoint() -> Result<Option<OtlpEndpoint>, TracesError> {
     endpoint.transpose()
 }
 
-/// The standard variable that forbids traces, if one does.
+/// Returns the standard variable that disables traces, if any.
 fn switched_off_by() -> Option<&'static str> {
     [
         ("OTEL_SDK_DISABLED", "true"),
@@ -126,22 +126,23 @@ fn switched_off_by() -> Option<&'static str> {
     .map(|(variable, _)| variable)
 }
 
-fn answer_timeout() -> Duration {
+fn response_timeout() -> Duration {
     [
         "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
         "OTEL_EXPORTER_OTLP_TIMEOUT",
     ]
     .into_iter()
     .find_map(|variable| set(variable)?.parse().ok())
-    .map_or(ANSWER, Duration::from_millis)
+    .map_or(RESPONSE_TIMEOUT, Duration::from_millis)
 }
 
-/// Who sends the spans: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, else `skald`.
+/// Returns the source of the spans: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, by default
+/// `skald`.
 fn resource() -> Resource {
     let detected = Resource::builder().build();
     let has = |key: &'static str| detected.get(&Key::new(key)).map(|value| value.to_string());
     let name = set("OTEL_SERVICE_NAME").or_else(|| {
-        // The SDK's own name for a service that has none is `unknown_service:…`.
+        // The SDK names an unnamed service `unknown_service:…`.
         has("service.name").filter(|name| !name.starts_with("unknown_service"))
     });
     let version = has("service.version").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());

@@ -1,12 +1,10 @@
-//! The server's certificate and private key, which can be read again while it serves.
+//! The server's certificate and private key, which can be reloaded while the server runs.
 //!
-//! Connections that are open keep the certificate they began with; new ones get the latest that could
-//! be read. A pair that can't be used never takes the place of one that can. The key must never be
-//! logged, in an error either.
+//! Open connections keep their certificate; new ones get the last valid pair. An invalid pair must never
+//! replace a valid one. The key must never be logged, not even in an error.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,20 +15,22 @@ use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-/// The largest file that is read, in bytes. A chain of certificates has some kilobytes.
+use crate::regular_file;
+
+/// Size of the largest file that is read, in bytes. A certificate chain has a few kilobytes.
 const LARGEST_FILE: u64 = 1 << 20;
 
-/// Which of the two files.
+/// One of the two files of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PemFile {
+pub enum IdentityFile {
     /// The certificate chain.
     Certificate,
     /// The private key.
     Key,
 }
 
-impl fmt::Display for PemFile {
-    /// The setting that names the file.
+impl fmt::Display for IdentityFile {
+    /// Writes the setting that names the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Certificate => "tls-cert",
@@ -43,50 +43,50 @@ impl fmt::Display for PemFile {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file can't be read.
-    #[error("`{part}`: {} can't be read: {source}", file.display())]
+    #[error("`{kind}`: {} can't be read: {source}", path.display())]
     Read {
-        /// Which.
-        part: PemFile,
-        /// Its path.
-        file: PathBuf,
-        /// The system's reason.
+        /// Kind of file.
+        kind: IdentityFile,
+        /// Path of the file.
+        path: PathBuf,
+        /// The system's error.
         source: io::Error,
     },
-    /// A file is not PEM, or holds something else.
-    #[error("`{part}`: {} has no {} in PEM: {reason}", file.display(), content(*part))]
+    /// A file is not PEM, or has other content.
+    #[error("`{kind}`: {} does not contain a {} in PEM format: {reason}", path.display(), content(*kind))]
     Malformed {
-        /// Which.
-        part: PemFile,
-        /// Its path.
-        file: PathBuf,
-        /// What is wrong with it.
+        /// Kind of file.
+        kind: IdentityFile,
+        /// Path of the file.
+        path: PathBuf,
+        /// The fault.
         reason: &'static str,
     },
-    /// A file is PEM, but what is in it can't be used.
-    #[error("`{part}`: {} can't be used: {reason}", file.display())]
+    /// A file is PEM, but its content is not usable.
+    #[error("`{kind}`: {} can't be used: {reason}", path.display())]
     Unusable {
-        /// Which.
-        part: PemFile,
-        /// Its path.
-        file: PathBuf,
-        /// Why.
+        /// Kind of file.
+        kind: IdentityFile,
+        /// Path of the file.
+        path: PathBuf,
+        /// The fault.
         reason: &'static str,
     },
-    /// The key is not the certificate's.
+    /// The key does not match the certificate.
     #[error(
         "the key in {} (`tls-key`) does not belong to the first certificate in {} (`tls-cert`)",
         key.display(), certificate.display()
     )]
     Mismatch {
-        /// The certificate's path.
+        /// Path of the certificate.
         certificate: PathBuf,
-        /// The key's path.
+        /// Path of the key.
         key: PathBuf,
     },
 }
 
-/// Returns what is wrong with a file that should be PEM. The library shows lines of it as numbers, and
-/// these may be parts of a key.
+/// Describes the fault of a PEM file. The library's own messages quote lines of the file, which may be parts
+/// of a key.
 pub(crate) fn pem_fault(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
@@ -96,23 +96,23 @@ pub(crate) fn pem_fault(error: &pem::Error) -> &'static str {
             "a line begins with `-----BEGIN` and does not end with `-----`"
         }
         pem::Error::Base64Decode(_) => {
-            "what is between the lines `-----BEGIN …-----` and `-----END …-----` is not valid Base64"
+            "the text between the lines `-----BEGIN …-----` and `-----END …-----` is not valid Base64"
         }
-        pem::Error::NoItemsFound => "no section of the file is one",
+        pem::Error::NoItemsFound => "the file has no such section",
         pem::Error::SectionTooLarge => "a section is too large",
-        _ => "it can't be read",
+        _ => "the file can't be parsed",
     }
 }
 
-fn content(part: PemFile) -> &'static str {
-    match part {
-        PemFile::Certificate => "certificate",
-        PemFile::Key => "private key (PKCS #8, PKCS #1 or SEC 1, not encrypted)",
+fn content(kind: IdentityFile) -> &'static str {
+    match kind {
+        IdentityFile::Certificate => "certificate",
+        IdentityFile::Key => "private key (PKCS #8, PKCS #1 or SEC 1, not encrypted)",
     }
 }
 
-/// The files, and what they held when they were last read. One lock, read once per handshake and
-/// written when a new pair was read.
+/// The files, and the last valid pair read from them. The lock is read once per handshake, and written when a
+/// new pair has been read.
 #[derive(Debug)]
 pub struct Identity {
     certificate: PathBuf,
@@ -124,7 +124,7 @@ impl Identity {
     /// Reads a certificate chain and its private key.
     ///
     /// # Errors
-    /// [`IdentityError`] naming setting and file.
+    /// [`IdentityError`], which names the setting and the file.
     pub fn load(certificate: PathBuf, key: PathBuf) -> Result<Self, IdentityError> {
         let current = RwLock::new(Arc::new(read(&certificate, &key)?));
         Ok(Self {
@@ -134,10 +134,10 @@ impl Identity {
         })
     }
 
-    /// Reads the files again. New handshakes use what they hold from then on.
+    /// Rereads the files. New handshakes use their content from then on.
     ///
     /// # Errors
-    /// [`IdentityError`]; what was read before stays in use.
+    /// [`IdentityError`]; the previous pair stays in use.
     pub fn reload(&self) -> Result<(), IdentityError> {
         let read = Arc::new(read(&self.certificate, &self.key)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = read;
@@ -150,7 +150,7 @@ impl Identity {
         [&self.certificate, &self.key]
     }
 
-    /// Returns what accepts connections as this identity, in HTTP/2 or HTTP/1.1 as the client likes.
+    /// Returns an acceptor that presents this identity and negotiates HTTP/2 or HTTP/1.1.
     #[must_use]
     pub fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
         super::install_provider();
@@ -171,26 +171,26 @@ impl ResolvesServerCert for Identity {
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
-    let malformed = |part, file: &Path, error: &pem::Error| IdentityError::Malformed {
-        part,
-        file: file.to_owned(),
+    let malformed = |kind, path: &Path, error: &pem::Error| IdentityError::Malformed {
+        kind,
+        path: path.to_owned(),
         reason: pem_fault(error),
     };
-    let text = read_file(PemFile::Certificate, certificate)?;
+    let text = read_file(IdentityFile::Certificate, certificate)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let chain = match chain {
         Ok(chain) if chain.is_empty() => Err(pem::Error::NoItemsFound),
         chain => chain,
     };
-    let chain = chain.map_err(|error| malformed(PemFile::Certificate, certificate, &error))?;
-    let text = read_file(PemFile::Key, key)?;
+    let chain = chain.map_err(|error| malformed(IdentityFile::Certificate, certificate, &error))?;
+    let text = read_file(IdentityFile::Key, key)?;
     let private = PrivateKeyDer::from_pem_slice(&text);
-    let private = private.map_err(|error| malformed(PemFile::Key, key, &error))?;
+    let private = private.map_err(|error| malformed(IdentityFile::Key, key, &error))?;
     let provider = rustls::crypto::ring::default_provider();
     let private = provider.key_provider.load_private_key(private);
     let private = private.map_err(|_| IdentityError::Unusable {
-        part: PemFile::Key,
-        file: key.to_owned(),
+        kind: IdentityFile::Key,
+        path: key.to_owned(),
         reason: "its private key is not a valid RSA (2048 to 4096 bits), ECDSA (P-256 or P-384) or Ed25519 key",
     })?;
     let pair = CertifiedKey::new(chain, private);
@@ -201,29 +201,17 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
             key: key.to_owned(),
         }),
         Err(_) => Err(IdentityError::Unusable {
-            part: PemFile::Certificate,
-            file: certificate.to_owned(),
+            kind: IdentityFile::Certificate,
+            path: certificate.to_owned(),
             reason: "its first certificate is not a valid X.509 certificate",
         }),
     }
 }
 
-/// Reads a regular file: a pipe would be waited for.
-fn read_file(part: PemFile, file: &Path) -> Result<Vec<u8>, IdentityError> {
-    let failed = |source| IdentityError::Read {
-        part,
-        file: file.to_owned(),
+fn read_file(kind: IdentityFile, path: &Path) -> Result<Vec<u8>, IdentityError> {
+    regular_file::read(path, LARGEST_FILE).map_err(|source| IdentityError::Read {
+        kind,
+        path: path.to_owned(),
         source,
-    };
-    let metadata = fs::metadata(file).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(failed(io::Error::other("it is not a regular file")));
-    }
-    let mut bytes = Vec::new();
-    let mut opened = File::open(file).map_err(failed)?.take(LARGEST_FILE + 1);
-    opened.read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST_FILE {
-        return Err(failed(io::Error::other("it is larger than 1 MiB")));
-    }
-    Ok(bytes)
+    })
 }

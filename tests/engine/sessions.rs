@@ -11,7 +11,7 @@ use skald::kernels::kv::KvDtype;
 use skald::request::{RequestDraft, SessionId, Tenant};
 use skald::session::snapshots::{SnapshotConfig, Snapshots};
 use skald::session::{
-    Fingerprint, IfBusy, Kept, SessionConfig, SessionError, SessionKey, Sessions, Sharing,
+    Delivered, Fingerprint, IfBusy, SessionConfig, SessionError, SessionKey, Sessions, Sharing,
 };
 
 use crate::model::{
@@ -98,11 +98,11 @@ impl Server {
         let generation = self.engine.submit(request).await.expect("accepted");
         let outcome = finish(generation).await.expect("it does not fail");
         outcome.ids().into_iter().for_each(|id| turn.push(id));
-        let kept = Kept {
+        let kept = Delivered {
             tokens: outcome.tokens.len(),
             tail: Vec::new(),
         };
-        turn.settle(kept).await.expect("it is kept");
+        turn.commit(kept).await.expect("it is kept");
         outcome
     }
 
@@ -169,7 +169,7 @@ async fn a_session_keeps_what_was_delivered_and_not_what_was_generated() {
     turn.prompt(&[1, 2]);
     (10..20).for_each(|id| turn.push(id));
     let tail = vec![7, 8];
-    turn.settle(Kept { tokens: 3, tail }).await.unwrap();
+    turn.commit(Delivered { tokens: 3, tail }).await.unwrap();
     assert_eq!(
         server.history("a").await,
         Some(vec![1, 2, 10, 11, 12, 7, 8])
@@ -289,7 +289,7 @@ async fn a_deleted_session_starts_anew_and_a_running_turn_does_not_bring_it_back
         assert_eq!(server.history("a").await, None);
         let again = server.sessions.delete(&key("a")).await;
         assert!(matches!(again, Err(SessionError::NotFound { .. })));
-        turn.settle(Kept::default()).await.unwrap();
+        turn.commit(Delivered::default()).await.unwrap();
         assert_eq!(server.history("a").await, None);
         assert!(matches!(
             server.sessions.delete(&key("a")).await,

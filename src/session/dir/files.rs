@@ -1,13 +1,13 @@
-//! The files of histories.
+//! The files of a session directory.
 //!
-//! `sessions/tokenizer-<16 digits>/<tenant>/<id>.session/` has the file `history`, sealed, and the file
-//! `lock`, which whoever changes the session has locked (`flock`; the system unlocks it if the process
-//! dies). The digits are of the tokenizer's fingerprint, so servers whose token ids mean other things
-//! never meet. A history that can't be read is set aside beside its place, and the file `lost` stands
-//! for it until the session has a history again.
+//! `sessions/tokenizer-<16 digits>/<tenant>/<id>.session/` has the sealed file `history` and the file
+//! `lock`, which a process locks to change the session (`flock`; the system unlocks it if the process
+//! dies). The digits are the beginning of the tokenizer's fingerprint, so servers with different
+//! tokenizers never share a session. A history that can't be read is set aside in the same directory,
+//! and the file `lost` marks the loss until the session has a history again.
 //!
-//! The directory of a tokenizer is made once, at the start. If it is gone later, the file system is:
-//! nothing is made in its place. Everything here blocks.
+//! The directory of a tokenizer is created once, at startup. If it is missing later, its file system
+//! is no longer mounted, and nothing must be created in its place. Everything here blocks.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -21,48 +21,48 @@ use crate::session::SessionKey;
 use crate::session::history::{self, History};
 use crate::session::sealed::{Fingerprint, Seal, UNFINISHED, Unreadable, set_aside};
 
-/// The directory of a tokenizer's sessions has this before its name; no tenant has.
+/// Prefix of the directory of a tokenizer's sessions. No tenant's name begins with it.
 pub(super) const TOKENIZER: &str = "tokenizer-";
-/// A session's directory has this after its name: a name may be `..`.
+/// Suffix of a session's directory, since a session may be named `..`.
 pub(super) const ENDING: &str = ".session";
 pub(super) const HISTORY: &str = "history";
 const LOCK: &str = "lock";
-/// Stands for a history that was set aside.
+/// Marks the loss of a history that was set aside.
 const LOST: &str = "lost";
-/// How often a lock is tried that others delete as we get it.
+/// Maximum attempts to lock a session that other processes keep deleting.
 const LOCK_ATTEMPTS: usize = 100;
 
-/// What there is of a session.
+/// The stored state of a session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub history: Option<History>,
-    /// There was a history, which could not be read.
+    /// Whether the session had a history that could not be read.
     pub lost: bool,
 }
 
-/// The directory of all sessions of a tokenizer.
+/// The directory of a tokenizer's sessions.
 pub(super) struct SessionDir {
     root: PathBuf,
     seal: Seal,
 }
 
-/// A session that no other process can change meanwhile.
+/// A locked session, which no other process can change.
 pub(super) struct Locked {
     dir: PathBuf,
-    /// Closing it unlocks.
+    /// Closing the file unlocks the session.
     _lock: File,
 }
 
 impl SessionDir {
-    /// Makes the directory if need be.
+    /// Opens the directory, and creates it if necessary.
     ///
     /// # Errors
-    /// If it can't be written to.
+    /// If the directory can't be written to.
     pub fn open(dir: &Path, tokenizer: Fingerprint) -> io::Result<Self> {
         let sessions = dir.join("sessions");
         let root = sessions.join(format!("{TOKENIZER}{tokenizer}"));
         fs::create_dir_all(&root)?;
-        // A directory that can be read only is found out now, not with the first turn.
+        // Detects a read-only directory at startup rather than at the first turn.
         let probe = root.join(format!("probe.{}", std::process::id()));
         fs::write(&probe, [])?;
         fs::remove_file(&probe)?;
@@ -71,10 +71,10 @@ impl SessionDir {
         Ok(Self { root, seal })
     }
 
-    /// Checks that the directory is still there.
+    /// Checks that the directory still exists.
     ///
     /// # Errors
-    /// If it is not: it was removed, or its file system is not mounted any more.
+    /// If it was removed, or its file system is no longer mounted.
     fn check(&self) -> io::Result<()> {
         match fs::metadata(&self.root) {
             Ok(_) => Ok(()),
@@ -98,7 +98,7 @@ impl SessionDir {
             .join(format!("{}{ENDING}", key.id))
     }
 
-    /// Locks a session, whether it exists or not; `None` if someone else has it locked.
+    /// Locks a session, whether it exists or not; `None` if it is already locked.
     pub fn lock(&self, key: &SessionKey) -> io::Result<Option<Locked>> {
         let dir = self.session_dir(key);
         for _ in 0..LOCK_ATTEMPTS {
@@ -110,18 +110,18 @@ impl SessionDir {
                 }
             }
             match try_lock(&dir)? {
-                Attempt::Locked(locked) => return Ok(Some(locked)),
-                Attempt::Held => return Ok(None),
-                Attempt::Gone => (),
+                LockAttempt::Locked(locked) => return Ok(Some(locked)),
+                LockAttempt::Held => return Ok(None),
+                LockAttempt::Gone => (),
             }
         }
-        Err(io::Error::other("it is deleted again and again"))
+        Err(io::Error::other("other servers keep deleting the session"))
     }
 
-    /// What is there of a session; what can't be read is set aside.
+    /// Reads a locked session. A history that can't be read is set aside.
     ///
     /// # Errors
-    /// The system's, also if what can't be read can't be set aside.
+    /// Those of the system, including a failure to set a file aside.
     pub fn read(&self, locked: &Locked) -> io::Result<Found> {
         let (path, lost) = (locked.dir.join(HISTORY), locked.dir.join(LOST));
         let why = match self.read_file(&path) {
@@ -134,7 +134,7 @@ impl SessionDir {
             Err(Unreadable::Io(error)) => return Err(error),
             Err(why) => why,
         };
-        // First, so that it is not forgotten if the process dies in between.
+        // The marker comes first, so that the loss is reported even if the process dies in between.
         File::create(&lost)?;
         set_aside(&path, &why)?;
         Ok(Found {
@@ -143,13 +143,13 @@ impl SessionDir {
         })
     }
 
-    /// What is there of a session that others may be changing: the state before or after.
+    /// Reads a session without locking it: the state either before or after a concurrent change.
     pub fn peek(&self, key: &SessionKey) -> io::Result<Option<History>> {
         match self.read_file(&self.session_dir(key).join(HISTORY)) {
             Ok(None) => self.check().map(|()| None),
             Ok(history) => Ok(history),
             Err(Unreadable::Io(error)) => Err(error),
-            // Its next turn sets it aside.
+            // The next turn sets it aside.
             Err(Unreadable::Corrupt(_) | Unreadable::Foreign(_)) => Ok(None),
         }
     }
@@ -159,18 +159,18 @@ impl SessionDir {
             return Ok(None);
         };
         let history =
-            History::decode(&content).ok_or(Unreadable::Corrupt("it is not a history"))?;
+            History::decode(&content).ok_or(Unreadable::Corrupt("not a valid session history"))?;
         Ok(Some(history))
     }
 
-    /// Puts a history on the disk.
+    /// Writes a history durably.
     pub fn write(&self, locked: &Locked, history: &History) -> io::Result<()> {
         let path = locked.dir.join(HISTORY);
         let is_new = !path.exists();
         self.seal.write(&path, &history.encode(), true)?;
         if is_new {
-            remove_if_there(&locked.dir.join(LOST))?;
-            // Its directory, and the tenant's, may be new too.
+            remove_if_exists(&locked.dir.join(LOST))?;
+            // The session's directory and the tenant's may be new too.
             for parent in locked.dir.ancestors().skip(1).take(2) {
                 File::open(parent)?.sync_all()?;
             }
@@ -178,41 +178,41 @@ impl SessionDir {
         Ok(())
     }
 
-    /// Takes a session away; whether there was one.
+    /// Removes a session, and returns whether it had a history.
     pub fn remove(locked: &Locked) -> io::Result<bool> {
-        let there = remove_if_there(&locked.dir.join(HISTORY))?;
-        remove_if_there(&locked.dir.join(LOST))?;
+        let existed = remove_if_exists(&locked.dir.join(HISTORY))?;
+        remove_if_exists(&locked.dir.join(LOST))?;
         for entry in fs::read_dir(&locked.dir)?.flatten() {
             if entry.path().extension().is_some_and(|e| e == UNFINISHED) {
                 fs::remove_file(entry.path())?;
             }
         }
-        // The lock goes last. If someone has just come for it or something was set aside, the
-        // directory stays.
+        // The lock is removed last. The directory stays if another process has just created a lock, or
+        // if a file was set aside.
         let _ = fs::remove_file(locked.dir.join(LOCK));
         let _ = fs::remove_dir(&locked.dir);
-        Ok(there)
+        Ok(existed)
     }
 
-    /// Takes away the history of a session that this process has locked already.
+    /// Removes the history of a session that this process has already locked.
     pub fn forget(&self, key: &SessionKey) -> io::Result<()> {
-        remove_if_there(&self.session_dir(key).join(HISTORY)).map(drop)
+        remove_if_exists(&self.session_dir(key).join(HISTORY)).map(drop)
     }
 
-    /// All sessions of a tenant.
+    /// Lists the sessions of a tenant.
     pub fn list(&self, tenant: Tenant) -> io::Result<Vec<(SessionKey, History)>> {
         let keys = self.keys(tenant)?.into_iter();
         let listed = keys.filter_map(|key| match self.peek(&key) {
             Ok(history) => Some((key, history?)),
             Err(error) => {
-                tracing::warn!(id = %key.id, %error, "a session can't be read");
+                tracing::warn!(id = %key.id, %error, "session not readable");
                 None
             }
         });
         Ok(listed.collect())
     }
 
-    /// How many sessions a tenant has, without those that were not used for so long.
+    /// Counts the sessions of a tenant that were used within `ttl`.
     pub fn count(&self, tenant: Tenant, ttl: Option<Duration>) -> io::Result<usize> {
         let keys = self.keys(tenant)?.into_iter();
         Ok(keys
@@ -228,7 +228,7 @@ impl SessionDir {
         Ok(ids.map(|id| SessionKey { tenant, id }).collect())
     }
 
-    /// How many sessions there are in all.
+    /// Counts the sessions of all tenants.
     pub fn count_all(&self) -> io::Result<usize> {
         self.check()?;
         let mut count = 0;
@@ -239,19 +239,19 @@ impl SessionDir {
         Ok(count)
     }
 
-    /// Takes away the sessions that were not used for so long, and what a process that died has
-    /// left of sessions that never had a turn.
+    /// Removes the sessions that were not used within `ttl`, and the leftovers of processes that died
+    /// during a session's first turn. Returns the number of removed sessions.
     pub fn sweep(&self, ttl: Option<Duration>) -> io::Result<usize> {
         self.check()?;
         let mut removed = 0;
         for tenant in entries(&self.root)? {
             let dirs = entries(&tenant)?.into_iter();
-            // Other things that lie there are not ours.
+            // Files with other names do not belong to Skald.
             for dir in dirs.filter(|dir| dir.to_string_lossy().ends_with(ENDING)) {
                 match self.remove_if_expired(&dir, ttl) {
                     Ok(is_removed) => removed += usize::from(is_removed),
                     Err(error) => {
-                        tracing::warn!(dir = %dir.display(), %error, "a session can't be looked at");
+                        tracing::warn!(dir = %dir.display(), %error, "session not swept");
                     }
                 }
             }
@@ -264,63 +264,63 @@ impl SessionDir {
         if is_in_use(&dir.join(HISTORY), ttl) || is_in_use(&lost, ttl) {
             return Ok(false);
         }
-        let Attempt::Locked(locked) = try_lock(dir)? else {
+        let LockAttempt::Locked(locked) = try_lock(dir)? else {
             return Ok(false);
         };
-        // A turn may have ended before we had the lock.
+        // A turn may have ended before the lock was acquired.
         match self.read(&locked)?.history {
             Some(history) if !history.has_expired(ttl) => Ok(false),
-            // Found out just now: its client is still to be told.
+            // The loss was detected just now: the client has yet to be told.
             None if is_in_use(&lost, ttl) => Ok(false),
             _ => Self::remove(&locked),
         }
     }
 }
 
-/// What comes of an attempt to lock a session.
-pub(super) enum Attempt {
+/// The outcome of an attempt to lock a session.
+pub(super) enum LockAttempt {
     Locked(Locked),
-    /// Someone else has it.
+    /// The session is already locked.
     Held,
-    /// It was deleted meanwhile.
+    /// The session was deleted in the meantime.
     Gone,
 }
 
 /// Tries to lock the session in `dir`, which must exist.
-pub(super) fn try_lock(dir: &Path) -> io::Result<Attempt> {
+pub(super) fn try_lock(dir: &Path) -> io::Result<LockAttempt> {
     let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     let lock = match options.create(true).truncate(false).write(true).open(&path) {
         Ok(lock) => lock,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Attempt::Gone),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
         Err(error) => return Err(error),
     };
     match lock.try_lock() {
         Ok(()) => (),
-        Err(TryLockError::WouldBlock) => return Ok(Attempt::Held),
+        Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Held),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // Whoever had it may have deleted it: then it is not the one that others find.
+    // The previous holder may have deleted the file: then other processes lock a new one.
     let found = fs::metadata(&path).map(|found| found.ino());
     let is_it = found.is_ok_and(|ino| lock.metadata().is_ok_and(|ours| ours.ino() == ino));
     Ok(if is_it {
-        Attempt::Locked(Locked {
+        LockAttempt::Locked(Locked {
             dir: dir.to_owned(),
             _lock: lock,
         })
     } else {
-        Attempt::Gone
+        LockAttempt::Gone
     })
 }
 
-/// Whether there is a file that was written not too long ago.
+/// Returns whether a file exists and was written within `ttl`.
 fn is_in_use(file: &Path, ttl: Option<Duration>) -> bool {
     let idle = idle_for(file);
     idle.is_some_and(|idle| ttl.is_none_or(|ttl| idle <= ttl))
 }
 
-/// Removes a file; whether there was one.
-fn remove_if_there(file: &Path) -> io::Result<bool> {
+/// Removes a file if it exists, and returns whether it did.
+fn remove_if_exists(file: &Path) -> io::Result<bool> {
     match fs::remove_file(file) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -328,14 +328,14 @@ fn remove_if_there(file: &Path) -> io::Result<bool> {
     }
 }
 
-/// Since when a file has not been written to; `None` if there is none. One that is dated in the
-/// future, since the clock was set back, was written to just now.
+/// Returns the time since a file was last written; `None` if it does not exist. A file dated in the
+/// future, because the clock was set back, counts as written just now.
 fn idle_for(path: &Path) -> Option<Duration> {
     let modified = fs::metadata(path).and_then(|found| found.modified()).ok()?;
     Some(modified.elapsed().unwrap_or_default())
 }
 
-/// What is in a directory; nothing if it is not there.
+/// Returns the entries of a directory; none if it does not exist.
 pub(super) fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
@@ -346,7 +346,7 @@ pub(super) fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// What tests of this directory share.
+/// Helpers for the tests of this directory.
 #[cfg(test)]
 pub(super) mod testing {
     use std::time::SystemTime;

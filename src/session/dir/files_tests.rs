@@ -4,7 +4,7 @@ use super::testing::{history, key, open, put};
 use super::*;
 
 #[test]
-fn every_allowed_name_is_a_directory_of_its_own() {
+fn every_allowed_name_has_its_own_directory() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(dir.path());
     let longest = "x".repeat(SessionId::MAX_LENGTH);
@@ -34,13 +34,13 @@ fn a_session_is_locked_by_one_at_a_time() {
 }
 
 #[test]
-fn a_session_that_is_removed_can_be_made_anew_at_once() {
+fn a_removed_session_can_be_created_again_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(dir.path());
     put(&sessions, "a", &[1]);
     let locked = sessions.lock(&key("a")).unwrap().unwrap();
     assert!(SessionDir::remove(&locked).unwrap());
-    // The old lock is still held, but it is not the session's any more.
+    // The old lock is still held, but no longer belongs to the session.
     let anew = sessions.lock(&key("a")).unwrap().unwrap();
     let found = sessions.read(&anew).unwrap();
     assert_eq!((found.history, found.lost), (None, false));
@@ -63,7 +63,7 @@ fn damage(sessions: &SessionDir, id: &str) -> PathBuf {
 }
 
 #[test]
-fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
+fn an_unreadable_history_is_set_aside_under_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(dir.path());
     let lost = Found {
@@ -76,7 +76,7 @@ fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
         assert_eq!(sessions.peek(&key("a")).unwrap(), None);
         assert!(path.exists());
         let locked = sessions.lock(&key("a")).unwrap().unwrap();
-        // Until it has a history again, whoever comes is told.
+        // Every turn reports the loss until the session has a history again.
         assert_eq!(sessions.read(&locked).unwrap(), lost);
         assert_eq!(sessions.read(&locked).unwrap(), lost);
         assert!(path.with_file_name(aside).exists());
@@ -88,7 +88,7 @@ fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
         assert!(!sessions.read(&locked).unwrap().lost);
         assert!(!path.with_file_name(LOST).exists());
     }
-    // What is deleted is forgotten, not lost.
+    // A deleted session is not a lost one.
     damage(&sessions, "a");
     let locked = sessions.lock(&key("a")).unwrap().unwrap();
     assert_eq!(sessions.read(&locked).unwrap(), lost);
@@ -99,7 +99,7 @@ fn what_cannot_be_read_is_set_aside_by_who_has_the_lock() {
 }
 
 #[test]
-fn tokenizers_never_meet() {
+fn tokenizers_never_share_a_session() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (
         open(dir.path()),
@@ -107,7 +107,7 @@ fn tokenizers_never_meet() {
     );
     put(&one, "a", &[1]);
     let locked = one.lock(&key("a")).unwrap().unwrap();
-    // Not even the lock is the same.
+    // The locks are different too.
     put(&two, "a", &[2]);
     drop(locked);
     for (sessions, token) in [(&one, 1), (&two, 2)] {
@@ -119,7 +119,7 @@ fn tokenizers_never_meet() {
 }
 
 #[test]
-fn a_directory_that_is_gone_is_an_error_and_is_not_made_anew() {
+fn a_missing_directory_is_an_error_and_is_not_created_again() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(&dir.path().join("mounted"));
     put(&sessions, "a", &[1]);
@@ -139,7 +139,7 @@ fn a_directory_that_is_gone_is_an_error_and_is_not_made_anew() {
 }
 
 #[test]
-fn what_is_dated_in_the_future_is_not_swept_away_and_can_be_used() {
+fn a_session_dated_in_the_future_is_not_swept_and_can_be_used() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(dir.path());
     put(&sessions, "a", &[1]);
@@ -166,7 +166,7 @@ fn what_is_dated_in_the_future_is_not_swept_away_and_can_be_used() {
 }
 
 #[test]
-fn only_what_has_expired_is_swept_away() {
+fn only_expired_sessions_are_swept() {
     let dir = tempfile::tempdir().unwrap();
     let sessions = open(dir.path());
     for id in ["old", "new", "used"] {
@@ -182,7 +182,7 @@ fn only_what_has_expired_is_swept_away() {
     let path = sessions.session_dir(&key("old")).join(HISTORY);
     let file = File::options().write(true).open(path).unwrap();
     file.set_modified(long_ago).unwrap();
-    // Nobody takes away what someone is using.
+    // A locked session is not removed.
     assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 0);
     drop(locked);
     assert_eq!(sessions.sweep(None).unwrap(), 0);

@@ -1,21 +1,21 @@
-//! Brings histories of the earlier layout where they belong.
+//! Migrates histories from the earlier directory layout.
 //!
-//! Before tokenizers had directories of their own, all histories were in `sessions/<tenant>/<id>.session/`. At the
-//! start, those of this server's tokenizer are moved to its own directory; others are left for the
-//! servers of theirs. A session is moved under its lock and in one piece, and never over another: a
-//! crash in between leaves the rest for the next start.
+//! Before each tokenizer had its own directory, all histories were in `sessions/<tenant>/<id>.session/`. At
+//! startup, a server moves the sessions of its tokenizer to that tokenizer's directory and leaves the others
+//! to servers with the matching tokenizer. A session is moved atomically, under its lock, and never over
+//! another one. A crash leaves the remaining sessions for the next start.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::files::{Attempt, ENDING, HISTORY, TOKENIZER, entries, try_lock};
+use super::files::{ENDING, HISTORY, LockAttempt, TOKENIZER, entries, try_lock};
 use crate::session::sealed::Seal;
 
 /// Moves the sessions of the tokenizer of `seal` from `sessions` to `root`.
 ///
 /// # Errors
-/// If a directory can't be read or made.
+/// If a directory can't be read or created.
 pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()> {
     let mut moved = 0;
     for tenant in entries(sessions)? {
@@ -31,18 +31,18 @@ pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()>
             is_session && seal.begins(&dir.join(HISTORY)).unwrap_or(false)
         });
         let new = root.join(name);
-        let mut here = 0;
+        let mut moved_here = 0;
         for dir in ours {
             fs::create_dir_all(&new)?;
-            here += usize::from(adopt_one(&dir, &new));
+            moved_here += usize::from(adopt_one(&dir, &new));
         }
-        if here > 0 {
+        if moved_here > 0 {
             File::open(&new)?.sync_all()?;
             File::open(&tenant)?.sync_all()?;
-            // Only if nothing is left in it.
+            // Fails, as it should, if other sessions remain.
             let _ = fs::remove_dir(&tenant);
         }
-        moved += here;
+        moved += moved_here;
     }
     if moved > 0 {
         tracing::info!(
@@ -53,10 +53,10 @@ pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()>
     Ok(())
 }
 
-/// Moves one session into the directory of its tenant; returns whether it was moved.
+/// Moves a session into the directory of its tenant, and returns whether it was moved.
 fn adopt_one(dir: &Path, tenant: &Path) -> bool {
     let why = match try_lock(dir) {
-        Ok(Attempt::Locked(_locked)) => {
+        Ok(LockAttempt::Locked(_locked)) => {
             let name = dir.file_name().unwrap_or_default();
             match fs::rename(dir, tenant.join(name)) {
                 Ok(()) => return true,
@@ -64,9 +64,9 @@ fn adopt_one(dir: &Path, tenant: &Path) -> bool {
                 Err(error) => error.to_string(),
             }
         }
-        Ok(Attempt::Held) => "a server of an earlier version is on it".to_owned(),
-        // Another server has moved it.
-        Ok(Attempt::Gone) => return false,
+        Ok(LockAttempt::Held) => "in use by a server of an earlier version".to_owned(),
+        // Another server has already moved it.
+        Ok(LockAttempt::Gone) => return false,
         Err(error) => error.to_string(),
     };
     tracing::warn!(dir = %dir.display(), why, "session not moved to the directory of its tokenizer");
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::session::Fingerprint;
 
-    /// A directory as earlier versions left it, with sessions of two tokenizers.
+    /// Creates a directory with the earlier layout and sessions of two tokenizers.
     fn earlier() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (tokenizer, ids) in [(1, ["a", "both"]), (2, ["b", "other"])] {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn each_tokenizer_takes_its_own_and_leaves_the_others() {
+    fn each_tokenizer_moves_its_own_sessions_only() {
         let dir = earlier();
         let old = dir
             .path()
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn a_session_in_use_or_that_is_there_already_stays_where_it_is() {
+    fn a_session_that_is_in_use_or_exists_already_is_not_moved() {
         let dir = earlier();
         let old = dir
             .path()
             .join("sessions")
             .join(key("a").tenant.to_string());
-        let Attempt::Locked(used) = try_lock(&old.join("a.session")).unwrap() else {
+        let LockAttempt::Locked(used) = try_lock(&old.join("a.session")).unwrap() else {
             panic!("it is free");
         };
         let scratch = tempfile::tempdir().unwrap();

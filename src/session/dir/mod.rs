@@ -1,4 +1,4 @@
-//! Histories in a directory, which several servers can share: [`files`] on threads that may block.
+//! Histories in a directory that servers can share: runs [`files`] on threads that may block.
 
 mod files;
 mod migration;
@@ -13,27 +13,27 @@ use async_trait::async_trait;
 use self::files::{Locked, SessionDir};
 use super::history::History;
 use super::queue::busy;
-use super::store::{Entry, Held, Hold, Store};
+use super::store::{Entry, HeldSession, Hold, Store};
 use super::{Fingerprint, IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// How long to wait before a lock is tried again that another server has: at first, and at most.
+/// First and longest pause between attempts to lock a session that another server has locked.
 const LOCK_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-/// How often it is tried for who does not want to wait: someone may just be looking.
-const LOCK_GLANCES: usize = 6;
+/// Attempts for a request that does not wait: another server may hold the lock only for a read.
+const NO_WAIT_ATTEMPTS: usize = 6;
 
-/// Histories in a directory.
+/// A store in a directory.
 pub(super) struct Directory(Arc<SessionDir>);
 
-/// A session whose file this process has locked; the system unlocks it when this is dropped.
-struct OnDisk {
+/// A session that this process has locked; the system unlocks it when this is dropped.
+struct LockedSession {
     dir: Arc<SessionDir>,
     key: SessionKey,
     locked: Arc<Locked>,
 }
 
 impl Directory {
-    /// Makes the directory if need be.
+    /// Opens the directory, and creates it if necessary.
     ///
     /// # Errors
     /// [`SessionError::Directory`] if it can't be written to.
@@ -46,7 +46,7 @@ impl Directory {
         Ok(Self(Arc::new(opened)))
     }
 
-    /// Does what may block on a thread for that.
+    /// Runs blocking work on a thread for it.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&SessionDir) -> io::Result<T> + Send + 'static,
@@ -58,7 +58,7 @@ impl Directory {
 
 #[async_trait]
 impl Store for Directory {
-    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError> {
+    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<HeldSession, SessionError> {
         let (mut pause, longest) = LOCK_PAUSE;
         let mut attempts = 0;
         loop {
@@ -71,10 +71,10 @@ impl Store for Directory {
                 Ok(Some((locked, found)))
             });
             if let Some((locked, found)) = held.await.map_err(disk(key, "read"))? {
-                return Ok(Held {
+                return Ok(HeldSession {
                     history: found.history,
                     lost: found.lost,
-                    hold: Box::new(OnDisk {
+                    hold: Box::new(LockedSession {
                         dir: Arc::clone(&self.0),
                         key: key.clone(),
                         locked: Arc::new(locked),
@@ -82,7 +82,7 @@ impl Store for Directory {
                 });
             }
             attempts += 1;
-            if if_busy == IfBusy::Error && attempts >= LOCK_GLANCES {
+            if if_busy == IfBusy::Error && attempts >= NO_WAIT_ATTEMPTS {
                 return Err(busy(key));
             }
             tokio::time::sleep(pause).await;
@@ -158,7 +158,7 @@ impl Store for Directory {
 }
 
 #[async_trait]
-impl Hold for OnDisk {
+impl Hold for LockedSession {
     async fn write(
         &self,
         created: Option<SystemTime>,
@@ -179,7 +179,7 @@ impl Hold for OnDisk {
     }
 }
 
-/// Runs what may block on a thread for that.
+/// Runs blocking work on a thread for it.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

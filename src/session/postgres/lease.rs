@@ -1,4 +1,4 @@
-//! A turn's hold on its session: taken, renewed, and given back with what the turn made.
+//! Leases: a turn's hold on its session is taken, renewed, and released with the turn's commit.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,75 +12,75 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::failed;
 use super::link::{Fault, jittered};
-use super::rows::{Deleted, Outcome, Rows, Version};
+use super::rows::{CommitOutcome, DeleteOutcome, Rows, Version};
 use crate::session::history::History;
 use crate::session::store::Hold;
 use crate::session::{SessionError, SessionKey};
 
-/// How long a turn may wait to be kept while the database is away.
+/// Maximum time for which a commit waits for an unavailable database.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before a turn is tried to be kept again.
+/// Pause before a commit is retried.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Renewals in the time of one lease: two may fail.
+/// Renewals within the duration of a lease: two may fail.
 const RENEWALS: u32 = 3;
 
 /// The leases of this server's turns.
 pub(super) struct Leases {
     rows: Rows,
-    live: Mutex<HashMap<Version, Live>>,
+    live: Mutex<HashMap<Version, LiveLease>>,
     dropped: UnboundedSender<(SessionKey, Version)>,
 }
 
-struct Live {
+struct LiveLease {
     key: SessionKey,
-    state: Arc<State>,
+    state: Arc<LeaseState>,
 }
 
-/// How it is with a lease.
 #[derive(Default)]
-struct State {
+struct LeaseState {
     /// Another server has taken the session.
     lost: AtomicBool,
-    /// The turn is being kept, or the session removed: then a lease that is not there is no loss.
+    /// The turn is being committed or the session removed, so a missing row does not mean that the
+    /// lease was lost.
     ending: AtomicBool,
 }
 
-/// What comes of an attempt to take a session.
-pub(super) enum Take {
+/// The outcome of an attempt to take a session.
+pub(super) enum TakeOutcome {
     Taken {
         history: Option<History>,
         lease: Lease,
     },
-    /// Another server has it.
+    /// Another server holds the session.
     Busy,
 }
 
-/// One turn's. Dropped before the turn is kept, it gives the session back as it is.
+/// The lease of one turn. Dropping it before the commit releases the session unchanged.
 pub(super) struct Lease {
     leases: Arc<Leases>,
     key: SessionKey,
     version: Version,
     had_history: bool,
-    state: Arc<State>,
-    /// The session is given back.
+    state: Arc<LeaseState>,
+    /// Whether the session has been released.
     over: AtomicBool,
 }
 
 impl Leases {
-    /// Begins to renew what is taken, and to give back what is dropped.
-    pub fn keep(rows: Rows, lease: Duration, runtime: &Handle) -> Arc<Self> {
-        let (dropped, given_back) = unbounded_channel();
+    /// Starts the tasks that renew live leases and release dropped ones.
+    pub fn start(rows: Rows, lease: Duration, runtime: &Handle) -> Arc<Self> {
+        let (dropped, to_release) = unbounded_channel();
         let leases = Arc::new(Self {
             rows: rows.clone(),
             live: Mutex::default(),
             dropped,
         });
         runtime.spawn(renew(Arc::downgrade(&leases), lease / RENEWALS));
-        runtime.spawn(give_back(rows, given_back));
+        runtime.spawn(release(rows, to_release));
         leases
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<Version, Live>> {
+    fn live(&self) -> MutexGuard<'_, HashMap<Version, LiveLease>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -88,17 +88,17 @@ impl Leases {
     ///
     /// # Errors
     /// [`SessionError::Away`], [`SessionError::Database`].
-    pub async fn take(self: &Arc<Self>, key: &SessionKey) -> Result<Take, SessionError> {
+    pub async fn take(self: &Arc<Self>, key: &SessionKey) -> Result<TakeOutcome, SessionError> {
         let (leases, key) = (Arc::clone(self), key.clone());
-        // To its end even if the client goes away, so that what is taken is also given back.
+        // Spawned, so that it completes even if the client disconnects: what is taken must be released.
         let taking = tokio::spawn(async move {
             let taken = leases.rows.take(&key).await;
             let taken = taken.map_err(|fault| failed(fault, "the session was not changed"))?;
             let Some(taken) = taken else {
-                return Ok(Take::Busy);
+                return Ok(TakeOutcome::Busy);
             };
-            let state = Arc::<State>::default();
-            let live = Live {
+            let state = Arc::<LeaseState>::default();
+            let live = LiveLease {
                 key: key.clone(),
                 state: Arc::clone(&state),
             };
@@ -112,17 +112,17 @@ impl Leases {
                 over: AtomicBool::new(false),
             };
             let history = taken.history;
-            Ok(Take::Taken { history, lease })
+            Ok(TakeOutcome::Taken { history, lease })
         });
         let taken = taking.await;
         taken.unwrap_or_else(|panic| Err(SessionError::Database(panic.to_string())))
     }
 }
 
-/// Renews all leases, again and again.
+/// Renews all live leases periodically.
 async fn renew(leases: Weak<Leases>, every: Duration) {
     let mut ticks = interval(every);
-    // After a while in which the process was stopped, one renewal will do.
+    // If the process was stopped for a while, one renewal is enough.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -137,13 +137,13 @@ async fn renew(leases: Weak<Leases>, every: Duration) {
         if live.is_empty() {
             continue;
         }
-        // While the database is away no one takes anything over either.
+        // While the database is unavailable, no other server can take over a session either.
         let Ok(renewed) = leases.rows.renew(&live).await else {
             continue;
         };
         let left = leases.live();
         for (key, version) in live {
-            if let Some(Live { state, .. }) = left.get(&version)
+            if let Some(LiveLease { state, .. }) = left.get(&version)
                 && !renewed.contains(&version)
                 && !state.ending.load(Ordering::SeqCst)
                 && !state.lost.swap(true, Ordering::SeqCst)
@@ -154,19 +154,19 @@ async fn renew(leases: Weak<Leases>, every: Duration) {
     }
 }
 
-/// Gives back what was dropped. What can't be given back expires.
-async fn give_back(rows: Rows, mut dropped: UnboundedReceiver<(SessionKey, Version)>) {
+/// Releases dropped leases. Those that can't be released expire.
+async fn release(rows: Rows, mut dropped: UnboundedReceiver<(SessionKey, Version)>) {
     let mut held = Vec::new();
     while dropped.recv_many(&mut held, 100).await > 0 {
         if let Err(fault) = rows.release(&held).await {
-            tracing::debug!(?fault, "leases not given back; they expire");
+            tracing::debug!(?fault, "leases not released; they will expire");
         }
         held.clear();
     }
 }
 
 impl Lease {
-    /// The session is given back.
+    /// Marks the session as released.
     fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
         self.leases.live().remove(&self.version);
@@ -178,16 +178,17 @@ impl Lease {
         }
     }
 
-    /// Tries to keep a turn; `None` if it should be tried again. `in_doubt`: an earlier attempt may
-    /// have succeeded.
-    async fn try_to_keep(
+    /// Tries to commit a turn; `None` if it should be retried. `in_doubt` is true if an earlier
+    /// attempt may have succeeded.
+    async fn try_commit(
         &self,
         is_first: bool,
         tokens: &[u32],
         in_doubt: &mut bool,
     ) -> Option<Result<(SystemTime, SystemTime), SessionError>> {
         let rows = &self.leases.rows;
-        match rows.keep(&self.key, self.version, is_first, tokens).await {
+        let committed = rows.commit(&self.key, self.version, is_first, tokens);
+        match committed.await {
             Ok(Some(times)) => return Some(Ok(times)),
             Ok(None) => (),
             Err(Fault::Away) => return None,
@@ -197,14 +198,15 @@ impl Lease {
             }
             Err(Fault::Refused(why)) => return Some(Err(SessionError::Database(why))),
         }
-        // Its row is not this turn's: an earlier attempt has kept it, or another server has it.
+        // The row no longer has this version: an earlier attempt was committed, or another server took
+        // the session.
         if !*in_doubt {
             return Some(Err(self.taken_over()));
         }
         match rows.outcome(&self.key, self.version).await {
-            Ok(Outcome::Kept { created, last_used }) => Some(Ok((created, last_used))),
-            Ok(Outcome::NotKept) => Some(Err(self.taken_over())),
-            Ok(Outcome::Unknown) => Some(Err(self.unknown())),
+            Ok(CommitOutcome::Committed { created, last_used }) => Some(Ok((created, last_used))),
+            Ok(CommitOutcome::NotCommitted) => Some(Err(self.taken_over())),
+            Ok(CommitOutcome::Unknown) => Some(Err(self.unknown())),
             Err(Fault::Refused(why)) => Some(Err(SessionError::Database(why))),
             Err(_) => None,
         }
@@ -235,8 +237,8 @@ impl Hold for Lease {
         let begun = Instant::now();
         let mut in_doubt = false;
         loop {
-            let kept = self.try_to_keep(created.is_none(), &tokens, &mut in_doubt);
-            match kept.await {
+            let committed = self.try_commit(created.is_none(), &tokens, &mut in_doubt);
+            match committed.await {
                 Some(Ok((created, last_used))) => {
                     self.end();
                     return Ok(History {
@@ -256,7 +258,7 @@ impl Hold for Lease {
                     self.unknown()
                 } else {
                     SessionError::Away {
-                        what: "the turn was not kept",
+                        what: "the turn was not stored",
                     }
                 });
             }
@@ -266,13 +268,13 @@ impl Hold for Lease {
     async fn remove(&self) -> Result<bool, SessionError> {
         self.state.ending.store(true, Ordering::SeqCst);
         let deleted = self.leases.rows.delete(&self.key, self.version).await;
-        let deleted = deleted.map_err(|fault| failed(fault, "the session is not deleted"))?;
+        let deleted = deleted.map_err(|fault| failed(fault, "the session was not deleted"))?;
         let is_lost = self.had_history && !self.over.load(Ordering::SeqCst);
         self.end();
         match deleted {
-            Deleted::Ours { had_history } => Ok(had_history),
-            Deleted::NotOurs if is_lost => Err(self.taken_over()),
-            Deleted::NotOurs | Deleted::Before => Ok(false),
+            DeleteOutcome::Deleted { had_history } => Ok(had_history),
+            DeleteOutcome::TakenOver if is_lost => Err(self.taken_over()),
+            DeleteOutcome::TakenOver | DeleteOutcome::NotFound => Ok(false),
         }
     }
 }
@@ -282,7 +284,7 @@ impl Drop for Lease {
         self.leases.live().remove(&self.version);
         if !self.over.load(Ordering::SeqCst) {
             let held = (self.key.clone(), self.version);
-            // Without a runtime there is no one to give it back, and it expires.
+            // If the runtime has ended, the lease is not released and expires.
             let _ = self.leases.dropped.send(held);
         }
     }

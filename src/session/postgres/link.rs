@@ -1,13 +1,13 @@
-//! The way to the database: a pool of connections, and whether there is anyone at the other end.
+//! The link to the database: a pool of connections, and a circuit breaker.
 //!
-//! A connection that breaks, or a statement without an answer, closes the way: statements fail at
-//! once, and one task tries to connect, again and again with growing pauses, until the database is
-//! there and its schema is checked. So an outage costs requests no waiting, and the database no
-//! storm of connections when it comes back. The first moments of an outage are waited for, since a
-//! database that drops one connection is there for the next.
+//! A broken connection or a statement without a response closes the link: statements then fail
+//! immediately, and one task reconnects with growing pauses until the database is available and its
+//! schema is checked. So an outage does not make requests wait, and the database gets no storm of
+//! connections when it returns. Statements wait only for the first moments of an outage, since a
+//! database that drops one connection often accepts the next.
 //!
-//! Every wait has a bound. No statement is prepared: each is sent in one round trip with its types,
-//! which also works through a pooler that hands out connections transaction by transaction.
+//! Every wait must have a limit. Statements must not be prepared: each is sent in one round trip with
+//! its types, which also works through a pooler in transaction mode.
 
 use std::error::Error as _;
 use std::io;
@@ -27,18 +27,18 @@ use super::schema::{self, SchemaError};
 use super::tls::Tls;
 use super::url::Target;
 
-/// Connections of one server at most. A statement takes about as long as the database takes to write
-/// its log, and no turn keeps a connection.
+/// Maximum connections per server. A statement takes about as long as the database takes to write its
+/// log, and no turn keeps a connection.
 const CONNECTIONS: usize = 8;
-/// How long a statement may wait for one of them.
+/// Maximum time for which a statement waits for a connection.
 const WAIT: Duration = Duration::from_secs(5);
-/// How long an answer may take.
+/// Time limit for the response to a statement.
 pub(super) const ANSWER: Duration = Duration::from_secs(7);
-/// How long a schema may take to be brought up to date.
+/// Time limit for a migration of the schema.
 const MIGRATION: Duration = Duration::from_secs(120);
-/// Pauses between attempts to connect, the first after one that failed, and the longest.
+/// First and longest pause between attempts to connect.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// For how long an outage is waited for from its beginning.
+/// Time from the start of an outage during which statements wait for its end.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A parameter of a statement.
@@ -47,35 +47,34 @@ pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 /// Why a statement has no result.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It was not carried out: the database is away or too busy.
+    /// The statement was not executed: the database is unavailable or too busy.
     Away,
-    /// It was sent and may have been carried out: the connection broke before the answer.
+    /// The statement may have been executed: the connection broke before the response.
     Unanswered,
-    /// The database refused it, for this reason.
+    /// The database refused the statement, for this reason.
     Refused(String),
 }
 
-/// Whether there is anyone at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum LinkState {
     Open,
     Closed { since: Instant },
 }
 
-/// See the module.
+/// The link to one database; see the module documentation.
 pub(super) struct Link {
     pool: Pool,
-    /// The database, without a password.
+    /// URL of the database, without the password.
     name: String,
-    way: watch::Sender<Way>,
+    state: watch::Sender<LinkState>,
 }
 
 impl Link {
-    /// Connects and brings the schema up to date. A database that is away is waited for in the
-    /// background; must be called in a runtime.
+    /// Connects and migrates the schema. If the database is unavailable, connects in the background.
+    /// Must be called in a runtime.
     ///
     /// # Errors
-    /// [`DatabaseError`] if waiting would not help.
+    /// [`DatabaseError`] if retrying would not help.
     pub async fn open(target: Target) -> Result<Arc<Self>, DatabaseError> {
         let recycling_method = RecyclingMethod::Fast;
         let config = ManagerConfig { recycling_method };
@@ -90,7 +89,7 @@ impl Link {
             .max_size(CONNECTIONS)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(WAIT))
-            // The connection's own limit is for each address of each host.
+            // The connection's own limit applies to each address of each host.
             .create_timeout(Some(WAIT * 4))
             .recycle_timeout(Some(WAIT));
         let pool = pool
@@ -99,23 +98,23 @@ impl Link {
         let link = Arc::new(Self {
             pool,
             name: target.name,
-            way: watch::Sender::new(Way::Open),
+            state: watch::Sender::new(LinkState::Open),
         });
         match link.connect().await {
             Ok(()) => tracing::info!(database = link.name, "session database connected"),
-            Err(Attempt::Away(why)) => link.close(&why),
-            Err(Attempt::Unusable(reason)) => {
+            Err(ConnectError::Away(why)) => link.close(&why),
+            Err(ConnectError::Unusable(reason)) => {
                 return Err(DatabaseError::Unusable {
                     database: link.name.clone(),
                     reason,
                 });
             }
         }
-        tokio::spawn(keep_open(Arc::downgrade(&link), link.way.subscribe()));
+        tokio::spawn(keep_open(Arc::downgrade(&link), link.state.subscribe()));
         Ok(link)
     }
 
-    /// Runs a statement that may be run twice: once more if the first has no answer.
+    /// Runs a statement that may be run twice, and retries it once if there is no response.
     pub async fn query(&self, sql: &str, with: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
         match self.query_once(sql, with).await {
             Err(Fault::Unanswered) => self.query_once(sql, with).await,
@@ -123,7 +122,7 @@ impl Link {
         }
     }
 
-    /// Runs a statement.
+    /// Runs a statement, without a retry.
     pub async fn query_once(&self, sql: &str, with: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
         self.until_open().await?;
         let connection = match self.pool.get().await {
@@ -146,7 +145,7 @@ impl Link {
                 fault
             }
             Err(_) => {
-                self.close(&format!("no answer within {ANSWER:?}"));
+                self.close(&format!("no response within {ANSWER:?}"));
                 Fault::Unanswered
             }
         };
@@ -156,21 +155,21 @@ impl Link {
         Err(fault)
     }
 
-    /// Whether statements are worth trying.
+    /// Returns whether the link is open.
     pub fn is_open(&self) -> bool {
-        *self.way.borrow() == Way::Open
+        *self.state.borrow() == LinkState::Open
     }
 
-    /// Waits for so long until statements are worth trying; returns whether they are.
+    /// Waits at most `patience` for the link to open, and returns whether it is open.
     pub async fn opens_within(&self, patience: Duration) -> bool {
-        let mut way = self.way.subscribe();
-        let opened = timeout(patience, way.wait_for(|way| *way == Way::Open)).await;
+        let mut state = self.state.subscribe();
+        let opened = timeout(patience, state.wait_for(|state| *state == LinkState::Open)).await;
         matches!(opened, Ok(Ok(_)))
     }
 
-    /// Waits if an outage has only just begun.
+    /// Waits for the link to open if an outage has only just begun.
     async fn until_open(&self) -> Result<(), Fault> {
-        let Way::Closed { since } = *self.way.borrow() else {
+        let LinkState::Closed { since } = *self.state.borrow() else {
             return Ok(());
         };
         if self
@@ -183,18 +182,18 @@ impl Link {
         }
     }
 
-    /// Notes that the database is away; the first to do so says why.
+    /// Closes the link. Logs the reason if it was open.
     fn close(&self, why: &str) {
-        let now_closed = self.way.send_if_modified(|way| {
-            let was_open = *way == Way::Open;
+        let now_closed = self.state.send_if_modified(|state| {
+            let was_open = *state == LinkState::Open;
             if was_open {
                 let since = Instant::now();
-                *way = Way::Closed { since };
+                *state = LinkState::Closed { since };
             }
             was_open
         });
         if now_closed {
-            // What is idle is from before.
+            // Idle connections are from before the outage.
             self.pool.retain(|_, _| false);
             tracing::warn!(
                 database = self.name,
@@ -205,10 +204,10 @@ impl Link {
     }
 
     /// Opens a connection and checks the schema.
-    async fn connect(&self) -> Result<(), Attempt> {
+    async fn connect(&self) -> Result<(), ConnectError> {
         let connection = self.pool.get().await.map_err(|error| match &error {
-            PoolError::Backend(error) if is_final(error) => Attempt::Unusable(message(error)),
-            error => Attempt::Away(pool_message(error)),
+            PoolError::Backend(error) if is_final(error) => ConnectError::Unusable(message(error)),
+            error => ConnectError::Away(pool_message(error)),
         })?;
         let checked = async {
             schema::migrate(&connection).await?;
@@ -217,8 +216,8 @@ impl Link {
         };
         let checked = timeout(MIGRATION, checked).await;
         let checked = checked.unwrap_or_else(|_| {
-            Err(Attempt::Away(format!(
-                "the schema was not up to date within {MIGRATION:?}"
+            Err(ConnectError::Away(format!(
+                "the schema was not migrated within {MIGRATION:?}"
             )))
         });
         if checked.is_err() {
@@ -228,15 +227,15 @@ impl Link {
     }
 }
 
-/// What came of an attempt to connect.
-enum Attempt {
-    /// Another may succeed.
+/// Why an attempt to connect failed.
+enum ConnectError {
+    /// A later attempt may succeed.
     Away(String),
-    /// It takes a person.
+    /// Retrying can't help: the configuration has to change.
     Unusable(String),
 }
 
-impl From<SchemaError> for Attempt {
+impl From<SchemaError> for ConnectError {
     fn from(error: SchemaError) -> Self {
         match &error {
             SchemaError::Newer { .. } => Self::Unusable(error.to_string()),
@@ -245,7 +244,7 @@ impl From<SchemaError> for Attempt {
     }
 }
 
-impl From<&Error> for Attempt {
+impl From<&Error> for ConnectError {
     fn from(error: &Error) -> Self {
         if is_final(error) {
             Self::Unusable(message(error))
@@ -255,13 +254,13 @@ impl From<&Error> for Attempt {
     }
 }
 
-impl From<Error> for Attempt {
+impl From<Error> for ConnectError {
     fn from(error: Error) -> Self {
         (&error).into()
     }
 }
 
-/// Warns of a database that confirms what a crash may undo.
+/// Warns if the database confirms commits that a crash can undo.
 async fn warn_of_loss(client: &tokio_postgres::Client) -> Result<(), Error> {
     let row = client
         .query_typed_one("SHOW synchronous_commit", &[])
@@ -272,24 +271,24 @@ async fn warn_of_loss(client: &tokio_postgres::Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens the way whenever it is closed, until the link is gone.
-async fn keep_open(link: Weak<Link>, mut way: watch::Receiver<Way>) {
+/// Reopens the link whenever it is closed, until it is dropped.
+async fn keep_open(link: Weak<Link>, mut state: watch::Receiver<LinkState>) {
     loop {
-        let closed = way.wait_for(|way| *way != Way::Open).await;
-        let since = match closed.map(|way| *way) {
-            Ok(Way::Closed { since }) => since,
-            Ok(Way::Open) => continue,
+        let closed = state.wait_for(|state| *state != LinkState::Open).await;
+        let since = match closed.map(|state| *state) {
+            Ok(LinkState::Closed { since }) => since,
+            Ok(LinkState::Open) => continue,
             Err(_) => return,
         };
         let (mut pause, longest) = PAUSE;
-        let mut told = String::new();
+        let mut logged = String::new();
         loop {
             let Some(link) = link.upgrade() else {
                 return;
             };
             match link.connect().await {
                 Ok(()) => {
-                    link.way.send_replace(Way::Open);
+                    link.state.send_replace(LinkState::Open);
                     let seconds = since.elapsed().as_secs_f32();
                     tracing::info!(
                         database = link.name,
@@ -298,18 +297,18 @@ async fn keep_open(link: Weak<Link>, mut way: watch::Receiver<Way>) {
                     );
                     break;
                 }
-                Err(Attempt::Away(why)) => {
+                Err(ConnectError::Away(why)) => {
                     tracing::debug!(error = why, "session database still unavailable");
                 }
-                Err(Attempt::Unusable(why)) if why != told => {
+                Err(ConnectError::Unusable(why)) if why != logged => {
                     tracing::error!(
                         database = link.name,
                         error = why,
                         "session database unusable"
                     );
-                    told = why;
+                    logged = why;
                 }
-                Err(Attempt::Unusable(_)) => (),
+                Err(ConnectError::Unusable(_)) => (),
             }
             drop(link);
             tokio::time::sleep(jittered(pause)).await;
@@ -318,20 +317,20 @@ async fn keep_open(link: Weak<Link>, mut way: watch::Receiver<Way>) {
     }
 }
 
-/// Up to a quarter longer, so that servers do not come all at once.
+/// Lengthens a pause by up to a quarter, so that servers do not retry simultaneously.
 pub(super) fn jittered(pause: Duration) -> Duration {
     let quarter = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / f64::from(u8::MAX) / 4.0;
     pause.mul_f64(1.0 + quarter)
 }
 
-/// What is known of a statement that ended with this error.
+/// Classifies the error of a statement.
 fn fault(error: &Error) -> Fault {
     let Some(refusal) = error.as_db_error() else {
         return if error
             .source()
             .is_some_and(|source| !source.is::<io::Error>())
         {
-            // A value of the wrong type, say: not for want of a connection.
+            // A value of the wrong type, for example; not a connection failure.
             Fault::Refused(message(error))
         } else {
             Fault::Unanswered
@@ -339,21 +338,21 @@ fn fault(error: &Error) -> Fault {
     };
     let code = refusal.code().code();
     match code.get(..2).unwrap_or_default() {
-        // The session ends; whether the statement had before is not said.
+        // The connection was ended by the database; the statement may have been executed.
         "57" if code != "57014" => Fault::Unanswered,
         "08" => Fault::Unanswered,
-        // Timeouts, locks, deadlocks, want of memory or disk, a server that takes no writes.
+        // Timeouts, locks, deadlocks, lack of memory or disk space, a read-only server.
         "57" | "40" | "53" | "55" | "25" => Fault::Away,
         _ => Fault::Refused(message(error)),
     }
 }
 
-/// The server is a standby (now).
+/// Returns whether the database is a standby, perhaps since a failover.
 fn is_read_only(error: &Error) -> bool {
     error.code().is_some_and(|code| code.code() == "25006")
 }
 
-/// Whether connecting again can't help: a wrong password, no such database, no right.
+/// Returns whether retrying can't help: a wrong password, a missing database or privilege.
 fn is_final(error: &Error) -> bool {
     if let Some(refusal) = error.as_db_error() {
         let code = refusal.code().code();
@@ -363,16 +362,16 @@ fn is_final(error: &Error) -> bool {
         .source()
         .map(|source| source.downcast_ref::<io::Error>())
     {
-        // Closed, or without an answer.
+        // The connection was closed, or there was no response.
         None => false,
-        // A certificate that does not hold, or no database at all.
+        // An invalid certificate, or a server that is not a database.
         Some(Some(error)) => error.kind() == io::ErrorKind::InvalidData,
-        // No TLS there, or a password that is missing.
+        // TLS is not available, or the password is missing.
         Some(None) => true,
     }
 }
 
-/// The error with what it comes from.
+/// Formats an error with its source.
 pub(super) fn message(error: &Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
@@ -383,7 +382,7 @@ pub(super) fn message(error: &Error) -> String {
 fn pool_message(error: &PoolError) -> String {
     match error {
         PoolError::Backend(error) => message(error),
-        PoolError::Timeout(_) => "connecting took too long".to_owned(),
+        PoolError::Timeout(_) => "connection attempt timed out".to_owned(),
         error => error.to_string(),
     }
 }

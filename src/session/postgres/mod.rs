@@ -1,41 +1,40 @@
 //! Histories in a PostgreSQL database, for servers on many machines.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | `url`, `tls` | where the database is, and how to speak to it |
-//! | `link` | connections, and what happens while the database is away |
-//! | `schema` | the tables, and how they are brought up to date |
+//! | `url`, `tls` | address, credentials and TLS of the database |
+//! | `link` | connections, and the behaviour during an outage |
+//! | `schema` | the tables and their migrations |
 //! | `rows` | every statement on sessions |
-//! | `lease` | a turn's hold on a session, and how a turn is committed |
+//! | `lease` | a turn's hold on a session, and its commit |
 //!
-//! **A turn is held by a lease, not by an advisory lock.** An advisory lock lives as long as its
-//! connection, so each running turn would occupy one: hundreds of connections for one server's
-//! queue, none of which could go through a pooler; and a lock that is lost with its connection says
-//! nothing to a server that was merely stopped for a while. A lease is three columns of the session's
-//! own row: the holder, until when, and a version that no other turn ever had (a sequence). Running
-//! turns cost one statement per server and renewal, however many they are.
+//! **A turn holds a lease, not an advisory lock.** An advisory lock lives as long as its connection,
+//! so each running turn would occupy one: hundreds of connections per server, none of which could go
+//! through a pooler. And the loss of a lock with its connection goes unnoticed by a server that was
+//! stopped for a while. A lease is three columns of the session's row: the holder, the expiry, and a
+//! version that no other turn ever has (from a sequence). Renewal costs one statement per server,
+//! regardless of the number of running turns.
 //!
-//! **The version fences.** Whoever takes a session gives it a new version, and a turn is committed by
-//! one `UPDATE … WHERE version = …` with the version it took. A server that was dead, stopped or cut
-//! off for longer than its lease finds another version there, and its write does nothing. The lease's
-//! time decides only when others may take a session over, never what may be written; all times are the
-//! database's, so servers' clocks need not agree.
+//! **The version is the fencing token.** Taking a session gives it a new version, and a turn is
+//! committed by one `UPDATE … WHERE version = …` with that version. A server that was dead, stopped or
+//! cut off for longer than its lease finds another version there, and its write does nothing. The
+//! expiry only decides when another server may take over a session, never what may be written. All
+//! times are measured by the database, so the servers' clocks need not agree.
 //!
-//! **A commit without an answer** is asked about. A row lists the versions of the turns last kept, so
-//! a server that has connected again can tell that its turn is among them even if another's came
-//! after it.
+//! **A commit without a response** is looked up. A row lists the versions of the turns committed last,
+//! so a server that has reconnected can find its own turn among them even if later turns followed.
 //!
-//! **Waiting for another server's turn is polling**, with pauses that grow: `LISTEN` would need a
-//! connection of its own outside of any pooler, and only the first in a server's queue asks. Within a
-//! server turns come in order of arrival; between servers the order is chance.
+//! **Waiting for another server's turn is polling**, with growing pauses: `LISTEN` would need its own
+//! connection outside any pooler, and only the first request in a server's queue polls. Within a
+//! server, turns run in order of arrival; between servers, in any order.
 //!
-//! **Tokens are bytes**, 4 each, as in the files of `dir`: an `int4[]` takes twice the bytes on the
-//! wire, has no unsigned integers, and no one does arithmetic with token ids in SQL.
+//! **Tokens are stored as bytes**, 4 each, as in the files of `dir`: an `int4[]` takes twice the bytes
+//! on the wire and has no unsigned integers, and SQL never computes with token ids.
 //!
-//! The tokenizer's fingerprint is part of a session's key: servers of different models can share a
-//! database, and each has its own sessions.
+//! The tokenizer's fingerprint is part of a session's key, so servers of different models can share a
+//! database without seeing each other's sessions.
 //!
-//! Nothing here may show the password, or wait for the database without a limit.
+//! This module must not reveal the password, and must not wait for the database without a limit.
 
 mod lease;
 mod link;
@@ -52,39 +51,38 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use self::lease::{Leases, Take};
+use self::lease::{Leases, TakeOutcome};
 use self::link::{Fault, Link, jittered};
 use self::rows::Rows;
 pub use self::url::{InvalidUrl, has_password};
 use super::history::History;
 use super::queue::busy;
-use super::store::{Entry, Held, Store};
+use super::store::{Entry, HeldSession, Store};
 use super::{Fingerprint, IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
-/// How long to wait before a session is asked for again that another server holds: at first, and at
-/// most.
+/// First and longest pause between attempts to take a session that another server holds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(500));
-/// How often it is asked for if the request does not wait: the other may be about to give it back.
-const GLANCES: usize = 3;
-/// For how long a count is good, and how long counting may take.
+/// Attempts for a request that does not wait: the other server may be about to release the session.
+const NO_WAIT_ATTEMPTS: usize = 3;
+/// Lifetime of a cached count, and time limit for counting.
 const COUNT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 
 /// Why a database can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The URL is not one of a PostgreSQL database.
+    /// The URL is not a valid URL of a PostgreSQL database.
     #[error("the URL of the session database is not valid: {0}")]
     Url(#[from] InvalidUrl),
     /// TLS can't be set up.
     #[error("TLS to the session database can't be set up: {0}")]
     Tls(String),
-    /// The database refuses this server, or its schema is not one that this server knows.
+    /// The database refuses this server, or its schema is newer than this server supports.
     #[error("the session database {database} can't be used: {reason}")]
     Unusable {
-        /// Its URL without the password.
+        /// URL of the database, without the password.
         database: String,
-        /// The database's reason.
+        /// Reason given by the database.
         reason: String,
     },
 }
@@ -94,20 +92,20 @@ pub enum DatabaseError {
 pub struct Database {
     link: Arc<Link>,
     lease: Duration,
-    /// Where renewals run.
+    /// Runs the renewals of leases.
     runtime: Handle,
 }
 
 impl Database {
-    /// Connects to the database at a `postgres://` URL and brings its schema up to date. `password`
-    /// is used where the URL has none. A turn that a server no longer answers for is given up after
-    /// `lease`.
+    /// Connects to the database at a `postgres://` URL and migrates its schema. `password` is used if
+    /// the URL has none. `lease` is the time after which the sessions of a dead server become
+    /// available to others.
     ///
-    /// A database that is away is not an error: it is connected to when it is there. Must be called
-    /// in a tokio runtime, which must outlive the sessions.
+    /// An unavailable database is not an error: the connection is made once it is available. Must be
+    /// called in a tokio runtime, which must outlive the sessions.
     ///
     /// # Errors
-    /// [`DatabaseError`], where trying again would not help.
+    /// [`DatabaseError`], if retrying would not help.
     pub async fn open(
         url: &str,
         password: Option<&str>,
@@ -133,7 +131,7 @@ impl fmt::Debug for Database {
 pub(super) struct Postgres {
     rows: Rows,
     leases: Arc<Leases>,
-    /// The last count, and when it was.
+    /// The last count and its time.
     counted: Mutex<(usize, Option<Instant>)>,
 }
 
@@ -141,7 +139,7 @@ impl Postgres {
     pub fn new(database: Database, tokenizer: Fingerprint) -> Self {
         let rows = Rows::new(database.link, tokenizer, database.lease);
         Self {
-            leases: Leases::keep(rows.clone(), database.lease, &database.runtime),
+            leases: Leases::start(rows.clone(), database.lease, &database.runtime),
             rows,
             counted: Mutex::new((0, None)),
         }
@@ -154,22 +152,22 @@ impl Postgres {
 
 #[async_trait]
 impl Store for Postgres {
-    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<Held, SessionError> {
+    async fn hold(&self, key: &SessionKey, if_busy: IfBusy) -> Result<HeldSession, SessionError> {
         let (mut pause, longest) = PAUSE;
         let mut attempts = 0;
         loop {
             match self.leases.take(key).await? {
-                Take::Taken { history, lease } => {
-                    return Ok(Held {
+                TakeOutcome::Taken { history, lease } => {
+                    return Ok(HeldSession {
                         history,
                         // A row that can't be read is an error each time.
                         lost: false,
                         hold: Box::new(lease),
                     });
                 }
-                Take::Busy => attempts += 1,
+                TakeOutcome::Busy => attempts += 1,
             }
-            if if_busy == IfBusy::Error && attempts >= GLANCES {
+            if if_busy == IfBusy::Error && attempts >= NO_WAIT_ATTEMPTS {
                 return Err(busy(key));
             }
             tokio::time::sleep(jittered(pause)).await;
@@ -181,7 +179,7 @@ impl Store for Postgres {
         match self.rows.delete_unless_held(key).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(busy(key)),
-            Err(fault) => Err(failed(fault, "the session is not deleted")),
+            Err(fault) => Err(failed(fault, "the session was not deleted")),
         }
     }
 
@@ -211,7 +209,7 @@ impl Store for Postgres {
     async fn count(&self) -> Result<usize, SessionError> {
         let (fresh, patience) = COUNT;
         let (last, at) = self.counted();
-        // The last count stands in for one that can't be had, if there has been one.
+        // Falls back to the last count, if there is one.
         let last = || match at {
             Some(_) => Ok(last),
             None => Err(failed(Fault::Away, "sessions can't be counted")),
@@ -229,17 +227,17 @@ impl Store for Postgres {
 
     async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, SessionError> {
         let swept = self.rows.sweep(ttl).await;
-        swept.map_err(|fault| failed(fault, "expired sessions are not deleted"))
+        swept.map_err(|fault| failed(fault, "expired sessions were not deleted"))
     }
 
     async fn close(&self) {
         if let Err(fault) = self.rows.release_all().await {
-            tracing::debug!(?fault, "leases not given back; they expire");
+            tracing::debug!(?fault, "leases not released; they will expire");
         }
     }
 }
 
-/// What a client is told of a fault.
+/// Returns the client's error for a fault.
 fn failed(fault: Fault, what: &'static str) -> SessionError {
     match fault {
         Fault::Away | Fault::Unanswered => SessionError::Away { what },

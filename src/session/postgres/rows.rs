@@ -1,5 +1,5 @@
-//! Every statement on sessions. Each is one statement and commits by itself, so no transaction is
-//! ever left open, and each may be run twice.
+//! Every statement on sessions. Each commits by itself, so no transaction is ever left open, and each
+//! may be run twice.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,23 +14,23 @@ use crate::session::history::{History, decode_tokens, encode_tokens};
 use crate::session::store::Entry;
 use crate::session::{Fingerprint, SessionKey};
 
-/// A version that a session had from the moment a turn took it; no other turn ever has the same.
+/// The version that a session gets when a turn takes it. No other turn ever has the same.
 pub(super) type Version = i64;
 
-/// Turns that a row remembers to have kept. Turns on one session follow each other, so a server that
-/// asks after its own within seconds finds it among so many.
+/// Committed turns that a row remembers. Turns on a session do not overlap, so a server that looks up its
+/// own commit within seconds finds it among these.
 const REMEMBERED: i32 = 16;
-/// Sessions that are deleted by one statement at most.
+/// Maximum sessions deleted by one statement.
 const SWEEP: i64 = 1000;
 
-/// The rows of one tokenizer's sessions, as one server sees them.
+/// The rows of one tokenizer's sessions, accessed by one server.
 #[derive(Clone)]
 pub(super) struct Rows {
     pub link: Arc<Link>,
     tokenizer: Vec<u8>,
-    /// This server: another one each time it starts.
+    /// Id of this server, new at each start.
     server: String,
-    /// How long a lease lasts, in seconds.
+    /// Duration of a lease, in seconds.
     lease: f64,
 }
 
@@ -40,27 +40,27 @@ pub(super) struct Taken {
     pub history: Option<History>,
 }
 
-/// What became of a turn, by its session's row.
-pub(super) enum Outcome {
-    /// It was kept.
-    Kept {
+/// The outcome of a turn's commit, according to the session's row.
+pub(super) enum CommitOutcome {
+    Committed {
         created: SystemTime,
         last_used: SystemTime,
     },
-    /// It was not, and can't be any more.
-    NotKept,
-    /// Too many turns were kept since, or the session was deleted.
+    /// The turn was not committed, and can't be any more.
+    NotCommitted,
+    /// Too many turns were committed since, or the session was deleted.
     Unknown,
 }
 
-/// What came of deleting a turn's session.
-pub(super) enum Deleted {
-    /// It is gone.
-    Ours { had_history: bool },
-    /// It was gone.
-    Before,
-    /// It is another turn's by now.
-    NotOurs,
+/// The outcome of deleting a turn's session.
+pub(super) enum DeleteOutcome {
+    Deleted {
+        had_history: bool,
+    },
+    /// The session had already been deleted.
+    NotFound,
+    /// Another turn has taken the session.
+    TakenOver,
 }
 
 impl Rows {
@@ -75,8 +75,8 @@ impl Rows {
         }
     }
 
-    /// Takes a session for a turn, whether it exists or not; `None` if another server has it. What
-    /// this server itself has is taken again: it is from a turn that is over.
+    /// Takes a session for a turn, whether it exists or not; `None` if another server holds it. A
+    /// session held by this server itself is taken again: that lease is from a turn that has ended.
     pub async fn take(&self, key: &SessionKey) -> Result<Option<Taken>, Fault> {
         let sql = "
             WITH taken AS (
@@ -116,8 +116,9 @@ impl Rows {
         }))
     }
 
-    /// Keeps a turn and gives its session back; `None` if the session is not this turn's any more.
-    pub async fn keep(
+    /// Commits a turn and releases its session. Returns the times of the first and the last turn;
+    /// `None` if the session no longer belongs to this turn.
+    pub async fn commit(
         &self,
         key: &SessionKey,
         version: Version,
@@ -150,9 +151,13 @@ impl Rows {
         }
     }
 
-    /// Returns what became of a turn that [`keep`](Self::keep) did not keep, perhaps because it had
-    /// before.
-    pub async fn outcome(&self, key: &SessionKey, version: Version) -> Result<Outcome, Fault> {
+    /// Looks up the outcome of a commit that returned no row, perhaps because an earlier attempt
+    /// succeeded.
+    pub async fn outcome(
+        &self,
+        key: &SessionKey,
+        version: Version,
+    ) -> Result<CommitOutcome, Fault> {
         let sql = "
             SELECT $4 = ANY (turns) AS kept, created, last_used,
                 cardinality(turns) >= $5 AND turns[1] > $4 AS forgotten
@@ -168,24 +173,24 @@ impl Rows {
         ];
         let rows = self.link.query(sql, with).await?;
         let Some(row) = rows.first() else {
-            return Ok(Outcome::Unknown);
+            return Ok(CommitOutcome::Unknown);
         };
         if get(row, "kept")? {
-            return Ok(Outcome::Kept {
+            return Ok(CommitOutcome::Committed {
                 created: get(row, "created")?,
                 last_used: get(row, "last_used")?,
             });
         }
         let forgotten: Option<bool> = get(row, "forgotten")?;
         Ok(if forgotten == Some(true) {
-            Outcome::Unknown
+            CommitOutcome::Unknown
         } else {
-            Outcome::NotKept
+            CommitOutcome::NotCommitted
         })
     }
 
     /// Deletes the session of a turn.
-    pub async fn delete(&self, key: &SessionKey, version: Version) -> Result<Deleted, Fault> {
+    pub async fn delete(&self, key: &SessionKey, version: Version) -> Result<DeleteOutcome, Fault> {
         let sql = "
             WITH gone AS (
                 DELETE FROM skald_sessions
@@ -204,13 +209,13 @@ impl Rows {
         ];
         let rows = self.link.query(sql, with).await?;
         Ok(match first(&rows, "had_history")? {
-            Some(had_history) => Deleted::Ours { had_history },
-            None if first(&rows, "was_there")? => Deleted::NotOurs,
-            None => Deleted::Before,
+            Some(had_history) => DeleteOutcome::Deleted { had_history },
+            None if first(&rows, "was_there")? => DeleteOutcome::TakenOver,
+            None => DeleteOutcome::NotFound,
         })
     }
 
-    /// Deletes a session unless another server holds it; returns whether it is gone.
+    /// Deletes a session unless another server holds it, and returns whether it no longer exists.
     pub async fn delete_unless_held(&self, key: &SessionKey) -> Result<bool, Fault> {
         let sql = "
             WITH gone AS (
@@ -233,7 +238,7 @@ impl Rows {
         first(&rows.await?, "is_gone")
     }
 
-    /// Reads sessions, those there are.
+    /// Reads those of the sessions that exist.
     pub async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, Fault> {
         let sql = "
             SELECT n, tokens, created, last_used
@@ -281,7 +286,7 @@ impl Rows {
         Ok(entries)
     }
 
-    /// Counts a tenant's sessions beside this one, with those in their first turn on any server.
+    /// Counts a tenant's sessions other than `key`, including those in their first turn on any server.
     pub async fn count_others(
         &self,
         key: &SessionKey,
@@ -320,8 +325,8 @@ impl Rows {
         count(&rows.await?)
     }
 
-    /// Deletes what no turn is on and was not used within `ttl`, or never; returns the number of
-    /// sessions that had a history.
+    /// Deletes the sessions that no turn holds and that were not used within `ttl`, or have no history.
+    /// Returns the number of those that had a history.
     pub async fn sweep(&self, ttl: Option<Duration>) -> Result<usize, Fault> {
         let sql = "
             WITH gone AS (
@@ -353,7 +358,7 @@ impl Rows {
         }
     }
 
-    /// Extends the leases of turns; returns those that are still theirs.
+    /// Extends leases, and returns those that are still valid.
     pub async fn renew(&self, held: &[(SessionKey, Version)]) -> Result<Vec<Version>, Fault> {
         let sql = "
             UPDATE skald_sessions
@@ -376,7 +381,7 @@ impl Rows {
         rows.iter().map(|row| get(row, "version")).collect()
     }
 
-    /// Gives sessions back as they are; those that never had a turn are removed.
+    /// Releases sessions unchanged, and removes those without a history.
     pub async fn release(&self, held: &[(SessionKey, Version)]) -> Result<(), Fault> {
         let sql = "
             WITH held AS (
@@ -403,7 +408,7 @@ impl Rows {
         rows.await.map(|_| ())
     }
 
-    /// Gives all back that this server holds.
+    /// Releases all sessions that this server holds.
     pub async fn release_all(&self) -> Result<(), Fault> {
         let sql = "
             WITH removed AS (
@@ -437,7 +442,7 @@ fn refused(error: &tokio_postgres::Error) -> Fault {
     Fault::Refused(super::link::message(error))
 }
 
-/// A column of the only row.
+/// Returns a column of the only row.
 fn first<'a, T: FromSql<'a>>(rows: &'a [Row], column: &str) -> Result<T, Fault> {
     let row = rows.first();
     get(
@@ -451,14 +456,14 @@ fn count(rows: &[Row]) -> Result<usize, Fault> {
     Ok(usize::try_from(count).unwrap_or_default())
 }
 
-/// The history in a row; `None` while the first turn runs.
+/// Returns the history in a row; `None` while the first turn is running.
 fn history(row: &Row) -> Result<Option<History>, Fault> {
     let Some(bytes) = get::<Option<&[u8]>>(row, "tokens")? else {
         return Ok(None);
     };
     let tokens = decode_tokens(bytes);
     Ok(Some(History {
-        tokens: tokens.ok_or_else(|| Fault::Refused("a history is damaged".to_owned()))?,
+        tokens: tokens.ok_or_else(|| Fault::Refused("not a valid session history".to_owned()))?,
         created: get(row, "created")?,
         last_used: get(row, "last_used")?,
     }))

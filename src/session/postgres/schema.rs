@@ -1,40 +1,41 @@
-//! The tables, made and brought up to date by whichever server comes first.
+//! The tables, created and migrated by the first server that connects.
 //!
-//! `skald_schema` has a row for every migration that was applied. Servers that start together take
-//! turns by an advisory lock, which ends with the transaction. A schema that is up to date is only
-//! read, so the server's role needs no right to change it.
+//! `skald_schema` has a row for every applied migration. An advisory lock, which ends with the
+//! transaction, serializes servers that start together. An up-to-date schema is only read, so the
+//! server's role needs no privilege to change it.
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
-/// What brings the schema from one version to the next.
+/// Each migration takes the schema from one version to the next.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
-/// What this server needs.
+/// The version that this server needs.
 const VERSION: i32 = MIGRATIONS.len() as i32;
-/// Of the advisory lock: "skald" in ASCII.
+/// Key of the advisory lock: "skald" in ASCII.
 const LOCK: i64 = 0x0073_6b61_6c64;
 
 /// Why the schema can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SchemaError {
     #[error(
-        "the schema of the session database has version {found}; this server knows versions up to \
-         {VERSION}: update the server"
+        "the schema of the session database has version {found}, but this server supports versions up \
+         to {VERSION}; update the server"
     )]
     Newer { found: i32 },
     #[error(transparent)]
     Database(#[from] Error),
 }
 
-/// Brings the schema up to date, if it is not.
+/// Migrates the schema if it is not up to date.
 ///
 /// # Errors
-/// [`SchemaError::Newer`], or the database's; then the connection is not to be used again.
+/// [`SchemaError::Newer`], or those of the database. After an error the connection must not be used
+/// again.
 pub(super) async fn migrate(client: &Client) -> Result<(), SchemaError> {
     if is_current(version(client).await?)? {
         return Ok(());
     }
-    // Another server's migration is waited for; ours may take its time.
+    // Waits for the migration of another server, and allows time for this one.
     client
         .batch_execute(&format!(
             "BEGIN;
@@ -61,11 +62,11 @@ pub(super) async fn migrate(client: &Client) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// The schema's version; 0 if there is none.
+/// Returns the version of the schema; 0 if there is none.
 async fn version(client: &Client) -> Result<i32, Error> {
-    let there = "SELECT to_regclass('skald_schema') IS NOT NULL";
-    let there = client.query_typed_one(there, &[]).await?;
-    if !there.try_get::<_, bool>(0)? {
+    let exists = "SELECT to_regclass('skald_schema') IS NOT NULL";
+    let exists = client.query_typed_one(exists, &[]).await?;
+    if !exists.try_get::<_, bool>(0)? {
         return Ok(0);
     }
     let version = "SELECT coalesce(max(version), 0) FROM skald_schema";

@@ -1,7 +1,7 @@
-//! TLS to the database, with the rustls that is there for the hub.
+//! TLS connections to the database, with rustls.
 //!
-//! Without channel binding: it would take an X.509 parser (7 crates), and `sslmode=verify-full`
-//! keeps anyone from standing in between.
+//! Channel binding is not supported: it would need an X.509 parser (7 crates), and
+//! `sslmode=verify-full` already prevents interception.
 
 use std::future::Future;
 use std::io;
@@ -21,25 +21,25 @@ use tokio_rustls::TlsConnector;
 
 use crate::tls::pem_fault;
 
-/// Whose certificates are believed.
+/// The certificates that are trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Any: what is sent can't be read on the way, by those who only listen.
+    /// Any certificate, which protects against passive eavesdropping only.
     Anyone,
-    /// Those that an authority has signed for the host: one in this PEM file, or one that the
+    /// Certificates for the host that are signed by an authority in this PEM file, or by one that the
     /// system trusts.
     Authorities(Option<PathBuf>),
 }
 
-/// Makes TLS connections.
+/// Creates TLS connections.
 #[derive(Clone)]
 pub(super) struct Tls(Arc<ClientConfig>);
 
 impl Tls {
-    /// Prepares TLS.
+    /// Creates the configuration for TLS.
     ///
     /// # Errors
-    /// What is wrong with the authorities.
+    /// If the authorities can't be read or are not valid.
     pub fn new(trust: &Trust) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider));
@@ -55,7 +55,7 @@ impl Tls {
     }
 }
 
-/// Reads the certificates of authorities: those in a file, or the system's.
+/// Reads the certificates of authorities from a file, or from the system.
 fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let Some(file) = file else {
@@ -63,7 +63,8 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
             return Err(
-                "the system has no trusted certificates; name a file with `sslrootcert`".to_owned(),
+                "the system has no trusted certificates; set `sslrootcert` to a PEM file"
+                    .to_owned(),
             );
         }
         return Ok(roots);
@@ -84,7 +85,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Believes every certificate, but not that its holder is there without a signature.
+/// Accepts every certificate, but still verifies that the peer holds its private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -133,7 +134,7 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// TLS with one host.
+/// Connects to one host through TLS.
 pub(super) struct Connector {
     tls: TlsConnector,
     host: ServerName<'static>,
@@ -151,7 +152,7 @@ where
     type Error = rustls::pki_types::InvalidDnsNameError;
 
     fn make_tls_connect(&mut self, host: &str) -> Result<Connector, Self::Error> {
-        // A socket in the file system has no host, and is never spoken TLS over.
+        // A Unix socket has no host, and never uses TLS.
         let host = if host.is_empty() { "localhost" } else { host };
         Ok(Connector {
             tls: TlsConnector::from(Arc::clone(&self.0)),
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_file_of_certificates_is_told_in_words() {
+    fn errors_in_a_file_of_certificates_are_described() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("ca.pem");
         for (content, words) in [

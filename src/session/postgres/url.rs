@@ -1,6 +1,6 @@
-//! The database's URL: where it is, as whom to connect, and with how much TLS.
+//! The database's URL: address, user and TLS mode.
 //!
-//! Nothing made of a URL here may show its password: not an error, not [`Target::name`].
+//! Nothing derived from a URL may reveal its password, neither an error nor [`Target::name`].
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,51 +11,51 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::tls::Trust;
 
-/// How long a connection may take, where the URL does not say.
+/// Default time limit for a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long sent data may stay unacknowledged before the connection counts as broken.
+/// Time after which a connection with unacknowledged data counts as broken.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// What the database itself sees to, in case this process no longer can. The statement timeout is
-/// shorter than [`ANSWER`](super::link::ANSWER), so that it is the database that says what became of
-/// a statement.
+/// Timeouts enforced by the database, in case this process no longer can. The statement timeout is
+/// shorter than [`ANSWER`](super::link::ANSWER), so that the database reports the outcome of a slow
+/// statement.
 const OPTIONS: &str = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=60s";
 
-/// A URL, taken apart.
+/// A parsed URL.
 pub(super) struct Target {
     pub config: Config,
-    /// Which certificates to believe; `None` without TLS.
+    /// Trusted certificates; `None` without TLS.
     pub trust: Option<Trust>,
     /// The URL without its password and options.
     pub name: String,
 }
 
-/// Why a URL can't be used.
+/// Why a URL is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidUrl {
-    /// It is a URL of something else, or none.
+    /// The scheme is missing or unknown.
     #[error("it must begin with postgres:// or postgresql://")]
     Scheme,
-    /// It can't be told where the password ends.
-    #[error("it has more than one `@`; write those of user and password as %40")]
+    /// The end of the password is ambiguous.
+    #[error("it has more than one `@`; write those in user and password as %40")]
     At,
-    /// Nobody to connect as.
-    #[error("it names no user; write postgres://USER@HOST/DATABASE")]
+    /// The user is missing.
+    #[error("the user is missing; write postgres://USER@HOST/DATABASE")]
     User,
-    /// An unknown way to use TLS.
+    /// The TLS mode is unknown.
     #[error("`sslmode` must be disable, prefer, require or verify-full")]
     SslMode,
-    /// Part of it is not percent-encoded text.
+    /// A parameter is not valid percent-encoded text.
     #[error("`{0}` is not valid percent-encoded UTF-8")]
     Encoding(&'static str),
-    /// Anything else.
+    /// Any other fault.
     #[error("{0}")]
     Other(String),
 }
 
-/// Takes a URL apart. `password` is used where the URL has none.
+/// Parses a URL. `password` is used if the URL has none.
 ///
 /// # Errors
-/// [`InvalidUrl`], without the URL.
+/// [`InvalidUrl`], which does not quote the URL.
 pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, InvalidUrl> {
     let address = ["postgres://", "postgresql://"]
         .iter()
@@ -81,7 +81,7 @@ pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, Invalid
         ("disable", _) => (SslMode::Disable, None),
         ("prefer", None) => (SslMode::Prefer, Some(Trust::Anyone)),
         ("require", None) => (SslMode::Require, Some(Trust::Anyone)),
-        // As libpq: who names an authority wants it to be asked.
+        // As in libpq, naming an authority without verifying certificates is an error.
         ("prefer" | "require", Some(_)) => {
             return Err(InvalidUrl::Other(
                 "`sslrootcert` needs `sslmode=verify-full`".to_owned(),
@@ -99,13 +99,13 @@ pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, Invalid
     })
 }
 
-/// Returns whether a URL has a password in it.
+/// Returns whether a URL contains a password.
 #[must_use]
 pub fn has_password(url: &str) -> bool {
     parse(url, None).is_ok_and(|target| target.config.get_password().is_some())
 }
 
-/// Fills in what the URL does not say.
+/// Fills in the defaults.
 fn complete(config: &mut Config, password: Option<&str>) -> Result<(), InvalidUrl> {
     if config.get_user().is_none_or(str::is_empty) {
         return Err(InvalidUrl::User);
@@ -122,11 +122,11 @@ fn complete(config: &mut Config, password: Option<&str>) -> Result<(), InvalidUr
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(UNACKNOWLEDGED);
     }
-    // Of several hosts the one that takes writes.
+    // Of several hosts, use the one that accepts writes.
     if config.get_target_session_attrs() == TargetSessionAttrs::Any {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
-    // The URL's own come last, and win.
+    // Options in the URL come last and take precedence.
     let options = match config.get_options() {
         Some(own) => format!("{OPTIONS} {own}"),
         None => OPTIONS.to_owned(),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_named_without_its_password() {
+    fn the_name_of_a_url_does_not_contain_its_password() {
         for (url, name) in [
             ("postgres://u:secret@db/skald", "postgres://u@db:5432/skald"),
             (
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_found_whatever_else_the_url_says() {
+    fn a_password_is_found_anywhere_in_a_url() {
         for url in [
             "postgres://u:secret@db/x",
             "postgres://u:secret@db/x?sslmode=verify-full&sslrootcert=ca.pem",
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_can_not_be_used_is_refused_without_being_shown() {
+    fn an_invalid_url_is_refused_without_being_quoted() {
         for url in [
             "mysql://u:secret@db/x",
             "u:secret@db",
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_s_own_password_and_options_win() {
+    fn password_and_options_in_the_url_take_precedence() {
         let password = |url| {
             let target = parse(url, Some("other")).unwrap();
             target.config.get_password().map(<[u8]>::to_vec)
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_as_the_url_says() {
+    fn the_url_selects_the_tls_mode() {
         let mode = |query: &str| {
             let target = parse(&format!("postgres://u@db/x{query}"), None).unwrap();
             (target.config.get_ssl_mode(), target.trust)

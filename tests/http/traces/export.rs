@@ -42,7 +42,7 @@ async fn a_collector_that_is_away_is_a_warning() {
     let reason = warnings[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("refused"), "{reason}");
     assert_eq!(warnings[0]["endpoint"], format!("{endpoint}/v1/traces"));
-    let lost = server.logged("trace spans lost in all");
+    let lost = server.logged("trace spans lost in total");
     assert_eq!(lost[0]["lost"], 12, "{lost:#?}");
 }
 
@@ -60,7 +60,7 @@ async fn spans_that_a_collector_rejects_are_lost_and_its_reason_is_logged() {
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
     let reason = warnings[0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("over quota"), "{reason}");
-    let lost = server.logged("trace spans lost in all");
+    let lost = server.logged("trace spans lost in total");
     assert_eq!(lost[0]["lost"], 3, "{lost:#?}");
 }
 
@@ -76,7 +76,7 @@ async fn spans_arrive_once_the_collector_is_there() {
     assert_eq!(stages.len(), 3);
     server.terminate();
     server.ended();
-    assert_eq!(server.logged("trace collector takes spans again").len(), 1);
+    assert_eq!(server.logged("trace export recovered").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
