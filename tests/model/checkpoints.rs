@@ -156,7 +156,10 @@ fn a_separate_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
     }
     for id in [8, u32::MAX] {
         let refused = wte.add_rows(&[id], &mut [0.0; N_EMBD]).unwrap_err();
-        assert_names(&refused.to_string(), &[&id.to_string(), "the vocabulary (8 tokens)"]);
+        assert_names(
+            &refused.to_string(),
+            &[&id.to_string(), "the vocabulary (8 tokens)"],
+        );
     }
 }
 
@@ -223,7 +226,10 @@ fn a_header_that_lies_is_refused() {
         let mut bytes = whole.clone();
         bytes[..8].copy_from_slice(&header.to_le_bytes());
         replace(&directory, "model.safetensors", &bytes);
-        assert_names(&refused(&directory), &["model.safetensors", "not a complete"]);
+        assert_names(
+            &refused(&directory),
+            &["model.safetensors", "not a complete"],
+        );
     }
 }
 

@@ -211,7 +211,10 @@ fn a_tensor_that_is_there_twice_is_refused() {
         let other = Tensor::new(7, &[N_EMBD], Dtype::F32);
         tensors.insert("transformer.ln_f.bias".to_owned(), other);
     });
-    is_refused(&directory, &["model.safetensors", "`ln_f.bias`", "duplicate"]);
+    is_refused(
+        &directory,
+        &["model.safetensors", "`ln_f.bias`", "duplicate"],
+    );
 }
 
 #[test]
