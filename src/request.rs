@@ -28,7 +28,7 @@ pub use self::sampling::{SamplingOverrides, SamplingParams, SamplingStyle};
 pub use crate::fair::Tenant;
 use crate::text::Grammar;
 
-/// What happens when the context reaches the model's window (`n_positions`).
+/// What happens when the context reaches the model's context length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
     /// Generation ends with [`FinishReason::Length`](crate::engine::FinishReason::Length).
@@ -168,6 +168,6 @@ impl GenerateRequest {
 /// The last generated token needs no position of its own, but a session that continues would need
 /// it, so the bound is the one users expect: prompt + completion <= window.
 #[must_use]
-pub fn window_room(n_positions: usize, context: usize, overflow: Overflow) -> Option<usize> {
-    (overflow != Overflow::Slide).then(|| n_positions.saturating_sub(context))
+pub fn window_room(context_length: usize, context: usize, overflow: Overflow) -> Option<usize> {
+    (overflow != Overflow::Slide).then(|| context_length.saturating_sub(context))
 }

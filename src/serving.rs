@@ -216,7 +216,7 @@ impl Serving {
         let sessions = Sessions::open(
             settings.sessions.clone(),
             handle.clone(),
-            limits.n_positions,
+            limits.context_length,
             fingerprint,
             snapshots,
         )?;

@@ -12,7 +12,7 @@ pub struct SequenceId(pub u64);
 /// smallest multiple of half a window that leaves at most a whole window.
 ///
 /// So whenever a token comes to a full window, the context becomes the window's last
-/// `n_positions / 2` tokens and the new one, at positions from 0. The context is a function of
+/// `context_length / 2` tokens and the new one, at positions from 0. The context is a function of
 /// the history's length alone: a resumed session and an uninterrupted stream see the same.
 ///
 /// ```
@@ -23,9 +23,9 @@ pub struct SequenceId(pub u64);
 /// assert_eq!(context_start(1537, 1024), 1024);
 /// ```
 #[must_use]
-pub fn context_start(tokens: usize, n_positions: usize) -> usize {
-    let step = (n_positions / 2).max(1);
-    tokens.saturating_sub(n_positions).div_ceil(step) * step
+pub fn context_start(tokens: usize, context_length: usize) -> usize {
+    let step = (context_length / 2).max(1);
+    tokens.saturating_sub(context_length).div_ceil(step) * step
 }
 
 /// Blocks that `width` sequences of `tokens` tokens take which have `shared` full blocks in common.
@@ -52,7 +52,7 @@ pub struct Sequence {
     pub(super) tokens: Vec<u32>,
     beam: Option<Beam>,
     /// The model's window.
-    n_positions: usize,
+    context_length: usize,
     /// Whether cached prefixes may stand in for its first tokens (not if their logits are wanted).
     pub(super) may_reuse: bool,
     /// What its contexts start from: whose it is.
@@ -82,13 +82,13 @@ pub struct Sequence {
 impl Sequence {
     /// A sequence of which nothing is in the cache, of those who show no key.
     #[must_use]
-    pub fn new(id: SequenceId, tokens: Vec<u32>, n_positions: usize, may_reuse: bool) -> Self {
-        let start = context_start(tokens.len(), n_positions);
+    pub fn new(id: SequenceId, tokens: Vec<u32>, context_length: usize, may_reuse: bool) -> Self {
+        let start = context_start(tokens.len(), context_length);
         Self {
             id,
             tokens,
             beam: None,
-            n_positions,
+            context_length,
             may_reuse,
             root: PrefixId::root(Tenant::ANONYMOUS),
             keep: false,
@@ -156,7 +156,7 @@ impl Sequence {
         let mut branch = self.clone();
         branch.id = id;
         branch.tokens.extend_from_slice(tokens);
-        branch.start = context_start(branch.tokens.len(), branch.n_positions);
+        branch.start = context_start(branch.tokens.len(), branch.context_length);
         branch
     }
 
@@ -183,7 +183,7 @@ impl Sequence {
         if self.beam.is_some() {
             return;
         }
-        let room = self.n_positions - self.context().len();
+        let room = self.context_length - self.context().len();
         self.draft = self.drafter.draft(&self.tokens, limit.min(room));
     }
 
@@ -210,12 +210,12 @@ impl Sequence {
     #[must_use]
     pub(super) fn push(&mut self, token: u32) -> bool {
         self.tokens.push(token);
-        context_start(self.tokens.len(), self.n_positions) != self.start
+        context_start(self.tokens.len(), self.context_length) != self.start
     }
 
     /// Lets the context start where it has to; nothing of it is computed.
     pub(super) fn slide(&mut self) {
-        self.start = context_start(self.tokens.len(), self.n_positions);
+        self.start = context_start(self.tokens.len(), self.context_length);
         self.forget_charged();
     }
 
@@ -257,15 +257,15 @@ mod tests {
     proptest! {
         #[test]
         fn a_sliding_context_is_never_empty_nor_longer_than_the_window(
-            tokens in 1usize..5000, n_positions in 1usize..300,
+            tokens in 1usize..5000, context_length in 1usize..300,
         ) {
-            let start = context_start(tokens, n_positions);
+            let start = context_start(tokens, context_length);
             prop_assert!(start < tokens);
-            prop_assert!(tokens - start <= n_positions);
-            let was = context_start(tokens - 1, n_positions);
-            prop_assert!(start == was || (start == was + (n_positions / 2).max(1)));
+            prop_assert!(tokens - start <= context_length);
+            let was = context_start(tokens - 1, context_length);
+            prop_assert!(start == was || (start == was + (context_length / 2).max(1)));
             if start != was {
-                prop_assert_eq!(tokens - 1 - was, n_positions);
+                prop_assert_eq!(tokens - 1 - was, context_length);
             }
         }
     }

@@ -287,13 +287,13 @@ struct EngineFacts {
 impl Info {
     fn of(app: &App, serving: &Serving, sessions: Option<usize>) -> Self {
         let info = &serving.info;
-        let n_positions = serving.limits.n_positions;
+        let context_length = serving.limits.context_length;
         let engine = serving.engine.limits();
         Self {
             model_id: info.id.clone(),
             model_dtype: info.dtype.clone(),
-            max_input_tokens: n_positions.saturating_sub(1),
-            max_total_tokens: n_positions,
+            max_input_tokens: context_length.saturating_sub(1),
+            max_total_tokens: context_length,
             max_concurrent_requests: engine.max_batch + engine.max_queue,
             max_best_of: serving.limits.max_best_of,
             max_stop_sequences: serving.limits.max_stop_strings,
@@ -343,7 +343,7 @@ impl LimitFacts {
     fn of(app: &App, serving: &Serving) -> Self {
         // Taken apart whole, so that no limit is forgotten here.
         let Limits {
-            n_positions,
+            context_length,
             vocab_size: _,
             end_of_text: _,
             defaults: _,
@@ -373,7 +373,7 @@ impl LimitFacts {
         let config = app.config();
         let sessions = serving.sessions.config();
         Self {
-            max_context_tokens: n_positions,
+            max_context_tokens: context_length,
             max_tokens,
             max_choices,
             max_best_of_choices: max_best_of,

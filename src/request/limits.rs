@@ -13,7 +13,7 @@ use crate::text::GrammarSource;
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// The model's window: maximum positions of a context.
-    pub n_positions: usize,
+    pub context_length: usize,
     /// Number of token ids.
     pub vocab_size: usize,
     /// The model's end-of-text tokens.
@@ -57,9 +57,9 @@ pub struct Limits {
 impl Limits {
     /// Returns the limits of a model, with the server's own at their defaults.
     #[must_use]
-    pub fn for_model(n_positions: usize, vocab_size: usize, end_of_text: Vec<u32>) -> Self {
+    pub fn for_model(context_length: usize, vocab_size: usize, end_of_text: Vec<u32>) -> Self {
         Self {
-            n_positions,
+            context_length,
             vocab_size,
             end_of_text,
             defaults: SamplingOverrides::default(),

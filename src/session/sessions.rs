@@ -98,7 +98,7 @@ pub struct Sessions(Arc<SessionsInner>);
 
 pub(super) struct SessionsInner {
     engine: EngineHandle,
-    n_positions: usize,
+    context_length: usize,
     config: SessionConfig,
     pub(super) store: Arc<dyn Store>,
     queue: Arc<Queue>,
@@ -120,14 +120,14 @@ impl Sessions {
     pub fn open(
         config: SessionConfig,
         engine: EngineHandle,
-        n_positions: usize,
+        context_length: usize,
         tokenizer: Fingerprint,
         snapshots: Option<Arc<Snapshots>>,
     ) -> Result<Self, SessionError> {
         let store = config.open_store(tokenizer)?;
         let sessions = Self(Arc::new(SessionsInner {
             engine,
-            n_positions,
+            context_length,
             queue: Queue::new(config.max_waiting, config.sharing),
             lists: Turns::new(LISTS),
             config,
@@ -211,7 +211,7 @@ impl Sessions {
             return;
         };
         let tokens = [&request.history[..], &request.prompt].concat();
-        let start = context_start(tokens.len(), self.0.n_positions);
+        let start = context_start(tokens.len(), self.0.context_length);
         // The last token is computed in any case.
         let context = tokens.get(start..tokens.len().saturating_sub(1));
         let context = context.unwrap_or_default();
@@ -447,7 +447,7 @@ impl Sessions {
         history: History,
         busy: bool,
     ) -> Result<SessionInfo, SessionError> {
-        let start = context_start(history.tokens.len(), self.0.n_positions);
+        let start = context_start(history.tokens.len(), self.0.context_length);
         let context = history.tokens.get(start..).unwrap_or_default();
         let (tenant, tokens) = (key.tenant, context.to_vec());
         let cached_tokens = self.0.engine.resident_tokens(tenant, tokens).await?;

@@ -13,7 +13,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 /// compile until it is listed here.
 fn listed() -> Vec<(&'static str, Value)> {
     let Limits {
-        n_positions,
+        context_length,
         vocab_size,
         end_of_text,
         defaults,
@@ -36,7 +36,7 @@ fn listed() -> Vec<(&'static str, Value)> {
     } = Limits::for_model(1024, 8192, vec![8191]);
     assert_eq!(defaults, SamplingOverrides::default());
     vec![
-        ("/limits/max_context_tokens", json!(n_positions)),
+        ("/limits/max_context_tokens", json!(context_length)),
         ("/limits/max_tokens", json!(max_tokens)),
         ("/limits/max_choices", json!(max_choices)),
         ("/limits/max_best_of_choices", json!(max_best_of)),
@@ -68,8 +68,8 @@ fn listed() -> Vec<(&'static str, Value)> {
         // Where TGI has them.
         ("/max_best_of", json!(max_best_of)),
         ("/max_stop_sequences", json!(max_stop_strings)),
-        ("/max_total_tokens", json!(n_positions)),
-        ("/max_input_tokens", json!(n_positions - 1)),
+        ("/max_total_tokens", json!(context_length)),
+        ("/max_input_tokens", json!(context_length - 1)),
     ]
 }
 

@@ -17,10 +17,10 @@ impl Limits {
             ));
         }
         let context = draft.context();
-        let Some(room) = window_room(self.n_positions, context, draft.overflow) else {
+        let Some(room) = window_room(self.context_length, context, draft.overflow) else {
             return Ok(max_tokens);
         };
-        if context > self.n_positions || (room == 0 && max_tokens > 0) {
+        if context > self.context_length || (room == 0 && max_tokens > 0) {
             return Err(self.too_long(draft.prompt_field, draft, max_tokens));
         }
         let is_given = draft.sampling.max_new_tokens.is_some();
@@ -32,9 +32,9 @@ impl Limits {
 
     /// Returns the refusal of a draft that does not fit the window because of `field`.
     fn too_long(&self, field: &str, draft: &RequestDraft, max_tokens: usize) -> InvalidRequest {
-        let (n_positions, prompt) = (self.n_positions, draft.prompt.len());
+        let (context_length, prompt) = (self.context_length, draft.prompt.len());
         // Clients recognize the first words, which are OpenAI's.
-        let limit = format!("this model's maximum context length is {n_positions} tokens");
+        let limit = format!("this model's maximum context length is {context_length} tokens");
         match draft.history.as_ref().map_or(0, Vec::len) {
             0 if field == draft.prompt_field => InvalidRequest::context_length(
                 field,
@@ -60,7 +60,7 @@ impl Limits {
 
     /// Checks that the input of an embedding fits the window; no token is generated after it.
     pub(super) fn fit_input(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
-        if draft.prompt.len() <= self.n_positions {
+        if draft.prompt.len() <= self.context_length {
             return Ok(0);
         }
         Err(InvalidRequest::context_length(
@@ -69,7 +69,7 @@ impl Limits {
                 "`{}` has {} tokens; the model's context is {} tokens",
                 draft.prompt_field,
                 draft.prompt.len(),
-                self.n_positions
+                self.context_length
             ),
         ))
     }
@@ -92,8 +92,8 @@ impl Limits {
         let claimed = match draft.overflow {
             Overflow::Slide => 0,
             _ if draft.sampling.max_new_tokens.is_some() => wanted,
-            _ => wanted.min(self.n_positions / 2),
+            _ => wanted.min(self.context_length / 2),
         };
-        self.n_positions.saturating_sub(claimed).max(1)
+        self.context_length.saturating_sub(claimed).max(1)
     }
 }

@@ -179,7 +179,7 @@ impl ChatRequest {
                 "max_completion_tokens"
             },
             given: newer.or(older),
-            default: serving.limits.n_positions,
+            default: serving.limits.context_length,
         })
     }
 }
