@@ -5,6 +5,7 @@
 //! | [`kills`] | SIGKILL at random moments under load, on one directory |
 //! | [`torn`] | files that are not as they were written |
 //! | [`shared`] | two servers on one directory |
+//! | [`two_servers`] | what must be true of two servers in one place, wherever it is |
 //! | [`clock`] | a clock that is set back and forward |
 //! | [`disk`] | a disk that is full, read-only or gone |
 //! | [`load`] | kills under load, and what must be true after each |
@@ -31,3 +32,4 @@ mod random;
 mod reference;
 mod shared;
 mod torn;
+mod two_servers;

@@ -32,14 +32,6 @@ fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
     })
 }
 
-/// A turn that never ends, streamed.
-fn endless(session: &str) -> Value {
-    json!({
-        "prompt": " and", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
-        "session_id": session, "stream": true,
-    })
-}
-
 /// Asserts that a request was refused because the database is away, with what a client needs to try
 /// again.
 #[track_caller]

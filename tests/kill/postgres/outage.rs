@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{endless, is_away, turn};
+use super::{is_away, turn};
 use crate::client::Client;
 use crate::load::{check, clients, seed};
 use crate::random::Random;
@@ -17,6 +17,7 @@ use crate::support::caller::Caller;
 use crate::support::postgres::Cluster;
 use crate::support::process::Process;
 use crate::support::sse::Live;
+use crate::two_servers::endless;
 
 /// Crashes of an ordinary run.
 const CRASHES: usize = 4;
