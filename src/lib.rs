@@ -24,10 +24,12 @@
 //! | [`fair`] | tenants, and fair shares between them of what is bounded |
 //! | [`model`] | the architectures: GPT-2's forward pass |
 //! | [`checkpoint`] | where a model comes from, its files and their content |
+//! | [`backend`] | what computes a model's layers: the kernels, or candle's own operations |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, kernels`.
+//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, backend -> kernels`.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::{info, warn};
 
+use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::source::SourceError;
 use crate::checkpoint::{GenerationConfig, ModelFiles, ModelSource};
 use crate::config::{Dtype, GenerationDefaults, KvPrecision};
@@ -17,9 +18,9 @@ use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK
 use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
-use crate::model::gpt2::{LoadError, Runtime};
+
 use crate::model::trial::{self, TrialError};
-use crate::model::{Model, ModelSpec};
+use crate::model::{LoadError, Model, ModelSpec};
 use crate::request::Limits;
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
@@ -244,7 +245,7 @@ impl ServingSettings {
         files: &ModelFiles,
         dtype: WeightDtype,
     ) -> Result<Model, ServingError> {
-        let model = Model::load(files, &Runtime::kernels(self.threads, dtype))?;
+        let model = Model::load(files, &CpuBackend::new(self.threads, dtype))?;
         let tried = trial::run(&model, self.kv_dtype(dtype), dtype_name(dtype));
         tried.map_err(|error| ServingError::Trial {
             model: source.to_string(),

@@ -17,7 +17,7 @@ use super::Isa;
 /// Partial results a reduction keeps, on every instruction set.
 pub(crate) const LANES: usize = 16;
 
-/// The best instruction set of this processor, asked for once.
+/// Returns the best instruction set of this processor, detected once.
 pub(crate) fn best() -> Isa {
     static BEST: OnceLock<Isa> = OnceLock::new();
     *BEST.get_or_init(Isa::detect)
@@ -69,6 +69,19 @@ pub(crate) fn accumulate<T: Copy>(row: &[f32], start: T, step: impl Fn(T, f32) -
         *lane = step(*lane, x);
     }
     lanes
+}
+
+/// `map`, which as a call of its own would not be compiled for the instruction set.
+#[inline(always)]
+pub(crate) fn each<T: Copy + Default, const N: usize>(
+    x: &[f32; N],
+    f: impl Fn(f32) -> T,
+) -> [T; N] {
+    let mut y = [T::default(); N];
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f(x);
+    }
+    y
 }
 
 /// Folds the lanes: 8 upon 8, then 4 upon 4, 2 upon 2, 1 upon 1.
