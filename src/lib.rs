@@ -9,6 +9,7 @@
 //! | [`config`] | settings: flags > environment > file > defaults |
 //! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
+//! | [`recency`], [`moving_average`] | orders of use, averages of measurements |
 //! | [`panics`] | panics in the logs |
 //! | [`regular_file`] | opens files that hold models and sessions |
 //! | [`shown_url`] | what messages show of a URL |
@@ -42,7 +43,9 @@ pub mod kernels;
 pub mod keys;
 pub mod lane;
 pub mod model;
+pub mod moving_average;
 pub mod panics;
+pub mod recency;
 pub mod regular_file;
 pub mod request;
 pub mod resources;
