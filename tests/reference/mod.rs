@@ -39,7 +39,7 @@ struct Linear {
 }
 
 impl Gpt2 {
-    /// Returns the logits after every token: [n_seq] -> [n_seq, n_vocab].
+    /// Returns the logits after every token: `[n_seq] -> [n_seq, n_vocab]`.
     pub fn logits(&self, ids: &[u32]) -> Matrix {
         let embed = |(i, &id): (usize, &u32)| add(&self.wte[id as usize], &self.wpe[i]);
         let mut x: Matrix = ids.iter().enumerate().map(embed).collect(); // [n_seq, n_embd]
@@ -71,7 +71,7 @@ impl Block {
         add_rows(&x, &self.mlp(&self.ln_2.forward(&x))) // [n_seq, n_embd]
     }
 
-    /// Causal multi-head self-attention: [n_seq, n_embd] -> [n_seq, n_embd].
+    /// Causal multi-head self-attention: `[n_seq, n_embd] -> [n_seq, n_embd]`.
     fn attention(&self, x: &Matrix, n_head: usize) -> Matrix {
         let x = self.c_attn.forward(x); // [n_seq, n_embd] -> [n_seq, 3*n_embd]
         let n_embd = x[0].len() / 3;
@@ -99,7 +99,7 @@ impl Block {
         self.attn_c_proj.forward(&out) // [n_seq, n_embd] -> [n_seq, n_embd]
     }
 
-    /// [n_seq, n_embd] -> [n_seq, n_embd]
+    /// `[n_seq, n_embd] -> [n_seq, n_embd]`
     fn mlp(&self, x: &Matrix) -> Matrix {
         let a = self.c_fc.forward(x); // [n_seq, n_embd] -> [n_seq, n_inner]
         let a: Matrix = a
@@ -111,7 +111,7 @@ impl Block {
 }
 
 impl LayerNorm {
-    /// [n_seq, n] -> [n_seq, n]
+    /// `[n_seq, n] -> [n_seq, n]`
     fn forward(&self, x: &Matrix) -> Matrix {
         let normalize = |row: &Row| {
             let n = row.len() as f64;
@@ -127,7 +127,7 @@ impl LayerNorm {
 }
 
 impl Linear {
-    /// [n_seq, n_in] -> [n_seq, n_out]
+    /// `[n_seq, n_in] -> [n_seq, n_out]`
     fn forward(&self, x: &Matrix) -> Matrix {
         let project = |row: &Row| {
             let mut y = self.b.clone(); // [n_out]
