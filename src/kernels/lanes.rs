@@ -1,4 +1,4 @@
-//! How the row kernels are compiled once per instruction set, and how they reduce.
+//! Row kernels: how they are compiled once per instruction set, and how they reduce.
 //!
 //! A row kernel is one portable function, written so that the compiler can turn 16 lanes into
 //! vectors. [`per_isa!`] compiles it again under each set of target features. Rust neither
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use super::Isa;
 
-/// Partial results a reduction keeps, on every instruction set.
+/// Partial results of a reduction, on every instruction set.
 pub(crate) const LANES: usize = 16;
 
 /// Returns the best instruction set of this processor, detected once.
@@ -25,7 +25,7 @@ pub(crate) fn best() -> Isa {
 
 /// Defines a function whose first argument is the [`Isa`] to run on and whose work is done by
 /// `$body`, an `#[inline(always)]` function of the other arguments. An instruction set that the
-/// processor lacks is replaced by the best one it has: the result is the same.
+/// processor lacks is replaced by the best one that it has: the result is the same.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?)
         $(-> $ret:ty)? => $body:path;) => {

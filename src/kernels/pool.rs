@@ -181,7 +181,7 @@ impl Pool {
                     .name(format!("skald-compute-{n}"))
                     .spawn(move || {
                         if let Some(core) = core {
-                            affinity::keep_to(core);
+                            affinity::pin_to(core);
                         }
                         shared.serve(n);
                     })
@@ -200,7 +200,7 @@ impl Pool {
     /// [`run`](Self::run).
     pub fn adopt_caller(&self) {
         if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
-            affinity::keep_to(core);
+            affinity::pin_to(core);
         }
     }
 
