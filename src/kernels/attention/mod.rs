@@ -30,7 +30,8 @@
 //! |---|---|
 //! | `shape` | the sizes of a layer |
 //! | `plan` | the units of work of a step |
-//! | `kernel` | a unit, for all instruction sets |
+//! | `unit` | the operands of a unit of work |
+//! | `kernel` | its arithmetic, for all instruction sets |
 //! | `vector` | the lanes it computes in; `avx512`, `avx2` and `portable` are theirs |
 
 #[cfg(target_arch = "x86_64")]
@@ -41,6 +42,7 @@ mod kernel;
 mod plan;
 mod portable;
 mod shape;
+mod unit;
 mod vector;
 
 use std::mem::MaybeUninit;
@@ -49,10 +51,10 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use self::kernel::UnitJob;
 pub use self::plan::AttentionPlan;
 use self::plan::Unit;
 pub use self::shape::AttentionShape;
+use self::unit::UnitJob;
 use self::vector::Element;
 use super::kv::{BLOCK_SIZE, KvShape, LayerKv};
 use super::shared_slice::SharedSlice;

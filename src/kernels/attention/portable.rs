@@ -1,6 +1,7 @@
 //! Sixteen lanes in plain Rust.
 
-use super::kernel::{UnitJob, attend};
+use super::kernel::attend;
+use super::unit::UnitJob;
 use super::vector::{Element, Vector};
 use crate::kernels::kv::BLOCK_SIZE;
 use crate::kernels::lanes;
