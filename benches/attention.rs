@@ -9,14 +9,13 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use skald::kernels::attention::{Attention, AttentionPlan, SequenceSpan};
-use skald::kernels::kv::{BLOCK_SIZE, KvCache, KvDtype};
+use skald::kernels::attention::{AttentionPlan, AttentionShape, KernelAttention};
+use skald::kernels::kv::{BLOCK_SIZE, KvCache, KvDtype, KvShape, SequenceSpan};
 use skald::kernels::{Isa, Pool};
 
 mod limits;
@@ -54,7 +53,7 @@ impl Shape {
         }
     }
 
-    fn plan(&self) -> Arc<AttentionPlan> {
+    fn plan(&self) -> AttentionPlan {
         let spans: Vec<_> = (0..self.sequences)
             .map(|i| SequenceSpan {
                 rows: i * self.rows..(i + 1) * self.rows,
@@ -64,7 +63,7 @@ impl Shape {
                     .collect(),
             })
             .collect();
-        AttentionPlan::new(&spans, self.sequences * self.rows, HEADS).unwrap()
+        AttentionPlan::new(spans, self.sequences * self.rows, HEADS).unwrap()
     }
 }
 
@@ -106,6 +105,11 @@ const SHAPES: [Shape; 7] = [
     },
 ];
 
+/// GPT-2's attention.
+fn heads() -> AttentionShape {
+    AttentionShape::multi_head(HEADS, HEAD_DIM)
+}
+
 fn attention(criterion: &mut Criterion) {
     let threads = available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let pool = Pool::new(threads);
@@ -116,10 +120,15 @@ fn attention(criterion: &mut Criterion) {
             let rows = shape.sequences * shape.rows;
             let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
             let blocks = shape.sequences * shape.blocks();
-            let kv = KvCache::new(&Device::Cpu, dtype, LAYERS, blocks, HEADS, HEAD_DIM).unwrap();
+            let cache = KvShape {
+                blocks,
+                heads: HEADS,
+                head_width: HEAD_DIM,
+            };
+            let kv = KvCache::new(&Device::Cpu, dtype, LAYERS, cache).unwrap();
             fill(&kv, shape);
             for isa in Isa::available() {
-                let attention = Attention::new(&pool, isa, HEADS, HEAD_DIM);
+                let attention = KernelAttention::new(&pool, isa, heads()).unwrap();
                 group.throughput(shape.throughput(dtype));
                 let id = BenchmarkId::new(shape.name(), isa.name());
                 group.bench_function(id, |bencher| {
@@ -148,12 +157,8 @@ fn fill(kv: &KvCache, shape: &Shape) {
     };
     let rows = past.sequences * past.rows;
     let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
-    let attention = Attention::new(
-        &Pool::new(NonZeroUsize::MIN),
-        Isa::detect(),
-        HEADS,
-        HEAD_DIM,
-    );
+    let pool = Pool::new(NonZeroUsize::MIN);
+    let attention = KernelAttention::new(&pool, Isa::detect(), heads()).unwrap();
     for layer in 0..LAYERS {
         attention
             .forward(&qkv, kv.layer(layer).unwrap(), &past.plan())

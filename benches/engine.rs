@@ -16,13 +16,13 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::EngineConfig;
 use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, SamplingStyle};
 
 mod limits;
@@ -117,7 +117,7 @@ fn measure(
     limit: &Limit,
 ) {
     let started = Instant::now();
-    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let load = started.elapsed();
     let weights = model.weight_bytes() as f64;
     let kv_dtype = if dtype == WeightDtype::F32 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use skald::kernels::linear::{Epilogue, Layout, Linear, RawWeight, WeightDtype};
+use skald::kernels::linear::{Epilogue, MatrixOrder, PackedLinear, RawWeight, WeightDtype};
 use skald::kernels::weight_memory::WeightMemory;
 use skald::kernels::{Isa, Pool};
 
@@ -53,16 +53,16 @@ fn linear(c: &mut Criterion) {
             let bytes: Vec<u8> = (0..n_in * n_out)
                 .flat_map(|i| ((i % 251) as f32 / 251.0 - 0.5).to_le_bytes())
                 .collect();
-            let layers: Vec<Linear> = (0..copies)
+            let layers: Vec<PackedLinear> = (0..copies)
                 .map(|_| {
                     let weight = RawWeight {
                         bytes: &bytes,
                         dtype: DType::F32,
-                        layout: Layout::InOut,
+                        order: MatrixOrder::InOut,
                         in_features: n_in,
                         out_features: n_out,
                     };
-                    Linear::pack(&pool, Isa::detect(), &memory, dtype, weight, None)
+                    PackedLinear::pack(&pool, Isa::detect(), &memory, dtype, weight, None)
                         .expect("packed")
                 })
                 .collect();

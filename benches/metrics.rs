@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::EngineConfig;
 use skald::engine::figures::{EngineStatus, Published};
@@ -24,7 +25,6 @@ use skald::http::Observations;
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, SamplingStyle};
 
 mod requests;
@@ -154,7 +154,7 @@ fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
         "q8" => (WeightDtype::Q8, KvDtype::Bf16),
         other => panic!("no dtype {other}"),
     };
-    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,
         // A step decodes one token of each sequence.

@@ -16,6 +16,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::blocks::{BLOCK_SIZE, BlockMove, PrefixId};
 use skald::engine::scheduler::{Scheduler, StepLimits};
@@ -24,7 +25,6 @@ use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, SamplingStyle, Tenant};
 
 mod requests;
@@ -161,7 +161,7 @@ fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
         "q8" => (WeightDtype::Q8, KvDtype::Bf16),
         other => panic!("no dtype {other}"),
     };
-    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let blocks = BATCH * (WINDOW / BLOCK_SIZE);
     let config = EngineConfig {
         kv_memory: bytesize::ByteSize::b((blocks * model.kv_block_bytes(kv_dtype)) as u64),

@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, RequestDraft, SamplingStyle};
 
 use requests::{Prompts, median, run_told, runtime};
@@ -106,8 +106,8 @@ impl Bench {
             "q8" => (WeightDtype::Q8, KvDtype::Bf16),
             other => panic!("no dtype {other}"),
         };
-        let runtime = Runtime::kernels(arguments.threads, dtype);
-        let model = Model::load(files, &runtime).expect("a model");
+        let backend = CpuBackend::new(arguments.threads, dtype);
+        let model = Model::load(files, &backend).expect("a model");
         let block_bytes = model.kv_block_bytes(kv_dtype);
         // Room for all prompts of the head's part at once, and little more.
         let blocks = SHARING * ((HEAD + OWN + NEW).div_ceil(BLOCK_SIZE) + 1);

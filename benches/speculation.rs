@@ -11,12 +11,12 @@
 use std::num::NonZeroUsize;
 
 use clap::Parser;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, SamplingStyle};
 
 mod requests;
@@ -100,7 +100,7 @@ fn engine(files: &ModelFiles, arguments: &Arguments, speculative_rows: usize) ->
         "q8" => (WeightDtype::Q8, KvDtype::Bf16),
         other => panic!("no dtype {other}"),
     };
-    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,
         speculative_rows,

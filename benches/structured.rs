@@ -14,12 +14,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{Limits, RequestDraft, SamplingStyle};
 use skald::text::{Grammar, GrammarSource, Grammars};
 
@@ -169,7 +169,7 @@ fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
         "q8" => (WeightDtype::Q8, KvDtype::Bf16),
         other => panic!("no dtype {other}"),
     };
-    let model = Model::load(files, &Runtime::kernels(arguments.threads, dtype)).expect("a model");
+    let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,
         speculative_rows: 0,

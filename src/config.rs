@@ -16,7 +16,7 @@ mod names;
 mod settings;
 mod values;
 
-pub use self::choices::{Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
+pub use self::choices::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
 pub use self::error::ConfigError;
 pub use self::hosts::{AllowedHost, CorsOrigin, InvalidHost};
 pub use self::layer::Layer;

@@ -9,6 +9,7 @@
 //! | [`config`] | settings: flags > environment > file > defaults |
 //! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
+//! | [`recency`], [`moving_average`] | orders of use, averages of measurements |
 //! | [`panics`] | panics in the logs |
 //! | [`regular_file`] | opens files that hold models and sessions |
 //! | [`shown_url`] | what messages show of a URL |
@@ -24,10 +25,12 @@
 //! | [`fair`] | tenants, and fair shares between them of what is bounded |
 //! | [`model`] | the architectures: GPT-2's forward pass |
 //! | [`checkpoint`] | where a model comes from, its files and their content |
+//! | [`backend`] | what computes a model's layers: the kernels, or candle's own operations |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
-//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, kernels`.
+//! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, backend -> kernels`.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
@@ -40,7 +43,9 @@ pub mod kernels;
 pub mod keys;
 pub mod lane;
 pub mod model;
+pub mod moving_average;
 pub mod panics;
+pub mod recency;
 pub mod regular_file;
 pub mod request;
 pub mod resources;

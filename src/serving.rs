@@ -10,16 +10,18 @@ use bytesize::ByteSize;
 use candle_core::DType;
 use tracing::{info, warn};
 
+use crate::backend::Backend;
+use crate::backend::candle::CandleBackend;
+use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::source::SourceError;
 use crate::checkpoint::{GenerationConfig, ModelFiles, ModelSource};
-use crate::config::{Dtype, GenerationDefaults, KvPrecision};
+use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
-use crate::kernels::Isa;
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
-use crate::model::gpt2::{LoadError, Runtime};
+
 use crate::model::trial::{self, TrialError};
-use crate::model::{Model, ModelSpec};
+use crate::model::{LoadError, Model, ModelSpec};
 use crate::request::Limits;
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
@@ -36,6 +38,8 @@ pub struct ServingSettings {
     pub served_model_name: Option<String>,
     /// How weights are held.
     pub dtype: Dtype,
+    /// What computes the model.
+    pub device: Device,
     /// How keys and values are held.
     pub kv_dtype: KvPrecision,
     /// Number of compute threads.
@@ -78,6 +82,14 @@ pub enum ServingError {
         "the model's own chat template can't be used; set `chat-template` to another, such as `plain`"
     )]
     ModelTemplate(#[source] TemplateError),
+    /// The device can't compute in the precision of the settings.
+    #[error(
+        "`dtype` {dtype} is not available with `device` candle, which computes in f32: set `dtype` to          f32 or auto, or `device` to cpu"
+    )]
+    DeviceDtype {
+        /// The setting.
+        dtype: &'static str,
+    },
     /// The weights can't be used.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -134,7 +146,9 @@ pub struct ModelInfo {
     pub spec: ModelSpec,
     /// Precision of the weights: `f32`, `bf16` or `q8`.
     pub dtype: String,
-    /// Instruction set of the kernels.
+    /// What computes the model: `cpu` or `candle`.
+    pub device: &'static str,
+    /// The instruction set of the kernels, or `candle`.
     pub isa: String,
     /// OpenAI's `system_fingerprint`: changes whenever the same request could give another answer.
     pub fingerprint: String,
@@ -177,16 +191,17 @@ impl Serving {
     ) -> Result<Self, ServingError> {
         let started = Instant::now();
         let chat = files.chat(chat).map_err(ServingError::ModelTemplate)?;
-        let dtype = settings.weight_dtype(files.checkpoint.dtype());
+        let backend = settings.backend(files.checkpoint.dtype())?;
+        let dtype = backend.weight_dtype();
         let mut engine = settings.engine.clone();
         engine.kv_dtype = settings.kv_dtype(dtype);
-        let model = settings.model(source, &files, dtype)?;
+        let model = settings.model(source, &files, &*backend)?;
         let spec = model.spec().clone();
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
         let kv_memory = settings.kv_memory(weights, window_bytes(&spec, block_bytes));
         engine.kv_memory = kv_memory.value;
-        let snapshots = snapshots(&files, &model, dtype, &mut engine, &settings.sessions)?;
+        let snapshots = snapshots(&files, &model, &*backend, &mut engine, &settings.sessions)?;
         let handle = engine::start(model, engine)?;
         let name = settings
             .served_model_name
@@ -195,22 +210,23 @@ impl Serving {
         info!(
             model = name,
             parameters = spec.parameters,
-            dtype = dtype_name(dtype),
+            dtype = dtype.name(),
             weights = %weights,
             kv_cache = %kv_memory.value,
             kv_cache_from = %kv_memory.origin,
             kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64,
-            isa = Isa::detect().name(),
+            device = settings.device.name(),
+            isa = backend.name(),
             chat_template = chat.origin(),
             seconds = started.elapsed().as_secs_f32(),
             "model loaded"
         );
-        if settings.dtype == Dtype::Auto {
+        if settings.dtype == Dtype::Auto && settings.device == Device::Cpu {
             advise(dtype);
         }
         let max_queue = handle.limits().max_queue;
         let limits = settings.limits(&files.generation_config, &spec, max_queue);
-        let info = model_info(spec, name, source, dtype);
+        let info = model_info(spec, name, source, settings.device, &*backend);
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
         let sessions = Sessions::open(
@@ -242,10 +258,11 @@ impl ServingSettings {
         &self,
         source: &ModelSource,
         files: &ModelFiles,
-        dtype: WeightDtype,
+        backend: &dyn Backend,
     ) -> Result<Model, ServingError> {
-        let model = Model::load(files, &Runtime::kernels(self.threads, dtype))?;
-        let tried = trial::run(&model, self.kv_dtype(dtype), dtype_name(dtype));
+        let model = Model::load(files, backend)?;
+        let dtype = backend.weight_dtype();
+        let tried = trial::run(&model, self.kv_dtype(dtype), dtype.name());
         tried.map_err(|error| ServingError::Trial {
             model: source.to_string(),
             source: Box::new(error),
@@ -272,7 +289,23 @@ impl ServingSettings {
         chosen
     }
 
-    /// Returns how weights are held; `auto` is the checkpoint's own precision.
+    /// Starts what computes the model.
+    fn backend(&self, on_disk: Option<DType>) -> Result<Box<dyn Backend>, ServingError> {
+        match (self.device, self.dtype) {
+            (Device::Cpu, _) => {
+                let dtype = self.weight_dtype(on_disk);
+                Ok(Box::new(CpuBackend::new(self.threads, dtype)))
+            }
+            (Device::Candle, Dtype::Auto | Dtype::F32) => Ok(Box::new(CandleBackend::new(
+                candle_core::Device::Cpu,
+                self.threads,
+            ))),
+            (Device::Candle, Dtype::Bf16) => Err(ServingError::DeviceDtype { dtype: "bf16" }),
+            (Device::Candle, Dtype::Q8) => Err(ServingError::DeviceDtype { dtype: "q8" }),
+        }
+    }
+
+    /// Returns how the kernels hold weights; `auto` is the checkpoint's own precision.
     fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
@@ -315,7 +348,7 @@ fn window_bytes(spec: &ModelSpec, block_bytes: u64) -> ByteSize {
 fn snapshots(
     files: &ModelFiles,
     model: &Model,
-    dtype: WeightDtype,
+    backend: &dyn Backend,
     engine: &mut EngineConfig,
     sessions: &SessionConfig,
 ) -> Result<Option<Arc<Snapshots>>, ServingError> {
@@ -327,7 +360,7 @@ fn snapshots(
         return Ok(None);
     };
     let config = SnapshotConfig {
-        model: kv_fingerprint(files, dtype, engine.kv_dtype),
+        model: kv_fingerprint(files, backend, engine.kv_dtype),
         block_bytes: model.kv_block_bytes(engine.kv_dtype),
         size: sessions.kv_size,
         shared_prefixes: engine.share_prefixes,
@@ -342,12 +375,12 @@ fn snapshots(
 }
 
 /// Returns a hash of everything except the tokens that the bits of keys and values depend on.
-fn kv_fingerprint(files: &ModelFiles, dtype: WeightDtype, kv_dtype: KvDtype) -> Fingerprint {
+fn kv_fingerprint(files: &ModelFiles, backend: &dyn Backend, kv_dtype: KvDtype) -> Fingerprint {
     let mut hash = blake3::Hasher::new();
     let computed = (
         env!("CARGO_PKG_VERSION"),
-        Isa::detect().name(),
-        dtype_name(dtype),
+        backend.name(),
+        backend.weight_dtype().name(),
         kv_dtype,
         &files.config,
     );
@@ -393,27 +426,22 @@ fn advise(dtype: WeightDtype) {
     }
 }
 
-fn dtype_name(dtype: WeightDtype) -> &'static str {
-    match dtype {
-        WeightDtype::F32 => "f32",
-        WeightDtype::Bf16 => "bf16",
-        WeightDtype::Q8 => "q8",
-    }
-}
-
-fn model_info(spec: ModelSpec, id: String, source: &ModelSource, dtype: WeightDtype) -> ModelInfo {
-    let isa = Isa::detect().name();
+fn model_info(
+    spec: ModelSpec,
+    id: String,
+    source: &ModelSource,
+    device: Device,
+    backend: &dyn Backend,
+) -> ModelInfo {
+    let (isa, dtype) = (backend.name(), backend.weight_dtype().name());
     ModelInfo {
         id,
         source: source.to_string(),
         spec,
-        dtype: dtype_name(dtype).to_owned(),
+        dtype: dtype.to_owned(),
+        device: device.name(),
         isa: isa.to_owned(),
-        fingerprint: format!(
-            "skald-{}-{}-{isa}",
-            env!("CARGO_PKG_VERSION"),
-            dtype_name(dtype)
-        ),
+        fingerprint: format!("skald-{}-{dtype}-{isa}", env!("CARGO_PKG_VERSION")),
         created: SystemTime::now(),
     }
 }

@@ -52,6 +52,7 @@ pub(super) fn serving(
         model: settings.model,
         served_model_name: settings.served_model_name,
         dtype: settings.dtype,
+        device: settings.device,
         kv_dtype: settings.kv_dtype,
         threads,
         kv_memory: settings.kv_memory,

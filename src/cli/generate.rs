@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CommandError, runtime, write_out};
-use crate::config::{Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
+use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::request::{
     GenerateRequest, InvalidRequest, Overflow, RequestDraft, RequestId, SamplingOverrides,
@@ -39,6 +39,9 @@ pub struct Generate {
     /// Precision of the weights
     #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
     dtype: Dtype,
+    /// Where the model is computed
+    #[arg(long, env = "SKALD_DEVICE", value_enum, default_value = "cpu")]
+    device: Device,
     /// Compute threads [default: all cores, within the CPU quota of the cgroup]
     #[arg(long, env = "SKALD_THREADS", value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
@@ -77,6 +80,7 @@ impl Generate {
             model: self.model.clone(),
             served_model_name: None,
             dtype: self.dtype,
+            device: self.device,
             kv_dtype: KvPrecision::Auto,
             threads: resources::threads(self.threads).value,
             kv_memory: None,

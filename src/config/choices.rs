@@ -2,6 +2,26 @@
 
 use clap::ValueEnum;
 
+/// What computes the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// Skald's kernels.
+    Cpu,
+    /// Candle's own operations, in f32 with threads of their own: slower, for comparison.
+    Candle,
+}
+
+impl Device {
+    /// Returns the setting's value.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Candle => "candle",
+        }
+    }
+}
+
 /// How weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {

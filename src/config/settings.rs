@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
-use super::choices::{Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
+use super::choices::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
 use super::error::ConfigError;
 use super::hosts::{AllowedHost, CorsOrigin};
 use super::values::{
@@ -50,6 +50,14 @@ pub struct Settings {
         default_value = "auto"
     )]
     pub dtype: Dtype,
+    /// Where the model is computed
+    #[arg(
+        help_heading = "Model",
+        long,
+        env = "SKALD_DEVICE",
+        default_value = "cpu"
+    )]
+    pub device: Device,
     /// Whether the model's `generation_config.json` sets the defaults of sampling
     #[arg(
         help_heading = "Model",

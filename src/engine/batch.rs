@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use super::active::Active;
 use super::scheduler::{Part, Scheduler};
 use super::sequence::SequenceId;
-use crate::kernels::attention::SequenceSpan;
-use crate::model::gpt2::Batch;
+use crate::kernels::kv::SequenceSpan;
+use crate::model::batch::Batch;
 
 /// A step's batch, and for every part of its plan which of its logits report prompt tokens.
 pub(super) struct StepBatch {

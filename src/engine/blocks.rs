@@ -23,11 +23,11 @@ mod check;
 mod index;
 mod prefix;
 
-use std::collections::BTreeMap;
-
 use index::{Content, Index};
 pub use prefix::PrefixId;
 pub(super) use prefix::common;
+
+use crate::recency::{LastUse, Recency};
 
 /// Tokens whose keys and values one block holds.
 pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
@@ -84,8 +84,8 @@ struct Block {
     keep: bool,
     /// It is kept there.
     stored: bool,
-    /// Its key in `BlockPool::idle` while it is idle.
-    idle_since: u64,
+    /// Its place in `BlockPool::idle` while it is idle.
+    idle_since: LastUse,
 }
 
 /// All blocks of the KV pool.
@@ -97,9 +97,8 @@ pub struct BlockPool {
     unused: Vec<BlockId>,
     /// The contents of full blocks, and of idle ones that are not full.
     index: Index,
-    /// Least recently used first.
-    idle: BTreeMap<u64, BlockId>,
-    clock: u64,
+    /// Blocks without holders whose content is known.
+    idle: Recency<BlockId>,
     moves: Vec<BlockMove>,
 }
 
@@ -112,8 +111,7 @@ impl BlockPool {
             blocks: vec![Block::default(); ids as usize],
             unused: (0..ids).rev().map(BlockId).collect(),
             index: Index::default(),
-            idle: BTreeMap::new(),
-            clock: 0,
+            idle: Recency::default(),
             moves: Vec::new(),
         }
     }
@@ -188,7 +186,7 @@ impl BlockPool {
     pub fn hold(&mut self, block: BlockId, keep: bool) {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.holders == 0 {
-            self.idle.remove(&entry.idle_since);
+            self.idle.remove(entry.idle_since);
         }
         entry.holders += 1;
         entry.keep |= keep;
@@ -206,7 +204,7 @@ impl BlockPool {
         let block = if let Some(block) = self.unused.pop() {
             block
         } else {
-            let (_, block) = self.idle.pop_first()?;
+            let block = self.idle.pop_oldest()?;
             let entry = &self.blocks[block.0 as usize];
             if let Some(prefix) = entry.prefix.filter(|_| entry.keep && !entry.stored) {
                 let eviction = Eviction { block, prefix };
@@ -290,9 +288,7 @@ impl BlockPool {
             return;
         }
         if entry.content.is_some() {
-            self.clock += 1;
-            entry.idle_since = self.clock;
-            self.idle.insert(self.clock, block);
+            entry.idle_since = self.idle.push(block);
         } else {
             self.unused.push(block);
         }
@@ -317,7 +313,7 @@ impl BlockPool {
 
     /// The idle blocks that are worth keeping and are not kept yet, the last used first.
     pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
-        self.idle.values().rev().filter_map(|&block| {
+        self.idle.iter().rev().filter_map(|&block| {
             let entry = &self.blocks[block.0 as usize];
             let prefix = entry.prefix.filter(|_| entry.keep && !entry.stored)?;
             Some(Eviction { block, prefix })
@@ -332,7 +328,7 @@ impl BlockPool {
             (block.content, block.prefix) = (None, None);
             (block.keep, block.stored) = (false, false);
         }
-        while let Some((_, block)) = self.idle.pop_last() {
+        while let Some(block) = self.idle.pop_newest() {
             self.unused.push(block);
         }
     }
@@ -358,10 +354,10 @@ impl BlockPool {
     /// Makes an idle block the most recently used one.
     fn touch(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
-        if entry.holders == 0 && self.idle.remove(&entry.idle_since).is_some() {
-            self.clock += 1;
-            entry.idle_since = self.clock;
-            self.idle.insert(self.clock, block);
+        if entry.holders == 0
+            && let Some(last_use) = self.idle.touch(entry.idle_since)
+        {
+            entry.idle_since = last_use;
         }
     }
 }

@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
+use crate::moving_average::MovingAverage;
+
 /// Steps with fewer tokens say little about what a token of a prompt costs.
 const TELLING_TOKENS: usize = 16;
-
-/// The weight of a new measurement.
-const WEIGHT: f64 = 0.2;
 
 /// The token budget of steps, adapted to what they cost.
 #[derive(Debug, Clone)]
@@ -18,7 +17,7 @@ pub(super) struct StepBudget {
     /// How long a step should take at most while someone waits for a next token.
     target: Duration,
     /// Seconds a token costs in a step of many; `None` before the first.
-    seconds_per_token: Option<f64>,
+    seconds_per_token: MovingAverage,
 }
 
 impl StepBudget {
@@ -26,7 +25,7 @@ impl StepBudget {
         Self {
             max_tokens,
             target,
-            seconds_per_token: None,
+            seconds_per_token: MovingAverage::default(),
         }
     }
 
@@ -35,20 +34,19 @@ impl StepBudget {
         if tokens < TELLING_TOKENS {
             return;
         }
-        let now = took.as_secs_f64() / tokens as f64;
-        let before = self.seconds_per_token.unwrap_or(now);
-        self.seconds_per_token = Some(before + WEIGHT * (now - before));
+        self.seconds_per_token
+            .add(took.as_secs_f64() / tokens as f64);
     }
 
     /// What a token costs in a step of many, once there was one.
     pub fn seconds_per_token(&self) -> Option<f64> {
-        self.seconds_per_token
+        self.seconds_per_token.get()
     }
 
     /// Tokens for the next step, in which `streams` requests get their next token. A prompt that
     /// nobody else waits for is read in steps as large as can be.
     pub fn tokens(&self, streams: usize) -> usize {
-        match self.seconds_per_token {
+        match self.seconds_per_token.get() {
             Some(seconds) if streams > 0 => {
                 #[allow(clippy::cast_sign_loss)] // times are not negative
                 let affordable = (self.target.as_secs_f64() / seconds) as usize;

@@ -36,7 +36,7 @@ use super::scheduler::{Part, Scheduler, StepLimits};
 use super::sequence::SequenceId;
 use crate::kernels::kv::KvCache;
 use crate::model::Model;
-use crate::model::gpt2::Outputs;
+use crate::model::batch::Outputs;
 
 /// How long the loop rests when a step is empty.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
@@ -214,9 +214,10 @@ impl Worker {
                 .collect();
             hook(&ids);
         }
-        let batch = build(plan, &self.scheduler, &self.active);
-        let outputs = self.model.forward(&batch.batch, &self.kv)?;
-        Ok((batch, outputs))
+        let mut step = build(plan, &self.scheduler, &self.active);
+        let batch = std::mem::take(&mut step.batch);
+        let outputs = self.model.forward(batch, &self.kv)?;
+        Ok((step, outputs))
     }
 
     /// Brings those figures up to date that are read off, not counted.

@@ -143,6 +143,7 @@ fn serving() -> Serving {
     let settings = ServingSettings {
         model: "fuzzed".to_owned(),
         served_model_name: Some("fuzzed".to_owned()),
+        device: crate::config::Device::Cpu,
         dtype: Dtype::F32,
         kv_dtype: KvPrecision::F32,
         threads: NonZeroUsize::MIN,

@@ -10,10 +10,10 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::input::{Choices, Scratch};
+use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Gpt2Config, ModelFiles, ModelSource};
 use crate::kernels::linear::WeightDtype;
-use crate::model::gpt2::Runtime;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::byte_alphabet;
 
@@ -86,10 +86,10 @@ pub(super) fn model() -> ModelFiles {
 }
 
 /// How targets load models.
-pub(super) fn runtime() -> Runtime {
-    static RUNTIME: LazyLock<Runtime> =
-        LazyLock::new(|| Runtime::kernels(NonZeroUsize::MIN, WeightDtype::F32));
-    RUNTIME.clone()
+pub(super) fn backend() -> &'static CpuBackend {
+    static BACKEND: LazyLock<CpuBackend> =
+        LazyLock::new(|| CpuBackend::new(NonZeroUsize::MIN, WeightDtype::F32));
+    &BACKEND
 }
 
 /// The shape of the smallest model there is a point in.

@@ -41,7 +41,7 @@ fn load(scratch: &Scratch) -> Result<(), String> {
         chat_template: None,
         checkpoint,
     };
-    let model = Model::load(&files, &tiny::runtime()).map_err(|e| e.to_string())?;
+    let model = Model::load(&files, tiny::backend()).map_err(|e| e.to_string())?;
     trial::run(&model, KvDtype::F32, "f32").map_err(|e| e.to_string())
 }
 

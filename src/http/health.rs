@@ -172,6 +172,8 @@ struct ModelFacts {
     parameters: u64,
     /// How they are held: `f32`, `bf16` or `q8`.
     dtype: String,
+    /// What computes the model: `cpu`, Skald's kernels, or `candle`, candle's own operations.
+    device: &'static str,
     /// Transformer blocks.
     n_layer: usize,
     /// Attention heads per block.
@@ -305,6 +307,7 @@ impl Info {
                 architecture: info.spec.architecture,
                 parameters: info.spec.parameters,
                 dtype: info.dtype.clone(),
+                device: info.device,
                 n_layer: info.spec.layers,
                 n_head: info.spec.heads,
                 n_embd: info.spec.hidden_width,

@@ -1,12 +1,12 @@
-//! Keeps compute threads on cores of their own.
+//! Pins compute threads to cores of their own.
 //!
-//! Only where there are as many threads as the process may use cores: then each core has its
-//! thread, whose caches stay warm, and the system can't put two of them on one core while
-//! another idles. With fewer threads the system places them: fixed cores could be those that
-//! another process uses.
+//! Only if there are as many threads as cores that the process may use: then each core has its
+//! thread, whose caches stay warm, and the system can't put two threads on one core while another
+//! idles. With fewer threads the system places them: fixed cores could be ones that another process
+//! uses.
 
-/// The cores that each of `threads` threads should keep to, the caller's first; `None` if the
-/// system should place them.
+/// Returns the core of each of `threads` threads, the caller's first; `None` if the system should
+/// place them.
 pub(super) fn cores(threads: usize) -> Option<Vec<usize>> {
     #[cfg(target_os = "linux")]
     {
@@ -24,14 +24,14 @@ pub(super) fn cores(threads: usize) -> Option<Vec<usize>> {
     }
 }
 
-/// Keeps the calling thread on a core.
-pub(super) fn keep_to(core: usize) {
+/// Pins the calling thread to a core.
+pub(super) fn pin_to(core: usize) {
     #[cfg(target_os = "linux")]
     {
         let mut only = rustix::thread::CpuSet::new();
         only.set(core);
         if let Err(error) = rustix::thread::sched_setaffinity(None, &only) {
-            tracing::debug!(%error, core, "a compute thread is not kept on its core");
+            tracing::debug!(%error, core, "compute thread not pinned");
         }
     }
     #[cfg(not(target_os = "linux"))]
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_cores_to_keep_to_only_if_every_core_has_its_thread() {
+    fn threads_are_pinned_only_if_every_core_has_its_thread() {
         let allowed = std::thread::available_parallelism().unwrap().get();
         assert!(cores(allowed + 1).is_none());
         assert!(cores(1).is_none());
@@ -55,13 +55,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_stays_on_the_core_it_is_given() {
+    fn a_thread_stays_on_the_core_it_is_pinned_to() {
         let first = |set: rustix::thread::CpuSet| {
             (0..rustix::thread::CpuSet::MAX_CPU).find(|&core| set.is_set(core))
         };
         std::thread::spawn(move || {
             let core = first(sched_getaffinity(None).unwrap()).unwrap();
-            keep_to(core);
+            pin_to(core);
             let set = sched_getaffinity(None).unwrap();
             assert_eq!((set.count(), first(set)), (1, Some(core)));
         })

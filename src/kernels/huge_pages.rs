@@ -5,15 +5,15 @@
 /// A huge page, in bytes.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks for huge pages within `bytes` bytes from `start` on, which belong to the caller. Only
-/// advice: where the system has none to give, nothing happens.
+/// Asks for huge pages within `bytes` bytes from `start` on, which belong to the caller. Only advice:
+/// without effect where the system has no huge pages.
 pub(super) fn advise(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     advise_whole_pages(start, bytes, rustix::mm::Advice::LinuxHugepage);
 }
 
-/// The same for zeros from the allocator, of which no page is in memory afterwards: it may have
-/// zeroed what it had used before.
+/// Asks for huge pages for zeros from the allocator, and drops the pages that it has touched: it may
+/// have zeroed memory that it had used before.
 ///
 /// # Safety
 /// The range is the caller's alone, all zero, and in private anonymous memory.
@@ -30,10 +30,10 @@ fn advise_whole_pages(start: *mut u8, bytes: usize, advice: rustix::mm::Advice) 
     if whole == 0 {
         return;
     }
-    // SAFETY: the range is the caller's, and what it holds is not changed: pages dropped from
-    // private anonymous memory are zeros again, which is what they are said to hold.
+    // SAFETY: the range is the caller's, and its content does not change: pages dropped from private
+    // anonymous memory are zeros again, as the caller has them.
     let advised = unsafe { rustix::mm::madvise(start.add(skipped).cast(), whole, advice) };
     if let Err(error) = advised {
-        tracing::debug!(%error, "no huge pages");
+        tracing::debug!(%error, "huge pages unavailable");
     }
 }

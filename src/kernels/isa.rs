@@ -1,9 +1,9 @@
-//! Which instruction set the kernels run on, decided once at start-up.
+//! Instruction sets, detected once at start-up.
 //!
-//! Every kernel is given an [`Isa`] instead of looking at the processor itself, so that a test
-//! can run all the paths the machine has side by side.
+//! Every kernel takes an [`Isa`] instead of looking at the processor itself, so that a test can run
+//! all paths of the machine side by side.
 
-/// An instruction set the kernels have a path for, slowest first.
+/// An instruction set that the kernels have a path for, slowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust, any processor.
@@ -15,13 +15,13 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best path this processor can run.
+    /// Returns the best path that this processor can run.
     #[must_use]
     pub fn detect() -> Self {
         Self::available().last().copied().unwrap_or(Self::Portable)
     }
 
-    /// All paths this processor can run, slowest first.
+    /// Returns all paths that this processor can run, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut)]
@@ -48,7 +48,7 @@ impl Isa {
         available
     }
 
-    /// The name used in logs and benchmarks.
+    /// Returns the name in logs and benchmarks.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

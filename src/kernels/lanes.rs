@@ -1,4 +1,4 @@
-//! How the row kernels are compiled once per instruction set, and how they reduce.
+//! Row kernels: how they are compiled once per instruction set, and how they reduce.
 //!
 //! A row kernel is one portable function, written so that the compiler can turn 16 lanes into
 //! vectors. [`per_isa!`] compiles it again under each set of target features. Rust neither
@@ -14,10 +14,10 @@ use std::sync::OnceLock;
 
 use super::Isa;
 
-/// Partial results a reduction keeps, on every instruction set.
+/// Partial results of a reduction, on every instruction set.
 pub(crate) const LANES: usize = 16;
 
-/// The best instruction set of this processor, asked for once.
+/// Returns the best instruction set of this processor, detected once.
 pub(crate) fn best() -> Isa {
     static BEST: OnceLock<Isa> = OnceLock::new();
     *BEST.get_or_init(Isa::detect)
@@ -25,7 +25,7 @@ pub(crate) fn best() -> Isa {
 
 /// Defines a function whose first argument is the [`Isa`] to run on and whose work is done by
 /// `$body`, an `#[inline(always)]` function of the other arguments. An instruction set that the
-/// processor lacks is replaced by the best one it has: the result is the same.
+/// processor lacks is replaced by the best one that it has: the result is the same.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?)
         $(-> $ret:ty)? => $body:path;) => {
@@ -69,6 +69,19 @@ pub(crate) fn accumulate<T: Copy>(row: &[f32], start: T, step: impl Fn(T, f32) -
         *lane = step(*lane, x);
     }
     lanes
+}
+
+/// `map`, which as a call of its own would not be compiled for the instruction set.
+#[inline(always)]
+pub(crate) fn each<T: Copy + Default, const N: usize>(
+    x: &[f32; N],
+    f: impl Fn(f32) -> T,
+) -> [T; N] {
+    let mut y = [T::default(); N];
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = f(x);
+    }
+    y
 }
 
 /// Folds the lanes: 8 upon 8, then 4 upon 4, 2 upon 2, 1 upon 1.

@@ -1,4 +1,4 @@
-//! Element-wise functions: `exp` and GELU.
+//! Element-wise functions: `exp`, GELU, and rounding to integers and to bf16.
 //!
 //! Each is one sequence of IEEE operations (with fused multiply-adds named as such), so that
 //! every instruction set, and a value alone or in a row, gives the same bits. They must never
@@ -13,12 +13,12 @@
 
 use super::lanes::per_isa;
 
-/// Above it, `exp` is infinite: the greatest f32 whose exponential is finite.
+/// The greatest f32 whose exponential is finite: above it, `exp` is infinite.
 const EXP_HIGHEST: f32 = 88.722_83;
-/// Below it, `exp` is 0: the exponential would be subnormal.
+/// The least f32 whose exponential is not subnormal: below it, `exp` is 0.
 const EXP_LOWEST: f32 = -87.336_54;
-/// Added to a number of magnitude below 2^22, rounds it to the nearest integer, which then
-/// stands in the low bits.
+/// `1.5 * 2^23`: added to a number of magnitude below 2^22, it rounds the number to the nearest
+/// integer, ties to even, and the low bits of the sum hold that integer.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts, the first (355 / 512) so short that its product with an exponent is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
@@ -39,8 +39,8 @@ const GELU_LINEAR: f32 = -1.595_769_2;
 /// `-2 sqrt(2 / pi) 0.044715`.
 const GELU_CUBIC: f32 = -7.135_481_6e-2;
 
-/// e^x with a relative error below 2e-7. Infinite above 88.72283, 0 below -87.33654 (there are
-/// no subnormal results), NaN for NaN.
+/// Returns e^x with a relative error below 2e-7. Infinite above 88.72283, 0 below -87.33654 (results
+/// are never subnormal), NaN for NaN.
 #[must_use]
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -62,7 +62,7 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks and Gimpel 2016,
+/// Returns GELU in its tanh form, as GPT-2 uses it (`gelu_new`; Hendrycks and Gimpel 2016,
 /// <https://arxiv.org/abs/1606.08415>): `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`,
 /// with an absolute error below `1e-6 max(1, |x|)`. NaN for NaN and, as in that formula, for
 /// negative infinity.
@@ -72,6 +72,28 @@ pub fn gelu(x: f32) -> f32 {
     // (1 + tanh u) / 2 = 1 / (1 + e^(-2 u)), which does not cancel where tanh nears -1.
     let minus_2_u = x * (x * x).mul_add(GELU_CUBIC, GELU_LINEAR);
     x / (1.0 + exp(minus_2_u))
+}
+
+/// Returns the nearest integer, ties to even, of a number of magnitude below 2^22.
+#[inline(always)]
+pub(crate) fn round_to_integer(x: f32) -> i32 {
+    (x + ROUND)
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed()
+}
+
+/// Returns the upper half of an f32 rounded to nearest even, in the low 16 bits.
+#[inline(always)]
+pub(crate) fn round_to_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    // A NaN must not be rounded to infinity.
+    if value.is_nan() {
+        (bits >> 16) | 0x40
+    } else {
+        rounded
+    }
 }
 
 #[inline(always)]
@@ -98,7 +120,7 @@ per_isa! {
     pub fn gelu_in_place(x: &mut [f32]) => gelu_each;
 }
 
-/// [`exp`] of 16 elements.
+/// Returns [`exp`] of 16 elements.
 ///
 /// # Safety
 /// The processor must have AVX-512 F.
@@ -127,7 +149,7 @@ pub(crate) unsafe fn exp_avx512(x: std::arch::x86_64::__m512) -> std::arch::x86_
     _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), x)
 }
 
-/// [`exp`] of 8 elements.
+/// Returns [`exp`] of 8 elements.
 ///
 /// # Safety
 /// The processor must have AVX2 and FMA.
@@ -162,7 +184,7 @@ mod tests {
     use super::super::Isa;
     use super::*;
 
-    /// Every 2 503rd f32 of all there are, and the ones at the edges.
+    /// Returns every 2,503rd f32, and those at the edges.
     fn samples() -> Vec<f32> {
         let edges = [
             0.0,
@@ -233,6 +255,19 @@ mod tests {
                     y.is_nan() == truth.is_nan() && (y.is_nan() || y == truth),
                     "gelu({x})"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_to_bf16_is_that_of_half() {
+        for bits in (0..u32::MAX).step_by(65_521) {
+            let value = f32::from_bits(bits);
+            let expected = half::bf16::from_f32(value);
+            let found = half::bf16::from_bits(round_to_bf16(value) as u16);
+            assert_eq!(expected.is_nan(), found.is_nan());
+            if !expected.is_nan() {
+                assert_eq!(expected.to_bits(), found.to_bits(), "{value}");
             }
         }
     }

@@ -1,15 +1,20 @@
 //! The compute kernels, as candle custom ops: packed linear layers, attention over KV blocks,
 //! layer norm, and the element-wise functions between them.
 //!
-//! - [`linear`]: linear layers; `pack` lays their operands out in [`weight_memory`],
-//!   `linear_tile` computes a tile.
-//! - [`attention`]: attention over the blocks of a [`kv`] cache.
-//! - [`norm`]: layer norm. [`math`]: exp and GELU. [`rows`]: reductions over a row of logits.
-//!   `lanes` is how all of them order their sums.
-//! - [`isa`] is what they run on, [`pool`] the threads they run on (`affinity` says on
-//!   which cores), [`activation_memory`] where their results lie.
-//! - `x86` has the paths of single instruction sets.
-//! - `prefetch` has memory fetched that is about to be read or written.
+//! | module | what it is for |
+//! |---|---|
+//! | [`linear`] | linear layers over weights packed into [`weight_memory`] |
+//! | [`attention`] | attention over the blocks of a [`kv`] cache |
+//! | [`kv`] | the paged cache of keys and values |
+//! | [`norm`] | layer norm |
+//! | [`math`] | exp, GELU, rounding |
+//! | [`rows`] | reductions over a row of logits |
+//! | `lanes` | one order of sums for all instruction sets |
+//! | [`isa`] | instruction sets |
+//! | [`pool`], `affinity` | the compute threads, and the cores they are pinned to |
+//! | [`activation_memory`], `huge_pages` | the allocator's settings, and huge pages |
+//! | `shared_slice`, `storage` | slices that tasks share, and tensors as slices |
+//! | [`prefetch`] | memory that is read next |
 //!
 //! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
 //! every output element must be reduced in one fixed order, whatever the number of rows: that is
@@ -27,17 +32,14 @@ pub mod isa;
 pub mod kv;
 mod lanes;
 pub mod linear;
-mod linear_tile;
 pub mod math;
 pub mod norm;
-mod pack;
 pub mod pool;
-mod prefetch;
+pub mod prefetch;
 pub mod rows;
 mod shared_slice;
+mod storage;
 pub mod weight_memory;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 pub use isa::Isa;
 pub use pool::Pool;

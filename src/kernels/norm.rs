@@ -9,106 +9,20 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::lanes::{accumulate, fold, per_isa};
 use super::shared_slice::SharedSlice;
+use super::storage::contiguous;
 use super::{Isa, Pool};
 
-/// With this many elements or fewer, waking the pool costs more than it gains.
+/// Maximum elements normalized without the pool: waking it costs more than it gains.
 const INLINE_ELEMENTS: usize = 16 * 1024;
-/// About how many elements a task of the pool normalizes.
+/// Approximate elements per task of the pool.
 const TASK_ELEMENTS: usize = 4 * 1024;
 
-/// Layer normalization over rows of a fixed length.
-pub struct LayerNorm(Form);
-
-enum Form {
-    Kernel(Kernel),
-    Plain {
-        weight: Tensor,
-        bias: Tensor,
-        eps: f64,
-    },
-}
-
-impl LayerNorm {
-    /// A layer norm over rows of `weight.len()` elements that runs on `pool` with the kernels of
-    /// `isa`. The result's bits do not depend on either.
-    ///
-    /// # Errors
-    /// If `weight` is empty or of another length than `bias`, or `eps` is negative or not finite.
-    pub fn new(pool: &Arc<Pool>, isa: Isa, weight: &[f32], bias: &[f32], eps: f64) -> Result<Self> {
-        check_parameters(weight, bias, eps)?;
-        Ok(Self(Form::Kernel(Kernel {
-            pool: Arc::clone(pool),
-            isa,
-            weight: weight.into(),
-            bias: bias.into(),
-            eps: eps as f32,
-        })))
-    }
-
-    /// The same in candle's own operations, on any device: the reference for the kernel.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new), or if the device cannot hold the parameters.
-    pub fn plain(device: &Device, weight: &[f32], bias: &[f32], eps: f64) -> Result<Self> {
-        check_parameters(weight, bias, eps)?;
-        Ok(Self(Form::Plain {
-            weight: Tensor::new(weight, device)?,
-            bias: Tensor::new(bias, device)?,
-            eps,
-        }))
-    }
-
-    /// Normalizes each row of `x`, `[rows, n]` f32, into a tensor of the same shape.
-    ///
-    /// # Errors
-    /// If `x` has another shape or type or, for the kernel, is not contiguous on the CPU.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let n = match &self.0 {
-            Form::Kernel(kernel) => kernel.weight.len(),
-            Form::Plain { weight, .. } => weight.elem_count(),
-        };
-        if x.dtype() != DType::F32 {
-            bail!("layer norm: x is {:?}, it must be F32", x.dtype());
-        }
-        if x.rank() != 2 || x.dims()[1] != n {
-            bail!(
-                "layer norm: x has shape {:?}, it must be [rows, {n}]",
-                x.dims()
-            );
-        }
-        match &self.0 {
-            Form::Kernel(kernel) => x.apply_op1_no_bwd(kernel),
-            Form::Plain { weight, bias, eps } => {
-                let centered = x.broadcast_sub(&x.mean_keepdim(1)?)?;
-                let deviation = (centered.sqr()?.mean_keepdim(1)? + *eps)?.sqrt()?;
-                centered
-                    .broadcast_div(&deviation)?
-                    .broadcast_mul(weight)?
-                    .broadcast_add(bias)
-            }
-        }
-    }
-}
-
-fn check_parameters(weight: &[f32], bias: &[f32], eps: f64) -> Result<()> {
-    if weight.is_empty() || weight.len() != bias.len() {
-        bail!(
-            "layer norm: weight has {} elements and bias {}, they must have as many, at least 1",
-            weight.len(),
-            bias.len()
-        );
-    }
-    if !(0.0..f64::INFINITY).contains(&eps) {
-        bail!("layer norm: eps is {eps}, it must be finite and not negative");
-    }
-    Ok(())
-}
-
-struct Kernel {
+/// Layer normalization over rows of a fixed length, by the kernel.
+pub struct KernelLayerNorm {
     pool: Arc<Pool>,
     isa: Isa,
     weight: Box<[f32]>,
@@ -116,7 +30,32 @@ struct Kernel {
     eps: f32,
 }
 
-impl Kernel {
+impl KernelLayerNorm {
+    /// Creates a layer norm over rows of `weight.len()` elements that runs on `pool` with the kernels
+    /// of `isa`. The result's bits do not depend on either.
+    ///
+    /// # Errors
+    /// As [`check_parameters`].
+    pub fn new(pool: &Arc<Pool>, isa: Isa, weight: &[f32], bias: &[f32], eps: f64) -> Result<Self> {
+        check_parameters(weight, bias, eps)?;
+        Ok(Self {
+            pool: Arc::clone(pool),
+            isa,
+            weight: weight.into(),
+            bias: bias.into(),
+            eps: eps as f32,
+        })
+    }
+
+    /// Normalizes each row of `x`, `[rows, n]` f32, into a tensor of the same shape.
+    ///
+    /// # Errors
+    /// As [`check_input`], or if `x` is not contiguous on the CPU.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        check_input(x, self.weight.len())?;
+        x.apply_op1_no_bwd(self)
+    }
+
     fn normalize(&self, x: &[f32]) -> Vec<f32> {
         let mut y = Vec::with_capacity(x.len());
         let uninitialized = &mut y.spare_capacity_mut()[..x.len()];
@@ -144,23 +83,49 @@ impl Kernel {
     }
 }
 
-impl CustomOp1 for Kernel {
+/// Checks the parameters of a layer norm.
+///
+/// # Errors
+/// If `weight` is empty or of another length than `bias`, or `eps` is negative or not finite.
+pub fn check_parameters(weight: &[f32], bias: &[f32], eps: f64) -> Result<()> {
+    if weight.is_empty() || weight.len() != bias.len() {
+        bail!(
+            "layer norm: weight has {} elements and bias {}; they must have the same number, at least 1",
+            weight.len(),
+            bias.len()
+        );
+    }
+    if !(0.0..f64::INFINITY).contains(&eps) {
+        bail!("layer norm: eps is {eps}, it must be finite and not negative");
+    }
+    Ok(())
+}
+
+/// Checks that `x` is `[rows, n]` f32.
+///
+/// # Errors
+/// If `x` has another shape or type.
+pub fn check_input(x: &Tensor, n: usize) -> Result<()> {
+    if x.dtype() != DType::F32 {
+        bail!("layer norm: x is {:?}, it must be F32", x.dtype());
+    }
+    if x.rank() != 2 || x.dims()[1] != n {
+        bail!(
+            "layer norm: x has shape {:?}, it must be [rows, {n}]",
+            x.dims()
+        );
+    }
+    Ok(())
+}
+
+impl CustomOp1 for KernelLayerNorm {
     fn name(&self) -> &'static str {
         "layer-norm"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let CpuStorage::F32(x) = storage else {
-            bail!("layer norm: x must be F32");
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!(
-                "layer norm: x must be contiguous, its strides are {:?}",
-                layout.stride()
-            );
-        };
-        let y = self.normalize(&x[start..end]);
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        let x = contiguous(storage, layout, "a layer norm's input")?;
+        Ok((CpuStorage::F32(self.normalize(x)), layout.shape().clone()))
     }
 }
 
@@ -196,7 +161,11 @@ fn normalize_rows_body(
 mod tests {
     use std::num::NonZeroUsize;
 
+    use candle_core::Device;
+
     use super::*;
+    use crate::backend::LayerNorm;
+    use crate::backend::candle::CandleLayerNorm;
 
     const EPS: f64 = 1e-5;
 
@@ -225,7 +194,7 @@ mod tests {
         Pool::new(NonZeroUsize::new(threads).unwrap())
     }
 
-    fn forward(norm: &LayerNorm, x: &[f32], n: usize) -> Vec<f32> {
+    fn forward(norm: &dyn LayerNorm, x: &[f32], n: usize) -> Vec<f32> {
         let x = Tensor::from_slice(x, (x.len() / n, n), &Device::Cpu).unwrap();
         let y = norm.forward(&x).unwrap();
         assert_eq!(y.dims(), x.dims());
@@ -247,19 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn kernel_and_plain_form_are_both_right() {
+    fn the_kernel_and_candle_are_both_right() {
         let pool = pool(2);
         for n in [1, 15, 16, 17, 63, 768, 1600] {
             let (x, weight, bias) = (rows(5, n), noise(n, 1), noise(n, 2));
             let truth = in_f64(&x, &weight, &bias);
-            for (name, norm) in [
-                (
-                    "kernel",
-                    LayerNorm::new(&pool, Isa::detect(), &weight, &bias, EPS),
-                ),
-                ("plain", LayerNorm::plain(&Device::Cpu, &weight, &bias, EPS)),
-            ] {
-                for (y, truth) in forward(&norm.unwrap(), &x, n).iter().zip(&truth) {
+            let kernel = KernelLayerNorm::new(&pool, Isa::detect(), &weight, &bias, EPS).unwrap();
+            let candle = CandleLayerNorm::new(&Device::Cpu, &weight, &bias, EPS).unwrap();
+            let norms: [(&str, &dyn LayerNorm); 2] = [("kernel", &kernel), ("candle", &candle)];
+            for (name, norm) in norms {
+                for (y, truth) in forward(norm, &x, n).iter().zip(&truth) {
                     let error = (f64::from(*y) - truth).abs();
                     assert!(
                         error <= 2e-6 * truth.abs().max(1.0),
@@ -277,10 +243,10 @@ mod tests {
             // Enough rows that the pool is used, with a last task shorter than the others.
             let count = 2 * INLINE_ELEMENTS / n + 1;
             let (x, weight, bias) = (rows(count, n), noise(n, 1), noise(n, 2));
-            let reference = LayerNorm::new(&one, Isa::Portable, &weight, &bias, EPS).unwrap();
+            let reference = KernelLayerNorm::new(&one, Isa::Portable, &weight, &bias, EPS).unwrap();
             let expected = forward(&reference, &x, n);
             for isa in Isa::available() {
-                let norm = LayerNorm::new(&three, isa, &weight, &bias, EPS).unwrap();
+                let norm = KernelLayerNorm::new(&three, isa, &weight, &bias, EPS).unwrap();
                 assert!(forward(&norm, &x, n) == expected, "{n} on {}", isa.name());
                 for row in [0, 1, count / 2, count - 1] {
                     let range = row * n..(row + 1) * n;
@@ -298,7 +264,7 @@ mod tests {
     #[test]
     fn a_view_into_a_larger_tensor_is_read_where_it_lies() {
         let (x, weight, bias) = (rows(4, 17), noise(17, 1), noise(17, 2));
-        let norm = LayerNorm::new(&pool(1), Isa::detect(), &weight, &bias, EPS).unwrap();
+        let norm = KernelLayerNorm::new(&pool(1), Isa::detect(), &weight, &bias, EPS).unwrap();
         let all = Tensor::from_slice(&x, (4, 17), &Device::Cpu).unwrap();
         let middle = norm.forward(&all.narrow(0, 1, 2).unwrap()).unwrap();
         let middle: Vec<f32> = middle.flatten_all().unwrap().to_vec1().unwrap();
@@ -310,19 +276,21 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error_that_says_so() {
+    fn operands_that_do_not_fit_are_errors_with_the_reason() {
         let pool = pool(1);
         let kernel = |weight: &[f32], bias: &[f32], eps| {
-            LayerNorm::new(&pool, Isa::detect(), weight, bias, eps)
+            KernelLayerNorm::new(&pool, Isa::detect(), weight, bias, eps)
         };
-        let error = |result: Result<LayerNorm>| result.err().unwrap().to_string();
+        let error = |result: Result<KernelLayerNorm>| result.err().unwrap().to_string();
         assert!(error(kernel(&[], &[], EPS)).contains("at least 1"));
         assert!(error(kernel(&[1.0; 3], &[1.0; 2], EPS)).contains("3 elements and bias 2"));
         for eps in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(error(kernel(&[1.0], &[1.0], eps)).contains("eps"));
         }
-        let plain = LayerNorm::plain(&Device::Cpu, &[1.0; 3], &[0.0; 3], EPS).unwrap();
-        for norm in [kernel(&[1.0; 3], &[0.0; 3], EPS).unwrap(), plain] {
+        let candle = CandleLayerNorm::new(&Device::Cpu, &[1.0; 3], &[0.0; 3], EPS).unwrap();
+        let kernel_norm = kernel(&[1.0; 3], &[0.0; 3], EPS).unwrap();
+        let norms: [&dyn LayerNorm; 2] = [&kernel_norm, &candle];
+        for norm in norms {
             let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
             let error = |x| norm.forward(&x).unwrap_err().to_string();
             assert!(error(zeros(&[2, 4], DType::F32)).contains("[2, 4]"));

@@ -2,14 +2,14 @@
 //!
 //! The caller of [`Pool::run`] (the inference worker) is one of the threads. A call's tasks are
 //! split into one contiguous range per thread. A thread works its range from the front, so that
-//! neighbouring tasks stream through neighbouring memory; when it is through, it takes tasks from
-//! the back of the range that has most left. So all finish together, also when the front end
-//! takes a core away for a while, and a thread that comes too late is not waited for.
+//! neighbouring tasks stream through neighbouring memory; when its range is empty, it takes tasks from
+//! the back of the longest range. So all finish together, even if the front end takes a core away
+//! for a while, and a call does not wait for a thread that wakes too late.
 //!
 //! Between calls the threads wait, first spinning for a bounded time, then parked. Nothing is
 //! allocated per call, and no lock is taken unless a thread has parked. While they spin they
-//! prefetch what the next call reads, where they were told ([`Pool::announce`]): between two calls
-//! memory has nothing else to do.
+//! prefetch what the next call reads, if it was announced ([`Pool::announce`]): between two calls the
+//! memory is idle.
 //!
 //! It must never be entered from within a task, nor by two callers at once (a lock makes the
 //! second caller wait).
@@ -24,9 +24,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::affinity;
+use super::prefetch::{MemoryRange, prefetch_range};
 
-/// How long a thread waits for work in a spin before it parks: longer than what lies between two
-/// steps of a busy server, far shorter than what an idle one's power bill would show.
+/// Time that a thread spins for work before it parks: longer than the pause between two steps of a
+/// busy server, far too short to matter for an idle one's power consumption.
 const SPIN: Duration = Duration::from_micros(500);
 
 /// Spins between two looks at the clock.
@@ -34,20 +35,19 @@ const SPINS_PER_LOOK: usize = 32;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// What one call of [`Pool::run`] is about; lies on its caller's stack.
+/// One call of [`Pool::run`]; lies on its caller's stack.
 struct Job<'a> {
     task: &'a Task<'a>,
 }
 
-/// Tasks that one thread has still to do, `first..end` in the halves of one word, alone on its
-/// cache line.
+/// The remaining tasks of one thread, `first..end` in the halves of one word, alone on its cache line.
 #[repr(align(128))]
 #[derive(Default)]
-struct Range(AtomicU64);
+struct TaskRange(AtomicU64);
 
-impl Range {
+impl TaskRange {
     fn set(&self, first: usize, end: usize) {
-        // Release: who claims from it sees the job it belongs to.
+        // Release: a thread that claims from the range sees the job it belongs to.
         self.0
             .store((first as u64) << 32 | end as u64, Ordering::Release);
     }
@@ -63,8 +63,8 @@ impl Range {
 
     /// Claims a task: the first, or for another thread's range the last.
     ///
-    /// A success is valid whatever happened since the word was read: all that is needed to claim
-    /// is in it, and the job is looked up afterwards.
+    /// A success is valid whatever happened since the word was read: the word holds everything that
+    /// a claim needs, and the job is looked up afterwards.
     fn claim(&self, own: bool) -> Option<usize> {
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
@@ -88,8 +88,7 @@ impl Range {
     }
 }
 
-/// Memory that is about to be read, its parts by thread as tasks are. Only ever prefetched from,
-/// so it need not exist any more.
+/// The [`MemoryRange`] that is read next, its parts by thread as tasks are.
 #[derive(Default)]
 struct Upcoming {
     address: AtomicUsize,
@@ -97,13 +96,13 @@ struct Upcoming {
 }
 
 impl Upcoming {
-    /// Most that a thread prefetches, in bytes: what its second-level cache holds besides the
+    /// Maximum bytes that a thread prefetches: what its second-level cache holds besides the
     /// activations.
     const MOST: usize = 512 << 10;
     /// Bytes prefetched between two looks at whether there is work.
     const STRIDE: usize = 256;
 
-    /// The addresses of a thread's part.
+    /// Returns the addresses of a thread's part.
     fn of_thread(&self, me: usize, threads: usize) -> std::ops::Range<usize> {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let start = self.address.load(Ordering::Relaxed) + bytes / threads * me;
@@ -115,24 +114,20 @@ impl Upcoming {
         if addresses.start >= addresses.end {
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        for line in (addresses.start..addresses.start + Self::STRIDE).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: prefetching does not access memory as far as a program can tell.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr::without_provenance(line)) };
-        }
+        prefetch_range(addresses.start..addresses.start + Self::STRIDE);
         addresses.start += Self::STRIDE;
     }
 }
 
+/// The state that all threads of a pool share.
 struct Shared {
-    /// Counts calls; a change is what waiting threads look for.
+    /// Number of calls; waiting threads look for a change.
     epoch: AtomicUsize,
-    /// One for each thread, the caller's first.
-    ranges: Box<[Range]>,
-    /// The current call; only looked at by a thread that has claimed one of its tasks.
+    /// One per thread, the caller's first.
+    ranges: Box<[TaskRange]>,
+    /// The current call; only read by a thread that has claimed one of its tasks.
     job: AtomicPtr<Job<'static>>,
-    /// Tasks of the current call that are not done.
+    /// Unfinished tasks of the current call.
     pending: AtomicUsize,
     /// Threads that wait for `wake`, or are about to.
     parked: AtomicUsize,
@@ -149,7 +144,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     caller: Mutex<()>,
     threads: Vec<JoinHandle<()>>,
-    /// A core for each thread, the caller's first, if they keep to theirs.
+    /// The core of each thread, the caller's first, if threads are pinned.
     cores: Option<Vec<usize>>,
 }
 
@@ -166,7 +161,7 @@ impl Pool {
     pub fn new(threads: NonZeroUsize) -> Arc<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
-            ranges: (0..threads.get()).map(|_| Range::default()).collect(),
+            ranges: (0..threads.get()).map(|_| TaskRange::default()).collect(),
             job: AtomicPtr::new(ptr::null_mut()),
             pending: AtomicUsize::new(0),
             parked: AtomicUsize::new(0),
@@ -186,7 +181,7 @@ impl Pool {
                     .name(format!("skald-compute-{n}"))
                     .spawn(move || {
                         if let Some(core) = core {
-                            affinity::keep_to(core);
+                            affinity::pin_to(core);
                         }
                         shared.serve(n);
                     })
@@ -201,36 +196,34 @@ impl Pool {
         })
     }
 
-    /// Keeps the calling thread to a core like the pool's own: for the one thread that will
-    /// [`run`](Self::run) all work.
+    /// Pins the calling thread to a core like the pool's own threads: for the one thread that calls
+    /// [`run`](Self::run).
     pub fn adopt_caller(&self) {
         if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
-            affinity::keep_to(core);
+            affinity::pin_to(core);
         }
     }
 
-    /// How many threads work on a call of [`run`](Self::run), the caller included.
+    /// Returns the number of threads that work on a call of [`run`](Self::run), the caller included.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.len() + 1
     }
 
-    /// Says what a later call will read from its first task to its last, so that threads that wait
-    /// fetch the beginning of their parts of it.
-    pub fn announce<T>(&self, memory: &[T]) {
+    /// Announces the memory that a later call reads from its first task to its last, so that waiting
+    /// threads prefetch the beginning of their parts of it.
+    pub fn announce(&self, memory: MemoryRange) {
         let upcoming = &self.shared.upcoming;
-        let address = memory.as_ptr().addr();
-        upcoming.address.store(address, Ordering::Relaxed);
-        upcoming.bytes.store(size_of_val(memory), Ordering::Relaxed);
+        upcoming.address.store(memory.address, Ordering::Relaxed);
+        upcoming.bytes.store(memory.bytes, Ordering::Relaxed);
     }
 
     /// Calls `task(i)` once for every `i` in `0..tasks`, spread over the threads, and returns
-    /// when all are done. Which thread runs which task is not defined: a result must not depend
-    /// on it.
+    /// when all are done. A result must not depend on which thread runs which task.
     ///
     /// # Panics
-    /// With the first panic of a task, once no thread is in a task any more; if `tasks` is 2^32
-    /// or more.
+    /// With the first panic of a task, after every running task has returned; if `tasks` is 2^32 or
+    /// more.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         if tasks <= 1 || self.threads.is_empty() {
             (0..tasks).for_each(task);
@@ -300,7 +293,7 @@ impl Shared {
         }
     }
 
-    /// The next task of the thread's own range, else one of the range that has most left.
+    /// Returns the next task of the thread's own range, else the last one of the longest range.
     fn claim(&self, me: usize) -> Option<usize> {
         if let Some(task) = self.ranges[me].claim(true) {
             return Some(task);
@@ -316,7 +309,7 @@ impl Shared {
         }
     }
 
-    /// A compute thread's life: wait for a new epoch, help with its tasks, repeat.
+    /// Runs a compute thread: waits for a new epoch, helps with its tasks, repeats.
     fn serve(&self, me: usize) {
         let mut seen = 0;
         loop {
@@ -336,7 +329,7 @@ impl Shared {
         }
     }
 
-    /// Sleeps until the epoch is another than `seen`.
+    /// Sleeps until the epoch differs from `seen`.
     fn park(&self, seen: usize) {
         let mut sleep = lock(&self.sleep);
         self.parked.fetch_add(1, Ordering::SeqCst);
@@ -350,8 +343,8 @@ impl Shared {
     }
 }
 
-/// Waits for a condition in a spin; `false` if it did not come true in the time given. Without a
-/// limit the processor is offered to others once [`SPIN`] has passed.
+/// Spins until a condition is true; returns `false` if it is not within the limit. Without a limit
+/// the thread yields the processor after [`SPIN`].
 fn spin_until(limit: Option<Duration>, mut condition: impl FnMut() -> bool) -> bool {
     let mut since = None;
     loop {
@@ -391,7 +384,7 @@ mod tests {
 
     /// Many short calls in a row, some after a pause in which the threads park.
     #[test]
-    fn nothing_is_lost_between_calls() {
+    fn every_task_of_many_short_calls_is_run() {
         let pool = Pool::new(NonZeroUsize::new(3).unwrap());
         for round in 0..3000 {
             let sum = AtomicUsize::new(0);
@@ -407,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_thread_does_not_get_to_another_does() {
+    fn idle_threads_take_tasks_of_busy_ones() {
         let pool = Pool::new(NonZeroUsize::new(2).unwrap());
         let caller = std::thread::current().id();
         let (slow, quick) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -418,7 +411,7 @@ mod tests {
                 return;
             }
             slow.fetch_add(1, Ordering::Relaxed);
-            // Longer than its own half takes the other thread.
+            // Until the other thread has taken more than its own half.
             while quick.load(Ordering::Relaxed) <= 32 && Instant::now() < deadline {
                 std::thread::yield_now();
             }

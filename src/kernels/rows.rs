@@ -1,7 +1,7 @@
-//! What sampling asks of a row of logits.
+//! Operations of sampling on a row of logits.
 //!
-//! The functions choose the instruction set themselves: it decides how fast they are, never what
-//! they return. A row is as long as the vocabulary.
+//! The functions choose the instruction set themselves: it affects their speed, never their results.
+//! A row is as long as the vocabulary.
 
 #![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
 
@@ -9,12 +9,12 @@ use super::lanes::{accumulate, best, fold, per_isa};
 use super::math;
 use super::prefetch::prefetch;
 
-/// Elements checked for NaN and infinity between two chances to stop.
+/// Elements checked for NaN and infinity at a time.
 const FINITE_BLOCK: usize = 512;
-/// How far ahead it has a row fetched, in elements: other threads have written half of it.
+/// Distance of prefetching, in elements: other threads have written half of the row.
 const AHEAD: usize = 2048;
 
-/// Whether no element is NaN or infinite.
+/// Returns whether no element is NaN or infinite.
 #[must_use]
 pub fn all_finite(row: &[f32]) -> bool {
     row.chunks(FINITE_BLOCK).all(|block| {
@@ -34,8 +34,8 @@ pub fn weigh(row: &mut [f32], highest: f32, factor: f32, weights: &mut Vec<f32>)
     weigh_each(best(), row, highest, factor, weights);
 }
 
-/// Leaves the elements whose bit is set (bit `i % 32` of word `i / 32`) and makes the others
-/// negative infinity, those past the last word too.
+/// Keeps the elements whose bit is set (bit `i % 32` of word `i / 32`) and sets all others to
+/// negative infinity, including those past the last word.
 pub fn keep(row: &mut [f32], bits: &[u32]) {
     let words = bits.iter().copied().chain(std::iter::repeat(0));
     for (elements, word) in row.chunks_mut(32).zip(words) {
@@ -53,13 +53,13 @@ pub fn keep(row: &mut [f32], bits: &[u32]) {
     }
 }
 
-/// The sum of each [`BLOCK`] elements, in f64.
+/// Computes the sum of each [`BLOCK`] elements, in f64.
 pub fn block_sums(row: &[f32], sums: &mut Vec<f64>) {
     sums.resize(row.len().div_ceil(BLOCK), 0.0);
     sum_blocks(best(), row, sums);
 }
 
-/// The greatest of each [`BLOCK`] elements but NaN.
+/// Finds the greatest of each [`BLOCK`] elements, ignoring NaN.
 pub fn greatest_of_blocks(row: &[f32], greatest: &mut Vec<f32>) {
     greatest.resize(row.len().div_ceil(BLOCK), 0.0);
     find_greatest_of_blocks(best(), row, greatest);
@@ -79,7 +79,7 @@ pub fn select_at_least(row: &[f32], greatest: &[f32], floor: f32, mut take: impl
     }
 }
 
-/// A number that at least `n` elements reach, and few more where the greatest lie scattered:
+/// Returns a number that at least `n` elements reach, and few more where the greatest are scattered:
 /// the n-th greatest of `greatest`, which is that of [`greatest_of_blocks`]. Negative infinity if
 /// there are fewer blocks.
 #[must_use]
@@ -92,8 +92,8 @@ pub fn floor_of_greatest(greatest: &[f32], n: usize) -> f32 {
     *floor
 }
 
-/// The index and value of the greatest element, the first of equals. NaN is passed over; `None`
-/// if nothing else is there.
+/// Returns the index and value of the greatest element, the first of equals. NaN is ignored; `None`
+/// if every element is NaN.
 #[must_use]
 pub fn argmax(row: &[f32]) -> Option<(usize, f32)> {
     let isa = best();
@@ -101,7 +101,7 @@ pub fn argmax(row: &[f32]) -> Option<(usize, f32)> {
     row.get(index).map(|&x| (index, x))
 }
 
-/// `ln(sum(exp(row)))`, computed about the greatest element so that it does not overflow.
+/// Returns `ln(sum(exp(row)))`, computed about the greatest element so that it does not overflow.
 /// Negative infinity for an empty row, NaN if any element is.
 #[must_use]
 pub fn log_sum_exp(row: &[f32]) -> f32 {
@@ -190,22 +190,22 @@ per_isa! {
 }
 
 per_isa! {
-    /// The bits of the greatest magnitude; those of NaN count as greater than infinity.
+    /// Returns the bits of the greatest magnitude; those of NaN count as greater than infinity.
     fn largest_magnitude(row: &[f32]) -> u32 => largest_magnitude_body;
 }
 
 per_isa! {
-    /// The greatest element but NaN, negative infinity if there is none.
+    /// Returns the greatest element, ignoring NaN; negative infinity if there is none.
     fn greatest(row: &[f32]) -> f32 => greatest_body;
 }
 
 per_isa! {
-    /// The first index of `value`, the length of the row if it is not there.
+    /// Returns the first index of `value`, or the length of the row if it does not occur.
     fn position(row: &[f32], value: f32) -> usize => position_body;
 }
 
 per_isa! {
-    /// The sum of `exp(x - highest)`, in f64: 50 000 terms lose no digits.
+    /// Returns the sum of `exp(x - highest)`, in f64: 50,000 terms lose no digits.
     fn sum_exp_below(row: &[f32], highest: f32) -> f64 => sum_exp_below_body;
 }
 
@@ -217,7 +217,7 @@ mod tests {
 
     const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 768, 1600, 50_257];
 
-    /// Values between -20 and 20 with many ties, from a linear congruential generator.
+    /// Returns values between -20 and 20 with many ties, from a linear congruential generator.
     fn row(len: usize, mut state: u32) -> Vec<f32> {
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -1,4 +1,4 @@
-//! A slice that the tasks of one [`Pool::run`](super::Pool::run) write to in disjoint parts.
+//! A slice that the tasks of one [`Pool::run`](super::Pool::run) write in disjoint parts.
 
 use std::marker::PhantomData;
 
@@ -9,10 +9,11 @@ pub(crate) struct SharedSlice<'a, T> {
     slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a mutable slice that is used in parts; `T: Send` lets those go to other threads.
+// SAFETY: its parts are disjoint mutable slices, which other threads may use as `T: Send`.
 unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
 impl<'a, T> SharedSlice<'a, T> {
+    /// Borrows a slice for the time that tasks write to it.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self {
             start: slice.as_mut_ptr(),
@@ -21,7 +22,13 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
-    /// The part of `length` elements from `start` on.
+    /// Returns the slice's first element, for parts that are not contiguous; writing through it needs
+    /// the same care as [`part`](Self::part).
+    pub fn as_mut_ptr(&self) -> *mut T {
+        self.start
+    }
+
+    /// Returns the part of `length` elements from `start` on.
     ///
     /// # Safety
     /// Parts that are alive at the same time must not overlap.

@@ -1,8 +1,8 @@
-//! Where packed weights lie: large mappings that the system is asked to back with huge pages.
+//! The memory of packed weights: large mappings that the system is asked to back with huge pages.
 //!
 //! A step reads every weight once, so with ordinary pages it would also look up every page of
 //! them. The weights of all layers stand one after the other, because a layer alone is often
-//! smaller than a huge page. Memory is touched first by the thread that packs into it, and stays
+//! smaller than a huge page. Memory is first touched by the thread that packs into it, and is kept
 //! as long as a layer uses it.
 
 use std::io;
@@ -14,15 +14,15 @@ use memmap2::MmapMut;
 
 use super::huge_pages::{self, HUGE_PAGE};
 
-/// 64 bytes, aligned as a cache line and a 512-bit register want it.
+/// 64 bytes, aligned like a cache line and a 512-bit register.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u32; 16]);
 
-/// The least size of a mapping, in bytes; only what is written to takes memory.
+/// Minimum size of a mapping, in bytes; only written pages take memory.
 const CHUNK: usize = 64 << 20;
 
-/// Hands out memory for weights. Clones hand out the same memory.
+/// Allocates memory for weights. Clones allocate from the same mapping.
 #[derive(Clone, Default)]
 pub struct WeightMemory(Arc<Mutex<Option<Chunk>>>);
 
@@ -33,15 +33,15 @@ struct Chunk {
     used: usize,
 }
 
-// SAFETY: the pointer is into the mapping, which may be used from any thread; what is handed out
-// of it is handed out once.
+// SAFETY: the pointer is into the mapping, which may be used from any thread; every line of it is
+// allocated once.
 unsafe impl Send for Chunk {}
 
-/// Lines of zeros, or of whatever was written to them since.
+/// Allocated lines, zero until they are written.
 pub(super) struct Lines {
     start: NonNull<Line>,
     count: usize,
-    /// Keeps the memory.
+    /// Keeps the memory mapped.
     _mapping: Arc<MmapMut>,
 }
 
@@ -51,10 +51,10 @@ unsafe impl Send for Lines {}
 unsafe impl Sync for Lines {}
 
 impl WeightMemory {
-    /// Memory for `count` lines, all zero.
+    /// Allocates `count` lines, all zero.
     ///
     /// # Errors
-    /// If the system has none.
+    /// If the system can't map the memory.
     pub(super) fn lines(&self, count: usize) -> io::Result<Lines> {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let chunk = match &mut *current {

@@ -5,20 +5,28 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`spec`] | what the rest of the program knows of a model |
+//! | [`batch`] | the rows of a forward pass, and its results |
 //! | [`gpt2`] | GPT-2 |
+//! | `layers` | what the architectures share |
 //! | [`trial`] | the forward pass that a model must survive before it is served |
 
+pub mod batch;
 pub mod gpt2;
+mod layers;
 pub mod spec;
 pub mod trial;
 
 use candle_core::Result;
 
-use self::gpt2::{Batch, Gpt2, LoadError, Outputs, Runtime};
+use self::batch::{Batch, Outputs};
+use self::gpt2::Gpt2;
+pub use self::layers::LoadError;
 pub use self::spec::ModelSpec;
+use crate::backend::Backend;
 use crate::checkpoint::ModelFiles;
 use crate::kernels::Pool;
-use crate::kernels::kv::{KvCache, KvDtype};
+use crate::kernels::kv::KvCache;
+use crate::kernels::kv::KvDtype;
 
 /// A loaded model of one of the architectures. They are a closed set with one caller, the inference
 /// worker: hence an enum, not a trait.
@@ -28,12 +36,12 @@ pub enum Model {
 }
 
 impl Model {
-    /// Reads and packs the weights of the architecture that the files are of.
+    /// Reads the weights of the architecture that the files are of and has the backend prepare them.
     ///
     /// # Errors
     /// [`LoadError`] naming file and tensor if the checkpoint does not fit its configuration.
-    pub fn load(files: &ModelFiles, runtime: &Runtime) -> std::result::Result<Self, LoadError> {
-        Ok(Self::Gpt2(Gpt2::load(files, runtime)?))
+    pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
+        Ok(Self::Gpt2(Gpt2::load(files, backend)?))
     }
 
     /// Returns the model's sizes and tokens.
@@ -52,7 +60,7 @@ impl Model {
         }
     }
 
-    /// Returns the size in bytes of the packed weights.
+    /// Returns the size in bytes of the prepared weights.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         match self {
@@ -82,7 +90,7 @@ impl Model {
     ///
     /// # Errors
     /// If the batch does not fit the model or the cache.
-    pub fn forward(&self, batch: &Batch, kv: &KvCache) -> Result<Outputs> {
+    pub fn forward(&self, batch: Batch, kv: &KvCache) -> Result<Outputs> {
         match self {
             Self::Gpt2(model) => model.forward(batch, kv),
         }

@@ -7,8 +7,8 @@
 use candle_core::Tensor;
 
 use super::Model;
-use super::gpt2::Batch;
-use crate::kernels::attention::SequenceSpan;
+use super::batch::Batch;
+use crate::kernels::kv::SequenceSpan;
 use crate::kernels::kv::{BLOCK_SIZE, KvDtype};
 use crate::kernels::rows;
 
@@ -45,8 +45,9 @@ pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialErr
     let last = spec.vocab_size.saturating_sub(1);
     let ids = (0..count).map(|i| (i * last / (count - 1).max(1)) as u32);
     let all: Vec<u32> = (0..count as u32).collect();
+    let ids: Vec<u32> = ids.collect();
     let batch = Batch {
-        ids: ids.collect(),
+        ids: ids.clone(),
         positions: all.clone(),
         spans: vec![SequenceSpan {
             rows: 0..count,
@@ -56,7 +57,8 @@ pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialErr
         logits_rows: all.clone(),
         hidden_rows: all,
     };
-    let outputs = model.forward(&batch, &model.kv_cache(kv_dtype, 1)?)?;
+    let kv = model.kv_cache(kv_dtype, 1)?;
+    let outputs = model.forward(batch, &kv)?;
     for (what, values) in [
         ("hidden states", outputs.hidden),
         ("logits", outputs.logits),
@@ -64,7 +66,7 @@ pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialErr
         if !is_finite(&values)? {
             return Err(TrialError::NotFinite {
                 what,
-                ids: batch.ids,
+                ids,
                 dtype: dtype.to_owned(),
             });
         }

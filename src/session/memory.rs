@@ -4,7 +4,7 @@
 //! least one, so a limit on slots bounds memory. When all slots are taken, the least recently used session of
 //! the share with the most slots is evicted, so no share can evict another's sessions.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +14,7 @@ use super::history::History;
 use super::sharing::Sharing;
 use super::store::{Entry, HeldSession, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
+use crate::recency::{LastUse, Recency};
 use crate::request::Tenant;
 
 /// Tokens per slot: 8 KiB.
@@ -35,14 +36,12 @@ struct Histories {
     /// The shares, ordered by slots.
     order: BTreeSet<(usize, Tenant)>,
     slots: usize,
-    /// Incremented at each use.
-    clock: u64,
 }
 
-/// A session, and the [`Histories::clock`] of its last use.
+/// A session, and its place among those of its share.
 struct Session {
     history: History,
-    used: u64,
+    last_use: LastUse,
 }
 
 /// The sessions of one share.
@@ -50,7 +49,7 @@ struct Session {
 struct Share {
     slots: usize,
     /// Sessions by last use, least recent first.
-    by_use: BTreeMap<u64, SessionKey>,
+    by_use: Recency<SessionKey>,
 }
 
 /// A hold without a lock: the queue of this process, the only one, already grants one turn at a time.
@@ -67,24 +66,24 @@ fn slots(history: &History) -> usize {
 impl Histories {
     fn put(&mut self, share: Tenant, key: &SessionKey, history: History) {
         self.take(share, key);
-        self.clock += 1;
-        let (used, slots) = (self.clock, slots(&history));
-        self.sessions.insert(key.clone(), Session { history, used });
-        self.change(share, |share| {
+        let slots = slots(&history);
+        let last_use = self.change(share, |share| {
             share.slots += slots;
-            share.by_use.insert(used, key.clone());
+            share.by_use.push(key.clone())
         });
+        self.sessions
+            .insert(key.clone(), Session { history, last_use });
         self.slots += slots;
     }
 
     fn take(&mut self, share: Tenant, key: &SessionKey) -> bool {
-        let Some(Session { history, used }) = self.sessions.remove(key) else {
+        let Some(Session { history, last_use }) = self.sessions.remove(key) else {
             return false;
         };
         let slots = slots(&history);
         self.change(share, |share| {
             share.slots -= slots;
-            share.by_use.remove(&used);
+            share.by_use.remove(last_use);
         });
         self.slots -= slots;
         true
@@ -96,19 +95,20 @@ impl Histories {
             return false;
         };
         let oldest = self.shares.get(&share);
-        let oldest = oldest.and_then(|share| share.by_use.values().next().cloned());
+        let oldest = oldest.and_then(|share| share.by_use.oldest().cloned());
         oldest.is_some_and(|key| self.take(share, &key))
     }
 
-    fn change(&mut self, of: Tenant, change: impl FnOnce(&mut Share)) {
+    fn change<T>(&mut self, of: Tenant, change: impl FnOnce(&mut Share) -> T) -> T {
         let share = self.shares.entry(of).or_default();
         self.order.remove(&(share.slots, of));
-        change(share);
+        let changed = change(share);
         if share.by_use.is_empty() {
             self.shares.remove(&of);
         } else {
             self.order.insert((share.slots, of));
         }
+        changed
     }
 }
 

@@ -10,11 +10,11 @@
 //! disk, and files are not synced. Blocks are written and read only while that is faster than
 //! computing them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -25,14 +25,14 @@ use tokio_util::sync::CancellationToken;
 use super::sealed::{Fingerprint, OVERHEAD, Seal, UNFINISHED, Unreadable, set_aside};
 use crate::engine::blocks::{BLOCK_SIZE, PrefixId};
 use crate::engine::{EngineHandle, EvictedBlock, GenerateError};
+use crate::moving_average::SharedAverage;
+use crate::recency::{LastUse, Recency};
 use crate::request::Tenant;
 
 /// Maximum blocks waiting to be written; more are dropped.
 const WRITE_QUEUE: usize = 64;
 /// Blocks that are read and imported into the engine at a time.
 const READ_AHEAD: usize = 8;
-/// Weight of a new measurement in the moving average of the disk's speed.
-const WEIGHT: f64 = 0.2;
 /// Interval, in restores, at which reading is tried although it was too slow: disks recover.
 const EXPLORE: usize = 16;
 
@@ -43,9 +43,10 @@ pub struct Snapshots {
     block_bytes: usize,
     shared_prefixes: bool,
     index: Mutex<BlockIndex>,
-    /// Seconds to read a block and to compute one, as the bits of an `f64`; 0 while unknown.
-    read_seconds: AtomicU64,
-    compute_seconds: AtomicU64,
+    /// Seconds to read a block.
+    read_seconds: SharedAverage,
+    /// Seconds to compute a block, as the engine averages them.
+    compute_seconds: SharedAverage,
     refused: AtomicUsize,
     restored: AtomicUsize,
     /// Cancelled when the engine has stopped and all its blocks are written.
@@ -64,9 +65,7 @@ struct BlockName {
 struct BlockIndex {
     blocks: HashMap<BlockName, IndexedBlock>,
     /// Blocks by last use, least recent first.
-    by_use: BTreeMap<u64, BlockName>,
-    /// Incremented at each use.
-    clock: u64,
+    by_use: Recency<BlockName>,
     /// Disk space used.
     bytes: u64,
     /// Maximum disk space, in bytes.
@@ -75,8 +74,8 @@ struct BlockIndex {
 
 #[derive(Clone, Copy)]
 struct IndexedBlock {
-    /// [`BlockIndex::clock`] of the last use.
-    used: u64,
+    /// Its place in [`BlockIndex::by_use`].
+    last_use: LastUse,
     bytes: u64,
 }
 
@@ -114,8 +113,8 @@ impl Snapshots {
             },
             block_bytes: config.block_bytes,
             shared_prefixes: config.shared_prefixes,
-            read_seconds: AtomicU64::new(0),
-            compute_seconds: AtomicU64::new(0),
+            read_seconds: SharedAverage::default(),
+            compute_seconds: SharedAverage::default(),
             refused: AtomicUsize::new(0),
             restored: AtomicUsize::new(0),
             written: CancellationToken::new(),
@@ -223,9 +222,7 @@ impl Snapshots {
         let on_disk = missing.iter().take_while(|&&prefix| self.has(prefix));
         missing.truncate(on_disk.count());
         if let Some(seconds) = engine.status().prefill_seconds_per_token {
-            let seconds = seconds * BLOCK_SIZE as f64;
-            self.compute_seconds
-                .store(seconds.to_bits(), Ordering::Relaxed);
+            self.compute_seconds.set(seconds * BLOCK_SIZE as f64);
         }
         if missing.is_empty() || !self.is_worth_trying() {
             return Ok(());
@@ -282,7 +279,7 @@ impl Snapshots {
             let why = match self.seal.read(&path) {
                 Ok(Some(bytes)) if bytes.len() == self.block_bytes => {
                     all.extend_from_slice(&bytes);
-                    self.measured(started);
+                    self.read_seconds.add(started.elapsed().as_secs_f64());
                     continue;
                 }
                 Ok(Some(_)) => Unreadable::Foreign("the block has another size"),
@@ -300,22 +297,12 @@ impl Snapshots {
         all
     }
 
-    fn measured(&self, started: Instant) {
-        let now = started.elapsed().as_secs_f64();
-        let before = f64::from_bits(self.read_seconds.load(Ordering::Relaxed));
-        let mean = if before > 0.0 {
-            before + WEIGHT * (now - before)
-        } else {
-            now
-        };
-        self.read_seconds.store(mean.to_bits(), Ordering::Relaxed);
-    }
-
     /// Returns whether reading a block is faster than computing it, or this is still unknown.
     fn is_worth_reading(&self) -> bool {
-        let read = f64::from_bits(self.read_seconds.load(Ordering::Relaxed));
-        let compute = f64::from_bits(self.compute_seconds.load(Ordering::Relaxed));
-        compute <= 0.0 || read < compute
+        match (self.read_seconds.get(), self.compute_seconds.get()) {
+            (Some(read), Some(compute)) => read < compute,
+            _ => true,
+        }
     }
 
     fn is_worth_trying(&self) -> bool {
@@ -369,8 +356,7 @@ impl BlockIndex {
         found.sort_by_key(|(modified, ..)| *modified);
         let mut index = Self {
             blocks: HashMap::new(),
-            by_use: BTreeMap::new(),
-            clock: 0,
+            by_use: Recency::default(),
             bytes: 0,
             limit,
         };
@@ -382,16 +368,14 @@ impl BlockIndex {
 
     fn insert(&mut self, name: BlockName, bytes: u64) {
         self.remove(name);
-        self.clock += 1;
-        let used = self.clock;
-        self.blocks.insert(name, IndexedBlock { used, bytes });
-        self.by_use.insert(used, name);
+        let last_use = self.by_use.push(name);
+        self.blocks.insert(name, IndexedBlock { last_use, bytes });
         self.bytes += bytes;
     }
 
     fn remove(&mut self, name: BlockName) {
-        if let Some(IndexedBlock { used, bytes }) = self.blocks.remove(&name) {
-            self.by_use.remove(&used);
+        if let Some(IndexedBlock { last_use, bytes }) = self.blocks.remove(&name) {
+            self.by_use.remove(last_use);
             self.bytes -= bytes;
         }
     }
@@ -410,7 +394,7 @@ impl BlockIndex {
         self.insert(name, bytes);
         let mut evicted = Vec::new();
         while self.bytes > self.limit {
-            let Some((_, &oldest)) = self.by_use.first_key_value() else {
+            let Some(&oldest) = self.by_use.oldest() else {
                 break;
             };
             self.remove(oldest);

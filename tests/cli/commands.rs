@@ -130,10 +130,24 @@ fn a_misspelt_flag_or_value_is_refused_with_the_nearest() {
     is_refused(&mut skald(&["serve", "--dtype", "q4"]), &["q8", "bf16"]);
     is_refused(&mut skald(&["serve", "--threads", "0"]), &["--threads"]);
     is_refused(
+        &mut skald(&["serve", "--device", "gpu"]),
+        &["cpu", "candle"],
+    );
+    is_refused(
         &mut skald(&["serve", "--max-batch", "9000"]),
         &["max-batch", "9000", "4096"],
     );
     is_refused(&mut skald(&["sreve"]), &["serve"]);
+}
+
+#[test]
+fn candle_refuses_precisions_that_it_does_not_compute_in() {
+    for dtype in ["bf16", "q8"] {
+        is_refused(
+            &mut skald(&["generate", "--device", "candle", "--dtype", dtype, "Once"]),
+            &["`dtype`", dtype, "`device`", "f32"],
+        );
+    }
 }
 
 #[test]

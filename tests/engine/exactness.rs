@@ -6,13 +6,16 @@ use std::num::NonZeroUsize;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
+use skald::backend::Backend;
+use skald::backend::candle::CandleBackend;
+use skald::backend::cpu::CpuBackend;
 use skald::engine::EngineConfig;
-use skald::kernels::attention::SequenceSpan;
-use skald::kernels::kv::KvDtype;
+use skald::kernels::kv::{KvDtype, SequenceSpan};
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::Model;
-use skald::model::gpt2::{Batch, Gpt2, Runtime};
+use skald::model::batch::Batch;
+use skald::model::gpt2::Gpt2;
 
 use crate::model::{embedding, engine, files, gpt2, greedy, prompt, run, run_all, sampled};
 
@@ -64,22 +67,24 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
 fn logits(model: &Gpt2, ids: &[u32], wanted: usize) -> Tensor {
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     model
-        .forward(&whole(ids, wanted), &kv)
+        .forward(whole(ids, wanted), &kv)
         .expect("a pass")
         .logits
 }
 
 #[test]
-fn logits_are_the_references_on_every_instruction_set_and_in_plain_candle() {
+fn logits_are_the_references_on_every_instruction_set_and_by_candle() {
     let references = references();
-    let pool = Pool::new(NonZeroUsize::new(2).expect("not zero"));
-    let mut runtimes = vec![("plain", Runtime::Plain(Device::Cpu))];
+    let two = NonZeroUsize::new(2).expect("not zero");
+    let pool = Pool::new(two);
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(CandleBackend::new(Device::Cpu, two))];
     for isa in Isa::available() {
-        let runtime = Runtime::on(pool.clone(), isa, WeightDtype::F32);
-        runtimes.push((isa.name(), runtime));
+        let backend = CpuBackend::on(pool.clone(), isa, WeightDtype::F32);
+        backends.push(Box::new(backend));
     }
-    for (name, runtime) in runtimes {
-        let model = Gpt2::load(&files(), &runtime).expect("the model loads");
+    for backend in backends {
+        let name = backend.name();
+        let model = Gpt2::load(&files(), &*backend).expect("the model loads");
         for case in ["case0", "case1", "case2", "case3", "long"] {
             let ids = &references[&format!("{case}.ids")];
             let ids = ids
@@ -104,7 +109,7 @@ fn the_hidden_states_are_the_references_layer_by_layer() {
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     let mut states = Vec::new();
     let last = model
-        .hidden_states(&whole(&ids, 0), &kv, |_, x| {
+        .hidden_states(whole(&ids, 0), &kv, |_, x| {
             states.push(x.clone());
             Ok(())
         })
@@ -124,21 +129,21 @@ fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
     let ids: Vec<u32> = (1..20).collect();
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     let all = model
-        .hidden_states(&whole(&ids, 0), &kv, |_, _| Ok(()))
+        .hidden_states(whole(&ids, 0), &kv, |_, _| Ok(()))
         .expect("a pass");
     let batch = Batch {
         hidden_rows: vec![3, 4, 11],
         logits_rows: vec![18],
         ..whole(&ids, 0)
     };
-    let outputs = model.forward(&batch, &kv).expect("a pass");
+    let outputs = model.forward(batch, &kv).expect("a pass");
     assert_eq!(outputs.logits.dims(), [1, 8192]);
     let expected = all
         .index_select(&Tensor::new(&[3u32, 4, 11], &Device::Cpu).expect("ids"), 0)
         .expect("rows");
     assert_eq!(largest_difference(&outputs.hidden, &expected), 0.0);
     // Nothing is computed of what nobody asked for.
-    let neither = model.forward(&whole(&ids, 0), &kv).expect("a pass");
+    let neither = model.forward(whole(&ids, 0), &kv).expect("a pass");
     assert_eq!(neither.logits.dims(), [0, 8192]);
     assert_eq!(neither.hidden.dims(), [0, 320]);
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{
     EngineConfig, EngineHandle, FinishReason, GenerateError, GeneratedToken, Generation,
@@ -9,7 +10,6 @@ use skald::engine::{
 };
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::model::gpt2::Runtime;
 use skald::request::{
     GenerateRequest, Limits, RequestDraft, RequestId, SamplingOverrides, SamplingStyle, Tenant,
 };
@@ -33,7 +33,7 @@ pub fn gpt2() -> Model {
 /// The built-in model with its weights in `dtype`.
 pub fn gpt2_in(dtype: WeightDtype) -> Model {
     let threads = NonZeroUsize::new(2).expect("not zero");
-    Model::load(&files(), &Runtime::kernels(threads, dtype)).expect("the built-in model loads")
+    Model::load(&files(), &CpuBackend::new(threads, dtype)).expect("the built-in model loads")
 }
 
 /// An engine on the built-in model in f32.

@@ -15,6 +15,7 @@ mod chat;
 mod completions_and_chat;
 mod connections;
 mod contract;
+mod device;
 mod embeddings;
 mod fair;
 mod faults;

@@ -11,12 +11,14 @@
 use std::num::NonZeroUsize;
 
 use serde_json::Value;
+use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
-use skald::kernels::attention::SequenceSpan;
 use skald::kernels::kv::KvDtype;
+use skald::kernels::kv::SequenceSpan;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::rows;
-use skald::model::gpt2::{Batch, Gpt2, Runtime};
+use skald::model::batch::Batch;
+use skald::model::gpt2::Gpt2;
 
 const EXPECTED: &str = include_str!("../fixtures/gpt2-124m-expected.json");
 
@@ -31,8 +33,8 @@ impl Real {
         let source: ModelSource = directory.parse().expect("a model");
         let files = source.fetch(false).expect("its files");
         let threads = NonZeroUsize::new(2).expect("not zero");
-        let runtime = Runtime::kernels(threads, WeightDtype::F32);
-        let model = Gpt2::load(&files, &runtime).expect("it loads");
+        let backend = CpuBackend::new(threads, WeightDtype::F32);
+        let model = Gpt2::load(&files, &backend).expect("it loads");
         Self { files, model }
     }
 
@@ -51,7 +53,7 @@ impl Real {
             ..Batch::default()
         };
         let kv = self.model.kv_cache(KvDtype::F32, 64).expect("a cache");
-        let outputs = self.model.forward(&batch, &kv).expect("a pass");
+        let outputs = self.model.forward(batch, &kv).expect("a pass");
         outputs.logits.to_vec2().expect("rows")
     }
 

@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use serde_json::Value;
 use skald::checkpoint::ModelSource;
-use skald::config::{Dtype, GenerationDefaults, KvPrecision};
+use skald::config::{Device, Dtype, GenerationDefaults, KvPrecision};
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
 use skald::http::{Access, App, HttpConfig};
 use skald::serving::{Serving, ServingSettings};
@@ -37,6 +37,7 @@ use pace::PATIENCE;
 /// How a test server differs from the usual.
 pub struct Setup {
     pub source: ModelSource,
+    pub device: Device,
     pub engine: EngineConfig,
     pub sessions: SessionConfig,
     /// URL of the database of sessions.
@@ -55,6 +56,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             source: ModelSource::Builtin,
+            device: Device::Cpu,
             engine: EngineConfig {
                 kv_memory: ByteSize::mib(256),
                 // However slow the machine is.
@@ -96,6 +98,7 @@ pub fn serving(setup: &Setup) -> Serving {
         model: setup.source.to_string(),
         served_model_name: None,
         dtype: Dtype::F32,
+        device: setup.device,
         kv_dtype: KvPrecision::Auto,
         threads: NonZeroUsize::new(2).expect("not zero"),
         kv_memory: Some(setup.engine.kv_memory),

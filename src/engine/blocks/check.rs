@@ -23,7 +23,7 @@ impl BlockPool {
         }
         for (id, block) in (0..).map(BlockId).zip(&self.blocks) {
             assert_eq!(block.holders, holders[id.0 as usize], "holders of {id:?}");
-            let is_idle = self.idle.get(&block.idle_since) == Some(&id);
+            let is_idle = self.idle.get(block.idle_since) == Some(&id);
             let is_unused = self.unused.contains(&id);
             let states = [block.holders > 0, is_idle, is_unused];
             let states_true = states.iter().filter(|&&state| state).count();

@@ -12,7 +12,7 @@ use crate::engine::pooling::pool_all;
 use crate::engine::scheduler::Part;
 use crate::engine::sequence::SequenceId;
 use crate::engine::values::with_values;
-use crate::model::gpt2::Outputs;
+use crate::model::batch::Outputs;
 
 impl Worker {
     /// Hands every row of hidden states and of logits to the request it belongs to.
@@ -66,7 +66,7 @@ impl Worker {
 
     /// What is wanted of the step's rows of logits, in their order.
     fn rows(&mut self, plan: &[Part], batch: &StepBatch) -> Vec<Row> {
-        let mut rows = Vec::with_capacity(batch.batch.logits_rows.len());
+        let mut rows = Vec::with_capacity(plan.len());
         for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
             let active = self.active.get(&part.request);
             let asked = active.map_or_else(Default::default, |active| active.request.logprobs);

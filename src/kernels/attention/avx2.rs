@@ -10,7 +10,8 @@ use std::arch::x86_64::{
     _mm256_sub_ps,
 };
 
-use super::kernel::{UnitJob, attend};
+use super::kernel::attend;
+use super::unit::UnitJob;
 use super::vector::{Element, Vector};
 use crate::kernels::math;
 

@@ -7,7 +7,8 @@ use std::arch::x86_64::{
     _mm512_sub_ps,
 };
 
-use super::kernel::{UnitJob, attend};
+use super::kernel::attend;
+use super::unit::UnitJob;
 use super::vector::{Element, Vector};
 use crate::kernels::math;
 

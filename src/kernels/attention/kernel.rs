@@ -1,12 +1,11 @@
 //! The attention of one unit, written once for all instruction sets and element types.
 //!
-//! The order of operations is that of the [module](super); here is only how rows share loads.
-//! Everything that is multiplied is held in 32-bit words: one f32, or two bf16 that are
-//! neighbours in the dimension the products are summed over.
-
-use std::mem::MaybeUninit;
+//! The order of operations is that of the [module](super); this file decides how rows share loads.
+//! Operands of products are held in 32-bit words: one f32, or two bf16 that are neighbours in the
+//! dimension that the products are summed over.
 
 use super::plan::QUERY_TILE;
+use super::unit::{Blocks, UnitJob, Weights};
 use super::vector::{Element, Vector};
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
@@ -15,91 +14,12 @@ use crate::kernels::prefetch::prefetch;
 /// Vectors of scores or columns that a row alone keeps in registers.
 const ALONE: usize = 4;
 
-/// One head's attention for up to [`QUERY_TILE`] rows of one sequence.
-///
-/// A function that takes a unit needs, for its `unsafe`: `q` and `out` valid for `rows` rows of
-/// `head_dim` elements at their strides, `out` for this unit alone; `query_words`, where the
-/// element has more than one value in a word, for `rows` times the words of `head_dim` values
-/// and this unit alone; `kv` the cache at this head's first block, every block of `table` inside
-/// the cache, the table reaching the last row's position; the slots up to there written; `rows`
-/// in `1..=QUERY_TILE` and all of the same query tile.
-pub(in crate::kernels) struct UnitJob<'a> {
-    pub q: *const f32,
-    pub q_stride: usize,
-    /// Where queries are packed to, if they are.
-    pub query_words: *mut u32,
-    pub out: *mut f32,
-    pub out_stride: usize,
-    pub kv: *const u32,
-    /// Words from one block to the next.
-    pub block_stride: usize,
-    /// Words of a block's keys, behind which its values stand.
-    pub half: usize,
-    pub table: &'a [u32],
-    /// The cache and the table of the unit that is computed next: only prefetched from.
-    pub next_kv: *const u32,
-    pub next_table: &'a [u32],
-    pub head_dim: usize,
-    /// What scores are multiplied by.
-    pub scale: f32,
-    pub rows: usize,
-    /// The first row's own position.
-    pub position: usize,
-}
-
-/// A row's scores of the positions of one tile, then their weights, then those packed in words.
-/// Not initialized: one row of many would take longer to clear than to compute.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Weights(MaybeUninit<[f32; POSITION_TILE]>);
-
-impl Weights {
-    #[inline(always)]
-    fn as_ptr(&self) -> *const f32 {
-        self.0.as_ptr().cast()
-    }
-
-    #[inline(always)]
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// The blocks of a tile of positions, by their keys.
-struct Blocks {
-    keys: [*const u32; TILE_BLOCKS],
-    /// Those at the same positions of the next unit, or again the ones above. A row alone reads
-    /// more than it computes, and a unit's blocks are scattered, so that the hardware alone
-    /// fetches them late: with every line read, the same one of the next unit is fetched.
-    next: [*const u32; TILE_BLOCKS],
-    count: usize,
-}
-
-impl Blocks {
-    /// Those of the positions `start..start + len`.
-    #[inline(always)]
-    unsafe fn new(job: &UnitJob<'_>, start: usize, len: usize) -> Self {
-        let first = start / BLOCK_SIZE;
-        let count = len.div_ceil(BLOCK_SIZE);
-        let mut keys = [job.kv; TILE_BLOCKS];
-        let mut next = keys;
-        for (i, (keys, next)) in keys.iter_mut().zip(&mut next).take(count).enumerate() {
-            // SAFETY: the caller has blocks of all positions.
-            *keys = unsafe { job.kv.add(job.table[first + i] as usize * job.block_stride) };
-            *next = job.next_table.get(first + i).map_or(*keys, |&block| {
-                job.next_kv.wrapping_add(block as usize * job.block_stride)
-            });
-        }
-        Self { keys, next, count }
-    }
-}
-
 /// The running softmax of the unit's rows.
 struct Softmax<V> {
     max: [f32; QUERY_TILE],
     /// Sums of the weights, position `i` in lane `i % 16`.
     sum: [V; QUERY_TILE],
-    /// What sums so far are to be multiplied by.
+    /// Factors of the sums so far.
     correction: [f32; QUERY_TILE],
     weights: [Weights; QUERY_TILE],
 }
@@ -127,23 +47,25 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             max: [f32::NEG_INFINITY; QUERY_TILE],
             sum: [V::splat(0.0); QUERY_TILE],
             correction: [0.0; QUERY_TILE],
-            weights: [Weights(MaybeUninit::uninit()); QUERY_TILE],
+            weights: [Weights::uninit(); QUERY_TILE],
         };
         let queries = queries::<V, E>(job);
         let context = job.position + job.rows;
-        for start in (0..context).step_by(POSITION_TILE) {
+        let visible = job.first_visible(0);
+        let first = visible / POSITION_TILE * POSITION_TILE;
+        for start in (first..context).step_by(POSITION_TILE) {
             let len = (context - start).min(POSITION_TILE);
-            let blocks = Blocks::new(job, start, len);
+            let blocks = Blocks::new(job, start, len, visible);
             scores::<V, E, R, W>(job, &queries, &blocks, &mut softmax.weights);
             weigh::<V, E>(&mut softmax, job, start, len);
-            values::<V, E, R, W>(job, &blocks, start == 0, len, &softmax);
+            values::<V, E, R, W>(job, &blocks, start == first, len, &softmax);
         }
         for row in 0..job.rows {
             let factor = 1.0 / softmax.sum[row].reduce_sum();
             let out = job.out.add(row * job.out_stride);
-            for column in (0..job.head_dim).step_by(BLOCK_SIZE) {
+            for column in (0..job.head_width).step_by(BLOCK_SIZE) {
                 let out = out.add(column);
-                let n = (job.head_dim - column).min(BLOCK_SIZE);
+                let n = (job.head_width - column).min(BLOCK_SIZE);
                 let sum = load_columns::<V>(out, n).mul(V::splat(factor));
                 store_columns(sum, out, n);
             }
@@ -151,10 +73,10 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
     }
 }
 
-/// The queries where they lie, or packed.
+/// Returns the queries where they lie, or packs them.
 #[inline(always)]
 unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
-    let len = job.head_dim.div_ceil(E::PER_WORD);
+    let len = job.head_width.div_ceil(E::PER_WORD);
     if E::PER_WORD == 1 {
         return Queries {
             words: job.q.cast(),
@@ -167,8 +89,8 @@ unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
         for row in 0..job.rows {
             let q = job.q.add(row * job.q_stride);
             let words = job.query_words.add(row * len);
-            for first in (0..job.head_dim).step_by(2 * BLOCK_SIZE) {
-                let left = job.head_dim - first;
+            for first in (0..job.head_width).step_by(2 * BLOCK_SIZE) {
+                let left = job.head_width - first;
                 let low = load_columns::<V>(q.add(first), left.min(BLOCK_SIZE));
                 let high = if left > BLOCK_SIZE {
                     let n = (left - BLOCK_SIZE).min(BLOCK_SIZE);
@@ -188,7 +110,7 @@ unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
     }
 }
 
-/// The scaled scores of all rows against the blocks of a tile.
+/// Computes the scaled scores of all rows against the blocks of a tile.
 #[inline(always)]
 unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
     job: &UnitJob<'_>,
@@ -200,7 +122,7 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
     unsafe {
         let mut row = 0;
         while row + R <= job.rows {
-            let mut block = 0;
+            let mut block = blocks.skipped;
             while block + W <= blocks.count {
                 scores_of::<V, E, R, W>(job, queries, row, blocks, block, weights);
                 block += W;
@@ -212,10 +134,11 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
             row += R;
         }
         while row < job.rows {
-            match blocks.count {
-                1 => scores_of::<V, E, 1, 1>(job, queries, row, blocks, 0, weights),
-                2 => scores_of::<V, E, 1, 2>(job, queries, row, blocks, 0, weights),
-                3 => scores_of::<V, E, 1, 3>(job, queries, row, blocks, 0, weights),
+            let first = blocks.skipped;
+            match blocks.count - first {
+                1 => scores_of::<V, E, 1, 1>(job, queries, row, blocks, first, weights),
+                2 => scores_of::<V, E, 1, 2>(job, queries, row, blocks, first, weights),
+                3 => scores_of::<V, E, 1, 3>(job, queries, row, blocks, first, weights),
                 _ => scores_of::<V, E, 1, TILE_BLOCKS>(job, queries, row, blocks, 0, weights),
             }
             row += 1;
@@ -277,8 +200,9 @@ unsafe fn weigh<V: Vector, E: Element>(
         for (row, fall) in fall.iter_mut().enumerate().take(job.rows) {
             // What a row does not see weighs e^-inf = 0, which leaves every sum as it is.
             let visible = (job.position + row + 1 - start).min(len);
+            let before = job.first_visible(row).saturating_sub(start).min(visible);
             let scores = softmax.weights[row].as_mut_ptr();
-            for at in visible..end {
+            for at in (0..before).chain(visible..end) {
                 *scores.add(at) = f32::NEG_INFINITY;
             }
             let mut max = V::load(scores);
@@ -287,7 +211,7 @@ unsafe fn weigh<V: Vector, E: Element>(
             }
             let old = softmax.max[row];
             let max = old.max(max.reduce_max());
-            *fall = old - max;
+            *fall = old - origin(max);
             softmax.max[row] = max;
         }
         // e^0 is 1.
@@ -296,7 +220,7 @@ unsafe fn weigh<V: Vector, E: Element>(
             correction.store(softmax.correction.as_mut_ptr().add(at));
         }
         for row in 0..job.rows {
-            let max = V::splat(softmax.max[row]);
+            let max = V::splat(origin(softmax.max[row]));
             let mut sum = softmax.sum[row].mul(V::splat(softmax.correction[row]));
             let weights = softmax.weights[row].as_mut_ptr();
             for at in (0..end).step_by(E::PER_WORD * BLOCK_SIZE) {
@@ -313,6 +237,13 @@ unsafe fn weigh<V: Vector, E: Element>(
             softmax.sum[row] = sum;
         }
     }
+}
+
+/// Returns the score whose weight is 1: the greatest so far, or 0 while a row has seen no position,
+/// for which the difference of two infinities would be NaN.
+#[inline(always)]
+fn origin(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
 /// Adds a tile's weighted values to the sums in `out`.
@@ -348,9 +279,9 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
 struct ValueTile<'a, V> {
     job: &'a UnitJob<'a>,
     blocks: &'a Blocks,
-    /// Whether it is the first tile: nothing is in `out` yet.
+    /// Whether it is the first tile: `out` is not initialized yet.
     begin: bool,
-    /// Positions that the last row sees.
+    /// Positions of the tile up to the last row's own.
     len: usize,
     softmax: &'a Softmax<V>,
 }
@@ -361,21 +292,21 @@ impl<V: Vector> ValueTile<'_, V> {
     unsafe fn add<E: Element, const R: usize, const W: usize>(&self, row: usize) {
         // SAFETY: the caller's.
         unsafe {
-            let head_dim = self.job.head_dim;
+            let head_width = self.job.head_width;
             let mut column = 0;
-            while column + W * BLOCK_SIZE <= head_dim {
+            while column + W * BLOCK_SIZE <= head_width {
                 self.add_columns::<E, R, W>(row, column, BLOCK_SIZE);
                 column += W * BLOCK_SIZE;
             }
-            while column < head_dim {
-                let n = (head_dim - column).min(BLOCK_SIZE);
+            while column < head_width {
+                let n = (head_width - column).min(BLOCK_SIZE);
                 self.add_columns::<E, R, 1>(row, column, n);
                 column += BLOCK_SIZE;
             }
         }
     }
 
-    /// The same for `W` vectors of columns, of which the last has `n`.
+    /// Adds the tile to `W` vectors of columns of `R` rows; the last vector has `n` columns.
     #[inline(always)]
     unsafe fn add_columns<E: Element, const R: usize, const W: usize>(
         &self,
@@ -397,8 +328,9 @@ impl<V: Vector> ValueTile<'_, V> {
                     }
                 }
             }
+            let first = self.blocks.skipped * BLOCK_SIZE / E::PER_WORD;
             let whole = self.len / E::PER_WORD;
-            for word in 0..whole {
+            for word in first..whole {
                 let values = self.word::<E, R, W>(word, column, n);
                 self.multiply::<E, R, W>(row, word, &values, &mut sums);
             }
@@ -418,7 +350,7 @@ impl<V: Vector> ValueTile<'_, V> {
         }
     }
 
-    /// The values of one word of positions.
+    /// Returns the values of one word of positions.
     #[inline(always)]
     unsafe fn word<E: Element, const R: usize, const W: usize>(
         &self,
@@ -429,7 +361,7 @@ impl<V: Vector> ValueTile<'_, V> {
         // SAFETY: the caller's; the block of a word below `len` is one of the tile's.
         unsafe {
             let per_block = BLOCK_SIZE / E::PER_WORD;
-            let at = self.job.half + word % per_block * self.job.head_dim + column;
+            let at = self.job.half + word % per_block * self.job.head_width + column;
             let values = self.blocks.keys.get_unchecked(word / per_block).add(at);
             let next = self.blocks.next.get_unchecked(word / per_block);
             let mut v = [V::splat(0.0); W];
@@ -465,7 +397,7 @@ impl<V: Vector> ValueTile<'_, V> {
     }
 }
 
-/// `n` columns of 16 lanes, the others 0.
+/// Loads `n` columns of 16 lanes; the others are 0.
 #[inline(always)]
 unsafe fn load_columns<V: Vector>(p: *const f32, n: usize) -> V {
     // SAFETY: the caller's.
@@ -478,7 +410,7 @@ unsafe fn load_columns<V: Vector>(p: *const f32, n: usize) -> V {
     }
 }
 
-/// The first `n` lanes into memory.
+/// Stores the first `n` lanes.
 #[inline(always)]
 unsafe fn store_columns<V: Vector>(vector: V, p: *mut f32, n: usize) {
     // SAFETY: the caller's.
@@ -489,13 +421,4 @@ unsafe fn store_columns<V: Vector>(vector: V, p: *mut f32, n: usize) {
             vector.store_first(p, n);
         }
     }
-}
-
-/// Runs a unit in plain Rust.
-///
-/// # Safety
-/// See [`UnitJob`].
-pub(super) unsafe fn attend_portable<E: Element>(job: &UnitJob<'_>) {
-    // SAFETY: the caller's; plain Rust runs everywhere.
-    unsafe { attend::<super::vector::Portable, E, 1, 2>(job) }
 }

@@ -1,12 +1,14 @@
-//! The kernels against plain candle operations, and against themselves: a result must not depend
-//! on chunks, batch mates, instruction set or stale memory.
+//! The kernels against candle's operations, and against themselves: a result must not depend on
+//! chunks, batch mates, instruction set or stale memory.
 
 use std::num::NonZeroUsize;
 
 use candle_core::{DType, Device};
 
 use super::*;
-use crate::kernels::kv::{KvCache, KvDtype};
+use crate::backend::Attention;
+use crate::backend::candle::CandleAttention;
+use crate::kernels::kv::{KvCache, KvDtype, SequenceSpan};
 
 const BLOCKS: usize = 64;
 
@@ -26,15 +28,14 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// One model's attention, with a cache of its own per run.
-#[derive(Clone, Copy)]
+/// One layer's attention, with a cache of its own per run.
+#[derive(Debug, Clone, Copy)]
 struct Setup {
-    n_head: usize,
-    head_dim: usize,
+    shape: AttentionShape,
     dtype: KvDtype,
 }
 
-/// A sequence: a seed for its q, k and v, and how many positions it has.
+/// A sequence: a seed for its q, k and v, and its number of positions.
 #[derive(Clone, Copy)]
 struct Sequence {
     seed: u64,
@@ -42,25 +43,26 @@ struct Sequence {
 }
 
 impl Setup {
-    fn n_embd(self) -> usize {
-        self.n_head * self.head_dim
+    /// Multi-head attention without a window.
+    fn multi_head((heads, head_width): (usize, usize), dtype: KvDtype) -> Self {
+        Self {
+            shape: AttentionShape::multi_head(heads, head_width),
+            dtype,
+        }
     }
 
     fn cache(self) -> KvCache {
-        KvCache::new(
-            &Device::Cpu,
-            self.dtype,
-            1,
-            BLOCKS,
-            self.n_head,
-            self.head_dim,
-        )
-        .unwrap()
+        let shape = KvShape {
+            blocks: BLOCKS,
+            heads: self.shape.kv_heads,
+            head_width: self.shape.head_width,
+        };
+        KvCache::new(&Device::Cpu, self.dtype, 1, shape).unwrap()
     }
 
     /// Rows of q, k and v, some of them large, so that the softmax is not flat.
     fn qkv(self, sequence: Sequence) -> Vec<f32> {
-        let mut rows = numbers(sequence.seed, sequence.len * 3 * self.n_embd());
+        let mut rows = numbers(sequence.seed, sequence.len * self.shape.qkv_width());
         for (i, x) in rows.iter_mut().enumerate() {
             if i % 7 == 0 {
                 *x *= 4.0;
@@ -69,15 +71,15 @@ impl Setup {
         rows
     }
 
-    /// Runs steps of (sequence, its next positions) and gives each sequence's rows in order.
+    /// Runs steps of (sequence, number of its next positions) and returns each sequence's rows in order.
     fn run(
         self,
-        attention: &Attention,
+        attention: &dyn Attention,
         cache: &KvCache,
         sequences: &[Sequence],
         steps: &[Vec<(usize, usize)>],
     ) -> Vec<Vec<f32>> {
-        let width = 3 * self.n_embd();
+        let width = self.shape.qkv_width();
         let inputs: Vec<_> = sequences.iter().map(|&s| self.qkv(s)).collect();
         let mut outputs = vec![Vec::new(); sequences.len()];
         let mut done = vec![0; sequences.len()];
@@ -96,13 +98,14 @@ impl Setup {
             }
             let rows = qkv.len() / width;
             let qkv = Tensor::from_vec(qkv, (rows, width), &Device::Cpu).unwrap();
-            let plan = AttentionPlan::new(&spans, rows, self.n_head).unwrap();
+            let plan = AttentionPlan::new(spans.clone(), rows, self.shape.heads).unwrap();
             let layer = cache.layer(0).unwrap();
             let out = attention.forward(&qkv, layer, &plan).unwrap();
-            assert_eq!(out.dims(), [rows, self.n_embd()]);
+            let out_width = self.shape.out_width();
+            assert_eq!(out.dims(), [rows, out_width]);
             let out: Vec<f32> = out.flatten_all().unwrap().to_vec1().unwrap();
             for (&(s, _), span) in step.iter().zip(&spans) {
-                let rows = span.rows.start * self.n_embd()..span.rows.end * self.n_embd();
+                let rows = span.rows.start * out_width..span.rows.end * out_width;
                 outputs[s].extend_from_slice(&out[rows]);
             }
         }
@@ -110,7 +113,7 @@ impl Setup {
         outputs
     }
 
-    fn at_once(self, attention: &Attention, sequences: &[Sequence]) -> Vec<Vec<f32>> {
+    fn at_once(self, attention: &dyn Attention, sequences: &[Sequence]) -> Vec<Vec<f32>> {
         let step = sequences
             .iter()
             .enumerate()
@@ -119,8 +122,12 @@ impl Setup {
         self.run(attention, &self.cache(), sequences, &[step])
     }
 
-    fn kernels(self, isa: Isa) -> Attention {
-        Attention::new(&pool(), isa, self.n_head, self.head_dim)
+    fn kernels(self, isa: Isa) -> KernelAttention {
+        KernelAttention::new(&pool(), isa, self.shape).unwrap()
+    }
+
+    fn candle(self) -> CandleAttention {
+        CandleAttention::new(self.shape).unwrap()
     }
 }
 
@@ -145,40 +152,66 @@ fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
         .collect()
 }
 
-const SHAPES: [(usize, usize); 7] = [(1, 1), (2, 7), (3, 16), (2, 32), (4, 64), (1, 80), (2, 33)];
+/// Multi-head, grouped-query and windowed attention; windows narrower and wider than a tile of
+/// positions.
+fn shapes() -> Vec<AttentionShape> {
+    let multi_head = [(1, 1), (2, 7), (3, 16), (2, 32), (4, 64), (1, 80), (2, 33)];
+    let others = [
+        (4, 2, 32, None),
+        (6, 1, 33, None),
+        (2, 2, 7, Some(1)),
+        (3, 3, 16, Some(5)),
+        (6, 2, 33, Some(17)),
+        (4, 1, 64, Some(64)),
+        (8, 2, 16, Some(100)),
+    ];
+    let multi_head = multi_head.map(|(heads, width)| AttentionShape::multi_head(heads, width));
+    let others = others.map(|(heads, kv_heads, head_width, window)| AttentionShape {
+        heads,
+        kv_heads,
+        head_width,
+        scale: 0.1,
+        window,
+    });
+    multi_head.into_iter().chain(others).collect()
+}
+
+/// Every shape over caches of both precisions.
+fn setups() -> impl Iterator<Item = Setup> {
+    let dtypes = [KvDtype::F32, KvDtype::Bf16];
+    let all = dtypes.map(|dtype| {
+        shapes()
+            .into_iter()
+            .map(move |shape| Setup { shape, dtype })
+    });
+    all.into_iter().flatten()
+}
 
 #[test]
-fn the_kernels_agree_with_plain_operations_on_every_shape_and_instruction_set() {
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
-        for (n_head, head_dim) in SHAPES {
-            let setup = Setup {
-                n_head,
-                head_dim,
-                dtype,
-            };
-            let sequences = [
-                sequence(1, 1),
-                sequence(2, 17),
-                sequence(3, 150),
-                sequence(4, 64),
-            ];
-            let plain = setup.at_once(&Attention::plain(n_head, head_dim), &sequences);
-            for isa in Isa::available() {
-                let fast = setup.at_once(&setup.kernels(isa), &sequences);
-                for (fast, plain) in fast.iter().flatten().zip(plain.iter().flatten()) {
-                    assert!(
-                        (fast - plain).abs() <= tolerance(dtype),
-                        "{fast} is not {plain}: {n_head} x {head_dim} {dtype:?} {}",
-                        isa.name()
-                    );
-                }
+fn the_kernels_agree_with_candle_on_every_shape_and_instruction_set() {
+    for setup in setups() {
+        let sequences = [
+            sequence(1, 1),
+            sequence(2, 17),
+            sequence(3, 150),
+            sequence(4, 64),
+        ];
+        let candle = setup.at_once(&setup.candle(), &sequences);
+        for isa in Isa::available() {
+            let kernels = setup.at_once(&setup.kernels(isa), &sequences);
+            for (kernel, candle) in kernels.iter().flatten().zip(candle.iter().flatten()) {
+                assert!(
+                    (kernel - candle).abs() <= tolerance(setup.dtype),
+                    "{kernel} is not {candle}: {setup:?} {}",
+                    isa.name()
+                );
             }
         }
     }
 }
 
-/// How far kernels may be from plain operations: with a bf16 cache they round queries and weights
-/// to 8 bits as well.
+/// Returns the maximum difference of kernels and candle: over a bf16 cache the kernels round queries
+/// and weights to 8 bits as well.
 fn tolerance(dtype: KvDtype) -> f32 {
     match dtype {
         KvDtype::F32 => 1e-5,
@@ -188,46 +221,35 @@ fn tolerance(dtype: KvDtype) -> f32 {
 
 #[test]
 fn every_instruction_set_gives_the_same_bits_over_an_f32_cache() {
-    for (n_head, head_dim) in SHAPES {
-        let setup = Setup {
-            n_head,
-            head_dim,
-            dtype: KvDtype::F32,
-        };
+    for setup in setups().filter(|setup| setup.dtype == KvDtype::F32) {
         let sequences = [sequence(5, 3), sequence(6, 131), sequence(7, 66)];
         let portable = bits(&setup.at_once(&setup.kernels(Isa::Portable), &sequences));
         for isa in Isa::available() {
             let rows = bits(&setup.at_once(&setup.kernels(isa), &sequences));
-            assert_eq!(rows, portable, "{n_head} x {head_dim} {}", isa.name());
+            assert_eq!(rows, portable, "{setup:?} {}", isa.name());
         }
     }
 }
 
 #[test]
 fn chunks_and_batch_mates_do_not_change_a_bit() {
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
-        for (n_head, head_dim) in [(2, 64), (3, 33)] {
-            let setup = Setup {
-                n_head,
-                head_dim,
-                dtype,
-            };
-            for isa in Isa::available() {
-                let attention = setup.kernels(isa);
-                let sequences = [sequence(8, 150), sequence(9, 40), sequence(10, 77)];
-                let alone: Vec<_> = sequences
-                    .iter()
-                    .map(|&s| bits(&setup.at_once(&attention, &[s])).remove(0))
-                    .collect();
-                for chunk in [1, 2, 5, 8, 13, 16, 60, 64, 65, 149] {
-                    let steps = chunked(&sequences, chunk);
-                    let rows = setup.run(&attention, &setup.cache(), &sequences, &steps);
-                    assert!(
-                        bits(&rows) == alone,
-                        "chunks of {chunk} change bits: head_dim {head_dim} {dtype:?} {}",
-                        isa.name()
-                    );
-                }
+    let chosen = |setup: &Setup| [64, 33].contains(&setup.shape.head_width);
+    for setup in setups().filter(chosen) {
+        for isa in Isa::available() {
+            let attention = setup.kernels(isa);
+            let sequences = [sequence(8, 150), sequence(9, 40), sequence(10, 77)];
+            let alone: Vec<_> = sequences
+                .iter()
+                .map(|&s| bits(&setup.at_once(&attention, &[s])).remove(0))
+                .collect();
+            for chunk in [1, 2, 5, 8, 13, 16, 60, 64, 65, 149] {
+                let steps = chunked(&sequences, chunk);
+                let rows = setup.run(&attention, &setup.cache(), &sequences, &steps);
+                assert!(
+                    bits(&rows) == alone,
+                    "chunks of {chunk} change bits: {setup:?} {}",
+                    isa.name()
+                );
             }
         }
     }
@@ -251,83 +273,126 @@ fn chunked(sequences: &[Sequence], chunk: usize) -> Vec<Vec<(usize, usize)>> {
     steps
 }
 
-#[test]
-fn a_sequence_that_shares_anothers_prefix_blocks_gives_the_same_bits() {
-    let setup = Setup {
-        n_head: 2,
-        head_dim: 64,
-        dtype: KvDtype::F32,
+/// Runs positions `first..end` of a sequence whose blocks are `table`.
+fn step(
+    setup: Setup,
+    attention: &dyn Attention,
+    cache: &KvCache,
+    sequence: Sequence,
+    (first, end): (usize, usize),
+    table: &[u32],
+) -> Vec<u32> {
+    let width = setup.shape.qkv_width();
+    let rows = setup.qkv(sequence)[first * width..end * width].to_vec();
+    let qkv = Tensor::from_vec(rows, (end - first, width), &Device::Cpu).unwrap();
+    let span = SequenceSpan {
+        rows: 0..end - first,
+        first_position: first,
+        block_table: table.to_vec(),
     };
-    let attention = setup.kernels(Isa::detect());
-    let alone = bits(&setup.at_once(&attention, &[sequence(11, 70)])).remove(0);
-    let cache = setup.cache();
-    let width = 3 * setup.n_embd();
-    let input = setup.qkv(sequence(11, 70));
-    let forward = |first: usize, end: usize, table: &[u32]| {
-        let rows = input[first * width..end * width].to_vec();
-        let qkv = Tensor::from_vec(rows, (end - first, width), &Device::Cpu).unwrap();
-        let span = SequenceSpan {
-            rows: 0..end - first,
-            first_position: first,
-            block_table: table.to_vec(),
-        };
-        let plan = AttentionPlan::new(&[span], end - first, setup.n_head).unwrap();
-        let out = attention
-            .forward(&qkv, cache.layer(0).unwrap(), &plan)
-            .unwrap();
-        out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-    };
-    forward(0, 48, &[5, 6, 7]);
-    let rest = forward(48, 70, &[5, 6, 7, 30, 31]);
-    let rest: Vec<u32> = rest.iter().map(|x| x.to_bits()).collect();
-    assert_eq!(rest, alone[48 * setup.n_embd()..]);
+    let plan = AttentionPlan::new(vec![span], end - first, setup.shape.heads).unwrap();
+    let out = attention
+        .forward(&qkv, cache.layer(0).unwrap(), &plan)
+        .unwrap();
+    bits(&[out.flatten_all().unwrap().to_vec1().unwrap()]).remove(0)
 }
 
 #[test]
-fn stale_nans_in_slots_that_a_row_does_not_see_never_reach_it() {
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
-        for (n_head, head_dim) in [(2, 64), (1, 7)] {
-            let setup = Setup {
-                n_head,
-                head_dim,
-                dtype,
-            };
-            let sequences = [sequence(12, 21), sequence(13, 67)];
-            let mut all: Vec<_> = Isa::available()
-                .iter()
-                .map(|&isa| setup.kernels(isa))
-                .collect();
-            all.push(Attention::plain(n_head, head_dim));
-            for attention in all {
-                let clean = setup.at_once(&attention, &sequences);
-                for stale in [f32::NAN, f32::INFINITY, 3e38] {
-                    let cache = setup.cache();
-                    let tensor = &cache.layer(0).unwrap().tensor;
-                    let fill = Tensor::full(stale, tensor.shape(), &Device::Cpu).unwrap();
-                    tensor
-                        .slice_set(&fill.to_dtype(tensor.dtype()).unwrap(), 0, 0)
-                        .unwrap();
-                    let steps = chunked(&sequences, 9);
-                    let rows = setup.run(&attention, &cache, &sequences, &steps);
-                    for (row, clean) in rows.iter().flatten().zip(clean.iter().flatten()) {
-                        assert!((row - clean).abs() <= 1e-5, "{row} is not {clean}");
-                    }
-                    if attention.kernels.is_some() {
-                        assert_eq!(bits(&rows), bits(&clean));
-                    }
+fn a_sequence_that_shares_anothers_prefix_blocks_gives_the_same_bits() {
+    let setup = Setup::multi_head((2, 64), KvDtype::F32);
+    let attention = setup.kernels(Isa::detect());
+    let alone = bits(&setup.at_once(&attention, &[sequence(11, 70)])).remove(0);
+    let cache = setup.cache();
+    let run = |positions, table: &[u32]| {
+        step(
+            setup,
+            &attention,
+            &cache,
+            sequence(11, 70),
+            positions,
+            table,
+        )
+    };
+    run((0, 48), &[5, 6, 7]);
+    let rest = run((48, 70), &[5, 6, 7, 30, 31]);
+    assert_eq!(rest, alone[48 * setup.shape.out_width()..]);
+}
+
+#[test]
+fn blocks_before_the_window_are_never_read() {
+    for setup in setups().filter(|setup| setup.shape.window.is_some()) {
+        for isa in Isa::available() {
+            let attention = setup.kernels(isa);
+            let s = sequence(15, 150);
+            let alone = bits(&setup.at_once(&attention, &[s])).remove(0);
+            let table: Vec<u32> = (0..10).collect();
+            for first in [1, 16, 33, 64, 80, 130, 148] {
+                let cache = setup.cache();
+                step(setup, &attention, &cache, s, (0, first), &table);
+                let tensor = cache.layer(0).unwrap().tensor();
+                let unseen = setup.shape.first_visible(first) / BLOCK_SIZE;
+                let nan = Tensor::full(
+                    f32::NAN,
+                    tensor.narrow(0, 0, 1).unwrap().shape(),
+                    &Device::Cpu,
+                )
+                .unwrap()
+                .to_dtype(tensor.dtype())
+                .unwrap();
+                for block in 0..unseen {
+                    tensor.slice_set(&nan, 0, block).unwrap();
                 }
+                let rest = step(setup, &attention, &cache, s, (first, 150), &table);
+                let expected = &alone[first * setup.shape.out_width()..];
+                assert!(rest == expected, "{setup:?} from {first} {}", isa.name());
             }
         }
     }
 }
 
 #[test]
+fn stale_nans_in_slots_that_a_row_does_not_see_never_reach_it() {
+    let chosen = |setup: &Setup| [64, 7, 33].contains(&setup.shape.head_width);
+    for setup in setups().filter(chosen) {
+        let sequences = [sequence(12, 21), sequence(13, 67)];
+        let kernels = Isa::available().into_iter().map(|isa| setup.kernels(isa));
+        for attention in kernels {
+            let clean = setup.at_once(&attention, &sequences);
+            for stale in [f32::NAN, f32::INFINITY, 3e38] {
+                let rows = run_over(stale, setup, &attention, &sequences);
+                assert_eq!(bits(&rows), bits(&clean), "{setup:?}");
+            }
+        }
+        let candle = setup.candle();
+        let clean = setup.at_once(&candle, &sequences);
+        for stale in [f32::NAN, f32::INFINITY, 3e38] {
+            let rows = run_over(stale, setup, &candle, &sequences);
+            for (row, clean) in rows.iter().flatten().zip(clean.iter().flatten()) {
+                assert!((row - clean).abs() <= 1e-5, "{row} is not {clean}");
+            }
+        }
+    }
+}
+
+/// Runs sequences in small steps over a cache that holds `stale` everywhere.
+fn run_over(
+    stale: f32,
+    setup: Setup,
+    attention: &dyn Attention,
+    sequences: &[Sequence],
+) -> Vec<Vec<f32>> {
+    let cache = setup.cache();
+    let tensor = cache.layer(0).unwrap().tensor();
+    let fill = Tensor::full(stale, tensor.shape(), &Device::Cpu).unwrap();
+    tensor
+        .slice_set(&fill.to_dtype(tensor.dtype()).unwrap(), 0, 0)
+        .unwrap();
+    setup.run(attention, &cache, sequences, &chunked(sequences, 9))
+}
+
+#[test]
 fn great_scores_do_not_overflow() {
-    let setup = Setup {
-        n_head: 1,
-        head_dim: 64,
-        dtype: KvDtype::F32,
-    };
+    let setup = Setup::multi_head((1, 64), KvDtype::F32);
     let rows: Vec<f32> = numbers(14, 100 * 192).iter().map(|x| x * 100.0).collect();
     let qkv = Tensor::from_vec(rows, (100, 192), &Device::Cpu).unwrap();
     let span = SequenceSpan {
@@ -335,39 +400,37 @@ fn great_scores_do_not_overflow() {
         first_position: 0,
         block_table: (0..7).collect(),
     };
-    let one = AttentionPlan::new(&[span], 100, 1).unwrap();
+    let plan = AttentionPlan::new(vec![span], 100, 1).unwrap();
     let cache = setup.cache();
     let layer = cache.layer(0).unwrap();
-    let plain = Attention::plain(1, 64).forward(&qkv, layer, &one).unwrap();
+    let candle = setup.candle().forward(&qkv, layer, &plan).unwrap();
     for isa in Isa::available() {
-        let fast = setup.kernels(isa).forward(&qkv, layer, &one).unwrap();
-        let worst = (fast - &plain).unwrap().abs().unwrap().max_all().unwrap();
-        let worst: f32 = worst.to_scalar().unwrap();
+        let kernel = setup.kernels(isa).forward(&qkv, layer, &plan).unwrap();
+        let worst = (kernel - &candle).unwrap().abs().unwrap();
+        let worst: f32 = worst.max_all().unwrap().to_scalar().unwrap();
         assert!(worst < 0.05, "{worst}");
     }
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_the_reason() {
-    let setup = Setup {
-        n_head: 2,
-        head_dim: 4,
-        dtype: KvDtype::F32,
-    };
+fn operands_that_do_not_fit_are_refused_with_the_reason() {
+    let setup = Setup::multi_head((2, 4), KvDtype::F32);
     let cache = setup.cache();
     let layer = cache.layer(0).unwrap();
-    let plan = |n_head: usize, block: u32| {
+    let plan = |heads: usize, block: u32| {
         let span = SequenceSpan {
             rows: 0..1,
             first_position: 0,
             block_table: vec![block],
         };
-        AttentionPlan::new(&[span], 1, n_head).unwrap()
+        AttentionPlan::new(vec![span], 1, heads).unwrap()
     };
     let qkv =
         |columns: usize, dtype: DType| Tensor::zeros((1, columns), dtype, &Device::Cpu).unwrap();
     let blocks = u32::try_from(BLOCKS).unwrap();
-    for attention in [setup.kernels(Isa::detect()), Attention::plain(2, 4)] {
+    let (kernels, candle) = (setup.kernels(Isa::detect()), setup.candle());
+    let both: [&dyn Attention; 2] = [&kernels, &candle];
+    for attention in both {
         let good = attention.forward(&qkv(24, DType::F32), layer, &plan(2, blocks - 1));
         assert_eq!(good.unwrap().dims(), [1, 8]);
         let cases = [
@@ -389,39 +452,50 @@ fn what_does_not_fit_is_refused_with_the_reason() {
             ),
         ];
         for (qkv, plan, message) in cases {
-            let error = attention
-                .forward(&qkv, layer, &plan)
-                .unwrap_err()
-                .to_string();
-            assert!(error.contains(message), "{error}");
+            let error = attention.forward(&qkv, layer, &plan).unwrap_err();
+            assert!(error.to_string().contains(message), "{error}");
         }
     }
-    let error = setup.kernels(Isa::detect());
-    let other = Attention {
-        head_dim: 5,
-        ..error
-    };
+    let other = Setup::multi_head((2, 5), KvDtype::F32).candle();
     let error = other
         .forward(&qkv(30, DType::F32), layer, &plan(2, 0))
         .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("2 heads of 5 got a KV cache of 2 heads of 4")
-    );
+    let message = "2 key and value heads of 5 got a KV cache of 2 heads of 4";
+    assert!(error.to_string().contains(message), "{error}");
+}
+
+#[test]
+fn impossible_shapes_are_refused() {
+    let good = AttentionShape::multi_head(4, 8);
+    assert!(good.check().is_ok());
+    for (heads, kv_heads, head_width, window) in [
+        (0, 1, 8, None),
+        (4, 0, 8, None),
+        (4, 3, 8, None),
+        (4, 4, 0, None),
+        (4, 4, 8, Some(0)),
+    ] {
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_width,
+            window,
+            ..good
+        };
+        assert!(KernelAttention::new(&pool(), Isa::detect(), shape).is_err());
+        assert!(CandleAttention::new(shape).is_err());
+    }
 }
 
 #[test]
 fn an_empty_step_gives_no_rows() {
-    let setup = Setup {
-        n_head: 2,
-        head_dim: 4,
-        dtype: KvDtype::F32,
-    };
+    let setup = Setup::multi_head((2, 4), KvDtype::F32);
     let cache = setup.cache();
     let qkv = Tensor::zeros((0, 24), DType::F32, &Device::Cpu).unwrap();
-    let plan = AttentionPlan::new(&[], 0, 2).unwrap();
-    for attention in [setup.kernels(Isa::detect()), Attention::plain(2, 4)] {
+    let plan = AttentionPlan::new(Vec::new(), 0, 2).unwrap();
+    let (kernels, candle) = (setup.kernels(Isa::detect()), setup.candle());
+    let both: [&dyn Attention; 2] = [&kernels, &candle];
+    for attention in both {
         let out = attention
             .forward(&qkv, cache.layer(0).unwrap(), &plan)
             .unwrap();

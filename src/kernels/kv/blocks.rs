@@ -1,4 +1,4 @@
-//! Single blocks of the KV cache: copied, taken out, and put back.
+//! Single blocks of the KV cache: copied, read, and written.
 
 use candle_core::{DType, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
@@ -12,7 +12,7 @@ impl KvCache {
     /// If the cache does not have the blocks.
     pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
         for layer in &self.layers {
-            let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, n_head, 2, half]
+            let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, heads, 2, half]
             // Not `copy`, which copies all of the layer.
             let block = block.force_contiguous()?;
             layer.tensor.slice_set(&block, 0, to as usize)?;
@@ -21,7 +21,7 @@ impl KvCache {
     }
 
     /// Appends one block's keys and values to `bytes`: layer after layer, as they lie in memory, each
-    /// element in little-endian order. Slots that were not written to are anything.
+    /// element in little-endian order. The bytes of slots that were not written are unspecified.
     ///
     /// # Errors
     /// If the cache does not have the block.
@@ -36,11 +36,11 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes over one block's keys and values what [`read_block`](Self::read_block) gave of a cache
-    /// of the same shape and type.
+    /// Overwrites one block's keys and values with what [`read_block`](Self::read_block) returned for a
+    /// cache of the same shape and type.
     ///
     /// # Errors
-    /// If the cache does not have the block, or `bytes` are not those of one.
+    /// If the cache does not have the block, or `bytes` is not as long as one.
     pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<()> {
         let mut left = bytes;
         for LayerKv { tensor, shape } in &self.layers {
@@ -52,7 +52,7 @@ impl KvCache {
                 );
             };
             left = rest;
-            let dims = (1, shape.n_head, 2, shape.half());
+            let dims = (1, shape.heads, 2, shape.half());
             let device = tensor.device();
             let layer = match tensor.dtype() {
                 DType::F32 => Tensor::from_vec(elements(layer, f32::from_le_bytes), dims, device),
@@ -88,7 +88,7 @@ impl LayerKv {
             };
             append(bytes, block, of);
         } else {
-            let block = self.tensor.narrow(0, block as usize, 1)?.flatten_all()?; // [n_head * 2 * half]
+            let block = self.tensor.narrow(0, block as usize, 1)?.flatten_all()?; // [heads * 2 * half]
             append(bytes, &block.to_vec1()?, of);
         }
         Ok(())
@@ -105,7 +105,7 @@ fn append<T: Copy, const N: usize>(bytes: &mut Vec<u8>, elements: &[T], of: fn(T
     }
 }
 
-/// The elements that have these bytes.
+/// Returns the elements that have these bytes.
 fn elements<T, const N: usize>(bytes: &[u8], from: fn([u8; N]) -> T) -> Vec<T> {
     bytes
         .as_chunks()
@@ -120,12 +120,20 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kernels::kv::KvDtype;
+    use crate::kernels::kv::{KvDtype, KvShape};
+
+    fn shape(blocks: usize, heads: usize, head_width: usize) -> KvShape {
+        KvShape {
+            blocks,
+            heads,
+            head_width,
+        }
+    }
 
     #[test]
     fn a_copied_block_holds_the_same_in_every_layer_and_no_other_changes() {
         for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let cache = KvCache::new(&Device::Cpu, dtype, 2, 4, 2, 5).unwrap();
+            let cache = KvCache::new(&Device::Cpu, dtype, 2, shape(4, 2, 5)).unwrap();
             let values = |layer: usize| -> Vec<Vec<f32>> {
                 let tensor = &cache.layer(layer).unwrap().tensor;
                 let tensor = tensor.to_dtype(DType::F32).unwrap();
@@ -150,8 +158,8 @@ mod tests {
 
     #[test]
     fn a_block_that_is_read_and_written_elsewhere_is_the_same_bit_for_bit() {
-        for (dtype, head_dim) in [(KvDtype::F32, 5), (KvDtype::Bf16, 5), (KvDtype::Bf16, 8)] {
-            let new = || KvCache::new(&Device::Cpu, dtype, 2, 3, 2, head_dim).unwrap();
+        for (dtype, head_width) in [(KvDtype::F32, 5), (KvDtype::Bf16, 5), (KvDtype::Bf16, 8)] {
+            let new = || KvCache::new(&Device::Cpu, dtype, 2, shape(3, 2, head_width)).unwrap();
             let (cache, other) = (new(), new());
             for layer in &cache.layers {
                 let random = Tensor::rand(-1f32, 1., layer.tensor.dims(), &Device::Cpu).unwrap();
@@ -162,7 +170,7 @@ mod tests {
             cache.read_block(1, &mut bytes).unwrap();
             let block = &bytes[1..];
             assert_eq!(bytes[0], 7);
-            assert_eq!(block.len(), KvCache::block_bytes(dtype, 2, 2, head_dim));
+            assert_eq!(block.len(), KvCache::block_bytes(dtype, 2, 2, head_width));
             other.write_block(2, block).unwrap();
             let values = |cache: &KvCache, layer: usize, block: usize| -> Vec<f32> {
                 let block = cache.layer(layer).unwrap().tensor.get(block).unwrap();
@@ -178,7 +186,7 @@ mod tests {
             }
             assert!(cache.read_block(3, &mut bytes).is_err());
             assert!(cache.write_block(3, &bytes[1..]).is_err());
-            let size = KvCache::block_bytes(dtype, 2, 2, head_dim);
+            let size = KvCache::block_bytes(dtype, 2, 2, head_width);
             for (wrong, message) in [
                 (size - 1, "less than a block"),
                 (size + 1, "more than a block"),

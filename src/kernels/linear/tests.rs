@@ -1,8 +1,12 @@
-//! Packed layers against plain ones, over odd shapes, on every instruction set of the machine.
+//! Packed layers against candle's, over odd shapes, on every instruction set of the machine.
 
 use std::num::NonZeroUsize;
 
+use candle_core::{DType, Device};
+
 use super::*;
+use crate::backend::Linear;
+use crate::backend::candle::CandleLinear;
 
 const SHAPES: [(usize, usize); 9] = [
     (1, 1),
@@ -17,7 +21,7 @@ const SHAPES: [(usize, usize); 9] = [
 ];
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8];
 
-/// Numbers that look random, about -1 to 1.
+/// Returns pseudo-random numbers, about -1 to 1.
 fn noise(count: usize, salt: u32) -> Vec<f32> {
     let mut state = salt.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
@@ -45,22 +49,22 @@ impl Case {
         }
     }
 
-    fn raw(&self, layout: Layout) -> RawWeight<'_> {
+    fn raw(&self, order: MatrixOrder) -> RawWeight<'_> {
         RawWeight {
             bytes: &self.bytes,
             dtype: DType::F32,
-            layout,
+            order,
             in_features: self.in_features,
             out_features: self.out_features,
         }
     }
 
-    fn plain(&self) -> Linear {
-        Linear::plain(&Device::Cpu, self.raw(Layout::InOut), Some(&self.bias)).unwrap()
+    fn plain(&self) -> CandleLinear {
+        CandleLinear::new(&Device::Cpu, self.raw(MatrixOrder::InOut), Some(&self.bias)).unwrap()
     }
 
-    fn packed(&self, isa: Isa, dtype: WeightDtype) -> Linear {
-        let raw = self.raw(Layout::InOut);
+    fn packed(&self, isa: Isa, dtype: WeightDtype) -> PackedLinear {
+        let raw = self.raw(MatrixOrder::InOut);
         pack(isa, dtype, raw, Some(&self.bias)).unwrap()
     }
 
@@ -70,8 +74,13 @@ impl Case {
     }
 }
 
-fn pack(isa: Isa, dtype: WeightDtype, raw: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Linear> {
-    Linear::pack(&pool(), isa, &WeightMemory::default(), dtype, raw, bias)
+fn pack(
+    isa: Isa,
+    dtype: WeightDtype,
+    raw: RawWeight<'_>,
+    bias: Option<&[f32]>,
+) -> Result<PackedLinear> {
+    PackedLinear::pack(&pool(), isa, &WeightMemory::default(), dtype, raw, bias)
 }
 
 fn pool() -> Arc<Pool> {
@@ -86,7 +95,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     values(tensor).into_iter().map(f32::to_bits).collect()
 }
 
-/// Root mean square of the difference over that of the expected values.
+/// Returns the root mean square of the difference over that of the expected values.
 fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
     let (found, expected) = (values(found), values(expected));
     let difference: f32 = found
@@ -101,8 +110,8 @@ fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
 fn every_dtype_is_as_near_to_plain_candle_as_its_precision_allows() {
     for shape in SHAPES {
         let case = Case::new(shape);
-        let raw = case.raw(Layout::InOut);
-        let plain = Linear::plain(&Device::Cpu, raw, None).unwrap();
+        let raw = case.raw(MatrixOrder::InOut);
+        let plain = CandleLinear::new(&Device::Cpu, raw, None).unwrap();
         for rows in [1, 2, 5, 7, 13, 40] {
             let x = case.x(rows);
             let expected = plain.forward(&x, Epilogue::None).unwrap();
@@ -123,17 +132,17 @@ fn every_dtype_is_as_near_to_plain_candle_as_its_precision_allows() {
 }
 
 #[test]
-fn an_outputs_weights_are_those_it_was_packed_from() {
+fn the_weights_of_an_output_are_those_it_was_packed_from() {
     for shape in SHAPES {
         let case = Case::new(shape);
-        let raw = case.raw(Layout::InOut);
+        let raw = case.raw(MatrixOrder::InOut);
         let outputs: Vec<u32> = (0..shape.1 as u32).rev().chain([0]).collect();
-        let added = |linear: &Linear| {
+        let added = |linear: &dyn Linear| {
             let mut x = noise(outputs.len() * shape.0, 5);
             linear.add_weights_of(&outputs, &mut x).unwrap();
             x
         };
-        let expected = added(&Linear::plain(&Device::Cpu, raw, None).unwrap());
+        let expected = added(&CandleLinear::new(&Device::Cpu, raw, None).unwrap());
         for (dtype, tolerance) in DTYPES.into_iter().zip([0.0, 4e-3, 4.1e-3]) {
             let linear = pack(Isa::detect(), dtype, raw, None).unwrap();
             for (found, expected) in added(&linear).iter().zip(&expected) {
@@ -198,7 +207,7 @@ fn f32_and_q8_have_the_same_bits_on_every_instruction_set() {
 }
 
 #[test]
-fn the_layout_and_type_on_disk_do_not_matter() {
+fn the_order_and_type_on_disk_do_not_matter() {
     let case = Case::new((50, 37));
     let x = case.x(3);
     let expected = bits(
@@ -214,7 +223,7 @@ fn the_layout_and_type_on_disk_do_not_matter() {
         .collect();
     let raw = RawWeight {
         bytes: &transposed,
-        ..case.raw(Layout::OutIn)
+        ..case.raw(MatrixOrder::OutIn)
     };
     let linear = pack(Isa::detect(), WeightDtype::F32, raw, Some(&case.bias)).unwrap();
     assert_eq!(bits(&linear.forward(&x, Epilogue::None).unwrap()), expected);
@@ -226,10 +235,10 @@ fn the_layout_and_type_on_disk_do_not_matter() {
     let raw = RawWeight {
         bytes: &halves,
         dtype: DType::F16,
-        ..case.raw(Layout::InOut)
+        ..case.raw(MatrixOrder::InOut)
     };
     let packed = pack(Isa::detect(), WeightDtype::F32, raw, None).unwrap();
-    let plain = Linear::plain(&Device::Cpu, raw, None).unwrap();
+    let plain = CandleLinear::new(&Device::Cpu, raw, None).unwrap();
     let (found, expected) = (
         packed.forward(&x, Epilogue::None),
         plain.forward(&x, Epilogue::None),
@@ -238,7 +247,7 @@ fn the_layout_and_type_on_disk_do_not_matter() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error() {
+fn operands_that_do_not_fit_are_errors() {
     let case = Case::new((8, 4));
     let linear = case.packed(Isa::detect(), WeightDtype::F32);
     let wrong = Tensor::zeros((2, 7), DType::F32, &Device::Cpu).unwrap();
@@ -257,9 +266,9 @@ fn what_does_not_fit_is_an_error() {
     );
     let short = RawWeight {
         bytes: &case.bytes[4..],
-        ..case.raw(Layout::InOut)
+        ..case.raw(MatrixOrder::InOut)
     };
     assert!(pack(Isa::detect(), WeightDtype::F32, short, None).is_err());
-    let raw = case.raw(Layout::InOut);
+    let raw = case.raw(MatrixOrder::InOut);
     assert!(pack(Isa::detect(), WeightDtype::F32, raw, Some(&[0.0; 3])).is_err());
 }

@@ -6,14 +6,14 @@
 //! same; for q8 the integers are the same.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    __m512, __m512bh, __m512i, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
+    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
-use crate::kernels::linear_tile::{Q8Panel, Tile};
-use crate::kernels::pack::{PANEL, Q8_GROUP};
+use super::panel::{PANEL, Q8_GROUP, Q8Panel, Tile};
+use crate::kernels::prefetch::prefetch_near as prefetch;
 use crate::kernels::weight_memory::Line;
 
 /// How far ahead of the loads a panel is prefetched, in lines: past the end of a page, where the
@@ -25,11 +25,7 @@ const AHEAD: usize = 128;
 /// # Safety
 /// The processor has AVX-512F. `a` holds `ROWS` words per step of the panel.
 #[target_feature(enable = "avx512f")]
-pub(in crate::kernels) unsafe fn f32_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &[Line],
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn f32_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile: &mut Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
     for _ in 0..panel.len() / 2 {
@@ -57,11 +53,7 @@ pub(in crate::kernels) unsafe fn f32_tile<const ROWS: usize>(
 /// # Safety
 /// The processor has AVX-512F and BF16. `a` holds `ROWS` words per step of the panel.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(in crate::kernels) unsafe fn bf16_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &[Line],
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn bf16_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile: &mut Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
     for _ in 0..panel.len() / 2 {
@@ -99,11 +91,7 @@ fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
 /// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel, the panel
 /// is whole, with its corrections, and `ROWS` activation scales per group.
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &Q8Panel<'_>,
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     let groups = a
         .chunks(Q8_GROUP / 4 * ROWS)
@@ -130,7 +118,7 @@ pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
 /// # Safety
 /// As for [`q8_tile`].
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
+pub(super) unsafe fn q8_tall_tile<const ROWS: usize>(
     a: &[u32],
     panel: &Q8Panel<'_>,
     tile: &mut Tile,
@@ -149,8 +137,8 @@ pub(in crate::kernels) unsafe fn q8_tall_tile<const ROWS: usize>(
     }
 }
 
-/// Adds a group of features to those sums whose bit in `keep` is set. A function of its own, so that the sums stay in memory
-/// and the integers have the registers.
+/// Adds a group of features to the sums whose bit in `keep` is set. A function of its own, so that
+/// the sums stay in memory and the integers have the registers.
 ///
 /// # Safety
 /// As for [`q8_integers`].
@@ -224,7 +212,7 @@ unsafe fn q8_integers<const ROWS: usize>(
 /// Values rounded to bf16, two in a word.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(in crate::kernels) fn round_to_bf16(values: &[f32; 32]) -> [u32; 16] {
+pub(super) fn round_to_bf16(values: &[f32; 32]) -> [u32; 16] {
     let mut words = [0; 16];
     // SAFETY: 32 values are two registers, 16 words one; the types differ in name only.
     unsafe {
@@ -246,10 +234,4 @@ fn store<const ROWS: usize>(sums: &[[__m512; 2]; ROWS], tile: &mut Tile) {
             _mm512_storeu_ps(row.as_mut_ptr().add(16), sums[1]);
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch(line: *const Line) {
-    _mm_prefetch::<_MM_HINT_T0>(line.cast());
 }

@@ -10,8 +10,7 @@ use std::arch::x86_64::{
     _mm256_srli_epi16, _mm256_storeu_ps,
 };
 
-use crate::kernels::linear_tile::{Q8Panel, Tile};
-use crate::kernels::pack::{PANEL, Q8_GROUP};
+use super::panel::{PANEL, Q8_GROUP, Q8Panel, Tile};
 use crate::kernels::weight_memory::Line;
 
 /// Outputs per register.
@@ -33,11 +32,7 @@ unsafe fn weights(line: *const Line, quarter: usize) -> __m256i {
 /// # Safety
 /// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel.
 #[target_feature(enable = "avx2,fma")]
-pub(in crate::kernels) unsafe fn f32_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &[Line],
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn f32_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile: &mut Tile) {
     for quarter in 0..PANEL / LANES {
         let mut sums = [_mm256_setzero_ps(); ROWS];
         for (a, step) in a.chunks_exact(ROWS).zip(panel.chunks_exact(2)) {
@@ -56,11 +51,7 @@ pub(in crate::kernels) unsafe fn f32_tile<const ROWS: usize>(
 /// # Safety
 /// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel.
 #[target_feature(enable = "avx2,fma")]
-pub(in crate::kernels) unsafe fn bf16_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &[Line],
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn bf16_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile: &mut Tile) {
     let high = _mm256_set1_epi32(0xffff_0000u32.cast_signed());
     for quarter in 0..PANEL / LANES {
         let mut sums = [_mm256_setzero_ps(); ROWS];
@@ -86,11 +77,7 @@ pub(in crate::kernels) unsafe fn bf16_tile<const ROWS: usize>(
 /// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel, the panel is
 /// whole, with its corrections, and `ROWS` activation scales per group.
 #[target_feature(enable = "avx2,fma")]
-pub(in crate::kernels) unsafe fn q8_tile<const ROWS: usize>(
-    a: &[u32],
-    panel: &Q8Panel<'_>,
-    tile: &mut Tile,
-) {
+pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     let low = _mm256_set1_epi16(0xff);
     for quarter in 0..PANEL / LANES {
         let mut sums = [_mm256_setzero_ps(); ROWS];

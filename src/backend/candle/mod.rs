@@ -1,0 +1,69 @@
+//! Candle's own operations, in f32: the reference for the kernels, and the way to other devices.
+//!
+//! It shares the KV cache's layout with the kernels, and none of their arithmetic. A row may depend on
+//! its batch mates in the last bits: candle promises no order of operations.
+
+mod attention;
+mod linear;
+mod norm;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use candle_core::{Device, Result};
+
+pub use self::attention::CandleAttention;
+pub use self::linear::CandleLinear;
+pub use self::norm::CandleLayerNorm;
+use super::{Attention, Backend, LayerNorm, Linear};
+use crate::kernels::Pool;
+use crate::kernels::attention::AttentionShape;
+use crate::kernels::linear::{RawWeight, WeightDtype};
+
+/// Candle's operations on a device.
+pub struct CandleBackend {
+    device: Device,
+    pool: Arc<Pool>,
+}
+
+impl CandleBackend {
+    /// Creates the backend on a device. Candle has threads of its own; `threads` are for sampling.
+    #[must_use]
+    pub fn new(device: Device, threads: NonZeroUsize) -> Self {
+        Self {
+            device,
+            pool: Pool::new(threads),
+        }
+    }
+}
+
+impl Backend for CandleBackend {
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    fn weight_dtype(&self) -> WeightDtype {
+        WeightDtype::F32
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
+        Ok(Box::new(CandleLinear::new(&self.device, weight, bias)?))
+    }
+
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>> {
+        let norm = CandleLayerNorm::new(&self.device, weight, bias, eps)?;
+        Ok(Box::new(norm))
+    }
+
+    fn attention(&self, shape: AttentionShape) -> Result<Box<dyn Attention>> {
+        Ok(Box::new(CandleAttention::new(shape)?))
+    }
+}

@@ -1,0 +1,114 @@
+//! Skald's own kernels.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::{Attention, Backend, LayerNorm, Linear};
+use crate::kernels::attention::AttentionPlan;
+use crate::kernels::attention::AttentionShape;
+use crate::kernels::attention::KernelAttention;
+use crate::kernels::kv::LayerKv;
+use crate::kernels::linear::{Epilogue, PackedLinear};
+use crate::kernels::linear::{RawWeight, WeightDtype};
+use crate::kernels::norm::KernelLayerNorm;
+use crate::kernels::prefetch::MemoryRange;
+use crate::kernels::weight_memory::WeightMemory;
+use crate::kernels::{Isa, Pool, activation_memory};
+
+/// The kernels, on a pool of threads.
+pub struct CpuBackend {
+    pool: Arc<Pool>,
+    isa: Isa,
+    memory: WeightMemory,
+    dtype: WeightDtype,
+}
+
+impl CpuBackend {
+    /// Creates the backend on `threads` threads, with the best instruction set of the processor.
+    #[must_use]
+    pub fn new(threads: NonZeroUsize, dtype: WeightDtype) -> Self {
+        Self::on(Pool::new(threads), Isa::detect(), dtype)
+    }
+
+    /// Creates the backend on given threads and an instruction set that the processor has.
+    #[must_use]
+    pub fn on(pool: Arc<Pool>, isa: Isa, dtype: WeightDtype) -> Self {
+        activation_memory::keep_between_steps();
+        Self {
+            pool,
+            isa,
+            memory: WeightMemory::default(),
+            dtype,
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    fn weight_dtype(&self) -> WeightDtype {
+        self.dtype
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
+        let layer =
+            PackedLinear::pack(&self.pool, self.isa, &self.memory, self.dtype, weight, bias)?;
+        Ok(Box::new(layer))
+    }
+
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>> {
+        let norm = KernelLayerNorm::new(&self.pool, self.isa, weight, bias, eps)?;
+        Ok(Box::new(norm))
+    }
+
+    fn attention(&self, shape: AttentionShape) -> Result<Box<dyn Attention>> {
+        let attention = KernelAttention::new(&self.pool, self.isa, shape)?;
+        Ok(Box::new(attention))
+    }
+}
+
+impl Linear for PackedLinear {
+    fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        self.forward(x, epilogue)
+    }
+
+    fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) -> Result<()> {
+        self.add_weights_of(outputs, x)
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
+    fn memory(&self) -> MemoryRange {
+        self.memory()
+    }
+
+    fn set_next(&self, next: MemoryRange) {
+        self.set_next(next);
+    }
+}
+
+impl LayerNorm for KernelLayerNorm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward(x)
+    }
+}
+
+impl Attention for KernelAttention {
+    fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
+        self.forward(qkv, kv, plan)
+    }
+}

@@ -1,0 +1,255 @@
+//! Causal attention over the KV blocks of many sequences at once: multi-head or grouped-query, over
+//! the whole context or a sliding window.
+//!
+//! A row's result is the same bit for bit whether its sequence came at once, in chunks of any
+//! size or token by token, alone or among others; over an f32 cache on every instruction set too.
+//! Every path must therefore compute, for each row and query head, in exactly this order:
+//!
+//! - Score of position `j`: a chain of products `q[d] * k[d][j]`, added over `d` in order from 0,
+//!   then one multiplication by `scale`.
+//! - Softmax as one pass (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) over
+//!   tiles of [`POSITION_TILE`] positions counted from position 0: those in which the row sees a
+//!   position, without the positions it does not see. Per tile: the running maximum `m` takes in the
+//!   tile's scores; the weights are [`exp`](super::math::exp)`(score - m)`; all sums so far are
+//!   multiplied by `exp(m before - m)`; then the tile's positions are added in order.
+//! - Sum of the weights: position `j` goes to lane `j % 16`; the lanes are folded at the end as
+//!   [`fold`](super::lanes::fold) does.
+//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order, at the
+//!   end multiplied by 1 divided by the sum of the weights.
+//!
+//! Over an f32 cache a product is one fused multiply-add. Over a bf16 cache queries and weights
+//! are rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, as the
+//! instruction set does it (`vdpbf16ps`, or two fused multiply-adds).
+//!
+//! Blocks that no row of a unit sees, and slots past its last row, never enter its arithmetic: their
+//! stale bytes may be NaN. A position that only another row of the unit sees, or that lies before the
+//! window in the window's first block, enters with weight 0, which adds nothing; a tile of such
+//! positions alone leaves the maximum at negative infinity and every sum at 0.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `shape` | the sizes of a layer |
+//! | `plan` | the units of work of a step |
+//! | `unit` | the operands of a unit of work |
+//! | `kernel` | its arithmetic, for all instruction sets |
+//! | `vector` | the lanes it computes in; `avx512`, `avx2` and `portable` are theirs |
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kernel;
+mod plan;
+mod portable;
+mod shape;
+mod unit;
+mod vector;
+
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+pub use self::plan::AttentionPlan;
+use self::plan::Unit;
+pub use self::shape::AttentionShape;
+use self::unit::UnitJob;
+use self::vector::Element;
+use super::kv::{BLOCK_SIZE, KvShape, LayerKv};
+use super::shared_slice::SharedSlice;
+use super::storage::contiguous;
+use super::{Isa, Pool, lanes};
+
+/// Positions taken into the softmax at a time.
+const POSITION_TILE: usize = 64;
+const TILE_BLOCKS: usize = POSITION_TILE / BLOCK_SIZE;
+
+/// The attention of one layer, by the kernels.
+pub struct KernelAttention {
+    shape: AttentionShape,
+    pool: Arc<Pool>,
+    isa: Isa,
+}
+
+impl KernelAttention {
+    /// Creates attention that runs on `pool` with the kernels of `isa`.
+    ///
+    /// # Errors
+    /// As [`AttentionShape::check`].
+    pub fn new(pool: &Arc<Pool>, isa: Isa, shape: AttentionShape) -> Result<Self> {
+        shape.check()?;
+        Ok(Self {
+            shape,
+            pool: Arc::clone(pool),
+            isa: isa.min(lanes::best()),
+        })
+    }
+
+    /// Writes the rows' keys and values into the cache, then attends with every row over its own
+    /// sequence up to its own position:
+    /// `[rows, (heads + 2 * kv_heads) * head_width]` -> `[rows, heads * head_width]`, f32.
+    ///
+    /// The order of operations, and with it every bit of the result, is that of the module.
+    ///
+    /// # Errors
+    /// If `qkv`, the cache and the plan do not fit each other.
+    pub fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
+        self.shape.check_operands(qkv, kv, plan)?;
+        let qkv = qkv.contiguous()?;
+        kv.write(&qkv, self.shape.heads, plan.spans(), &self.pool)?;
+        let attend = Attend {
+            plan,
+            pool: &self.pool,
+            isa: self.isa,
+            shape: self.shape,
+            cache: kv.shape(),
+        };
+        qkv.apply_op2_no_bwd(kv.tensor(), &attend)
+    }
+}
+
+/// The candle operation: the attention of a plan's rows over one layer's cache.
+struct Attend<'a> {
+    plan: &'a AttentionPlan,
+    pool: &'a Pool,
+    isa: Isa,
+    shape: AttentionShape,
+    cache: KvShape,
+}
+
+impl CustomOp2 for Attend<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        qkv_layout: &Layout,
+        kv: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let qkv = contiguous(qkv, qkv_layout, "qkv")?;
+        let out = match kv {
+            CpuStorage::F32(kv) => self.run(qkv, kv),
+            CpuStorage::BF16(kv) => self.run(qkv, kv),
+            _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
+        }?;
+        let shape = (self.plan.spans().rows(), self.shape.out_width());
+        Ok((CpuStorage::F32(out), shape.into()))
+    }
+}
+
+impl Attend<'_> {
+    fn run<E: Element>(&self, qkv: &[f32], kv: &[E]) -> Result<Vec<f32>> {
+        let rows = self.plan.spans().rows();
+        self.plan.spans().check_blocks(self.cache.blocks)?;
+        if self.plan.heads() != self.shape.heads
+            || qkv.len() != rows * self.shape.qkv_width()
+            || kv.len() != self.cache.blocks * self.cache.block_stride()
+        {
+            bail!(
+                "qkv of {} and KV cache of {} elements do not fit the plan",
+                qkv.len(),
+                kv.len()
+            );
+        }
+        let elements = rows * self.shape.out_width();
+        let mut out = Vec::with_capacity(elements);
+        let mut queries = Vec::new();
+        if E::PER_WORD > 1 {
+            let words = self.shape.head_width.div_ceil(E::PER_WORD);
+            queries.reserve_exact(rows * self.shape.heads * words);
+        }
+        let operands = Operands {
+            qkv,
+            kv,
+            queries: SharedSlice::new(queries.spare_capacity_mut()),
+            out: SharedSlice::new(&mut out.spare_capacity_mut()[..elements]),
+        };
+        let attend = unit_kernel::<E>(self.isa);
+        self.pool.run(self.plan.tasks(), |task| {
+            for (unit, next) in self.plan.task(task) {
+                let job = self.job(&operands, unit, next);
+                // SAFETY: the plan's rows, heads and blocks are within the operands as checked
+                // above; every row and head is in one unit only; `isa` was limited to what the
+                // processor has.
+                unsafe { attend(&job) };
+            }
+        });
+        // SAFETY: the units cover every row and head, and each writes all its columns.
+        unsafe { out.set_len(elements) };
+        Ok(out)
+    }
+
+    /// Returns the operands of one unit, of which `next` is computed after it.
+    #[inline]
+    fn job<'a, E: Element>(
+        &'a self,
+        operands: &Operands<'_, E>,
+        unit: &Unit,
+        next: &Unit,
+    ) -> UnitJob<'a> {
+        let shape = &self.shape;
+        let (heads, head_width) = (shape.heads, shape.head_width);
+        let spans = self.plan.spans().as_slice();
+        let half = self.cache.half() / E::PER_WORD;
+        let head_of = |unit: &Unit| unit.head / shape.group() * 2 * half;
+        let kv = operands.kv.as_ptr().cast::<u32>();
+        let query_words = if E::PER_WORD > 1 {
+            // The words of a unit's rows stand together.
+            let words = head_width.div_ceil(E::PER_WORD);
+            let at = (unit.row * heads + unit.rows * unit.head) * words;
+            operands.queries.as_mut_ptr().wrapping_add(at).cast()
+        } else {
+            std::ptr::null_mut()
+        };
+        let q = unit.row * shape.qkv_width() + unit.head * head_width;
+        let out = unit.row * shape.out_width() + unit.head * head_width;
+        UnitJob {
+            q: operands.qkv.as_ptr().wrapping_add(q),
+            q_stride: shape.qkv_width(),
+            query_words,
+            out: operands.out.as_mut_ptr().wrapping_add(out).cast(),
+            out_stride: shape.out_width(),
+            kv: kv.wrapping_add(head_of(unit)),
+            next_kv: kv.wrapping_add(head_of(next)),
+            next_table: &spans[next.span].block_table,
+            block_stride: self.cache.block_stride() / E::PER_WORD,
+            half,
+            table: &spans[unit.span].block_table,
+            head_width,
+            scale: shape.scale,
+            rows: unit.rows,
+            position: unit.position,
+            window: shape.window.unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// The memory that units read and write.
+struct Operands<'a, E> {
+    /// `[rows, (heads + 2 * kv_heads) * head_width]`
+    qkv: &'a [f32],
+    /// The layer's cache.
+    kv: &'a [E],
+    /// Room for packed queries, where they are packed.
+    queries: SharedSlice<'a, MaybeUninit<u32>>,
+    /// `[rows, heads * head_width]`
+    out: SharedSlice<'a, MaybeUninit<f32>>,
+}
+
+/// Returns the function that runs a unit on an instruction set, which the processor must have.
+fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::attend_avx512::<E>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::attend_avx2::<E>,
+        _ => portable::attend_portable::<E>,
+    }
+}
+
+#[cfg(test)]
+mod tests;

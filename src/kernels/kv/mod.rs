@@ -1,0 +1,234 @@
+//! The paged KV cache: the keys and values of all positions, in blocks of [`BLOCK_SIZE`].
+//!
+//! One tensor per layer, `[blocks, heads, 2, BLOCK_SIZE * head_width]` (`head_width` rounded up to
+//! even). Of the two halves the first holds the keys of one block and head transposed, so that 16
+//! positions' scores are computed side by side without a horizontal sum; the second holds the
+//! values. Both are made of 32-bit words of values that are multiplied and added together, one in
+//! f32 and two in bf16: the keys as `[head_width / per word, BLOCK_SIZE]` words of neighbouring
+//! dimensions, the values as `[BLOCK_SIZE / per word, head_width]` words of neighbouring positions.
+//! The halves lie next to each other, so a head reads each of its blocks as one run of memory.
+//!
+//! The memory is zeroed by the operating system as it is first touched: a cache costs only what
+//! was ever written, in huge pages where the system has them. Slots that were not written hold
+//! stale or zero bytes and must never reach a result. The cache does not know which sequence holds
+//! which block.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `shape` | sizes and precisions |
+//! | `span` | which rows of a step belong to which blocks |
+//! | `write` | writes the rows' keys and values |
+//! | `blocks` | single blocks: copied, read, written |
+
+mod blocks;
+mod shape;
+mod span;
+mod write;
+
+use std::alloc::{Layout as Allocation, alloc_zeroed};
+
+use candle_core::{Device, Result, Tensor, WithDType, bail};
+use half::bf16;
+
+pub use self::shape::{BLOCK_SIZE, KvDtype, KvShape};
+pub use self::span::{SequenceSpan, StepSpans};
+use super::huge_pages;
+
+/// The keys and values of all layers.
+pub struct KvCache {
+    layers: Vec<LayerKv>,
+}
+
+/// The keys and values of one layer.
+pub struct LayerKv {
+    tensor: Tensor,
+    shape: KvShape,
+}
+
+impl KvCache {
+    /// Creates a cache of empty blocks for each of `layers` layers.
+    ///
+    /// # Errors
+    /// If a size is zero or the memory cannot be reserved.
+    pub fn new(device: &Device, dtype: KvDtype, layers: usize, shape: KvShape) -> Result<Self> {
+        let layers = (0..layers)
+            .map(|_| LayerKv::new(device, dtype, shape))
+            .collect::<Result<_>>()?;
+        Ok(Self { layers })
+    }
+
+    /// Returns the size of one block in bytes: keys and values of all layers.
+    #[must_use]
+    pub fn block_bytes(dtype: KvDtype, layers: usize, heads: usize, head_width: usize) -> usize {
+        let shape = KvShape {
+            blocks: 1,
+            heads,
+            head_width,
+        };
+        layers * shape.block_stride() * dtype.dtype().size_in_bytes()
+    }
+
+    /// Returns the keys and values of layer `i`.
+    ///
+    /// # Errors
+    /// If there is no such layer.
+    pub fn layer(&self, i: usize) -> Result<&LayerKv> {
+        let Some(layer) = self.layers.get(i) else {
+            bail!(
+                "the KV cache has {} layers, no layer {i}",
+                self.layers.len()
+            );
+        };
+        Ok(layer)
+    }
+}
+
+impl LayerKv {
+    fn new(device: &Device, dtype: KvDtype, shape: KvShape) -> Result<Self> {
+        let KvShape {
+            blocks,
+            heads,
+            head_width,
+        } = shape;
+        if heads == 0 || head_width == 0 {
+            bail!(
+                "a KV cache needs at least one head and dimension, not {heads} heads of {head_width}"
+            );
+        }
+        let Some(elements) = shape.elements() else {
+            bail!("a KV cache of {blocks} blocks does not fit in memory");
+        };
+        let dims = (blocks, heads, 2, shape.half());
+        let tensor = match (device, dtype) {
+            (Device::Cpu, KvDtype::F32) => Tensor::from_vec(zeroed::<f32>(elements)?, dims, device),
+            (Device::Cpu, KvDtype::Bf16) => {
+                Tensor::from_vec(zeroed::<bf16>(elements)?, dims, device)
+            }
+            _ => Tensor::zeros(dims, dtype.dtype(), device),
+        }?;
+        Ok(Self { tensor, shape })
+    }
+
+    /// Returns the tensor, contiguous from offset 0; its layout is that of the module.
+    #[must_use]
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Returns the sizes.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+}
+
+/// Elements for which all zero bytes are a value.
+trait Zeroable: WithDType {}
+impl Zeroable for f32 {}
+impl Zeroable for bf16 {}
+
+/// Returns `len` zeros that take no memory before they are written to.
+fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let allocation = Allocation::array::<T>(len).map_err(candle_core::Error::wrap)?;
+    // SAFETY: the size is not zero; all zero bytes are a valid `T`; pointer, length and capacity
+    // are those of one allocation of the global allocator, which takes memory of this size from
+    // anonymous mappings.
+    unsafe {
+        let data = alloc_zeroed(allocation).cast::<T>();
+        if data.is_null() {
+            bail!(
+                "no memory for a KV cache layer of {} bytes",
+                allocation.size()
+            );
+        }
+        huge_pages::advise_untouched(data.cast(), allocation.size());
+        // A boxed slice is exactly as long as its allocation.
+        let zeros = std::ptr::slice_from_raw_parts_mut(data, len);
+        Ok(Box::from_raw(zeros).into_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    fn shape(blocks: usize, heads: usize, head_width: usize) -> KvShape {
+        KvShape {
+            blocks,
+            heads,
+            head_width,
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_block_is_that_of_the_memory() {
+        for (dtype, bytes) in [(KvDtype::F32, 4), (KvDtype::Bf16, 2)] {
+            let cache = KvCache::new(&Device::Cpu, dtype, 3, shape(5, 2, 7)).unwrap();
+            let elements: usize = (0..3)
+                .map(|i| cache.layer(i).unwrap().tensor.elem_count())
+                .sum();
+            assert_eq!(KvCache::block_bytes(dtype, 3, 2, 7) * 5, elements * bytes);
+        }
+        // GPT-2 124M: 12 layers of 2 x 768 f32 for 16 positions.
+        assert_eq!(KvCache::block_bytes(KvDtype::F32, 12, 12, 64), 1_179_648);
+    }
+
+    #[test]
+    fn a_new_cache_is_zero() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let cache = KvCache::new(&Device::Cpu, dtype, 1, shape(3, 2, 5)).unwrap();
+            let tensor = cache.layer(0).unwrap().tensor.to_dtype(DType::F32).unwrap();
+            assert_eq!(
+                tensor
+                    .abs()
+                    .unwrap()
+                    .max_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap(),
+                0.0
+            );
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_with_the_reason() {
+        let new = |blocks, heads, width| {
+            KvCache::new(&Device::Cpu, KvDtype::F32, 2, shape(blocks, heads, width))
+                .map(|_| ())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(new(1, 0, 64).contains("at least one head"));
+        assert!(new(1, 1, 0).contains("at least one head"));
+        assert!(new(usize::MAX / 8, 12, 64).contains("does not fit in memory"));
+        assert!(new(1 << 45, 12, 64).contains("no memory for a KV cache layer"));
+        let cache = KvCache::new(&Device::Cpu, KvDtype::F32, 2, shape(1, 1, 1)).unwrap();
+        let error = cache.layer(2).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("has 2 layers, no layer 2"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_cache_takes_no_memory_before_it_is_written() {
+        let resident = || -> usize {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let before = resident();
+            let cache = KvCache::new(&Device::Cpu, dtype, 1, shape(16 * 1024, 12, 64)).unwrap();
+            let grown = resident().saturating_sub(before);
+            let bytes = cache.layer(0).unwrap().tensor.elem_count() * 2;
+            assert!(
+                bytes > 700 << 20 && grown < 200 << 20,
+                "{grown} of {bytes} bytes"
+            );
+        }
+    }
+}

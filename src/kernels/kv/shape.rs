@@ -1,0 +1,61 @@
+//! The sizes of a KV cache.
+
+use candle_core::DType;
+
+/// Positions per block; also the lanes of a 512-bit vector of f32.
+pub const BLOCK_SIZE: usize = 16;
+
+/// The precision of keys and values in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDtype {
+    /// As computed.
+    F32,
+    /// Rounded to the nearest bfloat16 (ties to even): half the memory. Queries and softmax
+    /// weights are rounded to it too where they are multiplied with keys and values.
+    Bf16,
+}
+
+impl KvDtype {
+    /// Returns the candle element type.
+    #[must_use]
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// The sizes of one layer's cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Number of key and value heads.
+    pub heads: usize,
+    /// Width of one head.
+    pub head_width: usize,
+}
+
+impl KvShape {
+    /// Returns the elements of the keys, and of the values, of one block and head.
+    #[must_use]
+    pub const fn half(self) -> usize {
+        BLOCK_SIZE * self.head_width.next_multiple_of(2)
+    }
+
+    /// Returns the elements from one block to the next.
+    #[must_use]
+    pub const fn block_stride(self) -> usize {
+        self.heads * 2 * self.half()
+    }
+
+    /// Returns the elements of the whole cache, or `None` if a byte count of them cannot be
+    /// expressed.
+    pub(super) fn elements(self) -> Option<usize> {
+        let half = BLOCK_SIZE.checked_mul(self.head_width.checked_next_multiple_of(2)?)?;
+        let block = half.checked_mul(2)?.checked_mul(self.heads)?;
+        let elements = block.checked_mul(self.blocks)?;
+        (elements.checked_mul(size_of::<f32>())? <= isize::MAX.unsigned_abs()).then_some(elements)
+    }
+}

@@ -1,0 +1,188 @@
+//! Where the rows of a step belong in the cache: checked once per step, used by every layer.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use candle_core::{Result, bail};
+
+use super::shape::BLOCK_SIZE;
+
+/// A sequence's rows in a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceSpan {
+    /// Rows in the step's matrices.
+    pub rows: Range<usize>,
+    /// Position of the first of them in the sequence's context; the others follow it.
+    pub first_position: usize,
+    /// KV blocks of positions `0..`, at least up to the last row's own.
+    pub block_table: Vec<u32>,
+}
+
+impl SequenceSpan {
+    /// Returns the number of positions up to its last row's own.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.first_position + self.rows.len()
+    }
+}
+
+/// The spans of a step, checked: they tile its rows, and no slot is written twice.
+#[derive(Debug)]
+pub struct StepSpans {
+    spans: Vec<SequenceSpan>,
+    rows: usize,
+    /// Minimum blocks of a cache: one more than the highest block id.
+    blocks: usize,
+}
+
+impl StepSpans {
+    /// Checks the spans of a step of `rows` rows.
+    ///
+    /// # Errors
+    /// If the spans do not tile `0..rows` in order without gap or overlap, a block table does not
+    /// reach its span's last position, or two rows would be written to the same slot.
+    pub fn new(spans: Vec<SequenceSpan>, rows: usize) -> Result<Self> {
+        Ok(Self {
+            blocks: validate(&spans, rows)?,
+            spans,
+            rows,
+        })
+    }
+
+    /// Returns the number of rows of the step.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns the spans in the order of their rows.
+    #[must_use]
+    pub fn as_slice(&self) -> &[SequenceSpan] {
+        &self.spans
+    }
+
+    /// Checks that a cache of `blocks` blocks has every block that the tables name.
+    ///
+    /// # Errors
+    /// Naming the highest block if it does not.
+    pub fn check_blocks(&self, blocks: usize) -> Result<()> {
+        if self.blocks > blocks {
+            bail!(
+                "a block table names block {}, the KV cache has {blocks} blocks",
+                self.blocks - 1
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the place of each row's key and value: (row, block, slot in the block).
+    pub fn written_slots(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
+        self.spans.iter().flat_map(|span| {
+            span.rows.clone().enumerate().map(|(offset, row)| {
+                let position = span.first_position + offset;
+                let block = span.block_table[position / BLOCK_SIZE];
+                (row, block as usize, position % BLOCK_SIZE)
+            })
+        })
+    }
+}
+
+/// Checks the spans and returns the minimum blocks of a cache.
+fn validate(spans: &[SequenceSpan], rows: usize) -> Result<usize> {
+    let mut next = 0;
+    let mut blocks = 0;
+    let mut written = HashSet::new();
+    for (i, span) in spans.iter().enumerate() {
+        let SequenceSpan {
+            rows: span_rows,
+            first_position,
+            block_table,
+        } = span;
+        if span_rows.start != next || span_rows.end <= span_rows.start {
+            bail!("span {i} has rows {span_rows:?}, expected at least one row from {next}");
+        }
+        next = span_rows.end;
+        let context = first_position.checked_add(span_rows.len());
+        let Some(needed) = context.map(|context| context.div_ceil(BLOCK_SIZE)) else {
+            bail!("span {i} begins at position {first_position}, which is out of range");
+        };
+        let Some(table) = block_table.get(..needed) else {
+            bail!(
+                "span {i} reaches into {needed} blocks, its block table has {}",
+                block_table.len()
+            );
+        };
+        for &block in table {
+            blocks = blocks.max(block as usize + 1);
+        }
+        for &block in &table[first_position / BLOCK_SIZE..] {
+            if !written.insert(block) {
+                bail!("span {i} writes to block {block}, which is written to already");
+            }
+        }
+    }
+    if next != rows {
+        bail!("the spans cover {next} rows, the step has {rows}");
+    }
+    Ok(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(rows: Range<usize>, first_position: usize, block_table: &[u32]) -> SequenceSpan {
+        SequenceSpan {
+            rows,
+            first_position,
+            block_table: block_table.to_vec(),
+        }
+    }
+
+    #[test]
+    fn rows_are_written_to_the_slots_of_their_positions() {
+        let spans = vec![span(0..2, 15, &[7, 3]), span(2..3, 0, &[9])];
+        let spans = StepSpans::new(spans, 3).unwrap();
+        let slots: Vec<_> = spans.written_slots().collect();
+        assert_eq!(slots, [(0, 7, 15), (1, 3, 0), (2, 9, 0)]);
+    }
+
+    #[test]
+    fn bad_spans_are_refused_with_the_reason() {
+        let cases: [(&[SequenceSpan], usize, &str); 8] = [
+            (&[span(1..2, 0, &[0])], 2, "span 0 has rows 1..2"),
+            (&[span(0..0, 0, &[0])], 0, "span 0 has rows 0..0"),
+            (
+                &[span(0..2, 0, &[0]), span(1..3, 0, &[1])],
+                3,
+                "span 1 has rows 1..3",
+            ),
+            (&[span(0..2, 0, &[0])], 3, "cover 2 rows, the step has 3"),
+            (
+                &[span(0..1, 16, &[0])],
+                1,
+                "reaches into 2 blocks, its block table has 1",
+            ),
+            (&[span(0..1, usize::MAX, &[0])], 1, "out of range"),
+            (
+                &[span(0..1, 3, &[4]), span(1..2, 9, &[4])],
+                2,
+                "span 1 writes to block 4",
+            ),
+            (&[], 1, "cover 0 rows, the step has 1"),
+        ];
+        for (spans, rows, message) in cases {
+            let error = StepSpans::new(spans.to_vec(), rows)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let spans = StepSpans::new(vec![span(0..1, 0, &[4])], 1).unwrap();
+        assert!(spans.check_blocks(5).is_ok());
+        let error = spans.check_blocks(4).unwrap_err().to_string();
+        assert!(
+            error.contains("names block 4, the KV cache has 4 blocks"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,231 @@
+//! Writes the keys and values of a step's rows into the cache, on the CPU.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use half::bf16;
+
+use super::LayerKv;
+use super::shape::{BLOCK_SIZE, KvShape};
+use super::span::StepSpans;
+use crate::kernels::lanes::{best, per_isa};
+use crate::kernels::math::round_to_bf16;
+use crate::kernels::prefetch::prefetch;
+use crate::kernels::shared_slice::SharedSlice;
+use crate::kernels::storage::contiguous;
+use crate::kernels::{Isa, Pool};
+
+/// Minimum values written per step for which waking the pool is worth it.
+const PARALLEL_WRITE: usize = 32 * 1024;
+
+impl LayerKv {
+    /// Writes the keys and values of a step's rows into their slots.
+    ///
+    /// `qkv` is `[rows, (query_heads + 2 * heads) * head_width]`, contiguous: the queries of a row,
+    /// its keys, its values.
+    ///
+    /// # Errors
+    /// If `qkv` does not fit, or the spans name a block that the cache does not have.
+    pub fn write(
+        &self,
+        qkv: &Tensor,
+        query_heads: usize,
+        spans: &StepSpans,
+        pool: &Pool,
+    ) -> Result<()> {
+        let write = Write {
+            spans,
+            pool,
+            query_heads,
+            shape: self.shape,
+        };
+        self.tensor.inplace_op2(qkv, &write)
+    }
+}
+
+/// The candle operation.
+struct Write<'a> {
+    spans: &'a StepSpans,
+    pool: &'a Pool,
+    query_heads: usize,
+    shape: KvShape,
+}
+
+impl InplaceOp2 for Write<'_> {
+    fn name(&self) -> &'static str {
+        "kv-write"
+    }
+
+    fn cpu_fwd(
+        &self,
+        kv: &mut CpuStorage,
+        _: &Layout,
+        qkv: &CpuStorage,
+        qkv_layout: &Layout,
+    ) -> Result<()> {
+        let qkv = contiguous(qkv, qkv_layout, "qkv")?;
+        match kv {
+            CpuStorage::F32(kv) => self.run(kv, qkv, write_head_f32),
+            CpuStorage::BF16(kv) => self.run(kv, qkv, write_head_bf16),
+            _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
+        }
+    }
+}
+
+impl Write<'_> {
+    fn run<T: Send>(
+        &self,
+        kv: &mut [T],
+        qkv: &[f32],
+        write_head: fn(Isa, &Self, &[f32], usize, &SharedSlice<'_, T>),
+    ) -> Result<()> {
+        let KvShape { blocks, heads, .. } = self.shape;
+        self.spans.check_blocks(blocks)?;
+        if qkv.len() != self.spans.rows() * self.row_width()
+            || kv.len() != blocks * self.shape.block_stride()
+        {
+            bail!(
+                "qkv of {} and KV cache of {} elements do not fit the step",
+                qkv.len(),
+                kv.len()
+            );
+        }
+        let cache = SharedSlice::new(kv);
+        let write = |head: usize| write_head(best(), self, qkv, head, &cache);
+        if self.spans.rows() * 2 * heads * self.shape.head_width < PARALLEL_WRITE {
+            (0..heads).for_each(write);
+        } else {
+            self.pool.run(heads, write);
+        }
+        Ok(())
+    }
+
+    /// Returns the values of a row of `qkv`.
+    fn row_width(&self) -> usize {
+        (self.query_heads + 2 * self.shape.heads) * self.shape.head_width
+    }
+}
+
+per_isa! {
+    /// Writes one head's keys and values into an f32 cache of the right size.
+    fn write_head_f32(
+        write: &Write<'_>, qkv: &[f32], head: usize, cache: &SharedSlice<'_, f32>,
+    ) => write_head::<f32, 1>;
+}
+
+per_isa! {
+    /// Writes one head's keys and values into a bf16 cache of the right size.
+    fn write_head_bf16(
+        write: &Write<'_>, qkv: &[f32], head: usize, cache: &SharedSlice<'_, bf16>,
+    ) => write_head::<bf16, 2>;
+}
+
+/// `T` is an element of the cache, of which a 32-bit word holds `PER_WORD`.
+#[inline(always)]
+fn write_head<T, const PER_WORD: usize>(
+    write: &Write<'_>,
+    qkv: &[f32],
+    head: usize,
+    cache: &SharedSlice<'_, T>,
+) {
+    let KvShape {
+        heads, head_width, ..
+    } = write.shape;
+    let half = write.shape.half();
+    let place = |block: usize| (block * heads + head) * 2 * half;
+    let mut slots = write.spans.written_slots().peekable();
+    while let Some((row, block, slot)) = slots.next() {
+        if let Some(&(_, next, slot)) = slots.peek().filter(|next| next.1 != block) {
+            let next = cache.as_mut_ptr().wrapping_add(place(next));
+            prefetch_slot::<PER_WORD>(next.cast(), half, head_width, slot);
+        }
+        let at = row * write.row_width() + (write.query_heads + head) * head_width;
+        let key = &qkv[at..at + head_width];
+        let at = at + heads * head_width;
+        let value = &qkv[at..at + head_width];
+        // SAFETY: a head's halves are written by one task only, one slot after the other.
+        let halves = unsafe { cache.part(place(block), 2 * half) };
+        // SAFETY: the halves are as long as `half` says, in words of four bytes.
+        unsafe { write_slot::<PER_WORD>(halves.as_mut_ptr().cast(), half, slot, key, value) };
+    }
+}
+
+/// Prefetches a slot, a line for each word of its key: it was last touched a step ago.
+#[inline(always)]
+fn prefetch_slot<const PER_WORD: usize>(
+    halves: *const u32,
+    half: usize,
+    head_width: usize,
+    slot: usize,
+) {
+    for d in 0..head_width.div_ceil(PER_WORD) {
+        prefetch(halves.wrapping_add(d * BLOCK_SIZE));
+    }
+    let values = half / PER_WORD + slot / PER_WORD * head_width;
+    for d in (0..head_width).step_by(BLOCK_SIZE) {
+        prefetch(halves.wrapping_add(values + d));
+    }
+}
+
+/// Writes one position's key and value into the two halves of a block and head.
+///
+/// # Safety
+/// `halves` must be valid for `2 * half` elements, `half` those of a block of `key.len()` dimensions;
+/// `slot` must be below [`BLOCK_SIZE`].
+#[inline(always)]
+unsafe fn write_slot<const PER_WORD: usize>(
+    halves: *mut u32,
+    half: usize,
+    slot: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    /// Values converted at a time, while they lie together; only the result is scattered.
+    const CHUNK: usize = 32;
+    // SAFETY: word `d` of a key and value `d` lie in the halves for every dimension `d`, as the
+    // caller has their size.
+    unsafe {
+        for (chunk, key) in key.chunks(CHUNK).enumerate() {
+            let keys = halves.add(chunk * CHUNK / PER_WORD * BLOCK_SIZE + slot);
+            let bits = converted::<PER_WORD, CHUNK>(key);
+            let words = bits[..key.len().next_multiple_of(PER_WORD)].chunks_exact(PER_WORD);
+            for (d, word) in words.enumerate() {
+                let word = word[0] | word.get(1).map_or(0, |high| high << 16);
+                keys.add(d * BLOCK_SIZE).write_unaligned(word);
+            }
+        }
+        let values = halves.add(half / PER_WORD + slot / PER_WORD * value.len());
+        for (chunk, value) in value.chunks(CHUNK).enumerate() {
+            let values = values.add(chunk * CHUNK);
+            let bits = converted::<PER_WORD, CHUNK>(value);
+            for (d, &bits) in bits[..value.len()].iter().enumerate() {
+                let word = values.add(d);
+                if PER_WORD == 1 {
+                    word.write_unaligned(bits);
+                } else {
+                    word.cast::<u16>()
+                        .add(slot % 2)
+                        .write_unaligned(bits as u16);
+                }
+            }
+        }
+    }
+}
+
+/// Returns the bits of values as a cache holds them: of an f32, or of a bf16.
+#[inline(always)]
+fn converted<const PER_WORD: usize, const N: usize>(values: &[f32]) -> [u32; N] {
+    let mut padded = [0f32; N];
+    let values = values.first_chunk().unwrap_or_else(|| {
+        padded[..values.len()].copy_from_slice(values);
+        &padded
+    });
+    let mut bits = [0; N];
+    for (bits, &x) in bits.iter_mut().zip(values) {
+        *bits = if PER_WORD == 1 {
+            x.to_bits()
+        } else {
+            round_to_bf16(x)
+        };
+    }
+    bits
+}

@@ -1,0 +1,307 @@
+//! Linear layers: `y = x W + b`, with GELU or a residual added where the result is written.
+//!
+//! A layer is a candle custom op over weights packed once, computed tile by tile on the threads of
+//! the [`Pool`].
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `weight` | weights as a checkpoint stores them, and the precisions |
+//! | `panel` | how packed operands lie in memory |
+//! | `pack`, `activations` | packing weights once, activations for every call |
+//! | `tile` | which function computes a tile |
+//! | `avx512`, `avx2`, `portable` | those functions |
+//! | `finish` | what is added to a tile's sums where they are written |
+//!
+//! Every output element is one sum over the input features in order, for any number of rows and
+//! threads, so a row's result does not depend on the rows beside it. In f32 and q8 it has the
+//! same bits on every instruction set.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod finish;
+mod pack;
+mod panel;
+mod portable;
+mod tile;
+mod weight;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use self::activations::Activations;
+use self::finish::{Finish, finish_tile};
+use self::pack::PackedWeights;
+use self::panel::{BLOCK_ROWS, PANEL, Tile};
+pub use self::weight::{MatrixOrder, RawWeight, WeightDtype};
+use super::prefetch::MemoryRange;
+use super::shared_slice::SharedSlice;
+use super::storage::contiguous;
+use super::weight_memory::WeightMemory;
+use super::{Isa, Pool, lanes};
+
+/// Minimum tasks per thread: enough that all threads finish at about the same time.
+const TASKS_PER_THREAD: usize = 8;
+
+/// Maximum rows for which reading the weights takes longer than computing with them.
+const MEMORY_BOUND_ROWS: usize = 8;
+
+/// An operation on a result as it is written, after the bias.
+#[derive(Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// None.
+    None,
+    /// GELU in its tanh form.
+    Gelu,
+    /// Adds a tensor of the result's shape.
+    Add(&'a Tensor),
+}
+
+/// A linear layer with packed weights.
+pub struct PackedLinear {
+    pool: Arc<Pool>,
+    isa: Isa,
+    weights: PackedWeights,
+    /// `[out]`, zeros where the layer has none, padded to whole panels.
+    bias: Vec<f32>,
+    /// The weights that are read after these.
+    next: OnceLock<MemoryRange>,
+    /// Kept from call to call.
+    activations: Mutex<Activations>,
+}
+
+impl PackedLinear {
+    /// Packs the weights in `dtype` into `memory`.
+    ///
+    /// # Errors
+    /// If lengths do not fit the shape, the checkpoint's type is not supported, or memory can't be
+    /// allocated.
+    pub fn pack(
+        pool: &Arc<Pool>,
+        isa: Isa,
+        memory: &WeightMemory,
+        dtype: WeightDtype,
+        weight: RawWeight<'_>,
+        bias: Option<&[f32]>,
+    ) -> Result<Self> {
+        weight.check(bias)?;
+        let isa = isa.min(lanes::best());
+        Ok(Self {
+            pool: Arc::clone(pool),
+            isa,
+            weights: PackedWeights::pack(pool, isa, memory, dtype, &weight)?,
+            bias: padded(bias.unwrap_or_default(), weight.out_features),
+            next: OnceLock::new(),
+            activations: Mutex::default(),
+        })
+    }
+
+    /// Returns the memory that a pass over the layer reads.
+    #[must_use]
+    pub fn memory(&self) -> MemoryRange {
+        MemoryRange::of(self.weights.lines())
+    }
+
+    /// Sets, once, the weights that are read next, so that waiting threads can prefetch their
+    /// beginning.
+    pub fn set_next(&self, next: MemoryRange) {
+        self.next.get_or_init(|| next);
+    }
+
+    /// Computes `[rows, in] -> [rows, out]`, in f32.
+    ///
+    /// # Errors
+    /// If the shape or type of `x`, or of a tensor to add, is not the layer's.
+    pub fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
+        let op = |gelu| LinearOp { layer: self, gelu };
+        match epilogue {
+            Epilogue::None => x.apply_op1_no_bwd(&op(false)),
+            Epilogue::Gelu => x.apply_op1_no_bwd(&op(true)),
+            Epilogue::Add(residual) => x.apply_op2_no_bwd(residual, &op(false)),
+        }
+    }
+
+    /// Adds the weights of single outputs to the rows of `x`, `[outputs, in]`: token embeddings
+    /// that are tied to this layer.
+    ///
+    /// # Errors
+    /// If an output does not exist, or `x` has another length.
+    pub fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) -> Result<()> {
+        let n_in = self.weights.in_features;
+        check_outputs(outputs, x, n_in, self.weights.out_features)?;
+        let rows = SharedSlice::new(x);
+        let add = |n: usize| {
+            // SAFETY: every row belongs to one task.
+            let row = unsafe { rows.part(n * n_in, n_in) };
+            self.weights.add_output(outputs[n] as usize, row);
+        };
+        // A row is a strided walk through a panel: some microseconds.
+        if outputs.len() <= 2 {
+            (0..outputs.len()).for_each(add);
+        } else {
+            self.pool.run(outputs.len(), add);
+        }
+        Ok(())
+    }
+
+    /// Returns the size of the weights in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes() + size_of_val(&self.bias[..])
+    }
+
+    /// `x: [rows, in]`, `residual: [rows, out]`; returns `[rows, out]`.
+    fn compute(&self, x: &[f32], rows: usize, gelu: bool, residual: Option<&[f32]>) -> Vec<f32> {
+        let weights = &self.weights;
+        let mut activations = self
+            .activations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        activations.pack(&self.pool, self.isa, weights, x, rows);
+        let activations = &*activations;
+        let elements = rows * weights.out_features;
+        let mut y = Vec::with_capacity(elements);
+        let finish = Finish {
+            scales: (weights.dtype == WeightDtype::Q8).then_some(&weights.scales),
+            bias: &self.bias,
+            residual,
+            gelu,
+            out_features: weights.out_features,
+            y: SharedSlice::new(&mut y.spare_capacity_mut()[..elements]),
+        };
+        if rows <= MEMORY_BOUND_ROWS
+            && let Some(&next) = self.next.get()
+        {
+            self.pool.announce(next);
+        }
+        // A panel is a task. Where there are few of them, many rows are cut into chunks too.
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        let wanted = self.pool.threads() * TASKS_PER_THREAD;
+        let chunks = wanted.div_ceil(weights.panels).clamp(1, blocks.max(1));
+        self.pool.run(weights.panels * chunks, |task| {
+            let (panel, chunk) = (task / chunks, task % chunks);
+            let blocks = chunk * blocks / chunks..(chunk + 1) * blocks / chunks;
+            self.panel(panel, rows, blocks, activations, &finish);
+        });
+        // SAFETY: every panel's columns of every row have been written.
+        unsafe { y.set_len(elements) };
+        y
+    }
+
+    /// Computes blocks of rows over one panel, one after the other, while it is in the cache.
+    fn panel(
+        &self,
+        panel: usize,
+        rows: usize,
+        blocks: Range<usize>,
+        activations: &Activations,
+        finish: &Finish<'_>,
+    ) {
+        let weights = &self.weights;
+        let (words, groups) = (weights.words, weights.groups);
+        let mut tile: Tile = [[0.0; PANEL]; BLOCK_ROWS];
+        for first in blocks.map(|n| n * BLOCK_ROWS) {
+            let count = BLOCK_ROWS.min(rows - first);
+            let a = &activations.words[first * words..(first + count) * words];
+            let scales = &activations.scales[first * groups..(first + count) * groups];
+            tile::compute(self.isa, weights, panel, count, a, scales, &mut tile);
+            finish_tile(self.isa, finish, &mut tile[..count], first, panel * PANEL);
+        }
+    }
+}
+
+/// Checks that the weights of `outputs` can be added to `x`, `[outputs, in]`.
+///
+/// # Errors
+/// If `x` has another length, or one of the outputs does not exist.
+pub fn check_outputs(outputs: &[u32], x: &[f32], n_in: usize, n_out: usize) -> Result<()> {
+    if x.len() != outputs.len() * n_in {
+        bail!(
+            "the weights of {} outputs of {n_in} features can't be added to {} values",
+            outputs.len(),
+            x.len()
+        );
+    }
+    if let Some(output) = outputs.iter().find(|&&output| output as usize >= n_out) {
+        bail!("token id {output} is outside of the vocabulary of {n_out}");
+    }
+    Ok(())
+}
+
+/// Returns a bias with zeros behind it, up to the end of the last panel.
+fn padded(bias: &[f32], out_features: usize) -> Vec<f32> {
+    let mut bias = bias.to_vec();
+    bias.resize(out_features.next_multiple_of(PANEL), 0.0);
+    bias
+}
+
+/// The candle operation: one operand, or two with a residual to add.
+struct LinearOp<'a> {
+    layer: &'a PackedLinear,
+    gelu: bool,
+}
+
+impl LinearOp<'_> {
+    fn run(
+        &self,
+        x: (&CpuStorage, &Layout),
+        residual: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let weights = &self.layer.weights;
+        let dims = x.1.dims();
+        let &[rows, features] = dims else {
+            bail!("a linear layer takes [rows, features], got {dims:?}");
+        };
+        if features != weights.in_features {
+            bail!(
+                "a linear layer of {} features got {features}",
+                weights.in_features
+            );
+        }
+        let shape = Shape::from((rows, weights.out_features));
+        if let Some((_, layout)) = residual
+            && layout.shape() != &shape
+        {
+            bail!("a residual of shape {:?} for {shape:?}", layout.shape());
+        }
+        let x = contiguous(x.0, x.1, "a linear layer's input")?;
+        let residual = residual.map(|(s, l)| contiguous(s, l, "a residual"));
+        let y = self
+            .layer
+            .compute(x, rows, self.gelu, residual.transpose()?);
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+impl CustomOp1 for LinearOp<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run((x, layout), None)
+    }
+}
+
+impl CustomOp2 for LinearOp<'_> {
+    fn name(&self) -> &'static str {
+        "linear-add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run((x, x_layout), Some((residual, residual_layout)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

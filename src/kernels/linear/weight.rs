@@ -1,0 +1,124 @@
+//! Weight matrices as checkpoints store them, and the precisions that they are packed in.
+
+use candle_core::{DType, Result, bail};
+use half::{bf16, f16};
+
+/// The precision that weights are packed in, and with it the arithmetic that applies them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// 32-bit floats: the reference.
+    F32,
+    /// bfloat16; activations are rounded to it too, products added in f32.
+    Bf16,
+    /// 8-bit integers with a scale per output; activations are quantized row by row in groups of
+    /// 256 features, products added in integers.
+    Q8,
+}
+
+impl WeightDtype {
+    /// Returns the name that settings and logs use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+        }
+    }
+
+    /// Returns the number of input features in one 32-bit word.
+    pub(super) const fn features_per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+            Self::Q8 => 4,
+        }
+    }
+}
+
+/// The order of a weight matrix's dimensions in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixOrder {
+    /// `[in, out]`: GPT-2's `Conv1D`.
+    InOut,
+    /// `[out, in]`: embeddings, and `PyTorch`'s `Linear`.
+    OutIn,
+}
+
+/// A weight matrix in the bytes of a checkpoint: little endian, not necessarily aligned.
+#[derive(Debug, Clone, Copy)]
+pub struct RawWeight<'a> {
+    /// `in_features * out_features` values.
+    pub bytes: &'a [u8],
+    /// F32, F16 or BF16.
+    pub dtype: DType,
+    /// The dimension that comes first.
+    pub order: MatrixOrder,
+    /// Columns of `x`.
+    pub in_features: usize,
+    /// Columns of `y`.
+    pub out_features: usize,
+}
+
+impl RawWeight<'_> {
+    /// Checks that the type is supported and that the lengths of weights and bias fit the shape.
+    ///
+    /// # Errors
+    /// Naming the first of them that does not.
+    pub fn check(&self, bias: Option<&[f32]>) -> Result<()> {
+        let Self {
+            in_features,
+            out_features,
+            ..
+        } = *self;
+        if !matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            bail!("weights of type {:?} are not supported", self.dtype);
+        }
+        if in_features == 0 || out_features == 0 {
+            bail!(
+                "a linear layer needs at least one input and one output feature, got {in_features} and {out_features}"
+            );
+        }
+        let expected = in_features * out_features * self.dtype.size_in_bytes();
+        if self.bytes.len() != expected {
+            bail!(
+                "{in_features} x {out_features} weights of type {:?} take {expected} bytes, got {}",
+                self.dtype,
+                self.bytes.len()
+            );
+        }
+        match bias {
+            Some(bias) if bias.len() != out_features => {
+                bail!(
+                    "a linear layer of {out_features} outputs got {} biases",
+                    bias.len()
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads consecutive weights from element `at` on.
+    #[inline(always)]
+    pub(super) fn widen(&self, at: usize, out: &mut [f32]) {
+        let size = self.dtype.size_in_bytes();
+        let bytes = &self.bytes[at * size..(at + out.len()) * size];
+        match self.dtype {
+            DType::F16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            DType::BF16 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            _ => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+}
