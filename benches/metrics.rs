@@ -1,14 +1,14 @@
-//! What the metrics cost, beside what a step of the model takes.
+//! The cost of the metrics, relative to a step of the model.
 //!
 //! ```text
 //! cargo bench --bench metrics -- [MODEL_DIR] [--dtype q8] [--threads 2] [--runs 5]
 //! ```
 //!
-//! In a step the worker stamps the time, counts the step's tokens, and publishes its figures twice:
-//! before the tokens go out, and after. For each token the front end observes the time since the one
-//! before it. Both are timed by themselves, alone and beside a thread that reads the figures or
-//! observes into the same histogram without pause, which is far more than any scraper does. The
-//! model's step is one of sequences that decode after 64 tokens.
+//! In a step the worker takes the time, counts the step's tokens, and publishes its statistics twice:
+//! before and after the tokens are sent. For each token the front end observes the time since the
+//! previous one. Both are timed separately, alone and while another thread reads the statistics or
+//! observes into the same histogram without pause, which is far more than a scraper does. The model's
+//! step is one of sequences that decode after 64 tokens.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -37,7 +37,7 @@ const REPEATS: u32 = 1_000_000;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, default_value = "q8")]
@@ -81,12 +81,12 @@ fn main() {
     }
 }
 
-/// The median over all runs.
+/// Returns the median of all runs.
 fn nanoseconds(arguments: &Arguments, mut time: impl FnMut() -> Duration) -> f64 {
     median((0..arguments.runs).map(|_| time().as_secs_f64() * 1e9 / f64::from(REPEATS)))
 }
 
-/// What the worker does for the metrics in a step.
+/// Times the worker's share of the metrics in a step.
 fn worker(busy: bool) -> Duration {
     let published = Arc::new(Published::new(EngineStatus::default()));
     let reader = Arc::clone(&published);
@@ -111,7 +111,7 @@ fn worker(busy: bool) -> Duration {
     )
 }
 
-/// What the front end does for the metrics with a token.
+/// Times the front end's share of the metrics per token.
 fn front_end(busy: bool) -> Duration {
     let observations = Arc::new(Observations::default());
     let other = Arc::clone(&observations);
@@ -127,7 +127,7 @@ fn front_end(busy: bool) -> Duration {
     )
 }
 
-/// How long `work` takes, beside a thread that repeats `other` if it is to.
+/// Times `work`, optionally while another thread repeats `other`.
 fn beside(busy: bool, other: impl Fn() + Send + 'static, work: impl FnOnce()) -> Duration {
     let stop = Arc::new(AtomicBool::new(!busy));
     let thread = std::thread::spawn({
@@ -146,7 +146,7 @@ fn beside(busy: bool, other: impl Fn() + Send + 'static, work: impl FnOnce()) ->
     took
 }
 
-/// Seconds of a step that decodes, for each size of the batch.
+/// Measures the seconds of a decode step for each batch size.
 fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
     let (dtype, kv_dtype) = match arguments.dtype.as_str() {
         "f32" => (WeightDtype::F32, KvDtype::F32),
@@ -157,7 +157,7 @@ fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
     let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,
-        // A step decodes one token of each sequence.
+        // A step decodes one token per sequence.
         speculative_rows: 0,
         ..EngineConfig::default()
     };

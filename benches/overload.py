@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""Measures a server under more load than it can serve.
+"""Measures a server under overload.
 
-First a closed loop finds the peak: as many requests in flight as the batch has places. Then
-`skald bench --rate` sends at random moments, whether or not the server keeps up, at multiples of the
-peak's rate. Goodput is the output of requests that were answered in full, per second of the run, its
-tail included. The time to first token is that of requests that were admitted and answered, from the
-moment each should have been sent.
+First a closed loop finds the peak, with as many requests in flight as the batch has slots. Then
+`skald bench --rate` sends at random times, whether or not the server keeps up, at multiples of the peak
+rate. Goodput is the output of completed requests per second of the run, its tail included. The time to
+first token is that of completed requests, from the scheduled arrival of each.
 
     cargo build --release
     benches/overload.py --duration 120 -- --model builtin --max-batch 16
 
-What follows `--` goes to `skald serve`. Exits with 1 if goodput at the highest multiple is below 95 % of
-the peak, or if the 99th percentile of the time to first token is beyond the queue timeout and the time
-of the longest prompt (`--ttft`).
+Arguments after `--` are passed to `skald serve`. Exits with 1 if goodput at the highest multiple is below
+95 % of the peak, or if the 99th percentile of the time to first token exceeds `--ttft` (the queue timeout
+plus the prefill of the longest prompt).
 """
 
 import argparse
@@ -28,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def bench(skald, url, arguments):
-    """Runs `skald bench` and returns its report; a run without any answer has none."""
+    """Runs `skald bench` and returns its report; exits if there is none."""
     command = [skald, "bench", url, "--json", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.stdout.strip():
@@ -37,7 +36,7 @@ def bench(skald, url, arguments):
 
 
 def start(skald, arguments, log):
-    """Starts a server and returns it with its address."""
+    """Starts a server, and returns its process and URL."""
     serve = [skald, "serve", "--listen", "127.0.0.1:0", "--log-format", "human", "--log", "info"]
     server = subprocess.Popen([*serve, *arguments], stdout=log, stderr=log)
     while server.poll() is None:
@@ -70,7 +69,7 @@ def main():
     parser.add_argument("--multiples", default="0.5,1,2,5,10")
     parser.add_argument("--prompt-tokens", default="32..96")
     parser.add_argument("--output-tokens", default="32..96")
-    parser.add_argument("--ttft", type=float, default=35, help="bound of the 99th percentile, seconds")
+    parser.add_argument("--ttft", type=float, default=35, help="maximum p99 of the time to first token, in seconds")
     parser.add_argument("serve", nargs="*", help="arguments of `skald serve`")
     options = parser.parse_args()
     load = ["--prompt-tokens", options.prompt_tokens, "--output-tokens", options.output_tokens]
@@ -78,15 +77,15 @@ def main():
     with tempfile.NamedTemporaryFile("w") as log:
         server, url = start(options.skald, options.serve, log)
         try:
-            places = 64
+            slots = 64
             if "--max-batch" in options.serve:
-                places = int(options.serve[options.serve.index("--max-batch") + 1])
-            closed = bench(options.skald, url, [*load, "--concurrency", places])
+                slots = int(options.serve[options.serve.index("--max-batch") + 1])
+            closed = bench(options.skald, url, [*load, "--concurrency", slots])
             peak = closed["throughput"]["output_tokens_per_s"]
             rate = closed["throughput"]["requests_per_s"]
-            print("| load | answered/s | tokens/s | of peak | answered | 429 | 503 | other | TTFT p50 | p99 |")
+            print("| load | completed/s | tokens/s | of peak | completed | 429 | 503 | other | TTFT p50 | p99 |")
             print("|---|---|---|---|---|---|---|---|---|---|")
-            row(f"closed loop, {places} in flight", closed, peak)
+            row(f"closed loop, {slots} in flight", closed, peak)
             for multiple in map(float, options.multiples.split(",")):
                 offered = rate * multiple
                 report = bench(options.skald, url, [*load, "--rate", f"{offered:.3f}"])

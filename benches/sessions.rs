@@ -1,13 +1,13 @@
-//! What is not computed twice: a prompt that was there before, a head that many share, sessions
-//! that do not fit the KV cache.
+//! Reuse of computed KV blocks: a prompt with a cached prefix, a prefix shared by many requests, and
+//! sessions that do not fit the KV cache.
 //!
 //! ```text
 //! cargo bench --bench sessions -- MODEL_DIR [--dtype q8] [--threads 2] [--runs 5]
 //!     [--part prefix,head,visits] [--sessions 1000] [--resident 50] [--turns 1000]
 //! ```
 //!
-//! The first two parts go through the `EngineHandle`, the last to servers of their own over HTTP. A
-//! figure is the median of the runs; what is compared is measured in turn.
+//! The first two parts use the `EngineHandle`, the last one servers of its own over HTTP. Figures are
+//! medians of the runs; compared configurations are measured alternately.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -30,12 +30,12 @@ use skald::request::{Limits, RequestDraft, SamplingStyle};
 
 use requests::{Prompts, median, run_told, runtime};
 
-/// A long prompt, and what is added to it.
+/// Tokens of a long prompt, and tokens added to it.
 const LONG: usize = 900;
 const ADDED: usize = 20;
-/// What the warm prompt may take of the cold one's time.
+/// Target for the warm prompt's time, relative to the cold one's.
 const BAR: f64 = 0.1;
-/// Requests with one head, its length, what each has of its own, and what each generates.
+/// Requests with a shared prefix, its length, and their own prompt and output tokens.
 const SHARING: usize = 64;
 const HEAD: usize = 512;
 const OWN: usize = 32;
@@ -43,7 +43,7 @@ const NEW: usize = 32;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, default_value = "q8")]
@@ -52,13 +52,13 @@ struct Arguments {
     threads: NonZeroUsize,
     #[arg(long, default_value = "5")]
     runs: usize,
-    /// What to measure.
+    /// Parts to measure.
     #[arg(long, value_delimiter = ',', default_value = "prefix,head,visits")]
     part: Vec<String>,
-    /// Sessions that are visited.
+    /// Number of sessions.
     #[arg(long, default_value = "1000")]
     sessions: usize,
-    /// How many of them the KV cache holds.
+    /// Number of sessions that fit the KV cache.
     #[arg(long, default_value = "50")]
     resident: usize,
     /// Turns in each order.
@@ -69,7 +69,7 @@ struct Arguments {
     bench: bool,
 }
 
-/// The engine that is measured, and what makes requests for it.
+/// The measured engine, and the source of its requests.
 struct Bench {
     engine: EngineHandle,
     limits: Limits,
@@ -109,7 +109,7 @@ impl Bench {
         let backend = CpuBackend::new(arguments.threads, dtype);
         let model = Model::load(files, &backend).expect("a model");
         let block_bytes = model.kv_block_bytes(kv_dtype);
-        // Room for all prompts of the head's part at once, and little more.
+        // Enough for all prompts of the `head` part at once, and little more.
         let blocks = SHARING * ((HEAD + OWN + NEW).div_ceil(BLOCK_SIZE) + 1);
         let config = EngineConfig {
             kv_dtype,
@@ -131,23 +131,23 @@ impl Bench {
         self.prompts.request(prompt, new, SamplingStyle::Greedy)
     }
 
-    /// Greedy tokens after a context that is in no cache.
+    /// Generates greedily after a context that is not cached.
     fn plain(&self, context: Vec<u32>, new: usize) -> Vec<u32> {
         let id = skald::request::RequestId::random();
         let mut draft = RequestDraft::new(id, context, new, SamplingStyle::Greedy);
-        // Nobody else's.
+        // A tenant of its own, so that no prefix is cached.
         draft.tenant = skald::request::Tenant::of_key(draft.id.to_string().as_bytes());
         let (mut told, _) = runtime().block_on(run_told(&self.engine, &self.limits, vec![draft]));
         told.remove(0).ids
     }
 }
 
-/// A long prompt, then the same with a few tokens more.
+/// Measures a long prompt, then the same prompt with a few more tokens.
 fn prefix(bench: &mut Bench, runs: usize) {
     let runtime = runtime();
     let (mut colds, mut warms, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let mut computed = 0;
-    // Once to warm up.
+    // The first run is a warm-up.
     for run in 0..=runs {
         let first = bench.request(LONG, 1);
         let mut again = bench.request(LONG + ADDED, 1);
@@ -158,7 +158,7 @@ fn prefix(bench: &mut Bench, runs: usize) {
             told.remove(0)
         };
         let (cold, warm) = (one(first), one(again));
-        assert_eq!(cold.computed, LONG, "it was never there before");
+        assert_eq!(cold.computed, LONG, "the prompt is not cached");
         computed = warm.computed;
         if run > 0 {
             colds.push(cold.first.as_secs_f64() * 1e3);
@@ -177,7 +177,7 @@ fn prefix(bench: &mut Bench, runs: usize) {
     );
 }
 
-/// Many requests that begin alike, beside as many that do not.
+/// Measures many requests with a shared prefix, and as many without one.
 fn head(bench: &mut Bench, runs: usize) {
     println!(
         "| {SHARING} prompts of {HEAD} + {OWN} tokens | tokens computed | blocks held | first tokens of all | whole time |"
@@ -186,31 +186,32 @@ fn head(bench: &mut Bench, runs: usize) {
     let mut measured = [const { Vec::new() }; 2];
     for _ in 0..runs {
         for (shared, measured) in [true, false].into_iter().zip(&mut measured) {
-            measured.push(Held::measure(bench, shared));
+            measured.push(Concurrent::measure(bench, shared));
         }
     }
     for (name, of) in ["of one head", "all different"].iter().zip(&measured) {
-        let figure = |figure: fn(&Held) -> f64| median(of.iter().map(figure));
+        let figure = |figure: fn(&Concurrent) -> f64| median(of.iter().map(figure));
         println!(
             "| {name} | {} | {} | {:.0} ms | {:.0} ms |",
-            figure(|held| held.computed as f64),
-            figure(|held| held.blocks as f64),
-            figure(|held| held.first.as_secs_f64() * 1e3),
-            figure(|held| held.whole.as_secs_f64() * 1e3),
+            figure(|run| run.computed as f64),
+            figure(|run| run.blocks as f64),
+            figure(|run| run.first.as_secs_f64() * 1e3),
+            figure(|run| run.whole.as_secs_f64() * 1e3),
         );
     }
 }
 
-/// What requests side by side took.
-struct Held {
+/// The cost of concurrent requests.
+struct Concurrent {
+    /// Prompt tokens computed.
     computed: usize,
-    /// Blocks they held at the most.
+    /// Maximum KV blocks held.
     blocks: usize,
     first: Duration,
     whole: Duration,
 }
 
-impl Held {
+impl Concurrent {
     fn measure(bench: &mut Bench, shared: bool) -> Self {
         let begin = bench.request(HEAD, 1).prompt;
         let drafts: Vec<RequestDraft> = (0..SHARING)

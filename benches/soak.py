@@ -1,17 +1,17 @@
-"""Soaks a server: hours of mixed load, in all dialects and with all bad manners, after which nothing may be lost.
+"""Soak test: hours of mixed load in all dialects, with misbehaving clients, followed by checks for leaks.
 
     python3 benches/soak.py target/release/skald --minutes 60
 
-Starts the server with the built-in model and a small KV cache, and lets visitors in: streams, whole answers,
-chats, embeddings, grammars, sessions with forks and rewinds, clients that hang up, clients that stop reading,
-requests that are wrong. Every ten seconds it looks at the process. It fails (exit code 1) where
+Starts the server with the built-in model and a small KV cache, and runs concurrent clients: streams, complete
+responses, chats, embeddings, grammars, sessions with forks and rewinds, clients that disconnect, clients that stop
+reading, invalid requests. Every ten seconds it samples the process. It fails (exit code 1) if
 
-- an answer is a 5xx or not what the request deserves,
-- memory grows by more than 5 % after the warm-up of ten minutes (25 % in a run of less than twenty, after half),
-- a file descriptor, a place in the batch or a KV block is still held when all visitors are gone,
-- an output differs from that of the same request alone: every tenth is asked again of a fresh server.
+- a response is a 5xx or has an unexpected status,
+- memory grows by more than 5 % after a warm-up of ten minutes (25 % after half the time, in a run of less than 20),
+- a file descriptor, a slot in the batch or a KV block is still held after all clients have gone,
+- an output differs from that of the same request alone: every tenth is repeated on a fresh server.
 
-Needs Linux (it reads /proc) and nothing but Python's own library.
+Needs Linux (it reads /proc) and only Python's standard library.
 """
 
 import argparse
@@ -36,18 +36,18 @@ sys.path.append(str(ROOT / "tests/clients"))
 
 from servers import wait_until_ready  # noqa: E402
 
-#: Limit of one request, in seconds: the machine may be busy.
+#: Time limit of a request in seconds, for a busy machine.
 PATIENCE = 180
-#: Pause between two looks at the process, in seconds.
+#: Interval between two samples of the process, in seconds.
 INTERVAL = 10
-#: Warm-up in seconds, after which memory is to be flat. A run too short for it has half its time instead, and
-#: caches that still fill.
+#: Warm-up in seconds, after which memory must be flat. A run too short for it uses half its time, while caches are
+#: still filling.
 WARM_UP = 600
-#: Share by which memory may grow after the warm-up, and after that of a run too short.
+#: Permitted growth of memory after the warm-up, and in a run that is too short for it.
 GROWTH, GROWTH_IN_SHORT = 0.05, 0.25
-#: One of so many outputs is compared with a solo run.
+#: One in this many outputs is compared with a solo run.
 COMPARED = 10
-#: A small cache, so that blocks are evicted, preempted and restored all the time.
+#: A small cache, so that blocks are constantly evicted and restored, and requests preempted.
 FLAGS = ["--kv-memory", "48MiB", "--max-batch", "12", "--max-queue", "64", "--session-kv-size", "32MiB",
          "--max-sessions", "64"]
 
@@ -76,7 +76,7 @@ WRONG = [
 
 
 class Wrong(Exception):
-    """An answer that a request did not deserve."""
+    """An unexpected response."""
 
 
 @dataclasses.dataclass
@@ -87,7 +87,7 @@ class Server:
     port: int
 
     def ask(self, path, body=None, method=None):
-        """One request and its whole answer: status, bytes."""
+        """Sends a request and returns the status and body of its response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -97,7 +97,7 @@ class Server:
             return response.status, response.read()
 
     def open(self, path, body, buffer=None):
-        """Sends a request and reads nothing."""
+        """Sends a request and returns the socket without reading from it."""
         sock = socket.socket()
         if buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -112,12 +112,12 @@ class Server:
         return json.loads(self.ask("/info")[1])["engine"]
 
     def memory(self):
-        """Resident memory, in bytes."""
+        """Returns the resident memory in bytes."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
     def files(self):
-        """Open file descriptors."""
+        """Returns the number of open file descriptors."""
         return len(list(pathlib.Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
 
@@ -138,11 +138,11 @@ def serving(binary, directory):
         raise Wrong(f"the server ended with {code}: {log.read_text()[-2000:]}")
 
 
-# --- what visitors do; each gives the outputs that a solo run must repeat ---
+# --- the visits; each returns the outputs that a solo run must reproduce ---
 
 
 def parameters(rng):
-    """Sampling parameters by OpenAI's names, with a seed."""
+    """Returns sampling parameters with OpenAI's names, and a seed."""
     return {
         "seed": rng.randrange(2**31), "max_tokens": rng.choice([1, 8, 24, 60]),
         "temperature": rng.choice([0, 0.7, 1.3]), "top_p": rng.choice([1.0, 0.9]),
@@ -150,7 +150,7 @@ def parameters(rng):
 
 
 def accepted(status, answer):
-    """Whether a request was answered; a full queue may refuse it."""
+    """Returns whether a request was served; it may be refused if the queue is full."""
     if status in (429, 503):
         return False
     if status not in (200, 201):
@@ -159,7 +159,7 @@ def accepted(status, answer):
 
 
 def of_whole(path, body, read):
-    """A visit that asks once, and how to read its output."""
+    """Returns a visit that sends one request and reads its output with `read`."""
 
     def visit(server):
         status, answer = server.ask(path, body)
@@ -169,7 +169,7 @@ def of_whole(path, body, read):
 
 
 def events(answer):
-    """The data of a stream's events."""
+    """Returns the data of a stream's events."""
     lines = answer.decode().splitlines()
     return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
@@ -195,7 +195,7 @@ def completion_stream(rng):
 
     def read(answer):
         if not answer.rstrip().endswith(b"data: [DONE]"):
-            raise Wrong(f"a stream without its end: {answer[-300:]!r}")
+            raise Wrong(f"incomplete stream: {answer[-300:]!r}")
         return "".join(e["choices"][0]["text"] for e in events(answer) if e["choices"])
 
     return of_whole("/v1/completions", body, read)
@@ -232,7 +232,7 @@ def beams(rng):
 
 
 def session(rng):
-    """Turns on a session, a fork that goes another way, a rewind; then both are deleted."""
+    """Runs turns on a session, forks it, rewinds it, and deletes both sessions."""
     base = [dict(parameters(rng), prompt=rng.choice(PROMPTS[:8])) for _ in range(3)]
     other = dict(parameters(rng), prompt=" But")
 
@@ -266,7 +266,7 @@ def delete(server, *names):
 
 
 def hang_up(rng):
-    """Goes away in the middle of a stream, or before its first token."""
+    """Disconnects in the middle of a stream, or before its first token."""
     pause = rng.choice([0, 0.05, 0.5])
 
     def visit(server):
@@ -281,7 +281,7 @@ def hang_up(rng):
 
 
 def stop_reading(rng):
-    """Keeps its connection and reads nothing, until it loses interest."""
+    """Keeps the connection open without reading, then closes it."""
     pause = rng.choice([2, 5])
 
     def visit(server):
@@ -314,19 +314,19 @@ VISITS = {
 
 @dataclasses.dataclass
 class Soak:
-    """The load and what came of it."""
+    """The load and its results."""
 
     server: Server
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     answered: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     refused: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    #: Visits to be repeated alone: kind, seed, outputs.
+    #: Visits to repeat alone: kind, seed, outputs.
     compared: list = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def visitor(self, number):
-        """Visits one after the other, drawn by a seed."""
+        """Runs visits one after the other, chosen by a seeded generator."""
         kinds, weights = zip(*VISITS.items())
         rng = random.Random(number)
         while not self.stop.is_set():
@@ -347,7 +347,7 @@ class Soak:
 
 
 def watch(server, minutes, soak):
-    """Looks at the process until the time is over; gives (seconds, bytes, files) of each look."""
+    """Samples the process until the time is over; returns (seconds, bytes, files) for each sample."""
     curve, begun = [], time.monotonic()
     while (passed := time.monotonic() - begun) < minutes * 60:
         if server.process.poll() is not None:
@@ -359,7 +359,7 @@ def watch(server, minutes, soak):
 
 
 def wait_until_idle(server, files):
-    """Waits until nothing is held any more; gives what still is after a deadline."""
+    """Waits until no resource is held; returns a description of those still held after a deadline."""
     deadline = time.monotonic() + PATIENCE
     while True:
         engine = server.engine()
@@ -368,12 +368,12 @@ def wait_until_idle(server, files):
         if not any(held.values()):
             return None
         if time.monotonic() > deadline:
-            return f"still held when all visitors are gone: {held}"
+            return f"still held after all clients have gone: {held}"
         time.sleep(0.2)
 
 
 def growth(curve, minutes):
-    """Share by which memory has grown between the end of the warm-up and the end: means of a tenth of the run."""
+    """Returns the relative growth of memory from the end of the warm-up to the end, each averaged over a tenth."""
     warm = min(WARM_UP, minutes * 60 / 2)
     after = [memory for seconds, memory, _ in curve if seconds >= warm]
     tenth = max(1, len(after) // 10)
@@ -384,22 +384,22 @@ def growth(curve, minutes):
 
 
 def alone(binary, directory, compared):
-    """Asks a fresh server each request again, alone; gives what differs."""
+    """Repeats each request alone on a fresh server; returns the differences."""
     differing = []
     with serving(binary, directory) as server:
         for kind, seed, outputs in compared:
             again = kind(random.Random(seed))(server)
             if again != outputs:
-                differing.append(f"{kind.__name__}, seed {seed}: {outputs!r} in company, {again!r} alone")
+                differing.append(f"{kind.__name__}, seed {seed}: {outputs!r} under load, {again!r} alone")
     return differing
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("binary", help="the release binary")
-    arguments.add_argument("--minutes", type=float, default=60, help="how long visitors come (default: 60)")
-    arguments.add_argument("--visitors", type=int, default=20, help="visitors at a time (default: 20)")
-    arguments.add_argument("--json", type=pathlib.Path, help="write figures and the memory's curve to this file")
+    arguments.add_argument("--minutes", type=float, default=60, help="duration of the load (default: 60)")
+    arguments.add_argument("--visitors", type=int, default=20, help="concurrent clients (default: 20)")
+    arguments.add_argument("--json", type=pathlib.Path, help="write the figures and the samples to this file")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
@@ -434,8 +434,8 @@ def report(given, soak, curve, grown):
         print(f"  {kind.__name__:18} {soak.answered[kind.__name__]:7} {soak.refused[kind.__name__]:5}")
     print(f"{len(soak.compared)} outputs compared with a solo run")
     memory = [bytes // 2**20 for _, bytes, _ in curve] or [0]
-    print(f"memory, MiB: {memory[0]} at first, {max(memory)} at most, {memory[-1]} at last; {grown:+.1%} after the warm-up")
-    print(f"files: {curve[0][2] if curve else 0} at first, {max((f for *_, f in curve), default=0)} at most")
+    print(f"memory, MiB: {memory[0]} first, {max(memory)} maximum, {memory[-1]} last; {grown:+.1%} after the warm-up")
+    print(f"files: {curve[0][2] if curve else 0} first, {max((f for *_, f in curve), default=0)} maximum")
     for fault in soak.faults[:20]:
         print(f"FAULT {fault}")
     print(f"{len(soak.faults)} faults")

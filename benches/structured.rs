@@ -1,12 +1,12 @@
-//! What it costs to follow a JSON schema: the same requests with and without one, in turn.
+//! The cost of following a JSON schema: the same requests with and without one, alternately.
 //!
 //! ```text
 //! cargo bench --bench structured -- MODEL_DIR [--dtype q8] [--threads 2] [--batch 1,16] [--runs 5]
 //! ```
 //!
-//! Prompts of 64 random tokens, 192 new ones, sampled at temperature 1, without guessing ahead. The
-//! schema is one of a long list of small objects, so that no text comes to its end. The last
-//! columns are what one mask takes on a thread of its own, while nothing else runs.
+//! Prompts of 64 random tokens and 192 generated ones, sampled at temperature 1, without speculation.
+//! The schema is a long list of small objects, so that no text is complete before the limit. The last
+//! columns are the time of one mask on a thread of its own, while nothing else runs.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const NEW: usize = 192;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, default_value = "q8")]
@@ -118,19 +118,19 @@ fn schema() -> GrammarSource {
     GrammarSource::JsonSchema(schema.to_string())
 }
 
-/// Milliseconds to make a grammar once the vocabulary is known.
+/// Measures the milliseconds to compile a grammar once the vocabulary is prepared.
 fn compile_ms(grammars: &Grammars) -> f64 {
     let GrammarSource::JsonSchema(text) = schema() else {
         unreachable!("it is a schema");
     };
-    // Another text of the same schema: one that was made before is kept.
+    // Different text for the same schema, since compiled grammars are cached.
     let again = GrammarSource::JsonSchema(format!(" {text}"));
     let begun = Instant::now();
     grammars.compile(&again).expect("a schema");
     begun.elapsed().as_secs_f64() * 1e3
 }
 
-/// Microseconds that each mask of one text takes.
+/// Measures the microseconds of each mask of one text.
 async fn mask_times(
     engine: &EngineHandle,
     limits: &Limits,

@@ -67,7 +67,7 @@ main() {
     check_no_zombies
     stop_by INT
 
-    step "signals to a command that is no server"
+    step "signals to a command that is not a server"
     stop_a_command
     echo "container: all passed"
 }
@@ -344,7 +344,7 @@ check_session() {
     now=$(session_tokens) || fail "the session is gone"
     [ "$now" = "$tokens" ] || fail "the session has $now, not $tokens"
     complete '{"prompt": " and then", "max_tokens": 5, "session_id": "tale"}' >/dev/null \
-        || fail "the session does not go on"
+        || fail "the session does not continue"
 }
 
 # Sends more concurrent prompts than the KV cache holds: memory must stay within the limit.

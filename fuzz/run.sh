@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs fuzz targets for some time each, one after the other, and prints a table of what came of it.
+# Runs each fuzz target for a given time, one after the other, and prints a table of the results.
 #
 #     fuzz/run.sh SECONDS [TARGET...]
 #
-# Inputs that reach new code are kept in fuzz/work/TARGET, findings in fuzz/artifacts/TARGET; neither is
-# in the repository. Exits with 1 if there was a finding.
+# Inputs that reach new code go to fuzz/work/TARGET, findings to fuzz/artifacts/TARGET; neither is in the
+# repository. Exits with 1 if there was a finding.
 set -uo pipefail
 cd "$(dirname "$0")"
 
@@ -14,14 +14,14 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] ||
     targets=(requests stream grammar scheduler stored tokenizer weights config template)
 
-# Fuzzing needs flags of the compiler that are not stable; this is what a nightly one does without.
+# Fuzzing needs unstable compiler flags; this enables them without a nightly toolchain.
 export RUSTC_BOOTSTRAP=1
-# The versions of Skald's own dependencies.
+# Use the same dependency versions as Skald.
 [ Cargo.lock -nt ../Cargo.lock ] || cp ../Cargo.lock Cargo.lock
 cargo fuzz build -s none || exit 2
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
-# Processor seconds of a command beside its wall time.
+# Reports the processor seconds of a command.
 TIMEFORMAT='processor %U %S'
 findings=0
 rows=()
@@ -31,14 +31,14 @@ for target in "${targets[@]}"; do
     mkdir -p "$work" "artifacts/$target"
     options=(-max_total_time="$seconds" -timeout=120 -rss_limit_mb=4096 -print_final_stats=1
         -artifact_prefix="artifacts/$target/")
-    # No input larger than those that are kept.
+    # No input larger than those in the corpus.
     case $target in
     weights) options+=(-max_len=8192) ;;
     *) options+=(-max_len=4096) ;;
     esac
     [ -f "dict/$target.dict" ] && options+=(-dict="dict/$target.dict")
     begun=$SECONDS
-    # The first directory is written to, the second only read.
+    # New inputs are written to the first directory; the second is only read.
     { time "target/$triple/release/$target" "${options[@]}" "$work" "corpus/$target" >"$log" 2>&1; } \
         2>"$log.time"
     result=ok
@@ -46,7 +46,7 @@ for target in "${targets[@]}"; do
         result=$(sed -n 's/^.*Test unit written to //p' "$log" | tail -1)
         findings=1
     fi
-    # What libFuzzer says at the end, or as far as it came.
+    # From libFuzzer's final statistics, or from its last progress line.
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     [ -n "$executions" ] || executions=$(grep -o '^#[0-9]*' "$log" | tail -1 | tr -d '#')
     coverage=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | tr -dc 0-9)

@@ -26,14 +26,14 @@ TEXTS = [
     "  def f(x):\n\treturn x ** 2  # 1999",
 ]
 NEW = 16
-# The largest difference of a log-probability that passes. Random weights spread the logits by
+# Largest permitted difference of a log-probability. Random weights spread the logits by
 # about 1, and a wrong transpose, order or constant moves them by as much. llama.cpp looks GELU up in
 # a table in f16, even for f32 weights.
 TOLERANCE = {"f32": 3e-3, "f16": 0.01, "bf16": 0.05, "q8_0": 0.1, "int8": 0.2}
 
 
 class Reference:
-    """What Skald says about one text in f32."""
+    """Skald's continuation of a text and its log-probabilities, in f32."""
 
     def __init__(self, url, text):
         parameters = {"max_new_tokens": NEW, "do_sample": False, "decoder_input_details": True}
@@ -44,7 +44,7 @@ class Reference:
         self.text = text
         self.prompt = [token["id"] for token in details["prefill"]]
         self.new = [token["id"] for token in details["tokens"]]
-        # Of all tokens but the first.
+        # For all tokens except the first.
         self.logprobs = np.array([token["logprob"] for token in tokens[1:]])
 
     @property
@@ -53,7 +53,7 @@ class Reference:
 
 
 def of_tokens(logits, tokens):
-    """The log-probabilities of tokens 1.., from the logits of every position."""
+    """Returns the log-probabilities of tokens 1.., from the logits of every position."""
     logits = logits.astype(np.float64)
     norm = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     chosen = np.take_along_axis(logits[:-1], np.array(tokens[1:])[:, None], -1)[:, 0]
@@ -73,7 +73,7 @@ def ctranslate2_logprobs(engine, tokens):
 
 
 class Report:
-    """Prints each result and remembers whether one failed."""
+    """Prints each result and records whether one failed."""
 
     def __init__(self):
         self.failed = False

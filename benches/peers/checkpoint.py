@@ -20,22 +20,22 @@ class Checkpoint:
         }
 
     def weight(self, name):
-        """A tensor as the checkpoint has it."""
+        """Returns a tensor as stored in the checkpoint."""
         return self.tensors[name]
 
     def linear(self, name):
-        """A linear layer's weight `[n_out, n_in]` and bias `[n_out]`; GPT-2 stores `[n_in, n_out]`."""
+        """Returns a linear layer's weight `[n_out, n_in]` and bias `[n_out]`; GPT-2 stores `[n_in, n_out]`."""
         weight = np.ascontiguousarray(self.tensors[f"{name}.weight"].T)
         return weight, self.tensors[f"{name}.bias"]
 
     def vocabulary(self):
-        """The tokens in the order of their ids."""
+        """Returns the tokens in order of their ids."""
         ids = json.loads((self.directory / "vocab.json").read_text(encoding="utf-8"))
         tokens = sorted(ids, key=ids.get)
         assert len(tokens) == self.config["vocab_size"], "vocab.json does not fit the weights"
         return tokens
 
     def merges(self):
-        """The merges in the order of their ranks."""
+        """Returns the merges in order of their ranks."""
         lines = (self.directory / "merges.txt").read_text(encoding="utf-8").split("\n")
         return [line for line in lines if line and not line.startswith("#version")]

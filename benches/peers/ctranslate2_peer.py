@@ -14,7 +14,7 @@ import workload
 
 
 class CTranslate2:
-    """A generator. It takes and gives tokens as text, ids outside."""
+    """A generator. CTranslate2 uses tokens as text; the interface of this class uses ids."""
 
     def __init__(self, directory, threads):
         config = (Path(directory) / "vocabulary.json").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ class CTranslate2:
             texts,
             beam_size=1,
             sampling_topk=1,
-            # At least as many as at most: the end of text is never chosen.
+            # The minimum equals the maximum, so the end of text is never chosen.
             min_length=new,
             max_length=new,
             include_prompt_in_result=False,

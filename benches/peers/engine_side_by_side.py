@@ -4,9 +4,9 @@
     engine_side_by_side.py WORK_DIR NAME [--turns 3] [--threads N] [--batch 1,8,32]
                            [--precision f32,bf16,f16,q8] [--bench BINARY] [--log FILE]
 
-Needs what run.sh makes. A turn runs every engine once in every precision, each in a process of its
-own, one after the other, and every second turn in the opposite order. What disturbs the machine
-for a while so disturbs all of them. Figures are medians over the turns.
+Needs the files that run.sh makes. A round runs every engine once in every precision, each in a separate
+process, one after the other, and every second round in the opposite order, so that a temporary disturbance
+of the machine affects all engines. Figures are medians over the rounds.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from workload import PREFILL
 
 HERE = Path(__file__).parent
 SKALD, LLAMA_CPP, CTRANSLATE2 = "Skald", "llama.cpp", "CTranslate2"
-# What stands in one row: the precision each engine runs in. Skald's 16 bits are bfloat16, so its
-# figures stand beside both of llama.cpp's.
+# The precision of each engine per row. Skald's 16-bit type is bfloat16, so its figures are compared with
+# both of llama.cpp's.
 PRECISIONS = {
     "f32": {SKALD: "f32", LLAMA_CPP: "f32", CTRANSLATE2: "float32"},
     "bf16": {SKALD: "bf16", LLAMA_CPP: "bf16"},
@@ -38,18 +38,18 @@ def parse():
     parser.add_argument("work", type=Path)
     parser.add_argument("name")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--runs", type=int, default=3, help="in each turn; a turn counts as their median")
+    parser.add_argument("--runs", type=int, default=3, help="runs per round, of which the median counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--precision", default=",".join(PRECISIONS))
     parser.add_argument("--bench", help="benches/engine.rs, built [default: cargo builds it]")
     parser.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine")
-    parser.add_argument("--log", type=Path, help="keeps every single figure, a JSON object per line")
+    parser.add_argument("--log", type=Path, help="file for every single figure, one JSON object per line")
     return parser.parse_args()
 
 
 def build_bench():
-    """Builds benches/engine.rs and gives its binary, so that no turn waits for cargo."""
+    """Builds benches/engine.rs and returns its binary, so that no round waits for cargo."""
     command = ["cargo", "bench", "--bench", "engine", "--no-run", "--message-format=json"]
     built = subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
     messages = [json.loads(line) for line in built.stdout.splitlines()]
@@ -73,10 +73,10 @@ def command(engine, dtype, bench, arguments):
 
 
 def measure(arguments):
-    """All figures, by engine, its precision, figure and batch; each a list over the turns."""
+    """Returns all figures by engine, precision, figure and batch, each as a list over the rounds."""
     bench = arguments.bench or build_bench()
     rows = [PRECISIONS[precision] for precision in arguments.precision.split(",")]
-    # Skald's bf16 stands in two rows and is measured once.
+    # Skald's bf16 is in two rows, but measured once.
     jobs = list(dict.fromkeys(job for row in rows for job in row.items()))
     figures = defaultdict(list)
     for turn in range(arguments.turns):

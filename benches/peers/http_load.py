@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Puts load on a server with OpenAI's streaming completions and reports what a client sees.
+"""Loads a server with OpenAI's streaming completions and reports the client's measurements.
 
     http_load.py --url http://127.0.0.1:8080 --streams 16 [--requests 32] [--pid SERVER_PID]
 
@@ -22,7 +22,7 @@ WARM_UP_TOKENS = 8
 
 
 class Record:
-    """What the requests have seen, in seconds."""
+    """The measurements of all requests, in seconds."""
 
     def __init__(self):
         self.first = []
@@ -31,7 +31,7 @@ class Record:
 
 
 async def request(session, url, prompt, new, record):
-    """One streamed completion."""
+    """Runs one streamed completion."""
     body = {
         "prompt": prompt,
         "max_tokens": new,
@@ -57,7 +57,7 @@ async def request(session, url, prompt, new, record):
             if event.get("usage"):
                 completion_tokens = event["usage"]["completion_tokens"]
             choices = event.get("choices")
-            # The last event says only why it ended.
+            # The last event has only the finish reason.
             if not choices or (choices[0].get("finish_reason") and not choices[0].get("text")):
                 continue
             if last is None:
@@ -97,7 +97,7 @@ def percentile(values, share):
 
 
 def peak_memory(pid):
-    """The most memory the process had resident so far, mapped files included, in bytes."""
+    """Returns the peak resident memory of the process, including mapped files, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
@@ -111,7 +111,7 @@ def main():
     parser.add_argument("--prompt-tokens", type=int, default=workload.PROMPT)
     parser.add_argument("--new-tokens", type=int, default=workload.NEW)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pid", type=int, help="tells of this process's peak memory too")
+    parser.add_argument("--pid", type=int, help="also report the peak memory of this process")
     arguments = parser.parse_args()
     record, seconds = asyncio.run(load(arguments))
     figures = {

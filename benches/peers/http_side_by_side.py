@@ -4,9 +4,9 @@
     http_side_by_side.py WORK_DIR NAME [--turns 3] [--streams 1,16,64] [--precision f32,bf16,q8]
                          [--slots 32] [--skald BINARY] [--llama-server BINARY] [--threads N] [--log FILE]
 
-Needs what run.sh makes. For every precision and number of streams, the servers are started, loaded
-by http_load.py and stopped, in turn; every second turn in the opposite order. Figures are medians
-over the turns.
+Needs the files that run.sh makes. For every precision and number of streams, the servers are started, loaded
+by http_load.py and stopped, alternately, and in the opposite order in every second round. Figures are medians
+over the rounds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SKALD, LLAMA_SERVER = "skald serve", "llama-server"
 PRECISIONS = {"f32": "f32", "bf16": "bf16", "q8": "q8_0"}
 # Prompt and new tokens, rounded up as llama.cpp does.
 CONTEXT = 256
-# Figure: title, how many of its unit it is shown in, whether more is better.
+# Figure: title, factor for display, whether more is better.
 FIGURES = {
     "tokens_per_second": ("tokens/s", 1, True),
     "first_token_p50": ("first token p50, ms", 1e3, False),
@@ -45,31 +45,31 @@ def parse():
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--streams", default="1,16,64")
     parser.add_argument("--precision", default=",".join(PRECISIONS))
-    parser.add_argument("--requests", type=int, help="in each run [default: 2 per stream, at least 4]")
-    parser.add_argument("--slots", type=int, help="of llama-server at most [default: one per stream]")
+    parser.add_argument("--requests", type=int, help="requests per run [default: 2 per stream, at least 4]")
+    parser.add_argument("--slots", type=int, help="maximum slots of llama-server [default: one per stream]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--skald", type=Path, default=HERE.parents[1] / "target" / "release" / "skald")
     parser.add_argument("--llama-server", type=Path, help="[default: the one run.sh built in WORK_DIR]")
     parser.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine")
-    parser.add_argument("--log", type=Path, help="keeps every single figure, a JSON object per line")
+    parser.add_argument("--log", type=Path, help="file for every single figure, one JSON object per line")
     return parser.parse_args()
 
 
 def server(name, dtype, streams, arguments):
-    """How to start a server, and what it answers once it is ready."""
+    """Returns the command that starts a server, and its readiness route."""
     base = arguments.work / arguments.name
     if name == SKALD:
         return servers.skald(arguments.skald, base, dtype, arguments.threads), "/readyz"
     binary = arguments.llama_server or arguments.work / "llama.cpp" / "bin" / "llama-server"
     gguf = f"{base}-{PRECISIONS[dtype]}.gguf"
-    # With a slot for every stream no request waits for another's end; with fewer it gives more tokens
-    # per second. Skald is told nothing.
+    # With a slot per stream no request waits for another to finish; fewer slots give more tokens per
+    # second. Skald runs with its defaults.
     slots = min(streams, arguments.slots or streams)
     return servers.llama_server(binary, gguf, slots, CONTEXT, arguments.threads), "/health"
 
 
 def load(name, dtype, streams, arguments):
-    """One run of the load client against a fresh server."""
+    """Runs the load client once against a fresh server."""
     command, ready = server(name, dtype, streams, arguments)
     with servers.running(command, arguments.work / f"{name.replace(' ', '-')}.log", ready) as (url, pid):
         client = [sys.executable, str(HERE / "http_load.py")]
@@ -81,7 +81,7 @@ def load(name, dtype, streams, arguments):
 
 
 def measure(arguments):
-    """All figures, by server, precision, streams and figure; each a list over the turns."""
+    """Returns all figures by server, precision, streams and figure, each as a list over the rounds."""
     jobs = [
         (name, dtype, int(streams))
         for dtype in arguments.precision.split(",")
@@ -114,7 +114,7 @@ def table(figures, arguments):
             for name, label in ((SKALD, dtype), (LLAMA_SERVER, PRECISIONS[dtype])):
                 shown = [number(medians[name][figure] * unit) for figure, (_, unit, _) in FIGURES.items()]
                 rows.append([str(streams), f"{name} {label}", *shown])
-            # Above 1 Skald is better, whatever the figure.
+            # Above 1 Skald is better, for every figure.
             times = [
                 ratio(*[medians[name][figure] for name in ((SKALD, LLAMA_SERVER) if more else (LLAMA_SERVER, SKALD))])
                 for figure, (_, _, more) in FIGURES.items()

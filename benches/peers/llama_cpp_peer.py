@@ -14,15 +14,14 @@ import numpy as np
 
 import workload
 
-# Room for prompt and new tokens in each sequence's part of the KV cache, which llama.cpp rounds up
-# to a multiple of 256 itself.
+# Prompt and new tokens per sequence of the KV cache, which llama.cpp itself rounds up to a multiple of 256.
 SEQUENCE = 256
 PREFILL_SEQUENCE = 768
 
 
 @llama_cpp.llama_log_callback
 def quiet(_level, _text, _data):
-    """llama.cpp logs every tensor it loads."""
+    """Discards llama.cpp's log, which has every tensor it loads."""
 
 
 class LlamaCpp:
@@ -47,7 +46,7 @@ class LlamaCpp:
         llama_cpp.llama_free(self.context)
 
     def clear(self):
-        """Forgets all sequences."""
+        """Clears all sequences."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
 
     def decode(self, rows):
@@ -64,12 +63,12 @@ class LlamaCpp:
         assert code == 0, f"llama_decode returned {code}"
 
     def logits(self, row):
-        """The logits of a row of the last batch, not copied."""
+        """Returns the logits of a row of the last batch, without copying."""
         values = llama_cpp.llama_get_logits_ith(self.context, row)
         return np.ctypeslib.as_array(values, (self.vocabulary,))
 
     def prefill(self, prompts):
-        """Computes the prompts from an empty cache; gives the rows with the last ones' logits."""
+        """Computes the prompts from an empty cache, and returns the rows with the logits of the last tokens."""
         self.clear()
         rows = [
             (token, position, sequence, position + 1 == len(prompt))

@@ -1,16 +1,16 @@
-"""Whether anything else keeps the machine busy: threads that wait for each other in a spin, as
-llama.cpp's and CTranslate2's do, lose many times more to that than a share of the time."""
+"""Detects other load on the machine. Threads that spin while they wait for each other, as in llama.cpp and
+CTranslate2, lose many times more to it than its share of the time."""
 
 import sys
 import time
 
-# The share of all cores that others may use.
+# Permitted share of all cores used by other processes.
 LIMIT = 0.05
 SAMPLE_SECONDS = 1
 
 
 def busy():
-    """The share of all cores' time that was used, or taken by the hypervisor, over a second."""
+    """Returns the share of all cores' time that was used, or taken by the hypervisor, over a second."""
 
     def times():
         with open("/proc/stat") as stat:
@@ -25,10 +25,10 @@ def busy():
 
 
 def wait(patience):
-    """Waits, some seconds at most, until the machine is quiet; says so if it never is, and gives how busy it was."""
+    """Waits at most `patience` seconds until the machine is idle, warns if it is not, and returns the load."""
     deadline = time.monotonic() + patience
     while (share := busy()) > LIMIT and time.monotonic() < deadline:
         pass
     if share > LIMIT:
-        print(f"others use {100 * share:.0f} % of this machine: the figures mean little", file=sys.stderr)
+        print(f"other processes use {100 * share:.0f} % of this machine; the figures are unreliable", file=sys.stderr)
     return share

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Measures Skald beside llama.cpp and CTranslate2 and prints the tables of BENCHMARKS.md:
-# engines, servers, Skald alone, guessing ahead.
+# Compares Skald with llama.cpp and CTranslate2 and prints the tables of BENCHMARKS.md: engines, servers,
+# Skald alone, speculation.
 #
 #     benches/peers/run.sh [124M|355M|774M|1558M|tiny] [TURNS]
 #
 # Needs cargo, Python 3.10 or newer with venv, a C++ compiler, and for the first run a connection to
-# the Python package index. Everything it makes is in target/peers-venv and target/peers, and kept
-# for the next run. Takes about an hour for 3 turns of 124M on 2 cores, and half an hour more to
-# build llama.cpp the first time. THREADS=N sets the threads (all cores otherwise).
+# the Python package index. Its files are in target/peers-venv and target/peers, and reused by the next run.
+# Takes about an hour for 3 rounds of 124M on 2 cores, plus half an hour to build llama.cpp the first time. THREADS=N sets the threads (all cores otherwise).
 set -euo pipefail
 
 shape=${1:-124M}
@@ -49,7 +48,7 @@ library=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 rm -rf "$library"
 ln -s "$work/llama.cpp/bin" "$library"
 
-# The checkpoint, in everyone's format and precisions.
+# The checkpoint, in the formats and precisions of all engines.
 if [ ! -e "$work/$name/tokenizer.json" ]; then
     "$python" "$here/make_checkpoint.py" "$work/$name" "$shape"
 fi

@@ -1,4 +1,4 @@
-"""Starts the servers that are measured, one at a time, and stops them again."""
+"""Starts and stops the measured servers, one at a time."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ STOP_SECONDS = 40
 
 
 def skald(binary, checkpoint, dtype, threads, *more):
-    """`skald serve` with its defaults, and what is asked for besides."""
+    """Returns the command for `skald serve` with its defaults and further arguments."""
     return lambda port: [
         str(binary),
         "serve",
@@ -49,7 +49,7 @@ def llama_server(binary, gguf, slots, context, threads):
 
 @contextlib.contextmanager
 def running(command, log, ready):
-    """A server that answers `ready` with 200, as its URL and process id; stopped afterwards."""
+    """Runs a server, waits for a 200 from `ready`, yields its URL and process id, and stops it afterwards."""
     port = free_port()
     with Path(log).open("w") as output:
         process = subprocess.Popen(command(port), stdout=output, stderr=subprocess.STDOUT)
@@ -85,7 +85,7 @@ def wait_until_ready(process, url, log):
 
 
 def post(url, body):
-    """Sends JSON, gives JSON."""
+    """Sends JSON and returns JSON."""
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

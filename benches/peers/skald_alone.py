@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What Skald costs besides computing: the start, memory, and HTTP. Prints a Markdown table.
+"""Measures Skald's startup time, memory and HTTP overhead. Prints a Markdown table.
 
     skald_alone.py WORK_DIR NAME [--turns 5] [--threads N] [--skald BINARY] [--bench BINARY]
 
-Needs what run.sh makes. *Ready* is the time from starting the process, the checkpoint in the page
-cache, to the first answer of /readyz (asked every 0.1 s). *Resident* is what the server has after 32
-streams of 64 tokens in and 128 out. *HTTP* is a stream's tokens per second, by the median time between
-tokens, beside the engine's own in the same turn.
+Needs the files that run.sh makes. *Ready* is the time from starting the process, with the checkpoint in the
+page cache, to the first 200 from /readyz (polled every 0.1 s). *Resident* is the server's resident memory after
+32 streams with 64 prompt tokens and 128 output tokens. *HTTP* is a stream's tokens per second, from the median
+time between tokens, compared with the engine's own in the same round.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def ready_seconds(arguments, dtype):
 
 
 def resident_bytes(arguments, dtype):
-    """What a server has after 32 requests at once, and what of it is mapped from files."""
+    """Returns a server's resident memory after 32 concurrent requests, and its part that is mapped from files."""
     with skald(arguments, dtype) as (url, pid):
         load(url, pid, "--streams", str(STREAMS), "--requests", str(STREAMS))
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -67,7 +67,7 @@ def resident_bytes(arguments, dtype):
 
 
 def engine(arguments, bench, dtype):
-    """The engine's own figures: those of prefill, those of decode at batch 1."""
+    """Returns the engine's own figures: prefill, and decode at batch 1."""
     command = [bench, str(arguments.work / arguments.name), "--json", f"--dtype={dtype}", "--batch=1", "--runs=3"]
     command += ["--threads", str(arguments.threads)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""What every engine is asked to do, and how its figures are taken and printed.
+"""The workload of every engine, and the measurement and output of its figures.
 
 The same as `benches/engine.rs`: prefill is the time from a prompt of 512 tokens to the first new
 one; decode is, for a batch of prompts of 64 tokens, the time from when all have their first token
@@ -17,13 +17,13 @@ NEW = 128
 
 
 def prompts(count, length, seed, vocabulary=50257):
-    """Random prompts, never the same twice, so that no cache can help."""
+    """Returns random prompts, never the same twice, so that no cache can help."""
     rng = random.Random(seed)
     return [[rng.randrange(vocabulary - 1) for _ in range(length)] for _ in range(count)]
 
 
 def arguments(description):
-    """The command line all peers share."""
+    """Returns the command-line parser that all peers share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -33,7 +33,7 @@ def arguments(description):
 
 
 def measure(engine, runs, batches):
-    """Prints a figure per line: the median of the runs, after one to warm up.
+    """Prints one figure per line: the median of the runs, after a warm-up run.
 
     `engine(batch)` gives something whose `generate(prompts, new)` returns the new tokens of each
     prompt, the seconds to the first token of all, and the seconds from there to the end.

@@ -1,27 +1,27 @@
-//! What the fuzz targets' programs have in common: each input's processor time and memory are measured,
-//! and a panic is a finding.
+//! The common part of the fuzz programs: measures the processor time and memory of each input, and makes
+//! panics findings.
 //!
-//! The targets themselves are functions of Skald's, in `src/fuzzing/`.
+//! The targets themselves are functions in Skald's `src/fuzzing/`.
 
 mod measure;
 
 pub use libfuzzer_sys;
 use std::panic;
 
-/// What one input of a target may take.
+/// Limits on one input of a target.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Processor time of the whole process, in milliseconds.
     pub millis: u64,
-    /// Memory at a time beyond what there was before, in MiB.
+    /// Maximum growth of memory, in MiB.
     pub mib: u64,
 }
 
-/// Libraries that follow grammars and load tokenizers. Skald catches their panics there and reports them
-/// as errors, so these are not findings. One that is not caught ends the process all the same.
+/// Libraries whose panics Skald catches and reports as errors (grammars, loading tokenizers), so these are
+/// not findings. A panic that is not caught ends the process in any case.
 const CAUGHT: [&str; 4] = ["/llguidance-", "/derivre-", "/toktrie-", "/tokenizers-"];
 
-/// Makes the program of a target.
+/// Defines the program of a target.
 #[macro_export]
 macro_rules! fuzz {
     ($name:literal, $limits:expr) => {
@@ -31,7 +31,7 @@ macro_rules! fuzz {
     };
 }
 
-/// Prepares what the target's first input would pay for, and makes panics end the process.
+/// Initializes what the first input would otherwise pay for, and makes panics end the process.
 pub fn begin(target: &str) {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -43,22 +43,22 @@ pub fn begin(target: &str) {
     skald::fuzzing::target(target)(b"a");
 }
 
-/// Runs a target and checks what the input took.
+/// Runs a target and checks the time and memory it used.
 ///
 /// # Panics
-/// If it took more than the limits.
+/// If a limit is exceeded.
 pub fn run(target: &str, limits: Limits, input: &[u8]) {
     let measured = measure::begin();
     skald::fuzzing::target(target)(input);
     let (millis, mib) = measured.end();
     assert!(
         millis <= limits.millis,
-        "{millis} ms; at most {} are allowed",
+        "{millis} ms exceed the limit of {} ms",
         limits.millis
     );
     assert!(
         mib <= limits.mib,
-        "{mib} MiB; at most {} are allowed",
+        "{mib} MiB exceed the limit of {} MiB",
         limits.mib
     );
 }

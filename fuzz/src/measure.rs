@@ -1,17 +1,17 @@
-//! Processor time and memory of the whole process.
+//! Measures the processor time and memory of the process.
 
 use std::fs;
 use std::time::Duration;
 
-/// What there was when an input began.
+/// The state at the start of an input.
 pub struct Measured {
     kib: u64,
     time: Duration,
 }
 
-/// Begins to measure.
+/// Starts a measurement.
 pub fn begin() -> Measured {
-    // Linux forgets the most memory there ever was.
+    // Resets the peak memory on Linux.
     let _ = fs::write("/proc/self/clear_refs", "5");
     Measured {
         kib: status("VmRSS:"),
@@ -20,7 +20,7 @@ pub fn begin() -> Measured {
 }
 
 impl Measured {
-    /// Returns milliseconds, and the most memory in MiB beyond that of the beginning.
+    /// Returns the milliseconds used, and the peak memory above that at the start, in MiB.
     pub fn end(self) -> (u64, u64) {
         let time = processor_time().saturating_sub(self.time);
         let kib = status("VmHWM:").saturating_sub(self.kib);
@@ -28,7 +28,7 @@ impl Measured {
     }
 }
 
-/// A line of the process's status, in KiB; 0 where the system has none.
+/// Returns a line of the process's status in KiB; 0 if the system has none.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -41,7 +41,7 @@ fn processor_time() -> Duration {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: it writes to what it is given.
+    // SAFETY: `time` is valid for writes of a `timespec`.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -1,9 +1,9 @@
-//! A fuzzer's bytes, read as choices, texts and files.
+//! Reads a fuzzer's bytes as choices, texts and files.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that are taken from the front; zeros when there are no more.
+/// A reader that takes bytes from the front, and zeros once they are exhausted.
 pub(super) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -23,7 +23,7 @@ impl<'a> Input<'a> {
         first
     }
 
-    /// A number below `end`, which is at most 256.
+    /// Takes a number below `end`, which is at most 256.
     pub fn below(&mut self, end: usize) -> usize {
         usize::from(self.byte()) % end
     }
@@ -32,14 +32,14 @@ impl<'a> Input<'a> {
         self.byte() & 1 == 1
     }
 
-    /// Up to `count` bytes.
+    /// Takes up to `count` bytes.
     pub fn take(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// What comes before the next line feed.
+    /// Takes the bytes up to the next line feed.
     pub fn line(&mut self) -> &'a [u8] {
         let line = self.take(self.0.iter().take_while(|&&byte| byte != b'\n').count());
         self.take(1);
@@ -51,7 +51,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A sequence of numbers that follows from the first.
+/// A sequence of numbers determined by a seed.
 pub(super) struct Choices(u64);
 
 impl Choices {
@@ -59,7 +59,7 @@ impl Choices {
         Self(u64::from(seed) + 1)
     }
 
-    /// A number below `end`.
+    /// Returns the next number, below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         // Knuth's constants for a linear congruential generator.
         let next = self.0.wrapping_mul(6_364_136_223_846_793_005);
@@ -68,7 +68,7 @@ impl Choices {
     }
 }
 
-/// An empty directory, in memory where the system has a place for that; gone when it is dropped.
+/// An empty directory, in memory if the system supports that; removed when dropped.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {

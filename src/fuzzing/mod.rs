@@ -1,11 +1,11 @@
-//! What the fuzz targets of `fuzz/` do with their inputs, one function for each.
+//! The fuzz targets of `fuzz/`, one function each.
 //!
-//! A target calls the same entry points as the server does and checks what must hold of any input, not
-//! only that nothing panics. `fuzz/` feeds the functions from libFuzzer and measures the time and memory
-//! of each input; the test below runs the kept inputs, `fuzz/corpus/`, through them.
+//! A target calls the same entry points as the server and checks properties of every input, not only that
+//! nothing panics. `fuzz/` runs the functions with libFuzzer and measures the time and memory of each input;
+//! the test below runs them on the inputs in `fuzz/corpus/`.
 //!
-//! Compiled for tests and fuzzers only. A target must not depend on earlier inputs: a finding would not
-//! come again.
+//! Compiled for tests and fuzzers only. A target must not depend on earlier inputs, or findings could not be
+//! reproduced.
 
 mod config;
 mod grammar;
@@ -19,10 +19,10 @@ mod tiny;
 mod tokenizer;
 mod weights;
 
-/// A function that panics on an input for which something does not hold that must.
+/// A function that panics if a property is violated for an input.
 pub type Target = fn(&[u8]);
 
-/// All targets by the names that `fuzz/Cargo.toml` and `fuzz/corpus/` have for them.
+/// All targets, by their names in `fuzz/Cargo.toml` and `fuzz/corpus/`.
 pub const TARGETS: [(&str, Target); 9] = [
     ("config", config::run),
     ("grammar", grammar::run),
@@ -35,10 +35,10 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("weights", weights::run),
 ];
 
-/// Returns the target of a name.
+/// Returns the target with this name.
 ///
 /// # Panics
-/// If there is none.
+/// If there is no such target.
 #[must_use]
 pub fn target(name: &str) -> Target {
     let known = TARGETS.iter().find(|(known, _)| *known == name);
@@ -64,12 +64,12 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
     }
 
-    /// Runs what is kept of one target.
+    /// Runs a target on its corpus.
     fn replay(name: &str) {
         let target = target(name);
         for file in files(&fuzz_dir().join("corpus").join(name)) {
             let input = fs::read(&file).unwrap();
-            // Its name stands in the output of a test that fails.
+            // A failing test's output then ends with the name of the input.
             println!("{}", file.display());
             target(&input);
         }
@@ -101,7 +101,7 @@ mod tests {
     replayed!(config grammar requests scheduler stored stream template tokenizer weights);
 
     #[test]
-    fn what_is_kept_is_small() {
+    fn the_corpus_is_small() {
         let corpora = files(&fuzz_dir().join("corpus"));
         let kept: Vec<PathBuf> = corpora.iter().flat_map(|dir| files(dir)).collect();
         let sizes = kept.iter().map(|file| fs::metadata(file).unwrap().len());

@@ -1,7 +1,7 @@
-//! Files of sessions and of KV blocks that are damaged, foreign, or whole with any content.
+//! Session files and KV block files that are damaged, foreign, or intact with arbitrary content.
 //!
-//! The first byte of an input says what is done with the rest: the content of a history, a file as it
-//! is, or a list of damages (place, value) to a history and a block.
+//! The first byte of an input selects the use of the rest: the content of a history, a complete file, a list
+//! of damages (offset, value) to a history and a block, or the names of unrelated files.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 use super::input::{Input, Scratch};
 use crate::session::stored_files;
 
-/// Damages to one file.
+/// Maximum damages to a file.
 const DAMAGES: usize = 8;
 
 pub(super) fn run(bytes: &[u8]) {
@@ -36,7 +36,7 @@ fn write(path: &Path, file: &[u8]) {
     fs::write(path, file).expect("it is written");
 }
 
-/// Changes bytes, or cuts the file off where the value says so.
+/// Changes bytes, or truncates the file at the offset for values from 250.
 fn damage(path: &Path, damages: &[u8]) {
     let mut file = fs::read(path).expect("it is read");
     for [low, high, value] in damages.as_chunks().0 {

@@ -1,4 +1,4 @@
-//! Small models and tokenizers for targets that need a whole one.
+//! Small models and tokenizers for targets that need a complete one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +17,10 @@ use crate::kernels::linear::WeightDtype;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::byte_alphabet;
 
-/// The one special token of [`byte_tokenizer`].
+/// The only special token of [`byte_tokenizer`].
 const END_OF_TEXT: usize = 256;
 
-/// A tokenizer whose tokens are single bytes, and `<|endoftext|>`.
+/// Returns a tokenizer whose tokens are the single bytes and `<|endoftext|>`.
 pub(super) fn byte_tokenizer() -> Tokenizer {
     let json = byte_tokenizer_json().to_string();
     Tokenizer::from_json(json.as_bytes()).expect("a tokenizer")
@@ -50,12 +50,12 @@ fn byte_tokenizer_json() -> Value {
     })
 }
 
-/// The token of [`byte_tokenizer`] that stands for a byte.
+/// Returns the token of [`byte_tokenizer`] for a byte.
 pub(super) fn byte_token(byte: u8) -> u32 {
     u32::from(byte)
 }
 
-/// The tokenizer of the built-in model.
+/// Returns the tokenizer of the built-in model.
 pub(super) fn real_tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(builtin().tokenizer));
     Arc::clone(&TOKENIZER)
@@ -66,7 +66,7 @@ fn builtin() -> ModelFiles {
     files.expect("the feature builtin-model is on")
 }
 
-/// A model with the built-in one's tokenizer and a shape that takes next to no time.
+/// Returns a model with the tokenizer of the built-in one and a shape that takes almost no time.
 pub(super) fn model() -> ModelFiles {
     let mut files = builtin();
     files.config = Gpt2Config {
@@ -80,19 +80,19 @@ pub(super) fn model() -> ModelFiles {
     let scratch = Scratch::new();
     let weights = checkpoint(&files.config);
     fs::write(scratch.path().join("model.safetensors"), weights).expect("it is written");
-    // The mapping outlives the file's name.
+    // The mapping stays valid after the file is deleted.
     files.checkpoint = Checkpoint::open(scratch.path()).expect("a checkpoint");
     files
 }
 
-/// How targets load models.
+/// Returns the backend with which targets load models.
 pub(super) fn backend() -> &'static CpuBackend {
     static BACKEND: LazyLock<CpuBackend> =
         LazyLock::new(|| CpuBackend::new(NonZeroUsize::MIN, WeightDtype::F32));
     &BACKEND
 }
 
-/// The shape of the smallest model there is a point in.
+/// Returns the configuration of the smallest useful model.
 pub(super) fn smallest() -> Gpt2Config {
     let json = json!({
         "model_type": "gpt2", "vocab_size": 8, "n_positions": 6, "n_embd": 4, "n_layer": 1,
@@ -101,7 +101,7 @@ pub(super) fn smallest() -> Gpt2Config {
     Gpt2Config::from_json("config.json", json.to_string().as_bytes()).expect("a configuration")
 }
 
-/// A safetensors file for a model of this shape.
+/// Returns a safetensors file for a model of this shape.
 pub(super) fn checkpoint(config: &Gpt2Config) -> Vec<u8> {
     let mut choices = Choices::of(0);
     let mut values = |shape: &[usize]| -> Vec<u8> {

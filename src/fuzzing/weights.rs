@@ -1,4 +1,4 @@
-//! A checkpoint: an input is the file `model.safetensors`.
+//! Checkpoints: an input is the file `model.safetensors`.
 
 use std::fs;
 
@@ -9,11 +9,11 @@ use crate::checkpoint::{Gpt2Config, ModelFiles};
 use crate::kernels::kv::KvDtype;
 use crate::model::{Model, trial};
 
-/// Text of an error beside what it quotes of the file.
+/// Maximum length of an error, apart from what it quotes of the file, in bytes.
 const MESSAGE: usize = 2048;
 
-/// A file is refused with a message that is not much longer than the file, or is one of a model that
-/// computes finite numbers.
+/// Checks that a file is refused with a message that is not much longer than the file, or gives a model
+/// that computes finite numbers.
 pub(super) fn run(bytes: &[u8]) {
     let scratch = Scratch::new();
     fs::write(scratch.path().join("model.safetensors"), bytes).expect("it is written");
@@ -45,7 +45,7 @@ fn load(scratch: &Scratch) -> Result<(), String> {
     trial::run(&model, KvDtype::F32, "f32").map_err(|e| e.to_string())
 }
 
-/// What is validated has as many bytes as its shape says.
+/// Checks that a validated tensor has as many bytes as its shape requires.
 fn check_sizes(checkpoint: &Checkpoint, config: &Gpt2Config) {
     let shape = [config.vocab_size, config.n_embd];
     let wte = checkpoint

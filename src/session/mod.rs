@@ -17,6 +17,7 @@
 //! | `sharing` | which tenants share memory and waiting places |
 //! | `store` | the trait that `memory`, `dir` and `postgres` implement |
 //! | `guarded` | a store wrapper that turns panics into errors |
+//! | `sweep` | the periodic deletion of expired sessions |
 //! | `memory` | histories in memory, lost when the process ends |
 //! | `dir` | histories in a directory that servers can share |
 //! | [`postgres`] | histories in a database, for servers on many machines |
@@ -50,6 +51,7 @@ pub mod snapshots;
 mod store;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod stored_files;
+mod sweep;
 mod turn;
 
 use std::sync::Arc;

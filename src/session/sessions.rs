@@ -21,6 +21,7 @@ use super::sealed::Fingerprint;
 use super::sharing::Sharing;
 use super::snapshots::Snapshots;
 use super::store::{Entry, HeldSession, Store};
+use super::sweep::sweep;
 use super::turn::Turn;
 use super::{IfBusy, SessionError, SessionInfo, SessionKey};
 use crate::engine::EngineHandle;
@@ -28,9 +29,6 @@ use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::sequence::context_start;
 use crate::fair::Turns;
 use crate::request::{GenerateRequest, SessionId, Tenant};
-
-/// Shortest and longest interval between sweeps for expired sessions.
-const SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Maximum concurrent lists.
 const LISTS: usize = 2;
@@ -96,17 +94,17 @@ impl SessionConfig {
 #[derive(Clone)]
 pub struct Sessions(Arc<SessionsInner>);
 
-pub(super) struct SessionsInner {
+struct SessionsInner {
     engine: EngineHandle,
     context_length: usize,
     config: SessionConfig,
-    pub(super) store: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     queue: Arc<Queue>,
     /// Bounds concurrent lists, each of which queries the worker for up to a thousand contexts.
     lists: Turns,
-    pub(super) snapshots: Option<Arc<Snapshots>>,
+    snapshots: Option<Arc<Snapshots>>,
     /// Turns that are committed after their client has disconnected.
-    pub(super) background: TaskTracker,
+    background: TaskTracker,
     sweeping: OnceLock<DropGuard>,
 }
 
@@ -164,7 +162,7 @@ impl Sessions {
         held.history = held
             .history
             .filter(|history| !history.has_expired(self.0.config.ttl));
-        let turn = Turn::new(Arc::clone(&self.0), guard, held);
+        let turn = self.turn(guard, held);
         if !turn.exists() {
             self.check_limit(key).await?;
         }
@@ -413,6 +411,11 @@ impl Sessions {
         }
     }
 
+    fn turn(&self, guard: TurnGuard, held: HeldSession) -> Turn {
+        let background = self.0.background.clone();
+        Turn::new(guard, held, background, self.0.snapshots.is_some())
+    }
+
     async fn begin_existing(
         &self,
         key: &SessionKey,
@@ -423,7 +426,7 @@ impl Sessions {
             .history
             .as_ref()
             .is_none_or(|history| history.has_expired(self.0.config.ttl));
-        let turn = Turn::new(Arc::clone(&self.0), guard, held);
+        let turn = self.turn(guard, held);
         if expired {
             return Err(not_found(key));
         }
@@ -470,24 +473,6 @@ fn empty_history(since: SystemTime) -> History {
         tokens: Arc::from([]),
         created: since,
         last_used: since,
-    }
-}
-
-/// Deletes expired sessions periodically until `stop` is cancelled.
-async fn sweep(store: Arc<dyn Store>, ttl: Option<Duration>, stop: CancellationToken) {
-    let (soonest, latest) = SWEEP;
-    let pause = ttl.map_or(latest, |ttl| (ttl / 4).clamp(soonest, latest));
-    while stop
-        .run_until_cancelled(tokio::time::sleep(pause))
-        .await
-        .is_some()
-    {
-        match store.sweep(ttl).await {
-            // An outage of the database has its own log line.
-            Ok(0) | Err(SessionError::Away { .. }) => (),
-            Ok(expired) => tracing::info!(expired, "expired sessions deleted"),
-            Err(error) => tracing::warn!(%error, "expired sessions not deleted"),
-        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tokio_util::task::TaskTracker;
 
 use super::SessionError;
 use super::history::History;
 use super::queue::TurnGuard;
-use super::sessions::SessionsInner;
 use super::store::HeldSession;
 use crate::request::{SessionId, Tenant};
 
@@ -24,7 +24,9 @@ pub struct Delivered {
 pub struct Turn {
     /// `None` once the turn has ended.
     open: Option<OpenTurn>,
-    sessions: Arc<SessionsInner>,
+    /// Runs what outlives the turn.
+    background: TaskTracker,
+    keeps_kv: bool,
     history: Arc<[u32]>,
     history_lost: bool,
     /// Tokens that the request adds.
@@ -40,13 +42,19 @@ struct OpenTurn {
 }
 
 impl Turn {
-    pub(super) fn new(sessions: Arc<SessionsInner>, guard: TurnGuard, held: HeldSession) -> Self {
+    pub(super) fn new(
+        guard: TurnGuard,
+        held: HeldSession,
+        background: TaskTracker,
+        keeps_kv: bool,
+    ) -> Self {
         let history = held.history.as_ref();
         Self {
             history: history.map_or_else(|| Arc::from([]), |h| Arc::clone(&h.tokens)),
             history_lost: held.lost,
             open: Some(OpenTurn { held, guard }),
-            sessions,
+            background,
+            keeps_kv,
             prompt: Vec::new(),
             output: Vec::new(),
         }
@@ -75,7 +83,7 @@ impl Turn {
     /// Returns whether evicted KV blocks of this session are written to disk.
     #[must_use]
     pub fn keeps_kv(&self) -> bool {
-        self.sessions.snapshots.is_some()
+        self.keeps_kv
     }
 
     pub(super) fn exists(&self) -> bool {
@@ -122,14 +130,14 @@ impl Turn {
     /// Commits like [`commit`](Self::commit), in the background if the store has to be waited for.
     /// Used when the client has disconnected. A failure is logged.
     pub fn commit_in_background(self, delivered: Delivered) {
-        let sessions = Arc::clone(&self.sessions);
+        let background = self.background.clone();
         let mut committing = Box::pin(async move {
             if let Err(error) = self.commit(delivered).await {
                 tracing::error!(%error, "turn not stored");
             }
         });
         if (&mut committing).now_or_never().is_none() {
-            sessions.background.spawn(committing);
+            background.spawn(committing);
         }
     }
 
@@ -162,7 +170,7 @@ impl Turn {
         if let Some(ended) = (&mut ending).now_or_never() {
             return ended;
         }
-        let ended = self.sessions.background.spawn(ending).await;
+        let ended = self.background.spawn(ending).await;
         ended.unwrap_or_else(|panic| {
             Err(SessionError::Disk {
                 id,
@@ -220,7 +228,7 @@ impl Drop for Turn {
             }
         });
         if (&mut removing).now_or_never().is_none() {
-            self.sessions.background.spawn(removing);
+            self.background.spawn(removing);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One request to the server: sent, read as a stream, every event with the moment it came.
+//! Sends one request, reads its stream, and records the arrival of every event.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use reqwest::{Client, Response, Url};
 use serde_json::Value;
 
 use super::dialect::{BodyOptions, Dialect, error_message};
-use super::failure::{Failure, FailureKind};
+use super::request_failure::{FailureKind, RequestFailure};
 use super::sse::EventParser;
 use super::timeline::{Answered, Timeline};
-use super::workload::Ask;
+use super::workload::RequestSpec;
 
-/// For what is asked of the server before the load begins.
+/// Timeout of the query for models before the load begins.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The server, and how it is spoken to.
+/// The server and its dialect.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     client: Client,
@@ -26,11 +26,11 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// A client for the server at `url`. A `/v1` at its end is not counted: clients of OpenAI's
-    /// dialect are used to it. Proxies of the environment are not used: they would be measured too.
+    /// Creates a client for the server at `url`. A trailing `/v1`, which clients of OpenAI's API
+    /// expect, is removed. Proxies in the environment are ignored, because they would be measured too.
     ///
     /// # Errors
-    /// If the key can't be a header.
+    /// If the key is not a valid header value.
     pub fn new(
         url: &Url,
         dialect: Dialect,
@@ -57,12 +57,12 @@ impl Target {
         })
     }
 
-    /// Asks for the models, which also tells whether anyone is there: the name of the first, if
+    /// Requests the list of models, which also tests the connection. Returns the name of the first, if
     /// the server has a list.
     ///
     /// # Errors
-    /// If nothing answers. Any answer will do: not every server has a list.
-    pub async fn first_model(&self) -> Result<Option<String>, Failure> {
+    /// If the server does not respond. Any response is accepted, because not every server has a list.
+    pub async fn first_model(&self) -> Result<Option<String>, RequestFailure> {
         let asked = self
             .client
             .get(format!("{}/v1/models", self.base))
@@ -70,65 +70,70 @@ impl Target {
             .send();
         let response = asked
             .await
-            .map_err(|error| Failure::of_client(FailureKind::Connection, error))?;
+            .map_err(|error| RequestFailure::of_client(FailureKind::Connection, error))?;
         let models = response.json::<Value>().await.unwrap_or_default();
         Ok(models["data"][0]["id"].as_str().map(str::to_owned))
     }
 
-    /// Sends a request and reads its answer to the end. `arrival`: when it should have been sent.
+    /// Sends a request and reads its response to the end. `arrival` is the scheduled time.
     ///
     /// # Errors
-    /// If it is not answered in full.
+    /// If the response is not complete.
     pub async fn stream(
         &self,
-        ask: &Ask,
+        spec: &RequestSpec,
         options: &BodyOptions,
         arrival: Option<Instant>,
-    ) -> Result<Answered, Failure> {
-        let body = self.dialect.body(ask, options).to_string();
+    ) -> Result<Answered, RequestFailure> {
+        let body = self.dialect.body(spec, options).to_string();
         let request = self
             .client
             .post(format!("{}{}", self.base, self.dialect.path()))
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream")
             .body(body);
-        // The last thing before sending; what comes before is ours, not the server's.
+        // Started last, to exclude the client's own work.
         let timeline = Timeline::new(Instant::now(), arrival);
         let answer = async {
             let response = request
                 .send()
                 .await
-                .map_err(|error| Failure::of_client(FailureKind::Connection, error))?;
+                .map_err(|error| RequestFailure::of_client(FailureKind::Connection, error))?;
             self.read(checked(response).await?, timeline)
                 .await?
-                .finish(ask)
+                .finish(spec)
         };
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(answered) => answered,
-            Err(_) => Err(Failure::new(
+            Err(_) => Err(RequestFailure::new(
                 FailureKind::TimedOut,
                 format!("after {}", humantime::format_duration(self.timeout)),
             )),
         }
     }
 
-    /// To the connection's end, not only the answer's: only then can it be used again.
-    async fn read(&self, response: Response, mut timeline: Timeline) -> Result<Timeline, Failure> {
+    /// Reads the response to its end, beyond the last event: only then can the connection be reused.
+    async fn read(
+        &self,
+        response: Response,
+        mut timeline: Timeline,
+    ) -> Result<Timeline, RequestFailure> {
         let mut parser = EventParser::default();
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
             let at = Instant::now();
-            let chunk = chunk.map_err(|error| Failure::of_client(FailureKind::BrokenOff, error))?;
+            let chunk =
+                chunk.map_err(|error| RequestFailure::of_client(FailureKind::BrokenOff, error))?;
             for data in parser.push(&chunk) {
-                timeline.note(at, self.dialect.read(&data))?;
+                timeline.record(at, self.dialect.read(&data))?;
             }
         }
         Ok(timeline)
     }
 }
 
-/// The response, if it is a stream of events.
-async fn checked(response: Response) -> Result<Response, Failure> {
+/// Returns the response if it is an event stream.
+async fn checked(response: Response) -> Result<Response, RequestFailure> {
     let status = response.status();
     let type_of_content = response.headers().get(CONTENT_TYPE);
     let is_stream =
@@ -147,8 +152,8 @@ async fn checked(response: Response) -> Result<Response, Failure> {
     let message = serde_json::from_str(&text)
         .ok()
         .and_then(|body| error_message(&body));
-    Err(Failure {
+    Err(RequestFailure {
         retry_after: retry_after.map(Duration::from_secs),
-        ..Failure::new(kind, message.unwrap_or(text))
+        ..RequestFailure::new(kind, message.unwrap_or(text))
     })
 }

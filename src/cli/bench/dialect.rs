@@ -1,54 +1,54 @@
-//! The two dialects: what a request looks like, and what an event of the answer says.
+//! The two dialects: bodies of requests, and events of responses.
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::workload::Ask;
+use super::workload::RequestSpec;
 
-/// How the server is spoken to.
+/// The API of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Dialect {
-    /// `/v1/completions`, as OpenAI, vLLM, llama.cpp and Skald have it
+    /// `/v1/completions`, the API of OpenAI, vLLM, llama.cpp and Skald
     Openai,
-    /// `/generate_stream`, as text-generation-inference and Skald have it
+    /// `/generate_stream`, the API of text-generation-inference and Skald
     Tgi,
 }
 
-/// What of a request's body is the same for all requests.
+/// The parameters that all requests share.
 #[derive(Debug, Clone)]
 pub(super) struct BodyOptions {
-    /// The model's name, where the dialect has one.
+    /// Name of the model, if the dialect has one.
     pub model: Option<String>,
-    /// 0 is greedy.
+    /// Sampling temperature; 0 is greedy.
     pub temperature: f64,
-    /// Go on past the end-of-text token; TGI's dialect has no such thing.
+    /// Whether to generate past the end-of-text token; not supported by TGI's dialect.
     pub ignore_eos: bool,
 }
 
-/// Tokens, as the server counts them.
+/// Token counts reported by the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// Of the prompt.
+    /// Prompt tokens.
     pub prompt: Option<usize>,
-    /// Generated.
+    /// Generated tokens.
     pub output: Option<usize>,
 }
 
-/// What one event says.
+/// The relevant content of an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct EventMeaning {
-    /// There is new content.
+    /// Whether the event has new content.
     pub content: bool,
-    /// The answer is whole.
+    /// Whether the response is complete.
     pub end: bool,
     /// Token counts.
     pub usage: Usage,
-    /// Generation failed.
+    /// Message of a failed generation.
     pub error: Option<String>,
 }
 
 impl Dialect {
-    /// Where requests go.
+    /// Returns the path of requests.
     pub fn path(self) -> &'static str {
         match self {
             Self::Openai => "/v1/completions",
@@ -56,7 +56,7 @@ impl Dialect {
         }
     }
 
-    /// Its name, as on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Openai => "openai",
@@ -64,18 +64,18 @@ impl Dialect {
         }
     }
 
-    /// The body of a request.
-    pub fn body(self, ask: &Ask, options: &BodyOptions) -> Value {
+    /// Returns the body of a request.
+    pub fn body(self, spec: &RequestSpec, options: &BodyOptions) -> Value {
         match self {
             Self::Openai => {
                 let mut body = json!({
-                    "prompt": ask.prompt,
-                    "max_tokens": ask.output_tokens,
+                    "prompt": spec.prompt,
+                    "max_tokens": spec.output_tokens,
                     "temperature": options.temperature,
                     "stream": true,
                     "stream_options": {"include_usage": true},
                 });
-                // What a server may not know is left out where it is not needed.
+                // Fields that a server may not support are left out if possible.
                 if let Some(model) = &options.model {
                     body["model"] = json!(model);
                 }
@@ -86,7 +86,7 @@ impl Dialect {
             }
             Self::Tgi => {
                 let mut parameters = json!({
-                    "max_new_tokens": ask.output_tokens,
+                    "max_new_tokens": spec.output_tokens,
                     "do_sample": options.temperature > 0.0,
                     "details": true,
                 });
@@ -94,12 +94,12 @@ impl Dialect {
                 if options.temperature > 0.0 {
                     parameters["temperature"] = json!(options.temperature);
                 }
-                json!({"inputs": ask.prompt, "parameters": parameters})
+                json!({"inputs": spec.prompt, "parameters": parameters})
             }
         }
     }
 
-    /// Reads an event's data. What is not JSON, or says nothing of interest, means nothing.
+    /// Reads the data of an event. Data that is not JSON or not relevant gives the default.
     pub fn read(self, data: &str) -> EventMeaning {
         if data == "[DONE]" {
             return EventMeaning {
@@ -126,7 +126,7 @@ impl Dialect {
                 }
             }
             Self::Tgi => EventMeaning {
-                // A token without text is one too: it is the first part of a character.
+                // A token without text counts: it is the first part of a character.
                 content: event["token"].is_object(),
                 end: event["generated_text"].is_string(),
                 usage: Usage {
@@ -139,7 +139,7 @@ impl Dialect {
     }
 }
 
-/// The message of an error, in either dialect: `{"error": {"message"}}` or `{"error"}`.
+/// Returns the message of an error in either dialect: `{"error": {"message"}}` or `{"error"}`.
 pub(super) fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error").filter(|error| !error.is_null())?;
     let message = error.as_str().or_else(|| error["message"].as_str());
@@ -154,8 +154,8 @@ fn count(value: &Value) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn ask() -> Ask {
-        Ask {
+    fn spec() -> RequestSpec {
+        RequestSpec {
             prompt: "all the".to_owned(),
             prompt_tokens: 2,
             output_tokens: 9,
@@ -171,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn an_openai_body_asks_for_a_stream_with_usage() {
-        let body = Dialect::Openai.body(&ask(), &options(0.0));
+    fn an_openai_body_requests_a_stream_with_usage() {
+        let body = Dialect::Openai.body(&spec(), &options(0.0));
         let expected = json!({
             "model": "m", "prompt": "all the", "max_tokens": 9, "temperature": 0.0,
             "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true,
@@ -183,19 +183,19 @@ mod tests {
             ignore_eos: false,
             ..options(0.0)
         };
-        let body = Dialect::Openai.body(&ask(), &plain);
+        let body = Dialect::Openai.body(&spec(), &plain);
         assert!(body.get("model").is_none() && body.get("ignore_eos").is_none());
     }
 
     #[test]
-    fn a_tgi_body_has_a_temperature_only_to_draw() {
-        let greedy = Dialect::Tgi.body(&ask(), &options(0.0));
+    fn a_tgi_body_has_a_temperature_only_for_sampling() {
+        let greedy = Dialect::Tgi.body(&spec(), &options(0.0));
         let expected = json!({
             "inputs": "all the",
             "parameters": {"max_new_tokens": 9, "do_sample": false, "details": true},
         });
         assert_eq!(greedy, expected);
-        let drawn = Dialect::Tgi.body(&ask(), &options(0.5));
+        let drawn = Dialect::Tgi.body(&spec(), &options(0.5));
         assert_eq!(drawn["parameters"]["temperature"], 0.5);
         assert_eq!(drawn["parameters"]["do_sample"], true);
     }

@@ -1,4 +1,4 @@
-//! How long prompts and outputs are: `64`, `32..128` or `normal:64,16`.
+//! Distributions of the lengths of prompts and outputs: `64`, `32..128` or `normal:64,16`.
 
 use std::f64::consts::TAU;
 use std::fmt;
@@ -7,35 +7,35 @@ use std::str::FromStr;
 use rand_chacha::rand_core::Rng;
 use thiserror::Error;
 
-/// The longest length that is accepted: far beyond any model's window, and exact as an `f64`.
+/// Maximum length in tokens: far beyond any model's context, and exact as an `f64`.
 const MAX_TOKENS: usize = 10_000_000;
 
-/// A distribution of numbers of tokens, all at least 1.
+/// A distribution of lengths in tokens, all at least 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Lengths {
-    /// Always the same.
+    /// A constant length.
     Fixed(usize),
-    /// All from the first to the second, both included, alike.
+    /// A uniform distribution between two lengths, both included.
     Uniform(usize, usize),
-    /// Rounded, and clamped at 1.
+    /// A normal distribution, rounded and clamped to at least 1.
     Normal {
-        /// In the middle.
+        /// Mean in tokens.
         mean: f64,
-        /// The standard deviation.
+        /// Standard deviation in tokens.
         deviation: f64,
     },
 }
 
-/// What is given is no distribution of lengths.
+/// Why a text is not a valid distribution of lengths.
 #[derive(Debug, Error, PartialEq)]
 pub(super) enum LengthsError {
-    /// None of the three forms.
+    /// The text has none of the three forms.
     #[error("expected a number of tokens (64), a range (32..128) or normal:MEAN,DEVIATION")]
     Form,
-    /// Too small or too big.
-    #[error("lengths are 1 to {MAX_TOKENS}")]
+    /// A length is out of range.
+    #[error("lengths must be from 1 to {MAX_TOKENS}")]
     OutOfRange,
-    /// The range's end is before its start.
+    /// The end of the range is before its start.
     #[error("the range ends before it starts")]
     Backwards,
 }
@@ -99,17 +99,17 @@ fn tokens(text: &str) -> Result<usize, LengthsError> {
     }
 }
 
-/// Uniform over `0..n`, but for a bias of `n` in 2^64.
+/// Draws uniformly from `0..n`, with a bias of `n` in 2^64.
 pub(super) fn below(rng: &mut impl Rng, n: usize) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 
-/// Uniform over (0, 1]: a logarithm of it is finite.
+/// Draws uniformly from (0, 1], so that the logarithm is finite.
 pub(super) fn above_zero(rng: &mut impl Rng) -> f64 {
     ((rng.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
-/// Box and Muller's transform; its second value is not kept.
+/// Draws from the standard normal distribution with the Box–Muller transform, discarding its second value.
 fn standard_normal(rng: &mut impl Rng) -> f64 {
     let radius = (-2.0 * above_zero(rng).ln()).sqrt();
     radius * (TAU * above_zero(rng)).cos()
@@ -129,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn all_forms_are_read_and_shown_alike() {
+    fn every_form_is_parsed_and_displayed_unchanged() {
         for form in ["64", "32..128", "5..5", "normal:64,16", "normal:64.5,0.5"] {
             assert_eq!(form.parse::<Lengths>().unwrap().to_string(), form);
         }
     }
 
     #[test]
-    fn what_is_no_distribution_is_refused() {
+    fn an_invalid_distribution_is_refused() {
         let error = |form: &str| form.parse::<Lengths>().unwrap_err();
         for form in ["", "many", "-3", "1.5", "normal:3", "normal:a,b", "3..=4"] {
             assert_eq!(error(form), LengthsError::Form, "{form}");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_draws_both_ends_and_all_alike() {
+    fn a_range_is_uniform_and_includes_both_ends() {
         let drawn = drawn("3..6");
         for length in 3..=6 {
             let count = drawn.iter().filter(|&&drawn| drawn == length).count();

@@ -1,15 +1,15 @@
-//! When requests are sent.
+//! The pace of requests.
 //!
-//! - A **closed loop** keeps so many requests in flight: each is sent when one before it is over.
-//!   It finds how much a server can do. It can't find how long users wait: a server that stalls is
-//!   asked less meanwhile.
-//! - An **open loop** sends at random moments (a Poisson process) whether or not the server keeps
-//!   up, as independent users do. With a cap on requests in flight, those that arrive meanwhile
-//!   wait on our side, first come, first served.
+//! - A **closed loop** keeps a fixed number of requests in flight: each is sent when an earlier one
+//!   ends. It measures the capacity of a server, but not how long users wait, since a server that
+//!   stalls gets fewer requests.
+//! - An **open loop** sends at random times (a Poisson process) whether or not the server keeps up,
+//!   like independent users. With a cap on requests in flight, further requests wait in the client, in
+//!   order of arrival.
 //!
-//! In an open loop every request carries the moment it was *scheduled* to arrive, and latencies
-//! count from there. To count from when it was really sent would leave out just the waiting that
-//! an overloaded server causes ("coordinated omission").
+//! In an open loop every request carries its *scheduled* time, and latencies count from there.
+//! Counting from the actual sending would omit exactly the waiting that an overloaded server causes
+//! ("coordinated omission").
 
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
@@ -25,49 +25,49 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::lengths::above_zero;
 
-/// What decides when a request is sent.
+/// The rule that decides when a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Pace {
-    /// So many in flight.
+    /// A closed loop with this number of requests in flight.
     Closed(NonZeroUsize),
-    /// So many a second.
+    /// An open loop.
     Open {
-        /// Requests a second, on average.
+        /// Mean requests per second.
         rate: f64,
-        /// At most so many in flight.
+        /// Maximum requests in flight.
         cap: Option<NonZeroUsize>,
     },
 }
 
-/// When to stop. What has been sent is waited for: cutting it off would leave out the longest.
+/// The end of a load. Requests in flight are waited for: cancelling them would omit the slowest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// After so many requests.
+    /// Number of requests.
     Requests(u64),
-    /// No request is sent (in an open loop: arrives) later than this.
+    /// Time after which no request is sent (in an open loop: arrives).
     Duration(Duration),
 }
 
-/// Leave to send a request.
+/// Permission to send a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ticket {
-    /// From 0.
+    /// Number of the request, from 0.
     pub number: u64,
-    /// When it was scheduled to arrive, in an open loop.
+    /// Scheduled arrival, in an open loop.
     pub arrival: Option<Instant>,
 }
 
-/// What happens while a load runs.
+/// An event of a running load.
 #[derive(Debug)]
 pub(super) enum Progress<T> {
-    /// A request came in; it may have to wait for the cap.
+    /// A request has arrived; the cap may delay it.
     Arrived,
-    /// A request is over.
+    /// A request has ended.
     Done(T),
 }
 
-/// Runs `one` for every request, and tells of all in `progress`. Dropping the future cancels what
-/// is in flight.
+/// Runs `one` for every request, and reports all events to `progress`. Dropping the future cancels the
+/// requests in flight.
 pub(super) async fn drive<T, F, R>(
     pace: Pace,
     extent: Extent,
@@ -110,7 +110,7 @@ async fn closed<T, F, R>(
                 if !extent.includes(number) {
                     break;
                 }
-                // Nobody listens: the run is being cancelled.
+                // Fails only if the run is being cancelled.
                 let _ = progress.send(Progress::Arrived);
                 let arrival = None;
                 let done = one(Ticket { number, arrival }).await;
@@ -138,7 +138,7 @@ async fn open<T, F, R>(
     let mut requests = JoinSet::new();
     let mut number = 0;
     while let Some(arrival) = arrivals.recv().await {
-        // Here and not in the task, so that no request overtakes another.
+        // Acquired here rather than in the task, so that requests are sent in order.
         let place = Arc::clone(&places).acquire_owned().await;
         let ticket = Ticket {
             number,
@@ -160,7 +160,8 @@ async fn open<T, F, R>(
     }
 }
 
-/// A request that panicked is a bug of ours: it must not look like a server's failure.
+/// Propagates a panic of a request's task: it is a bug of the client and must not count as a failure of
+/// the server.
 fn or_unwind(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
@@ -178,7 +179,7 @@ impl Extent {
         matches!(self, Self::Duration(duration) if elapsed >= duration)
     }
 
-    /// The arrivals that belong to the run.
+    /// Limits arrivals to those within the extent.
     fn limit(self, arrivals: impl Iterator<Item = Duration>) -> impl Iterator<Item = Duration> {
         arrivals
             .zip(0..)
@@ -187,7 +188,7 @@ impl Extent {
     }
 }
 
-/// The arrivals of a Poisson process: gaps are exponentially distributed.
+/// Returns the arrivals of a Poisson process, whose gaps are exponentially distributed.
 fn arrivals(rate: f64, seed: u64) -> impl Iterator<Item = Duration> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let mut seconds = 0.0;
@@ -197,7 +198,7 @@ fn arrivals(rate: f64, seed: u64) -> impl Iterator<Item = Duration> {
     })
 }
 
-/// Sends every arrival at its time. A thread of its own, because tokio's timers round up to whole
+/// Sends every arrival at its time. Uses a dedicated thread, because tokio's timers round up to whole
 /// milliseconds.
 fn paced<T: Send + 'static>(
     start: Instant,
@@ -211,7 +212,7 @@ fn paced<T: Send + 'static>(
                 break;
             };
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
-            // In this order: no request is over before it arrived.
+            // In this order, so that a request never ends before it has arrived.
             let _ = progress.send(Progress::Arrived);
             if send.send(at).is_err() {
                 break;
@@ -229,8 +230,8 @@ mod tests {
 
     const STEP: Duration = Duration::from_millis(20);
 
-    /// Runs a load of requests that take a step each; their tickets as they end, the moments they
-    /// were sent, and how many were in flight at most.
+    /// Runs a load of requests that take [`STEP`] each. Returns their tickets and times of sending, in the
+    /// order in which they end, and the maximum in flight.
     async fn run(pace: Pace, extent: Extent) -> (Vec<(Ticket, Instant)>, usize) {
         let (progress, mut receive) = unbounded_channel();
         let (in_flight, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_loop_keeps_as_many_in_flight_as_asked() {
+    async fn a_closed_loop_keeps_the_requested_number_in_flight() {
         let (done, most) = run(closed_at(3), Extent::Requests(8)).await;
         assert_eq!(most, 3);
         let mut numbers: Vec<u64> = done.iter().map(|(ticket, _)| ticket.number).collect();
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_sent_after_the_duration_and_what_was_is_waited_for() {
+    async fn no_request_is_sent_after_the_duration_and_all_sent_are_waited_for() {
         let started = Instant::now();
         let (done, _) = run(closed_at(2), Extent::Duration(STEP / 2)).await;
         assert_eq!(done.len(), 2);
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_open_loop_does_not_wait_for_answers() {
+    async fn an_open_loop_does_not_wait_for_responses() {
         let pace = Pace::Open {
             rate: 10_000.0,
             cap: None,
@@ -293,7 +294,7 @@ mod tests {
         assert!(most > 10, "{most} in flight");
     }
 
-    /// The schedule is kept though the cap holds requests back: the waiting is not left out.
+    /// The schedule stays the same when the cap delays requests, so the waiting is measured.
     #[tokio::test]
     async fn a_cap_delays_sending_but_not_arrivals() {
         let pace = Pace::Open {
@@ -322,7 +323,7 @@ mod tests {
         assert_ne!(times, schedule(8));
         let mean = times.last().unwrap().as_secs_f64() / times.len() as f64;
         assert!((mean - 0.02).abs() < 0.0006, "{mean}");
-        // Of an exponential distribution the deviation is the mean, and 1 - 1/e is below it.
+        // In an exponential distribution, a share of 1 - 1/e is below the mean.
         let gaps = times
             .windows(2)
             .map(|pair| pair[1].as_secs_f64() - pair[0].as_secs_f64());

@@ -1,41 +1,40 @@
-//! `skald bench`: puts load on a server, and tells how fast it answers.
+//! `skald bench`: a load generator that measures throughput and latency over HTTP.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | `lengths`, `workload` | what is asked: lengths, prompts |
-//! | `load`, `run`, `progress` | when: closed loop, open loop; a whole load, and how far it is |
-//! | `dialect`, `client`, `sse` | one request and its answer |
-//! | `retry` | a request that is sent again after a failure |
-//! | `timeline`, `failure` | what came of it |
-//! | `stats`, `report` | what came of all, as a table and as JSON |
+//! | `lengths`, `workload` | prompts, and the lengths of prompts and outputs |
+//! | `load`, `run`, `progress` | closed and open loops; a complete load and its progress |
+//! | `dialect`, `client`, `sse` | one request and its response |
+//! | `retry` | retries of failed requests |
+//! | `timeline`, `request_failure` | the outcome of one request |
+//! | `stats`, `report` | the outcome of a run, as a table and as JSON |
 //!
-//! What the figures mean:
+//! How the figures are measured:
 //!
-//! - The clock of a request starts just before it is sent, with its body made; a connection that
-//!   has to be opened first is part of it (warm-up requests leave some open). In an open loop it
-//!   starts when the request was *scheduled* to arrive: see `load`.
-//! - Events that arrive in one piece have the same time. Time to first token ends with the first
-//!   event that has content, not with the headers.
-//! - Tokens are those the server reports at the end of a stream. Where it sent several in one
-//!   event, each has its share of the gap.
-//! - Every request counts: with `--duration` those in flight at its end are waited for. Only
-//!   Ctrl-C cancels, which the report tells of.
+//! - The clock of a request starts just before it is sent, with its body complete. It includes opening
+//!   a connection, if necessary (warm-up requests leave some open). In an open loop it starts when the
+//!   request was *scheduled* to arrive: see `load`.
+//! - Events that arrive in one chunk have the same time. Time to first token ends with the first event
+//!   that has content, not with the headers.
+//! - Token counts are those that the server reports at the end of a stream. If it sends several tokens
+//!   in one event, each gets its share of the gap.
+//! - Every request counts: at the end of `--duration`, those in flight are waited for. Only Ctrl-C
+//!   cancels requests, and the report shows their number.
 //! - Prompts differ from their first words on, so a prefix cache does not help, except with
-//!   `--shared-prefix`. Runs differ too, unless they are given the same `--seed`.
+//!   `--shared-prefix`. Runs differ too, unless they have the same `--seed`.
 //!
-//! Where it differs from its like: vLLM's `bench serve` has Poisson arrivals and a cap too, but
-//! counts latencies from when a request was really sent, leaves gaps whole whatever an event holds,
-//! and has one seed by default, so a second run meets the first one's prefix cache. TGI's benchmark
-//! talks to the model server below HTTP, with batches of one size; here the way of a user's request
-//! is measured.
+//! Differences from other tools: vLLM's `bench serve` has Poisson arrivals and a cap too, but measures
+//! latencies from the actual sending of a request, does not divide gaps by the tokens per event, and
+//! has a fixed default seed, so that a second run hits the prefix cache of the first. TGI's benchmark
+//! bypasses HTTP and uses batches of one size; this one measures what a user of the API sees.
 
 mod client;
 mod dialect;
-mod failure;
 mod lengths;
 mod load;
 mod progress;
 mod report;
+mod request_failure;
 mod retry;
 mod run;
 mod sse;
@@ -60,7 +59,7 @@ use self::lengths::Lengths;
 use self::load::{Extent, Pace};
 use self::report::{LoadSetup, Measured, Report, Setup};
 use self::run::Run;
-use self::workload::{Number, Workload};
+use self::workload::{RequestNumber, Workload};
 use super::{CommandError, http_url, runtime, write_out};
 
 /// Measure how fast a server answers under load
@@ -84,7 +83,7 @@ pub struct Bench {
     /// API to use
     #[arg(long, value_enum, default_value = "openai")]
     api: Dialect,
-    /// The model to ask for [default: the first the server lists]
+    /// Model to request [default: the first that the server lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// Sent as a bearer token
@@ -95,7 +94,7 @@ pub struct Bench {
         hide_env_values = true
     )]
     api_key: Option<String>,
-    /// Requests in flight; with --rate, at most so many [default: 1; with --rate any number]
+    /// Requests in flight; with --rate, the maximum [default: 1; with --rate unlimited]
     #[arg(short, long, value_name = "N", value_parser = concurrency, help_heading = "Load")]
     concurrency: Option<NonZeroUsize>,
     /// Requests that arrive each second, on average
@@ -111,10 +110,10 @@ pub struct Bench {
         help_heading = "Load"
     )]
     requests: Option<u64>,
-    /// Send requests for so long; those in flight then are waited for
+    /// Send requests for this time, then wait for those in flight
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Load")]
     duration: Option<Duration>,
-    /// Requests before that, not counted
+    /// Warm-up requests, which are not counted
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Load")]
     warmup: u64,
     /// Give up on a request after this time
@@ -126,11 +125,11 @@ pub struct Bench {
         help_heading = "Load"
     )]
     timeout: Duration,
-    /// Retry a failed request up to N times where that may help: no connection, a stream that broke off,
-    /// 408, 409, 429 and 5xx; latencies count from its first attempt
+    /// Retry a failed request up to N times after a connection error, an interrupted stream, 408, 409, 429
+    /// or 5xx; latencies count from the first attempt
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Load")]
     retries: u32,
-    /// Lengths of prompts, in words that are a token each to most models
+    /// Lengths of prompts, in words that are one token each for most models
     #[arg(
         long,
         value_name = "DIST",
@@ -149,7 +148,7 @@ pub struct Bench {
     /// Number of leading tokens shared by all prompts
     #[arg(long, value_name = "N", default_value = "0", help_heading = "Requests")]
     shared_prefix: usize,
-    /// Outputs go on past the end-of-text token, to the length asked for (openai only)
+    /// Generate past the end-of-text token, up to the requested length (openai only)
     #[arg(
         long,
         value_name = "BOOL",
@@ -161,7 +160,7 @@ pub struct Bench {
         help_heading = "Requests"
     )]
     ignore_eos: bool,
-    /// 0 always takes the most likely token
+    /// Sampling temperature; 0 is greedy
     #[arg(
         long,
         value_name = "T",
@@ -170,14 +169,14 @@ pub struct Bench {
         help_heading = "Requests"
     )]
     temperature: f64,
-    /// The same seed gives the same prompts, lengths and arrivals; a server that has seen them
-    /// before may have them cached [default: a new one]
+    /// Seed for prompts, lengths and arrivals; a server that has seen the same prompts before may have
+    /// them cached [default: random]
     #[arg(long, help_heading = "Requests")]
     seed: Option<u64>,
-    /// One JSON object instead of a table
+    /// Print a JSON object instead of a table
     #[arg(long, help_heading = "Report")]
     json: bool,
-    /// Write the JSON object to this file too
+    /// Also write the JSON object to this file
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     output: Option<PathBuf>,
 }
@@ -185,7 +184,7 @@ pub struct Bench {
 impl Bench {
     pub(super) fn run(self) -> Result<(), CommandError> {
         let target = self.target().map_err(CommandError::Unusable)?;
-        // Before the run: to find out after it would be too late.
+        // Created before the run: a failure afterwards would lose the results.
         let file = self.create_output().map_err(CommandError::Unusable)?;
         let measured = runtime()?.block_on(self.measure(target));
         let (setup, measured) = measured.map_err(CommandError::Running)?;
@@ -199,7 +198,7 @@ impl Bench {
                 "none of {} requests succeeded: {kind}: {example}",
                 measured.failed.total()
             ),
-            None => anyhow!("ended before anything was measured"),
+            None => anyhow!("interrupted before any request was measured"),
         };
         Err(CommandError::Running(error))
     }
@@ -236,7 +235,7 @@ impl Bench {
             .map_err(|failure| anyhow!("can't connect to {}: {}", self.url, failure.message))?;
         let model = self.model.clone().or(listed);
         let model = model.filter(|_| self.api == Dialect::Openai);
-        // Short enough to be typed again.
+        // Short enough to type.
         let seed = self
             .seed
             .unwrap_or_else(|| Uuid::new_v4().as_u128() as u64 % 1_000_000_000);
@@ -254,10 +253,11 @@ impl Bench {
         };
         let run = Run::new(target, options, workload, self.retries);
         if self.warmup > 0 {
-            // A closed loop in any case: what is not counted need not arrive at random.
+            // Always a closed loop: warm-up requests need not arrive at random.
             let pace = Pace::Closed(self.concurrency.unwrap_or(NonZeroUsize::MIN));
             let extent = Extent::Requests(self.warmup);
-            if run.load(pace, extent, Number::Warmup).await.interrupted {
+            let warmup = run.load(pace, extent, RequestNumber::Warmup);
+            if warmup.await.interrupted {
                 let nothing = Measured {
                     interrupted: true,
                     ..Measured::default()
@@ -265,7 +265,7 @@ impl Bench {
                 return Ok((setup, nothing));
             }
         }
-        let measured = run.load(self.pace(), self.extent(), Number::Measured);
+        let measured = run.load(self.pace(), self.extent(), RequestNumber::Measured);
         Ok((setup, measured.await))
     }
 
@@ -311,25 +311,25 @@ impl Bench {
     }
 }
 
-/// An address without a password.
+/// Parses a URL without user and password.
 fn server(text: &str) -> Result<Url, String> {
     let url = http_url(text)?;
-    // It is shown in reports.
+    // Reports show the URL.
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("use --api-key and not a password in the address".to_owned());
+        return Err("the URL must not contain a user name or password; use --api-key".to_owned());
     }
     Ok(url)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be more than nothing".to_owned()),
+        Ok(Duration::ZERO) => Err("must be greater than zero".to_owned()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; such as 30s or 5m")),
+        Err(error) => Err(format!("{error}; use a duration such as 30s or 5m")),
     }
 }
 
-/// A connection each: there are no more ports.
+/// Parses a number of requests in flight. Each needs a connection, so the number of ports limits it.
 fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
     let number: NonZeroU16 = text
         .parse()
@@ -350,6 +350,6 @@ fn number(text: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64, Strin
     if range.contains(&number) {
         Ok(number)
     } else {
-        Err(format!("must be {} to {}", range.start(), range.end()))
+        Err(format!("must be from {} to {}", range.start(), range.end()))
     }
 }

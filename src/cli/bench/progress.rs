@@ -1,4 +1,4 @@
-//! How far a load is, on standard error if that is a terminal.
+//! The progress bar, on standard error if that is a terminal.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::load::Extent;
 use super::report::Measured;
-use super::workload::Number;
+use super::workload::RequestNumber;
 
-/// A progress bar; gone when dropped.
+/// A progress bar; cleared when dropped.
 pub(super) struct Bar {
     bar: ProgressBar,
     extent: Extent,
 }
 
 impl Bar {
-    /// For a load of requests such as `first`.
-    pub fn new(first: Number, extent: Extent) -> Self {
+    /// Creates the bar of a load whose first request is `first`.
+    pub fn new(first: RequestNumber, extent: Extent) -> Self {
         let (length, unit) = match extent {
             Extent::Requests(requests) => (requests, "requests"),
             Extent::Duration(duration) => (duration.as_secs(), "s"),
         };
         let name = match first {
-            Number::Warmup(_) => "warming up",
-            Number::Measured(_) => "measuring",
+            RequestNumber::Warmup(_) => "warming up",
+            RequestNumber::Measured(_) => "measuring",
         };
         let bar = ProgressBar::new(length).with_prefix(name);
         let template = format!("{{prefix}} {{wide_bar}} {{pos}}/{{len}} {unit}, {{msg}}");
@@ -33,7 +33,7 @@ impl Bar {
         Self { bar, extent }
     }
 
-    /// Shows how far it is.
+    /// Draws the current progress.
     pub fn draw(&self, measured: &Measured, elapsed: Duration) {
         let unfinished = measured.unfinished();
         self.bar.set_position(match self.extent {

@@ -1,103 +1,103 @@
-//! What a run comes to: the figures, as JSON and as a table.
+//! The report of a run, as JSON and as a table.
 //!
-//! The JSON object has the fields of [`Report`] under their names. Times are in milliseconds
-//! except where the name says `_s`; a distribution is an object with `mean`, `p50`, `p90`, `p95`,
-//! `p99` and `max`, or null if there was nothing to measure.
+//! The JSON object has the fields of [`Report`] under their names. Times are in milliseconds unless
+//! the name ends in `_s`. A distribution is an object with `mean`, `p50`, `p90`, `p95`, `p99` and
+//! `max`, or null without samples.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::failure::FailureCounts;
+use super::request_failure::FailureCounts;
 use super::stats::Summary;
 use super::timeline::{Answered, ms};
 
-/// What was run.
+/// The parameters of a run.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Setup {
-    /// The server.
+    /// URL of the server.
     pub url: String,
     /// `openai` or `tgi`.
     pub api: &'static str,
-    /// The model that was asked for; null if none was named.
+    /// The requested model; null if none was named.
     pub model: Option<String>,
-    /// When requests were sent.
+    /// The pace of requests.
     pub load: LoadSetup,
-    /// The distribution of prompts' lengths, as given.
+    /// Distribution of the lengths of prompts, as given.
     pub prompt_tokens: String,
-    /// The distribution of outputs' lengths, as given.
+    /// Distribution of the lengths of outputs, as given.
     pub output_tokens: String,
-    /// Tokens at the head of every prompt that are the same.
+    /// Leading tokens shared by all prompts.
     pub shared_prefix: usize,
-    /// 0 is greedy.
+    /// Sampling temperature; 0 is greedy.
     pub temperature: f64,
-    /// Draws prompts, lengths and arrivals.
+    /// Seed of prompts, lengths and arrivals.
     pub seed: u64,
-    /// Attempts a request has after its first.
+    /// Maximum attempts of a request after its first.
     pub max_retries: u32,
-    /// Requests before these, not counted.
+    /// Warm-up requests, which are not counted.
     pub warmup: u64,
 }
 
-/// When requests were sent.
+/// The pace of requests.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(super) enum LoadSetup {
     /// `{"kind": "closed", "concurrency"}`
     Closed {
-        /// In flight at any time.
+        /// Requests in flight at any time.
         concurrency: usize,
     },
     /// `{"kind": "open", "requests_per_s", "concurrency"}`
     Open {
-        /// Arrivals in a second.
+        /// Mean arrivals per second.
         requests_per_s: f64,
-        /// At most so many in flight; null is any number.
+        /// Maximum requests in flight; null is unlimited.
         concurrency: Option<usize>,
     },
 }
 
-/// What was measured.
+/// The measurements of a run.
 #[derive(Debug, Default)]
 pub(super) struct Measured {
-    /// Requests that came in.
+    /// Number of requests that arrived.
     pub arrived: u64,
-    /// Answered in full.
+    /// Completed requests.
     pub answered: Vec<Answered>,
-    /// Not so.
+    /// Failed requests.
     pub failed: FailureCounts,
-    /// Attempts after a first that failed, over all requests.
+    /// Retries of all requests.
     pub retries: u64,
-    /// From the start until the last request was over.
+    /// Time from the start to the end of the last request.
     pub elapsed: Duration,
-    /// Ended early, with Ctrl-C.
+    /// Whether Ctrl-C ended the run early.
     pub interrupted: bool,
 }
 
 impl Measured {
-    /// Requests that came in and are not over.
+    /// Returns the number of requests that have arrived and not ended.
     pub fn unfinished(&self) -> u64 {
-        let over = self.answered.len() + self.failed.total();
-        self.arrived.saturating_sub(over as u64)
+        let ended = self.answered.len() + self.failed.total();
+        self.arrived.saturating_sub(ended as u64)
     }
 }
 
-/// The report on a run: the schema of the JSON output.
+/// The report of a run: the schema of the JSON output.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
-    /// What was run.
+    /// Parameters of the run.
     #[serde(flatten)]
     pub setup: Setup,
-    /// From the start of the load until its last request was over, in seconds.
+    /// Time from the start of the load to the end of the last request, in seconds.
     pub duration_s: f64,
-    /// The run was ended early, with Ctrl-C.
+    /// Whether Ctrl-C ended the run early.
     pub interrupted: bool,
-    /// How requests ended.
+    /// Outcomes of the requests.
     pub requests: Requests,
-    /// Failures other than 429, the most frequent first.
+    /// Failures other than 429, most frequent first.
     pub errors: Vec<ErrorCount>,
-    /// Tokens of the requests that completed.
+    /// Tokens of the completed requests.
     pub tokens: Tokens,
     /// Completed requests and their tokens, over `duration_s`.
     pub throughput: Throughput,
@@ -115,67 +115,70 @@ pub(super) struct Report {
     /// In an open loop: from the scheduled arrival to sending; part of the latencies above. Null
     /// in a closed loop.
     pub wait_ms: Option<Summary>,
-    /// Tokens generated by a request.
+    /// Generated tokens per request.
     pub output_tokens_per_request: Option<Summary>,
 }
 
-/// How requests ended.
+/// Outcomes of the requests.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Requests {
-    /// Answered in full.
+    /// Requests with a complete response.
     pub completed: usize,
-    /// Refused with 429.
+    /// Requests refused with 429.
     pub rejected: usize,
-    /// Failed in another way.
+    /// Requests that failed in another way.
     pub failed: usize,
-    /// Sent or waiting when the run was ended early.
+    /// Requests that were sent or waiting when the run was interrupted.
     pub cancelled: u64,
-    /// Attempts after a first that failed, over all requests.
+    /// Retries of all requests.
     pub retries: u64,
 }
 
-/// A way to fail.
+/// Failures of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct ErrorCount {
     /// `HTTP` and the status, `connection`, `no event stream`, `error in the stream`,
     /// `stream broke off` or `timed out`.
     pub kind: String,
-    /// How often.
+    /// Number of failures.
     pub count: usize,
-    /// The first message.
+    /// Message of the first failure.
     pub example: String,
 }
 
-/// Tokens of the requests that completed.
+/// Tokens of the completed requests.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Tokens {
-    /// Of prompts.
+    /// Prompt tokens.
     pub prompt: usize,
-    /// Generated.
+    /// Generated tokens.
     pub output: usize,
-    /// Generated if no text had ended before the length asked for.
+    /// Requested tokens.
     pub output_asked: usize,
-    /// True: the server reported all these. False: for some requests words and events with
-    /// content were counted instead.
+    /// Whether the server reported all token counts. If not, words and events with content were counted
+    /// instead for some requests.
     pub reported: bool,
-    /// Tokens in one event on average.
+    /// Mean tokens per event.
     pub per_event: f64,
 }
 
-/// Completed requests and their tokens over time.
+/// Completed requests and their tokens per second.
 #[derive(Debug, Clone, Copy, Serialize)]
-#[expect(clippy::struct_field_names, reason = "JSON has no units but in names")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "JSON has units only in field names"
+)]
 pub(super) struct Throughput {
-    /// Requests.
+    /// Completed requests per second.
     pub requests_per_s: f64,
-    /// Generated tokens.
+    /// Generated tokens per second.
     pub output_tokens_per_s: f64,
-    /// Prompts' tokens and generated tokens.
+    /// Prompt tokens and generated tokens per second.
     pub total_tokens_per_s: f64,
 }
 
 impl Report {
-    /// Makes the figures.
+    /// Computes the report.
     pub fn new(setup: Setup, measured: &Measured) -> Self {
         let answered = &measured.answered;
         let (failed, rejected) = (measured.failed.total(), measured.failed.rejected());
@@ -224,7 +227,7 @@ impl Report {
     }
 }
 
-/// Rejections have a count of their own.
+/// Returns the failures other than rejections, which are counted separately.
 fn errors(failed: &FailureCounts) -> Vec<ErrorCount> {
     let kinds = failed.most_frequent().into_iter();
     let errors = kinds.filter(|(kind, ..)| !kind.is_rejection());
@@ -237,7 +240,7 @@ fn errors(failed: &FailureCounts) -> Vec<ErrorCount> {
         .collect()
 }
 
-/// The table.
+/// Writes the table.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let setup = &self.setup;
@@ -249,7 +252,7 @@ impl fmt::Display for Report {
             setup.load, setup.prompt_tokens, setup.output_tokens, setup.seed
         )?;
         let interrupted = if self.interrupted {
-            ", ended early"
+            ", interrupted"
         } else {
             ""
         };
@@ -275,11 +278,11 @@ impl fmt::Display for Report {
         let tokens = self.tokens;
         writeln!(
             f,
-            "Tokens      {} read, {} written of {} asked{}",
+            "Tokens      {} prompt, {} output ({} requested){}",
             tokens.prompt,
             tokens.output,
             tokens.output_asked,
-            if tokens.reported { "" } else { " (estimated)" }
+            if tokens.reported { "" } else { ", estimated" }
         )?;
         let throughput = self.throughput;
         writeln!(
@@ -357,7 +360,7 @@ impl fmt::Display for LoadSetup {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::failure::{Failure, FailureKind};
+    use super::super::request_failure::{FailureKind, RequestFailure};
     use super::*;
 
     fn setup(load: LoadSetup) -> Setup {
@@ -392,7 +395,7 @@ mod tests {
     fn measured() -> Measured {
         let mut failed = FailureCounts::default();
         for (status, message) in [(429, "busy"), (500, "oh"), (400, "too long"), (500, "ah")] {
-            failed.add(Failure::new(FailureKind::Status(status), message));
+            failed.add(RequestFailure::new(FailureKind::Status(status), message));
         }
         Measured {
             arrived: 8,
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_those_of_the_requests() {
+    fn figures_are_computed_from_the_requests() {
         let load = LoadSetup::Closed { concurrency: 2 };
         let report = serde_json::to_value(Report::new(setup(load), &measured())).unwrap();
         assert_eq!(report["load"], json!({"kind": "closed", "concurrency": 2}));
@@ -452,8 +455,8 @@ mod tests {
         for part in [
             "http://server (openai, m)",
             "open loop, 2.5 requests/s, at most 4 in flight",
-            "2 completed, 3 failed, 1 rejected (429), 2 cancelled, 5 retries in 2.00 s, ended early",
-            "128 read, 6 written of 8 asked\n",
+            "2 completed, 3 failed, 1 rejected (429), 2 cancelled, 5 retries in 2.00 s, interrupted",
+            "128 prompt, 6 output (8 requested)\n",
             "1.00 requests/s, 3.0 output tokens/s, 67.0 total tokens/s",
             "2 x HTTP 500: oh",
             "Waiting to be sent, ms          1.00",
@@ -463,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_without_answers_has_no_distributions() {
+    fn a_run_without_completed_requests_has_no_distributions() {
         let load = LoadSetup::Closed { concurrency: 1 };
         let report = Report::new(setup(load), &Measured::default());
         assert_eq!(report.throughput.requests_per_s, 0.0);

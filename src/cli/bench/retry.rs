@@ -1,16 +1,16 @@
-//! Sends a request again after a failure that another attempt may not meet, as OpenAI's clients do:
-//! after half a second, twice as long each further time, or when the server says (`Retry-After`).
+//! Retries requests after transient failures, as OpenAI's clients do: after half a second, doubling with
+//! each attempt, or after the server's `Retry-After`.
 //!
-//! A stream that breaks off is retried too, from its beginning, which those clients leave to whoever
-//! reads the stream: a load has no reader that could be confused.
+//! An interrupted stream is also retried from its beginning. OpenAI's clients leave that to the
+//! application, which may have used part of the stream; a load has no such application.
 
 use std::time::{Duration, Instant};
 
 use super::client::Target;
 use super::dialect::BodyOptions;
-use super::failure::{Failure, FailureKind};
+use super::request_failure::{FailureKind, RequestFailure};
 use super::timeline::Answered;
-use super::workload::Ask;
+use super::workload::RequestSpec;
 
 /// Pause before the first retry.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -19,19 +19,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// Longest `Retry-After` that is followed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What came of a request, and how many attempts it took after the first.
+/// The outcome of a request.
 pub(super) struct Outcome {
-    /// The last attempt.
-    pub result: Result<Answered, Failure>,
+    /// Result of the last attempt.
+    pub result: Result<Answered, RequestFailure>,
     /// Attempts after the first.
     pub retries: u32,
 }
 
-/// Sends a request, up to `most` further times while it fails. Latencies count from its first
-/// attempt, or from `arrival`.
+/// Sends a request, with up to `most` retries. Latencies count from the first attempt, or from
+/// `arrival`.
 pub(super) async fn stream(
     target: &Target,
-    ask: &Ask,
+    spec: &RequestSpec,
     options: &BodyOptions,
     arrival: Option<Instant>,
     most: u32,
@@ -40,7 +40,7 @@ pub(super) async fn stream(
     let mut retries = 0;
     loop {
         let origin = arrival.or((retries > 0).then_some(began));
-        let result = target.stream(ask, options, origin).await;
+        let result = target.stream(spec, options, origin).await;
         let failure = match result {
             Err(failure) if retries < most && is_transient(failure.kind) => failure,
             result => return Outcome { result, retries },
@@ -50,7 +50,7 @@ pub(super) async fn stream(
     }
 }
 
-/// Whether another attempt may succeed.
+/// Returns whether another attempt may succeed.
 fn is_transient(kind: FailureKind) -> bool {
     match kind {
         FailureKind::Connection | FailureKind::InStream | FailureKind::BrokenOff => true,
@@ -59,12 +59,12 @@ fn is_transient(kind: FailureKind) -> bool {
     }
 }
 
-/// The time to wait before the attempt after `retries` others.
-fn pause(failure: &Failure, retries: u32) -> Duration {
-    let told = failure
+/// Returns the pause before the next attempt, after `retries` retries.
+fn pause(failure: &RequestFailure, retries: u32) -> Duration {
+    let requested = failure
         .retry_after
         .filter(|&after| after <= LONGEST_RETRY_AFTER);
-    told.unwrap_or_else(|| {
+    requested.unwrap_or_else(|| {
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(retries));
         pause.min(LONGEST_PAUSE)
     })
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_request_itself_is_to_blame_for_is_not_retried() {
+    fn client_errors_and_timeouts_are_not_retried() {
         for status in [408, 409, 429, 500, 502, 503, 504] {
             assert!(is_transient(FailureKind::Status(status)), "{status}");
         }
@@ -88,18 +88,18 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_unless_the_server_says_when_to_come_back() {
-        let failure = |retry_after| Failure {
+    fn pauses_double_unless_the_server_sends_retry_after() {
+        let failure = |retry_after| RequestFailure {
             retry_after,
-            ..Failure::new(FailureKind::Status(503), "away")
+            ..RequestFailure::new(FailureKind::Status(503), "away")
         };
         let pauses = [0, 1, 2, 9].map(|retries| pause(&failure(None), retries));
         assert_eq!(
             pauses.map(|pause| pause.as_millis()),
             [500, 1000, 2000, 8000]
         );
-        let told = |seconds| pause(&failure(Some(Duration::from_secs(seconds))), 0);
-        assert_eq!(told(3), Duration::from_secs(3));
-        assert_eq!(told(3600), FIRST_PAUSE);
+        let requested = |seconds| pause(&failure(Some(Duration::from_secs(seconds))), 0);
+        assert_eq!(requested(3), Duration::from_secs(3));
+        assert_eq!(requested(3600), FIRST_PAUSE);
     }
 }

@@ -1,4 +1,4 @@
-//! A whole load: every request is sent, and what came of it collected.
+//! Runs a complete load and collects the outcomes of its requests.
 
 use std::future::pending;
 use std::pin::pin;
@@ -14,22 +14,22 @@ use super::load::{self, Extent, Pace, Progress};
 use super::progress::Bar;
 use super::report::Measured;
 use super::retry;
-use super::workload::{Number, Workload};
+use super::workload::{RequestNumber, Workload};
 
-/// How often the progress bar is drawn.
+/// Interval at which the progress bar is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
 
-/// What all requests need.
+/// What all requests of a run share.
 pub(super) struct Run {
     target: Arc<Target>,
     options: Arc<BodyOptions>,
     workload: Arc<Workload>,
-    /// Attempts a request has after its first.
+    /// Maximum attempts of a request after its first.
     max_retries: u32,
 }
 
 impl Run {
-    /// A run against a server.
+    /// Creates a run against a server.
     pub fn new(target: Target, options: BodyOptions, workload: Workload, max_retries: u32) -> Self {
         Self {
             max_retries,
@@ -39,9 +39,13 @@ impl Run {
         }
     }
 
-    /// Puts a load on the server until it is through, or until Ctrl-C, which cancels what is in
-    /// flight.
-    pub async fn load(&self, pace: Pace, extent: Extent, number: fn(u64) -> Number) -> Measured {
+    /// Runs a load to its end, or until Ctrl-C, which cancels the requests in flight.
+    pub async fn load(
+        &self,
+        pace: Pace,
+        extent: Extent,
+        number: fn(u64) -> RequestNumber,
+    ) -> Measured {
         let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
         let workload = Arc::clone(&self.workload);
         let max_retries = self.max_retries;
@@ -51,9 +55,9 @@ impl Run {
             let (target, options) = (Arc::clone(&target), Arc::clone(&options));
             let (workload, counter) = (Arc::clone(&workload), Arc::clone(&counter));
             async move {
-                let ask = workload.ask(number(ticket.number));
+                let spec = workload.request(number(ticket.number));
                 let outcome =
-                    retry::stream(&target, &ask, &options, ticket.arrival, max_retries).await;
+                    retry::stream(&target, &spec, &options, ticket.arrival, max_retries).await;
                 counter.fetch_add(u64::from(outcome.retries), Ordering::Relaxed);
                 outcome.result
             }
@@ -84,7 +88,7 @@ impl Run {
                             Err(failure) => measured.failed.add(failure),
                         }
                     }
-                    // The load is through, and all is read.
+                    // The load has ended, and all outcomes are collected.
                     None => return measured,
                 },
             }
@@ -92,7 +96,7 @@ impl Run {
     }
 }
 
-/// Ends at Ctrl-C; never, if that can't be listened to.
+/// Returns at Ctrl-C; never returns if the signal can't be handled.
 async fn interrupt() {
     if tokio::signal::ctrl_c().await.is_err() {
         pending::<()>().await;

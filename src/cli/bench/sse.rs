@@ -1,24 +1,24 @@
-//! Server-sent events, as they come over the wire: bytes in, the data of whole events out.
+//! A parser for server-sent events: takes bytes and returns the data of complete events.
 //!
-//! Exact for what the HTML standard calls an event stream: lines end with LF, CR or CRLF, also
-//! where chunks are cut in between; several `data` lines make one text; comments and other fields
-//! are passed over; an event that is not complete at the end does not count.
+//! Follows the HTML standard: lines end with LF, CR or CRLF, regardless of chunk boundaries; several
+//! `data` lines are joined; comments and other fields are ignored; an incomplete event at the end is
+//! discarded.
 
-/// Cuts a byte stream into events.
+/// Splits a byte stream into events.
 #[derive(Debug, Default)]
 pub(super) struct EventParser {
-    /// The line so far.
+    /// The current line.
     line: Vec<u8>,
-    /// The data of the event so far, each line followed by LF.
+    /// The data of the current event, each line followed by LF.
     data: String,
-    /// The last byte was a CR: an LF that follows belongs to it.
+    /// Whether the last byte was a CR, to which a following LF belongs.
     after_cr: bool,
-    /// The first line has been read; it may begin with a byte order mark.
+    /// Whether the first line, which may begin with a byte order mark, has been read.
     begun: bool,
 }
 
 impl EventParser {
-    /// Takes the next bytes; the data of every event they complete.
+    /// Parses the next bytes, and returns the data of every event they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut events = Vec::new();
         for &byte in bytes {
@@ -32,7 +32,7 @@ impl EventParser {
         events
     }
 
-    /// Reads one line; the event's data, if the line ends one.
+    /// Parses a line, and returns the data of the event if the line ends it.
     fn end_line(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.line);
         let mut line: &[u8] = &line;
@@ -41,7 +41,7 @@ impl EventParser {
         }
         if line.is_empty() {
             let mut data = std::mem::take(&mut self.data);
-            // The last line's LF; without any line there is no event.
+            // Removes the LF of the last line; an event without data is discarded.
             return data.pop().map(|_| data);
         }
         let colon = line.iter().position(|&byte| byte == b':');
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_data_are_joined_and_all_else_is_passed_over() {
+    fn lines_of_data_are_joined_and_other_fields_are_ignored() {
         assert_eq!(
             parse(": keep-alive\n\nevent: x\nid: 3\ndata: a\nretry: 5\ndata: b\n\n"),
             ["a\nb"]
@@ -87,25 +87,25 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_with_any_of_the_three() {
+    fn lines_end_with_lf_cr_or_crlf() {
         assert_eq!(parse("data: a\r\n\r\ndata: b\r\n\r\n"), ["a", "b"]);
         assert_eq!(parse("data: a\r\rdata: b\r\r"), ["a", "b"]);
         assert_eq!(parse("data: a\r\n\ndata: b\n\r\n"), ["a", "b"]);
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_part_of_the_first_field() {
+    fn a_byte_order_mark_is_removed() {
         assert_eq!(parse("\u{feff}data: a\n\n"), ["a"]);
     }
 
     #[test]
-    fn an_event_that_is_cut_off_is_none() {
+    fn an_incomplete_event_is_discarded() {
         assert_eq!(parse("data: a\n"), Vec::<String>::new());
         assert_eq!(parse("data: a"), Vec::<String>::new());
     }
 
     #[test]
-    fn it_does_not_matter_where_chunks_are_cut() {
+    fn chunk_boundaries_do_not_matter() {
         let stream =
             "data: Mär\r\n\r\n: c\r\ndata: ch\ndata: en\r\r\u{20}x\ndata: €\n\n".as_bytes();
         let whole = EventParser::default().push(stream);

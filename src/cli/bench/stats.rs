@@ -1,26 +1,26 @@
-//! Many samples in a few figures.
+//! Summary statistics.
 
 use serde::Serialize;
 
-/// The distribution of a measure. Percentiles are interpolated between the two nearest samples.
+/// The distribution of a measurement. Percentiles are interpolated between the two nearest samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Summary {
-    /// The arithmetic mean.
+    /// Arithmetic mean.
     pub mean: f64,
-    /// The median.
+    /// Median.
     pub p50: f64,
-    /// 90 % are not above it.
+    /// 90th percentile.
     pub p90: f64,
-    /// 95 % are not above it.
+    /// 95th percentile.
     pub p95: f64,
-    /// 99 % are not above it.
+    /// 99th percentile.
     pub p99: f64,
-    /// The largest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Summary {
-    /// Of samples in any order; `None` of none.
+    /// Summarizes samples in any order; `None` if there are none.
     pub fn of(samples: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut samples: Vec<f64> = samples.into_iter().collect();
         samples.sort_by(f64::total_cmp);
@@ -35,9 +35,9 @@ impl Summary {
     }
 }
 
-/// Of samples in ascending order.
+/// Returns a percentile of samples in ascending order.
 fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
-    // In hundredths of a sample, so that a percentile that is a sample is exactly it.
+    // In hundredths of a sample, so that a percentile that falls on a sample is exact.
     let position = sorted.len().checked_sub(1)? * percent;
     let (below, above) = (position / 100, position.div_ceil(100));
     let part = (position % 100) as f64 / 100.0;
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sample_is_all_there_is_and_none_is_nothing() {
+    fn one_sample_is_every_figure_and_none_has_no_summary() {
         let one = Summary::of([3.0]).unwrap();
         assert_eq!((one.mean, one.p50, one.p99, one.max), (3.0, 3.0, 3.0, 3.0));
         assert_eq!(Summary::of([]), None);

@@ -1,15 +1,15 @@
-//! What happened when during one request, and what that makes.
+//! The times of one request's events, and the latencies derived from them.
 
 use std::time::{Duration, Instant};
 
 use super::dialect::{EventMeaning, Usage};
-use super::failure::{Failure, FailureKind};
-use super::workload::Ask;
+use super::request_failure::{FailureKind, RequestFailure};
+use super::workload::RequestSpec;
 
-/// The events of one request's answer.
+/// The events of one request's response.
 #[derive(Debug)]
 pub(super) struct Timeline {
-    /// Latencies count from here: in an open loop the scheduled arrival, else `sent`.
+    /// Start of all latencies: the scheduled arrival in an open loop, otherwise `sent`.
     origin: Instant,
     sent: Instant,
     first_content: Option<Instant>,
@@ -20,29 +20,29 @@ pub(super) struct Timeline {
     ended: bool,
 }
 
-/// One request that was answered in full.
+/// A request with a complete response.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Answered {
-    /// From the scheduled arrival until it was sent; zero in a closed loop.
+    /// Time from the scheduled arrival to sending; zero in a closed loop.
     pub wait: Duration,
     /// Time to first token; `None` if there was no content.
     pub first_token: Option<Duration>,
-    /// Until the last event.
+    /// Time to the last event.
     pub total: Duration,
-    /// Between events with content that follow one another.
+    /// Times between consecutive events with content.
     pub gaps: Vec<Duration>,
-    /// Tokens of the prompt, as reported, else as estimated.
+    /// Prompt tokens as reported, or estimated.
     pub prompt_tokens: usize,
-    /// Tokens generated, as reported, else events with content.
+    /// Generated tokens as reported, or the number of events with content.
     pub output_tokens: usize,
-    /// Tokens asked for.
+    /// Requested tokens.
     pub asked_tokens: usize,
-    /// The server reported how many tokens it generated.
+    /// Whether the server reported the number of generated tokens.
     pub reported: bool,
 }
 
 impl Timeline {
-    /// A request that is sent at `sent`. `arrival`: when it should have been sent.
+    /// Creates the timeline of a request sent at `sent` and scheduled for `arrival`.
     pub fn new(sent: Instant, arrival: Option<Instant>) -> Self {
         Self {
             origin: arrival.unwrap_or(sent),
@@ -56,13 +56,13 @@ impl Timeline {
         }
     }
 
-    /// Notes an event that arrived at `at`.
+    /// Records an event that arrived at `at`.
     ///
     /// # Errors
-    /// If the event is one.
-    pub fn note(&mut self, at: Instant, event: EventMeaning) -> Result<(), Failure> {
+    /// If the event reports an error.
+    pub fn record(&mut self, at: Instant, event: EventMeaning) -> Result<(), RequestFailure> {
         if let Some(message) = event.error {
-            return Err(Failure::new(FailureKind::InStream, message));
+            return Err(RequestFailure::new(FailureKind::InStream, message));
         }
         self.last_event = at;
         self.ended |= event.end;
@@ -79,17 +79,17 @@ impl Timeline {
         Ok(())
     }
 
-    /// The connection is at its end.
+    /// Ends the timeline at the end of the stream.
     ///
     /// # Errors
-    /// If the answer is not.
-    pub fn finish(self, ask: &Ask) -> Result<Answered, Failure> {
+    /// If the response is incomplete.
+    pub fn finish(self, spec: &RequestSpec) -> Result<Answered, RequestFailure> {
         if !self.ended {
             let message = match self.first_content {
                 Some(_) => format!("after {} events with content", self.gaps.len() + 1),
                 None => "before any content".to_owned(),
             };
-            return Err(Failure::new(FailureKind::BrokenOff, message));
+            return Err(RequestFailure::new(FailureKind::BrokenOff, message));
         }
         let events = self.first_content.map_or(0, |_| self.gaps.len() + 1);
         Ok(Answered {
@@ -97,32 +97,32 @@ impl Timeline {
             first_token: self.first_content.map(|at| at - self.origin),
             total: self.last_event - self.origin,
             gaps: self.gaps,
-            prompt_tokens: self.usage.prompt.unwrap_or(ask.prompt_tokens),
+            prompt_tokens: self.usage.prompt.unwrap_or(spec.prompt_tokens),
             output_tokens: self.usage.output.unwrap_or(events),
-            asked_tokens: ask.output_tokens,
+            asked_tokens: spec.output_tokens,
             reported: self.usage.output.is_some(),
         })
     }
 }
 
 impl Answered {
-    /// Events with content.
+    /// Returns the number of events with content.
     pub fn events(&self) -> usize {
         self.first_token.map_or(0, |_| self.gaps.len() + 1)
     }
 
-    /// Tokens in one event on average, at least 1: a server may send several tokens at once.
+    /// Returns the mean tokens per event, at least 1: a server may send several tokens at once.
     fn tokens_per_event(&self) -> f64 {
         (self.output_tokens as f64 / self.events().max(1) as f64).max(1.0)
     }
 
-    /// Inter-token latencies in milliseconds: the gaps, each divided by the tokens per event.
+    /// Returns the inter-token latencies in milliseconds: the gaps divided by the tokens per event.
     pub fn inter_token_ms(&self) -> impl Iterator<Item = f64> {
         let tokens = self.tokens_per_event();
         self.gaps.iter().map(move |&gap| ms(gap) / tokens)
     }
 
-    /// Milliseconds per token after the first; `None` with fewer than two tokens or events.
+    /// Returns the milliseconds per token after the first; `None` with fewer than two tokens or events.
     pub fn per_token_ms(&self) -> Option<f64> {
         let after_first = self.output_tokens.checked_sub(1).filter(|&n| n > 0)?;
         let writing: Duration = self.gaps.iter().sum();
@@ -130,7 +130,7 @@ impl Answered {
     }
 }
 
-/// In milliseconds.
+/// Converts a duration to milliseconds.
 pub(super) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
@@ -139,8 +139,8 @@ pub(super) fn ms(duration: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    fn ask() -> Ask {
-        Ask {
+    fn spec() -> RequestSpec {
+        RequestSpec {
             prompt: String::new(),
             prompt_tokens: 4,
             output_tokens: 6,
@@ -169,18 +169,18 @@ mod tests {
         }
     }
 
-    /// Content at 10, 20 and 50 ms after `sent`, the end at 60.
+    /// Returns a request with content 10, 20 and 50 ms after `sent`, and the end after 60 ms.
     fn answered(arrival: Option<Instant>, sent: Instant, output: Option<usize>) -> Answered {
         let mut timeline = Timeline::new(sent, arrival);
         for at in [10, 20, 50] {
-            timeline.note(after(sent, at), content()).unwrap();
+            timeline.record(after(sent, at), content()).unwrap();
         }
-        timeline.note(after(sent, 60), end(output)).unwrap();
-        timeline.finish(&ask()).unwrap()
+        timeline.record(after(sent, 60), end(output)).unwrap();
+        timeline.finish(&spec()).unwrap()
     }
 
     #[test]
-    fn times_count_from_when_it_was_sent() {
+    fn times_count_from_sending() {
         let answered = answered(None, Instant::now(), None);
         assert_eq!(answered.wait, Duration::ZERO);
         assert_eq!(answered.first_token, Some(Duration::from_millis(10)));
@@ -209,27 +209,30 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_content_has_no_first_token() {
+    fn a_response_without_content_has_no_first_token() {
         let sent = Instant::now();
         let mut timeline = Timeline::new(sent, None);
-        timeline.note(after(sent, 9), end(Some(0))).unwrap();
-        let answered = timeline.finish(&ask()).unwrap();
+        timeline.record(after(sent, 9), end(Some(0))).unwrap();
+        let answered = timeline.finish(&spec()).unwrap();
         assert_eq!((answered.first_token, answered.events()), (None, 0));
         assert_eq!(answered.per_token_ms(), None);
     }
 
     #[test]
-    fn an_answer_that_breaks_off_or_tells_of_an_error_is_a_failure() {
+    fn an_interrupted_stream_or_an_error_event_is_a_failure() {
         let sent = Instant::now();
         let mut timeline = Timeline::new(sent, None);
-        timeline.note(after(sent, 1), content()).unwrap();
-        let failure = timeline.finish(&ask()).unwrap_err();
+        timeline.record(after(sent, 1), content()).unwrap();
+        let failure = timeline.finish(&spec()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::BrokenOff);
         let error = EventMeaning {
             error: Some("no memory".to_owned()),
             ..content()
         };
-        let failure = Timeline::new(sent, None).note(sent, error).unwrap_err();
-        assert_eq!(failure, Failure::new(FailureKind::InStream, "no memory"));
+        let failure = Timeline::new(sent, None).record(sent, error).unwrap_err();
+        assert_eq!(
+            failure,
+            RequestFailure::new(FailureKind::InStream, "no memory")
+        );
     }
 }

@@ -1,15 +1,15 @@
-//! What is asked: for every request its prompt and the length of its output.
+//! The prompt and the output length of each request.
 //!
-//! A request's number and the seed determine it: neither the order in which requests are sent nor
-//! the number of warm-up requests changes what the others ask.
+//! A request is determined by its number and the seed: neither the order of sending nor the number of
+//! warm-up requests changes the others.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::lengths::{Lengths, below};
 
-/// Prompts are made of these: in the vocabularies of GPT-2 and of the built-in model each is one
-/// token, with a space before it and without; being common, it is in most others too.
+/// The words of prompts. In the vocabularies of GPT-2 and of the built-in model each is one token, with
+/// and without a leading space; the words are common, so they are in most other vocabularies too.
 #[rustfmt::skip]
 const WORDS: [&str; 128] = [
     "able", "act", "add", "age", "air", "all", "and", "anger", "any", "app", "are", "arm",
@@ -26,45 +26,45 @@ const WORDS: [&str; 128] = [
     "with", "wood", "you",
 ];
 
-/// What all requests of a run have in common.
+/// The parameters that determine all requests of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Workload {
-    /// Draws everything.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// How long prompts are.
+    /// Lengths of prompts.
     pub prompt: Lengths,
-    /// How long outputs are.
+    /// Lengths of outputs.
     pub output: Lengths,
-    /// So many tokens at the head of all prompts are the same (as far as a prompt is that long).
+    /// Leading tokens shared by all prompts.
     pub shared_prefix: usize,
 }
 
-/// Which request it is.
+/// The number of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Number {
-    /// One that is not counted.
+pub(super) enum RequestNumber {
+    /// A warm-up request, which is not counted.
     Warmup(u64),
-    /// One that is.
+    /// A measured request.
     Measured(u64),
 }
 
-/// One request, still in no dialect.
+/// A request, independent of the dialect.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Ask {
+pub(super) struct RequestSpec {
     /// The prompt.
     pub prompt: String,
-    /// Tokens in the prompt, as estimated: words.
+    /// Estimated tokens in the prompt: its words.
     pub prompt_tokens: usize,
     /// Tokens to generate.
     pub output_tokens: usize,
 }
 
 impl Workload {
-    /// The request with this number.
-    pub fn ask(&self, number: Number) -> Ask {
+    /// Returns the request with a number.
+    pub fn request(&self, number: RequestNumber) -> RequestSpec {
         let mut own = self.rng(match number {
-            Number::Measured(n) => 2 * n + 1,
-            Number::Warmup(n) => 2 * n + 2,
+            RequestNumber::Measured(n) => 2 * n + 1,
+            RequestNumber::Warmup(n) => 2 * n + 2,
         });
         let prompt_tokens = self.prompt.draw(&mut own);
         let output_tokens = self.output.draw(&mut own);
@@ -79,14 +79,14 @@ impl Workload {
                 WORDS[below(rng, WORDS.len())]
             })
             .collect();
-        Ask {
+        RequestSpec {
             prompt: words.join(" "),
             prompt_tokens,
             output_tokens,
         }
     }
 
-    /// Independent random numbers; stream 0 is that of the shared prefix.
+    /// Returns an independent random number generator; stream 0 is that of the shared prefix.
     fn rng(&self, stream: u64) -> ChaCha20Rng {
         let mut rng = ChaCha20Rng::seed_from_u64(self.seed);
         rng.set_stream(stream);
@@ -130,24 +130,24 @@ mod tests {
 
     #[test]
     fn a_request_depends_on_seed_and_number_alone() {
-        let ask = workload(0).ask(Number::Measured(3));
-        assert_eq!(ask, workload(0).ask(Number::Measured(3)));
-        assert_ne!(ask, workload(0).ask(Number::Measured(4)));
-        assert_ne!(ask, workload(0).ask(Number::Warmup(3)));
+        let request = workload(0).request(RequestNumber::Measured(3));
+        assert_eq!(request, workload(0).request(RequestNumber::Measured(3)));
+        assert_ne!(request, workload(0).request(RequestNumber::Measured(4)));
+        assert_ne!(request, workload(0).request(RequestNumber::Warmup(3)));
         let other = Workload {
             seed: 8,
             ..workload(0)
         };
-        assert_ne!(ask, other.ask(Number::Measured(3)));
+        assert_ne!(request, other.request(RequestNumber::Measured(3)));
     }
 
     #[test]
-    fn prompts_have_as_many_words_as_asked_and_begin_differently() {
+    fn prompts_have_the_requested_length_and_different_beginnings() {
         let mut heads = HashSet::new();
         for number in 0..200 {
-            let ask = workload(0).ask(Number::Measured(number));
-            let words: Vec<&str> = ask.prompt.split(' ').collect();
-            assert_eq!(words.len(), ask.prompt_tokens);
+            let request = workload(0).request(RequestNumber::Measured(number));
+            let words: Vec<&str> = request.prompt.split(' ').collect();
+            assert_eq!(words.len(), request.prompt_tokens);
             assert!((20..=40).contains(&words.len()));
             heads.insert(words[..8].join(" "));
         }
@@ -155,10 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_prefix_is_shared_and_no_more() {
+    fn only_the_shared_prefix_is_shared() {
         let words = |number| {
-            let ask = workload(16).ask(Number::Measured(number));
-            ask.prompt.split(' ').map(str::to_owned).collect::<Vec<_>>()
+            let request = workload(16).request(RequestNumber::Measured(number));
+            request
+                .prompt
+                .split(' ')
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
         };
         let (first, second) = (words(0), words(1));
         assert_eq!(first[..16], second[..16]);
@@ -168,8 +172,8 @@ mod tests {
             ..workload(16)
         };
         assert_eq!(
-            all.ask(Number::Measured(0)).prompt,
-            all.ask(Number::Measured(1)).prompt
+            all.request(RequestNumber::Measured(0)).prompt,
+            all.request(RequestNumber::Measured(1)).prompt
         );
     }
 }

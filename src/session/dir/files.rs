@@ -15,7 +15,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::migration;
 use crate::request::{SessionId, Tenant};
 use crate::session::SessionKey;
 use crate::session::history::{self, History};
@@ -42,8 +41,8 @@ pub(super) struct Found {
 
 /// The directory of a tokenizer's sessions.
 pub(super) struct SessionDir {
-    root: PathBuf,
-    seal: Seal,
+    pub(super) root: PathBuf,
+    pub(super) seal: Seal,
 }
 
 /// A locked session, which no other process can change.
@@ -59,15 +58,13 @@ impl SessionDir {
     /// # Errors
     /// If the directory can't be written to.
     pub fn open(dir: &Path, tokenizer: Fingerprint) -> io::Result<Self> {
-        let sessions = dir.join("sessions");
-        let root = sessions.join(format!("{TOKENIZER}{tokenizer}"));
+        let root = dir.join("sessions").join(format!("{TOKENIZER}{tokenizer}"));
         fs::create_dir_all(&root)?;
         // Detects a read-only directory at startup rather than at the first turn.
         let probe = root.join(format!("probe.{}", std::process::id()));
         fs::write(&probe, [])?;
         fs::remove_file(&probe)?;
         let seal = history::seal(tokenizer);
-        migration::adopt(&sessions, &root, &seal)?;
         Ok(Self { root, seal })
     }
 

@@ -9,14 +9,16 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::files::{ENDING, HISTORY, LockAttempt, TOKENIZER, entries, try_lock};
-use crate::session::sealed::Seal;
+use super::files::{ENDING, HISTORY, LockAttempt, SessionDir, TOKENIZER, entries, try_lock};
 
-/// Moves the sessions of the tokenizer of `seal` from `sessions` to `root`.
+/// Moves the sessions of the tokenizer of `to` from the earlier layout to its directory.
 ///
 /// # Errors
 /// If a directory can't be read or created.
-pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()> {
+pub(super) fn adopt(to: &SessionDir) -> io::Result<()> {
+    let Some(sessions) = to.root.parent() else {
+        return Ok(());
+    };
     let mut moved = 0;
     for tenant in entries(sessions)? {
         let Some(name) = tenant.file_name() else {
@@ -28,9 +30,9 @@ pub(super) fn adopt(sessions: &Path, root: &Path, seal: &Seal) -> io::Result<()>
         let dirs = entries(&tenant)?.into_iter();
         let ours = dirs.filter(|dir| {
             let is_session = dir.to_string_lossy().ends_with(ENDING);
-            is_session && seal.begins(&dir.join(HISTORY)).unwrap_or(false)
+            is_session && to.seal.begins(&dir.join(HISTORY)).unwrap_or(false)
         });
-        let new = root.join(name);
+        let new = to.root.join(name);
         let mut moved_here = 0;
         for dir in ours {
             fs::create_dir_all(&new)?;
@@ -75,10 +77,16 @@ fn adopt_one(dir: &Path, tenant: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::SessionDir;
-    use super::super::files::testing::{history, key, open, put};
+    use super::super::files::testing::{history, key, put};
     use super::*;
     use crate::session::Fingerprint;
+
+    /// Opens a directory as a server does at startup.
+    fn start(dir: &Path, tokenizer: u8) -> SessionDir {
+        let sessions = SessionDir::open(dir, Fingerprint([tokenizer; 32])).unwrap();
+        adopt(&sessions).unwrap();
+        sessions
+    }
 
     /// Creates a directory with the earlier layout and sessions of two tokenizers.
     fn earlier() -> tempfile::TempDir {
@@ -113,11 +121,11 @@ mod tests {
             .path()
             .join("sessions")
             .join(key("a").tenant.to_string());
-        let one = open(dir.path());
+        let one = start(dir.path(), 1);
         assert_eq!(tokens(&one, "a"), Some(vec![1]));
         assert_eq!(tokens(&one, "b"), None);
         assert_eq!(entries(&old).unwrap().len(), 2);
-        let two = SessionDir::open(dir.path(), Fingerprint([2; 32])).unwrap();
+        let two = start(dir.path(), 2);
         assert_eq!(tokens(&two, "b"), Some(vec![2]));
         assert_eq!(tokens(&two, "a"), None);
         assert!(!old.exists());
@@ -136,14 +144,14 @@ mod tests {
         };
         let scratch = tempfile::tempdir().unwrap();
         fs::rename(old.join("both.session"), scratch.path().join("both")).unwrap();
-        let sessions = open(dir.path());
+        let sessions = start(dir.path(), 1);
         assert_eq!(tokens(&sessions, "a"), None);
         let locked = sessions.lock(&key("both")).unwrap().unwrap();
         sessions.write(&locked, &history(&[7])).unwrap();
         drop((locked, used));
         fs::create_dir_all(&old).unwrap();
         fs::rename(scratch.path().join("both"), old.join("both.session")).unwrap();
-        let sessions = open(dir.path());
+        let sessions = start(dir.path(), 1);
         assert_eq!(tokens(&sessions, "a"), Some(vec![1]));
         assert_eq!(tokens(&sessions, "both"), Some(vec![7]));
         assert!(old.join("both.session").join(HISTORY).exists());

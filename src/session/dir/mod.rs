@@ -39,6 +39,7 @@ impl Directory {
     /// [`SessionError::Directory`] if it can't be written to.
     pub fn open(dir: &Path, tokenizer: Fingerprint) -> Result<Self, SessionError> {
         let opened = SessionDir::open(dir, tokenizer);
+        let opened = opened.and_then(|opened| migration::adopt(&opened).map(|()| opened));
         let opened = opened.map_err(|error| SessionError::Directory {
             path: dir.display().to_string(),
             error,

@@ -1,43 +1,43 @@
-//! Why a request was not answered in full.
+//! Failures of requests, and their counts.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// Longer messages are cut: they are shown as examples.
+/// Maximum length of a message, which the report shows as an example.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// A request that failed.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
-    /// How failures are counted.
+pub(super) struct RequestFailure {
+    /// The kind, by which failures are counted.
     pub kind: FailureKind,
-    /// What was said.
+    /// Message of the server or the client.
     pub message: String,
-    /// When the server says to come back.
+    /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
-/// How failures are counted.
+/// The kinds by which failures are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FailureKind {
-    /// There is no connection, or it broke before the answer began.
+    /// The connection failed, or broke before the response began.
     Connection,
-    /// Another status than 200.
+    /// The status was not 200.
     Status(u16),
-    /// The answer is no stream of events.
+    /// The response was not an event stream.
     NoStream,
-    /// The stream told of an error.
+    /// The stream reported an error.
     InStream,
-    /// The stream ended before the answer did.
+    /// The stream ended before the response was complete.
     BrokenOff,
-    /// It took longer than `--timeout`.
+    /// The request took longer than `--timeout`.
     TimedOut,
 }
 
-impl Failure {
-    /// A failure; of a long message the beginning.
+impl RequestFailure {
+    /// Creates a failure, truncating a long message.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         let mut message: String = message.into();
         if let Some((at, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
@@ -51,36 +51,36 @@ impl Failure {
         }
     }
 
-    /// The client's own error, with its causes.
+    /// Wraps an error of the HTTP client, with its causes.
     pub fn of_client(kind: FailureKind, error: reqwest::Error) -> Self {
-        // The address is the same for all.
+        // All requests have the same URL.
         Self::new(kind, with_causes(&error.without_url()))
     }
 }
 
-/// All failures of a run, counted, with the first message of each kind: a server that refuses
-/// everything does so thousands of times a second.
+/// Counts of the failures of a run by kind, with the first message of each. Failures are not kept one
+/// by one, since a server can refuse thousands of requests per second.
 #[derive(Debug, Default)]
 pub(super) struct FailureCounts(BTreeMap<FailureKind, (usize, String)>);
 
 impl FailureCounts {
-    /// Counts one.
-    pub fn add(&mut self, failure: Failure) {
+    /// Counts a failure.
+    pub fn add(&mut self, failure: RequestFailure) {
         self.0.entry(failure.kind).or_insert((0, failure.message)).0 += 1;
     }
 
-    /// Of all kinds.
+    /// Returns the number of failures of all kinds.
     pub fn total(&self) -> usize {
         self.0.values().map(|(count, _)| count).sum()
     }
 
-    /// With status 429.
+    /// Returns the number of failures with status 429.
     pub fn rejected(&self) -> usize {
         let rejected = self.0.iter().filter(|(kind, _)| kind.is_rejection());
         rejected.map(|(_, (count, _))| count).sum()
     }
 
-    /// Kinds with count and first message, the most frequent first.
+    /// Returns the kinds with count and first message, most frequent first.
     pub fn most_frequent(&self) -> Vec<(FailureKind, usize, &str)> {
         let kinds = self.0.iter();
         let mut kinds: Vec<_> = kinds
@@ -92,7 +92,7 @@ impl FailureCounts {
 }
 
 impl FailureKind {
-    /// Refused because too much is asked of the server (429).
+    /// Returns whether the server refused the request because of its load (429).
     pub fn is_rejection(self) -> bool {
         self == Self::Status(429)
     }
@@ -111,7 +111,7 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// An error and what caused it, as one line; a cause that only repeats is left out.
+/// Joins the messages of an error and its causes, leaving out those that only repeat.
 fn with_causes(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -130,11 +130,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_message_is_cut_between_characters() {
-        let failure = Failure::new(FailureKind::NoStream, "ä".repeat(1000));
+    fn a_long_message_is_truncated_between_characters() {
+        let failure = RequestFailure::new(FailureKind::NoStream, "ä".repeat(1000));
         assert_eq!(failure.message.chars().count(), MAX_MESSAGE_CHARS + 1);
         assert_eq!(
-            Failure::new(FailureKind::NoStream, "short").message,
+            RequestFailure::new(FailureKind::NoStream, "short").message,
             "short"
         );
     }
@@ -143,7 +143,7 @@ mod tests {
     fn failures_are_counted_by_kind_with_the_first_message() {
         let mut counts = FailureCounts::default();
         for (status, message) in [(429, "busy"), (500, "oh"), (400, "long"), (500, "ah")] {
-            counts.add(Failure::new(FailureKind::Status(status), message));
+            counts.add(RequestFailure::new(FailureKind::Status(status), message));
         }
         assert_eq!((counts.total(), counts.rejected()), (4, 1));
         assert_eq!(
