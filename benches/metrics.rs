@@ -20,7 +20,7 @@ use clap::Parser;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::EngineConfig;
-use skald::engine::figures::{EngineStatus, Published};
+use skald::engine::status::{EngineStatus, Published};
 use skald::http::Observations;
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;

@@ -32,6 +32,8 @@ mod requests;
 use requests::{Prompts, median, run, runtime};
 
 const WINDOW: usize = 1024;
+/// Tokens per step.
+const STEP_TOKENS: usize = 512;
 const BATCH: usize = 64;
 const SESSIONS: usize = 1000;
 const HELD_SESSIONS: usize = 50;
@@ -113,7 +115,6 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 fn passing_over(queue: u64) -> f64 {
     let limits = StepLimits {
         max_batch: BATCH,
-        max_step_tokens: 512,
         speculative_rows: 0,
     };
     let plans = (0..15).map(|_| {
@@ -122,10 +123,10 @@ fn passing_over(queue: u64) -> f64 {
             let tokens = (0..900).chain([5000 + id as u32; 30]).collect();
             scheduler.add(Sequence::new(SequenceId(id), tokens, WINDOW, true));
         }
-        for part in scheduler.plan(|_| true) {
-            scheduler.computed(part);
+        for chunk in scheduler.plan(STEP_TOKENS, |_| true) {
+            scheduler.computed(&chunk);
         }
-        let (plan, took) = timed(|| scheduler.plan(|_| true));
+        let (plan, took) = timed(|| scheduler.plan(STEP_TOKENS, |_| true));
         assert_eq!(plan.len(), 1, "all but the first wait");
         took.as_secs_f64() * 1e6
     });
@@ -212,7 +213,6 @@ impl Sessions {
     fn new(comes_back: bool) -> Self {
         let limits = StepLimits {
             max_batch: BATCH,
-            max_step_tokens: 512,
             speculative_rows: 8,
         };
         let mut sessions = Self {
@@ -270,8 +270,12 @@ impl Sessions {
             come_and_go += self.begin_turn();
         }
         let scheduler = &mut self.scheduler;
-        let ((plan, moves), planning) =
-            timed(|| (scheduler.plan(|_| true), scheduler.take_moves()));
+        let ((plan, moves), planning) = timed(|| {
+            (
+                scheduler.plan(STEP_TOKENS, |_| true),
+                scheduler.take_moves(),
+            )
+        });
         for change in moves {
             if let BlockMove::Evict(eviction) = change {
                 self.costs.evicted += 1;
@@ -280,16 +284,16 @@ impl Sessions {
         }
         let drawn: Vec<[u32; 1]> = plan.iter().map(|_| [self.token()]).collect();
         let scheduler = &mut self.scheduler;
-        let ((), computed) = timed(|| plan.iter().for_each(|&part| scheduler.computed(part)));
-        let completed = plan.iter().zip(&drawn).filter(|(part, _)| part.completes);
+        let ((), computed) = timed(|| plan.iter().for_each(|chunk| scheduler.computed(chunk)));
+        let completed = plan.iter().zip(&drawn).filter(|(chunk, _)| chunk.completes);
         let ((), pushed) = timed(|| {
-            completed.for_each(|(part, drawn)| scheduler.push_tokens(part.id, drawn));
+            completed.for_each(|(chunk, drawn)| scheduler.push_sampled(chunk, drawn));
         });
-        for part in plan.iter().filter(|part| part.completes) {
-            come_and_go += self.drawn(part.id);
+        for chunk in plan.iter().filter(|chunk| chunk.completes) {
+            come_and_go += self.drawn(chunk.id);
         }
         let costs = &mut self.costs;
-        costs.rows += plan.iter().map(|part| part.tokens).sum::<usize>();
+        costs.rows += plan.iter().map(|chunk| chunk.tokens).sum::<usize>();
         costs.plan += planning;
         costs.computed += computed;
         costs.drawn += pushed;

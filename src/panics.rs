@@ -3,6 +3,7 @@
 //! The source location of a panic is available even in a stripped program. A backtrace
 //! (`RUST_BACKTRACE=1`) has function names only if the program was built with symbols.
 
+use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 
@@ -21,11 +22,16 @@ pub fn log() {
     }));
 }
 
-fn record(panic: &PanicHookInfo<'_>) {
-    let payload = panic.payload();
+/// Returns the message of a panic's payload.
+#[must_use]
+pub fn message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let failure = text.unwrap_or("a value that is not text");
+    text.unwrap_or("a value that is not text")
+}
+
+fn record(panic: &PanicHookInfo<'_>) {
+    let failure = message(panic.payload());
     let location = panic.location().map(tracing::field::display);
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::super::beam::tests::{ranked, row, run};
 use super::super::blocks::{BLOCK_SIZE, BlockCopy, BlockMove};
-use super::super::scheduler::{Part, StepLimits};
+use super::super::scheduler::{Chunk, StepLimits};
 use super::*;
 use crate::request::{BeamParams, EarlyStopping, Limits, RequestDraft, RequestId, SamplingStyle};
 
@@ -62,6 +62,7 @@ fn prefix(tokens: &[u32]) -> u64 {
 /// The worker, without a model.
 struct Machine {
     scheduler: Scheduler,
+    max_step_tokens: usize,
     /// A hash of the context up to each position.
     memory: Vec<[u64; BLOCK_SIZE]>,
     searches: HashMap<SequenceId, Box<Beams>>,
@@ -73,11 +74,11 @@ impl Machine {
     fn new(max_batch: usize, max_step_tokens: usize, blocks: usize) -> Self {
         let limits = StepLimits {
             max_batch,
-            max_step_tokens,
             speculative_rows: 8,
         };
         Self {
             scheduler: Scheduler::new(limits, blocks),
+            max_step_tokens,
             memory: vec![[0; BLOCK_SIZE]; blocks],
             searches: HashMap::new(),
             left: HashMap::new(),
@@ -94,26 +95,26 @@ impl Machine {
         self.scheduler.add(sequence);
     }
 
-    fn step(&mut self) -> Vec<Part> {
-        let plan = self.scheduler.plan(|_| true);
+    fn step(&mut self) -> Vec<Chunk> {
+        let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
         for change in self.scheduler.take_moves() {
             if let BlockMove::Copy(BlockCopy { from, to }) = change {
                 self.memory[to.0 as usize] = self.memory[from.0 as usize];
             }
         }
-        for part in &plan {
-            let sequence = self.scheduler.sequence(part.id).unwrap();
-            let end = part.first_position + part.tokens - part.drafted;
-            for at in part.first_position..end {
+        for chunk in &plan {
+            let sequence = self.scheduler.sequence(chunk.id).unwrap();
+            let end = chunk.first_position + chunk.tokens - chunk.drafted;
+            for at in chunk.first_position..end {
                 let block = sequence.table[at / BLOCK_SIZE].0 as usize;
                 self.memory[block][at % BLOCK_SIZE] = prefix(&sequence.context()[..=at]);
             }
         }
-        for &part in &plan {
-            self.scheduler.computed(part);
+        for chunk in &plan {
+            self.scheduler.computed(chunk);
         }
-        for part in plan.iter().filter(|part| part.completes) {
-            let Some(sequence) = self.scheduler.sequence(part.id) else {
+        for chunk in plan.iter().filter(|chunk| chunk.completes) {
+            let Some(sequence) = self.scheduler.sequence(chunk.id) else {
                 continue;
             };
             let context = sequence.context().to_vec();
@@ -124,7 +125,7 @@ impl Machine {
             let held: Vec<u64> = blocks.flatten().take(context.len()).collect();
             let expected = (1..=context.len()).map(|end| prefix(&context[..end]));
             assert_eq!(held, expected.collect::<Vec<_>>());
-            self.draw(part.id, part.request, &context);
+            self.draw(chunk.id, chunk.request, &context);
             self.scheduler.check();
         }
         plan
@@ -252,7 +253,7 @@ fn beams_that_branch_off_compute_one_token_in_a_step() {
         let plan = machine.step();
         let rows: Vec<_> = plan
             .iter()
-            .map(|part| (part.tokens, part.completes))
+            .map(|chunk| (chunk.tokens, chunk.completes))
             .collect();
         assert_eq!(rows, [(1, true); 4]);
     }

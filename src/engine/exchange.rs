@@ -1,46 +1,28 @@
-//! Keys and values that leave the engine and come back: what the front end asks of the worker, and
-//! what the worker gives away.
+//! Export and import of KV blocks.
 //!
-//! The engine does not know where they are kept. A block is named by the prefix it ends, so it can
-//! be found there by whoever knows the tokens.
-
-use tokio::sync::oneshot;
+//! The engine does not know where exported blocks are stored. A block is named by the prefix that it
+//! ends, so it can be found again from the tokens alone.
 
 use super::blocks::PrefixId;
+use super::commands::{Command, Exchange};
 use super::event::GenerateError;
-use super::handle::{Command, EngineHandle};
+use super::handle::EngineHandle;
 use crate::request::Tenant;
 
-/// A block of keys and values that the pool has no more room for.
+/// A block evicted from the KV cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvictedBlock {
-    /// The tokens up to its end.
+    /// Hash of all tokens up to its end.
     pub prefix: PrefixId,
-    /// Its content, as [`KvCache::read_block`](crate::kernels::kv::KvCache::read_block) gives it.
+    /// Its content, as [`KvCache::read_block`](crate::kernels::kv::KvCache::read_block) returns it.
     pub bytes: Vec<u8>,
 }
 
-/// What the front end asks of the worker.
-pub(super) enum Exchange {
-    Resident {
-        tenant: Tenant,
-        tokens: Vec<u32>,
-        reply: oneshot::Sender<usize>,
-    },
-    Import {
-        tenant: Tenant,
-        tokens: Vec<u32>,
-        first_block: usize,
-        bytes: Vec<u8>,
-        reply: oneshot::Sender<usize>,
-    },
-}
-
 impl EngineHandle {
-    /// How many tokens of a context, from its start on, are in full blocks of the KV cache.
+    /// Returns the number of leading tokens of a context that are in full blocks of the KV cache.
     ///
     /// # Errors
-    /// [`GenerateError::EngineGone`] if the worker is gone.
+    /// [`GenerateError::EngineGone`] if the worker has ended.
     pub async fn resident_tokens(
         &self,
         tenant: Tenant,
@@ -56,16 +38,16 @@ impl EngineHandle {
         .await
     }
 
-    /// Puts blocks of a context back into the KV cache. `tokens` are the context's tokens from its
-    /// start, `bytes` the contents of its blocks from `first_block` on, each
-    /// [`kv_block_bytes`](super::EngineStatus::kv_block_bytes) long (an end that is not a whole block
-    /// is not looked at). The blocks before must be in the cache.
+    /// Restores blocks of a context to the KV cache. `tokens` are the context's tokens from its start,
+    /// `bytes` the content of its blocks from `first_block` on, each
+    /// [`kv_block_bytes`](super::EngineStatus::kv_block_bytes) long (an incomplete last block is ignored).
+    /// The blocks before them must be in the cache.
     ///
-    /// Gives how many of the blocks are in the cache now: fewer if the ones before are not, or if
-    /// there is no room that neither a running request nor this import needs.
+    /// Returns the number of the blocks that are in the cache now: fewer if earlier blocks are missing, or
+    /// if running requests and this import need all room.
     ///
     /// # Errors
-    /// [`GenerateError::EngineGone`] if the worker is gone.
+    /// [`GenerateError::EngineGone`] if the worker has ended.
     pub async fn import_kv(
         &self,
         tenant: Tenant,

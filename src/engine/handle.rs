@@ -1,73 +1,35 @@
-//! The front end's side of the engine: submit a request, receive its events, close it.
+//! The front end's side of the engine: submits requests and receives their events.
 //!
-//! A handle holds no model state. It must never block the thread it is called on.
+//! A handle holds no model state. It must never block the calling thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{SetOnce, mpsc, oneshot};
 
+use super::admission::{BulkAdmission, EngineLimits};
 use super::beams::sequence_ids;
-use super::bulk::Lane;
+use super::commands::{Command, Submission};
 use super::event::{GenerateError, TimedEvent, TokenEvent};
-use super::exchange::Exchange;
-use super::figures::{EngineStatus, Published};
 use super::heartbeat::Heartbeat;
 use super::queue::{Place, Queue};
 use super::sequence::SequenceId;
+use super::status::{EngineStatus, Published};
 use crate::fair::Turn;
 use crate::request::{GenerateRequest, Tenant};
-
-/// What the front end asks of the worker.
-pub(super) enum Command {
-    Submit(Box<Submission>),
-    /// The front end is done with a generation, finished or not.
-    Close(SequenceId),
-    Exchange(Exchange),
-    /// A client has read half of what it was sent: if its request is set aside, it can go on.
-    Wake,
-    /// Fail everything that still runs or waits, and end the worker.
-    Stop,
-}
-
-/// A request on its way to the worker.
-pub(super) struct Submission {
-    pub id: SequenceId,
-    pub request: GenerateRequest,
-    /// Sent once: accepted for running, or why not.
-    pub verdict: oneshot::Sender<Result<(), GenerateError>>,
-    /// One, or one for each beam that is returned.
-    pub clients: Vec<mpsc::Sender<TimedEvent>>,
-    /// Its place in the queue, given back when it starts to run or goes away.
-    pub place: Place,
-}
-
-/// How much the engine takes on; set once at the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EngineLimits {
-    /// Requests in a batch at most.
-    pub max_batch: usize,
-    /// Tokens in a step at most.
-    pub max_step_tokens: usize,
-    /// Requests that may wait; more are refused, but for those within a tenant's share.
-    pub max_queue: usize,
-    /// How long a request may wait; one that would wait longer is refused.
-    pub queue_timeout: Duration,
-}
 
 /// The front end's handle on the worker; cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::UnboundedSender<Command>,
     pub(super) queue: Queue,
-    /// What bulks share.
-    pub(super) lane: Lane,
+    pub(super) bulks: BulkAdmission,
     limits: EngineLimits,
     event_capacity: usize,
     published: Arc<Published>,
     heartbeat: Arc<Heartbeat>,
-    /// Requests get numbers of our own: names given from outside need not be unique.
+    /// Next sequence id: names from outside need not be unique.
     next_id: Arc<AtomicU64>,
 }
 
@@ -82,7 +44,7 @@ impl EngineHandle {
         Self {
             commands,
             queue: Queue::new(limits),
-            lane: Lane::new(limits),
+            bulks: BulkAdmission::new(limits),
             limits,
             event_capacity,
             published,
@@ -91,20 +53,21 @@ impl EngineHandle {
         }
     }
 
-    /// Hands a request to the worker and waits until it is accepted (at most about one step). Of a
-    /// beam search, the best beam is given.
+    /// Submits a request and waits until the worker accepts it (about one step at most). For a beam search,
+    /// returns the best beam.
     ///
     /// # Errors
-    /// [`GenerateError::QueueFull`] or [`GenerateError::QueueTooSlow`] at once if it would have to
-    /// wait too long; the worker's reason if the request can never run; [`GenerateError::EngineGone`] if the worker is gone.
+    /// [`GenerateError::QueueFull`] or [`GenerateError::QueueTooSlow`] at once if the wait would be too
+    /// long; the worker's reason if the request can never run; [`GenerateError::EngineGone`] if the worker
+    /// has ended.
     pub async fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
         let mut generations = self.submit_all(request).await?.into_iter();
         generations.next().ok_or(GenerateError::EngineGone)
     }
 
-    /// As [`submit`](Self::submit), but with a generation for every beam that a search returns, best
-    /// first. They tell of the prompt when it is read, and of tokens when the search is over; when
-    /// none of them is left, it is cancelled.
+    /// As [`submit`](Self::submit), with a generation for every beam that a search returns, the best
+    /// first. They report the prompt after prefill and the tokens when the search is over; the search is
+    /// cancelled when all of them are dropped.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
@@ -117,7 +80,7 @@ impl EngineHandle {
         self.submit_at(place, request).await
     }
 
-    /// As [`submit_all`](Self::submit_all), with a place in the queue.
+    /// As [`submit_all`](Self::submit_all), for a request that already has a place in the queue.
     pub(super) async fn submit_at(
         &self,
         place: Place,
@@ -140,7 +103,7 @@ impl EngineHandle {
         Ok(generations)
     }
 
-    /// Both ends of a request's events.
+    /// Creates the event channels of a request.
     fn channels(
         &self,
         id: SequenceId,
@@ -149,7 +112,7 @@ impl EngineHandle {
     ) -> (Vec<mpsc::Sender<TimedEvent>>, Vec<Generation>) {
         let (count, capacity) = match request.beams {
             None => (1, self.event_capacity),
-            // The prompt's report, and then a whole beam at once.
+            // The prompt's report, then a whole beam at once.
             Some(beams) => {
                 let whole = 1 + request.stop.max_tokens;
                 (beams.returned, self.event_capacity.max(whole))
@@ -181,13 +144,13 @@ impl EngineHandle {
         answer.await.map_err(|_| GenerateError::EngineGone)
     }
 
-    /// How much the engine takes on.
+    /// Returns the engine's limits.
     #[must_use]
     pub fn limits(&self) -> EngineLimits {
         self.limits
     }
 
-    /// The engine's figures after its last step.
+    /// Returns the engine's status after its last step.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
         let published = self.published.get();
@@ -200,8 +163,7 @@ impl EngineHandle {
         }
     }
 
-    /// Checks that a tenant's request would begin within the queue's timeout if it came now: before the
-    /// work of making one.
+    /// Checks that a request of a tenant would start within the queue timeout if it arrived now.
     ///
     /// # Errors
     /// [`GenerateError::QueueTooSlow`].
@@ -209,7 +171,7 @@ impl EngineHandle {
         self.queue.check(share, &self.status())
     }
 
-    /// Returns the error of a tenant's request that has waited for the queue's timeout.
+    /// Returns the error of a tenant's request that has waited for the queue timeout.
     #[must_use]
     pub fn queue_timed_out(&self, share: Tenant) -> GenerateError {
         GenerateError::QueueTimeout {
@@ -218,7 +180,7 @@ impl EngineHandle {
         }
     }
 
-    /// Fails what still runs or waits with [`GenerateError::ShuttingDown`] and ends the worker.
+    /// Fails all running and waiting requests with [`GenerateError::ShuttingDown`] and ends the worker.
     pub fn stop(&self) {
         let _ = self.commands.send(Command::Stop);
     }
@@ -229,15 +191,15 @@ pub struct Generation {
     id: SequenceId,
     events: mpsc::Receiver<TimedEvent>,
     commands: mpsc::UnboundedSender<Command>,
-    /// The last event was received.
+    /// Whether the last event was received.
     finished: bool,
     left_queue: Arc<SetOnce<()>>,
-    /// Its turn in the lane, if it is one of a bulk; held for its drop.
+    /// Its turn, if it is one of a bulk; released on drop.
     pub(super) turn: Option<Turn>,
 }
 
 impl Generation {
-    /// Waits until the request has begun to run, or has ended before.
+    /// Waits until the request has started to run, or has ended before that.
     pub fn begun(&self) -> impl Future<Output = ()> + Send + use<> {
         let left_queue = Arc::clone(&self.left_queue);
         async move {
@@ -245,13 +207,13 @@ impl Generation {
         }
     }
 
-    /// The next event; `None` after the last one. If the worker dies, the last event is
+    /// Returns the next event; `None` after the last one. If the worker dies, the last event is
     /// [`TokenEvent::Failed`].
     pub async fn next(&mut self) -> Option<TokenEvent> {
         self.next_timed().await.map(|timed| timed.event)
     }
 
-    /// As [`next`](Self::next), with the moment the event was sent.
+    /// As [`next`](Self::next), with the time the event was sent.
     pub async fn next_timed(&mut self) -> Option<TimedEvent> {
         if self.finished {
             return None;
@@ -261,7 +223,7 @@ impl Generation {
             at: Instant::now(),
             first_step: None,
         });
-        // Going down it is passed once, so the worker need not look at stalled clients all the time.
+        // Crossed once on the way down, so the worker need not poll stalled clients.
         if self.events.len() == self.events.max_capacity() / 2 {
             let _ = self.commands.send(Command::Wake);
         }

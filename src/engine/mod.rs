@@ -26,28 +26,28 @@
 //! The engine must never know of HTTP or of sessions, and nothing but the worker thread may touch
 //! model or cache: the front end sends messages.
 
-mod active;
-mod batch;
+pub mod admission;
 pub mod beam;
 mod beams;
 pub mod blocks;
 mod budget;
 pub mod bulk;
 mod candidates;
+mod commands;
 mod constraint;
-mod draw;
 pub mod event;
 pub mod exchange;
-pub mod figures;
 pub mod handle;
 mod heartbeat;
 pub mod logprobs;
+mod masks;
 mod pooling;
 mod queue;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 mod speculate;
+pub mod status;
 mod values;
 mod worker;
 
@@ -60,6 +60,7 @@ use bytesize::ByteSize;
 use tokio::sync::mpsc;
 use tracing::error;
 
+pub use admission::EngineLimits;
 pub use blocks::PrefixId;
 pub use bulk::Bulk;
 #[cfg(any(test, fuzzing))]
@@ -69,8 +70,8 @@ pub use event::{
     TokenLogprob,
 };
 pub use exchange::EvictedBlock;
-pub use figures::EngineStatus;
-pub use handle::{EngineHandle, EngineLimits, Generation};
+pub use handle::{EngineHandle, Generation};
+pub use status::EngineStatus;
 
 use crate::kernels::kv::KvDtype;
 use crate::model::Model;
@@ -176,7 +177,7 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
         kv_block_bytes: block_bytes,
         ..EngineStatus::default()
     };
-    let published = Arc::new(figures::Published::new(status));
+    let published = Arc::new(status::Published::new(status));
     let heartbeat = Arc::new(heartbeat::Heartbeat::new());
     let handle = EngineHandle::new(
         sender,
@@ -190,9 +191,9 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
         Arc::clone(&published),
         Arc::clone(&heartbeat),
     );
-    let masks = constraint::Masks::start()?;
-    let figures = (published, heartbeat);
-    let worker = worker::Worker::new(model, kv, config, commands, figures, masks);
+    let masks = masks::Masks::start()?;
+    let published = (published, heartbeat);
+    let worker = worker::Worker::new(model, kv, config, commands, published, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         // It follows grammars.

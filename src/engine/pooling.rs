@@ -1,35 +1,28 @@
-//! The mean of a sequence's hidden states, which is its embedding.
+//! The mean of a sequence's hidden states: its embedding.
 //!
-//! Positions are added one after the other, in f64, in whatever chunks they are computed; so the
-//! mean depends on the tokens alone, bit for bit. Pure arithmetic: it must never look at another
-//! sequence's rows.
+//! Positions are added in order, in f64, however they are chunked, so the mean depends on the tokens
+//! alone, bit for bit. Pure arithmetic over one sequence's rows.
 
-use std::collections::HashMap;
-
-use super::active::Active;
-use super::scheduler::Part;
-use super::sequence::SequenceId;
-
-/// Hidden states added up, position by position.
+/// Sum of hidden states over positions.
 #[derive(Debug, Clone)]
 pub(super) struct MeanPool {
-    /// `[n_embd]`
+    /// Sum, `[hidden_width]`.
     sum: Vec<f64>,
-    /// Positions in it.
+    /// Number of positions in the sum.
     positions: usize,
 }
 
 impl MeanPool {
-    /// Nothing yet, of a model of this width.
-    pub fn new(n_embd: usize) -> Self {
+    /// Creates an empty sum of `hidden_width` features.
+    pub fn new(hidden_width: usize) -> Self {
         Self {
-            sum: vec![0.0; n_embd],
+            sum: vec![0.0; hidden_width],
             positions: 0,
         }
     }
 
-    /// Takes the hidden states from `first_position` on, `[rows, n_embd]`. Positions that were
-    /// taken before, as they come again after a preemption, are passed over.
+    /// Adds the hidden states of positions from `first_position` on, `[rows, hidden_width]`. Positions
+    /// that were added before, as they are computed again after a preemption, are skipped.
     pub fn add(&mut self, first_position: usize, hidden: &[f32]) {
         let known = self.positions.saturating_sub(first_position);
         for row in hidden.chunks_exact(self.sum.len()).skip(known) {
@@ -40,32 +33,11 @@ impl MeanPool {
         }
     }
 
-    /// The mean over all positions taken, `[n_embd]`.
+    /// Returns the mean over all positions, `[hidden_width]`.
     pub fn mean(&self) -> Vec<f32> {
         let positions = self.positions.max(1) as f64;
         let mean = self.sum.iter().map(|sum| (sum / positions) as f32);
         mean.collect()
-    }
-}
-
-/// Adds a step's hidden states, `[rows, n_embd]` in the plan's order, to the sequences they were
-/// computed for.
-pub(super) fn pool_all(
-    plan: &[Part],
-    active: &mut HashMap<SequenceId, Box<Active>>,
-    hidden: &[f32],
-    n_embd: usize,
-) {
-    let mut rest = hidden;
-    for part in plan {
-        let active = active.get_mut(&part.id);
-        let Some(pool) = active.and_then(|active| active.pool.as_mut()) else {
-            continue;
-        };
-        let rows = (part.tokens - part.drafted) * n_embd;
-        let (own, others) = rest.split_at(rows.min(rest.len()));
-        pool.add(part.first_position, own);
-        rest = others;
     }
 }
 

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::SetOnce;
 
+use super::admission::EngineLimits;
 use super::event::GenerateError;
-use super::figures::EngineStatus;
-use super::handle::EngineLimits;
+use super::status::EngineStatus;
 use crate::fair::Shares;
 use crate::request::Tenant;
 

@@ -132,7 +132,7 @@ impl Sampler {
     /// # Errors
     /// [`GenerateError::NotFinite`] if the model's logits hold NaN or infinity,
     /// [`GenerateError::NoCandidates`] if nothing may be drawn.
-    pub fn draw(
+    pub fn sample(
         &mut self,
         logits: &[f32],
         n: usize,
@@ -330,7 +330,7 @@ mod tests {
         };
         let mut sampler = Sampler::new(smallest, &[1, 2], 4);
         let mut draw =
-            |row: [f32; 4]| sampler.draw(&row, 0, Allowed::AllBut(&[]), &mut Scratch::default());
+            |row: [f32; 4]| sampler.sample(&row, 0, Allowed::AllBut(&[]), &mut Scratch::default());
         assert_eq!(draw([3.0, -2.0, 1.0, 2.0]), Ok(2));
         assert_eq!(
             draw([3.0, f32::INFINITY, 1.0, 2.0]),
@@ -342,7 +342,7 @@ mod tests {
     fn rows_that_allow_no_draw_are_errors_not_panics() {
         let mut sampler = Sampler::new(params(), &[], 2);
         let mut draw = |row: [f32; 2], banned: &[u32]| {
-            sampler.draw(&row, 0, Allowed::AllBut(banned), &mut Scratch::default())
+            sampler.sample(&row, 0, Allowed::AllBut(banned), &mut Scratch::default())
         };
         assert_eq!(draw([f32::NAN, 0.0], &[]), Err(GenerateError::NotFinite));
         assert_eq!(
@@ -364,17 +364,18 @@ mod tests {
             &[],
             5,
         );
-        let mut draw = |mask: u32| greedy.draw(&halves(), 0, Allowed::Only(&[mask]), &mut scratch);
-        assert_eq!(draw(0b11111), Ok(3));
-        assert_eq!(draw(0b10111), Ok(1));
-        assert_eq!(draw(0b00101), Ok(0), "the lower id among equals");
-        assert_eq!(draw(0b00100), Ok(2));
-        assert_eq!(draw(0), Err(GenerateError::NoCandidates));
+        let mut sample =
+            |mask: u32| greedy.sample(&halves(), 0, Allowed::Only(&[mask]), &mut scratch);
+        assert_eq!(sample(0b11111), Ok(3));
+        assert_eq!(sample(0b10111), Ok(1));
+        assert_eq!(sample(0b00101), Ok(0), "the lower id among equals");
+        assert_eq!(sample(0b00100), Ok(2));
+        assert_eq!(sample(0), Err(GenerateError::NoCandidates));
         let mut sampler = Sampler::new(params(), &[], 5);
         let mut counts = [0u32; 5];
         for n in 0..12_000 {
             let allowed = Allowed::Only(&[0b01010]);
-            counts[sampler.draw(&halves(), n, allowed, &mut scratch).unwrap() as usize] += 1;
+            counts[sampler.sample(&halves(), n, allowed, &mut scratch).unwrap() as usize] += 1;
         }
         assert!(counts[1].abs_diff(4000) < 200 && counts[1] + counts[3] == 12_000);
     }
@@ -383,7 +384,7 @@ mod tests {
     fn a_mask_of_one_token_is_no_draw_but_the_row_is_still_looked_at() {
         let mut sampler = Sampler::new(params(), &[], 40);
         let mut draw = |row: &[f32], mask: &[u32]| {
-            sampler.draw(row, 0, Allowed::Only(mask), &mut Scratch::default())
+            sampler.sample(row, 0, Allowed::Only(mask), &mut Scratch::default())
         };
         assert_eq!(draw(&[0.0; 40], &[0, 0b10]), Ok(33));
         assert_eq!(
@@ -399,7 +400,7 @@ mod tests {
         let mut scratch = Scratch::default();
         for n in 0..16_000 {
             counts[sampler
-                .draw(&halves(), n, Allowed::AllBut(&[]), &mut scratch)
+                .sample(&halves(), n, Allowed::AllBut(&[]), &mut scratch)
                 .unwrap() as usize] += 1;
         }
         for (count, expected) in counts.iter().zip([1000, 4000, 1000, 8000, 2000]) {

@@ -33,37 +33,39 @@ mod prefill;
 mod share;
 mod stalled;
 
+use std::collections::HashMap;
+
 use super::blocks::{BLOCK_SIZE, BlockMove, BlockPool, Eviction};
 use super::sequence::{Sequence, SequenceId};
 use crate::fair::FairQueue;
 use cache::{attach, release};
 pub use import::Import;
 
-/// The bounds of one step.
+/// The limits of every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLimits {
-    /// Sequences in a batch at most.
+    /// Maximum sequences per batch.
     pub max_batch: usize,
-    /// Tokens in a step at most; decodes always go in, prefills fill up the rest.
-    pub max_step_tokens: usize,
-    /// A step that only decodes is filled up to so many rows with guesses to verify; 0 for none.
+    /// Maximum rows of a step that only decodes and is filled up with drafts; 0 turns drafts off.
     pub speculative_rows: usize,
 }
 
-/// One sequence's share of a step: the next `tokens` tokens of its context.
+/// The tokens of one sequence in a step: the next `tokens` tokens of its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    /// Which sequence.
+pub struct Chunk {
+    /// The sequence.
     pub id: SequenceId,
-    /// Of which request: the same, unless it is a beam.
+    /// Its request: the same id, unless the sequence is a beam.
     pub request: SequenceId,
-    /// The position of the first of them in the context.
+    /// Place of the sequence in the batch when the step was planned.
+    index: usize,
+    /// Position of the first token in the context.
     pub first_position: usize,
-    /// How many, at least 1; of these the last `drafted` are the sequence's guesses.
+    /// Number of tokens, at least 1; the last `drafted` of them are drafts.
     pub tokens: usize,
-    /// How many are guesses.
+    /// Number of drafted tokens.
     pub drafted: usize,
-    /// They reach the end of the context: a token can be drawn.
+    /// Whether the tokens reach the end of the context, so that the next one can be sampled.
     pub completes: bool,
 }
 
@@ -142,15 +144,26 @@ impl Scheduler {
         self.running.iter().filter(|s| s.pending() == 1).count()
     }
 
-    /// Changes the number of tokens in a step.
-    pub fn set_max_step_tokens(&mut self, tokens: usize) {
-        self.limits.max_step_tokens = tokens;
-    }
-
-    /// A running sequence.
+    /// Returns a running sequence.
     #[must_use]
     pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
         self.running.iter().find(|sequence| sequence.id == id)
+    }
+
+    /// Returns the running sequence of a chunk.
+    #[must_use]
+    pub fn sequence_of(&self, chunk: &Chunk) -> Option<&Sequence> {
+        self.running.get(self.position(chunk)?)
+    }
+
+    /// Returns the place of a chunk's sequence in the batch: that of the plan, unless sequences before
+    /// it have left the batch since.
+    fn position(&self, chunk: &Chunk) -> Option<usize> {
+        let is_its = |sequence: &Sequence| sequence.id == chunk.id;
+        if self.running.get(chunk.index).is_some_and(is_its) {
+            return Some(chunk.index);
+        }
+        self.running.iter().position(is_its)
     }
 
     /// Puts a sequence at the end of its tenant's queue. Its longest context must fit the pool.
@@ -185,9 +198,10 @@ impl Scheduler {
         self.blocks.forget_all();
     }
 
-    /// Chooses the next step. `ready` says whether a request's client can take what a step sends;
-    /// one that can't is set aside, without blocks, until it can.
-    pub fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Part> {
+    /// Plans the next step, of at most `max_tokens` tokens; decodes are always planned, prefill gets the
+    /// rest, but at least one block. `ready` returns whether a request's client has room for the events
+    /// of a step; a request that is not ready is set aside, without blocks, until it is.
+    pub fn plan(&mut self, max_tokens: usize, ready: impl Fn(SequenceId) -> bool) -> Vec<Chunk> {
         self.set_aside(&ready);
         self.bring_back(&ready);
         for sequence in &mut self.running {
@@ -196,22 +210,35 @@ impl Scheduler {
         self.is_short = false;
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         self.plan_decodes(&mut plan);
-        let prefill = self.limits.max_step_tokens.saturating_sub(plan.len());
+        let prefill = max_tokens.saturating_sub(plan.len());
         // A full batch of decodes must not keep the prompts out for ever.
         self.plan_prefill(&mut plan, prefill.max(BLOCK_SIZE));
+        self.index(&mut plan);
         self.speculate(&mut plan);
         plan
     }
 
-    /// Adds guesses to a step that is bound by reading the weights: one with few rows, each
-    /// sequence's next token. They only take blocks that nobody else wants.
-    fn speculate(&mut self, plan: &mut [Part]) {
+    /// Notes the place of every chunk's sequence in the batch, once preemptions can't change it any more.
+    fn index(&self, plan: &mut [Chunk]) {
+        let places = self.running.iter().enumerate();
+        let places: HashMap<SequenceId, usize> = places.map(|(at, s)| (s.id, at)).collect();
+        for chunk in plan {
+            chunk.index = places.get(&chunk.id).copied().unwrap_or(usize::MAX);
+        }
+    }
+
+    /// Adds drafts to a step that is bound by reading the weights: one of few rows, in which every
+    /// sequence decodes. Drafts only take free blocks.
+    fn speculate(&mut self, plan: &mut [Chunk]) {
         let mut spare = self.limits.speculative_rows.saturating_sub(plan.len());
-        if plan.iter().any(|part| part.tokens > 1 || !part.completes) {
+        if plan
+            .iter()
+            .any(|chunk| chunk.tokens > 1 || !chunk.completes)
+        {
             return;
         }
-        for part in plan {
-            let sequence = self.running.iter_mut().find(|s| s.id == part.id);
+        for chunk in plan {
+            let sequence = self.running.get_mut(chunk.index);
             let Some(sequence) = sequence.filter(|_| spare > 0) else {
                 return;
             };
@@ -226,14 +253,14 @@ impl Scheduler {
                     break;
                 }
             }
-            part.drafted = sequence.draft.len();
-            part.tokens += part.drafted;
-            spare -= part.drafted;
+            chunk.drafted = sequence.draft.len();
+            chunk.tokens += chunk.drafted;
+            spare -= chunk.drafted;
         }
     }
 
     /// Gives the running sequences that need one token to go on that token.
-    fn plan_decodes(&mut self, plan: &mut Vec<Part>) {
+    fn plan_decodes(&mut self, plan: &mut Vec<Chunk>) {
         let mut next = 0;
         while let Some(sequence) = self.running.get(next) {
             if sequence.pending() != 1 {
@@ -242,7 +269,7 @@ impl Scheduler {
             }
             next = match self.reserve(next, 1, plan) {
                 Ok(at) => {
-                    self.push_part(plan, at, 1);
+                    self.push_chunk(plan, at, 1);
                     at + 1
                 }
                 Err(at) => at,
@@ -251,9 +278,9 @@ impl Scheduler {
     }
 
     /// Plans the next `tokens` tokens of a running sequence, which has blocks for them.
-    fn push_part(&mut self, plan: &mut Vec<Part>, at: usize, tokens: usize) {
+    fn push_chunk(&mut self, plan: &mut Vec<Chunk>, at: usize, tokens: usize) {
         self.charge(at, tokens);
-        plan.push(self.running[at].part(tokens));
+        plan.push(self.running[at].chunk(tokens));
     }
 
     /// Charges a tenant for the next `tokens` tokens of a running sequence.
@@ -269,7 +296,7 @@ impl Scheduler {
         &mut self,
         mut index: usize,
         tokens: usize,
-        plan: &mut Vec<Part>,
+        plan: &mut Vec<Chunk>,
     ) -> Result<usize, usize> {
         let needed = (self.running[index].computed + tokens).div_ceil(BLOCK_SIZE);
         while self.running[index].table.len() < needed {
@@ -296,8 +323,8 @@ impl Scheduler {
 
     /// Takes a request out of the batch and the plan; the first of its sequences waits for its return.
     /// Returns where its sequences were, and how many.
-    fn preempt(&mut self, request: SequenceId, plan: &mut Vec<Part>) -> (usize, usize) {
-        plan.retain(|part| part.request != request);
+    fn preempt(&mut self, request: SequenceId, plan: &mut Vec<Chunk>) -> (usize, usize) {
+        plan.retain(|chunk| chunk.request != request);
         let (at, beams) = self.take_out(request);
         let count = beams.len();
         if let Some(first) = beams.into_iter().next() {
@@ -332,37 +359,45 @@ impl Scheduler {
         requests.filter_map(|beams| beams.first())
     }
 
-    /// Records that the model has computed a part, but for its guesses: full blocks become known
-    /// prefixes.
-    pub fn computed(&mut self, part: Part) {
-        self.advance(part.id, part.tokens - part.drafted);
+    /// Records that the model has computed a chunk, except its drafts: full blocks become known prefixes.
+    pub fn computed(&mut self, chunk: &Chunk) {
+        if let Some(at) = self.position(chunk) {
+            self.advance(at, chunk.tokens - chunk.drafted);
+        }
     }
 
-    /// Appends the tokens drawn for a part: the guesses among them that were right, and one more.
-    /// What the model computed for right guesses is kept.
-    pub fn push_tokens(&mut self, id: SequenceId, tokens: &[u32]) {
-        let at = self.running.iter().position(|s| s.id == id);
-        if let Some(at) = at {
-            self.charge(at, tokens.len().saturating_sub(1));
-            let sequence = &mut self.running[at];
-            let proposed = std::mem::take(&mut sequence.draft).len();
-            sequence
-                .drafter
-                .judge(proposed, tokens.len().saturating_sub(1));
+    /// Appends the tokens sampled after a chunk: the accepted drafts, and one more. The keys and values
+    /// of accepted drafts are kept.
+    pub fn push_sampled(&mut self, chunk: &Chunk, tokens: &[u32]) {
+        if let Some(at) = self.position(chunk) {
+            self.push_at(at, tokens);
         }
+    }
+
+    /// Appends tokens to a running sequence.
+    pub fn push_tokens(&mut self, id: SequenceId, tokens: &[u32]) {
+        if let Some(at) = self.running.iter().position(|s| s.id == id) {
+            self.push_at(at, tokens);
+        }
+    }
+
+    fn push_at(&mut self, at: usize, tokens: &[u32]) {
+        let accepted = tokens.len().saturating_sub(1);
+        self.charge(at, accepted);
+        let sequence = &mut self.running[at];
+        let proposed = std::mem::take(&mut sequence.draft).len();
+        sequence.drafter.judge(proposed, accepted);
         for (n, &token) in tokens.iter().enumerate() {
-            self.push_token(id, token);
+            self.push_token(at, token);
             if n + 1 < tokens.len() {
-                self.advance(id, 1);
+                self.advance(at, 1);
             }
         }
     }
 
-    /// Takes the next `tokens` tokens of a sequence for computed.
-    fn advance(&mut self, id: SequenceId, tokens: usize) {
-        let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) else {
-            return;
-        };
+    /// Marks the next `tokens` tokens of the sequence at place `at` as computed.
+    fn advance(&mut self, at: usize, tokens: usize) {
+        let sequence = &mut self.running[at];
         sequence.computed += tokens;
         while sequence.prefixes.len() < sequence.computed / BLOCK_SIZE {
             let n = sequence.prefixes.len();
@@ -378,12 +413,9 @@ impl Scheduler {
         }
     }
 
-    /// Appends a drawn token to a running sequence. If its context slides on, its blocks are
-    /// given back and as much as possible of the new context is taken from the cache.
-    fn push_token(&mut self, id: SequenceId, token: u32) {
-        let Some(at) = self.running.iter().position(|s| s.id == id) else {
-            return;
-        };
+    /// Appends a token to the sequence at place `at`. If its context slides, its blocks are released and
+    /// as much as possible of the new context is taken from the cache.
+    fn push_token(&mut self, at: usize, token: u32) {
         if self.running[at].push(token) {
             release(&mut self.blocks, &mut self.running[at]);
             self.running[at].slide();
@@ -429,10 +461,12 @@ impl Scheduler {
 }
 
 impl Sequence {
-    fn part(&self, tokens: usize) -> Part {
-        Part {
+    fn chunk(&self, tokens: usize) -> Chunk {
+        Chunk {
             id: self.id,
             request: self.request(),
+            // Known when the plan is complete.
+            index: usize::MAX,
             first_position: self.computed,
             tokens,
             drafted: 0,

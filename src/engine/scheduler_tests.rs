@@ -1,18 +1,48 @@
 //! The scheduler's behaviour in single cases.
 
+use std::ops::{Deref, DerefMut};
+
 use super::*;
 use crate::engine::blocks::{BlockCopy, BlockId, PrefixId};
 use crate::request::Tenant;
 
 const WINDOW: usize = 64;
 
-fn scheduler(max_batch: usize, max_step_tokens: usize, blocks: usize) -> Scheduler {
+/// A scheduler whose steps all have the same budget.
+struct Fixed {
+    scheduler: Scheduler,
+    max_step_tokens: usize,
+}
+
+impl Deref for Fixed {
+    type Target = Scheduler;
+
+    fn deref(&self) -> &Scheduler {
+        &self.scheduler
+    }
+}
+
+impl DerefMut for Fixed {
+    fn deref_mut(&mut self) -> &mut Scheduler {
+        &mut self.scheduler
+    }
+}
+
+impl Fixed {
+    fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Chunk> {
+        self.scheduler.plan(self.max_step_tokens, ready)
+    }
+}
+
+fn scheduler(max_batch: usize, max_step_tokens: usize, blocks: usize) -> Fixed {
     let limits = StepLimits {
         max_batch,
-        max_step_tokens,
         speculative_rows: 0,
     };
-    Scheduler::new(limits, blocks)
+    Fixed {
+        scheduler: Scheduler::new(limits, blocks),
+        max_step_tokens,
+    }
 }
 
 fn sequence(id: u64, tokens: impl IntoIterator<Item = u32>) -> Sequence {
@@ -20,12 +50,12 @@ fn sequence(id: u64, tokens: impl IntoIterator<Item = u32>) -> Sequence {
 }
 
 /// Runs one step as the worker does; the drawn token is always `token`.
-fn step(scheduler: &mut Scheduler, token: u32) -> Vec<(u64, usize, bool)> {
+fn step(scheduler: &mut Fixed, token: u32) -> Vec<(u64, usize, bool)> {
     let plan = scheduler.plan(|_| true);
-    for &part in &plan {
-        scheduler.computed(part);
-        if part.completes {
-            scheduler.push_tokens(part.id, &[token]);
+    for chunk in &plan {
+        scheduler.computed(chunk);
+        if chunk.completes {
+            scheduler.push_sampled(chunk, &[token]);
         }
     }
     scheduler.check();
@@ -245,26 +275,28 @@ fn a_context_that_slides_on_is_read_anew_in_chunks_while_others_go_on() {
     }
 }
 
-/// A sequence that repeats itself gets its guesses verified in the same step; the right ones are
-/// kept, the wrong ones leave no trace.
+/// The drafts of a sequence that repeats itself are verified in the same step; accepted ones are kept,
+/// rejected ones leave no trace.
 #[test]
-fn guesses_are_rows_of_a_step_and_only_right_ones_are_kept() {
+fn drafts_are_rows_of_a_step_and_only_accepted_ones_are_kept() {
     let limits = StepLimits {
         max_batch: 2,
-        max_step_tokens: 100,
         speculative_rows: 8,
     };
-    let mut s = Scheduler::new(limits, 100);
+    let mut s = Fixed {
+        scheduler: Scheduler::new(limits, 100),
+        max_step_tokens: 100,
+    };
     s.add(sequence(1, (0..6).chain(0..6)));
     let plan = s.plan(|_| true);
     assert_eq!((plan[0].tokens, plan[0].drafted), (12, 0));
-    s.computed(plan[0]);
+    s.computed(&plan[0]);
     s.push_tokens(SequenceId(1), &[0]);
     let plan = s.plan(|_| true);
     assert_eq!((plan[0].tokens, plan[0].drafted), (7, 6));
-    s.computed(plan[0]);
-    // Two of the guesses 1, 2, 3, ... were right.
-    s.push_tokens(SequenceId(1), &[1, 2, 9]);
+    s.computed(&plan[0]);
+    // Two of the drafts 1, 2, 3, ... are accepted.
+    s.push_sampled(&plan[0], &[1, 2, 9]);
     s.check();
     let sequence = s.sequence(SequenceId(1)).unwrap();
     assert_eq!(sequence.tokens().len(), 16);

@@ -8,10 +8,13 @@
 //! `beams` is what it does for searches, `outputs` how it reads a pass's result, `exchange` what moves
 //! in the KV memory beside the passes.
 
+mod active;
+mod batch;
 mod beams;
 mod exchange;
 mod outputs;
 mod requests;
+mod sample;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,22 +24,22 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::error;
 
+use self::active::Active;
+use self::batch::{StepBatch, build};
 use super::EngineConfig;
-use super::active::Active;
-use super::batch::{StepBatch, build};
 use super::budget::StepBudget;
-use super::constraint::Masks;
-use super::draw::panic_message;
+use super::commands::Command;
 use super::event::GenerateError;
-use super::figures::{EngineStatus, Published};
-use super::handle::Command;
 use super::heartbeat::Heartbeat;
+use super::masks::{LentConstraints, Masks};
 use super::queue::BeginRate;
-use super::scheduler::{Part, Scheduler, StepLimits};
+use super::scheduler::{Chunk, Scheduler, StepLimits};
 use super::sequence::SequenceId;
+use super::status::{EngineStatus, Published};
 use crate::kernels::kv::KvCache;
 use crate::model::Model;
 use crate::model::batch::Outputs;
+use crate::panics;
 
 /// How long the loop rests when a step is empty.
 const STALL_PAUSE: Duration = Duration::from_millis(2);
@@ -69,7 +72,6 @@ impl Worker {
     ) -> Self {
         let limits = StepLimits {
             max_batch: config.max_batch,
-            max_step_tokens: config.max_step_tokens,
             speculative_rows: config.speculative_rows,
         };
         let status = published.get();
@@ -144,14 +146,13 @@ impl Worker {
     /// One step of everything that can run; `false` if there was nothing.
     fn step(&mut self) -> bool {
         let tokens = self.budget.tokens(self.scheduler.decoding());
-        self.scheduler.set_max_step_tokens(tokens);
         for active in self.active.values_mut() {
-            active.look_at_clients();
+            active.check_clients();
         }
         let active = &self.active;
-        let plan = self
-            .scheduler
-            .plan(|id| active.get(&id).is_some_and(|active| active.can_receive()));
+        let plan = self.scheduler.plan(tokens, |id| {
+            active.get(&id).is_some_and(|active| active.can_receive())
+        });
         self.limit_stalled();
         if plan.is_empty() {
             std::thread::sleep(STALL_PAUSE);
@@ -164,40 +165,66 @@ impl Worker {
     }
 
     /// Runs the model over a plan, and hands out what comes of it.
-    fn run_pass(&mut self, plan: Vec<Part>) {
+    fn run_pass(&mut self, plan: Vec<Chunk>) {
         self.note_begun(&plan);
-        let lent = self.masks.lend(&plan, &mut self.active);
+        let lent = self.lend_constraints(&plan);
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
-        let tokens = plan.iter().map(|part| part.tokens).sum();
+        let tokens = plan.iter().map(|chunk| chunk.tokens).sum();
         self.budget.measured(tokens, started.elapsed());
         if lent {
-            self.masks.take_back(&mut self.active);
+            let constraints = self.masks.take_back();
+            self.return_constraints(constraints);
         }
         let failure = match pass {
             Ok(Ok((batch, outputs))) => return self.take_outputs(&plan, &batch, &outputs),
             Ok(Err(error)) => error.to_string(),
-            Err(panic) => panic_message(&*panic),
+            Err(panic) => panics::message(&*panic).to_owned(),
         };
         error!(%failure, requests = plan.len(), "a step failed");
-        for part in plan {
-            self.fail(part.request, GenerateError::StepFailed(failure.clone()));
+        for chunk in plan {
+            self.fail(chunk.request, GenerateError::StepFailed(failure.clone()));
+        }
+    }
+
+    /// Lends the constraints of all requests that this step samples for; returns whether there are any.
+    fn lend_constraints(&mut self, plan: &[Chunk]) -> bool {
+        let mut lent = LentConstraints::new();
+        for chunk in plan.iter().filter(|chunk| chunk.completes) {
+            let active = self.active.get_mut(&chunk.id);
+            let constraint = active.and_then(|active| active.lend_constraint());
+            lent.extend(constraint.map(|constraint| (chunk.id, constraint)));
+        }
+        if lent.is_empty() {
+            return false;
+        }
+        let refused = self.masks.lend(lent).err();
+        let is_lent = refused.is_none();
+        self.return_constraints(refused.unwrap_or_default());
+        is_lent
+    }
+
+    fn return_constraints(&mut self, lent: LentConstraints) {
+        for (id, constraint) in lent {
+            if let Some(active) = self.active.get_mut(&id) {
+                active.return_constraint(constraint);
+            }
         }
     }
 
     /// Counts the requests that begin to run with this plan, and how fast they do.
-    fn note_begun(&mut self, plan: &[Part]) {
+    fn note_begun(&mut self, plan: &[Chunk]) {
         let now = Instant::now();
         let mut begun = 0;
-        for part in plan {
-            if let Some(active) = self.active.get_mut(&part.request)
-                && active.planned(part.first_position, now)
+        for chunk in plan {
+            if let Some(active) = self.active.get_mut(&chunk.request)
+                && active.planned(chunk.first_position, now)
             {
                 begun += 1;
                 self.status.prompt_tokens += active.prompt_tokens();
                 if active.reuses_cache() {
                     self.status.cache_queried_tokens += active.prompt_tokens();
-                    self.status.cached_tokens += part.first_position;
+                    self.status.cached_tokens += chunk.first_position;
                 }
             }
         }
@@ -205,11 +232,11 @@ impl Worker {
         self.begin_rate.observe(now, begun, others_wait);
     }
 
-    fn forward(&self, plan: &[Part]) -> candle_core::Result<(StepBatch, Outputs)> {
+    fn forward(&self, plan: &[Chunk]) -> candle_core::Result<(StepBatch, Outputs)> {
         if let Some(hook) = &self.config.step_hook {
             let ids: Vec<_> = plan
                 .iter()
-                .filter_map(|part| self.active.get(&part.request))
+                .filter_map(|chunk| self.active.get(&chunk.request))
                 .map(|active| active.request.id.clone())
                 .collect();
             hook(&ids);

@@ -15,9 +15,9 @@ pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let least = WINDOW.div_ceil(BLOCK_SIZE);
     let blocks = least + input.below(20 - least);
+    let max_step_tokens = 1 + input.below(49);
     let limits = StepLimits {
         max_batch: 4,
-        max_step_tokens: 1 + input.below(49),
         speculative_rows: input.below(7),
     };
     let share = input.flag();
@@ -25,7 +25,7 @@ pub(super) fn run(bytes: &[u8]) {
     while !input.is_empty() && actions.len() < LONGEST {
         actions.push(action(&mut input));
     }
-    histories::run(limits, blocks, share, actions);
+    histories::run(limits, max_step_tokens, blocks, share, actions);
 }
 
 fn action(input: &mut Input) -> Action {

@@ -20,6 +20,7 @@ fn tenant(n: usize) -> Tenant {
 /// The worker, without a model: requests end after their tokens.
 struct Machine {
     scheduler: Scheduler,
+    max_step_tokens: usize,
     next: u64,
     /// Tokens that are still to be drawn.
     left: HashMap<SequenceId, usize>,
@@ -35,11 +36,11 @@ impl Machine {
     fn new(tenants: usize, max_batch: usize, max_step_tokens: usize, blocks: usize) -> Self {
         let limits = StepLimits {
             max_batch,
-            max_step_tokens,
             speculative_rows: 0,
         };
         Self {
             scheduler: Scheduler::new(limits, blocks),
+            max_step_tokens,
             next: 0,
             left: HashMap::new(),
             whose: HashMap::new(),
@@ -64,30 +65,32 @@ impl Machine {
 
     /// Runs a step; returns the tokens that each sequence got.
     fn step(&mut self) -> Vec<(u64, usize)> {
-        let plan = self.scheduler.plan(|_| true);
-        for part in &plan {
-            let end = part.first_position + part.tokens;
-            let start = self.scheduler.sequence(part.id).expect("it runs").start;
-            let reached = self.reached.entry(part.id).or_default();
+        let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
+        for chunk in &plan {
+            let end = chunk.first_position + chunk.tokens;
+            let start = self.scheduler.sequence(chunk.id).expect("it runs").start;
+            let reached = self.reached.entry(chunk.id).or_default();
             let new = (start + end).saturating_sub(*reached);
             *reached = (*reached).max(start + end);
-            self.service[self.whose[&part.id]] += new;
+            self.service[self.whose[&chunk.id]] += new;
         }
-        for &part in &plan {
-            self.scheduler.computed(part);
-            if part.completes {
-                self.scheduler.push_tokens(part.id, &[7]);
-                let left = self.left.get_mut(&part.id).expect("it is known");
+        for chunk in &plan {
+            self.scheduler.computed(chunk);
+            if chunk.completes {
+                self.scheduler.push_sampled(chunk, &[7]);
+                let left = self.left.get_mut(&chunk.id).expect("it is known");
                 *left -= 1;
                 if *left == 0 {
-                    self.scheduler.remove(part.id);
-                    self.left.remove(&part.id);
-                    self.finished.push(part.id.0);
+                    self.scheduler.remove(chunk.id);
+                    self.left.remove(&chunk.id);
+                    self.finished.push(chunk.id.0);
                 }
             }
         }
         self.scheduler.check();
-        plan.iter().map(|part| (part.id.0, part.tokens)).collect()
+        plan.iter()
+            .map(|chunk| (chunk.id.0, chunk.tokens))
+            .collect()
     }
 
     /// Running sequences of a tenant.
@@ -192,7 +195,7 @@ fn the_prompts_of_one_tenant_do_not_hold_back_those_of_another() {
     machine.step();
     let short = machine.add(1, 0, (16, 2));
     let steps: Vec<_> = (0..3).map(|_| machine.step()).collect();
-    let read = steps.iter().flatten().find(|part| part.0 == short);
+    let read = steps.iter().flatten().find(|chunk| chunk.0 == short);
     assert_eq!(read, Some(&(short, 16)), "{steps:?}");
 }
 

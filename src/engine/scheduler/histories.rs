@@ -72,6 +72,7 @@ impl Names {
 /// The worker, without a model.
 struct Machine {
     scheduler: Scheduler,
+    max_step_tokens: usize,
     memory: Vec<Slots>,
     /// Blocks that left.
     kept: HashMap<PrefixId, Slots>,
@@ -85,7 +86,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(limits: StepLimits, blocks: usize, share: bool) -> Self {
+    fn new(limits: StepLimits, max_step_tokens: usize, blocks: usize, share: bool) -> Self {
         let tenants = [
             Tenant::ANONYMOUS,
             Tenant::of_key(b"a"),
@@ -99,6 +100,7 @@ impl Machine {
         }
         Self {
             scheduler: Scheduler::new(limits, blocks),
+            max_step_tokens,
             memory: vec![[NOTHING; BLOCK_SIZE]; blocks],
             kept: HashMap::new(),
             names,
@@ -175,22 +177,22 @@ impl Machine {
 
     /// Hands a search the most likely tokens after one of its beams: any, but the same for the same
     /// beam.
-    fn advance(&mut self, part: Part) {
-        let Some(sequence) = self.scheduler.sequence(part.id) else {
+    fn advance(&mut self, chunk: &Chunk) {
+        let Some(sequence) = self.scheduler.sequence(chunk.id) else {
             return;
         };
         let seed = sequence.tokens().iter().fold(7, |hash: u32, &token| {
             hash.wrapping_mul(31).wrapping_add(token)
         });
-        let Some(beams) = self.searches.get_mut(&part.request) else {
+        let Some(beams) = self.searches.get_mut(&chunk.request) else {
             return;
         };
         let row = (0..beams.wanted() as u32).map(|rank| TokenLogprob {
             id: (seed + rank) % VOCABULARY as u32,
             logprob: -(1.0 + rank as f32 + (seed % 8) as f32),
         });
-        if let Step::Done(_) = beams.take(part.id, row.collect(), &mut self.scheduler) {
-            self.remove(part.request);
+        if let Step::Done(_) = beams.take(chunk.id, row.collect(), &mut self.scheduler) {
+            self.remove(chunk.request);
         }
     }
 
@@ -210,28 +212,28 @@ impl Machine {
     }
 
     /// A step as the worker does it. `right` of the guesses are so, then comes `token`.
-    fn step(&mut self, ready: impl Fn(SequenceId) -> bool, right: usize, token: u32) -> Vec<Part> {
-        let plan = self.scheduler.plan(ready);
+    fn step(&mut self, ready: impl Fn(SequenceId) -> bool, right: usize, token: u32) -> Vec<Chunk> {
+        let plan = self.scheduler.plan(self.max_step_tokens, ready);
         self.carry_out_moves();
         self.check_contents();
-        for part in &plan {
-            self.write(part);
+        for chunk in &plan {
+            self.write(chunk);
         }
-        for part in &plan {
-            self.check_reads(part);
+        for chunk in &plan {
+            self.check_reads(chunk);
         }
-        for &part in &plan {
-            self.scheduler.computed(part);
+        for chunk in &plan {
+            self.scheduler.computed(chunk);
         }
-        for part in plan.iter().filter(|part| part.completes) {
-            if self.searches.contains_key(&part.request) {
-                self.advance(*part);
+        for chunk in plan.iter().filter(|chunk| chunk.completes) {
+            if self.searches.contains_key(&chunk.request) {
+                self.advance(chunk);
                 continue;
             }
-            let right = part.drafted.min(right);
-            let draft = &self.scheduler.sequence(part.id).unwrap().draft;
-            let drawn = [&draft[..right], &[token]].concat();
-            self.scheduler.push_tokens(part.id, &drawn);
+            let right = chunk.drafted.min(right);
+            let draft = &self.scheduler.sequence_of(chunk).unwrap().draft;
+            let sampled = [&draft[..right], &[token]].concat();
+            self.scheduler.push_sampled(chunk, &sampled);
         }
         plan
     }
@@ -252,16 +254,16 @@ impl Machine {
     }
 
     /// Writes a part's keys and values. Its blocks are held by it alone and not known.
-    fn write(&mut self, part: &Part) {
+    fn write(&mut self, chunk: &Chunk) {
         let s = &self.scheduler;
-        let sequence = s.sequence(part.id).expect("a planned sequence runs");
+        let sequence = s.sequence(chunk.id).expect("a planned sequence runs");
         let known: HashSet<BlockId> = s.blocks.contents().map(|content| content.0).collect();
-        let end = part.first_position + part.tokens;
-        assert_eq!(sequence.draft.len(), part.drafted);
+        let end = chunk.first_position + chunk.tokens;
+        assert_eq!(sequence.draft.len(), chunk.drafted);
         assert!(sequence.table.len() * BLOCK_SIZE >= end);
-        let text = [&sequence.context()[..end - part.drafted], &sequence.draft].concat();
+        let text = [&sequence.context()[..end - chunk.drafted], &sequence.draft].concat();
         let names = self.names.of(sequence.root, &text);
-        for (position, name) in (0..).zip(names).skip(part.first_position) {
+        for (position, name) in (0..).zip(names).skip(chunk.first_position) {
             let block: BlockId = sequence.table[position / BLOCK_SIZE];
             let holders = s.running.iter().filter(|o| o.table.contains(&block));
             assert_eq!(holders.count(), 1, "{block:?} is shared");
@@ -271,9 +273,9 @@ impl Machine {
     }
 
     /// All that a part's rows read, whoever wrote it, is their own context.
-    fn check_reads(&mut self, part: &Part) {
-        let sequence = self.scheduler.sequence(part.id).expect("it runs");
-        let end = part.first_position + part.tokens - part.drafted;
+    fn check_reads(&mut self, chunk: &Chunk) {
+        let sequence = self.scheduler.sequence(chunk.id).expect("it runs");
+        let end = chunk.first_position + chunk.tokens - chunk.drafted;
         let names = self.names.of(sequence.root, &sequence.context()[..end]);
         for (position, name) in names.into_iter().enumerate() {
             let block = sequence.table[position / BLOCK_SIZE];
@@ -423,10 +425,10 @@ impl Machine {
             Action::Import { nth, fails } => self.import(nth, fails),
             Action::Abort => {
                 // The moves of a plan are made even if its pass fails.
-                let plan = self.scheduler.plan(|_| true);
+                let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
                 self.carry_out_moves();
-                for part in plan {
-                    self.remove(part.request);
+                for chunk in plan {
+                    self.remove(chunk.request);
                 }
             }
             Action::Search {
@@ -434,7 +436,7 @@ impl Machine {
                 width,
                 max_tokens,
             } => self.search(nth, width, max_tokens),
-            Action::Budget { tokens } => self.scheduler.set_max_step_tokens(tokens),
+            Action::Budget { tokens } => self.max_step_tokens = tokens,
         }
         self.scheduler.check();
     }
@@ -447,11 +449,12 @@ impl Machine {
 /// belong to; or if something that waits does not get its turn when nothing more arrives.
 pub(crate) fn run(
     limits: StepLimits,
+    max_step_tokens: usize,
     blocks: usize,
     share: bool,
     actions: impl IntoIterator<Item = Action>,
 ) {
-    let mut machine = Machine::new(limits, blocks, share);
+    let mut machine = Machine::new(limits, max_step_tokens, blocks, share);
     for action in actions {
         machine.act(action);
     }
@@ -459,10 +462,10 @@ pub(crate) fn run(
         if machine.alive.is_empty() {
             break;
         }
-        for part in machine.step(|_| true, 1, 0) {
-            let is_search = machine.searches.contains_key(&part.request);
-            if part.completes && !is_search {
-                machine.remove(part.request);
+        for chunk in machine.step(|_| true, 1, 0) {
+            let is_search = machine.searches.contains_key(&chunk.request);
+            if chunk.completes && !is_search {
+                machine.remove(chunk.request);
             }
         }
     }
@@ -518,8 +521,8 @@ mod random {
             speculative_rows in 0usize..7,
             share in prop::bool::weighted(0.3),
         ) {
-            let limits = StepLimits { max_batch: 4, max_step_tokens, speculative_rows };
-            run(limits, blocks, share, actions);
+            let limits = StepLimits { max_batch: 4, speculative_rows };
+            run(limits, max_step_tokens, blocks, share, actions);
         }
     }
 }

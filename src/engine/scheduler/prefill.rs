@@ -5,7 +5,7 @@
 //! place or no blocks ends the admission of all, so that a large one is not overtaken for ever.
 
 use super::cache::{Cached, attach};
-use super::{Part, Scheduler};
+use super::{Chunk, Scheduler};
 use crate::engine::blocks::{BLOCK_SIZE, common};
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::fair::Waiting;
@@ -33,7 +33,7 @@ enum Admission {
 
 impl Scheduler {
     /// Spends up to `budget` tokens on contexts that are read.
-    pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Part>, mut budget: usize) {
+    pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Chunk>, mut budget: usize) {
         let mut reading = self.reading();
         let mut passed_over = Vec::new();
         let mut is_open = true;
@@ -91,7 +91,7 @@ impl Scheduler {
     }
 
     /// Plans the next tokens of a running sequence, up to `budget`; returns how many.
-    fn go_on(&mut self, plan: &mut Vec<Part>, id: SequenceId, budget: usize) -> usize {
+    fn go_on(&mut self, plan: &mut Vec<Chunk>, id: SequenceId, budget: usize) -> usize {
         // It may have been preempted for another one.
         let Some(at) = self.running.iter().position(|s| s.id == id) else {
             return 0;
@@ -100,13 +100,13 @@ impl Scheduler {
         let Ok(at) = self.reserve(at, tokens, plan) else {
             return 0;
         };
-        self.push_part(plan, at, tokens);
+        self.push_chunk(plan, at, tokens);
         tokens
     }
 
     /// Lets the next waiting sequence in if batch and pool have room for its whole present context, and
     /// for the beams that are to branch off from it, or can be made to have.
-    fn admit(&mut self, plan: &mut Vec<Part>, budget: usize) -> Option<Admission> {
+    fn admit(&mut self, plan: &mut Vec<Chunk>, budget: usize) -> Option<Admission> {
         let next = self.waiting.pop()?;
         if !self.has_places(&next.item) && self.over_share(&next.item).is_none() {
             return Some(Admission::NoRoom(Some(next)));
@@ -133,7 +133,7 @@ impl Scheduler {
         self.running.push(sequence);
         match self.reserve(self.running.len() - 1, tokens, plan) {
             Ok(at) => {
-                self.push_part(plan, at, tokens);
+                self.push_chunk(plan, at, tokens);
                 Some(Admission::Began(tokens))
             }
             Err(_) => Some(Admission::NoRoom(None)),
@@ -156,17 +156,17 @@ impl Scheduler {
     /// Whether a part of the step computes tokens that `waiting` could begin with in the next step,
     /// more than it could now. As it does not wait without that, it never waits for one that stands
     /// still.
-    fn computes_more(&self, plan: &[Part], waiting: &Sequence) -> bool {
+    fn computes_more(&self, plan: &[Chunk], waiting: &Sequence) -> bool {
         let wanted = waiting.reusable();
-        let mut parts = plan.iter().filter(|part| part.tokens >= WORTH_WAITING);
-        parts.any(|part| {
-            let sequence = self.sequence(part.id);
+        let mut chunks = plan.iter().filter(|chunk| chunk.tokens >= WORTH_WAITING);
+        chunks.any(|chunk| {
+            let sequence = self.sequence(chunk.id);
             let Some(sequence) = sequence.filter(|s| s.root == waiting.root) else {
                 return false;
             };
-            let end = part.first_position + part.tokens - part.drafted;
+            let end = chunk.first_position + chunk.tokens - chunk.drafted;
             let common = common(&sequence.context()[..end], wanted);
-            if common < part.first_position + WORTH_WAITING {
+            if common < chunk.first_position + WORTH_WAITING {
                 return false;
             }
             // So they have the part's full blocks before it in common.

@@ -7,7 +7,7 @@ use tracing::error;
 use super::Worker;
 use crate::engine::beams::Step;
 use crate::engine::event::{GenerateError, TokenLogprob};
-use crate::engine::scheduler::Part;
+use crate::engine::scheduler::Chunk;
 use crate::engine::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
@@ -28,8 +28,8 @@ impl Worker {
     }
 
     /// Hands a search one of its rows; with the last row of a step it goes on or ends.
-    pub(super) fn advance_beams(&mut self, part: Part, ranked: Ranked, at: Instant) {
-        let Some(active) = self.active.get_mut(&part.request) else {
+    pub(super) fn advance_beams(&mut self, chunk: &Chunk, ranked: Ranked, at: Instant) {
+        let Some(active) = self.active.get_mut(&chunk.request) else {
             return;
         };
         active.report_prompt(at);
@@ -38,9 +38,9 @@ impl Worker {
         };
         let row = match ranked {
             Ok(row) => row,
-            Err(error) => return self.fail_search(part.request, error),
+            Err(error) => return self.fail_search(chunk.request, error),
         };
-        match beams.take(part.id, row, &mut self.scheduler) {
+        match beams.take(chunk.id, row, &mut self.scheduler) {
             Step::Next => (),
             Step::Done(hypotheses) => {
                 let returned = hypotheses.iter().take(active.clients());
@@ -48,7 +48,7 @@ impl Worker {
                 self.status.generated_tokens += tokens;
                 self.published.offer(&self.status);
                 active.deliver_beams(hypotheses, at);
-                self.finish(part.request);
+                self.finish(chunk.request);
             }
         }
     }

@@ -7,8 +7,9 @@ use tracing::{error, warn};
 
 use super::Worker;
 use crate::engine::blocks::{BLOCK_SIZE, BlockMove, Eviction, PrefixId};
+use crate::engine::commands::Exchange;
 use crate::engine::event::GenerateError;
-use crate::engine::exchange::{EvictedBlock, Exchange};
+use crate::engine::exchange::EvictedBlock;
 use crate::request::Tenant;
 
 /// How long the worker's end may wait for its blocks to be taken.

@@ -1,160 +1,176 @@
-//! From what a forward pass gives to what requests receive.
+//! From the results of a forward pass to what requests receive.
 
 use std::time::Instant;
 
 use tracing::error;
 
 use super::Worker;
-use crate::engine::batch::StepBatch;
-use crate::engine::draw::{Row, draw_all};
+use super::batch::StepBatch;
+use super::sample::{RowTask, run_all};
 use crate::engine::event::{GenerateError, GeneratedToken};
-use crate::engine::pooling::pool_all;
-use crate::engine::scheduler::Part;
+use crate::engine::scheduler::Chunk;
 use crate::engine::sequence::SequenceId;
 use crate::engine::values::with_values;
 use crate::model::batch::Outputs;
 
 impl Worker {
-    /// Hands every row of hidden states and of logits to the request it belongs to.
-    pub(super) fn take_outputs(&mut self, plan: &[Part], batch: &StepBatch, outputs: &Outputs) {
-        let tokens = plan.iter().map(|part| part.tokens).sum();
+    /// Hands every row of hidden states and logits to the request that it belongs to.
+    pub(super) fn take_outputs(&mut self, plan: &[Chunk], batch: &StepBatch, outputs: &Outputs) {
+        let tokens = plan.iter().map(|chunk| chunk.tokens).sum();
         self.status.steps += 1;
         self.status.step_tokens.observe(tokens);
-        for &part in plan {
-            self.scheduler.computed(part);
+        for chunk in plan {
+            self.scheduler.computed(chunk);
         }
         let spec = self.model.spec();
         let (hidden_width, vocab_size) = (spec.hidden_width, spec.vocab_size);
         let pooled = with_values(&outputs.hidden, |hidden| {
-            pool_all(plan, &mut self.active, hidden, hidden_width);
+            self.pool_hidden(plan, hidden, hidden_width);
         });
-        let mut rows = self.rows(plan, batch);
+        let mut tasks = self.row_tasks(plan, batch);
         let pool = self.model.pool();
         let read = with_values(&outputs.logits, |logits| {
-            draw_all(pool, &mut rows, logits, vocab_size);
+            run_all(pool, &mut tasks, logits, vocab_size);
         });
-        self.count(&rows);
-        let drawn_at = Instant::now();
-        let mut rows = rows.into_iter();
-        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
-            let prompt: Vec<Row> = rows.by_ref().take(wanted.len()).collect();
-            let drawn = part.completes.then(|| rows.next()).flatten();
-            match drawn {
-                Some(Row::Draw {
+        self.count(&tasks);
+        let sampled_at = Instant::now();
+        let mut tasks = tasks.into_iter();
+        for (chunk, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            let prompt: Vec<RowTask> = tasks.by_ref().take(wanted.len()).collect();
+            let last = chunk.completes.then(|| tasks.next()).flatten();
+            match last {
+                Some(RowTask::Sample {
                     active,
-                    drawn,
+                    sampled,
                     failed,
                     ..
                 }) => {
-                    self.active.insert(part.id, active);
-                    self.take_prompt_rows(part.id, wanted, prompt);
-                    self.advance(*part, drawn, failed, drawn_at);
+                    self.active.insert(chunk.id, active);
+                    self.take_prompt_scores(chunk.id, wanted, prompt);
+                    self.advance(chunk, sampled, failed, sampled_at);
                 }
-                Some(Row::Rank { ranked, .. }) => {
-                    self.take_prompt_rows(part.request, wanted, prompt);
-                    self.advance_beams(*part, ranked, drawn_at);
+                Some(RowTask::Rank { ranked, .. }) => {
+                    self.take_prompt_scores(chunk.request, wanted, prompt);
+                    self.advance_beams(chunk, ranked, sampled_at);
                 }
-                _ => self.take_prompt_rows(part.request, wanted, prompt),
+                _ => self.take_prompt_scores(chunk.request, wanted, prompt),
             }
         }
         if let Err(error) = pooled.and(read) {
-            for part in plan {
-                self.fail(part.request, GenerateError::StepFailed(error.to_string()));
+            for chunk in plan {
+                self.fail(chunk.request, GenerateError::StepFailed(error.to_string()));
             }
         }
     }
 
-    /// What is wanted of the step's rows of logits, in their order.
-    fn rows(&mut self, plan: &[Part], batch: &StepBatch) -> Vec<Row> {
-        let mut rows = Vec::with_capacity(plan.len());
-        for (part, wanted) in plan.iter().zip(&batch.prompt_rows) {
-            let active = self.active.get(&part.request);
+    /// Adds the step's hidden states, `[rows, hidden_width]` in the plan's order, to the sequences that
+    /// pool them.
+    fn pool_hidden(&mut self, plan: &[Chunk], hidden: &[f32], hidden_width: usize) {
+        let mut rest = hidden;
+        for chunk in plan {
+            let active = self.active.get_mut(&chunk.id);
+            let Some(pool) = active.and_then(|active| active.pool.as_mut()) else {
+                continue;
+            };
+            let values = (chunk.tokens - chunk.drafted) * hidden_width;
+            let (own, others) = rest.split_at(values.min(rest.len()));
+            pool.add(chunk.first_position, own);
+            rest = others;
+        }
+    }
+
+    /// Returns the tasks for the step's rows of logits, in their order.
+    fn row_tasks(&mut self, plan: &[Chunk], batch: &StepBatch) -> Vec<RowTask> {
+        let mut tasks = Vec::with_capacity(plan.len());
+        for (chunk, wanted) in plan.iter().zip(&batch.prompt_rows) {
+            let active = self.active.get(&chunk.request);
             let asked = active.map_or_else(Default::default, |active| active.request.logprobs);
-            rows.extend(wanted.iter().map(|&(_, next)| Row::Prompt {
+            tasks.extend(wanted.iter().map(|&(_, next)| RowTask::Score {
                 next,
                 top: asked.prompt_top,
                 ranked: asked.prompt_ranks,
-                found: None,
+                scored: None,
             }));
             let beams = active.and_then(|active| active.beams.as_ref());
             if let Some(beams) = beams {
                 let wanted = beams.wanted();
-                rows.extend(part.completes.then_some(Row::Rank {
+                tasks.extend(chunk.completes.then_some(RowTask::Rank {
                     wanted,
                     ranked: None,
                 }));
                 continue;
             }
-            // A request has one such row at most: its prompt's rows are behind it already.
-            if part.completes
-                && let Some(active) = self.active.remove(&part.id)
+            // A request has at most one such task, and its prompt's tasks come before it.
+            if chunk.completes
+                && let Some(active) = self.active.remove(&chunk.id)
             {
-                let sequence = self.scheduler.sequence(part.id);
-                rows.push(Row::Draw {
+                let sequence = self.scheduler.sequence_of(chunk);
+                tasks.push(RowTask::Sample {
                     active,
                     draft: sequence.map(|s| s.draft.clone()).unwrap_or_default(),
-                    drawn: Vec::new(),
+                    sampled: Vec::new(),
                     failed: None,
                 });
             }
         }
-        rows
+        tasks
     }
 
-    /// Counts what the step drew and publishes it, so that the figures are never behind what a
-    /// client has received.
-    fn count(&mut self, rows: &[Row]) {
+    /// Counts the step's tokens and publishes the counts, so that they are never behind what a client
+    /// has received.
+    fn count(&mut self, tasks: &[RowTask]) {
         let status = &mut self.status;
-        for row in rows {
-            if let Row::Draw { draft, drawn, .. } = row {
+        for task in tasks {
+            if let RowTask::Sample { draft, sampled, .. } = task {
                 status.drafted += draft.len();
-                status.accepted += drawn.len().saturating_sub(1);
-                status.generated_tokens += drawn.len();
+                status.accepted += sampled.len().saturating_sub(1);
+                status.generated_tokens += sampled.len();
             }
         }
         self.published.offer(&self.status);
     }
 
-    /// Sends one sequence the tokens drawn for it, and takes them in.
+    /// Sends a request its sampled tokens and appends them to its sequence.
     fn advance(
         &mut self,
-        part: Part,
-        drawn: Vec<GeneratedToken>,
+        chunk: &Chunk,
+        sampled: Vec<GeneratedToken>,
         failed: Option<GenerateError>,
         at: Instant,
     ) {
-        let id = part.id;
+        let id = chunk.id;
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
         if active.report_prompt(at).is_some() {
             return self.finish(id);
         }
-        let tokens: Vec<u32> = drawn.iter().map(|token| token.token.id).collect();
-        let finished = drawn.last().is_some_and(|token| token.finish.is_some());
-        for token in drawn {
+        let tokens: Vec<u32> = sampled.iter().map(|token| token.token.id).collect();
+        let finished = sampled.last().is_some_and(|token| token.finish.is_some());
+        for token in sampled {
             active.deliver(token, at);
         }
-        self.scheduler.push_tokens(id, &tokens);
+        self.scheduler.push_sampled(chunk, &tokens);
         if finished {
             self.finish(id);
         } else if let Some(error) = failed {
-            error!(request = %active.request.id, %error, "a request failed");
+            error!(request = %active.request.id, %error, "request failed");
             self.fail(id, error);
         }
     }
 
-    /// Hands a request what the rows of its prompt say of the tokens that follow them.
-    fn take_prompt_rows(&mut self, id: SequenceId, wanted: &[(usize, u32)], rows: Vec<Row>) {
+    /// Hands a request the scores of its prompt's tokens.
+    fn take_prompt_scores(&mut self, id: SequenceId, wanted: &[(usize, u32)], tasks: Vec<RowTask>) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        for (&(index, _), row) in wanted.iter().zip(rows) {
-            if let Row::Prompt {
-                found: Some(found), ..
-            } = row
+        for (&(index, _), task) in wanted.iter().zip(tasks) {
+            if let RowTask::Score {
+                scored: Some(scored),
+                ..
+            } = task
             {
-                active.take_prompt_token(index, found);
+                active.take_prompt_token(index, scored);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! How requests come and go: accepted or refused, finished, failed, closed.
 
 use super::Worker;
-use crate::engine::active::Active;
+use super::active::Active;
 use crate::engine::beams::{Beams, blocks_needed};
 use crate::engine::blocks::BLOCK_SIZE;
+use crate::engine::commands::Submission;
 use crate::engine::event::GenerateError;
-use crate::engine::handle::Submission;
 use crate::engine::sequence::{Sequence, SequenceId, context_start};
 use crate::request::GenerateRequest;
 

@@ -17,7 +17,7 @@ use super::format::Format;
 use super::keys;
 use super::observations::{ConnectionCounts, Observations};
 use crate::engine::blocks::BLOCK_SIZE;
-use crate::engine::figures::{EngineStatus, StepTokens};
+use crate::engine::status::{EngineStatus, StepTokens};
 use crate::keys::Keys;
 use crate::serving::{ModelInfo, Serving};
 use crate::session::snapshots::Snapshots;

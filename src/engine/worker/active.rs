@@ -1,60 +1,60 @@
-//! What the worker keeps beside the scheduler for every accepted request: its parameters, its
-//! sampler, its client, and how far it is.
+//! The worker's state of an accepted request beside the scheduler's: parameters, sampler, constraint,
+//! clients and progress.
 
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::beam::Hypothesis;
-use super::beams::Beams;
-use super::constraint::Constraint;
-use super::event::{
+use crate::engine::beam::Hypothesis;
+use crate::engine::beams::Beams;
+use crate::engine::constraint::Constraint;
+use crate::engine::event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
 };
-use super::logprobs::logprobs;
-use super::pooling::MeanPool;
-use super::queue::Place;
-use super::sampler::{Allowed, Sampler, Scratch};
-use super::speculate::MAX_DRAFT;
+use crate::engine::logprobs::logprobs;
+use crate::engine::pooling::MeanPool;
+use crate::engine::queue::Place;
+use crate::engine::sampler::{Allowed, Sampler, Scratch};
+use crate::engine::speculate::MAX_DRAFT;
 use crate::model::ModelSpec;
 use crate::request::{GenerateRequest, Output};
 
-/// Events a step can send to one request: the prompt's report, tokens that were guessed right, the
-/// one after them, and why it failed.
-pub(super) const EVENTS_PER_STEP: usize = 3 + MAX_DRAFT;
+/// Maximum events that a step sends to a request: the prompt's report, accepted drafts, the token after
+/// them, and an error.
+const EVENTS_PER_STEP: usize = 3 + MAX_DRAFT;
 
 /// One accepted request.
 pub(super) struct Active {
     pub request: GenerateRequest,
-    /// Its beams, if it searches instead of drawing.
+    /// Its beams, if it is a beam search.
     pub beams: Option<Box<Beams>>,
-    /// One; of a search one for each beam it returns, best first.
+    /// One client; of a beam search one per returned beam, the best first.
     clients: Vec<mpsc::Sender<TimedEvent>>,
     /// Clients that have not closed their generation.
     open: usize,
-    /// A client has not taken its events: the request is to be set aside.
+    /// Whether a client has no room for events: the request is to be set aside.
     stalled: bool,
     sampler: Sampler,
-    /// Follows the request's grammar, if it has one; not there while it is lent.
+    /// State of the request's grammar; `None` also while it is lent.
     constraint: Option<Constraint>,
-    /// Its place in the queue, and then among the running ones.
+    /// Its place in the queue, then among the running requests.
     place: Place,
-    /// Tokens of its session before its own prompt.
+    /// Number of session tokens before its own prompt.
     history: usize,
     generated: usize,
-    /// Context tokens that came from the cache; known once it was first planned.
+    /// Number of context tokens found in the cache; known once the request was planned.
     cached_tokens: Option<usize>,
-    /// Start of the first step it was in.
+    /// Start of its first step.
     first_step: Option<Instant>,
-    /// For every token of its own prompt, where asked for.
+    /// Per token of its own prompt, if requested.
     prompt_logprobs: Vec<Option<PromptToken>>,
     reported_prompt: bool,
-    /// Its hidden states so far, where their mean is asked for.
+    /// Sum of its hidden states, if an embedding is requested.
     pub pool: Option<MeanPool>,
 }
 
 impl Active {
-    /// A request that continues `tokens`: its session's, then its own prompt.
+    /// Creates the state of a request that continues `tokens`: its session's, then its own prompt.
     pub fn new(
         request: GenerateRequest,
         clients: Vec<mpsc::Sender<TimedEvent>>,
@@ -92,9 +92,9 @@ impl Active {
         }
     }
 
-    /// Notes whether its clients take their events. One without room for those of a step is stalled
-    /// until half of its channel is free, so that a slow reader does not come and go with each event.
-    pub fn look_at_clients(&mut self) {
+    /// Checks whether its clients have room for the events of a step. A client without room counts as
+    /// stalled until half of its channel is free, so that a slow reader does not alternate every step.
+    pub fn check_clients(&mut self) {
         let stalled = self.stalled;
         let has_room = |client: &mpsc::Sender<TimedEvent>| {
             let needed = if stalled {
@@ -107,19 +107,19 @@ impl Active {
         self.stalled = !self.clients.iter().all(has_room);
     }
 
-    /// Whether its clients took their events when it last [looked](Self::look_at_clients).
+    /// Returns whether its clients had room at the last [check](Self::check_clients).
     pub fn can_receive(&self) -> bool {
         !self.stalled
     }
 
-    /// A client has closed its generation; whether it was the last.
+    /// Records that a client has closed its generation; returns whether it was the last.
     pub fn leave(&mut self) -> bool {
         self.open = self.open.saturating_sub(1);
         self.open == 0
     }
 
-    /// Notes that it is in the step that began at `at`, with so many context tokens already in the
-    /// cache; whether it is the first time.
+    /// Records that it is in the step that started at `at`, with `first_position` context tokens in the
+    /// cache; returns whether this is its first step.
     pub fn planned(&mut self, first_position: usize, at: Instant) -> bool {
         self.place.begin();
         let is_first = self.cached_tokens.is_none();
@@ -128,24 +128,23 @@ impl Active {
         is_first
     }
 
-    /// Tokens before the first one it generates.
+    /// Returns the number of tokens before the first generated one.
     pub fn prompt_tokens(&self) -> usize {
         self.history + self.request.prompt.len()
     }
 
-    /// Whether the prompt may begin with what the prefix cache holds, which has neither logits nor
-    /// hidden states.
+    /// Returns whether a cached prefix can be used: it has neither logits nor hidden states.
     pub fn reuses_cache(&self) -> bool {
         !self.request.logprobs.prompt && self.request.output == Output::Text
     }
 
-    /// Whether the logits after history token `index` are wanted to report the token after it.
+    /// Returns whether the logits after history token `index` are needed to score the token after it.
     pub fn wants_prompt_logits(&self, index: usize) -> bool {
         let next = index + 1;
         (self.history..self.history + self.prompt_logprobs.len()).contains(&next)
     }
 
-    /// Takes what the logits after history token `index` say of the token that follows.
+    /// Records the score of the token after history token `index`.
     pub fn take_prompt_token(&mut self, index: usize, token: PromptToken) {
         if let Some(entry) = (index + 1)
             .checked_sub(self.history)
@@ -155,13 +154,13 @@ impl Active {
         }
     }
 
-    /// Whether a token is drawn once the prompt is read.
-    pub fn draws(&self) -> bool {
+    /// Returns whether tokens are generated after the prompt.
+    pub fn samples(&self) -> bool {
         self.request.stop.max_tokens > 0
     }
 
-    /// Reports the prompt once it is read, by the step that was through at `at`. The reason is given
-    /// if that was all.
+    /// Sends the prompt's report once prefill is complete, by the step that ended at `at`. Returns the
+    /// reason if the generation ends with it.
     pub fn report_prompt(&mut self, at: Instant) -> Option<FinishReason> {
         if self.reported_prompt {
             return None;
@@ -188,8 +187,8 @@ impl Active {
         finish
     }
 
-    /// Draws the next token from the logits after the last one.
-    pub fn draw(
+    /// Samples the next token from the logits after the last one.
+    pub fn sample(
         &mut self,
         logits: &[f32],
         scratch: &mut Scratch,
@@ -198,7 +197,7 @@ impl Active {
         let mask = match &mut self.constraint {
             Some(constraint) => Some(constraint.allowed(&banned)?),
             None if self.request.grammar.is_some() => {
-                return Err(GenerateError::Grammar("its state was lost".to_owned()));
+                return Err(GenerateError::Grammar("its state is lost".to_owned()));
             }
             None => None,
         };
@@ -207,7 +206,7 @@ impl Active {
             .map_or(Allowed::AllBut(&banned), Allowed::Only);
         let id = self
             .sampler
-            .draw(logits, self.generated, allowed, scratch)?;
+            .sample(logits, self.generated, allowed, scratch)?;
         self.sampler.accept(id);
         self.generated += 1;
         let (token, top) = logprobs(logits, id, self.request.logprobs.top);
@@ -215,7 +214,7 @@ impl Active {
         Ok(GeneratedToken { token, top, finish })
     }
 
-    /// Tokens that may not be drawn yet, or never.
+    /// Returns the tokens that must not be sampled at this point.
     fn banned(&self) -> Vec<u32> {
         let stop = &self.request.stop;
         let mut banned = Vec::new();
@@ -225,47 +224,47 @@ impl Active {
         if let Some(constraint) = &self.constraint
             && stop.end_of_text.is_empty()
         {
-            // To go on after end-of-text means not to draw it while the grammar has anything else.
+            // `ignore_eos`: end-of-text is not sampled while the grammar allows any other token.
             banned.extend(constraint.end_of_text());
         }
         banned
     }
 
-    /// Gives the constraint away to have worked out what may come next.
+    /// Takes the constraint out, to have its next mask computed.
     pub fn lend_constraint(&mut self) -> Option<Constraint> {
-        if self.draws() {
+        if self.samples() {
             self.constraint.take()
         } else {
             None
         }
     }
 
-    /// Takes it back.
+    /// Puts the constraint back.
     pub fn return_constraint(&mut self, constraint: Constraint) {
         self.constraint = Some(constraint);
     }
 
-    /// Sends a token that was drawn in the step that was through at `at`.
+    /// Sends a token that was sampled in the step that ended at `at`.
     pub fn deliver(&self, token: GeneratedToken, at: Instant) {
         self.send(TokenEvent::Token(token), at);
     }
 
-    /// Clients that receive events: one, or one for each beam that is returned.
+    /// Returns the number of clients: one, or one per returned beam.
     pub fn clients(&self) -> usize {
         self.clients.len()
     }
 
-    /// Sends each client of a search its beam, whole.
+    /// Sends each client of a beam search its whole beam.
     pub fn deliver_beams(&self, beams: Vec<Hypothesis>, at: Instant) {
         for (client, beam) in self.clients.iter().zip(beams) {
             for token in beam.tokens {
-                // There is room for a whole beam; a client that went away says so by itself.
+                // The channel has room for a whole beam; a client that is gone sends a `Close`.
                 let _ = client.try_send(self.timed(TokenEvent::Token(token), at));
             }
         }
     }
 
-    /// Takes in the token drawn; why it is the last one, if it is.
+    /// Advances by the sampled token; returns the reason if it is the last.
     fn finish_reason(&mut self, token: u32) -> Result<Option<FinishReason>, GenerateError> {
         let stop = &self.request.stop;
         let finish = FinishReason::after(token, self.generated, stop, self.request.stop.max_tokens);
@@ -282,7 +281,7 @@ impl Active {
         Ok(complete.then_some(FinishReason::Complete).or(finish))
     }
 
-    /// Sends the last event of a generation that failed.
+    /// Sends the error that ends a generation.
     pub fn fail(&self, error: GenerateError) {
         self.send(TokenEvent::Failed(error), Instant::now());
     }
@@ -295,7 +294,8 @@ impl Active {
         }
     }
 
-    /// Room was made sure of before the step; a client that went away says so by itself.
+    /// Sends an event to all clients. Their room was checked before the step; a client that is gone
+    /// sends a `Close`.
     fn send(&self, event: TokenEvent, at: Instant) {
         let timed = self.timed(event, at);
         if let [client] = &self.clients[..] {
