@@ -1,14 +1,13 @@
 //! `skald generate`: streams the text for one prompt to the terminal, from the same engine as the server.
 
 use std::io::Read;
-use std::num::NonZeroUsize;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::json;
 
 use super::{CommandError, runtime, write_out};
-use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, thread_count};
+use crate::config::{KvPrecision, LogFormat, ModelSettings};
 use crate::engine::{EngineConfig, FinishReason, TokenEvent};
 use crate::request::{
     GenerateRequest, InvalidRequest, Overflow, RequestDraft, RequestId, SamplingOverrides,
@@ -33,26 +32,8 @@ use crate::text::TextStream;
 pub struct Generate {
     /// The prompt, or `-` to read it from standard input
     prompt: String,
-    /// The model: `builtin`, a directory, or a hub id
-    #[arg(long, env = "SKALD_MODEL", default_value = "builtin")]
-    model: String,
-    /// Precision of the weights
-    #[arg(long, env = "SKALD_DTYPE", value_enum, default_value = "auto")]
-    dtype: Dtype,
-    /// Where the model is computed
-    #[arg(long, env = "SKALD_DEVICE", value_enum, default_value = "cpu")]
-    device: Device,
-    /// Compute threads [default: all cores, within the CPU quota of the cgroup]
-    #[arg(long, env = "SKALD_THREADS", value_name = "N", value_parser = thread_count)]
-    threads: Option<NonZeroUsize>,
-    /// Whether the model's `generation_config.json` sets the defaults of sampling
-    #[arg(
-        long,
-        env = "SKALD_GENERATION_CONFIG",
-        value_enum,
-        default_value = "auto"
-    )]
-    generation_config: GenerationDefaults,
+    #[command(flatten)]
+    model: ModelSettings,
     /// Maximum tokens to generate
     #[arg(short = 'n', long, default_value = "100")]
     max_tokens: usize,
@@ -76,23 +57,23 @@ impl Generate {
     pub(super) fn run(self) -> Result<(), CommandError> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
         let prompt = self.read_prompt().map_err(CommandError::Running)?;
-        let model = ServingSettings {
-            model: self.model.clone(),
+        let settings = ServingSettings {
+            model: self.model.source.clone(),
             served_model_name: None,
-            dtype: self.dtype,
-            device: self.device,
+            dtype: self.model.dtype,
+            device: self.model.device,
             kv_dtype: KvPrecision::Auto,
-            threads: resources::threads(self.threads).value,
+            threads: resources::threads(self.model.threads).value,
             kv_memory: None,
             memory_limit: resources::memory_limit(),
-            generation_config: self.generation_config,
+            generation_config: self.model.generation_config,
             chat_template: None,
             max_session_tokens: None,
             engine: EngineConfig::default(),
             sessions: SessionConfig::default(),
         };
         let serving =
-            Serving::load(&model).map_err(|error| CommandError::Unusable(error.into()))?;
+            Serving::load(&settings).map_err(|error| CommandError::Unusable(error.into()))?;
         let request = self
             .request(&serving, &prompt)
             .map_err(CommandError::Unusable)?;

@@ -101,7 +101,7 @@ async fn serve(settings: Settings, tracer: Option<SdkTracer>) -> Result<(), Comm
     let scheme = if identity.is_some() { "https" } else { "http" };
     let listener = Listener::new(listener, identity.map(|identity| identity.acceptor()));
     let serving = tokio::spawn(http::run(listener, app.clone(), stop.clone()));
-    let threads = resources::threads(settings.threads);
+    let threads = resources::threads(settings.model.threads);
     let memory_limit = resources::memory_limit();
     log_resources(threads, memory_limit);
     // Before the model is loaded, so that a wrong password is reported at once.

@@ -1,5 +1,7 @@
 //! `config/skald.toml`, which has every setting with its help and default, and nothing else.
 
+use std::collections::HashSet;
+
 use clap::{Arg, Args, Command};
 
 use super::layer::Layer;
@@ -18,13 +20,16 @@ const HEADER: &str = "\
 fn example() -> String {
     let command = Settings::augment_args(Command::new("settings"));
     let mut parts = vec![HEADER.to_owned()];
-    let mut heading = None;
-    for argument in command.get_arguments() {
-        if argument.get_help_heading() != heading {
-            heading = argument.get_help_heading();
-            parts.push(format!("\n## {}\n", heading.expect("a heading")));
+    let mut headings: Vec<_> = command.get_arguments().map(Arg::get_help_heading).collect();
+    // In the order of their first settings, as in the help.
+    let mut seen = HashSet::new();
+    headings.retain(|heading| seen.insert(*heading));
+    for heading in headings {
+        parts.push(format!("\n## {}\n", heading.expect("a heading")));
+        let arguments = command.get_arguments();
+        for argument in arguments.filter(|argument| argument.get_help_heading() == heading) {
+            parts.push(format!("\n{}{}\n", help(argument), assignment(argument)));
         }
-        parts.push(format!("\n{}{}\n", help(argument), assignment(argument)));
     }
     parts.concat()
 }

@@ -1,19 +1,19 @@
-//! Every setting, declared once: type, flag, environment variable, default, range and help.
+//! Every setting of the server, declared once: type, flag, environment variable, default, range and help.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
-use super::choices::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
+use super::choices::{KvPrecision, LogFormat, Speculation};
 use super::error::ConfigError;
 use super::hosts::{AllowedHost, CorsOrigin};
+use super::model_settings::ModelSettings;
 use super::values::{
     SecretUrl, address, at_least_a_moment, count, duration, duration_within, name, size,
-    size_within, thread_count,
+    size_within,
 };
 
 /// The server's settings.
@@ -23,16 +23,9 @@ use super::values::{
 /// documentation says what happens without it.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Settings {
-    /// The model: `builtin` (a small model that tells fairy tales), a directory in the Hugging Face layout,
-    /// or a hub id such as openai-community/gpt2, with @revision for another revision than main
-    #[arg(
-        help_heading = "Model",
-        long,
-        env = "SKALD_MODEL",
-        value_name = "MODEL",
-        default_value = "builtin"
-    )]
-    pub model: String,
+    /// The model and how it is computed.
+    #[command(flatten)]
+    pub model: ModelSettings,
     /// The name that clients call the model by [default: the name it comes with]
     #[arg(
         help_heading = "Model",
@@ -42,31 +35,6 @@ pub struct Settings {
         value_parser = name
     )]
     pub served_model_name: Option<String>,
-    /// Precision of the weights
-    #[arg(
-        help_heading = "Model",
-        long,
-        env = "SKALD_DTYPE",
-        default_value = "auto"
-    )]
-    pub dtype: Dtype,
-    /// Where the model is computed
-    #[arg(
-        help_heading = "Model",
-        long,
-        env = "SKALD_DEVICE",
-        default_value = "cpu"
-    )]
-    pub device: Device,
-    /// Whether the model's `generation_config.json` sets the defaults of sampling
-    #[arg(
-        help_heading = "Model",
-        long,
-        env = "SKALD_GENERATION_CONFIG",
-        value_name = "DEFAULTS",
-        default_value = "auto"
-    )]
-    pub generation_config: GenerationDefaults,
     /// The template that turns conversations into prompts: a file with a Jinja template, such a template
     /// itself, or `plain` for paragraphs like `User: …` [default: the model's own, else plain]
     #[arg(
@@ -76,15 +44,6 @@ pub struct Settings {
         value_name = "TEMPLATE"
     )]
     pub chat_template: Option<String>,
-    /// Number of compute threads [default: all cores, within the CPU quota of the cgroup]
-    #[arg(
-        help_heading = "Engine",
-        long,
-        env = "SKALD_THREADS",
-        value_name = "N",
-        value_parser = thread_count
-    )]
-    pub threads: Option<NonZeroUsize>,
     /// Memory for the KV cache, taken from the system as it is used [default: 1GiB, or half of what the
     /// memory limit leaves beside the weights if that is less]
     ///

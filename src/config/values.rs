@@ -12,7 +12,7 @@ use humantime::format_duration;
 const MAX_THREADS: usize = 1024;
 
 /// Parses a number of compute threads.
-pub(crate) fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+pub(super) fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
     let number = text.parse().ok();
     let number = number.filter(|number: &NonZeroUsize| number.get() <= MAX_THREADS);
     number.ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
