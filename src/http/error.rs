@@ -89,13 +89,13 @@ impl ApiError {
 
     /// The error object of the OpenAI dialect.
     pub(super) fn openai(&self) -> OpenAiError {
-        let (_, r#type, code) = self.openai_kind();
+        let answer = self.kind.answer();
         OpenAiError {
             error: OpenAiErrorBody {
                 message: self.message.clone(),
-                r#type,
+                r#type: answer.openai_type(),
                 param: self.param.clone(),
-                code,
+                code: answer.code,
             },
         }
     }
@@ -104,7 +104,7 @@ impl ApiError {
     pub(super) fn native(&self) -> NativeError {
         NativeError {
             error: self.message.clone(),
-            error_type: self.native_kind().1,
+            error_type: self.kind.answer().native_type,
         }
     }
 
@@ -116,7 +116,7 @@ impl ApiError {
             error_type: if cut_short {
                 INCOMPLETE
             } else {
-                self.native_kind().1
+                self.kind.answer().native_type
             },
             ..self.native()
         }
@@ -125,9 +125,9 @@ impl ApiError {
     /// The whole answer, in the dialect of `path`.
     fn answer(&self, path: &str) -> Response {
         let mut response = if path == "/v1" || path.starts_with("/v1/") {
-            (self.openai_kind().0, Json(self.openai())).into_response()
+            (self.kind.answer().status, Json(self.openai())).into_response()
         } else {
-            (self.native_kind().0, Json(self.native())).into_response()
+            (self.kind.answer().native_status, Json(self.native())).into_response()
         };
         if let Some(after) = self.retry_after() {
             let headers = response.headers_mut();
@@ -156,7 +156,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     /// A placeholder that [`render`] writes out.
     fn into_response(self) -> Response {
-        let mut response = self.openai_kind().0.into_response();
+        let mut response = self.kind.answer().status.into_response();
         response.extensions_mut().insert(self);
         response
     }

@@ -23,7 +23,6 @@ use super::prompt_log;
 use super::request_trace::GenerationTrace;
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
-use super::wire::IfBusyField;
 use crate::engine::{
     FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
 };
@@ -57,13 +56,13 @@ pub(super) async fn tokenize(
 pub(super) async fn begin_turn(
     serving: &Serving,
     session: Option<SessionKey>,
-    if_busy: Option<IfBusyField>,
+    if_busy: Option<IfBusy>,
     draft: &mut RequestDraft,
 ) -> Result<Option<Turn>, ApiError> {
     let Some(session) = session else {
         return Ok(None);
     };
-    let if_busy = if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let if_busy = if_busy.unwrap_or_default();
     let begin = async { Ok(serving.sessions.begin(&session, if_busy).await?) };
     let turn = before(draft.deadline, begin).await?;
     draft.history = Some(turn.history().to_vec());

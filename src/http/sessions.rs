@@ -19,7 +19,7 @@ use super::layers::Scope;
 use super::openai::reply::unix_seconds;
 use super::openapi::{OpenAiErrors, OpenAiLookupErrors, SessionErrors};
 use super::path_name::PathName;
-use super::wire::IfBusyField;
+use super::wire::optional_word;
 use crate::request::SessionId;
 use crate::session::{IfBusy, SessionInfo, SessionKey};
 
@@ -97,7 +97,8 @@ pub(super) struct RewindBody {
     #[schema(minimum = 0)]
     tokens: i64,
     /// What happens if a request is on the session. Default: `wait`.
-    if_busy: Option<IfBusyField>,
+    #[serde(default, deserialize_with = "optional_word")]
+    if_busy: Option<IfBusy>,
 }
 
 /// A session in short.
@@ -298,7 +299,7 @@ pub(super) async fn rewind(
     let serving = app.serving()?;
     let key = key_of(&scope, &id)?;
     let tokens = at_least("tokens", Some(body.tokens), 0)?.unwrap_or(0);
-    let if_busy = body.if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let if_busy = body.if_busy.unwrap_or_default();
     let info = serving.sessions.rewind(&key, tokens, if_busy).await?;
     Ok(Json(SessionSummary::from(&info)))
 }

@@ -23,6 +23,8 @@
 
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::bounded::Bounded;
 use super::guard::{END, Guard, unmarked};
@@ -109,20 +111,23 @@ pub struct TemplateTokens {
     pub eos: String,
 }
 
-/// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Author of a message: `system` or `developer` (the same, for most templates), `user` or
+/// `assistant`. `tool` and `function` are left to the model's chat template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = RoleField)]
 pub enum Role {
-    /// Whoever set the scene.
+    /// Instructions for the whole conversation.
     System,
-    /// The newer name of the system.
+    /// The newer name of `System`.
     Developer,
-    /// The one who asks.
+    /// The person.
     User,
     /// The model.
     Assistant,
-    /// What a tool answered.
+    /// Result of a tool.
     Tool,
-    /// The older name of a tool.
+    /// The older name of `Tool`.
     Function,
 }
 

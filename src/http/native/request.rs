@@ -9,12 +9,12 @@ use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsup
 use crate::http::generation::{begin_turn, tokenize};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, NativeGrammar};
-use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
+use crate::http::wire::{StopStrings, optional_word};
 use crate::request::{
     GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle,
 };
 use crate::serving::Serving;
-use crate::session::Turn;
+use crate::session::{IfBusy, Turn};
 
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
@@ -37,9 +37,11 @@ pub(in crate::http) struct GenerateBody {
     #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
     /// What happens if another request is on the session. Default: `wait`.
-    pub if_busy: Option<IfBusyField>,
+    #[serde(default, deserialize_with = "optional_word")]
+    pub if_busy: Option<IfBusy>,
     /// What happens when the context reaches the model's window. Default: `stop`.
-    pub overflow: Option<OverflowField>,
+    #[serde(default, deserialize_with = "optional_word")]
+    pub overflow: Option<Overflow>,
 }
 
 /// How to generate. Every field may be left out or null. Sampling fields left out take the model's
@@ -162,7 +164,7 @@ impl GenerateBody {
             ));
         }
         let mut draft = parameters.draft(serving, scope)?;
-        draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
+        draft.overflow = self.overflow.unwrap_or_default();
         let grammar = parameters.grammar.take().map(NativeGrammar::description);
         draft.grammar = structured::compile(grammar.transpose()?, serving, scope.share).await?;
         draft.prompt = tokenize(

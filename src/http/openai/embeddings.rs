@@ -12,8 +12,7 @@ use axum::extract::State;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::SetOnce;
 use utoipa::ToSchema;
@@ -31,6 +30,7 @@ use crate::http::openapi::OpenAiErrors;
 use crate::http::prompt_log;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::http::waiting::{before, begun_in_time};
+use crate::http::wire::optional_word;
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
 use crate::serving::Serving;
 
@@ -48,6 +48,7 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// None may be empty, and each must fit the model's context by itself.
     input: Prompt,
     /// How the vectors are written. Default: `float`.
+    #[serde(default, deserialize_with = "optional_word")]
     encoding_format: Option<EncodingFormat>,
     /// The length of the vectors: only the model's own width (`n_embd` at `/info`), since GPT-2's
     /// hidden states can't be shortened.
@@ -67,7 +68,7 @@ pub(in crate::http) struct EmbeddingsRequest {
 }
 
 /// How vectors are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     /// A list of numbers.
@@ -75,17 +76,6 @@ enum EncodingFormat {
     Float,
     /// 32-bit floats in little-endian order, in Base64.
     Base64,
-}
-
-impl<'de> Deserialize<'de> for EncodingFormat {
-    /// By way of a string, as [`OverflowField`](crate::http::wire::OverflowField).
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "float" => Ok(Self::Float),
-            "base64" => Ok(Self::Base64),
-            other => Err(D::Error::unknown_variant(other, &["float", "base64"])),
-        }
-    }
 }
 
 /// The embeddings of all inputs.

@@ -12,12 +12,12 @@ use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::begin_turn;
 use crate::http::layers::Scope;
-use crate::http::wire::IfBusyField;
+use crate::http::wire::optional_word;
 use crate::request::{
     BeamParams, GenerateRequest, InvalidRequest, Limits, LogprobsWanted, RequestDraft,
 };
 use crate::serving::Serving;
-use crate::session::Turn;
+use crate::session::{IfBusy, Turn};
 
 /// `max_tokens` where it is left out.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -72,7 +72,8 @@ pub(in crate::http) struct CompletionRequest {
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
     /// What happens if another request is on the session. Default: `wait`.
-    pub if_busy: Option<IfBusyField>,
+    #[serde(default, deserialize_with = "optional_word")]
+    pub if_busy: Option<IfBusy>,
     /// Report of each prompt token how likely it was, its rank among all tokens, and so many of the
     /// most likely in its place: the choice's `prompt_logprobs`.
     #[schema(minimum = 0, maximum = 20)]

@@ -20,7 +20,7 @@ use crate::http::fields::{above_zero, at_least, deadline, integer, number};
 use crate::http::keys::Meter;
 use crate::http::layers::Scope;
 use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOutputs};
-use crate::http::wire::{LogitBias, OverflowField, StopStrings};
+use crate::http::wire::{LogitBias, StopStrings, optional_word};
 use crate::request::{Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
 use crate::text::Grammar;
@@ -112,7 +112,8 @@ pub(in crate::http) struct SharedFields {
     truncate_prompt_tokens: Option<i64>,
     /// What happens when the context reaches the model's window. Default: `error` if the number of
     /// tokens to generate is given, otherwise `stop`.
-    overflow: Option<OverflowField>,
+    #[serde(default, deserialize_with = "optional_word")]
+    overflow: Option<Overflow>,
     /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
     /// its place included. After that the request ends with 408 `timeout`, or with that error as the
     /// last event of a stream. Default: no limit.
@@ -286,7 +287,7 @@ impl SharedFields {
             stop_tokens: self.stop_token_ids.unwrap_or_default(),
             stop_strings: self.stop.unwrap_or_default().into_vec(),
             ignore_end_of_text: self.ignore_eos.unwrap_or(false),
-            overflow: self.overflow.map_or(absent, Overflow::from),
+            overflow: self.overflow.unwrap_or(absent),
             tenant: scope.tenant,
             share: scope.share,
             priority: scope.priority(self.priority)?,

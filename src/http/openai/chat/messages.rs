@@ -8,71 +8,16 @@ use utoipa::ToSchema;
 
 use crate::http::body::Object;
 use crate::http::error::ApiError;
+use crate::http::wire::word;
 use crate::text::template::{Message, Role};
-
-/// The roles there are.
-const ROLES: [&str; 6] = [
-    "system",
-    "developer",
-    "user",
-    "assistant",
-    "tool",
-    "function",
-];
-
-/// Who says something: `system` or `developer` (the same, for most templates), `user` or
-/// `assistant`. `tool` and `function` are left to the model's chat template.
-#[derive(Debug, Clone, Copy, ToSchema)]
-#[schema(rename_all = "lowercase")]
-pub(in crate::http) enum RoleField {
-    /// Sets the scene.
-    System,
-    /// Sets the scene.
-    Developer,
-    /// Asks.
-    User,
-    /// Answers.
-    Assistant,
-    /// Tells what a tool found.
-    Tool,
-    /// Tells what a function found.
-    Function,
-}
-
-impl<'de> Deserialize<'de> for RoleField {
-    /// By way of a string: of a number in place of an enum, `serde_json` says it is broken JSON.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match String::deserialize(deserializer)?.as_str() {
-            "system" => Self::System,
-            "developer" => Self::Developer,
-            "user" => Self::User,
-            "assistant" => Self::Assistant,
-            "tool" => Self::Tool,
-            "function" => Self::Function,
-            other => return Err(D::Error::unknown_variant(other, &ROLES)),
-        })
-    }
-}
-
-impl From<RoleField> for Role {
-    fn from(field: RoleField) -> Self {
-        match field {
-            RoleField::System => Self::System,
-            RoleField::Developer => Self::Developer,
-            RoleField::User => Self::User,
-            RoleField::Assistant => Self::Assistant,
-            RoleField::Tool => Self::Tool,
-            RoleField::Function => Self::Function,
-        }
-    }
-}
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ChatMessage)]
 pub(in crate::http) struct MessageField {
     /// Who says it.
-    role: RoleField,
+    #[serde(deserialize_with = "word")]
+    role: Role,
     /// What is said. Special tokens written in it are plain text. Only an assistant's message with
     /// `tool_calls` can do without.
     content: Option<Content>,
@@ -176,7 +121,7 @@ impl MessageField {
         let field = format!("messages[{place}].content");
         let content = match self.content {
             Some(content) => content.into_text(&field)?,
-            None if matches!(self.role, RoleField::Assistant) && self.tool_calls.is_some() => {
+            None if matches!(self.role, Role::Assistant) && self.tool_calls.is_some() => {
                 String::new()
             }
             None => {
@@ -189,7 +134,7 @@ impl MessageField {
             }
         };
         Ok(Message {
-            role: self.role.into(),
+            role: self.role,
             content,
             name: self.name,
             tool_calls: self.tool_calls.map(serde_json::Value::Array),
