@@ -70,10 +70,29 @@ pub(super) async fn begin_turn(
     Ok(Some(turn))
 }
 
-/// One step forward of a generation, as text.
+/// Admitted requests of one HTTP request, ready to be submitted.
+pub(super) struct Submission {
+    /// The requests, those for the same prompt one after the other.
+    pub requests: Vec<GenerateRequest>,
+    /// Generations for the same prompt.
+    pub per_prompt: usize,
+    /// The session's turn; only with a single request.
+    pub turn: Option<Turn>,
+    /// A stop string is part of the text it ends.
+    pub include_stop: bool,
+}
+
+impl Submission {
+    /// Returns whether the session begins anew because its stored history could not be read.
+    pub(super) fn history_lost(&self) -> bool {
+        self.turn.as_ref().is_some_and(Turn::history_lost)
+    }
+}
+
+/// One step of a generation, as text.
 #[derive(Debug)]
-pub(super) enum Step {
-    /// The prompt was read; always the first.
+pub(super) enum GenerationStep {
+    /// The prompt is prefilled; always the first step.
     Prompt(PromptReport),
     /// New text, tokens, or the end.
     Text(TextStep),
@@ -103,7 +122,7 @@ pub(super) struct Finished {
 
 /// A generation that is over.
 #[derive(Debug)]
-pub(super) struct Whole {
+pub(super) struct CompletedGeneration {
     /// What was told of the prompt.
     pub prompt: PromptReport,
     /// The whole text.
@@ -177,11 +196,15 @@ impl TextGeneration {
     pub(super) async fn start_all(
         app: &App,
         serving: &Serving,
-        requests: Vec<GenerateRequest>,
-        turn: Option<Turn>,
+        submission: Submission,
         scope: &Scope,
-        include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
+        let Submission {
+            requests,
+            turn,
+            include_stop,
+            ..
+        } = submission;
         let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
             (Some(mut turn), Ok([request])) => {
                 turn.prompt(&request.prompt);
@@ -233,10 +256,10 @@ impl TextGeneration {
     }
 
     /// The next step; `None` after the last one, or after an error.
-    pub(super) async fn next(&mut self) -> Option<Result<Step, ApiError>> {
+    pub(super) async fn next(&mut self) -> Option<Result<GenerationStep, ApiError>> {
         if let Some(reason) = self.prompt_only.take() {
             let end = self.end(reason, String::new(), Vec::new(), 0).await;
-            return Some(end.map(Step::Text));
+            return Some(end.map(GenerationStep::Text));
         }
         let TimedEvent {
             event,
@@ -255,9 +278,9 @@ impl TextGeneration {
             TokenEvent::Prefilled(report) => {
                 self.timeline.prompt(&report, at);
                 self.prompt_only = report.finish;
-                Ok(Step::Prompt(report))
+                Ok(GenerationStep::Prompt(report))
             }
-            TokenEvent::Token(token) => self.token(token, at).await.map(Step::Text),
+            TokenEvent::Token(token) => self.token(token, at).await.map(GenerationStep::Text),
             TokenEvent::Failed(error) => {
                 self.running = None;
                 self.timeline.end(Ending::Failed);
@@ -271,19 +294,19 @@ impl TextGeneration {
     ///
     /// # Errors
     /// Why it could not.
-    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+    pub(super) async fn complete(mut self) -> Result<CompletedGeneration, ApiError> {
         self.whole = true;
         let mut prompt = None;
         let mut tokens = Vec::new();
         while let Some(step) = self.next().await {
             match step? {
-                Step::Prompt(report) => prompt = Some(report),
-                Step::Text(mut step) => {
+                GenerationStep::Prompt(report) => prompt = Some(report),
+                GenerationStep::Text(mut step) => {
                     tokens.append(&mut step.tokens);
                     if let Some(finish) = step.finish
                         && let Some(prompt) = prompt.take()
                     {
-                        return Ok(Whole {
+                        return Ok(CompletedGeneration {
                             prompt,
                             text: std::mem::take(&mut self.ledger).into_text(),
                             tokens,
@@ -459,7 +482,7 @@ impl Drop for TextGeneration {
 }
 
 /// A generation's steps, with its index among those of the HTTP request.
-type Indexed = (usize, Result<Step, ApiError>);
+type Indexed = (usize, Result<GenerationStep, ApiError>);
 
 /// The steps of several generations as they come. The stream owns them: dropping it cancels all.
 pub(super) fn merge(generations: Vec<TextGeneration>) -> impl Stream<Item = Indexed> + Send {

@@ -22,6 +22,7 @@
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
+//! | `renderer` | from admitted requests to an answer in the endpoint's dialect |
 //! | `sse` | streams of events |
 //! | `stall`, `unread` | clients that stop reading, and what is kept for them |
 //! | `waiting` | how long a request may wait for its place, and for its answer |
@@ -68,6 +69,7 @@ mod path_name;
 mod places;
 mod probes;
 mod prompt_log;
+mod renderer;
 mod request_trace;
 mod room;
 mod serve;

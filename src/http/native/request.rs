@@ -6,15 +6,13 @@ use utoipa::ToSchema;
 use crate::http::body::object;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
-use crate::http::generation::{begin_turn, tokenize};
+use crate::http::generation::{Submission, begin_turn, tokenize};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, NativeGrammar};
 use crate::http::wire::{StopStrings, optional_word};
-use crate::request::{
-    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle,
-};
+use crate::request::{LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
-use crate::session::{IfBusy, Turn};
+use crate::session::IfBusy;
 
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
@@ -118,34 +116,31 @@ pub(in crate::http) struct Parameters {
     pub priority: Option<i64>,
 }
 
-/// A checked request.
-pub(super) struct Plan {
-    /// The requests to the engine, one for each of `best_of`.
-    pub requests: Vec<GenerateRequest>,
-    /// The session they go on with.
-    pub turn: Option<Turn>,
-    /// Token ids of the prompt, as far as they are told of.
+/// Parts of the answer that the request asks for.
+pub(super) struct ResponseOptions {
+    /// Token ids of the prompt, with `decoder_input_details`; else empty.
     pub prompt: Vec<u32>,
-    /// Comes first in the text, if asked for.
+    /// The prompt's text, with `return_full_text`; else empty.
     pub full_text_prefix: String,
-    /// Details were asked for.
+    /// The answer has `details`.
     pub details: bool,
-    /// The most likely tokens were asked for.
+    /// The answer has `top_tokens`.
     pub top_tokens: bool,
 }
 
 impl GenerateBody {
-    /// Checks everything, tokenizes the prompt, and makes the requests to the engine.
+    /// Checks all fields, tokenizes the prompt, and creates the requests to the engine: one for each of
+    /// `best_of`.
     ///
     /// # Errors
-    /// The first field that is not as it should be.
-    pub(super) async fn plan(
-        mut self,
+    /// The first field that is not valid.
+    pub(super) async fn prepare(
+        self,
         serving: &Serving,
         scope: &Scope,
         stream: bool,
-    ) -> Result<Plan, ApiError> {
-        let mut parameters = self.parameters.take().unwrap_or_default();
+    ) -> Result<(Submission, ResponseOptions), ApiError> {
+        let parameters = self.parameters.unwrap_or_default();
         parameters.refuse_unsupported()?;
         let best_of = parameters.best_of(serving, stream)?;
         let prefill = parameters.decoder_input_details.unwrap_or(false);
@@ -163,17 +158,21 @@ impl GenerateBody {
                 format!("a session takes one text at a time, got `best_of` {best_of}"),
             ));
         }
-        let mut draft = parameters.draft(serving, scope)?;
+        let mut options = ResponseOptions {
+            prompt: Vec::new(),
+            full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
+                self.inputs.clone()
+            } else {
+                String::new()
+            },
+            details: prefill || parameters.details.unwrap_or(false),
+            top_tokens: parameters.top_n_tokens.is_some(),
+        };
+        let (mut draft, grammar) = parameters.into_draft(serving, scope)?;
         draft.overflow = self.overflow.unwrap_or_default();
-        let grammar = parameters.grammar.take().map(NativeGrammar::description);
-        draft.grammar = structured::compile(grammar.transpose()?, serving, scope.share).await?;
-        draft.prompt = tokenize(
-            &scope.admission,
-            &serving.tokenizer,
-            self.inputs.clone(),
-            true,
-        )
-        .await?;
+        let grammar = grammar.map(NativeGrammar::description).transpose()?;
+        draft.grammar = structured::compile(grammar, serving, scope.share).await?;
+        draft.prompt = tokenize(&scope.admission, &serving.tokenizer, self.inputs, true).await?;
         if let Some(keep) = truncate {
             let drop = draft.prompt.len().saturating_sub(keep);
             draft.prompt.drain(..drop);
@@ -199,23 +198,16 @@ impl GenerateBody {
             let each = first.logprobs.top + 1;
             limits.check_logprobs("top_n_tokens", generated.saturating_mul(each))?;
         }
-        let requests = first.choices(&scope.id, 0, best_of).collect();
-        Ok(Plan {
-            requests,
+        if prefill {
+            options.prompt.clone_from(&first.prompt);
+        }
+        let submission = Submission {
+            requests: first.choices(&scope.id, 0, best_of).collect(),
+            per_prompt: best_of,
             turn,
-            prompt: if prefill {
-                first.prompt.clone()
-            } else {
-                Vec::new()
-            },
-            full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
-                self.inputs
-            } else {
-                String::new()
-            },
-            details: prefill || parameters.details.unwrap_or(false),
-            top_tokens: parameters.top_n_tokens.is_some(),
-        })
+            include_stop: true,
+        };
+        Ok((submission, options))
     }
 }
 
@@ -248,8 +240,12 @@ impl Parameters {
         Ok(best_of)
     }
 
-    /// Everything but prompt, grammar and overflow.
-    fn draft(&mut self, serving: &Serving, scope: &Scope) -> Result<RequestDraft, ApiError> {
+    /// Returns the draft without prompt, grammar and overflow, and the grammar's description.
+    fn into_draft(
+        self,
+        serving: &Serving,
+        scope: &Scope,
+    ) -> Result<(RequestDraft, Option<NativeGrammar>), ApiError> {
         let max_tokens = at_least("max_new_tokens", self.max_new_tokens, 1)?;
         if self.seed == Some(0) {
             return Err(ApiError::invalid(
@@ -263,7 +259,7 @@ impl Parameters {
             self.top_n_tokens,
             1..=limits.max_top_logprobs,
         )?;
-        Ok(RequestDraft {
+        let draft = RequestDraft {
             prompt_field: "inputs",
             max_tokens_field: "max_new_tokens",
             sampling: SamplingOverrides {
@@ -283,7 +279,7 @@ impl Parameters {
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),
             seed: self.seed,
-            stop_strings: self.stop.take().unwrap_or_default().into_vec(),
+            stop_strings: self.stop.unwrap_or_default().into_vec(),
             tenant: scope.tenant,
             share: scope.share,
             priority: scope.priority(self.priority)?,
@@ -299,6 +295,7 @@ impl Parameters {
                 DEFAULT_MAX_NEW_TOKENS,
                 SamplingStyle::Greedy,
             )
-        })
+        };
+        Ok((draft, self.grammar))
     }
 }

@@ -68,7 +68,16 @@ pub(super) async fn token_ids(
 }
 
 impl Prompt {
-    /// The prompts one by one.
+    /// Returns the number of prompts.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        }
+    }
+
+    /// Returns the prompts one by one.
     pub(super) fn split(self) -> Vec<OnePrompt> {
         match self {
             Self::Text(text) => vec![OnePrompt::Text(text)],

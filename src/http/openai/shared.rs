@@ -23,7 +23,6 @@ use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOut
 use crate::http::wire::{LogitBias, StopStrings, optional_word};
 use crate::request::{Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
-use crate::text::Grammar;
 
 /// What both endpoints read. Every field may be left out or null.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -216,36 +215,26 @@ impl SharedFields {
         }
     }
 
-    /// What the text must follow, if anything.
+    /// Returns a draft with sampling, length, stopping and grammar.
     ///
     /// # Errors
-    /// If more than one field says so, or what one says cannot be followed.
-    pub(super) async fn grammar(
-        &mut self,
-        serving: &Serving,
-        scope: &Scope,
-    ) -> Result<Option<Grammar>, ApiError> {
-        let fields = GrammarFields {
-            response_format: self.response_format.take(),
-            guided_json: self.guided_json.take(),
-            guided_regex: self.guided_regex.take(),
-            guided_choice: self.guided_choice.take(),
-            guided_grammar: self.guided_grammar.take(),
-            structured_outputs: self.structured_outputs.take(),
-        };
-        structured::compile(fields.description()?, serving, scope.share).await
-    }
-
-    /// A draft with all that the fields of sampling, length and stopping say.
-    ///
-    /// # Errors
-    /// The first field that is out of range.
-    pub(super) fn draft(
+    /// The first field that is out of range, or a grammar that can't be followed.
+    pub(super) async fn into_draft(
         self,
         serving: &Serving,
         scope: &Scope,
         length: Length,
     ) -> Result<RequestDraft, ApiError> {
+        let grammar_fields = GrammarFields {
+            response_format: self.response_format,
+            guided_json: self.guided_json,
+            guided_regex: self.guided_regex,
+            guided_choice: self.guided_choice,
+            guided_grammar: self.guided_grammar,
+            structured_outputs: self.structured_outputs,
+        };
+        let grammar = grammar_fields.description()?;
+        let grammar = structured::compile(grammar, serving, scope.share).await?;
         let absent = if length.given.is_some() {
             Overflow::Error
         } else {
@@ -263,6 +252,7 @@ impl SharedFields {
         };
         Ok(RequestDraft {
             max_tokens_field: length.field,
+            grammar,
             min_tokens: at_least("min_tokens", self.min_tokens, 0)?.unwrap_or(0),
             sampling: SamplingOverrides {
                 do_sample: None,

@@ -8,9 +8,10 @@ use super::messages::MessageField;
 use crate::http::body::objects;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
+use crate::http::generation::Submission;
 use crate::http::layers::Scope;
 use crate::http::openai::shared::{Length, Streaming, WithShared};
-use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::request::{LogprobsWanted, RequestDraft};
 use crate::serving::Serving;
 
 /// The body of a chat completion request.
@@ -61,27 +62,26 @@ pub(in crate::http) struct ChatRequest {
 }
 
 /// A checked chat completion request.
-#[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct PreparedChat {
     /// The requests to the engine, one for each choice.
-    pub requests: Vec<GenerateRequest>,
-    /// With log-probabilities, and so many of the most likely tokens.
-    pub logprobs: Option<usize>,
-    /// How to answer.
+    pub submission: Submission,
+    /// The answer has log-probabilities.
+    pub with_logprobs: bool,
+    /// Form of the answer.
     pub streaming: Streaming,
 }
 
 impl ChatBody {
-    /// Checks everything, makes the prompt, and makes the requests to the engine.
+    /// Checks all fields, renders the prompt, and creates the requests to the engine.
     ///
     /// # Errors
-    /// The first field that is not as it should be, or what the chat template says against the
-    /// messages.
-    pub(super) async fn plan(self, serving: &Serving, scope: &Scope) -> Result<Plan, ApiError> {
-        let Self {
-            mut own,
-            mut shared,
-        } = self;
+    /// The first field that is not valid, or the chat template's objection to the messages.
+    pub(super) async fn prepare(
+        self,
+        serving: &Serving,
+        scope: &Scope,
+    ) -> Result<PreparedChat, ApiError> {
+        let Self { own, shared } = self;
         shared.check_model(serving)?;
         own.refuse_unsupported()?;
         let streaming = shared.streaming()?;
@@ -90,15 +90,14 @@ impl ChatBody {
         let truncation = shared.truncation()?;
         let length = own.length(serving)?;
         let ending = conversation::ending(own.continue_final_message, own.add_generation_prompt)?;
-        let messages = conversation::messages(own.messages.take())?;
+        let messages = conversation::messages(own.messages)?;
         let mut draft = RequestDraft {
             prompt_field: "messages",
             logprobs: LogprobsWanted {
                 top: logprobs.unwrap_or(0),
                 ..LogprobsWanted::default()
             },
-            grammar: shared.grammar(serving, scope).await?,
-            ..shared.draft(serving, scope, length)?
+            ..shared.into_draft(serving, scope, length).await?
         };
         draft.template_stops = serving.chat.stops(&messages);
         let mut prompt = conversation::prompt(&scope.admission, serving, messages, ending).await?;
@@ -113,9 +112,14 @@ impl ChatBody {
         if let (Some(top), false) = (logprobs, streaming.stream) {
             limits.check_logprobs("top_logprobs", generated.saturating_mul(top + 1))?;
         }
-        Ok(Plan {
-            requests: first.choices(&scope.id, 0, n).collect(),
-            logprobs,
+        Ok(PreparedChat {
+            submission: Submission {
+                requests: first.choices(&scope.id, 0, n).collect(),
+                per_prompt: n,
+                turn: None,
+                include_stop: false,
+            },
+            with_logprobs: logprobs.is_some(),
             streaming,
         })
     }
