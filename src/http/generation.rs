@@ -1,5 +1,5 @@
 //! The one way from a validated request to text: submit it, turn its tokens into text, find stop
-//! strings, settle what a session keeps.
+//! strings, commit what a session keeps.
 //!
 //! A [`TextGeneration`] owns the engine's [`Generation`] and the session's [`Turn`]; dropping it, as
 //! axum does with handler and stream when the client goes away, cancels the request, and the session
@@ -18,18 +18,18 @@ use super::app::App;
 use super::error::ApiError;
 use super::keys::Meter;
 use super::layers::Scope;
-use super::ledger::{Cut, Ledger, ShownToken};
 use super::prompt_log;
 use super::request_trace::GenerationTrace;
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
 use crate::engine::{
     FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
+    TokenLogprob,
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
-use crate::text::{TextStream, Tokenizer};
+use crate::text::{ShownTokens, SpannedToken, TextPiece, TextStream, Tokenizer};
 
 /// Token ids of a text.
 ///
@@ -98,12 +98,41 @@ pub(super) enum GenerationStep {
     Text(TextStep),
 }
 
-/// What is new.
+/// A generated token whose text is settled.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ShownToken {
+    /// The sampled token.
+    pub token: TokenLogprob,
+    /// The most likely tokens in its place.
+    pub top: Vec<TokenLogprob>,
+    /// Its part of the text; empty for special tokens, and for the first tokens of a character that several
+    /// share.
+    pub text: String,
+    /// Characters of generated text before it.
+    pub offset: usize,
+    /// A special token.
+    pub special: bool,
+}
+
+impl ShownToken {
+    fn new(spanned: SpannedToken<GeneratedToken>, tokenizer: &Tokenizer) -> Self {
+        let GeneratedToken { token, top, .. } = spanned.token;
+        Self {
+            special: tokenizer.is_special(token.id),
+            token,
+            top,
+            text: spanned.text,
+            offset: spanned.offset,
+        }
+    }
+}
+
+/// New text and tokens.
 #[derive(Debug)]
 pub(super) struct TextStep {
     /// New text, ready to be shown; may be empty.
     pub text: String,
-    /// Tokens whose text is now shown as a whole.
+    /// Tokens whose whole text is now shown.
     pub tokens: Vec<ShownToken>,
     /// Set on the last step.
     pub finish: Option<Finished>,
@@ -141,9 +170,8 @@ pub(super) struct TextGeneration {
     turn: Option<Turn>,
     /// Nothing goes out before all of it is there.
     whole: bool,
-    stream: TextStream,
+    stream: TextStream<GeneratedToken>,
     tokenizer: Arc<Tokenizer>,
-    ledger: Ledger,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
     deadline: Option<Deadline>,
@@ -175,9 +203,8 @@ impl TextGeneration {
             running: Some(running),
             turn: None,
             whole: false,
-            stream: TextStream::new(Arc::clone(&serving.tokenizer), &stops, include_stop),
+            stream: TextStream::new(&stops, include_stop),
             tokenizer: Arc::clone(&serving.tokenizer),
-            ledger: Ledger::default(),
             prompt_only: None,
             deadline,
             timeline: Timeline::new(submitted.clone(), app.observations()),
@@ -308,7 +335,7 @@ impl TextGeneration {
                     {
                         return Ok(CompletedGeneration {
                             prompt,
-                            text: std::mem::take(&mut self.ledger).into_text(),
+                            text: self.stream.text().to_owned(),
                             tokens,
                             finish,
                         });
@@ -333,77 +360,67 @@ impl TextGeneration {
                 return Err(lost.into());
             }
         }
-        let special = self.tokenizer.is_special(id);
-        // The token that ends the text is not part of it.
-        let ends_text = token.finish.is_some_and(FinishReason::ends_with_a_sign);
         let finish = token.finish;
-        if ends_text {
-            let (text, stopped) = self.flush();
-            if stopped {
-                return self.stopped(text).await;
-            }
-            self.ledger.push(token, &[], special);
-            let tokens = self.ledger.release_rest();
-            return self
-                .end(finish.unwrap_or(FinishReason::Stop), text, tokens, 1)
-                .await;
-        }
-        let mut text = String::new();
-        if special {
-            self.ledger.push(token, &[], special);
-        } else {
-            let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
-            self.ledger.push(token, bytes, special);
-            let piece = self.stream.push(id);
-            text = piece.text;
-            self.ledger.show(&text);
-            if piece.stopped {
-                return self.stopped(text).await;
-            }
-        }
-        if let Some(reason) = finish {
-            let (rest, stopped) = self.flush();
-            text.push_str(&rest);
-            if stopped {
-                return self.stopped(text).await;
-            }
-            let tokens = self.ledger.release_rest();
-            return self.end(reason, text, tokens, 0).await;
-        }
-        Ok(TextStep {
+        // The token that ends the text is not part of it.
+        let ends_text = finish.is_some_and(FinishReason::ends_with_a_sign);
+        let piece = self.piece(token, ends_text);
+        let TextPiece {
             text,
-            tokens: self.ledger.release(),
-            finish: None,
-        })
+            tokens,
+            stopped,
+        } = piece;
+        let tokens = tokens.into_iter();
+        let tokens = tokens
+            .map(|token| ShownToken::new(token, &self.tokenizer))
+            .collect();
+        if let Some(shown) = stopped {
+            self.close(self.kept(&shown)).await?;
+            return Ok(self.finished(FinishReason::Stop, text, tokens));
+        }
+        match finish {
+            Some(reason) => self.end(reason, text, tokens, usize::from(ends_text)).await,
+            None => Ok(TextStep {
+                text,
+                tokens,
+                finish: None,
+            }),
+        }
     }
 
-    /// The text that was held back; whether a stop string is complete with it.
-    fn flush(&mut self) -> (String, bool) {
-        let rest = self.stream.finish();
-        self.ledger.finish();
-        self.ledger.show(&rest.text);
-        (rest.text, rest.stopped)
+    /// Returns the text that can be shown with a token, all of it if it is the last one.
+    fn piece(&mut self, token: GeneratedToken, ends_text: bool) -> TextPiece<GeneratedToken> {
+        let id = token.token.id;
+        let is_last = token.finish.is_some();
+        if ends_text {
+            let mut piece = self.stream.finish();
+            if piece.stopped.is_none() {
+                piece.append(self.stream.push(token, &[]));
+            }
+            return piece;
+        }
+        let bytes = if self.tokenizer.is_special(id) {
+            &[]
+        } else {
+            self.tokenizer.token_bytes(id).unwrap_or_default()
+        };
+        let mut piece = self.stream.push(token, bytes);
+        if is_last && piece.stopped.is_none() {
+            piece.append(self.stream.finish());
+        }
+        piece
     }
 
-    /// A stop string was found.
-    async fn stopped(&mut self, text: String) -> Result<TextStep, ApiError> {
-        let (tokens, cut) = self.ledger.cut();
-        let kept = self.kept(&cut);
-        self.close(kept).await?;
-        Ok(self.finished(FinishReason::Stop, text, tokens))
-    }
-
-    /// What a session keeps of a text that ends where its last part was given out.
-    fn kept(&self, cut: &Cut) -> Delivered {
-        let tail = if cut.tail.is_empty() {
+    /// Returns what a session keeps of a text that ends where its last part was given out.
+    fn kept(&self, shown: &ShownTokens) -> Delivered {
+        let tail = if shown.tail.is_empty() {
             Ok(Vec::new())
         } else {
-            self.tokenizer.encode(&cut.tail, false)
+            self.tokenizer.encode(&shown.tail, false)
         };
         Delivered {
-            tokens: cut.tokens,
+            tokens: shown.tokens,
             tail: tail.unwrap_or_else(|error| {
-                tracing::error!(%error, "the end of a session's text could not be tokenized");
+                tracing::error!(%error, "end of session text not tokenized");
                 Vec::new()
             }),
         }
@@ -448,7 +465,7 @@ impl TextGeneration {
     fn log_text(&mut self) {
         if std::mem::take(&mut self.logs_text) {
             let _in_request = self.timeline.log_span().enter();
-            prompt_log::answer(self.timeline.index(), self.ledger.text());
+            prompt_log::answer(self.timeline.index(), self.stream.text());
         }
     }
 
@@ -475,8 +492,7 @@ impl Drop for TextGeneration {
             && self.timeline.generated() > 0
             && !self.whole
         {
-            let (_, cut) = self.ledger.cut();
-            turn.commit_in_background(self.kept(&cut));
+            turn.commit_in_background(self.kept(&self.stream.shown_tokens()));
         }
     }
 }

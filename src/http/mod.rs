@@ -18,7 +18,7 @@
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
 //! | `structured` | what a text must look like, in every dialect |
-//! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `generation` | the one path from a request to text |
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
@@ -58,10 +58,8 @@ mod generation;
 mod health;
 mod keys;
 mod layers;
-mod ledger;
 mod metrics;
 mod native;
-mod offsets;
 mod openai;
 mod openapi;
 mod outcome;

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::engine::{PromptToken, TokenLogprob};
-use crate::http::ledger::ShownToken;
+use crate::http::generation::ShownToken;
 use crate::text::Tokenizer;
 
 /// What JSON cannot say of a probability of 0; OpenAI's own value for it.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::engine::TokenLogprob;
-use crate::http::ledger::ShownToken;
+use crate::http::generation::ShownToken;
 use crate::http::openai::answer::{Usage, UsageField};
 use crate::http::openai::logprobs::{finite, token_text};
 use crate::text::Tokenizer;
