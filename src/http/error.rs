@@ -41,11 +41,11 @@ pub(super) struct ApiError {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"error": {"message": "`top_p` must be above 0 and at most 1, got 2", "type": "invalid_request_error", "param": "top_p", "code": null}}))]
 pub(super) struct OpenAiError {
-    /// What happened.
+    /// The error.
     error: OpenAiErrorBody,
 }
 
-/// What happened, for people and for programs.
+/// The error, for people and for programs.
 #[derive(Debug, Serialize, ToSchema)]
 struct OpenAiErrorBody {
     /// For people: names field, value and limit.

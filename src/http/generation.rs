@@ -420,7 +420,7 @@ impl TextGeneration {
         Delivered {
             tokens: shown.tokens,
             tail: tail.unwrap_or_else(|error| {
-                tracing::error!(%error, "end of session text not tokenized");
+                tracing::error!(%error, "session text not tokenized");
                 Vec::new()
             }),
         }

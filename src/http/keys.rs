@@ -339,19 +339,19 @@ fn held(response: Response, place: Option<Place>) -> Response {
         return response;
     }
     let end = response.extensions().get::<StreamEnd>().cloned();
-    response.map(|body| Body::new(Held { body, place, end }))
+    response.map(|body| Body::new(BodyWithPlace { body, place, end }))
 }
 
-/// The body of an answer, and the place of its request.
-struct Held {
+/// Body of an answer that keeps its request's place among the key's concurrent requests.
+struct BodyWithPlace {
     body: Body,
     /// `None` once the answer has ended.
     place: Option<Place>,
-    /// Where a stream says that it has.
+    /// End of the stream, if the answer is one.
     end: Option<StreamEnd>,
 }
 
-impl HttpBody for Held {
+impl HttpBody for BodyWithPlace {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -190,11 +190,11 @@ async fn no_such_path(request: Request) -> ApiError {
     // It has an address in place of a path.
     if request.method() == Method::CONNECT {
         return ApiError::not_found(
-            "CONNECT is not supported: this server is not a proxy; GET /openapi.json lists the endpoints",
+            "CONNECT is not supported: this server is not a proxy; see GET /openapi.json",
         );
     }
     ApiError::not_found(format!(
-        "there is no {} {}; GET /openapi.json lists the endpoints",
+        "no route for {} {}; see GET /openapi.json",
         request.method(),
         shown(request.uri().path())
     ))
@@ -202,7 +202,7 @@ async fn no_such_path(request: Request) -> ApiError {
 
 async fn wrong_method(request: Request) -> ApiError {
     ApiError::method_not_allowed(format!(
-        "{} is not allowed on {}; the Allow header lists the methods that are",
+        "{} is not allowed on {}; see the Allow header for the allowed methods",
         request.method(),
         shown(request.uri().path())
     ))

@@ -33,7 +33,7 @@ pub(super) struct SessionList {
     object: &'static str,
     /// The last used first.
     data: Vec<SessionSummary>,
-    /// There are more after these.
+    /// Whether more sessions follow.
     has_more: bool,
 }
 
@@ -89,19 +89,19 @@ pub(super) struct ForkBody {
     at: Option<i64>,
 }
 
-/// What is taken back.
+/// Tokens to remove.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"tokens": 20}))]
 pub(super) struct RewindBody {
     /// Number of tokens to remove from the end.
     #[schema(minimum = 0)]
     tokens: i64,
-    /// What happens if a request is on the session. Default: `wait`.
+    /// Behavior if a request is using the session. Default: `wait`.
     #[serde(default, deserialize_with = "optional_word")]
     if_busy: Option<IfBusy>,
 }
 
-/// A session in short.
+/// Summary of a session.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"id": "bedtime-1", "object": "session", "token_count": 120, "cached_tokens": 112, "kv_resident": true, "created": 1_764_000_000, "last_used": 1_764_000_060, "busy": false}))]
 pub(super) struct SessionSummary {

@@ -14,7 +14,7 @@ use crate::request::{InvalidRequest, Tenant};
 use crate::serving::Serving;
 use crate::text::grammar::{CompileError, Grammar, GrammarSource};
 
-/// What the text is to be: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
+/// Format of the text: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
 /// object), or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}` (JSON that
 /// follows a schema).
 #[derive(Debug, Deserialize, ToSchema)]

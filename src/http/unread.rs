@@ -21,7 +21,7 @@ use hyper::body::{Frame, SizeHint};
 
 use super::app::App;
 use super::keys::Meter;
-use super::room::Held;
+use super::room::RoomEntry;
 
 /// Largest piece of an answer handed to a connection at once, in bytes: what a client takes is seen piece by
 /// piece, and no more than this is out of reach when an answer is dropped.
@@ -94,7 +94,7 @@ impl Rest {
 struct Pieces {
     body: Body,
     /// The room that the answer takes.
-    held: Option<Held>,
+    held: Option<RoomEntry>,
     rest: Rest,
 }
 

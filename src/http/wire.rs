@@ -23,15 +23,22 @@ where
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
+/// An enum that is read by way of a string, as by [`word`].
+pub(super) struct Word<T>(pub T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        word(deserializer).map(Self)
+    }
+}
+
 /// As [`word`], for a field that may be left out or null.
 pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: DeserializeOwned,
 {
-    let word = Option::<String>::deserialize(deserializer)?;
-    word.map(|word| T::deserialize(word.into_deserializer()))
-        .transpose()
+    Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|Word(value)| value))
 }
 
 /// One string, or a list of strings, that end the generation.
@@ -84,7 +91,7 @@ impl<'de> Deserialize<'de> for StopStrings {
     }
 }
 
-/// What is added to the logits of tokens: a map from token id to a number from -100 to 100, or a
+/// Bias added to the logits of tokens: a map from token id to a number from -100 to 100, or a
 /// list of pairs `[id, number]`.
 #[derive(Debug, Clone, Default, PartialEq, ToSchema)]
 #[schema(value_type = BTreeMap<String, f64>, example = json!({"257": -100, "318": 2.5}))]
@@ -147,7 +154,8 @@ mod tests {
             message.contains("a string or a list of strings"),
             "{message}"
         );
-        assert!(parse("[3]").is_err());
+        let message = parse("[3]").unwrap_err().to_string();
+        assert!(message.contains("expected a string"), "{message}");
     }
 
     #[test]

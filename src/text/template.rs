@@ -134,7 +134,7 @@ pub enum Role {
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Who says it.
+    /// Author of the message.
     pub role: Role,
     /// What is said.
     pub content: String,

@@ -71,7 +71,7 @@ impl ApiError {
     pub(in crate::http) fn invalid_key() -> Self {
         Self::new(
             Kind::InvalidKey,
-            "the API key is not valid; it may have been revoked or mistyped",
+            "the API key is not valid; it may be mistyped or revoked",
         )
     }
 
@@ -211,7 +211,7 @@ impl ApiError {
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("unknown");
-        tracing::error!(panic = what, "a request handler panicked");
+        tracing::error!(panic = what, "request handler panicked");
         Self::internal("the server failed on this request; see its log").into_response()
     }
 

@@ -28,7 +28,7 @@ pub(in crate::http) struct GenerateAnswer {
     /// True where the session begins anew because its stored history could not be read; else absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Only if asked for.
+    /// Present if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
@@ -48,7 +48,7 @@ pub(in crate::http) struct Details {
     prefill: Vec<PrefillToken>,
     /// The generated tokens.
     tokens: Vec<Token>,
-    /// For each of them the most likely tokens in its place, if asked for.
+    /// The most likely tokens in the place of each, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Vec<Token>>>,
     /// The other texts of `best_of`.
@@ -99,7 +99,7 @@ pub(in crate::http) struct StreamEvent {
     index: usize,
     /// The token.
     token: Token,
-    /// The most likely tokens in its place, if asked for.
+    /// The most likely tokens in its place, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Token>>,
     /// The whole text; only in the last event.
@@ -107,7 +107,7 @@ pub(in crate::http) struct StreamEvent {
     /// True in every event where the session begins anew because its stored history could not be read; else absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Only in the last event, and only if asked for.
+    /// Present in the last event, if requested.
     details: Option<StreamDetails>,
 }
 

@@ -17,11 +17,11 @@ use crate::session::IfBusy;
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
 
-/// A prompt and how to go on from it. Unknown fields are ignored.
+/// A prompt and how to continue it. Unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 64}, "stream": true}))]
 pub(in crate::http) struct GenerateBody {
-    /// The prompt. Not empty, unless a session goes on.
+    /// The prompt. Must not be empty, unless it continues a session.
     pub inputs: String,
     /// How to generate.
     #[serde(default, deserialize_with = "object")]
@@ -34,10 +34,10 @@ pub(in crate::http) struct GenerateBody {
     /// Default: the `X-Session-Id` header.
     #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
-    /// What happens if another request is on the session. Default: `wait`.
+    /// Behavior if another request is using the session. Default: `wait`.
     #[serde(default, deserialize_with = "optional_word")]
     pub if_busy: Option<IfBusy>,
-    /// What happens when the context reaches the model's window. Default: `stop`.
+    /// Behavior when the context reaches the model's window. Default: `stop`.
     #[serde(default, deserialize_with = "optional_word")]
     pub overflow: Option<Overflow>,
 }
@@ -68,7 +68,7 @@ pub(in crate::http) struct Parameters {
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub repetition_penalty: Option<f64>,
-    /// Subtracted from the logits of generated tokens as many times as they occurred.
+    /// Subtracted from the logits of generated tokens once per occurrence.
     #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// 64 bits. Default: a random one, which `details` names.
@@ -77,35 +77,35 @@ pub(in crate::http) struct Parameters {
     /// Texts that end the generation, and are part of its text: at most 16, of at most 1024 bytes
     /// each; none may be empty.
     pub stop: Option<StopStrings>,
-    /// Generates so many texts and returns the one with the highest mean log-probability, the
+    /// Generates this number of texts and returns the one with the highest mean log-probability, the
     /// others in `details`. Needs drawing; not with streams.
     #[schema(minimum = 1, maximum = 20, default = 1)]
     pub best_of: Option<i64>,
-    /// Tell of each token, why the text ended, and the seed.
+    /// Report each token, the finish reason, and the seed.
     #[schema(default = false)]
     pub details: Option<bool>,
-    /// Tell of the prompt's tokens too (implies `details`); not with streams.
+    /// Report the prompt's tokens too (implies `details`); not with streams.
     #[schema(default = false)]
     pub decoder_input_details: Option<bool>,
     /// The prompt comes first in the text.
     #[schema(default = false)]
     pub return_full_text: Option<bool>,
-    /// Keep only the last so many tokens of the prompt.
+    /// Keep only this number of tokens from the end of the prompt.
     #[schema(minimum = 1)]
     pub truncate: Option<i64>,
-    /// Report so many of the most likely tokens in each place.
+    /// Report this number of the most likely tokens in each place.
     #[schema(minimum = 1, maximum = 20)]
     pub top_n_tokens: Option<i64>,
     /// Not supported; false is accepted.
     #[schema(default = false)]
     pub watermark: Option<bool>,
-    /// What the text must follow.
+    /// Grammar of the text.
     #[serde(default, deserialize_with = "object")]
     pub grammar: Option<NativeGrammar>,
-    /// Not supported: there are no adapters.
+    /// Not supported: no adapters are loaded.
     pub adapter_id: Option<String>,
-    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
-    /// its place included. After that the request ends with 408 `timeout`, or with that error as the
+    /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
+    /// included. After that the request ends with 408 `timeout`, or with that error as the
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     pub timeout: Option<f64>,
@@ -233,7 +233,7 @@ impl Parameters {
             return Err(ApiError::invalid(
                 "best_of",
                 format!(
-                    "`best_of` must be 1 with streams: which text is best is known at the end, got {best_of}"
+                    "`best_of` must be 1 with streams: the best text is only known at the end, got {best_of}"
                 ),
             ));
         }

@@ -45,9 +45,9 @@ pub(in crate::http) struct Choice {
     pub index: usize,
     /// The text, or the new part of it.
     pub text: String,
-    /// Present if asked for.
+    /// Present if requested.
     pub logprobs: Option<Logprobs>,
-    /// Present if asked for; in a stream with the first event of the choice.
+    /// Present if requested; in a stream with the first event of the choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
     /// `stop`: the text ended by itself or with a stop string, or is all its grammar allows; `length`: at `max_tokens` or at

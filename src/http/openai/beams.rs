@@ -91,7 +91,7 @@ impl BeamFields {
             if self.stream {
                 return Err(ApiError::invalid(
                     "stream",
-                    "`stream` is not possible with `use_beam_search`: which beams are best is known at the end",
+                    "`stream` is not possible with `use_beam_search`: the best beams are only known at the end",
                 ));
             }
             return Ok(Some(BeamParams {

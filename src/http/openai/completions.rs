@@ -14,6 +14,7 @@ use super::reply::{PromptScores, Reply};
 use super::request::{Choices, CompletionBody, PreparedCompletion, ResponseOptions};
 use crate::engine::{PromptReport, PromptToken};
 use crate::http::app::App;
+use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
 use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
 use crate::http::layers::Scope;
@@ -50,7 +51,7 @@ use crate::serving::Serving;
 pub(in crate::http) async fn completions(
     State(app): State<App>,
     scope: Scope,
-    body: CompletionBody,
+    JsonBody(body): JsonBody<CompletionBody>,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = app.begin(scope.share)?;
     let PreparedCompletion {

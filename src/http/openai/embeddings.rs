@@ -56,8 +56,8 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// Accepted, not used.
     #[expect(dead_code, reason = "read to check its type")]
     user: Option<String>,
-    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
-    /// its place included. After that the request ends with 408 `timeout`. Default: no limit.
+    /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
+    /// included. After that the request ends with 408 `timeout`. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
     /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
@@ -106,7 +106,7 @@ struct EmbeddedInput {
     embedding: Encoded,
 }
 
-/// A vector, written as asked for.
+/// A vector in the requested encoding.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum Encoded {

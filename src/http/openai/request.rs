@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use super::beams::{BeamFields, EarlyStoppingField};
 use super::prompt::{Prompt, TokenizedPrompt};
-use super::shared::{Length, SharedFields, Streaming, Truncation, WithShared};
+use super::shared::{Length, SharedFields, Streaming, Truncation};
+use super::with_shared::WithShared;
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::{Submission, begin_turn};
@@ -38,12 +39,12 @@ pub(in crate::http) struct CompletionRequest {
     /// it). Prompt and `max_tokens` together must fit the context, see `overflow`.
     #[schema(minimum = 0, default = 16)]
     pub max_tokens: Option<i64>,
-    /// Generates so many choices per prompt and returns the `n` with the highest mean
+    /// Generates this number of choices per prompt and returns the `n` with the highest mean
     /// log-probability; with `use_beam_search` the number of beams. At least `n`; not with
     /// `stream`, unless equal to `n`.
     #[schema(minimum = 1, maximum = 20)]
     pub best_of: Option<i64>,
-    /// Report the log-probability of each token, and so many of the most likely in its place.
+    /// Report the log-probability of each token, and this number of the most likely tokens in its place.
     #[schema(minimum = 0, maximum = 20)]
     pub logprobs: Option<i64>,
     /// The prompt comes first in `text`, and in `logprobs`.
@@ -71,11 +72,11 @@ pub(in crate::http) struct CompletionRequest {
     /// prompt and one choice only. Default: the `X-Session-Id` header.
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
-    /// What happens if another request is on the session. Default: `wait`.
+    /// Behavior if another request is using the session. Default: `wait`.
     #[serde(default, deserialize_with = "optional_word")]
     pub if_busy: Option<IfBusy>,
-    /// Report of each prompt token how likely it was, its rank among all tokens, and so many of the
-    /// most likely in its place: the choice's `prompt_logprobs`.
+    /// Report each prompt token's log-probability, its rank among all tokens, and this number of the
+    /// most likely tokens in its place: the choice's `prompt_logprobs`.
     #[schema(minimum = 0, maximum = 20)]
     pub prompt_logprobs: Option<i64>,
 }
@@ -284,7 +285,7 @@ impl CompletionRequest {
             return Err(ApiError::invalid(
                 "best_of",
                 format!(
-                    "`best_of` must equal `n` ({n}) with `stream: true`: which choice is best is known at the end, got {best_of}"
+                    "`best_of` must equal `n` ({n}) with `stream: true`: the best choice is only known at the end, got {best_of}"
                 ),
             ));
         }
@@ -342,7 +343,7 @@ fn truncation(shared: &SharedFields, in_session: bool) -> Result<Option<Truncati
     if in_session && truncation == Some(Truncation::ToFit) {
         return Err(ApiError::invalid(
             "truncate_prompt_tokens",
-            "`truncate_prompt_tokens` cannot be -1 with a session: what fits beside its history is not known yet",
+            "`truncate_prompt_tokens` cannot be -1 with a session: the room beside its history is not known yet",
         ));
     }
     Ok(truncation)

@@ -15,18 +15,18 @@ use crate::text::template::{Message, Role};
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ChatMessage)]
 pub(in crate::http) struct MessageField {
-    /// Who says it.
+    /// Author of the message.
     #[serde(deserialize_with = "word")]
     role: Role,
-    /// What is said. Special tokens written in it are plain text. Only an assistant's message with
+    /// Content of the message. Special tokens written in it are plain text. Only an assistant's message with
     /// `tool_calls` can do without.
     content: Option<Content>,
-    /// Who of those with this role. In the plain form it stands in place of `User`.
+    /// Name of the author, to tell several with one role apart. In the plain form it replaces `User`.
     name: Option<String>,
-    /// What an assistant asked tools for; passed on to the model's chat template.
+    /// Tool calls of an assistant; passed on to the model's chat template.
     #[schema(value_type = Option<Vec<Object>>)]
     tool_calls: Option<Vec<serde_json::Value>>,
-    /// Which of these a tool answers; passed on to the model's chat template.
+    /// Tool call that the message answers; passed on to the model's chat template.
     tool_call_id: Option<String>,
 }
 
@@ -38,13 +38,13 @@ pub(in crate::http) enum Content {
     /// A text.
     Text(String),
     /// Parts of one.
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// A part of a message.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ChatContentPart)]
-pub(in crate::http) struct Part {
+pub(in crate::http) struct ContentPart {
     /// Always `text`: the model reads nothing else.
     #[schema(example = "text")]
     r#type: String,
@@ -99,7 +99,7 @@ impl Content {
     }
 }
 
-impl Part {
+impl ContentPart {
     fn into_text(self, field: &str) -> Result<String, ApiError> {
         if self.r#type != "text" {
             let field = format!("{field}.type");

@@ -29,6 +29,7 @@ use self::request::{ChatBody, PreparedChat};
 use super::answer::{Usage, UsageField, finish_reason};
 use super::reply::Reply;
 use crate::http::app::App;
+use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
 use crate::http::generation::ShownToken;
 use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
@@ -75,7 +76,7 @@ const ASSISTANT: &str = "assistant";
 pub(in crate::http) async fn completions(
     State(app): State<App>,
     scope: Scope,
-    body: ChatBody,
+    JsonBody(body): JsonBody<ChatBody>,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = app.begin(scope.share)?;
     let PreparedChat {

@@ -10,14 +10,15 @@ use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::Submission;
 use crate::http::layers::Scope;
-use crate::http::openai::shared::{Length, Streaming, WithShared};
+use crate::http::openai::shared::{Length, Streaming};
+use crate::http::openai::with_shared::WithShared;
 use crate::request::{LogprobsWanted, RequestDraft};
 use crate::serving::Serving;
 
 /// The body of a chat completion request.
 pub(in crate::http) type ChatBody = WithShared<ChatRequest>;
 
-/// A conversation, and how to go on with it. Every field but `messages` may be left out or null;
+/// A conversation, and how to continue it. Every field but `messages` may be left out or null;
 /// unknown fields are ignored. Sampling fields left out take the model's defaults
 /// (`generation_config.json`), then those here.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -37,13 +38,13 @@ pub(in crate::http) struct ChatRequest {
     /// Report the log-probability of each token.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// With `logprobs`: report so many of the most likely tokens in each place.
+    /// With `logprobs`: report this number of the most likely tokens in each place.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<i64>,
-    /// Begin an assistant's message, which is what the model then writes.
+    /// Begin an assistant's message, which the model then writes.
     #[schema(default = true)]
     add_generation_prompt: Option<bool>,
-    /// Go on with the last message instead of beginning another; not with
+    /// Continue the last message instead of beginning another; not with
     /// `add_generation_prompt: true`.
     #[schema(default = false)]
     continue_final_message: Option<bool>,
@@ -56,8 +57,8 @@ pub(in crate::http) struct ChatRequest {
     /// Not supported: an empty list is accepted.
     #[schema(value_type = Option<Vec<Object>>)]
     functions: Option<Vec<serde_json::Value>>,
-    /// Not supported: a conversation comes whole with each request, and the part that was there
-    /// before is found in the KV cache by itself. An `X-Session-Id` header is ignored.
+    /// Not supported: each request has the whole conversation, and its earlier part is found in the KV
+    /// cache automatically. An `X-Session-Id` header is ignored.
     session_id: Option<String>,
 }
 
@@ -144,7 +145,7 @@ impl ChatRequest {
             return Err(unsupported(
                 "session_id",
                 format!("{shown:?}"),
-                "a conversation comes whole with each request, and what was there before is found in the cache by itself",
+                "each request has the whole conversation, and its earlier part is found in the cache automatically",
             ));
         }
         Ok(())
