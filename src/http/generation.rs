@@ -5,6 +5,8 @@
 //! axum does with handler and stream when the client goes away, cancels the request, and the session
 //! keeps what was given out. So nothing here may be spawned.
 
+mod steps;
+
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +15,9 @@ use std::time::Instant;
 use futures_util::future::{select_all, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream};
 
+pub(super) use self::steps::{
+    CompletedGeneration, Finished, GenerationStep, ShownToken, Submission, TextStep,
+};
 use super::admission::{Admission, TOKENIZE_INLINE};
 use super::app::App;
 use super::error::ApiError;
@@ -23,13 +28,12 @@ use super::request_trace::GenerationTrace;
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
 use crate::engine::{
-    FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
-    TokenLogprob,
+    FinishReason, GenerateError, GeneratedToken, Generation, TimedEvent, TokenEvent,
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
-use crate::text::{ShownTokens, SpannedToken, TextPiece, TextStream, Tokenizer};
+use crate::text::{ShownTokens, TextPiece, TextStream, Tokenizer};
 
 /// Token ids of a text.
 ///
@@ -68,98 +72,6 @@ pub(super) async fn begin_turn(
     draft.history = Some(turn.history().to_vec());
     draft.keep_kv = turn.keeps_kv();
     Ok(Some(turn))
-}
-
-/// Admitted requests of one HTTP request, ready to be submitted.
-pub(super) struct Submission {
-    /// The requests, those for the same prompt one after the other.
-    pub requests: Vec<GenerateRequest>,
-    /// Generations for the same prompt.
-    pub per_prompt: usize,
-    /// The session's turn; only with a single request.
-    pub turn: Option<Turn>,
-    /// A stop string is part of the text it ends.
-    pub include_stop: bool,
-}
-
-impl Submission {
-    /// Returns whether the session begins anew because its stored history could not be read.
-    pub(super) fn history_lost(&self) -> bool {
-        self.turn.as_ref().is_some_and(Turn::history_lost)
-    }
-}
-
-/// One step of a generation, as text.
-#[derive(Debug)]
-pub(super) enum GenerationStep {
-    /// The prompt is prefilled; always the first step.
-    Prompt(PromptReport),
-    /// New text, tokens, or the end.
-    Text(TextStep),
-}
-
-/// A generated token whose text is settled.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct ShownToken {
-    /// The sampled token.
-    pub token: TokenLogprob,
-    /// The most likely tokens in its place.
-    pub top: Vec<TokenLogprob>,
-    /// Its part of the text; empty for special tokens, and for the first tokens of a character that several
-    /// share.
-    pub text: String,
-    /// Characters of generated text before it.
-    pub offset: usize,
-    /// A special token.
-    pub special: bool,
-}
-
-impl ShownToken {
-    fn new(spanned: SpannedToken<GeneratedToken>, tokenizer: &Tokenizer) -> Self {
-        let GeneratedToken { token, top, .. } = spanned.token;
-        Self {
-            special: tokenizer.is_special(token.id),
-            token,
-            top,
-            text: spanned.text,
-            offset: spanned.offset,
-        }
-    }
-}
-
-/// New text and tokens.
-#[derive(Debug)]
-pub(super) struct TextStep {
-    /// New text, ready to be shown; may be empty.
-    pub text: String,
-    /// Tokens whose whole text is now shown.
-    pub tokens: Vec<ShownToken>,
-    /// Set on the last step.
-    pub finish: Option<Finished>,
-}
-
-/// How a generation ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens generated, those not shown included.
-    pub generated: usize,
-    /// Mean log-probability of these tokens; 0 if there are none.
-    pub mean_logprob: f64,
-}
-
-/// A generation that is over.
-#[derive(Debug)]
-pub(super) struct CompletedGeneration {
-    /// What was told of the prompt.
-    pub prompt: PromptReport,
-    /// The whole text.
-    pub text: String,
-    /// All tokens that were shown.
-    pub tokens: Vec<ShownToken>,
-    /// How it ended.
-    pub finish: Finished,
 }
 
 /// A running request as a source of text.
