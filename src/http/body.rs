@@ -51,7 +51,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
     }
 }
 
-/// The bytes of a body.
+/// Returns the bytes of a body.
 ///
 /// # Errors
 /// If it is too large, does not arrive in time or as a whole, or too much of others has not arrived.
@@ -132,7 +132,7 @@ async fn collect(
     }
 }
 
-/// Whether a body could not be read because of what was sent, rather than because no more was.
+/// Returns whether a body could not be read because of what was sent, rather than because no more was.
 fn is_malformed(error: &(dyn Error + 'static)) -> bool {
     let causes = iter::successors(Some(error), |error| (*error).source());
     causes
@@ -184,7 +184,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// The field that serde says is missing.
+/// Returns the field that serde says is missing.
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
 }

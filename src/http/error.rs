@@ -87,7 +87,7 @@ impl ApiError {
         }
     }
 
-    /// The error object of the OpenAI dialect.
+    /// Returns the error object of the OpenAI dialect.
     pub(super) fn openai(&self) -> OpenAiError {
         let answer = self.kind.answer();
         OpenAiError {
@@ -100,7 +100,7 @@ impl ApiError {
         }
     }
 
-    /// The error object of the TGI dialect.
+    /// Returns the error object of the TGI dialect.
     pub(super) fn native(&self) -> NativeError {
         NativeError {
             error: self.message.clone(),
@@ -108,7 +108,7 @@ impl ApiError {
         }
     }
 
-    /// The error object of the TGI dialect in a stream that has begun: what cuts it short has one
+    /// Returns the error object of the TGI dialect in a stream that has begun: what cuts it short has one
     /// name there, and it is too late to go elsewhere.
     pub(super) fn native_event(&self) -> NativeError {
         let cut_short = matches!(self.kind, Kind::Draining | Kind::Unavailable);
@@ -122,7 +122,7 @@ impl ApiError {
         }
     }
 
-    /// The whole answer, in the dialect of `path`.
+    /// Returns the answer in the dialect of `path`.
     fn answer(&self, path: &str) -> Response {
         let mut response = if path == "/v1" || path.starts_with("/v1/") {
             (self.kind.answer().status, Json(self.openai())).into_response()
@@ -154,14 +154,14 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// A placeholder that [`render`] writes out.
+    /// Returns a placeholder that [`render`] writes out.
     fn into_response(self) -> Response {
         let mut response = self.kind.answer().status.into_response();
         response.extensions_mut().insert(self);
         response
     }
 }
-/// The layer around all routes that writes errors out in the dialect of the path. Errors quote what
+/// Returns the layer around all routes that writes errors out in the dialect of the path. Errors quote what
 /// clients sent, so the log has their kind only, unless prompts may be logged.
 pub(super) async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();

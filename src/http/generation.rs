@@ -179,7 +179,7 @@ impl TextGeneration {
         Ok(started)
     }
 
-    /// The next event of the engine.
+    /// Returns the next event of the engine.
     ///
     /// # Errors
     /// That the request's deadline came first.
@@ -194,7 +194,7 @@ impl TextGeneration {
         before(self.deadline, async { Ok(running.next_timed().await) }).await
     }
 
-    /// The next step; `None` after the last one, or after an error.
+    /// Returns the next step; `None` after the last one, or after an error.
     pub(super) async fn next(&mut self) -> Option<Result<GenerationStep, ApiError>> {
         if let Some(reason) = self.prompt_only.take() {
             let end = self.end(reason, String::new(), Vec::new(), 0).await;
@@ -338,7 +338,7 @@ impl TextGeneration {
         }
     }
 
-    /// The generation ended by itself; its last `unshown` tokens are not part of the text.
+    /// Finishes a generation that ended by itself; its last `unshown` tokens are not part of the text.
     async fn end(
         &mut self,
         reason: FinishReason,
@@ -412,7 +412,7 @@ impl Drop for TextGeneration {
 /// A generation's steps, with its index among those of the HTTP request.
 type Indexed = (usize, Result<GenerationStep, ApiError>);
 
-/// The steps of several generations as they come. The stream owns them: dropping it cancels all.
+/// Returns the steps of several generations as they come. The stream owns them: dropping it cancels all.
 pub(super) fn merge(generations: Vec<TextGeneration>) -> impl Stream<Item = Indexed> + Send {
     let mut all: SelectAll<Pin<Box<dyn Stream<Item = Indexed> + Send>>> = SelectAll::new();
     for (index, generation) in generations.into_iter().enumerate() {

@@ -135,7 +135,7 @@ pub(super) fn tenant(headers: &HeaderMap, meter: &Meter) -> Result<Tenant, ApiEr
     }
 }
 
-/// The layer that lets in requests with a key that may do what they ask.
+/// Returns the layer that lets in requests with a key that may do what they ask.
 pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let Some(keys) = &app.access().keys else {
         return next.run(request).await;
@@ -325,7 +325,7 @@ fn until_whole(time: Duration) -> String {
     }
 }
 
-/// All headers that tell of limits, for pages that may read them.
+/// Returns all headers that tell of limits, for pages that may read them.
 pub(super) fn headers() -> impl Iterator<Item = HeaderName> {
     [REQUESTS, TOKENS]
         .into_iter()

@@ -101,7 +101,7 @@ use utoipa_axum::routes;
 
 use self::error::{ApiError, shown};
 
-/// All routes with their descriptions.
+/// Returns all routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Contract::openapi())
         .routes(routes!(native::generate))
@@ -133,7 +133,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::document))
 }
 
-/// The whole front end as a service.
+/// Returns the whole front end as a service.
 pub fn router(app: App) -> Router {
     let (plain, _) = routes().split_for_parts();
     layered(plain, app)
@@ -178,7 +178,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
         .with_state(app)
 }
 
-/// The contract of all endpoints.
+/// Returns the contract of all endpoints.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut contract = routes().into_openapi();
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// A front end without a model, two of whose handlers panic.
+    /// Returns a front end without a model and with two handlers that panic.
     fn panicking() -> Router {
         let app = App::with(HttpConfig::default(), Access::default(), None);
         let panics = || post(async || -> String { panic!("injected") });

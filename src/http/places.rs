@@ -271,7 +271,7 @@ struct Usage {
 }
 
 impl Place {
-    /// Whether only probes are answered in it.
+    /// Returns whether only probes are answered in it.
     pub(super) fn is_reserved(&self) -> bool {
         self.is_reserved
     }
@@ -414,7 +414,7 @@ mod tests {
         Places::new(Connections { limit, reserved }, ConnectionCounts::default())
     }
 
-    /// A connection that ends when it has to give way.
+    /// Returns a connection that ends when it has to give way.
     fn until_evicted(place: Place) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move { place.evicted().await })
     }

@@ -304,7 +304,7 @@ pub(super) async fn rewind(
     Ok(Json(SessionSummary::from(&info)))
 }
 
-/// The session of the name in a path.
+/// Returns the session of the name in a path.
 fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     let id = named("id", name)?;
     Ok(SessionKey {
@@ -313,7 +313,7 @@ fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     })
 }
 
-/// The name of a session, given in `field`.
+/// Returns the name of a session, given in `field`.
 fn named(field: &str, name: &str) -> Result<SessionId, ApiError> {
     SessionId::parse(name).map_err(|invalid| {
         let message = invalid

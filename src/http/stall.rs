@@ -198,7 +198,7 @@ impl Exchange {
 }
 
 impl Reader {
-    /// Whether the answer was ended because its client took nothing of it.
+    /// Returns whether the answer was ended because its client took nothing of it.
     pub(super) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed) || self.connection.closed.load(Ordering::Relaxed)
     }
@@ -270,7 +270,7 @@ pub(super) struct Clocked {
 }
 
 impl Clocked {
-    /// The socket itself.
+    /// Returns the socket itself.
     pub(super) fn socket(&self) -> &TcpStream {
         &self.stream
     }

@@ -99,7 +99,7 @@ impl Description {
         }
     }
 
-    /// A JSON schema: an object, or one written as a string.
+    /// Creates a JSON schema: an object, or one written as a string.
     fn schema(field: &str, schema: Value) -> Result<Self, InvalidRequest> {
         let text = match schema {
             Value::String(text) => text,

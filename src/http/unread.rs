@@ -30,7 +30,7 @@ const PIECE: usize = 16 << 10;
 /// ([`Places`](super::places::Places)).
 const SMALL: u64 = 4 << 10;
 
-/// The layer that counts whole answers, and cuts all into pieces.
+/// Returns the layer that counts whole answers, and cuts all into pieces.
 pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
     let share = Meter::of(request.extensions()).share();
     let response = next.run(request).await;

@@ -229,7 +229,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The plain form.
+    /// Returns the plain form.
     ///
     /// # Errors
     /// Never in practice: it is a template like others.
@@ -244,7 +244,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The template for a model of this tokenizer and these tokens.
+    /// Creates the template for a model of this tokenizer and these tokens.
     #[must_use]
     pub fn for_model(self, tokenizer: &Tokenizer, tokens: TemplateTokens) -> Self {
         Self {
@@ -254,7 +254,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Where it comes from.
+    /// Returns its source.
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
@@ -349,7 +349,7 @@ impl ChatTemplate {
         }
     }
 
-    /// A message as templates know it.
+    /// Returns a message as templates know it.
     fn message(&self, message: &Message, is_continued: bool) -> Value {
         let mut content = self.guard.protect(&message.content);
         if is_continued {
@@ -377,7 +377,7 @@ impl ChatTemplate {
         Value::from_pairs(fields)
     }
 
-    /// A message's JSON, all its texts guarded.
+    /// Returns a message's JSON, all its texts guarded.
     fn json(&self, json: &serde_json::Value) -> Value {
         use serde_json::Value as Json;
         match json {
@@ -398,7 +398,7 @@ impl ChatTemplate {
     }
 }
 
-/// The text up to where the last message ends. White space at its end is kept if the template
+/// Returns the text up to where the last message ends. White space at its end is kept if the template
 /// keeps what it is given, else trimmed as the template would.
 fn cut_at_end(rendered: &str) -> Option<String> {
     let (head, tail) = rendered.rsplit_once(END)?;

@@ -71,7 +71,7 @@ pub(super) struct BeamFields {
 }
 
 impl BeamFields {
-    /// The search of `width` beams that is asked for, if one is. What does not go with it beside
+    /// Returns the requested search of `width` beams, if any. What does not go with it beside
     /// these fields is for [`Limits::admit`](crate::request::Limits::admit) to say.
     ///
     /// # Errors

@@ -311,7 +311,7 @@ impl EncodingFormat {
     }
 }
 
-/// The vector of length 1 in the same direction; 0 stays 0.
+/// Returns the vector of length 1 in the same direction; 0 stays 0.
 fn normalized(vector: &[f32]) -> Vec<f32> {
     let squares: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
     let length = if squares > 0.0 { squares.sqrt() } else { 1.0 };

@@ -292,7 +292,7 @@ impl CompletionRequest {
         Ok(Choices { n, best_of })
     }
 
-    /// The beam search it asks for, if any.
+    /// Returns the requested beam search, if any.
     fn beams(&self, choices: Choices, stream: bool) -> Result<Option<BeamParams>, ApiError> {
         let fields = BeamFields {
             use_beam_search: self.use_beam_search.unwrap_or(false),
@@ -349,7 +349,7 @@ fn truncation(shared: &SharedFields, in_session: bool) -> Result<Option<Truncati
     Ok(truncation)
 }
 
-/// How many generations a request asks for.
+/// Returns how many generations a request asks for.
 fn check_total(
     prompts: usize,
     choices: Choices,

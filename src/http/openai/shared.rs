@@ -322,7 +322,7 @@ impl SharedFields {
     }
 }
 
-/// A request may leave the model out, but not ask for another one.
+/// Returns a request may leave the model out, but not ask for another one.
 ///
 /// # Errors
 /// `model_not_found`.
@@ -336,7 +336,7 @@ pub(in crate::http) fn check_model(model: Option<&str>, serving: &Serving) -> Re
 }
 
 impl Truncation {
-    /// How many of a prompt's last tokens are kept.
+    /// Returns how many of a prompt's last tokens are kept.
     pub(super) fn keeps(self, serving: &Serving, draft: &RequestDraft) -> usize {
         match self {
             Self::Last(tokens) => tokens,

@@ -23,7 +23,7 @@ struct Lexeme<'a> {
 }
 
 impl<'a> Lexeme<'a> {
-    /// The name, if it is one of a terminal.
+    /// Returns the name if it is a terminal's.
     fn terminal(&self) -> Option<&'a str> {
         match self.kind {
             Kind::Name(name) if is_terminal(name) => Some(name),
@@ -32,7 +32,7 @@ impl<'a> Lexeme<'a> {
     }
 }
 
-/// Whether this is the name of a terminal rather than a rule.
+/// Returns whether this is the name of a terminal rather than a rule.
 fn is_terminal(name: &str) -> bool {
     name.trim_start_matches('_').starts_with(char::is_uppercase)
 }
@@ -245,7 +245,7 @@ fn repeated(rest: &[Lexeme]) -> usize {
     numbers.max().unwrap_or(1).max(1)
 }
 
-/// The parts of a grammar, without blanks and comments.
+/// Returns the parts of a grammar, without blanks and comments.
 fn lexemes(text: &str) -> Vec<Lexeme<'_>> {
     let mut parts = Vec::new();
     let mut at = 0;
@@ -271,7 +271,7 @@ fn lexemes(text: &str) -> Vec<Lexeme<'_>> {
     parts
 }
 
-/// The part at the beginning of `rest`, which begins with `first`: its bytes, and what it is.
+/// Returns the part at the beginning of `rest`, which begins with `first`: its bytes, and what it is.
 fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     let run = |is: fn(char) -> bool| rest.find(|c| !is(c)).unwrap_or(rest.len());
     let line = || rest.find('\n').unwrap_or(rest.len());
@@ -304,7 +304,7 @@ fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     }
 }
 
-/// The schema that follows a `%` which ends at `at`, if that is one of `%json`.
+/// Returns the schema that follows a `%` which ends at `at`, if that is one of `%json`.
 fn schema_after(text: &str, at: usize) -> Option<Lexeme<'_>> {
     let json = text.get(at..)?.strip_prefix("json")?;
     let blank = json.len() - json.trim_start().len();

@@ -185,7 +185,7 @@ impl ChatLogprobs {
         }
     }
 
-    /// Whether there is nothing to tell.
+    /// Returns whether it has no tokens.
     pub(super) fn is_empty(&self) -> bool {
         self.content.is_empty()
     }

@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 impl Content {
-    /// The whole text; `field` is its path in the body.
+    /// Returns the whole text; `field` is its path in the body.
     fn into_text(self, field: &str) -> Result<String, ApiError> {
         let parts = match self {
             Self::Text(text) => return Ok(text),
@@ -116,7 +116,7 @@ impl ContentPart {
 }
 
 impl MessageField {
-    /// The message, which is the `place`-th of its conversation.
+    /// Returns the message, which is the `place`-th of its conversation.
     pub(super) fn into_message(self, place: usize) -> Result<Message, ApiError> {
         let field = format!("messages[{place}].content");
         let content = match self.content {
