@@ -18,6 +18,9 @@ mod sampling;
 
 use std::ops::Deref;
 
+use serde::Deserialize;
+use utoipa::ToSchema;
+
 pub use self::beam::{BeamParams, EarlyStopping};
 pub use self::deadline::Deadline;
 pub use self::draft::RequestDraft;
@@ -28,8 +31,12 @@ pub use self::sampling::{SamplingOverrides, SamplingParams, SamplingStyle};
 pub use crate::fair::Tenant;
 use crate::text::Grammar;
 
-/// What happens when the context reaches the model's context length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What happens when the context reaches the model's window: `stop` ends the generation with reason
+/// `length`; `error` refuses the request up front if prompt and tokens to generate do not fit; `slide`
+/// drops the first half of the context whenever it is full and continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = OverflowField)]
 pub enum Overflow {
     /// Generation ends with [`FinishReason::Length`](crate::engine::FinishReason::Length).
     #[default]

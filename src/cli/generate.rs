@@ -121,8 +121,7 @@ impl Generate {
 
     async fn stream(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
         let seed = request.sampling.seed;
-        let mut text =
-            TextStream::new(serving.tokenizer.clone(), &request.stop.stop_strings, false);
+        let mut text = TextStream::new(&request.stop.stop_strings, false);
         let mut generation = serving.engine.submit(request).await?;
         let mut whole = String::new();
         let mut show = |piece: &str| {
@@ -143,9 +142,10 @@ impl Generate {
                     reason = token.finish.unwrap_or(reason);
                     let ends = token.finish.is_some_and(FinishReason::ends_with_a_sign);
                     if !ends {
-                        let piece = text.push(token.token.id);
+                        let bytes = serving.tokenizer.token_bytes(token.token.id);
+                        let piece = text.push((), bytes.unwrap_or_default());
                         show(&piece.text)?;
-                        if piece.stopped {
+                        if piece.stopped.is_some() {
                             reason = FinishReason::Stop;
                             break;
                         }

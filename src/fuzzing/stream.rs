@@ -2,18 +2,15 @@
 //!
 //! An input is a byte of choices, stop strings, one a line, an empty line, and the text as bytes.
 
-use std::sync::{Arc, OnceLock};
-
 use super::input::{Choices, Input};
-use super::tiny;
-use crate::text::{StopMatcher, TextStream, Tokenizer};
+use crate::text::{SpannedToken, StopMatcher, TextStream};
 
 /// Text beyond this is cut: what is checked takes its square.
 const LONGEST: usize = 2048;
 const MAX_STOPS: usize = 16;
 
-/// Whatever the pieces, what is shown is the text up to the first stop string, and no more is held back
-/// than may begin one.
+/// Whatever the pieces, the text ends at the first stop string, no more is held back than may begin one, and
+/// the tokens' spans partition the text.
 pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let choices = input.byte();
@@ -28,7 +25,8 @@ pub(super) fn run(bytes: &[u8]) {
     let bytes = input.take(LONGEST);
     let text = String::from_utf8_lossy(bytes);
     let expected = cut(&text, &stops, include_stop);
-    assert_eq!(of_tokens(bytes, &stops, include_stop), expected);
+    assert_eq!(of_tokens(bytes, &stops, include_stop, 0), expected);
+    assert_eq!(of_tokens(bytes, &stops, include_stop, choices), expected);
     assert_eq!(of_pieces(&text, &stops, include_stop, choices), expected);
 }
 
@@ -45,29 +43,63 @@ fn cut(text: &str, stops: &[String], include_stop: bool) -> (String, bool) {
     (text.to_owned(), false)
 }
 
-/// The text that a stream shows of tokens of one byte each.
-fn of_tokens(bytes: &[u8], stops: &[String], include_stop: bool) -> (String, bool) {
-    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
-    let tokenizer = TOKENIZER.get_or_init(|| Arc::new(tiny::byte_tokenizer()));
+/// Returns the text that a stream shows of tokens of up to four bytes, or of one byte each where `seed` is 0,
+/// and checks that the tokens' spans partition it.
+fn of_tokens(bytes: &[u8], stops: &[String], include_stop: bool, seed: u8) -> (String, bool) {
     // Of a character that is not complete up to three bytes are held back.
     let held = stops.iter().map(String::len).max().unwrap_or(0) + 3;
-    let mut stream = TextStream::new(Arc::clone(tokenizer), stops, include_stop);
+    let mut choices = Choices::of(seed);
+    let mut stream = TextStream::new(stops, include_stop);
     let mut shown = String::new();
-    for (n, &byte) in bytes.iter().enumerate() {
-        let piece = stream.push(tiny::byte_token(byte));
+    let mut tokens = Vec::new();
+    let mut rest = bytes;
+    let mut pushed = 0;
+    while !rest.is_empty() {
+        let length = if seed == 0 { 1 } else { choices.below(5) };
+        let (token, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
+        pushed += token.len();
+        let piece = stream.push(token.len(), token);
         shown += &piece.text;
-        if piece.stopped {
+        tokens.extend(piece.tokens);
+        if let Some(stopped) = piece.stopped {
+            check_spans(&tokens, &shown);
+            let whole = tokens.iter().take(stopped.tokens);
+            let whole: String = whole.map(|token| token.text.as_str()).collect();
+            assert_eq!(
+                whole + &stopped.tail,
+                shown,
+                "tokens and tail are not the text"
+            );
             return (shown, true);
         }
         // A character that replaces bytes is no shorter than these.
         assert!(
-            shown.len() + held > n,
+            shown.len() + held >= pushed,
             "{} bytes are held back",
-            n + 1 - shown.len()
+            pushed - shown.len()
         );
     }
     let last = stream.finish();
-    (shown + &last.text, last.stopped)
+    shown += &last.text;
+    tokens.extend(last.tokens);
+    check_spans(&tokens, &shown);
+    if last.stopped.is_none() {
+        let reported: usize = tokens.iter().map(|token| token.token).sum();
+        assert_eq!(reported, bytes.len(), "tokens are missing");
+    }
+    assert_eq!(stream.text(), shown);
+    (shown, last.stopped.is_some())
+}
+
+/// Checks that the texts of tokens are the whole text, in order, each at its offset in characters.
+fn check_spans(tokens: &[SpannedToken<usize>], shown: &str) {
+    let mut text = String::new();
+    for token in tokens {
+        assert_eq!(token.offset, text.chars().count(), "an offset is wrong");
+        text += &token.text;
+    }
+    assert_eq!(text, shown, "the spans are not a partition of the text");
 }
 
 /// What a matcher shows of the text in pieces.

@@ -50,11 +50,6 @@ fn byte_tokenizer_json() -> Value {
     })
 }
 
-/// Returns the token of [`byte_tokenizer`] for a byte.
-pub(super) fn byte_token(byte: u8) -> u32 {
-    u32::from(byte)
-}
-
 /// Returns the tokenizer of the built-in model.
 pub(super) fn real_tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(builtin().tokenizer));

@@ -161,7 +161,7 @@ fn exposed() -> Vec<HeaderName> {
     own.into_iter().chain(keys::headers()).collect()
 }
 
-/// The layer that refuses requests which name no host or a foreign one, come from pages of a foreign
+/// Returns the layer that refuses requests which name no host or a foreign one, come from pages of a foreign
 /// origin, or have no place.
 pub(super) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
     match admit(app.access(), &request) {

@@ -105,13 +105,13 @@ pub struct App(Arc<Inner>);
 pub(super) struct InFlight(#[expect(dead_code, reason = "held for its drop")] TaskTrackerToken);
 
 impl App {
-    /// A front end without a model: alive, not ready.
+    /// Creates a front end without a model: alive, not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
         Self::with(config, Access::default(), None)
     }
 
-    /// The same, which lets in further hosts and origins, and makes a span of every request if there
+    /// Creates one that lets in further hosts and origins, and makes a span of every request if there
     /// is a tracer.
     #[must_use]
     pub fn with(config: HttpConfig, access: Access, tracer: Option<SdkTracer>) -> Self {
@@ -129,7 +129,7 @@ impl App {
         }))
     }
 
-    /// The settings it was made with.
+    /// Returns its settings.
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
@@ -140,12 +140,12 @@ impl App {
         self.0.admission.of(share)
     }
 
-    /// The room for answers that are not read.
+    /// Returns the room for answers that are not read.
     pub(super) fn unread(&self) -> &Room {
         &self.0.unread
     }
 
-    /// The room for bodies that have not arrived as a whole.
+    /// Returns the room for bodies that have not arrived as a whole.
     pub(super) fn receiving(&self) -> &Room {
         &self.0.receiving
     }
@@ -165,7 +165,7 @@ impl App {
         &self.0.observations
     }
 
-    /// The number of stored sessions, as far as it is known.
+    /// Returns the number of stored sessions, as far as it is known.
     pub(super) fn session_count(&self) -> &SessionCount {
         &self.0.sessions
     }
@@ -221,14 +221,14 @@ impl App {
             .clone()
     }
 
-    /// Whether the server is about to stop: connections are then closed after the next answer, so
+    /// Returns whether the server is about to stop: connections are then closed after the next answer, so
     /// that clients that keep them open come to another server.
     pub(super) fn is_stopping(&self) -> bool {
         let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
         matches!(*state, State::Leaving(_) | State::Draining(_))
     }
 
-    /// The model, for what does not generate: also while draining.
+    /// Returns the model, for what does not generate: also while draining.
     pub(super) fn serving(&self) -> Result<Arc<Serving>, ApiError> {
         match self.state() {
             State::Ready(serving) | State::Leaving(serving) | State::Draining(Some(serving)) => {
@@ -240,7 +240,7 @@ impl App {
         }
     }
 
-    /// The model, for a tenant's generation; hold on to [`InFlight`] until its end.
+    /// Returns the model, for a tenant's generation; hold on to [`InFlight`] until its end.
     pub(super) fn begin(&self, share: Tenant) -> Result<(Arc<Serving>, InFlight), ApiError> {
         // Counted before the state is read: a drain that begins in between waits for us.
         let in_flight = InFlight(self.0.in_flight.token());

@@ -26,7 +26,7 @@ use super::admission::PARSE_INLINE;
 use super::app::App;
 use super::error::{ApiError, shown, shown_within};
 use super::keys::Meter;
-use super::room::{Held, Room};
+use super::room::{Room, RoomEntry};
 use crate::request::Tenant;
 
 /// Bytes that a request takes whose body has not arrived, beside those of the body: its task, and its part of
@@ -51,11 +51,11 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
     }
 }
 
-/// The bytes of a body.
+/// Returns the bytes of a body.
 ///
 /// # Errors
 /// If it is too large, does not arrive in time or as a whole, or too much of others has not arrived.
-pub(super) async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
+async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body;
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let declared = request
@@ -82,7 +82,7 @@ async fn collect(
 ) -> Result<Bytes, ApiError> {
     let mut frames = body.into_data_stream();
     let mut bytes = Vec::new();
-    let mut waits: Option<(Held, CancellationToken)> = None;
+    let mut waits: Option<(RoomEntry, CancellationToken)> = None;
     let mut counted = 0;
     loop {
         let next = frames.next().now_or_never();
@@ -132,7 +132,7 @@ async fn collect(
     }
 }
 
-/// Whether a body could not be read because of what was sent, rather than because no more was.
+/// Returns whether a body could not be read because of what was sent, rather than because no more was.
 fn is_malformed(error: &(dyn Error + 'static)) -> bool {
     let causes = iter::successors(Some(error), |error| (*error).source());
     causes
@@ -184,7 +184,7 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// The field that serde says is missing.
+/// Returns the field that serde says is missing.
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
 }

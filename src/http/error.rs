@@ -41,11 +41,11 @@ pub(super) struct ApiError {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"error": {"message": "`top_p` must be above 0 and at most 1, got 2", "type": "invalid_request_error", "param": "top_p", "code": null}}))]
 pub(super) struct OpenAiError {
-    /// What happened.
+    /// The error.
     error: OpenAiErrorBody,
 }
 
-/// What happened, for people and for programs.
+/// The error, for people and for programs.
 #[derive(Debug, Serialize, ToSchema)]
 struct OpenAiErrorBody {
     /// For people: names field, value and limit.
@@ -87,28 +87,28 @@ impl ApiError {
         }
     }
 
-    /// The error object of the OpenAI dialect.
+    /// Returns the error object of the OpenAI dialect.
     pub(super) fn openai(&self) -> OpenAiError {
-        let (_, r#type, code) = self.openai_kind();
+        let answer = self.kind.answer();
         OpenAiError {
             error: OpenAiErrorBody {
                 message: self.message.clone(),
-                r#type,
+                r#type: answer.openai_type(),
                 param: self.param.clone(),
-                code,
+                code: answer.code,
             },
         }
     }
 
-    /// The error object of the TGI dialect.
+    /// Returns the error object of the TGI dialect.
     pub(super) fn native(&self) -> NativeError {
         NativeError {
             error: self.message.clone(),
-            error_type: self.native_kind().1,
+            error_type: self.kind.answer().native_type,
         }
     }
 
-    /// The error object of the TGI dialect in a stream that has begun: what cuts it short has one
+    /// Returns the error object of the TGI dialect in a stream that has begun: what cuts it short has one
     /// name there, and it is too late to go elsewhere.
     pub(super) fn native_event(&self) -> NativeError {
         let cut_short = matches!(self.kind, Kind::Draining | Kind::Unavailable);
@@ -116,18 +116,18 @@ impl ApiError {
             error_type: if cut_short {
                 INCOMPLETE
             } else {
-                self.native_kind().1
+                self.kind.answer().native_type
             },
             ..self.native()
         }
     }
 
-    /// The whole answer, in the dialect of `path`.
+    /// Returns the answer in the dialect of `path`.
     fn answer(&self, path: &str) -> Response {
         let mut response = if path == "/v1" || path.starts_with("/v1/") {
-            (self.openai_kind().0, Json(self.openai())).into_response()
+            (self.kind.answer().status, Json(self.openai())).into_response()
         } else {
-            (self.native_kind().0, Json(self.native())).into_response()
+            (self.kind.answer().native_status, Json(self.native())).into_response()
         };
         if let Some(after) = self.retry_after() {
             let headers = response.headers_mut();
@@ -154,14 +154,14 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// A placeholder that [`render`] writes out.
+    /// Returns a placeholder that [`render`] writes out.
     fn into_response(self) -> Response {
-        let mut response = self.openai_kind().0.into_response();
+        let mut response = self.kind.answer().status.into_response();
         response.extensions_mut().insert(self);
         response
     }
 }
-/// The layer around all routes that writes errors out in the dialect of the path. Errors quote what
+/// Returns the layer around all routes that writes errors out in the dialect of the path. Errors quote what
 /// clients sent, so the log has their kind only, unless prompts may be logged.
 pub(super) async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();

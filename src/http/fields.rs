@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::error::ApiError;
 use crate::request::{Deadline, InvalidRequest, in_range, short};
 
-/// A number in a range that includes its ends.
+/// Returns a number in a range that includes its ends.
 pub(super) fn number(
     field: &str,
     value: Option<f64>,
@@ -21,7 +21,7 @@ pub(super) fn number(
         .transpose()
 }
 
-/// A number above 0, up to and including `most`.
+/// Returns a number above 0, up to and including `most`.
 pub(super) fn above_zero(
     field: &str,
     value: Option<f64>,
@@ -45,7 +45,7 @@ pub(super) fn above_zero(
         .transpose()
 }
 
-/// An integer in a range, as a count.
+/// Returns an integer in a range, as a count.
 pub(super) fn integer(
     field: &str,
     value: Option<i64>,
@@ -68,7 +68,7 @@ pub(super) fn integer(
         })
 }
 
-/// An integer that is at least `least`; the model or the server sets the upper limit later.
+/// Returns an integer that is at least `least`; the model or the server sets the upper limit later.
 pub(super) fn at_least(
     field: &str,
     value: Option<i64>,
@@ -90,7 +90,7 @@ pub(super) fn at_least(
 /// The lowest and the highest `priority`.
 const PRIORITIES: RangeInclusive<i64> = -1000..=1000;
 
-/// The priority of a request with this `priority`; 0 where it is left out.
+/// Returns the priority of a request with this `priority`; 0 where it is left out.
 pub(super) fn priority(given: Option<i64>) -> Result<i32, InvalidRequest> {
     let priority = in_range("priority", given.unwrap_or(0), PRIORITIES)?;
     #[expect(clippy::cast_possible_truncation, reason = "in a small range")]
@@ -100,7 +100,7 @@ pub(super) fn priority(given: Option<i64>) -> Result<i32, InvalidRequest> {
 /// The shortest and the longest `timeout`, in seconds: a millisecond, a day.
 const TIMEOUTS: RangeInclusive<f64> = 0.001..=86_400.0;
 
-/// The deadline of a request with this `timeout`, in seconds from now.
+/// Returns the deadline of a request with this `timeout`, in seconds from now.
 pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, InvalidRequest> {
     let Some(seconds) = timeout else {
         return Ok(None);
@@ -119,7 +119,7 @@ pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, Invalid
     ))
 }
 
-/// The error for something another server has and this one does not.
+/// Returns the error for something another server has and this one does not.
 pub(super) fn unsupported(field: &str, value: impl Display, why: &str) -> ApiError {
     ApiError::invalid(
         field,

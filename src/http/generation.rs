@@ -1,9 +1,11 @@
 //! The one way from a validated request to text: submit it, turn its tokens into text, find stop
-//! strings, settle what a session keeps.
+//! strings, commit what a session keeps.
 //!
 //! A [`TextGeneration`] owns the engine's [`Generation`] and the session's [`Turn`]; dropping it, as
 //! axum does with handler and stream when the client goes away, cancels the request, and the session
 //! keeps what was given out. So nothing here may be spawned.
+
+mod steps;
 
 use std::future::pending;
 use std::pin::Pin;
@@ -13,24 +15,25 @@ use std::time::Instant;
 use futures_util::future::{select_all, try_join_all};
 use futures_util::stream::{self, SelectAll, Stream};
 
+pub(super) use self::steps::{
+    CompletedGeneration, Finished, GenerationStep, ShownToken, Submission, TextStep,
+};
 use super::admission::{Admission, TOKENIZE_INLINE};
 use super::app::App;
 use super::error::ApiError;
 use super::keys::Meter;
 use super::layers::Scope;
-use super::ledger::{Cut, Ledger, ShownToken};
 use super::prompt_log;
 use super::request_trace::GenerationTrace;
 use super::timeline::{Ending, Submitted, Timeline};
 use super::waiting::{before, begun_in_time};
-use super::wire::IfBusyField;
 use crate::engine::{
-    FinishReason, GenerateError, GeneratedToken, Generation, PromptReport, TimedEvent, TokenEvent,
+    FinishReason, GenerateError, GeneratedToken, Generation, TimedEvent, TokenEvent,
 };
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
-use crate::text::{TextStream, Tokenizer};
+use crate::text::{ShownTokens, TextPiece, TextStream, Tokenizer};
 
 /// Token ids of a text.
 ///
@@ -57,62 +60,18 @@ pub(super) async fn tokenize(
 pub(super) async fn begin_turn(
     serving: &Serving,
     session: Option<SessionKey>,
-    if_busy: Option<IfBusyField>,
+    if_busy: Option<IfBusy>,
     draft: &mut RequestDraft,
 ) -> Result<Option<Turn>, ApiError> {
     let Some(session) = session else {
         return Ok(None);
     };
-    let if_busy = if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let if_busy = if_busy.unwrap_or_default();
     let begin = async { Ok(serving.sessions.begin(&session, if_busy).await?) };
     let turn = before(draft.deadline, begin).await?;
     draft.history = Some(turn.history().to_vec());
     draft.keep_kv = turn.keeps_kv();
     Ok(Some(turn))
-}
-
-/// One step forward of a generation, as text.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// The prompt was read; always the first.
-    Prompt(PromptReport),
-    /// New text, tokens, or the end.
-    Text(TextStep),
-}
-
-/// What is new.
-#[derive(Debug)]
-pub(super) struct TextStep {
-    /// New text, ready to be shown; may be empty.
-    pub text: String,
-    /// Tokens whose text is now shown as a whole.
-    pub tokens: Vec<ShownToken>,
-    /// Set on the last step.
-    pub finish: Option<Finished>,
-}
-
-/// How a generation ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens generated, those not shown included.
-    pub generated: usize,
-    /// Mean log-probability of these tokens; 0 if there are none.
-    pub mean_logprob: f64,
-}
-
-/// A generation that is over.
-#[derive(Debug)]
-pub(super) struct Whole {
-    /// What was told of the prompt.
-    pub prompt: PromptReport,
-    /// The whole text.
-    pub text: String,
-    /// All tokens that were shown.
-    pub tokens: Vec<ShownToken>,
-    /// How it ended.
-    pub finish: Finished,
 }
 
 /// A running request as a source of text.
@@ -123,9 +82,8 @@ pub(super) struct TextGeneration {
     turn: Option<Turn>,
     /// Nothing goes out before all of it is there.
     whole: bool,
-    stream: TextStream,
+    stream: TextStream<GeneratedToken>,
     tokenizer: Arc<Tokenizer>,
-    ledger: Ledger,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
     deadline: Option<Deadline>,
@@ -157,9 +115,8 @@ impl TextGeneration {
             running: Some(running),
             turn: None,
             whole: false,
-            stream: TextStream::new(Arc::clone(&serving.tokenizer), &stops, include_stop),
+            stream: TextStream::new(&stops, include_stop),
             tokenizer: Arc::clone(&serving.tokenizer),
-            ledger: Ledger::default(),
             prompt_only: None,
             deadline,
             timeline: Timeline::new(submitted.clone(), app.observations()),
@@ -178,11 +135,15 @@ impl TextGeneration {
     pub(super) async fn start_all(
         app: &App,
         serving: &Serving,
-        requests: Vec<GenerateRequest>,
-        turn: Option<Turn>,
+        submission: Submission,
         scope: &Scope,
-        include_stop: bool,
     ) -> Result<Vec<Self>, ApiError> {
+        let Submission {
+            requests,
+            turn,
+            include_stop,
+            ..
+        } = submission;
         let (turn, requests) = match (turn, <[GenerateRequest; 1]>::try_from(requests)) {
             (Some(mut turn), Ok([request])) => {
                 turn.prompt(&request.prompt);
@@ -218,7 +179,7 @@ impl TextGeneration {
         Ok(started)
     }
 
-    /// The next event of the engine.
+    /// Returns the next event of the engine.
     ///
     /// # Errors
     /// That the request's deadline came first.
@@ -233,11 +194,11 @@ impl TextGeneration {
         before(self.deadline, async { Ok(running.next_timed().await) }).await
     }
 
-    /// The next step; `None` after the last one, or after an error.
-    pub(super) async fn next(&mut self) -> Option<Result<Step, ApiError>> {
+    /// Returns the next step; `None` after the last one, or after an error.
+    pub(super) async fn next(&mut self) -> Option<Result<GenerationStep, ApiError>> {
         if let Some(reason) = self.prompt_only.take() {
             let end = self.end(reason, String::new(), Vec::new(), 0).await;
-            return Some(end.map(Step::Text));
+            return Some(end.map(GenerationStep::Text));
         }
         let TimedEvent {
             event,
@@ -256,9 +217,9 @@ impl TextGeneration {
             TokenEvent::Prefilled(report) => {
                 self.timeline.prompt(&report, at);
                 self.prompt_only = report.finish;
-                Ok(Step::Prompt(report))
+                Ok(GenerationStep::Prompt(report))
             }
-            TokenEvent::Token(token) => self.token(token, at).await.map(Step::Text),
+            TokenEvent::Token(token) => self.token(token, at).await.map(GenerationStep::Text),
             TokenEvent::Failed(error) => {
                 self.running = None;
                 self.timeline.end(Ending::Failed);
@@ -272,21 +233,21 @@ impl TextGeneration {
     ///
     /// # Errors
     /// Why it could not.
-    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+    pub(super) async fn complete(mut self) -> Result<CompletedGeneration, ApiError> {
         self.whole = true;
         let mut prompt = None;
         let mut tokens = Vec::new();
         while let Some(step) = self.next().await {
             match step? {
-                Step::Prompt(report) => prompt = Some(report),
-                Step::Text(mut step) => {
+                GenerationStep::Prompt(report) => prompt = Some(report),
+                GenerationStep::Text(mut step) => {
                     tokens.append(&mut step.tokens);
                     if let Some(finish) = step.finish
                         && let Some(prompt) = prompt.take()
                     {
-                        return Ok(Whole {
+                        return Ok(CompletedGeneration {
                             prompt,
-                            text: std::mem::take(&mut self.ledger).into_text(),
+                            text: self.stream.text().to_owned(),
                             tokens,
                             finish,
                         });
@@ -311,83 +272,73 @@ impl TextGeneration {
                 return Err(lost.into());
             }
         }
-        let special = self.tokenizer.is_special(id);
-        // The token that ends the text is not part of it.
-        let ends_text = token.finish.is_some_and(FinishReason::ends_with_a_sign);
         let finish = token.finish;
-        if ends_text {
-            let (text, stopped) = self.flush();
-            if stopped {
-                return self.stopped(text).await;
-            }
-            self.ledger.push(token, &[], special);
-            let tokens = self.ledger.release_rest();
-            return self
-                .end(finish.unwrap_or(FinishReason::Stop), text, tokens, 1)
-                .await;
-        }
-        let mut text = String::new();
-        if special {
-            self.ledger.push(token, &[], special);
-        } else {
-            let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
-            self.ledger.push(token, bytes, special);
-            let piece = self.stream.push(id);
-            text = piece.text;
-            self.ledger.show(&text);
-            if piece.stopped {
-                return self.stopped(text).await;
-            }
-        }
-        if let Some(reason) = finish {
-            let (rest, stopped) = self.flush();
-            text.push_str(&rest);
-            if stopped {
-                return self.stopped(text).await;
-            }
-            let tokens = self.ledger.release_rest();
-            return self.end(reason, text, tokens, 0).await;
-        }
-        Ok(TextStep {
+        // The token that ends the text is not part of it.
+        let ends_text = finish.is_some_and(FinishReason::ends_with_a_sign);
+        let piece = self.piece(token, ends_text);
+        let TextPiece {
             text,
-            tokens: self.ledger.release(),
-            finish: None,
-        })
+            tokens,
+            stopped,
+        } = piece;
+        let tokens = tokens.into_iter();
+        let tokens = tokens
+            .map(|token| ShownToken::new(token, &self.tokenizer))
+            .collect();
+        if let Some(shown) = stopped {
+            self.close(self.kept(&shown)).await?;
+            return Ok(self.finished(FinishReason::Stop, text, tokens));
+        }
+        match finish {
+            Some(reason) => self.end(reason, text, tokens, usize::from(ends_text)).await,
+            None => Ok(TextStep {
+                text,
+                tokens,
+                finish: None,
+            }),
+        }
     }
 
-    /// The text that was held back; whether a stop string is complete with it.
-    fn flush(&mut self) -> (String, bool) {
-        let rest = self.stream.finish();
-        self.ledger.finish();
-        self.ledger.show(&rest.text);
-        (rest.text, rest.stopped)
+    /// Returns the text that can be shown with a token, all of it if it is the last one.
+    fn piece(&mut self, token: GeneratedToken, ends_text: bool) -> TextPiece<GeneratedToken> {
+        let id = token.token.id;
+        let is_last = token.finish.is_some();
+        if ends_text {
+            let mut piece = self.stream.finish();
+            if piece.stopped.is_none() {
+                piece.append(self.stream.push(token, &[]));
+            }
+            return piece;
+        }
+        let bytes = if self.tokenizer.is_special(id) {
+            &[]
+        } else {
+            self.tokenizer.token_bytes(id).unwrap_or_default()
+        };
+        let mut piece = self.stream.push(token, bytes);
+        if is_last && piece.stopped.is_none() {
+            piece.append(self.stream.finish());
+        }
+        piece
     }
 
-    /// A stop string was found.
-    async fn stopped(&mut self, text: String) -> Result<TextStep, ApiError> {
-        let (tokens, cut) = self.ledger.cut();
-        let kept = self.kept(&cut);
-        self.close(kept).await?;
-        Ok(self.finished(FinishReason::Stop, text, tokens))
-    }
-
-    /// What a session keeps of a text that ends where its last part was given out.
-    fn kept(&self, cut: &Cut) -> Delivered {
-        let tail = if cut.tail.is_empty() {
+    /// Returns what a session keeps of a text that ends where its last part was given out.
+    fn kept(&self, shown: &ShownTokens) -> Delivered {
+        let tail = if shown.tail.is_empty() {
             Ok(Vec::new())
         } else {
-            self.tokenizer.encode(&cut.tail, false)
+            self.tokenizer.encode(&shown.tail, false)
         };
         Delivered {
-            tokens: cut.tokens,
+            tokens: shown.tokens,
             tail: tail.unwrap_or_else(|error| {
-                tracing::error!(%error, "the end of a session's text could not be tokenized");
+                tracing::error!(%error, "session text not tokenized");
                 Vec::new()
             }),
         }
     }
 
-    /// The generation ended by itself; its last `unshown` tokens are not part of the text.
+    /// Finishes a generation that ended by itself; its last `unshown` tokens are not part of the text.
     async fn end(
         &mut self,
         reason: FinishReason,
@@ -426,7 +377,7 @@ impl TextGeneration {
     fn log_text(&mut self) {
         if std::mem::take(&mut self.logs_text) {
             let _in_request = self.timeline.log_span().enter();
-            prompt_log::answer(self.timeline.index(), self.ledger.text());
+            prompt_log::answer(self.timeline.index(), self.stream.text());
         }
     }
 
@@ -453,16 +404,15 @@ impl Drop for TextGeneration {
             && self.timeline.generated() > 0
             && !self.whole
         {
-            let (_, cut) = self.ledger.cut();
-            turn.commit_in_background(self.kept(&cut));
+            turn.commit_in_background(self.kept(&self.stream.shown_tokens()));
         }
     }
 }
 
 /// A generation's steps, with its index among those of the HTTP request.
-type Indexed = (usize, Result<Step, ApiError>);
+type Indexed = (usize, Result<GenerationStep, ApiError>);
 
-/// The steps of several generations as they come. The stream owns them: dropping it cancels all.
+/// Returns the steps of several generations as they come. The stream owns them: dropping it cancels all.
 pub(super) fn merge(generations: Vec<TextGeneration>) -> impl Stream<Item = Indexed> + Send {
     let mut all: SelectAll<Pin<Box<dyn Stream<Item = Indexed> + Send>>> = SelectAll::new();
     for (index, generation) in generations.into_iter().enumerate() {

@@ -135,7 +135,7 @@ pub(super) fn tenant(headers: &HeaderMap, meter: &Meter) -> Result<Tenant, ApiEr
     }
 }
 
-/// The layer that lets in requests with a key that may do what they ask.
+/// Returns the layer that lets in requests with a key that may do what they ask.
 pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let Some(keys) = &app.access().keys else {
         return next.run(request).await;
@@ -325,7 +325,7 @@ fn until_whole(time: Duration) -> String {
     }
 }
 
-/// All headers that tell of limits, for pages that may read them.
+/// Returns all headers that tell of limits, for pages that may read them.
 pub(super) fn headers() -> impl Iterator<Item = HeaderName> {
     [REQUESTS, TOKENS]
         .into_iter()
@@ -339,19 +339,19 @@ fn held(response: Response, place: Option<Place>) -> Response {
         return response;
     }
     let end = response.extensions().get::<StreamEnd>().cloned();
-    response.map(|body| Body::new(Held { body, place, end }))
+    response.map(|body| Body::new(BodyWithPlace { body, place, end }))
 }
 
-/// The body of an answer, and the place of its request.
-struct Held {
+/// Body of an answer that keeps its request's place among the key's concurrent requests.
+struct BodyWithPlace {
     body: Body,
     /// `None` once the answer has ended.
     place: Option<Place>,
-    /// Where a stream says that it has.
+    /// End of the stream, if the answer is one.
     end: Option<StreamEnd>,
 }
 
-impl HttpBody for Held {
+impl HttpBody for BodyWithPlace {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -53,7 +53,7 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// The session of the request: `session_id` of the body, else the `X-Session-Id` header (set
+    /// Returns the session of the request: `session_id` of the body, else the `X-Session-Id` header (set
     /// by clients behind a proxy that routes by it).
     pub(super) fn session(&self, body: Option<&str>) -> Result<Option<SessionKey>, ApiError> {
         let header = self.session.as_ref().map(HeaderValue::as_bytes);
@@ -74,7 +74,7 @@ impl Scope {
         Ok(priority)
     }
 
-    /// The tenant's session of this name.
+    /// Returns the tenant's session of this name.
     pub(super) fn session_key(&self, name: &str) -> Result<SessionKey, ApiError> {
         Ok(SessionKey {
             tenant: self.tenant,
@@ -103,7 +103,7 @@ impl FromRequestParts<App> for Scope {
     }
 }
 
-/// The outermost layer: names the request, begins its trace, and puts the name on the answer.
+/// Returns the outermost layer: names the request, begins its trace, and puts the name on the answer.
 pub(super) async fn name_request(
     State(app): State<App>,
     mut request: Request,
@@ -132,7 +132,7 @@ fn is_loggable(id: &str) -> bool {
     !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.chars().all(allowed)
 }
 
-/// The span of a request in the log. Its level is that of errors, so that no filter that lets a line
+/// Returns the span of a request in the log. Its level is that of errors, so that no filter that lets a line
 /// through takes the request's name off it.
 pub(super) fn span(request: &Request<Body>) -> Span {
     let id = request.extensions().get::<ShownId>();

@@ -18,10 +18,11 @@
 //! | `body`, `fields`, `wire` | reading and checking JSON |
 //! | `error` | the one place where an error becomes an answer |
 //! | `structured` | what a text must look like, in every dialect |
-//! | `generation`, `ledger`, `offsets` | the one path from a request to text |
+//! | `generation` | the one path from a request to text |
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
+//! | `renderer` | from admitted requests to an answer in the endpoint's dialect |
 //! | `sse` | streams of events |
 //! | `stall`, `unread` | clients that stop reading, and what is kept for them |
 //! | `waiting` | how long a request may wait for its place, and for its answer |
@@ -57,10 +58,8 @@ mod generation;
 mod health;
 mod keys;
 mod layers;
-mod ledger;
 mod metrics;
 mod native;
-mod offsets;
 mod openai;
 mod openapi;
 mod outcome;
@@ -68,6 +67,7 @@ mod path_name;
 mod places;
 mod probes;
 mod prompt_log;
+mod renderer;
 mod request_trace;
 mod room;
 mod serve;
@@ -101,7 +101,7 @@ use utoipa_axum::routes;
 
 use self::error::{ApiError, shown};
 
-/// All routes with their descriptions.
+/// Returns all routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Contract::openapi())
         .routes(routes!(native::generate))
@@ -133,7 +133,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::document))
 }
 
-/// The whole front end as a service.
+/// Returns the whole front end as a service.
 pub fn router(app: App) -> Router {
     let (plain, _) = routes().split_for_parts();
     layered(plain, app)
@@ -178,7 +178,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
         .with_state(app)
 }
 
-/// The contract of all endpoints.
+/// Returns the contract of all endpoints.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut contract = routes().into_openapi();
@@ -190,11 +190,11 @@ async fn no_such_path(request: Request) -> ApiError {
     // It has an address in place of a path.
     if request.method() == Method::CONNECT {
         return ApiError::not_found(
-            "CONNECT is not supported: this server is not a proxy; GET /openapi.json lists the endpoints",
+            "CONNECT is not supported: this server is not a proxy; see GET /openapi.json",
         );
     }
     ApiError::not_found(format!(
-        "there is no {} {}; GET /openapi.json lists the endpoints",
+        "no route for {} {}; see GET /openapi.json",
         request.method(),
         shown(request.uri().path())
     ))
@@ -202,7 +202,7 @@ async fn no_such_path(request: Request) -> ApiError {
 
 async fn wrong_method(request: Request) -> ApiError {
     ApiError::method_not_allowed(format!(
-        "{} is not allowed on {}; the Allow header lists the methods that are",
+        "{} is not allowed on {}; see the Allow header for the allowed methods",
         request.method(),
         shown(request.uri().path())
     ))
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// A front end without a model, two of whose handlers panic.
+    /// Returns a front end without a model and with two handlers that panic.
     fn panicking() -> Router {
         let app = App::with(HttpConfig::default(), Access::default(), None);
         let panics = || post(async || -> String { panic!("injected") });

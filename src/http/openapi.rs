@@ -422,7 +422,7 @@ pub(super) async fn document() -> Response {
     /// The document does not change while the server runs.
     static JSON: LazyLock<String> = LazyLock::new(|| {
         super::openapi().to_json().unwrap_or_else(|error| {
-            tracing::error!(%error, "the contract could not be written as JSON");
+            tracing::error!(%error, "API description not serialized");
             String::from("{}")
         })
     });

@@ -74,7 +74,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome of an answer with this status whose body is sent whole.
+    /// Creates the outcome of an answer with this status whose body is sent whole.
     pub(super) fn of(status: StatusCode) -> Self {
         match status {
             StatusCode::TOO_MANY_REQUESTS => Self::Overloaded,
@@ -107,16 +107,18 @@ impl StreamEnd {
     }
 }
 
-/// The layer that counts each request once, by the template of its route.
+/// Returns the layer that counts each request once, by the template of its route.
 pub(super) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let endpoint = request.extensions().get::<MatchedPath>();
+    // As in the API description, which has no wildcards: `/v1/models/{id}`.
     let endpoint = endpoint.map_or(OTHER, MatchedPath::as_str);
-    if PROBES.contains(&endpoint) {
+    let endpoint = endpoint.replace("{*", "{");
+    if PROBES.contains(&endpoint.as_str()) {
         return next.run(request).await;
     }
     let mut pending = Pending {
         observations: Arc::clone(app.observations()),
-        endpoint: endpoint.to_owned(),
+        endpoint,
         trace: request.extensions().get().cloned().unwrap_or_default(),
         reader: request.extensions().get().cloned(),
         stream: StreamEnd::default(),

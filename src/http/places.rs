@@ -59,9 +59,9 @@ const FURTHER_REQUESTS: usize = 8192;
 /// All places; cheap to clone. One lock, held for a few map operations when a connection comes, goes,
 /// begins or ends being busy.
 #[derive(Clone)]
-pub(super) struct Places(Arc<Shared>);
+pub(super) struct Places(Arc<PlaceTable>);
 
-struct Shared {
+struct PlaceTable {
     limits: Connections,
     counts: ConnectionCounts,
     state: Mutex<State>,
@@ -159,7 +159,7 @@ impl State {
 
 impl Places {
     pub(super) fn new(limits: Connections, counts: ConnectionCounts) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(PlaceTable {
             limits,
             counts,
             state: Mutex::default(),
@@ -243,7 +243,7 @@ impl Places {
     }
 }
 
-impl Shared {
+impl PlaceTable {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,7 +251,7 @@ impl Shared {
 
 /// A connection's place; given back when it is dropped.
 pub(super) struct Place {
-    shared: Arc<Shared>,
+    shared: Arc<PlaceTable>,
     id: u64,
     is_reserved: bool,
     evicted: CancellationToken,
@@ -271,7 +271,7 @@ struct Usage {
 }
 
 impl Place {
-    /// Whether only probes are answered in it.
+    /// Returns whether only probes are answered in it.
     pub(super) fn is_reserved(&self) -> bool {
         self.is_reserved
     }
@@ -414,7 +414,7 @@ mod tests {
         Places::new(Connections { limit, reserved }, ConnectionCounts::default())
     }
 
-    /// A connection that ends when it has to give way.
+    /// Returns a connection that ends when it has to give way.
     fn until_evicted(place: Place) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move { place.evicted().await })
     }

@@ -116,7 +116,7 @@ impl RequestTrace {
         }
     }
 
-    /// The id of the trace that the request is a part of, if it has one.
+    /// Returns the id of the trace that the request is a part of, if it has one.
     pub(super) fn id(&self) -> Option<TraceId> {
         self.trace_id
     }
@@ -146,7 +146,7 @@ impl RequestTrace {
         ]);
     }
 
-    /// The trace of the generation with this index.
+    /// Returns the trace of the generation with this index.
     pub(super) fn generation(&self, index: usize) -> GenerationTrace {
         GenerationTrace {
             request: self.clone(),
@@ -310,7 +310,7 @@ impl Totals {
     }
 }
 
-/// The name of a request's span: method and route, of which there are few.
+/// Returns the name of a request's span: method and route, of which there are few.
 fn name(request: &Request) -> String {
     let method = known_method(request.method());
     let method = if method == OTHER { "HTTP" } else { method };
@@ -400,7 +400,7 @@ fn finish_reason(ending: Ending) -> &'static str {
     }
 }
 
-/// The `error.type` of a generation that failed.
+/// Returns the `error.type` of a generation that failed.
 fn failure(ending: Ending) -> Option<&'static str> {
     match ending {
         Ending::Failed => Some("generation_failed"),
@@ -426,7 +426,7 @@ fn count(key: &'static str, value: usize) -> KeyValue {
     KeyValue::new(key, i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// The number as it was written: 0.7, not 0.699999988.
+/// Returns the number as it was written: 0.7, not 0.699999988.
 fn number(key: &'static str, value: f32) -> KeyValue {
     let written = value.to_string().parse();
     KeyValue::new(key, written.unwrap_or_else(|_| f64::from(value)))

@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) struct Room(Arc<Mutex<State>>);
 
 /// The bytes of one request or answer, given back when it is dropped.
-pub(super) struct Held {
+pub(super) struct RoomEntry {
     room: Room,
     share: Tenant,
     key: Key,
@@ -63,7 +63,7 @@ impl Room {
 
     /// Holds nothing yet, in a tenant's share. `give_up` is called where the room is needed; it must be short
     /// and not come back to the room.
-    pub(super) fn hold(&self, share: Tenant, give_up: impl FnOnce() + Send + 'static) -> Held {
+    pub(super) fn hold(&self, share: Tenant, give_up: impl FnOnce() + Send + 'static) -> RoomEntry {
         let mut state = self.state();
         state.next += 1;
         let key = (Instant::now(), state.next);
@@ -74,7 +74,7 @@ impl Room {
         let entries = &mut state.shares.entry(share).or_default().entries;
         entries.insert(key, entry);
         drop(state);
-        Held {
+        RoomEntry {
             room: self.clone(),
             share,
             key,
@@ -86,7 +86,7 @@ impl Room {
     }
 }
 
-impl Held {
+impl RoomEntry {
     /// Notes progress: so many bytes more. Others are given up to make room; returns whether there is room.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let mut state = self.room.state();
@@ -113,7 +113,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for RoomEntry {
     fn drop(&mut self) {
         let entry = self.room.state().take(self.share, self.key);
         // After the lock: what it captured may be large.
@@ -179,7 +179,7 @@ mod tests {
     }
 
     /// Makes all entries as if they had been without progress for a while.
-    fn age(room: &Room, held: &mut [Held]) {
+    fn age(room: &Room, held: &mut [RoomEntry]) {
         for held in held {
             let mut state = room.state();
             let entry = state.take(held.share, held.key);

@@ -97,7 +97,7 @@ pub async fn run(
     }
     let drain_delay = config.drain_delay;
     if app.leave() && !drain_delay.is_zero() {
-        tracing::info!(?drain_delay, "not ready any more: still serving requests");
+        tracing::info!(?drain_delay, "draining started, requests still accepted");
         tokio::select! {
             biased;
             () = sleep(drain_delay) => {}
@@ -106,12 +106,15 @@ pub async fn run(
     }
     app.drain();
     let drain_timeout = config.drain_timeout;
-    tracing::info!(?drain_timeout, "stopping: streams in flight may finish");
+    tracing::info!(
+        ?drain_timeout,
+        "shutdown started, waiting for streams in flight"
+    );
     tokio::select! {
         biased;
         () = app.drained() => {}
         () = sleep(drain_timeout) => {
-            tracing::warn!("streams are still in flight after the drain timeout: ending them");
+            tracing::warn!("drain timeout reached, streams in flight cancelled");
         }
         () = server.accept(&listener) => {}
     }
@@ -128,12 +131,12 @@ pub async fn run(
     if let Some(serving) = &serving
         && timeout(SAVE, serving.sessions.saved()).await.is_err()
     {
-        tracing::warn!("not all sessions could be saved in time");
+        tracing::warn!("sessions not saved before the timeout");
     }
     server.ending.cancel();
     server.connections.close();
     if timeout(FLUSH, server.connections.wait()).await.is_err() {
-        tracing::warn!("some connections did not take their last bytes");
+        tracing::warn!("connections closed before their last bytes were sent");
     }
     Ok(())
 }

@@ -6,16 +6,9 @@
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
-use crate::session::Turn;
-
 const HEADER: HeaderName = HeaderName::from_static("x-skald-session-reset");
 
-/// Returns whether the client of a request must be told.
-pub(super) fn is_told(turn: Option<&Turn>) -> bool {
-    turn.is_some_and(Turn::history_lost)
-}
-
-/// Puts the header on an answer, if its client must be told.
+/// Adds the header to an answer whose session begins anew.
 pub(super) fn tell(mut response: Response, history_lost: bool) -> Response {
     if history_lost {
         let value = HeaderValue::from_static("history-lost");

@@ -19,7 +19,7 @@ use super::layers::Scope;
 use super::openai::reply::unix_seconds;
 use super::openapi::{OpenAiErrors, OpenAiLookupErrors, SessionErrors};
 use super::path_name::PathName;
-use super::wire::IfBusyField;
+use super::wire::optional_word;
 use crate::request::SessionId;
 use crate::session::{IfBusy, SessionInfo, SessionKey};
 
@@ -33,7 +33,7 @@ pub(super) struct SessionList {
     object: &'static str,
     /// The last used first.
     data: Vec<SessionSummary>,
-    /// There are more after these.
+    /// Whether more sessions follow.
     has_more: bool,
 }
 
@@ -89,18 +89,19 @@ pub(super) struct ForkBody {
     at: Option<i64>,
 }
 
-/// What is taken back.
+/// Tokens to remove.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"tokens": 20}))]
 pub(super) struct RewindBody {
     /// Number of tokens to remove from the end.
     #[schema(minimum = 0)]
     tokens: i64,
-    /// What happens if a request is on the session. Default: `wait`.
-    if_busy: Option<IfBusyField>,
+    /// Behavior if a request is using the session. Default: `wait`.
+    #[serde(default, deserialize_with = "optional_word")]
+    if_busy: Option<IfBusy>,
 }
 
-/// A session in short.
+/// Summary of a session.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"id": "bedtime-1", "object": "session", "token_count": 120, "cached_tokens": 112, "kv_resident": true, "created": 1_764_000_000, "last_used": 1_764_000_060, "busy": false}))]
 pub(super) struct SessionSummary {
@@ -298,12 +299,12 @@ pub(super) async fn rewind(
     let serving = app.serving()?;
     let key = key_of(&scope, &id)?;
     let tokens = at_least("tokens", Some(body.tokens), 0)?.unwrap_or(0);
-    let if_busy = body.if_busy.map_or(IfBusy::Wait, IfBusy::from);
+    let if_busy = body.if_busy.unwrap_or_default();
     let info = serving.sessions.rewind(&key, tokens, if_busy).await?;
     Ok(Json(SessionSummary::from(&info)))
 }
 
-/// The session of the name in a path.
+/// Returns the session of the name in a path.
 fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     let id = named("id", name)?;
     Ok(SessionKey {
@@ -312,7 +313,7 @@ fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     })
 }
 
-/// The name of a session, given in `field`.
+/// Returns the name of a session, given in `field`.
 fn named(field: &str, name: &str) -> Result<SessionId, ApiError> {
     SessionId::parse(name).map_err(|invalid| {
         let message = invalid

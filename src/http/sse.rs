@@ -1,8 +1,7 @@
 //! Server-sent events: how a stream of answers goes over the wire.
 //!
 //! A stream that is silent for a while sends a comment. Headers tell caches and proxies to pass
-//! every event on at once. What an event says is
-//! the dialects' business, by way of [`Writer`].
+//! every event on at once. The content of events is the dialects' business, by way of [`Renderer`].
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,30 +13,30 @@ use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 
 use super::app::InFlight;
-use super::error::ApiError;
-use super::generation::{Step, TextGeneration, merge};
+use super::generation::{TextGeneration, merge};
 use super::outcome::{Outcome, StreamEnd};
+use super::renderer::Renderer;
 
-/// An event whose data is `value` as JSON.
+/// Returns an event whose data is `value` as JSON.
 pub(super) fn json(value: &impl Serialize) -> Event {
     Event::default().json_data(value).unwrap_or_else(|error| {
-        // Only a map with keys that are no strings could do that; there is none.
-        tracing::error!(%error, "an event could not be written as JSON");
+        // Only a map whose keys are not strings could fail; there is none.
+        tracing::error!(%error, "event not serialized");
         Event::default().comment("an event could not be written")
     })
 }
 
-/// The answer that sends the events of `generations` as they come; `keep_alive` is the longest
+/// Returns the answer that sends the events of `generations` as they come; `keep_alive` is the longest
 /// silence. Its body owns the generations, so dropping it cancels them, and `in_flight`, so a drain
 /// waits for its end.
-pub(super) fn respond<W: Writer>(
+pub(super) fn respond<R: Renderer>(
     generations: Vec<TextGeneration>,
-    writer: W,
+    renderer: R,
     in_flight: InFlight,
     keep_alive: Duration,
 ) -> Response {
     let end = StreamEnd::default();
-    let events = events(generations, writer, in_flight, end.clone());
+    let events = events(generations, renderer, in_flight, end.clone());
     let comments = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(events.map(Ok::<_, Infallible>))
         .keep_alive(comments)
@@ -52,38 +51,32 @@ pub(super) fn respond<W: Writer>(
     response
 }
 
-/// How a dialect writes the steps of its generations as events.
-pub(super) trait Writer: Send + 'static {
-    /// The events for one step of the generation with this index.
-    fn step(&mut self, index: usize, step: Result<Step, ApiError>) -> Vec<Event>;
-
-    /// Whether the last event of the stream has been written.
-    fn done(&self) -> bool;
-}
-
-/// The stream of all events of `generations`.
-fn events<W: Writer>(
+/// Returns the stream of all events of `generations`.
+fn events<R: Renderer>(
     generations: Vec<TextGeneration>,
-    writer: W,
+    renderer: R,
     in_flight: InFlight,
     end: StreamEnd,
 ) -> impl Stream<Item = Event> + Send {
-    let state = (merge(generations), writer, in_flight, end);
+    let state = (merge(generations), renderer, in_flight, end);
     stream::unfold(
         state,
-        |(mut steps, mut writer, in_flight, end)| async move {
-            if writer.done() {
+        |(mut steps, mut renderer, in_flight, end)| async move {
+            if renderer.is_done() || end.is_noted() {
                 return None;
             }
             let (index, step) = steps.next().await?;
-            if let Err(error) = &step {
-                end.note(error.outcome());
-            }
-            let events = writer.step(index, step);
-            if writer.done() {
+            let events = match step {
+                Ok(step) => renderer.step(index, step),
+                Err(error) => {
+                    end.note(error.outcome());
+                    vec![renderer.error(&error)]
+                }
+            };
+            if renderer.is_done() {
                 end.note(Outcome::Success);
             }
-            Some((stream::iter(events), (steps, writer, in_flight, end)))
+            Some((stream::iter(events), (steps, renderer, in_flight, end)))
         },
     )
     .flatten()

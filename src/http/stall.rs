@@ -36,9 +36,9 @@ const UNSENT: u32 = 64 * 1024;
 
 /// Watches what the client of one connection takes; cheap to clone.
 #[derive(Clone)]
-pub(super) struct StallClock(Arc<Shared>);
+pub(super) struct StallClock(Arc<ConnectionState>);
 
-struct Shared {
+struct ConnectionState {
     timeout: Duration,
     /// Since when a write to the socket waits for room.
     blocked: Mutex<Option<Instant>>,
@@ -53,12 +53,12 @@ struct Shared {
 /// Tells a request whether its client stopped reading: an extension of each request.
 #[derive(Clone)]
 pub(super) struct Reader {
-    connection: Arc<Shared>,
+    connection: Arc<ConnectionState>,
     stalled: Arc<AtomicBool>,
 }
 
 /// Counted as long as a request is not answered to the end.
-struct Open(Arc<Shared>);
+struct Open(Arc<ConnectionState>);
 
 /// The body of one answer over HTTP/2, which its stream and the clock share.
 struct Slot {
@@ -81,7 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl StallClock {
     /// Creates the clock of a new connection.
     pub(super) fn new(timeout: Duration) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(ConnectionState {
             timeout,
             blocked: Mutex::new(None),
             bodies: Mutex::default(),
@@ -198,14 +198,14 @@ impl Exchange {
 }
 
 impl Reader {
-    /// Whether the answer was ended because its client took nothing of it.
+    /// Returns whether the answer was ended because its client took nothing of it.
     pub(super) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed) || self.connection.closed.load(Ordering::Relaxed)
     }
 }
 
 impl Open {
-    fn new(shared: &Arc<Shared>) -> Self {
+    fn new(shared: &Arc<ConnectionState>) -> Self {
         shared.open.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(shared))
     }
@@ -270,7 +270,7 @@ pub(super) struct Clocked {
 }
 
 impl Clocked {
-    /// The socket itself.
+    /// Returns the socket itself.
     pub(super) fn socket(&self) -> &TcpStream {
         &self.stream
     }

@@ -14,7 +14,7 @@ use crate::request::{InvalidRequest, Tenant};
 use crate::serving::Serving;
 use crate::text::grammar::{CompileError, Grammar, GrammarSource};
 
-/// What the text is to be: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
+/// Format of the text: `{"type": "text"}` (anything), `{"type": "json_object"}` (a JSON
 /// object), or `{"type": "json_schema", "json_schema": {"name": …, "schema": …}}` (JSON that
 /// follows a schema).
 #[derive(Debug, Deserialize, ToSchema)]
@@ -99,7 +99,7 @@ impl Description {
         }
     }
 
-    /// A JSON schema: an object, or one written as a string.
+    /// Creates a JSON schema: an object, or one written as a string.
     fn schema(field: &str, schema: Value) -> Result<Self, InvalidRequest> {
         let text = match schema {
             Value::String(text) => text,

@@ -75,7 +75,7 @@ pub(super) struct Submitted {
 }
 
 impl Submitted {
-    /// A request that is submitted now.
+    /// Creates the record of a request submitted now.
     pub(super) fn now(request: &GenerateRequest, trace: GenerationTrace) -> Self {
         Self {
             id: request.id.clone(),
@@ -109,7 +109,7 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    /// A generation that was accepted, one of those that its request asks for.
+    /// Creates the timeline of an accepted generation.
     pub(super) fn new(submitted: Submitted, observations: &Arc<Observations>) -> Self {
         Self {
             submitted,
@@ -178,12 +178,12 @@ impl Timeline {
         self.submitted.trace.ended(self);
     }
 
-    /// The name of the generation.
+    /// Returns the name of the generation.
     pub(super) fn id(&self) -> &RequestId {
         &self.submitted.id
     }
 
-    /// The span in the log of the request that it is a part of.
+    /// Returns the span in the log of the request that it is a part of.
     pub(super) fn log_span(&self) -> &Span {
         &self.submitted.log_span
     }
@@ -218,12 +218,12 @@ impl Timeline {
         self.first_step.map(|at| self.since_submitted(at))
     }
 
-    /// The time to its first token, once there is one.
+    /// Returns the time to its first token, once there is one.
     pub(super) fn first_token_time(&self) -> Option<Duration> {
         self.first_token.map(|at| self.since_submitted(at))
     }
 
-    /// The stages it got to, in order, with their first and last moments. One that ended before its
+    /// Returns the stages it got to, in order, with their first and last moments. One that ended before its
     /// prompt was read has the queue alone: the worker reports both stages with the prompt.
     pub(super) fn stages(&self) -> Vec<(Stage, Instant, Instant)> {
         let submitted = self.submitted.at;

@@ -21,7 +21,7 @@ use hyper::body::{Frame, SizeHint};
 
 use super::app::App;
 use super::keys::Meter;
-use super::room::Held;
+use super::room::RoomEntry;
 
 /// Largest piece of an answer handed to a connection at once, in bytes: what a client takes is seen piece by
 /// piece, and no more than this is out of reach when an answer is dropped.
@@ -30,7 +30,7 @@ const PIECE: usize = 16 << 10;
 /// ([`Places`](super::places::Places)).
 const SMALL: u64 = 4 << 10;
 
-/// The layer that counts whole answers, and cuts all into pieces.
+/// Returns the layer that counts whole answers, and cuts all into pieces.
 pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
     let share = Meter::of(request.extensions()).share();
     let response = next.run(request).await;
@@ -94,7 +94,7 @@ impl Rest {
 struct Pieces {
     body: Body,
     /// The room that the answer takes.
-    held: Option<Held>,
+    held: Option<RoomEntry>,
     rest: Rest,
 }
 

@@ -5,81 +5,40 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    DeserializeOwned, Error, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use crate::request::{InvalidRequest, Overflow, in_range};
-use crate::session::IfBusy;
+use crate::request::{InvalidRequest, in_range};
 
-/// What happens when the context reaches the model's window: `stop` ends the generation with
-/// reason `length`; `error` refuses the request up front if prompt and tokens to generate do not
-/// fit; `slide` goes on without end, the context being cut to its last half whenever it is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum OverflowField {
-    /// End with reason `length`.
-    Stop,
-    /// Refuse up front.
-    Error,
-    /// Go on with the last half of the context.
-    Slide,
+/// Deserializes an enum by way of a string: for a number in its place, `serde_json` would report broken
+/// JSON. For `#[serde(deserialize_with)]`.
+pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
-impl<'de> Deserialize<'de> for OverflowField {
-    /// By way of a string: of a number in place of an enum, `serde_json` says it is broken JSON.
+/// An enum that is read by way of a string, as by [`word`].
+pub(super) struct Word<T>(pub T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Word<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "stop" => Ok(Self::Stop),
-            "error" => Ok(Self::Error),
-            "slide" => Ok(Self::Slide),
-            other => Err(D::Error::unknown_variant(
-                other,
-                &["stop", "error", "slide"],
-            )),
-        }
+        word(deserializer).map(Self)
     }
 }
 
-impl From<OverflowField> for Overflow {
-    fn from(field: OverflowField) -> Self {
-        match field {
-            OverflowField::Stop => Self::Stop,
-            OverflowField::Error => Self::Error,
-            OverflowField::Slide => Self::Slide,
-        }
-    }
-}
-
-/// What happens if another request is on the session: `wait` for one's turn, in order of arrival,
-/// or `error` with status 409.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum IfBusyField {
-    /// Wait.
-    Wait,
-    /// 409.
-    Error,
-}
-
-impl<'de> Deserialize<'de> for IfBusyField {
-    /// By way of a string, as [`OverflowField`].
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "wait" => Ok(Self::Wait),
-            "error" => Ok(Self::Error),
-            other => Err(D::Error::unknown_variant(other, &["wait", "error"])),
-        }
-    }
-}
-
-impl From<IfBusyField> for IfBusy {
-    fn from(field: IfBusyField) -> Self {
-        match field {
-            IfBusyField::Wait => Self::Wait,
-            IfBusyField::Error => Self::Error,
-        }
-    }
+/// As [`word`], for a field that may be left out or null.
+pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|Word(value)| value))
 }
 
 /// One string, or a list of strings, that end the generation.
@@ -132,7 +91,7 @@ impl<'de> Deserialize<'de> for StopStrings {
     }
 }
 
-/// What is added to the logits of tokens: a map from token id to a number from -100 to 100, or a
+/// Bias added to the logits of tokens: a map from token id to a number from -100 to 100, or a
 /// list of pairs `[id, number]`.
 #[derive(Debug, Clone, Default, PartialEq, ToSchema)]
 #[schema(value_type = BTreeMap<String, f64>, example = json!({"257": -100, "318": 2.5}))]
@@ -195,7 +154,8 @@ mod tests {
             message.contains("a string or a list of strings"),
             "{message}"
         );
-        assert!(parse("[3]").is_err());
+        let message = parse("[3]").unwrap_err().to_string();
+        assert!(message.contains("expected a string"), "{message}");
     }
 
     #[test]

@@ -57,6 +57,9 @@ mod turn;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::Deserialize;
+use utoipa::ToSchema;
+
 pub use error::SessionError;
 pub use history::tokenizer_fingerprint;
 pub use sealed::Fingerprint;
@@ -75,10 +78,13 @@ pub struct SessionKey {
     pub id: SessionId,
 }
 
-/// What to do if another request is using the session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What happens if another request is using the session: `wait` queues in order of arrival, `error`
+/// fails with status 409.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = IfBusyField)]
 pub enum IfBusy {
-    /// Wait, in order of arrival.
+    /// Wait in order of arrival.
     #[default]
     Wait,
     /// Fail with [`SessionError::Busy`].

@@ -57,7 +57,7 @@ impl Cuts {
         })
     }
 
-    /// Whether the places of tokens can be told from those in the parts.
+    /// Returns whether the places of tokens can be told from those in the parts.
     pub(super) fn keeps_places(&self) -> bool {
         self.keeps_places
     }
@@ -100,7 +100,7 @@ impl Cuts {
         text.len()
     }
 
-    /// Whether a text is split between these two wherever they stand.
+    /// Returns whether a text is split between these two wherever they stand.
     fn is_split(&self, before: char, next: char) -> bool {
         let may_contract = before == '\'' && !next.is_whitespace();
         if before.is_whitespace() || may_contract || is_same_run(before, next) {
@@ -114,7 +114,7 @@ impl Cuts {
                 == 2
     }
 
-    /// Whether an added token begins before this byte and ends after it.
+    /// Returns whether an added token begins before this byte and ends after it.
     fn is_in_added(&self, text: &str, at: usize) -> bool {
         self.added.iter().any(|token| {
             let first = at.saturating_sub(token.len().saturating_sub(1));
@@ -126,7 +126,7 @@ impl Cuts {
     }
 }
 
-/// Whether two characters are of the same run for certain: there is no need to ask.
+/// Returns whether two characters are of the same run for certain: there is no need to ask.
 fn is_same_run(before: char, next: char) -> bool {
     before == next
         || (before.is_ascii_alphabetic() && next.is_ascii_alphabetic())

@@ -152,7 +152,7 @@ fn json_schema(schema: Value) -> GrammarWithLexer {
     GrammarWithLexer::from_json_schema(Value::Object(schema))
 }
 
-/// A regular expression for a whole text needs no anchors at its ends, and the library knows none.
+/// Returns a regular expression for a whole text needs no anchors at its ends, and the library knows none.
 fn without_anchors(regex: &str) -> &str {
     let regex = regex.strip_prefix('^').unwrap_or(regex);
     match regex.strip_suffix('$') {
@@ -204,7 +204,7 @@ impl Grammar {
             .deep_clone()
     }
 
-    /// The tokens that end a text.
+    /// Returns the tokens that end a text.
     #[must_use]
     pub fn end_of_text(&self) -> &[u32] {
         &self.0.end_of_text
@@ -259,7 +259,7 @@ impl Grammars {
         }
     }
 
-    /// The grammar of a description, made or still known.
+    /// Returns the grammar of a description, made or still known.
     ///
     /// # Errors
     /// Why it can't be followed.
@@ -282,7 +282,7 @@ impl Grammars {
         Ok(grammar)
     }
 
-    /// The grammar of a description that was asked for lately.
+    /// Returns the grammar of a description that was asked for lately.
     #[must_use]
     pub fn known(&self, source: &GrammarSource) -> Option<Grammar> {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,7 +308,7 @@ impl Grammars {
         Ok(factory)
     }
 
-    /// The bytes of all tokens but special ones. Of those that begin with FF, which is in no
+    /// Returns the bytes of all tokens but special ones. Of those that begin with FF, which is in no
     /// UTF-8, the library would think that they are special.
     fn trie(&self) -> TokTrie {
         let ids = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);

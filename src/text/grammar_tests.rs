@@ -4,7 +4,7 @@ use super::message::MAX_REASON;
 use super::*;
 use crate::request::Limits;
 
-/// The built-in model's tokenizer.
+/// Returns the built-in model's tokenizer.
 fn tokenizer() -> Arc<Tokenizer> {
     let json = include_bytes!("../../assets/fairy-tales/tokenizer.json");
     Arc::new(Tokenizer::from_json(json).unwrap())
@@ -22,7 +22,7 @@ fn schema(schema: &Value) -> GrammarSource {
     GrammarSource::JsonSchema(schema.to_string())
 }
 
-/// Whether a text follows a grammar to its end, and whether nothing can follow it.
+/// Returns whether a text follows a grammar to its end, and whether nothing can follow it.
 fn follows(grammar: &Grammar, text: &str) -> (bool, bool) {
     let mut matcher = grammar.matcher();
     for id in tokenizer().encode(text, false).unwrap() {

@@ -26,7 +26,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// A guard against the special tokens of a tokenizer.
+    /// Creates a guard against the special tokens of a tokenizer.
     pub(super) fn new(tokenizer: &Tokenizer) -> Self {
         let special: Vec<String> = tokenizer.special_texts().map(str::to_owned).collect();
         let mut first: Vec<char> = special.iter().filter_map(|s| s.chars().next()).collect();
@@ -58,12 +58,12 @@ impl Guard {
         marked
     }
 
-    /// Whether a special token stands at the beginning of `text`, or could if more followed.
+    /// Returns whether a special token stands at the beginning of `text`, or could if more followed.
     fn may_begin(&self, text: Option<&str>) -> bool {
         text.is_some_and(|text| self.special.iter().any(|token| agree(text, token)))
     }
 
-    /// Whether `text` could be the rest, or a middle part, of a special token.
+    /// Returns whether `text` could be the rest, or a middle part, of a special token.
     fn may_go_on(&self, text: &str) -> bool {
         self.special.iter().any(|token| {
             let mut rests = token.char_indices().skip(1);
@@ -100,12 +100,12 @@ impl Guard {
     }
 }
 
-/// A text without marks, for people.
+/// Returns a text without marks, for people.
 pub(super) fn unmarked(text: &str) -> String {
     text.replace([MARK, END], "")
 }
 
-/// Whether two texts are the same as far as both go.
+/// Returns whether two texts are the same as far as both go.
 fn agree(a: &str, b: &str) -> bool {
     a.starts_with(b) || b.starts_with(a)
 }

@@ -34,7 +34,7 @@ const MAX_TIME_FORMAT: usize = 256;
 #[error("{0}")]
 struct Raised(String);
 
-/// An environment without templates.
+/// Returns an environment without templates.
 ///
 /// # Errors
 /// Never in practice: only strange delimiters are refused.
@@ -133,7 +133,7 @@ fn raise_exception(message: Value) -> Result<Value, Error> {
     Err(error.with_source(Raised(message)))
 }
 
-/// The local time, as C's `strftime` writes it.
+/// Returns the local time, as C's `strftime` writes it.
 fn strftime_now(format: &str) -> Result<String, Error> {
     if format.len() > MAX_TIME_FORMAT {
         let message = format!("strftime_now: a format can be at most {MAX_TIME_FORMAT} bytes long");

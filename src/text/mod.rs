@@ -5,7 +5,8 @@
 //! - [`template`]: chat templates; `jinja` is the language they are written in, `guard` keeps
 //!   special tokens in messages apart from the template's, `bounded` ends what a template writes
 //!   without end.
-//! - [`stream`]: the incremental detokenizer of one generation.
+//! - [`stream`]: the incremental detokenizer of one generation, with the span of each token; [`utf8`] is how
+//!   tokens become characters.
 //! - [`stop`]: stop strings in a stream of text.
 //! - [`grammar`]: what a text may look like, and which tokens may follow in it.
 //!
@@ -30,9 +31,11 @@ pub mod stop;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
+pub mod utf8;
 
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Grammars};
 pub use stop::StopMatcher;
-pub use stream::{Piece, TextStream};
+pub use stream::{ShownTokens, SpannedToken, TextPiece, TextStream};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextError, TokenSpan, Tokenizer};
+pub use utf8::Utf8Decoder;

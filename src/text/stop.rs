@@ -24,7 +24,7 @@ pub struct Shown {
 }
 
 impl StopMatcher {
-    /// A matcher for non-empty stop strings; `include_stop`: the one that matches is shown.
+    /// Creates a matcher for non-empty stop strings; `include_stop`: the one that matches is shown.
     #[must_use]
     pub fn new(stops: &[String], include_stop: bool) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty());
@@ -53,12 +53,12 @@ impl StopMatcher {
         }
     }
 
-    /// The text that was held back, when no more comes.
+    /// Returns the text that was held back, when no more comes.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the stop string that ends first starts and ends.
+    /// Returns where the stop string that ends first starts and ends.
     fn first_complete(&self, text: &str) -> Option<(usize, usize)> {
         let found = self.stops.iter().filter_map(|stop| {
             text.find(stop.as_str())
@@ -67,7 +67,7 @@ impl StopMatcher {
         found.min_by_key(|&(start, end)| (end, start))
     }
 
-    /// Where the longest end of `text` starts that is the beginning of a stop string.
+    /// Returns where the longest end of `text` starts that is the beginning of a stop string.
     fn first_begun(&self, text: &str) -> usize {
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = text.len().saturating_sub(longest.saturating_sub(1));

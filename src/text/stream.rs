@@ -1,140 +1,287 @@
-//! The incremental detokenizer: tokens in, text that may be shown out.
+//! The incremental detokenizer: tokens in, text that may be shown out, with each token's span of it.
 //!
-//! Held back are the bytes of a character that is not complete yet, and text that may become a
-//! stop string. All pieces together are exactly the text of the whole.
+//! Bytes of an incomplete character are held back, and text that may become a stop string. A token is held
+//! back with its text, so that it is reported together with it, and a token behind a stop string never is.
+//! All pieces together are exactly the text of the whole, and the spans partition it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use super::stop::{Shown, StopMatcher};
-use super::tokenizer::Tokenizer;
+use super::stop::StopMatcher;
+use super::utf8::{TextPosition, Utf8Decoder};
 
-/// The longest a UTF-8 character can be.
-const MAX_CHARACTER: usize = 4;
-
-/// Turns one generation's tokens into text.
-#[derive(Clone)]
-pub struct TextStream {
-    tokenizer: Arc<Tokenizer>,
+/// Turns one generation's tokens into text. `T` is the caller's token, which is given back with its span.
+#[derive(Debug, Clone)]
+pub struct TextStream<T = ()> {
+    decoder: Utf8Decoder,
     stops: StopMatcher,
-    /// The beginning of a character.
-    bytes: Vec<u8>,
+    /// The text given out so far.
+    shown: String,
+    /// Tokens not reported yet.
+    held: VecDeque<HeldToken<T>>,
+    /// Number of tokens reported.
+    released: usize,
 }
 
-/// What one token brought.
-pub type Piece = Shown;
+/// What one token adds to what can be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextPiece<T = ()> {
+    /// New text.
+    pub text: String,
+    /// Tokens whose whole text is now shown.
+    pub tokens: Vec<SpannedToken<T>>,
+    /// Set if a stop string is complete: nothing comes after `text`.
+    pub stopped: Option<ShownTokens>,
+}
 
-impl TextStream {
-    /// A stream that ends with one of `stops`; `include_stop`: which is then shown.
+/// A token and its part of the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpannedToken<T> {
+    /// The caller's token.
+    pub token: T,
+    /// Its part of the text. Empty for a token without bytes, and for the first tokens of a character that
+    /// several share.
+    pub text: String,
+    /// Characters of text before it.
+    pub offset: usize,
+}
+
+/// The text given out, as tokens: what a session keeps of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownTokens {
+    /// Number of whole tokens.
+    pub tokens: usize,
+    /// Text after them, which is part of the next token.
+    pub tail: String,
+}
+
+#[derive(Debug, Clone)]
+struct HeldToken<T> {
+    token: T,
+    start: TextPosition,
+    end: TextPosition,
+    /// It ends within a character, whose text may still become part of it.
+    open: bool,
+}
+
+impl<T> HeldToken<T> {
+    /// Returns the token with the part of its text that lies in `shown`.
+    fn show(self, shown: &str) -> SpannedToken<T> {
+        let end = self.end.bytes.min(shown.len());
+        let text = shown.get(self.start.bytes..end).unwrap_or_default();
+        SpannedToken {
+            text: text.to_owned(),
+            offset: self.start.chars,
+            token: self.token,
+        }
+    }
+}
+
+impl<T> TextPiece<T> {
+    /// Appends the piece after this one.
+    pub fn append(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        self.tokens.extend(next.tokens);
+        self.stopped = next.stopped;
+    }
+}
+
+impl<T> TextStream<T> {
+    /// Creates a stream that ends at one of `stops`; with `include_stop` the text includes it.
     #[must_use]
-    pub fn new(tokenizer: Arc<Tokenizer>, stops: &[String], include_stop: bool) -> Self {
+    pub fn new(stops: &[String], include_stop: bool) -> Self {
         Self {
-            tokenizer,
+            decoder: Utf8Decoder::default(),
             stops: StopMatcher::new(stops, include_stop),
-            bytes: Vec::with_capacity(2 * MAX_CHARACTER),
+            shown: String::new(),
+            held: VecDeque::new(),
+            released: 0,
         }
     }
 
-    /// Takes the next token; a token that does not exist brings nothing.
-    pub fn push(&mut self, id: u32) -> Piece {
-        let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
-        self.bytes.extend_from_slice(bytes);
-        let text = take_characters(&mut self.bytes);
-        self.stops.push(&text)
+    /// Takes the next token and the bytes it adds to the text: none if it is not shown.
+    pub fn push(&mut self, token: T, bytes: &[u8]) -> TextPiece<T> {
+        let start = self.decoder.position();
+        let text = self.decoder.push(bytes);
+        let open = self.decoder.is_pending();
+        if !open {
+            self.held.iter_mut().for_each(|held| held.open = false);
+        }
+        self.held.push_back(HeldToken {
+            token,
+            start,
+            end: self.decoder.position(),
+            open,
+        });
+        let found = self.stops.push(&text);
+        self.piece(found.text, found.stopped)
     }
 
-    /// All that was held back, when no more tokens come: the beginning of a character that never
-    /// became one is shown as U+FFFD.
-    pub fn finish(&mut self) -> Piece {
-        let bytes = std::mem::take(&mut self.bytes);
-        let mut shown = self.stops.push(&String::from_utf8_lossy(&bytes));
-        if !shown.stopped {
-            shown.text += &self.stops.finish();
+    /// Gives out all that was held back when no more text comes. An incomplete character is U+FFFD and belongs
+    /// to the last token. Tokens without bytes may follow.
+    pub fn finish(&mut self) -> TextPiece<T> {
+        let was_pending = self.decoder.is_pending();
+        let mut found = self.stops.push(&self.decoder.finish());
+        if !found.stopped {
+            found.text += &self.stops.finish();
         }
-        shown
+        if let (true, Some(last)) = (was_pending, self.held.back_mut()) {
+            last.end = self.decoder.position();
+        }
+        self.held.iter_mut().for_each(|held| held.open = false);
+        self.piece(found.text, found.stopped)
     }
-}
 
-/// Takes all whole characters out of `bytes`; what can't become a character any more is U+FFFD.
-fn take_characters(bytes: &mut Vec<u8>) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    let mut complete = 0;
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        complete += chunk.valid().len();
-        let invalid = chunk.invalid();
-        if invalid.is_empty() {
-            continue;
-        }
-        let at_end = complete + invalid.len() == bytes.len();
-        if at_end && may_become_a_character(invalid) {
-            break;
-        }
-        text.push(char::REPLACEMENT_CHARACTER);
-        complete += invalid.len();
+    /// Returns the text given out so far.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.shown
     }
-    bytes.drain(..complete);
-    text
-}
 
-/// Whether more bytes could make this invalid end of a text valid. [`[u8]::utf8_chunks`] has
-/// made sure that it is the longest beginning of a character there is.
-fn may_become_a_character(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+    /// Returns the text given out.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.shown
+    }
+
+    /// Returns the text given out so far, as tokens.
+    #[must_use]
+    pub fn shown_tokens(&self) -> ShownTokens {
+        let end = self.shown.len();
+        let shown = || self.held.iter().filter(|held| held.start.bytes < end);
+        match shown().find(|held| held.end.bytes > end) {
+            // The tokens with the beginning of its first character go with it.
+            Some(partial) => {
+                let start = partial.start.bytes;
+                let whole = shown().take_while(|held| held.start.bytes < start);
+                ShownTokens {
+                    tokens: self.released + whole.count(),
+                    tail: self.shown.get(start..).unwrap_or_default().to_owned(),
+                }
+            }
+            None => ShownTokens {
+                tokens: self.released + shown().count(),
+                tail: String::new(),
+            },
+        }
+    }
+
+    fn piece(&mut self, text: String, stopped: bool) -> TextPiece<T> {
+        self.shown.push_str(&text);
+        let (tokens, stopped) = if stopped {
+            let shown = self.shown_tokens();
+            (self.release_shown(), Some(shown))
+        } else {
+            (self.release(), None)
+        };
+        TextPiece {
+            text,
+            tokens,
+            stopped,
+        }
+    }
+
+    /// Removes the tokens whose whole text has been given out.
+    fn release(&mut self) -> Vec<SpannedToken<T>> {
+        let settled = |held: &HeldToken<T>| !held.open && held.end.bytes <= self.shown.len();
+        let count = self.held.iter().take_while(|held| settled(held)).count();
+        self.released += count;
+        let released = self.held.drain(..count);
+        released.map(|held| held.show(&self.shown)).collect()
+    }
+
+    /// Removes all tokens that are part of the text given out, which has ended.
+    fn release_shown(&mut self) -> Vec<SpannedToken<T>> {
+        let end = self.shown.len();
+        let held = std::mem::take(&mut self.held).into_iter();
+        let shown = held.filter(|held| held.start.bytes < end);
+        shown.map(|held| held.show(&self.shown)).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    fn in_pieces(bytes: &[u8], lengths: &[usize]) -> (Vec<String>, Vec<u8>) {
-        let mut held = Vec::new();
-        let mut rest = bytes;
-        let mut pieces = Vec::new();
-        for &length in lengths.iter().chain([&bytes.len()]) {
-            let (piece, after) = rest.split_at(length.min(rest.len()));
-            rest = after;
-            held.extend_from_slice(piece);
-            pieces.push(take_characters(&mut held));
-        }
-        (pieces, held)
+    fn texts(tokens: &[SpannedToken<u32>]) -> Vec<(u32, &str, usize)> {
+        let tokens = tokens.iter();
+        tokens
+            .map(|shown| (shown.token, shown.text.as_str(), shown.offset))
+            .collect()
+    }
+
+    fn stream(stops: &[&str]) -> TextStream<u32> {
+        let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+        TextStream::new(&stops, false)
+    }
+
+    fn shown(tokens: usize, tail: &str) -> ShownTokens {
+        let tail = tail.to_owned();
+        ShownTokens { tokens, tail }
     }
 
     #[test]
-    fn a_character_over_several_tokens_is_shown_when_it_is_whole() {
-        let (pieces, held) = in_pieces("🐉é".as_bytes(), &[1, 2, 1, 1]);
-        assert_eq!(pieces, ["", "", "🐉", "", "é"]);
-        assert!(held.is_empty());
+    fn tokens_of_one_character_come_out_together() {
+        let mut stream = stream(&[]);
+        let piece = stream.push(1, b"a\xe2");
+        assert_eq!((piece.text.as_str(), piece.tokens), ("a", vec![]));
+        let piece = stream.push(2, b"\x80\x99");
+        assert_eq!(texts(&piece.tokens), [(1, "a", 0), (2, "\u{2019}", 1)]);
     }
 
     #[test]
-    fn bytes_that_can_never_be_a_character_are_not_held_back() {
-        assert_eq!(in_pieces(b"\xff\x80a", &[1]).0, ["\u{fffd}", "\u{fffd}a"]);
+    fn an_incomplete_character_at_the_end_belongs_to_the_last_token() {
+        let mut stream = stream(&[]);
+        let mut piece = stream.push(1, b"\xe2");
+        piece.append(stream.push(2, b"\x80"));
+        piece.append(stream.finish());
+        piece.append(stream.push(9, b""));
         assert_eq!(
-            in_pieces(b"\xe2\x80", &[]),
-            (vec![String::new()], b"\xe2\x80".to_vec())
+            texts(&piece.tokens),
+            [(1, "", 0), (2, "\u{fffd}", 0), (9, "", 1)]
         );
     }
 
-    proptest! {
-        #[test]
-        fn pieces_make_the_whole_however_the_bytes_are_cut(
-            bytes in prop::collection::vec(prop_oneof![Just(0xf0u8), Just(0x9f), Just(0x90), Just(0x89),
-                Just(0xc3), Just(0xa9), Just(0xff), Just(b'a')], 0..24),
-            lengths in prop::collection::vec(0usize..4, 0..12),
-        ) {
-            let (pieces, held) = in_pieces(&bytes, &lengths);
-            let mut whole = pieces.concat();
-            whole += &String::from_utf8_lossy(&held);
-            prop_assert_eq!(whole, String::from_utf8_lossy(&bytes));
-            prop_assert!(held.len() < MAX_CHARACTER);
-        }
+    #[test]
+    fn a_stop_string_cuts_the_token_it_begins_in_and_drops_those_after() {
+        let mut stream = stream(&["STOP"]);
+        assert_eq!(stream.push(1, b"one").tokens.len(), 1);
+        assert_eq!(stream.push(2, b" two STO").text, " two ");
+        let piece = stream.push(3, b"P");
+        assert_eq!(texts(&piece.tokens), [(2, " two ", 3)]);
+        assert_eq!(piece.stopped, Some(shown(1, " two ")));
+    }
 
-        #[test]
-        fn text_is_never_shown_broken(text in "\\PC{0,12}", lengths in prop::collection::vec(0usize..4, 0..12)) {
-            let (pieces, held) = in_pieces(text.as_bytes(), &lengths);
-            prop_assert!(held.is_empty());
-            prop_assert_eq!(pieces.concat(), text);
-        }
+    #[test]
+    fn a_stop_string_between_tokens_keeps_whole_tokens() {
+        let mut stream = stream(&["eSTOP"]);
+        assert!(stream.push(1, b"on").stopped.is_none());
+        let piece = stream.push(2, b"eSTOP");
+        assert_eq!(texts(&piece.tokens), []);
+        assert_eq!(piece.stopped, Some(shown(1, "")));
+        let mut stream = self::stream(&["eS"]);
+        assert!(stream.push(1, b"one").tokens.is_empty());
+        let piece = stream.push(2, b"S");
+        assert_eq!(texts(&piece.tokens), [(1, "on", 0)]);
+        assert_eq!(piece.stopped, Some(shown(0, "on")));
+    }
+
+    #[test]
+    fn a_cut_token_takes_along_the_beginning_of_its_first_character() {
+        let mut stream = stream(&["STOP"]);
+        stream.push(1, b"\xe2");
+        let piece = stream.push(2, b"\x80\x99STOP");
+        assert_eq!(piece.stopped, Some(shown(0, "\u{2019}")));
+    }
+
+    #[test]
+    fn an_abandoned_stream_is_told_as_tokens() {
+        let mut stream = stream(&["STOP"]);
+        stream.push(1, b"one");
+        stream.push(2, b" two ST");
+        let ShownTokens { tokens, tail } = stream.shown_tokens();
+        assert_eq!(
+            (tokens, tail.as_str(), stream.text()),
+            (1, " two ", "one two ")
+        );
     }
 }

@@ -23,6 +23,8 @@
 
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::bounded::Bounded;
 use super::guard::{END, Guard, unmarked};
@@ -109,27 +111,30 @@ pub struct TemplateTokens {
     pub eos: String,
 }
 
-/// Who says something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Author of a message: `system` or `developer` (the same, for most templates), `user` or
+/// `assistant`. `tool` and `function` are left to the model's chat template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = RoleField)]
 pub enum Role {
-    /// Whoever set the scene.
+    /// Instructions for the whole conversation.
     System,
-    /// The newer name of the system.
+    /// The newer name of `System`.
     Developer,
-    /// The one who asks.
+    /// The person.
     User,
     /// The model.
     Assistant,
-    /// What a tool answered.
+    /// Result of a tool.
     Tool,
-    /// The older name of a tool.
+    /// The older name of `Tool`.
     Function,
 }
 
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Who says it.
+    /// Author of the message.
     pub role: Role,
     /// What is said.
     pub content: String,
@@ -224,7 +229,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The plain form.
+    /// Returns the plain form.
     ///
     /// # Errors
     /// Never in practice: it is a template like others.
@@ -239,7 +244,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The template for a model of this tokenizer and these tokens.
+    /// Creates the template for a model of this tokenizer and these tokens.
     #[must_use]
     pub fn for_model(self, tokenizer: &Tokenizer, tokens: TemplateTokens) -> Self {
         Self {
@@ -249,7 +254,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Where it comes from.
+    /// Returns its source.
     #[must_use]
     pub fn origin(&self) -> &str {
         &self.origin
@@ -344,7 +349,7 @@ impl ChatTemplate {
         }
     }
 
-    /// A message as templates know it.
+    /// Returns a message as templates know it.
     fn message(&self, message: &Message, is_continued: bool) -> Value {
         let mut content = self.guard.protect(&message.content);
         if is_continued {
@@ -372,7 +377,7 @@ impl ChatTemplate {
         Value::from_pairs(fields)
     }
 
-    /// A message's JSON, all its texts guarded.
+    /// Returns a message's JSON, all its texts guarded.
     fn json(&self, json: &serde_json::Value) -> Value {
         use serde_json::Value as Json;
         match json {
@@ -393,7 +398,7 @@ impl ChatTemplate {
     }
 }
 
-/// The text up to where the last message ends. White space at its end is kept if the template
+/// Returns the text up to where the last message ends. White space at its end is kept if the template
 /// keeps what it is given, else trimmed as the template would.
 fn cut_at_end(rendered: &str) -> Option<String> {
     let (head, tail) = rendered.rsplit_once(END)?;

@@ -223,7 +223,7 @@ impl Tokenizer {
         Ok(spans)
     }
 
-    /// The text of token ids; bytes that are not UTF-8 become U+FFFD.
+    /// Returns the text of token ids; bytes that are not UTF-8 become U+FFFD.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids
@@ -235,7 +235,7 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The bytes a token stands for; a special token stands for its name. `None` if there is no
+    /// Returns the bytes a token stands for; a special token stands for its name. `None` if there is no
     /// such token.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
@@ -249,7 +249,7 @@ impl Tokenizer {
         self.parsing.id_to_token(id)
     }
 
-    /// Whether a token is a special one, as end-of-text is.
+    /// Returns whether a token is a special one, as end-of-text is.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
@@ -269,7 +269,7 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// The id of `<|endoftext|>`.
+    /// Returns the id of `<|endoftext|>`.
     #[must_use]
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
@@ -312,7 +312,7 @@ pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     alphabet
 }
 
-/// The bytes of a token as the vocabulary writes it.
+/// Returns the bytes of a token as the vocabulary writes it.
 fn token_bytes(token: &str, alphabet: &[Option<u8>]) -> Box<[u8]> {
     let mut bytes = Vec::with_capacity(token.len());
     for character in token.chars() {

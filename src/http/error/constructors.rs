@@ -11,7 +11,7 @@ use super::{ApiError, Kind, shown};
 use crate::keys::KeyScope;
 
 impl ApiError {
-    /// Too much work of one kind is pending.
+    /// Creates the error of too much pending work of one kind.
     pub(in crate::http) fn busy(message: impl Into<String>, retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -19,7 +19,7 @@ impl ApiError {
         }
     }
 
-    /// A field that is out of range, of the wrong type, or does not go with another.
+    /// Creates the error of a field that is out of range, of the wrong type, or conflicts with another.
     pub(in crate::http) fn invalid(field: &str, message: impl Into<String>) -> Self {
         Self {
             param: Some(shown(field)),
@@ -27,30 +27,30 @@ impl ApiError {
         }
     }
 
-    /// A body that is not JSON at all.
+    /// Creates the error of a body that is not JSON.
     pub(in crate::http) fn broken_body(message: impl Into<String>) -> Self {
         Self::new(Kind::BrokenBody, message)
     }
 
-    /// A body that ended before it was whole: its client went away.
+    /// Creates the error of a body that ended before it was complete because the client disconnected.
     pub(in crate::http) fn cut_body() -> Self {
         let message = "the request body ended before it was complete";
         Self::new(Kind::CutBody, message)
     }
 
-    /// A head that HTTP does not allow.
+    /// Creates the error of a head that is not valid HTTP.
     pub(in crate::http) fn broken_head(message: impl Into<String>) -> Self {
         Self::new(Kind::BrokenHead, message)
     }
 
-    /// A host that is not one of the server's, and whether the setting for others takes it.
+    /// Creates the error of a foreign host; `can_be_allowed` if `--allowed-host` accepts it.
     pub(in crate::http) fn foreign_host(host: &str, can_be_allowed: bool) -> Self {
         let advice = advice("--allowed-host", host, can_be_allowed);
         let message = format!("requests to the host {:?} are refused{advice}", shown(host));
         Self::new(Kind::ForeignHost, message)
     }
 
-    /// A page of an origin that may not call the server, and whether the setting for others takes it.
+    /// Creates the error of a foreign origin; `can_be_allowed` if `--cors-origin` accepts it.
     pub(in crate::http) fn foreign_origin(origin: &str, can_be_allowed: bool) -> Self {
         let advice = advice("--cors-origin", origin, can_be_allowed);
         let origin = shown(origin);
@@ -58,7 +58,7 @@ impl ApiError {
         Self::new(Kind::ForeignOrigin, message)
     }
 
-    /// A request without a key to a server that checks them.
+    /// Creates the error of a request without the API key that the server requires.
     pub(in crate::http) fn no_key() -> Self {
         Self::new(
             Kind::NoKey,
@@ -67,15 +67,15 @@ impl ApiError {
         )
     }
 
-    /// A key that is not one of the server's. Says neither the key nor what is wrong with it.
+    /// Creates the error of an unknown API key. The message has neither the key nor the reason.
     pub(in crate::http) fn invalid_key() -> Self {
         Self::new(
             Kind::InvalidKey,
-            "the API key is not valid; it may have been revoked or mistyped",
+            "the API key is not valid; it may be mistyped or revoked",
         )
     }
 
-    /// A key that may not do what was asked.
+    /// Creates the error of an API key without the required scope.
     pub(in crate::http) fn missing_scope(scope: KeyScope) -> Self {
         Self::new(
             Kind::MissingScope(scope),
@@ -83,7 +83,7 @@ impl ApiError {
         )
     }
 
-    /// A connection beyond those that are served.
+    /// Creates the error of a connection beyond the limit.
     pub(in crate::http) fn no_place() -> Self {
         Self::new(
             Kind::NoPlace,
@@ -91,7 +91,7 @@ impl ApiError {
         )
     }
 
-    /// A body that is larger than `limit`.
+    /// Creates the error of a body larger than `limit`.
     pub(in crate::http) fn too_large(limit: bytesize::ByteSize) -> Self {
         Self::new(
             Kind::TooLarge,
@@ -102,7 +102,7 @@ impl ApiError {
         )
     }
 
-    /// A body that did not arrive in time.
+    /// Creates the error of a body that did not arrive in time.
     pub(in crate::http) fn timeout(limit: Duration) -> Self {
         Self::new(
             Kind::Timeout,
@@ -110,7 +110,7 @@ impl ApiError {
         )
     }
 
-    /// A request that was not answered before its own deadline.
+    /// Creates the error of a request that reached its own deadline.
     pub(in crate::http) fn past_deadline(timeout: Duration) -> Self {
         Self {
             param: Some("timeout".to_owned()),
@@ -121,7 +121,7 @@ impl ApiError {
         }
     }
 
-    /// A model this server does not serve.
+    /// Creates the error of a request for a model that is not served.
     pub(in crate::http) fn model_not_found(asked: &str, served: &str) -> Self {
         Self {
             param: Some("model".to_owned()),
@@ -135,7 +135,7 @@ impl ApiError {
         }
     }
 
-    /// A priority that requires a permission.
+    /// Creates the error of a priority that the API key does not permit.
     pub(in crate::http) fn priority_not_allowed(priority: i32) -> Self {
         Self {
             param: Some("priority".to_owned()),
@@ -148,27 +148,27 @@ impl ApiError {
         }
     }
 
-    /// Something addressed by the path that is not there.
+    /// Creates the error of a path that addresses nothing.
     pub(in crate::http) fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
     }
 
-    /// A path that exists, but not with this method.
+    /// Creates the error of a path that does not support the method.
     pub(in crate::http) fn method_not_allowed(message: impl Into<String>) -> Self {
         Self::new(Kind::MethodNotAllowed, message)
     }
 
-    /// The model is not there yet.
+    /// Creates the error of a model that is still being loaded.
     pub(in crate::http) fn loading() -> Self {
         Self::new(Kind::Loading, "the model is being loaded")
     }
 
-    /// The server is about to stop.
+    /// Creates the error of a server that is shutting down.
     pub(in crate::http) fn draining() -> Self {
         Self::new(Kind::Draining, "the server is shutting down")
     }
 
-    /// The model will not be there.
+    /// Creates the error of a model that could not be loaded.
     pub(in crate::http) fn failed(why: &str) -> Self {
         Self::new(
             Kind::Unavailable,
@@ -176,7 +176,7 @@ impl ApiError {
         )
     }
 
-    /// The inference worker is gone.
+    /// Creates the error of an inference worker that has stopped.
     pub(in crate::http) fn worker_gone() -> Self {
         Self::new(
             Kind::Unavailable,
@@ -184,7 +184,7 @@ impl ApiError {
         )
     }
 
-    /// The inference worker has work and makes no step.
+    /// Creates the error of an inference worker that has work but makes no steps.
     pub(in crate::http) fn worker_stalled(silence: Duration, limit: Duration) -> Self {
         Self::new(
             Kind::Unavailable,
@@ -195,7 +195,7 @@ impl ApiError {
         )
     }
 
-    /// A fault of the server itself; the log has the details.
+    /// Creates the error of a fault of the server; the log has the details.
     pub(in crate::http) fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
@@ -211,11 +211,11 @@ impl ApiError {
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("unknown");
-        tracing::error!(panic = what, "a request handler panicked");
+        tracing::error!(panic = what, "request handler panicked");
         Self::internal("the server failed on this request; see its log").into_response()
     }
 
-    /// An error answer that did not come from us (a path that is not UTF-8, say).
+    /// Creates the error for an answer of the HTTP library with an error status, such as for a path that is not UTF-8.
     pub(super) fn foreign(status: StatusCode) -> Self {
         let reason = status.canonical_reason().unwrap_or("error").to_lowercase();
         let kind = match status {

@@ -1,4 +1,5 @@
-//! Kinds of failure: what each of them is in the two dialects, how it is counted, and when to come back.
+//! Kinds of errors: status, type and code of each in both dialects, its outcome in `/metrics`, and when to
+//! retry.
 
 use std::time::Duration;
 
@@ -8,22 +9,22 @@ use super::ApiError;
 use crate::http::outcome::Outcome;
 use crate::keys::{KeyScope, LimitKind};
 
-/// When to come back where requests queue up.
-const RETRY_BUSY: Duration = Duration::from_secs(1);
-/// When to come back where the model is still being loaded.
-const RETRY_LOADING: Duration = Duration::from_secs(5);
-/// When to come back where the session database is away.
-const RETRY_DATABASE: Duration = Duration::from_secs(2);
-/// When to come back to a server that is going away: another one may have its place.
-const RETRY_GONE: Duration = Duration::from_secs(10);
+/// Suggested delay before a retry where requests are queued.
+const RETRY_BUSY: Option<Duration> = Some(Duration::from_secs(1));
+/// Suggested delay before a retry while the session database is unreachable.
+const RETRY_DATABASE: Option<Duration> = Some(Duration::from_secs(2));
+/// Suggested delay before a retry while the model is being loaded.
+const RETRY_LOADING: Option<Duration> = Some(Duration::from_secs(5));
+/// Suggested delay before a retry where this server is stopping: another one may replace it.
+const RETRY_GONE: Option<Duration> = Some(Duration::from_secs(10));
 /// TGI's name for a generation that was cut short.
 pub(super) const INCOMPLETE: &str = "incomplete_generation";
 
-/// What kind of failure it is; decides status, type and code in both dialects.
+/// Kind of an error; decides status, type and code in both dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     BrokenBody,
-    /// Its client went away before it was whole.
+    /// The client disconnected before the body was complete.
     CutBody,
     BrokenHead,
     ForeignHost,
@@ -31,9 +32,9 @@ pub(super) enum Kind {
     NoKey,
     InvalidKey,
     MissingScope(KeyScope),
-    /// A limit of the key, which time makes room under.
+    /// A rate limit of the key; a later retry can succeed.
     KeyLimit(LimitKind),
-    /// A prompt with more tokens than the key gets in a minute.
+    /// A prompt with more tokens than the key allows per minute; no retry can succeed.
     PromptBeyondLimit,
     NoPlace,
     Invalid,
@@ -61,165 +62,102 @@ pub(super) enum Kind {
     Internal,
 }
 
+/// The answer to one kind of error, in both dialects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct KindAnswer {
+    /// Status in the OpenAI dialect.
+    pub status: StatusCode,
+    /// `code` in the OpenAI dialect.
+    pub code: Option<&'static str>,
+    /// Status in the TGI dialect.
+    pub native_status: StatusCode,
+    /// `error_type` in the TGI dialect.
+    pub native_type: &'static str,
+    /// Suggested delay before a retry, unless the error has its own.
+    pub retry_after: Option<Duration>,
+}
+
+impl KindAnswer {
+    /// `type` in the OpenAI dialect, which follows from the status.
+    pub(super) fn openai_type(&self) -> &'static str {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_exceeded",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+}
+
+impl Kind {
+    /// Returns how the kind is answered: the only table of statuses, types and codes.
+    #[rustfmt::skip]
+    pub(super) fn answer(self) -> KindAnswer {
+        use StatusCode as S;
+        let (status, code, native_type, retry_after) = match self {
+            // Kind                    Status                      OpenAI's `code`              TGI's `error_type`  Retry after
+            Self::BrokenBody
+            | Self::BrokenHead
+            | Self::CutBody
+            | Self::Invalid         => (S::BAD_REQUEST,           "",                          "validation",            None),
+            Self::ContextLength     => (S::BAD_REQUEST,           "context_length_exceeded",   "validation",            None),
+            Self::NoKey
+            | Self::InvalidKey      => (S::UNAUTHORIZED,          "invalid_api_key",           "unauthorized",          None),
+            Self::MissingScope(_)   => (S::FORBIDDEN,             "insufficient_scope",        "insufficient_scope",    None),
+            Self::ForeignHost       => (S::FORBIDDEN,             "host_not_allowed",          "host_not_allowed",      None),
+            Self::ForeignOrigin     => (S::FORBIDDEN,             "origin_not_allowed",        "origin_not_allowed",    None),
+            Self::PriorityNotAllowed => (S::FORBIDDEN,            "priority_not_allowed",      "priority_not_allowed",  None),
+            Self::SessionLimit      => (S::FORBIDDEN,             "session_limit",             "session_limit",         None),
+            Self::ModelNotFound     => (S::NOT_FOUND,             "model_not_found",           "not_found",             None),
+            Self::NotFound          => (S::NOT_FOUND,             "not_found",                 "not_found",             None),
+            Self::MethodNotAllowed  => (S::METHOD_NOT_ALLOWED,    "method_not_allowed",        "method_not_allowed",    None),
+            Self::Timeout           => (S::REQUEST_TIMEOUT,       "request_timeout",           "timeout",               None),
+            Self::Deadline          => (S::REQUEST_TIMEOUT,       "timeout",                   "timeout",               None),
+            Self::SessionBusy       => (S::CONFLICT,              "session_busy",              "conflict",              RETRY_BUSY),
+            Self::SessionExists     => (S::CONFLICT,              "session_exists",            "conflict",              None),
+            Self::SessionTakenOver  => (S::CONFLICT,              "session_taken_over",        "conflict",              RETRY_BUSY),
+            Self::TooLarge          => (S::PAYLOAD_TOO_LARGE,     "request_too_large",         "too_large",             None),
+            Self::PromptBeyondLimit => (S::PAYLOAD_TOO_LARGE,     "token_limit_exceeded",      "too_large",             None),
+            Self::Busy              => (S::TOO_MANY_REQUESTS,     "rate_limit_exceeded",       "overloaded",            RETRY_BUSY),
+            Self::KeyLimit(_)       => (S::TOO_MANY_REQUESTS,     "rate_limit_exceeded",       "rate_limited",          RETRY_BUSY),
+            Self::Generation        => (S::INTERNAL_SERVER_ERROR, "generation_failed",         "generation",            None),
+            Self::Incomplete        => (S::INTERNAL_SERVER_ERROR, "generation_failed",         INCOMPLETE,              None),
+            Self::SessionUnknown    => (S::INTERNAL_SERVER_ERROR, "session_state_unknown",     "session_state_unknown", None),
+            Self::Internal          => (S::INTERNAL_SERVER_ERROR, "",                          "internal",              None),
+            Self::NoPlace           => (S::SERVICE_UNAVAILABLE,   "connection_limit",          "connection_limit",      RETRY_BUSY),
+            Self::QueueTimeout      => (S::SERVICE_UNAVAILABLE,   "queue_timeout",             "overloaded",            RETRY_BUSY),
+            Self::SessionsAway      => (S::SERVICE_UNAVAILABLE,   "session_store_unavailable", "unavailable",           RETRY_DATABASE),
+            Self::Loading           => (S::SERVICE_UNAVAILABLE,   "model_loading",             "unavailable",           RETRY_LOADING),
+            Self::Draining          => (S::SERVICE_UNAVAILABLE,   "shutting_down",             "unavailable",           RETRY_GONE),
+            Self::Unavailable       => (S::SERVICE_UNAVAILABLE,   "unavailable",               "unavailable",           RETRY_GONE),
+        };
+        // TGI tells what it could read but refuses, and what failed while generating, by statuses
+        // that OpenAI does not use.
+        let native_status = match self {
+            Self::Invalid | Self::ContextLength => S::UNPROCESSABLE_ENTITY,
+            Self::Generation => S::FAILED_DEPENDENCY,
+            _ => status,
+        };
+        let code = (!code.is_empty()).then_some(code);
+        KindAnswer { status, code, native_status, native_type, retry_after }
+    }
+}
+
 impl ApiError {
-    /// Status, type and code as OpenAI has them.
-    pub(super) fn openai_kind(&self) -> (StatusCode, &'static str, Option<&'static str>) {
-        const INVALID: &str = "invalid_request_error";
-        const SERVER: &str = "server_error";
-        match self.kind {
-            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody | Kind::Invalid => {
-                (StatusCode::BAD_REQUEST, INVALID, None)
-            }
-            Kind::ForeignHost => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
-            Kind::ForeignOrigin => (StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed")),
-            Kind::NoKey | Kind::InvalidKey => {
-                (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"))
-            }
-            Kind::MissingScope(_) => (StatusCode::FORBIDDEN, INVALID, Some("insufficient_scope")),
-            Kind::PromptBeyondLimit => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                INVALID,
-                Some("token_limit_exceeded"),
-            ),
-            Kind::NoPlace => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("connection_limit"),
-            ),
-            Kind::ContextLength => (
-                StatusCode::BAD_REQUEST,
-                INVALID,
-                Some("context_length_exceeded"),
-            ),
-            Kind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
-            Kind::PriorityNotAllowed => {
-                (StatusCode::FORBIDDEN, INVALID, Some("priority_not_allowed"))
-            }
-            Kind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
-            Kind::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                INVALID,
-                Some("method_not_allowed"),
-            ),
-            Kind::Timeout => (
-                StatusCode::REQUEST_TIMEOUT,
-                INVALID,
-                Some("request_timeout"),
-            ),
-            Kind::Deadline => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("timeout")),
-            Kind::TooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                INVALID,
-                Some("request_too_large"),
-            ),
-            Kind::SessionBusy => (StatusCode::CONFLICT, INVALID, Some("session_busy")),
-            Kind::SessionExists => (StatusCode::CONFLICT, INVALID, Some("session_exists")),
-            Kind::SessionLimit => (StatusCode::FORBIDDEN, INVALID, Some("session_limit")),
-            Kind::SessionTakenOver => (StatusCode::CONFLICT, INVALID, Some("session_taken_over")),
-            Kind::SessionUnknown => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                SERVER,
-                Some("session_state_unknown"),
-            ),
-            Kind::SessionsAway => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("session_store_unavailable"),
-            ),
-            Kind::Busy | Kind::KeyLimit(_) => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_exceeded",
-                Some("rate_limit_exceeded"),
-            ),
-            Kind::QueueTimeout => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("queue_timeout"),
-            ),
-            Kind::Loading => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("model_loading"),
-            ),
-            Kind::Draining => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                SERVER,
-                Some("shutting_down"),
-            ),
-            Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
-            Kind::Generation | Kind::Incomplete => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                SERVER,
-                Some("generation_failed"),
-            ),
-            Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None),
-        }
-    }
-
-    /// Status and type as TGI has them.
-    pub(super) fn native_kind(&self) -> (StatusCode, &'static str) {
-        match self.kind {
-            Kind::BrokenBody | Kind::BrokenHead | Kind::CutBody => {
-                (StatusCode::BAD_REQUEST, "validation")
-            }
-            Kind::ForeignHost => (StatusCode::FORBIDDEN, "host_not_allowed"),
-            Kind::ForeignOrigin => (StatusCode::FORBIDDEN, "origin_not_allowed"),
-            Kind::NoKey | Kind::InvalidKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Kind::MissingScope(_) => (StatusCode::FORBIDDEN, "insufficient_scope"),
-            Kind::KeyLimit(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
-            Kind::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit"),
-            Kind::Invalid | Kind::ContextLength => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
-            Kind::Generation => (StatusCode::FAILED_DEPENDENCY, "generation"),
-            Kind::SessionBusy | Kind::SessionExists | Kind::SessionTakenOver => {
-                (StatusCode::CONFLICT, "conflict")
-            }
-            Kind::SessionUnknown => (StatusCode::INTERNAL_SERVER_ERROR, "session_state_unknown"),
-            Kind::SessionLimit => (StatusCode::FORBIDDEN, "session_limit"),
-            Kind::PriorityNotAllowed => (StatusCode::FORBIDDEN, "priority_not_allowed"),
-            Kind::Busy => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
-            Kind::ModelNotFound | Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            Kind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Kind::Timeout | Kind::Deadline => (StatusCode::REQUEST_TIMEOUT, "timeout"),
-            Kind::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Kind::TooLarge | Kind::PromptBeyondLimit => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "too_large")
-            }
-            Kind::Loading | Kind::Draining | Kind::Unavailable | Kind::SessionsAway => {
-                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
-            }
-            Kind::Incomplete => (StatusCode::INTERNAL_SERVER_ERROR, INCOMPLETE),
-            Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-        }
-    }
-
-    /// What a request that fails like this is counted as, whenever it does.
+    /// Returns the outcome that a request with this error is counted as.
     pub(in crate::http) fn outcome(&self) -> Outcome {
         match self.kind {
             Kind::CutBody => Outcome::Cancelled,
             Kind::KeyLimit(_) => Outcome::RateLimited,
-            _ => Outcome::of(self.openai_kind().0),
+            _ => Outcome::of(self.kind.answer().status),
         }
     }
 
+    /// Returns the suggested delay before a retry.
     pub(super) fn retry_after(&self) -> Option<Duration> {
-        if self.retry_after.is_some() {
-            return self.retry_after;
-        }
-        match self.kind {
-            Kind::Busy
-            | Kind::KeyLimit(_)
-            | Kind::NoPlace
-            | Kind::QueueTimeout
-            | Kind::SessionBusy
-            | Kind::SessionTakenOver => Some(RETRY_BUSY),
-            Kind::SessionsAway => Some(RETRY_DATABASE),
-            Kind::Loading => Some(RETRY_LOADING),
-            Kind::Draining | Kind::Unavailable => Some(RETRY_GONE),
-            _ => None,
-        }
+        self.retry_after.or(self.kind.answer().retry_after)
     }
 
-    /// Why the key of a request was refused, as `/metrics` counts it.
+    /// Returns the reason that `/metrics` counts a refused API key under.
     pub(in crate::http) fn refused_key(&self) -> Option<&'static str> {
         Some(match self.kind {
             Kind::NoKey => "missing",
@@ -232,7 +170,7 @@ impl ApiError {
         })
     }
 
-    /// What a client is asked for that showed no key, or the wrong one (RFC 6750).
+    /// Returns the `WWW-Authenticate` challenge to a missing or wrong API key (RFC 6750).
     pub(super) fn challenge(&self) -> Option<HeaderValue> {
         let challenge = match self.kind {
             Kind::NoKey => r#"Bearer realm="skald""#.to_owned(),

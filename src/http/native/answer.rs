@@ -1,17 +1,21 @@
-//! The objects of the native dialect's answers, and the writer of its streams.
+//! The objects of the native dialect's answers, and their renderer.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::response::sse::Event;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::request::Plan;
+use super::Form;
+use super::request::ResponseOptions;
 use crate::engine::{FinishReason, PromptToken, TokenLogprob};
 use crate::http::error::ApiError;
-use crate::http::generation::{Step, TextStep, Whole};
-use crate::http::ledger::ShownToken;
-use crate::http::sse::{self, Writer};
+use crate::http::generation::ShownToken;
+use crate::http::generation::{CompletedGeneration, GenerationStep, Submission, TextStep};
+use crate::http::renderer::Renderer;
+use crate::http::sse;
 use crate::request::GenerateRequest;
 use crate::text::Tokenizer;
 
@@ -24,7 +28,7 @@ pub(in crate::http) struct GenerateAnswer {
     /// True where the session begins anew because its stored history could not be read; else absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Only if asked for.
+    /// Present if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
@@ -44,7 +48,7 @@ pub(in crate::http) struct Details {
     prefill: Vec<PrefillToken>,
     /// The generated tokens.
     tokens: Vec<Token>,
-    /// For each of them the most likely tokens in its place, if asked for.
+    /// The most likely tokens in the place of each, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Vec<Token>>>,
     /// The other texts of `best_of`.
@@ -95,7 +99,7 @@ pub(in crate::http) struct StreamEvent {
     index: usize,
     /// The token.
     token: Token,
-    /// The most likely tokens in its place, if asked for.
+    /// The most likely tokens in its place, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Token>>,
     /// The whole text; only in the last event.
@@ -103,7 +107,7 @@ pub(in crate::http) struct StreamEvent {
     /// True in every event where the session begins anew because its stored history could not be read; else absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Only in the last event, and only if asked for.
+    /// Present in the last event, if requested.
     details: Option<StreamDetails>,
 }
 
@@ -122,48 +126,30 @@ pub(in crate::http) struct StreamDetails {
     seed: Option<u64>,
 }
 
-/// What of the answer was asked for.
-pub(super) struct Wanted {
-    plan: Plan,
+/// Renders texts and tokens.
+struct AnswerWriter {
+    tokenizer: Arc<Tokenizer>,
+    options: ResponseOptions,
+    /// Seed of each generation; none where the most likely token is always taken.
     seeds: Vec<Option<u64>>,
     history_lost: bool,
 }
 
-impl Wanted {
-    pub(super) fn new(plan: Plan, requests: &[GenerateRequest], history_lost: bool) -> Self {
-        let drawn = |request: &GenerateRequest| {
-            (request.sampling.temperature > 0.0).then_some(request.sampling.seed)
-        };
-        Self {
-            plan,
-            seeds: requests.iter().map(drawn).collect(),
-            history_lost,
-        }
-    }
-
+impl AnswerWriter {
     fn seed(&self, generation: usize) -> Option<u64> {
         self.seeds.get(generation).copied().flatten()
     }
-}
 
-/// Writes tokens.
-pub(super) struct Tokens(Arc<Tokenizer>);
-
-impl Tokens {
-    pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self(tokenizer)
+    /// Returns the text of a token by itself.
+    fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.tokenizer.token_bytes(id).unwrap_or_default()).into_owned()
     }
 
-    /// The text of a token on its own.
-    fn alone(&self, id: u32) -> String {
-        String::from_utf8_lossy(self.0.token_bytes(id).unwrap_or_default()).into_owned()
-    }
-
-    fn shown(&self, shown: &ShownToken) -> Token {
+    fn token(&self, shown: &ShownToken) -> Token {
         Token {
             id: shown.token.id,
             text: if shown.special {
-                self.alone(shown.token.id)
+                self.token_text(shown.token.id)
             } else {
                 shown.text.clone()
             },
@@ -176,9 +162,9 @@ impl Tokens {
         top.iter()
             .map(|token| Token {
                 id: token.id,
-                text: self.alone(token.id),
+                text: self.token_text(token.id),
                 logprob: token.logprob,
-                special: self.0.is_special(token.id),
+                special: self.tokenizer.is_special(token.id),
             })
             .collect()
     }
@@ -186,68 +172,61 @@ impl Tokens {
     fn prefill(&self, id: u32, report: Option<&PromptToken>) -> PrefillToken {
         PrefillToken {
             id,
-            text: self.alone(id),
+            text: self.token_text(id),
             logprob: report.map(|report| report.token.logprob),
         }
     }
 
     fn sequence(
         &self,
-        wanted: &Wanted,
         generation: usize,
-        whole: &Whole,
+        completed: &CompletedGeneration,
         scores: &[Option<PromptToken>],
     ) -> BestOfSequence {
-        let prompt = wanted.plan.prompt.iter();
+        let prompt = self.options.prompt.iter();
         let prefill = prompt
             .zip(scores)
             .map(|(&id, report)| self.prefill(id, report.as_ref()));
+        let tokens = completed.tokens.iter();
         BestOfSequence {
-            generated_text: format!("{}{}", wanted.plan.full_text_prefix, whole.text),
+            generated_text: format!("{}{}", self.options.full_text_prefix, completed.text),
             details: Details {
-                finish_reason: finish_reason(whole.finish.reason),
-                generated_tokens: whole.finish.generated,
-                cached_tokens: whole.prompt.cached_tokens,
-                seed: wanted.seed(generation),
+                finish_reason: finish_reason(completed.finish.reason),
+                generated_tokens: completed.finish.generated,
+                cached_tokens: completed.prompt.cached_tokens,
+                seed: self.seed(generation),
                 prefill: prefill.collect(),
-                tokens: whole.tokens.iter().map(|token| self.shown(token)).collect(),
-                top_tokens: wanted.plan.top_tokens.then(|| {
-                    let tops = whole.tokens.iter().map(|token| self.top(&token.top));
-                    tops.collect()
-                }),
+                tokens: tokens.clone().map(|token| self.token(token)).collect(),
+                top_tokens: (self.options.top_tokens)
+                    .then(|| tokens.map(|token| self.top(&token.top)).collect()),
                 best_of_sequences: None,
             },
         }
     }
 
-    /// The answer made of all texts of `best_of`.
+    /// Returns the answer made of all texts of `best_of`.
     ///
     /// # Errors
     /// Never: there is at least one text.
-    pub(super) fn answer(
-        &self,
-        wanted: &Wanted,
-        wholes: Vec<Whole>,
-    ) -> Result<GenerateAnswer, ApiError> {
-        let mut wholes = wholes;
-        // The first has scored the prompt of all.
-        let scores = wholes.first_mut();
-        let scores = scores.map(|first| std::mem::take(&mut first.prompt.logprobs));
+    fn answer(&self, completed: &[CompletedGeneration]) -> Result<GenerateAnswer, ApiError> {
+        // The first generation scores the prompt for all.
+        let scores = completed.first();
+        let scores = scores.map(|first| first.prompt.logprobs.as_slice());
         let scores = scores.unwrap_or_default();
-        let mut ranked: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
+        let mut ranked: Vec<(usize, &CompletedGeneration)> = completed.iter().enumerate().collect();
         // Stable: of equals the first wins.
         ranked.sort_by(|(_, a), (_, b)| b.finish.mean_logprob.total_cmp(&a.finish.mean_logprob));
         let mut sequences = ranked
-            .iter()
-            .map(|(generation, whole)| self.sequence(wanted, *generation, whole, &scores));
+            .into_iter()
+            .map(|(generation, completed)| self.sequence(generation, completed, scores));
         let best = sequences
             .next()
             .ok_or_else(|| ApiError::internal("nothing was generated"))?;
         let others: Vec<_> = sequences.collect();
         Ok(GenerateAnswer {
             generated_text: best.generated_text,
-            history_lost: wanted.history_lost,
-            details: wanted.plan.details.then(|| Details {
+            history_lost: self.history_lost,
+            details: self.options.details.then(|| Details {
                 best_of_sequences: (!others.is_empty()).then_some(others),
                 ..best.details
             }),
@@ -255,24 +234,38 @@ impl Tokens {
     }
 }
 
-/// Writes a stream.
-pub(super) struct Events {
-    tokens: Tokens,
-    wanted: Wanted,
+/// Renders answers in the native dialect.
+pub(super) struct NativeRenderer {
+    writer: AnswerWriter,
+    form: Form,
     /// The whole text so far.
     text: String,
+    /// Number of the last token, from 1.
     index: usize,
     input_length: usize,
     cached_tokens: usize,
     done: bool,
 }
 
-impl Events {
-    pub(super) fn new(tokens: Tokens, wanted: Wanted) -> Self {
+impl NativeRenderer {
+    pub(super) fn new(
+        tokenizer: Arc<Tokenizer>,
+        options: ResponseOptions,
+        submission: &Submission,
+        form: Form,
+    ) -> Self {
+        let seed = |request: &GenerateRequest| {
+            (request.sampling.temperature > 0.0).then_some(request.sampling.seed)
+        };
         Self {
-            text: wanted.plan.full_text_prefix.clone(),
-            tokens,
-            wanted,
+            text: options.full_text_prefix.clone(),
+            writer: AnswerWriter {
+                tokenizer,
+                options,
+                seeds: submission.requests.iter().map(seed).collect(),
+                history_lost: submission.history_lost(),
+            },
+            form,
             index: 0,
             input_length: 0,
             cached_tokens: 0,
@@ -280,37 +273,33 @@ impl Events {
         }
     }
 
-    fn step(&mut self, step: TextStep) -> Vec<Event> {
+    fn event(&mut self, shown: &ShownToken) -> StreamEvent {
+        self.index += 1;
+        let writer = &self.writer;
+        StreamEvent {
+            index: self.index,
+            token: writer.token(shown),
+            top_tokens: (writer.options.top_tokens).then(|| writer.top(&shown.top)),
+            generated_text: None,
+            history_lost: writer.history_lost,
+            details: None,
+        }
+    }
+
+    fn text_step(&mut self, step: &TextStep) -> Vec<Event> {
         self.text.push_str(&step.text);
-        let mut events: Vec<StreamEvent> = step
-            .tokens
-            .iter()
-            .map(|shown| {
-                self.index += 1;
-                StreamEvent {
-                    index: self.index,
-                    token: self.tokens.shown(shown),
-                    top_tokens: self
-                        .wanted
-                        .plan
-                        .top_tokens
-                        .then(|| self.tokens.top(&shown.top)),
-                    generated_text: None,
-                    history_lost: self.wanted.history_lost,
-                    details: None,
-                }
-            })
-            .collect();
-        if let Some(finish) = step.finish {
+        let tokens = step.tokens.iter();
+        let mut events: Vec<StreamEvent> = tokens.map(|token| self.event(token)).collect();
+        if let Some(finish) = &step.finish {
             self.done = true;
             if let Some(last) = events.last_mut() {
                 last.generated_text = Some(std::mem::take(&mut self.text));
-                last.details = self.wanted.plan.details.then(|| StreamDetails {
+                last.details = self.writer.options.details.then(|| StreamDetails {
                     finish_reason: finish_reason(finish.reason),
                     generated_tokens: finish.generated,
                     input_length: self.input_length,
                     cached_tokens: self.cached_tokens,
-                    seed: self.wanted.seed(0),
+                    seed: self.writer.seed(0),
                 });
             }
         }
@@ -318,28 +307,40 @@ impl Events {
     }
 }
 
-impl Writer for Events {
-    fn step(&mut self, _: usize, step: Result<Step, ApiError>) -> Vec<Event> {
+impl Renderer for NativeRenderer {
+    fn streams(&self) -> bool {
+        self.form == Form::Stream
+    }
+
+    fn step(&mut self, _: usize, step: GenerationStep) -> Vec<Event> {
         match step {
-            Ok(Step::Prompt(report)) => {
+            GenerationStep::Prompt(report) => {
                 self.input_length = report.prompt_tokens;
                 self.cached_tokens = report.cached_tokens;
                 Vec::new()
             }
-            Ok(Step::Text(step)) => Self::step(self, step),
-            Err(error) => {
-                self.done = true;
-                vec![sse::json(&error.native_event())]
-            }
+            GenerationStep::Text(step) => self.text_step(&step),
         }
     }
 
-    fn done(&self) -> bool {
+    fn error(&self, error: &ApiError) -> Event {
+        sse::json(&error.native_event())
+    }
+
+    fn is_done(&self) -> bool {
         self.done
+    }
+
+    fn whole(self, generations: Vec<CompletedGeneration>) -> Result<Response, ApiError> {
+        let answer = self.writer.answer(&generations)?;
+        Ok(match self.form {
+            Form::List => Json([answer]).into_response(),
+            Form::Object | Form::Stream => Json(answer).into_response(),
+        })
     }
 }
 
-/// TGI's names.
+/// Returns TGI's name of a reason.
 fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

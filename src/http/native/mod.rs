@@ -4,7 +4,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | the body, and how it becomes requests to the engine |
-//! | [`answer`] | the objects of the answer, and the writer of streams |
+//! | [`answer`] | the objects of the answer, and its renderer |
 //!
 //! Nothing here may reach into the engine: generations run in [`super::generation`].
 
@@ -13,23 +13,20 @@ pub(super) mod request;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use futures_util::future::try_join_all;
+use axum::response::Response;
 
-use self::answer::{GenerateAnswer, Tokens, Wanted};
+use self::answer::{GenerateAnswer, NativeRenderer};
 use self::request::GenerateBody;
 use super::app::App;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::generation::TextGeneration;
 use super::layers::Scope;
 use super::openapi::{NativeErrors, NativeSessionErrors};
+use super::renderer::respond;
 use super::stream_schema::GenerateEvent;
-use super::{session_reset, sse};
 
-/// How an endpoint answers.
+/// Form of an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Object,
@@ -131,28 +128,8 @@ async fn answer(
     } else {
         form
     };
-    let mut plan = body.plan(&serving, scope, form == Form::Stream).await?;
-    let requests = std::mem::take(&mut plan.requests);
-    let turn = plan.turn.take();
-    let history_lost = session_reset::is_told(turn.as_ref());
-    let wanted = Wanted::new(plan, &requests, history_lost);
-    let per_prompt = requests.len();
-    scope.trace.asks(&serving.info.id, &requests, per_prompt);
-    let charge = scope.meter.take_prompts(&requests, per_prompt)?;
-    let generations = TextGeneration::start_all(app, &serving, requests, turn, scope, true).await?;
-    charge.keep();
-    let tokens = Tokens::new(Arc::clone(&serving.tokenizer));
-    if form == Form::Stream {
-        let writer = answer::Events::new(tokens, wanted);
-        let keep_alive = app.config().keep_alive;
-        let response = sse::respond(generations, writer, in_flight, keep_alive);
-        return Ok(session_reset::tell(response, history_lost));
-    }
-    let wholes = try_join_all(generations.into_iter().map(TextGeneration::whole)).await?;
-    let answer = tokens.answer(&wanted, wholes)?;
-    let response = match form {
-        Form::List => Json([answer]).into_response(),
-        Form::Object | Form::Stream => Json(answer).into_response(),
-    };
-    Ok(session_reset::tell(response, history_lost))
+    let (submission, options) = body.prepare(&serving, scope, form == Form::Stream).await?;
+    let tokenizer = Arc::clone(&serving.tokenizer);
+    let renderer = NativeRenderer::new(tokenizer, options, &submission, form);
+    respond(app, in_flight, &serving, submission, scope, renderer).await
 }

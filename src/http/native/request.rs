@@ -6,24 +6,22 @@ use utoipa::ToSchema;
 use crate::http::body::object;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
-use crate::http::generation::{begin_turn, tokenize};
+use crate::http::generation::{Submission, begin_turn, tokenize};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, NativeGrammar};
-use crate::http::wire::{IfBusyField, OverflowField, StopStrings};
-use crate::request::{
-    GenerateRequest, LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle,
-};
+use crate::http::wire::{StopStrings, optional_word};
+use crate::request::{LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
-use crate::session::Turn;
+use crate::session::IfBusy;
 
 /// `max_new_tokens` where it is left out.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
 
-/// A prompt and how to go on from it. Unknown fields are ignored.
+/// A prompt and how to continue it. Unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 64}, "stream": true}))]
 pub(in crate::http) struct GenerateBody {
-    /// The prompt. Not empty, unless a session goes on.
+    /// The prompt. Must not be empty, unless it continues a session.
     pub inputs: String,
     /// How to generate.
     #[serde(default, deserialize_with = "object")]
@@ -36,10 +34,12 @@ pub(in crate::http) struct GenerateBody {
     /// Default: the `X-Session-Id` header.
     #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
-    /// What happens if another request is on the session. Default: `wait`.
-    pub if_busy: Option<IfBusyField>,
-    /// What happens when the context reaches the model's window. Default: `stop`.
-    pub overflow: Option<OverflowField>,
+    /// Behavior if another request is using the session. Default: `wait`.
+    #[serde(default, deserialize_with = "optional_word")]
+    pub if_busy: Option<IfBusy>,
+    /// Behavior when the context reaches the model's window. Default: `stop`.
+    #[serde(default, deserialize_with = "optional_word")]
+    pub overflow: Option<Overflow>,
 }
 
 /// How to generate. Every field may be left out or null. Sampling fields left out take the model's
@@ -68,7 +68,7 @@ pub(in crate::http) struct Parameters {
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub repetition_penalty: Option<f64>,
-    /// Subtracted from the logits of generated tokens as many times as they occurred.
+    /// Subtracted from the logits of generated tokens once per occurrence.
     #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// 64 bits. Default: a random one, which `details` names.
@@ -77,35 +77,35 @@ pub(in crate::http) struct Parameters {
     /// Texts that end the generation, and are part of its text: at most 16, of at most 1024 bytes
     /// each; none may be empty.
     pub stop: Option<StopStrings>,
-    /// Generates so many texts and returns the one with the highest mean log-probability, the
+    /// Generates this number of texts and returns the one with the highest mean log-probability, the
     /// others in `details`. Needs drawing; not with streams.
     #[schema(minimum = 1, maximum = 20, default = 1)]
     pub best_of: Option<i64>,
-    /// Tell of each token, why the text ended, and the seed.
+    /// Report each token, the finish reason, and the seed.
     #[schema(default = false)]
     pub details: Option<bool>,
-    /// Tell of the prompt's tokens too (implies `details`); not with streams.
+    /// Report the prompt's tokens too (implies `details`); not with streams.
     #[schema(default = false)]
     pub decoder_input_details: Option<bool>,
     /// The prompt comes first in the text.
     #[schema(default = false)]
     pub return_full_text: Option<bool>,
-    /// Keep only the last so many tokens of the prompt.
+    /// Keep only this number of tokens from the end of the prompt.
     #[schema(minimum = 1)]
     pub truncate: Option<i64>,
-    /// Report so many of the most likely tokens in each place.
+    /// Report this number of the most likely tokens in each place.
     #[schema(minimum = 1, maximum = 20)]
     pub top_n_tokens: Option<i64>,
     /// Not supported; false is accepted.
     #[schema(default = false)]
     pub watermark: Option<bool>,
-    /// What the text must follow.
+    /// Grammar of the text.
     #[serde(default, deserialize_with = "object")]
     pub grammar: Option<NativeGrammar>,
-    /// Not supported: there are no adapters.
+    /// Not supported: no adapters are loaded.
     pub adapter_id: Option<String>,
-    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
-    /// its place included. After that the request ends with 408 `timeout`, or with that error as the
+    /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
+    /// included. After that the request ends with 408 `timeout`, or with that error as the
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     pub timeout: Option<f64>,
@@ -116,34 +116,31 @@ pub(in crate::http) struct Parameters {
     pub priority: Option<i64>,
 }
 
-/// A checked request.
-pub(super) struct Plan {
-    /// The requests to the engine, one for each of `best_of`.
-    pub requests: Vec<GenerateRequest>,
-    /// The session they go on with.
-    pub turn: Option<Turn>,
-    /// Token ids of the prompt, as far as they are told of.
+/// Parts of the answer that the request asks for.
+pub(super) struct ResponseOptions {
+    /// Token ids of the prompt, with `decoder_input_details`; else empty.
     pub prompt: Vec<u32>,
-    /// Comes first in the text, if asked for.
+    /// The prompt's text, with `return_full_text`; else empty.
     pub full_text_prefix: String,
-    /// Details were asked for.
+    /// The answer has `details`.
     pub details: bool,
-    /// The most likely tokens were asked for.
+    /// The answer has `top_tokens`.
     pub top_tokens: bool,
 }
 
 impl GenerateBody {
-    /// Checks everything, tokenizes the prompt, and makes the requests to the engine.
+    /// Checks all fields, tokenizes the prompt, and creates the requests to the engine: one for each of
+    /// `best_of`.
     ///
     /// # Errors
-    /// The first field that is not as it should be.
-    pub(super) async fn plan(
-        mut self,
+    /// The first field that is not valid.
+    pub(super) async fn prepare(
+        self,
         serving: &Serving,
         scope: &Scope,
         stream: bool,
-    ) -> Result<Plan, ApiError> {
-        let mut parameters = self.parameters.take().unwrap_or_default();
+    ) -> Result<(Submission, ResponseOptions), ApiError> {
+        let parameters = self.parameters.unwrap_or_default();
         parameters.refuse_unsupported()?;
         let best_of = parameters.best_of(serving, stream)?;
         let prefill = parameters.decoder_input_details.unwrap_or(false);
@@ -161,17 +158,21 @@ impl GenerateBody {
                 format!("a session takes one text at a time, got `best_of` {best_of}"),
             ));
         }
-        let mut draft = parameters.draft(serving, scope)?;
-        draft.overflow = self.overflow.map_or(Overflow::Stop, Overflow::from);
-        let grammar = parameters.grammar.take().map(NativeGrammar::description);
-        draft.grammar = structured::compile(grammar.transpose()?, serving, scope.share).await?;
-        draft.prompt = tokenize(
-            &scope.admission,
-            &serving.tokenizer,
-            self.inputs.clone(),
-            true,
-        )
-        .await?;
+        let mut options = ResponseOptions {
+            prompt: Vec::new(),
+            full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
+                self.inputs.clone()
+            } else {
+                String::new()
+            },
+            details: prefill || parameters.details.unwrap_or(false),
+            top_tokens: parameters.top_n_tokens.is_some(),
+        };
+        let (mut draft, grammar) = parameters.into_draft(serving, scope)?;
+        draft.overflow = self.overflow.unwrap_or_default();
+        let grammar = grammar.map(NativeGrammar::description).transpose()?;
+        draft.grammar = structured::compile(grammar, serving, scope.share).await?;
+        draft.prompt = tokenize(&scope.admission, &serving.tokenizer, self.inputs, true).await?;
         if let Some(keep) = truncate {
             let drop = draft.prompt.len().saturating_sub(keep);
             draft.prompt.drain(..drop);
@@ -197,23 +198,16 @@ impl GenerateBody {
             let each = first.logprobs.top + 1;
             limits.check_logprobs("top_n_tokens", generated.saturating_mul(each))?;
         }
-        let requests = first.choices(&scope.id, 0, best_of).collect();
-        Ok(Plan {
-            requests,
+        if prefill {
+            options.prompt.clone_from(&first.prompt);
+        }
+        let submission = Submission {
+            requests: first.choices(&scope.id, 0, best_of).collect(),
+            per_prompt: best_of,
             turn,
-            prompt: if prefill {
-                first.prompt.clone()
-            } else {
-                Vec::new()
-            },
-            full_text_prefix: if parameters.return_full_text.unwrap_or(false) {
-                self.inputs
-            } else {
-                String::new()
-            },
-            details: prefill || parameters.details.unwrap_or(false),
-            top_tokens: parameters.top_n_tokens.is_some(),
-        })
+            include_stop: true,
+        };
+        Ok((submission, options))
     }
 }
 
@@ -239,15 +233,19 @@ impl Parameters {
             return Err(ApiError::invalid(
                 "best_of",
                 format!(
-                    "`best_of` must be 1 with streams: which text is best is known at the end, got {best_of}"
+                    "`best_of` must be 1 with streams: the best text is only known at the end, got {best_of}"
                 ),
             ));
         }
         Ok(best_of)
     }
 
-    /// Everything but prompt, grammar and overflow.
-    fn draft(&mut self, serving: &Serving, scope: &Scope) -> Result<RequestDraft, ApiError> {
+    /// Returns the draft without prompt, grammar and overflow, and the grammar's description.
+    fn into_draft(
+        self,
+        serving: &Serving,
+        scope: &Scope,
+    ) -> Result<(RequestDraft, Option<NativeGrammar>), ApiError> {
         let max_tokens = at_least("max_new_tokens", self.max_new_tokens, 1)?;
         if self.seed == Some(0) {
             return Err(ApiError::invalid(
@@ -261,7 +259,7 @@ impl Parameters {
             self.top_n_tokens,
             1..=limits.max_top_logprobs,
         )?;
-        Ok(RequestDraft {
+        let draft = RequestDraft {
             prompt_field: "inputs",
             max_tokens_field: "max_new_tokens",
             sampling: SamplingOverrides {
@@ -281,7 +279,7 @@ impl Parameters {
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
                 .unwrap_or(0.0),
             seed: self.seed,
-            stop_strings: self.stop.take().unwrap_or_default().into_vec(),
+            stop_strings: self.stop.unwrap_or_default().into_vec(),
             tenant: scope.tenant,
             share: scope.share,
             priority: scope.priority(self.priority)?,
@@ -297,6 +295,7 @@ impl Parameters {
                 DEFAULT_MAX_NEW_TOKENS,
                 SamplingStyle::Greedy,
             )
-        })
+        };
+        Ok((draft, self.grammar))
     }
 }

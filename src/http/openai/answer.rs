@@ -45,9 +45,9 @@ pub(in crate::http) struct Choice {
     pub index: usize,
     /// The text, or the new part of it.
     pub text: String,
-    /// Present if asked for.
+    /// Present if requested.
     pub logprobs: Option<Logprobs>,
-    /// Present if asked for; in a stream with the first event of the choice.
+    /// Present if requested; in a stream with the first event of the choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
     /// `stop`: the text ended by itself or with a stop string, or is all its grammar allows; `length`: at `max_tokens` or at
@@ -61,7 +61,7 @@ pub(in crate::http) struct Choice {
 }
 
 impl Choice {
-    /// A choice that says nothing yet.
+    /// Creates an empty choice.
     pub(super) fn new(index: usize) -> Self {
         Self {
             index,
@@ -78,12 +78,12 @@ impl Choice {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(untagged)]
 pub(in crate::http) enum UsageField {
-    /// Not there at all: a stream that was not asked for it.
+    /// Left out: a stream without `include_usage`.
     Absent,
-    /// Null: it comes later.
+    /// Null: a later event has it.
     Null,
-    /// There.
-    Told(Usage),
+    /// Present.
+    Present(Usage),
 }
 
 impl UsageField {
@@ -113,21 +113,21 @@ pub(in crate::http) struct PromptTokensDetails {
 }
 
 impl Usage {
-    /// Counts a prompt.
+    /// Adds a prompt.
     pub(super) fn add_prompt(&mut self, tokens: usize, cached: usize) {
         self.prompt_tokens += tokens;
         self.total_tokens += tokens;
         self.prompt_tokens_details.cached_tokens += cached;
     }
 
-    /// Counts a choice.
+    /// Adds a choice.
     pub(super) fn add_completion(&mut self, tokens: usize) {
         self.completion_tokens += tokens;
         self.total_tokens += tokens;
     }
 }
 
-/// OpenAI knows two reasons.
+/// Returns OpenAI's name of a reason.
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

@@ -71,7 +71,7 @@ pub(super) struct BeamFields {
 }
 
 impl BeamFields {
-    /// The search of `width` beams that is asked for, if one is. What does not go with it beside
+    /// Returns the requested search of `width` beams, if any. What does not go with it beside
     /// these fields is for [`Limits::admit`](crate::request::Limits::admit) to say.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl BeamFields {
             if self.stream {
                 return Err(ApiError::invalid(
                     "stream",
-                    "`stream` is not possible with `use_beam_search`: which beams are best is known at the end",
+                    "`stream` is not possible with `use_beam_search`: the best beams are only known at the end",
                 ));
             }
             return Ok(Some(BeamParams {

@@ -10,16 +10,18 @@ use axum::response::{IntoResponse, Response};
 use super::answer::{Choice, Completion, UsageField, finish_reason};
 use super::logprobs::{Logprobs, PromptLogprobs};
 use super::prompt::TokenizedPrompt;
-use super::reply::{self, Reply, Wording};
-use super::request::{Choices, CompletionBody, Telling};
-use crate::engine::PromptToken;
+use super::reply::{PromptScores, Reply};
+use super::request::{Choices, CompletionBody, PreparedCompletion, ResponseOptions};
+use crate::engine::{PromptReport, PromptToken};
 use crate::http::app::App;
+use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
-use crate::http::generation::{Finished, TextStep, Whole};
+use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
 use crate::http::layers::Scope;
 use crate::http::openapi::{OpenAiErrors, SessionErrors};
+use crate::http::renderer::{Renderer, respond};
+use crate::http::sse;
 use crate::http::stream_schema::CompletionEvent;
-use crate::http::{session_reset, sse};
 use crate::serving::Serving;
 
 /// Complete a prompt
@@ -49,39 +51,40 @@ use crate::serving::Serving;
 pub(in crate::http) async fn completions(
     State(app): State<App>,
     scope: Scope,
-    body: CompletionBody,
+    JsonBody(body): JsonBody<CompletionBody>,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = app.begin(scope.share)?;
-    let mut plan = body.plan(&serving, &scope).await?;
-    let requests = std::mem::take(&mut plan.requests);
-    let turn = plan.turn.take();
-    let wording = Completions {
-        reply: Reply::new(
-            "cmpl",
-            Arc::clone(&serving),
-            plan.streaming,
-            plan.choices.best_of,
-            &requests,
-        ),
-        prompts: plan.prompts,
-        choices: plan.choices,
-        telling: plan.telling,
-        history_lost: session_reset::is_told(turn.as_ref()),
+    let PreparedCompletion {
+        submission,
+        prompts,
+        choices,
+        options,
+        streaming,
+    } = body.prepare(&serving, &scope).await?;
+    let renderer = CompletionRenderer {
+        reply: Reply::new("cmpl", Arc::clone(&serving), streaming, &submission),
+        prompts,
+        choices,
+        options,
+        history_lost: submission.history_lost(),
+        scores: PromptScores::default(),
     };
-    reply::respond(&app, in_flight, wording, requests, turn, &scope).await
+    respond(&app, in_flight, &serving, submission, &scope, renderer).await
 }
 
-/// Completions in OpenAI's words.
-struct Completions {
+/// Renders completions.
+struct CompletionRenderer {
     reply: Reply,
     /// In order.
     prompts: Vec<TokenizedPrompt>,
     choices: Choices,
-    telling: Telling,
+    options: ResponseOptions,
     history_lost: bool,
+    /// Of a stream.
+    scores: PromptScores,
 }
 
-impl Completions {
+impl CompletionRenderer {
     fn serving(&self) -> &Serving {
         &self.reply.serving
     }
@@ -100,13 +103,13 @@ impl Completions {
         }
     }
 
-    /// The prompt of a generation.
+    /// Returns the prompt of a generation.
     fn prompt(&self, generation: usize) -> Option<&TokenizedPrompt> {
         self.prompts.get(self.reply.prompt(generation))
     }
 
-    /// A choice with what is told of its prompt: text and log-probabilities as `echo` shows them,
-    /// and `prompt_logprobs`.
+    /// Returns a choice with the parts about its prompt: text and log-probabilities with `echo`, and
+    /// `prompt_logprobs`.
     fn with_prompt(
         &self,
         index: usize,
@@ -115,12 +118,12 @@ impl Completions {
     ) -> Choice {
         let tokenizer = &self.serving().tokenizer;
         let mut choice = Choice::new(index);
-        if let Some(top) = self.telling.prompt_logprobs {
+        if let Some(top) = self.options.prompt_logprobs {
             choice.prompt_logprobs = Some(PromptLogprobs::new(tokenizer, scores, top));
         }
-        if let (true, Some(prompt)) = (self.telling.echo, self.prompt(generation)) {
+        if let (true, Some(prompt)) = (self.options.echo, self.prompt(generation)) {
             choice.text.clone_from(&prompt.text);
-            choice.logprobs = self.telling.logprobs.map(|top| {
+            choice.logprobs = self.options.logprobs.map(|top| {
                 let mut logprobs = Logprobs::default();
                 let offsets = prompt.offsets(tokenizer);
                 logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, scores, top);
@@ -130,7 +133,7 @@ impl Completions {
         choice
     }
 
-    /// Characters of a generation's prompt.
+    /// Returns the number of characters of a generation's prompt.
     fn prompt_chars(&self, generation: usize) -> usize {
         self.prompt(generation).map_or(0, TokenizedPrompt::chars)
     }
@@ -139,40 +142,34 @@ impl Completions {
         &self,
         index: usize,
         generation: usize,
-        whole: &Whole,
+        completed: &CompletedGeneration,
         scores: &[Option<PromptToken>],
     ) -> Choice {
         let mut choice = self.with_prompt(index, generation, scores);
-        choice.text.push_str(&whole.text);
-        if self.telling.logprobs.is_some() {
+        choice.text.push_str(&completed.text);
+        if self.options.logprobs.is_some() {
             let logprobs = choice.logprobs.get_or_insert_default();
             let base = self.prompt_chars(generation);
-            logprobs.push(&self.serving().tokenizer, &whole.tokens, base);
+            logprobs.push(&self.serving().tokenizer, &completed.tokens, base);
         }
-        choice.finish_reason = Some(finish_reason(whole.finish.reason));
+        choice.finish_reason = Some(finish_reason(completed.finish.reason));
         choice.seed = self.reply.seed(generation);
         choice
     }
-}
 
-impl Wording for Completions {
-    type Choice = Choice;
-
-    fn reply(&self) -> &Reply {
-        &self.reply
+    /// Returns the first choice of a generation in a stream, if the answer has parts about the prompt.
+    fn prefilled(&mut self, generation: usize, report: &PromptReport) -> Option<Choice> {
+        self.reply.prefilled(generation, report);
+        let has_prompt = self.options.echo || self.options.prompt_logprobs.is_some();
+        has_prompt.then(|| {
+            let scores = self.scores.of(self.reply.first(generation));
+            self.with_prompt(generation, generation, scores)
+        })
     }
 
-    fn scores_prompt(&self) -> bool {
-        self.telling.scores_prompt()
-    }
-
-    fn begun(&self, generation: usize, scores: &[Option<PromptToken>]) -> Option<Choice> {
-        let tells = self.telling.echo || self.telling.prompt_logprobs.is_some();
-        tells.then(|| self.with_prompt(generation, generation, scores))
-    }
-
+    /// Returns the choice with new text or tokens, if there are any.
     fn continued(&self, generation: usize, step: TextStep) -> Option<Choice> {
-        let wanted = self.telling.logprobs.filter(|_| !step.tokens.is_empty());
+        let wanted = self.options.logprobs.filter(|_| !step.tokens.is_empty());
         let logprobs = wanted.map(|_| {
             let mut logprobs = Logprobs::default();
             let base = self.prompt_chars(generation);
@@ -186,7 +183,9 @@ impl Wording for Completions {
         })
     }
 
-    fn ended(&self, generation: usize, finish: &Finished) -> Choice {
+    /// Returns the last choice of a generation in a stream.
+    fn finished(&mut self, generation: usize, finish: &Finished) -> Choice {
+        self.reply.finished(finish);
         Choice {
             finish_reason: Some(finish_reason(finish.reason)),
             seed: self.reply.seed(generation),
@@ -198,39 +197,81 @@ impl Wording for Completions {
         sse::json(&self.completion(choices, usage))
     }
 
-    fn whole(&self, wholes: Vec<Whole>) -> Response {
-        let Choices { n, best_of } = self.choices;
-        let usage = UsageField::Told(self.reply.usage(&wholes));
-        let mut wholes = wholes;
-        let scores: Vec<_> = wholes
-            .iter_mut()
-            .map(|whole| std::mem::take(&mut whole.prompt.logprobs))
-            .collect();
-        // Those of the first choice are those of all choices of its prompt.
-        let scores = |generation| {
-            let first = scores.get(self.reply.first(generation));
-            first.map(Vec::as_slice).unwrap_or_default()
+    /// Renders a step whose prompt is scored, where scores are asked for.
+    fn render(&mut self, generation: usize, step: GenerationStep) -> Vec<Event> {
+        let choices = match step {
+            GenerationStep::Prompt(report) => [self.prefilled(generation, &report), None],
+            GenerationStep::Text(mut step) => {
+                let finish = step.finish.take();
+                let continued = self.continued(generation, step);
+                [
+                    continued,
+                    finish.map(|finish| self.finished(generation, &finish)),
+                ]
+            }
         };
-        let mut candidates: Vec<(usize, Whole)> = wholes.into_iter().enumerate().collect();
+        let usage = self.reply.choice_usage();
+        let choices = choices.into_iter().flatten();
+        let events = choices.map(|choice| self.event(vec![choice], usage));
+        let last = self.reply.final_usage();
+        let last = last.map(|usage| self.event(Vec::new(), usage));
+        events.chain(last).chain(self.reply.done_event()).collect()
+    }
+}
+
+impl Renderer for CompletionRenderer {
+    fn streams(&self) -> bool {
+        self.reply.streams
+    }
+
+    fn step(&mut self, generation: usize, step: GenerationStep) -> Vec<Event> {
+        if !self.options.scores_prompt() {
+            return self.render(generation, step);
+        }
+        let reply = &self.reply;
+        let first = |generation| reply.first(generation);
+        let ready = self.scores.ready(first, generation, step).into_iter();
+        ready
+            .flat_map(|(generation, step)| self.render(generation, step))
+            .collect()
+    }
+
+    fn error(&self, error: &ApiError) -> Event {
+        sse::json(&error.openai())
+    }
+
+    fn is_done(&self) -> bool {
+        self.reply.is_done()
+    }
+
+    fn whole(self, generations: Vec<CompletedGeneration>) -> Result<Response, ApiError> {
+        let Choices { n, best_of } = self.choices;
+        let usage = UsageField::Present(self.reply.total_usage(&generations));
+        // The first choice of a prompt scores it for all.
+        let scores = |generation| {
+            let first = generations.get(self.reply.first(generation));
+            let scores = first.map(|first| first.prompt.logprobs.as_slice());
+            scores.unwrap_or_default()
+        };
+        let mut candidates: Vec<(usize, &CompletedGeneration)> =
+            generations.iter().enumerate().collect();
         if best_of > n {
-            candidates.sort_by(|(a, whole_a), (b, whole_b)| {
-                let by_score = whole_b
-                    .finish
-                    .mean_logprob
-                    .total_cmp(&whole_a.finish.mean_logprob);
+            candidates.sort_by(|(a, completed_a), (b, completed_b)| {
+                let mean = |completed: &CompletedGeneration| completed.finish.mean_logprob;
+                let by_score = mean(completed_b).total_cmp(&mean(completed_a));
                 let (a, b) = (self.reply.prompt(*a), self.reply.prompt(*b));
                 a.cmp(&b).then(by_score)
             });
         }
         let choices = candidates
-            .iter()
+            .into_iter()
             .enumerate()
             .filter(|(rank, _)| rank % best_of < n)
             .enumerate()
-            .map(|(index, (_, (generation, whole)))| {
-                self.choice(index, *generation, whole, scores(*generation))
+            .map(|(index, (_, (generation, completed)))| {
+                self.choice(index, generation, completed, scores(generation))
             })
             .collect();
-        Json(self.completion(choices, usage)).into_response()
+        Ok(Json(self.completion(choices, usage)).into_response())
     }
 }

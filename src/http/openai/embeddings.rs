@@ -12,8 +12,7 @@ use axum::extract::State;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::SetOnce;
 use utoipa::ToSchema;
@@ -31,6 +30,7 @@ use crate::http::openapi::OpenAiErrors;
 use crate::http::prompt_log;
 use crate::http::timeline::{Ending, Submitted, Timeline};
 use crate::http::waiting::{before, begun_in_time};
+use crate::http::wire::optional_word;
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
 use crate::serving::Serving;
 
@@ -48,6 +48,7 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// None may be empty, and each must fit the model's context by itself.
     input: Prompt,
     /// How the vectors are written. Default: `float`.
+    #[serde(default, deserialize_with = "optional_word")]
     encoding_format: Option<EncodingFormat>,
     /// The length of the vectors: only the model's own width (`n_embd` at `/info`), since GPT-2's
     /// hidden states can't be shortened.
@@ -55,8 +56,8 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// Accepted, not used.
     #[expect(dead_code, reason = "read to check its type")]
     user: Option<String>,
-    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
-    /// its place included. After that the request ends with 408 `timeout`. Default: no limit.
+    /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
+    /// included. After that the request ends with 408 `timeout`. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
     /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
@@ -67,7 +68,7 @@ pub(in crate::http) struct EmbeddingsRequest {
 }
 
 /// How vectors are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum EncodingFormat {
     /// A list of numbers.
@@ -75,17 +76,6 @@ enum EncodingFormat {
     Float,
     /// 32-bit floats in little-endian order, in Base64.
     Base64,
-}
-
-impl<'de> Deserialize<'de> for EncodingFormat {
-    /// By way of a string, as [`OverflowField`](crate::http::wire::OverflowField).
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "float" => Ok(Self::Float),
-            "base64" => Ok(Self::Base64),
-            other => Err(D::Error::unknown_variant(other, &["float", "base64"])),
-        }
-    }
 }
 
 /// The embeddings of all inputs.
@@ -116,7 +106,7 @@ struct EmbeddedInput {
     embedding: Encoded,
 }
 
-/// A vector, written as asked for.
+/// A vector in the requested encoding.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum Encoded {
@@ -321,7 +311,7 @@ impl EncodingFormat {
     }
 }
 
-/// The vector of length 1 in the same direction; 0 stays 0.
+/// Returns the vector of length 1 in the same direction; 0 stays 0.
 fn normalized(vector: &[f32]) -> Vec<f32> {
     let squares: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
     let length = if squares > 0.0 { squares.sqrt() } else { 1.0 };

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::engine::{PromptToken, TokenLogprob};
-use crate::http::ledger::ShownToken;
+use crate::http::generation::ShownToken;
 use crate::text::Tokenizer;
 
 /// What JSON cannot say of a probability of 0; OpenAI's own value for it.
@@ -135,12 +135,12 @@ impl PromptLogprobs {
     }
 }
 
-/// A log-probability as JSON can say it.
+/// Returns a log-probability as JSON can say it.
 pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LEAST }
 }
 
-/// A token as text, or as `bytes:\x..` if it is not whole UTF-8.
+/// Returns a token as text, or as `bytes:\x..` if it is not whole UTF-8.
 pub(in crate::http) fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     use std::fmt::Write;
     let bytes = tokenizer.token_bytes(id).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`shared`] | the fields that both kinds of completions have |
+//! | [`with_shared`] | a body with these and the endpoint's own |
 //! | [`reply`] | how both are answered, at once or as a stream |
 //! | [`chat`] | chat completions |
 //! | [`request`] | the body of a completion request, and how it becomes requests to the engine |
@@ -27,3 +28,4 @@ mod prompt;
 pub(super) mod reply;
 pub(super) mod request;
 pub(super) mod shared;
+mod with_shared;

@@ -9,10 +9,9 @@ use utoipa::ToSchema;
 
 use crate::http::admission::{Admission, TOKENIZE_INLINE};
 use crate::http::error::ApiError;
-use crate::http::offsets::Offsets;
 use crate::request::InvalidRequest;
 use crate::serving::Serving;
-use crate::text::{TextError, Tokenizer};
+use crate::text::{TextError, Tokenizer, Utf8Decoder};
 
 /// A string, a list of strings, a list of token ids, or a list of lists of token ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -68,7 +67,16 @@ pub(super) async fn token_ids(
 }
 
 impl Prompt {
-    /// The prompts one by one.
+    /// Returns the number of prompts.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::TokenLists(lists) => lists.len(),
+        }
+    }
+
+    /// Returns the prompts one by one.
     pub(super) fn split(self) -> Vec<OnePrompt> {
         match self {
             Self::Text(text) => vec![OnePrompt::Text(text)],
@@ -296,13 +304,13 @@ impl TokenizedPrompt {
 
     /// Characters of the text before each token.
     pub(super) fn offsets(&self, tokenizer: &Tokenizer) -> Vec<usize> {
-        let mut offsets = Offsets::default();
+        let mut text = Utf8Decoder::default();
         self.ids
             .iter()
             .map(|&id| {
-                let start = offsets.position().chars;
+                let start = text.position().chars;
                 if self.source != Source::StandIn {
-                    offsets.push(tokenizer.token_bytes(id).unwrap_or_default());
+                    text.push(tokenizer.token_bytes(id).unwrap_or_default());
                 }
                 start
             })

@@ -7,17 +7,18 @@ use utoipa::ToSchema;
 
 use super::beams::{BeamFields, EarlyStoppingField};
 use super::prompt::{Prompt, TokenizedPrompt};
-use super::shared::{Length, SharedFields, Streaming, Truncation, WithShared};
+use super::shared::{Length, SharedFields, Streaming, Truncation};
+use super::with_shared::WithShared;
 use crate::http::error::ApiError;
 use crate::http::fields::{at_least, integer, unsupported};
-use crate::http::generation::begin_turn;
+use crate::http::generation::{Submission, begin_turn};
 use crate::http::layers::Scope;
-use crate::http::wire::IfBusyField;
+use crate::http::wire::optional_word;
 use crate::request::{
     BeamParams, GenerateRequest, InvalidRequest, Limits, LogprobsWanted, RequestDraft,
 };
 use crate::serving::Serving;
-use crate::session::Turn;
+use crate::session::IfBusy;
 
 /// `max_tokens` where it is left out.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -38,12 +39,12 @@ pub(in crate::http) struct CompletionRequest {
     /// it). Prompt and `max_tokens` together must fit the context, see `overflow`.
     #[schema(minimum = 0, default = 16)]
     pub max_tokens: Option<i64>,
-    /// Generates so many choices per prompt and returns the `n` with the highest mean
+    /// Generates this number of choices per prompt and returns the `n` with the highest mean
     /// log-probability; with `use_beam_search` the number of beams. At least `n`; not with
     /// `stream`, unless equal to `n`.
     #[schema(minimum = 1, maximum = 20)]
     pub best_of: Option<i64>,
-    /// Report the log-probability of each token, and so many of the most likely in its place.
+    /// Report the log-probability of each token, and this number of the most likely tokens in its place.
     #[schema(minimum = 0, maximum = 20)]
     pub logprobs: Option<i64>,
     /// The prompt comes first in `text`, and in `logprobs`.
@@ -71,27 +72,26 @@ pub(in crate::http) struct CompletionRequest {
     /// prompt and one choice only. Default: the `X-Session-Id` header.
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
-    /// What happens if another request is on the session. Default: `wait`.
-    pub if_busy: Option<IfBusyField>,
-    /// Report of each prompt token how likely it was, its rank among all tokens, and so many of the
-    /// most likely in its place: the choice's `prompt_logprobs`.
+    /// Behavior if another request is using the session. Default: `wait`.
+    #[serde(default, deserialize_with = "optional_word")]
+    pub if_busy: Option<IfBusy>,
+    /// Report each prompt token's log-probability, its rank among all tokens, and this number of the
+    /// most likely tokens in its place: the choice's `prompt_logprobs`.
     #[schema(minimum = 0, maximum = 20)]
     pub prompt_logprobs: Option<i64>,
 }
 
 /// A checked completion request.
-pub(super) struct Plan {
+pub(super) struct PreparedCompletion {
     /// The requests to the engine: `best_of` for each prompt, in order, or one beam search.
-    pub requests: Vec<GenerateRequest>,
-    /// The session they go on with.
-    pub turn: Option<Turn>,
+    pub submission: Submission,
     /// The prompts, in order.
     pub prompts: Vec<TokenizedPrompt>,
     /// Choices returned and generated.
     pub choices: Choices,
-    /// What is told besides the text.
-    pub telling: Telling,
-    /// How to answer.
+    /// Parts of the answer besides the text.
+    pub options: ResponseOptions,
+    /// Form of the answer.
     pub streaming: Streaming,
 }
 
@@ -105,37 +105,37 @@ pub(super) struct Choices {
 }
 
 impl Choices {
-    /// Those that come out of the engine.
+    /// Returns the choices that the engine generates.
     fn generated(self, beams: Option<BeamParams>) -> Self {
         let best_of = beams.map_or(self.best_of, |beams| beams.returned);
         Self { best_of, ..self }
     }
 }
 
-/// What an answer tells besides the text.
+/// Parts of an answer besides the text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Telling {
+pub(super) struct ResponseOptions {
     /// The prompt is part of the text.
     pub echo: bool,
-    /// With log-probabilities, and so many of the most likely tokens.
+    /// Log-probabilities are reported, with this number of the most likely tokens in each place.
     pub logprobs: Option<usize>,
-    /// With those of the prompt, and so many of the most likely tokens.
+    /// Those of the prompt are reported, with this number of the most likely tokens in each place.
     pub prompt_logprobs: Option<usize>,
 }
 
-impl Telling {
-    /// Whether the answer tells of the text of the prompt: itself, or how long it is.
-    fn has_text(self) -> bool {
+impl ResponseOptions {
+    /// Returns whether the answer needs the prompt's text, or its length.
+    fn needs_prompt_text(self) -> bool {
         self.echo || self.logprobs.is_some()
     }
 
-    /// Whether the answer tells how likely the prompt's tokens are.
+    /// Returns whether the answer has log-probabilities of the prompt's tokens.
     pub(super) fn scores_prompt(self) -> bool {
-        self.wanted().prompt
+        self.logprobs_wanted().prompt
     }
 
-    /// What the engine must find out for it.
-    fn wanted(self) -> LogprobsWanted {
+    /// Returns the log-probabilities that the engine must report.
+    fn logprobs_wanted(self) -> LogprobsWanted {
         let echoed = self.logprobs.filter(|_| self.echo);
         LogprobsWanted {
             top: self.logprobs.unwrap_or(0),
@@ -147,38 +147,34 @@ impl Telling {
 }
 
 impl CompletionBody {
-    /// Checks everything, tokenizes the prompts, and makes the requests to the engine.
+    /// Checks all fields, tokenizes the prompts, and creates the requests to the engine.
     ///
     /// # Errors
-    /// The first field that is not as it should be.
-    pub(super) async fn plan(
+    /// The first field that is not valid.
+    pub(super) async fn prepare(
         self,
         serving: &Arc<Serving>,
         scope: &Scope,
-    ) -> Result<Plan, ApiError> {
-        let Self {
-            mut own,
-            mut shared,
-        } = self;
+    ) -> Result<PreparedCompletion, ApiError> {
+        let Self { own, shared } = self;
         shared.check_model(serving)?;
         let streaming = shared.streaming()?;
         let choices = own.choices(shared.n(serving)?, streaming.stream, serving)?;
         let beams = own.beams(choices, streaming.stream)?;
         let session = scope.session(own.session_id.as_deref())?;
-        // No prompt is an empty one.
-        let prompt = own.prompt.take().unwrap_or(Prompt::Text(String::new()));
-        let prompts = prompt.split();
         // That a search has no session is said by `Limits::admit`.
         let one_choice = session.is_some() && beams.is_none();
-        let total = check_total(prompts.len(), choices, serving, one_choice)?;
+        let total = check_total(own.prompts(), choices, serving, one_choice)?;
         let truncation = truncation(&shared, session.is_some())?;
-        let telling = own.telling(serving)?;
+        let options = own.response_options(serving)?;
+        own.refuse_unsupported()?;
         let mut draft = RequestDraft {
-            logprobs: telling.wanted(),
+            logprobs: options.logprobs_wanted(),
             beams,
-            grammar: shared.grammar(serving, scope).await?,
-            ..own.draft(shared, serving, scope)?
+            ..shared.into_draft(serving, scope, own.length()?).await?
         };
+        // A request without a prompt has an empty one.
+        let prompts = own.prompt.unwrap_or(Prompt::Text(String::new())).split();
         let choices = choices.generated(beams);
         let in_session = session.is_some();
         let admission = &scope.admission;
@@ -198,21 +194,26 @@ impl CompletionBody {
             })?;
             let count = beams.map_or(choices.best_of, |_| 1);
             // Before there are as many copies of it.
-            answer.add(&first, choices.best_of, telling);
-            answer.check(&serving.limits, telling, streaming)?;
+            answer.add(&first, choices.best_of, options);
+            answer.check(&serving.limits, options, streaming)?;
             let before = requests.len();
             requests.extend(first.choices(&scope.id, before, count));
         }
-        if telling.has_text() {
-            let told = if telling.echo { choices.n } else { 1 };
-            prompts = TokenizedPrompt::with_texts(prompts, told, admission, serving).await?;
+        if options.needs_prompt_text() {
+            let shown = if options.echo { choices.n } else { 1 };
+            prompts = TokenizedPrompt::with_texts(prompts, shown, admission, serving).await?;
         }
-        Ok(Plan {
+        let submission = Submission {
             requests,
+            per_prompt: choices.best_of,
             turn,
+            include_stop: false,
+        };
+        Ok(PreparedCompletion {
+            submission,
             prompts,
             choices,
-            telling,
+            options,
             streaming,
         })
     }
@@ -231,7 +232,7 @@ struct AnswerSize {
 
 impl AnswerSize {
     /// Adds the choices of one prompt.
-    fn add(&mut self, request: &GenerateRequest, choices: usize, telling: Telling) {
+    fn add(&mut self, request: &GenerateRequest, choices: usize, options: ResponseOptions) {
         let add = |sum: &mut usize, each: usize, top: usize| {
             let all = each.saturating_mul(choices).saturating_mul(top);
             *sum = sum.saturating_add(all);
@@ -239,11 +240,15 @@ impl AnswerSize {
         let (prompt, tokens) = (request.prompt.len(), request.stop.max_tokens);
         add(&mut self.prompt_tokens, prompt, 1);
         add(&mut self.tokens, tokens, 1);
-        if let Some(top) = telling.logprobs {
+        if let Some(top) = options.logprobs {
             add(&mut self.drawn, tokens, top + 1);
         }
-        if telling.scores_prompt() {
-            add(&mut self.scored, prompt, telling.wanted().prompt_top + 1);
+        if options.scores_prompt() {
+            add(
+                &mut self.scored,
+                prompt,
+                options.logprobs_wanted().prompt_top + 1,
+            );
         }
     }
 
@@ -253,11 +258,11 @@ impl AnswerSize {
     fn check(
         &self,
         limits: &Limits,
-        telling: Telling,
+        options: ResponseOptions,
         streaming: Streaming,
     ) -> Result<(), InvalidRequest> {
         limits.check_total("n", self.prompt_tokens, self.tokens)?;
-        let field = match telling.prompt_logprobs {
+        let field = match options.prompt_logprobs {
             Some(_) => "prompt_logprobs",
             None => "logprobs",
         };
@@ -280,14 +285,14 @@ impl CompletionRequest {
             return Err(ApiError::invalid(
                 "best_of",
                 format!(
-                    "`best_of` must equal `n` ({n}) with `stream: true`: which choice is best is known at the end, got {best_of}"
+                    "`best_of` must equal `n` ({n}) with `stream: true`: the best choice is only known at the end, got {best_of}"
                 ),
             ));
         }
         Ok(Choices { n, best_of })
     }
 
-    /// The beam search it asks for, if any.
+    /// Returns the requested beam search, if any.
     fn beams(&self, choices: Choices, stream: bool) -> Result<Option<BeamParams>, ApiError> {
         let fields = BeamFields {
             use_beam_search: self.use_beam_search.unwrap_or(false),
@@ -298,22 +303,21 @@ impl CompletionRequest {
         fields.checked(choices.best_of, choices.n)
     }
 
-    fn telling(&self, serving: &Serving) -> Result<Telling, ApiError> {
+    fn response_options(&self, serving: &Serving) -> Result<ResponseOptions, ApiError> {
         let most = serving.limits.max_top_logprobs;
-        Ok(Telling {
+        Ok(ResponseOptions {
             echo: self.echo.unwrap_or(false),
             logprobs: integer("logprobs", self.logprobs, 0..=most)?,
             prompt_logprobs: integer("prompt_logprobs", self.prompt_logprobs, 0..=most)?,
         })
     }
 
-    /// What the fields of sampling, length and stopping say.
-    fn draft(
-        &self,
-        shared: SharedFields,
-        serving: &Serving,
-        scope: &Scope,
-    ) -> Result<RequestDraft, ApiError> {
+    /// Returns the number of prompts.
+    fn prompts(&self) -> usize {
+        self.prompt.as_ref().map_or(1, Prompt::len)
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), ApiError> {
         if let Some(suffix) = self.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
             let shown: String = suffix.chars().take(40).collect();
             return Err(unsupported(
@@ -322,15 +326,15 @@ impl CompletionRequest {
                 "this model can only continue text, not fill in a gap",
             ));
         }
-        shared.draft(
-            serving,
-            scope,
-            Length {
-                field: "max_tokens",
-                given: at_least("max_tokens", self.max_tokens, 0)?,
-                default: DEFAULT_MAX_TOKENS,
-            },
-        )
+        Ok(())
+    }
+
+    fn length(&self) -> Result<Length, ApiError> {
+        Ok(Length {
+            field: "max_tokens",
+            given: at_least("max_tokens", self.max_tokens, 0)?,
+            default: DEFAULT_MAX_TOKENS,
+        })
     }
 }
 
@@ -339,13 +343,13 @@ fn truncation(shared: &SharedFields, in_session: bool) -> Result<Option<Truncati
     if in_session && truncation == Some(Truncation::ToFit) {
         return Err(ApiError::invalid(
             "truncate_prompt_tokens",
-            "`truncate_prompt_tokens` cannot be -1 with a session: what fits beside its history is not known yet",
+            "`truncate_prompt_tokens` cannot be -1 with a session: the room beside its history is not known yet",
         ));
     }
     Ok(truncation)
 }
 
-/// How many generations a request asks for.
+/// Returns how many generations a request asks for.
 fn check_total(
     prompts: usize,
     choices: Choices,

@@ -1,32 +1,24 @@
 //! The fields that completions and chat completions have in common, said and checked once.
 //!
-//! serde could flatten one struct into another, but then reads every field by way of a buffer: an
-//! error would not name the field any more. So a body is parsed twice, for its own fields and for
-//! these, each ignoring what it does not know.
+//! Nothing here may know what an endpoint generates from.
 
-use std::borrow::Cow;
+use std::collections::HashSet;
 
-use axum::extract::{FromRequest, Request};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use serde::de::{Error, MapAccess};
+use utoipa::ToSchema;
 
-use crate::http::admission::PARSE_INLINE;
-use crate::http::app::App;
-use crate::http::body::{self, object};
+use crate::http::body::Object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
-use crate::http::keys::Meter;
 use crate::http::layers::Scope;
 use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOutputs};
-use crate::http::wire::{LogitBias, OverflowField, StopStrings};
+use crate::http::wire::{LogitBias, StopStrings, Word};
 use crate::request::{Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
-use crate::text::Grammar;
 
-/// What both endpoints read. Every field may be left out or null.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+/// The fields that both endpoints read. Every field may be left out or null.
+#[derive(Debug, Default, ToSchema)]
 pub(in crate::http) struct SharedFields {
     /// The name of the served model; any other is 404 `model_not_found`. Default: the served one,
     /// for which `tgi` and `dummy` stand too.
@@ -44,7 +36,6 @@ pub(in crate::http) struct SharedFields {
     #[schema(default = false)]
     stream: Option<bool>,
     /// Only with `stream`.
-    #[serde(default, deserialize_with = "object")]
     stream_options: Option<StreamOptions>,
     /// Texts that end the generation, not contained in the answer: at most 16, of at most 1024
     /// bytes each; none may be empty.
@@ -53,7 +44,7 @@ pub(in crate::http) struct SharedFields {
     /// Subtracted once from the logits of tokens already generated.
     #[schema(minimum = -2, maximum = 2, default = 0)]
     presence_penalty: Option<f64>,
-    /// Subtracted from the logits of generated tokens as many times as they occurred.
+    /// Subtracted from the logits of generated tokens once per occurrence.
     #[schema(minimum = -2, maximum = 2, default = 0)]
     frequency_penalty: Option<f64>,
     /// Added to the logits of tokens, by id; -100 to 100 each.
@@ -62,7 +53,6 @@ pub(in crate::http) struct SharedFields {
     /// answer names.
     seed: Option<i64>,
     /// Accepted, not used.
-    #[expect(dead_code, reason = "read to check its type")]
     user: Option<String>,
     /// Sample only from the K most likely tokens; 0 or -1 is all.
     #[schema(minimum = -1, default = 0)]
@@ -86,8 +76,7 @@ pub(in crate::http) struct SharedFields {
     ignore_eos: Option<bool>,
     /// Tokens that end the generation, not contained in the answer.
     stop_token_ids: Option<Vec<u32>>,
-    /// What the text must be. This, the `guided_…` fields and `structured_outputs`: one of them.
-    #[serde(default, deserialize_with = "object")]
+    /// Format of the text. Only one of this, the `guided_…` fields and `structured_outputs` may be given.
     response_format: Option<ResponseFormat>,
     /// The text must be JSON that follows this JSON schema: an object, or one as a string. It has
     /// no whitespace between its parts, unless the schema's `x-guidance` says otherwise. A schema
@@ -104,17 +93,16 @@ pub(in crate::http) struct SharedFields {
     #[schema(example = "start: \"a\" start | \"b\"")]
     guided_grammar: Option<String>,
     /// The `guided_…` fields as newer clients of vLLM spell them.
-    #[serde(default, deserialize_with = "object")]
     structured_outputs: Option<StructuredOutputs>,
-    /// Keep only the last so many tokens of the prompt; -1: as many as fit the model's context
-    /// beside the tokens to generate (of which a default claims half the context at most).
+    /// Keep only this number of tokens from the end of the prompt; -1: as many as fit the model's context
+    /// beside the tokens to generate (a default counts as at most half the context).
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
-    /// What happens when the context reaches the model's window. Default: `error` if the number of
+    /// Behavior when the context reaches the model's window. Default: `error` if the number of
     /// tokens to generate is given, otherwise `stop`.
-    overflow: Option<OverflowField>,
-    /// Seconds until the whole answer must be there, counted from the request's arrival, the wait for
-    /// its place included. After that the request ends with 408 `timeout`, or with that error as the
+    overflow: Option<Overflow>,
+    /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
+    /// included. After that the request ends with 408 `timeout`, or with that error as the
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     timeout: Option<f64>,
@@ -128,7 +116,7 @@ pub(in crate::http) struct SharedFields {
 /// How to stream.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct StreamOptions {
-    /// An event with the usage comes before `[DONE]`.
+    /// Send an event with the usage before `[DONE]`.
     #[schema(default = false)]
     pub include_usage: Option<bool>,
 }
@@ -162,7 +150,49 @@ pub(super) struct Length {
     pub default: usize,
 }
 
+/// Reads the value of a field, if `$key` names one of those listed: `$field`, or `$field: Wrapper` for a
+/// value that is read by way of a wrapper.
+macro_rules! read_field {
+    ($self:ident, $key:ident, $map:ident, $seen:ident, $($field:ident $(: $wrapper:ident)?),* $(,)?) => {
+        match $key {
+            $(stringify!($field) => {
+                if !$seen.insert(stringify!($field)) {
+                    return Err(A::Error::duplicate_field(stringify!($field)));
+                }
+                $self.$field = read_field!(@value $map $($wrapper)?);
+                Ok(true)
+            })*
+            _ => Ok(false),
+        }
+    };
+    (@value $map:ident) => { $map.next_value()? };
+    (@value $map:ident $wrapper:ident) => {
+        $map.next_value::<Option<$wrapper<_>>>()?.map(|$wrapper(value)| value)
+    };
+}
+
 impl SharedFields {
+    /// Reads the value of the field `key` from `map`; returns false if it is not a shared field. `seen` has the
+    /// fields read before.
+    ///
+    /// # Errors
+    /// A value of the wrong type, or a field that was read before.
+    pub(super) fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        key: &str,
+        map: &mut A,
+        seen: &mut HashSet<&'static str>,
+    ) -> Result<bool, A::Error> {
+        read_field!(
+            self, key, map, seen,
+            model, temperature, top_p, n, stream, stream_options: Object, stop, presence_penalty,
+            frequency_penalty, logit_bias, seed, user, top_k, min_p, typical_p, repetition_penalty,
+            min_tokens, ignore_eos, stop_token_ids, response_format: Object, guided_json, guided_regex,
+            guided_choice, guided_grammar, structured_outputs: Object, truncate_prompt_tokens,
+            overflow: Word, timeout, priority,
+        )
+    }
+
     /// # Errors
     /// If it asks for a model that is not served.
     pub(super) fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
@@ -215,36 +245,26 @@ impl SharedFields {
         }
     }
 
-    /// What the text must follow, if anything.
+    /// Returns a draft with sampling, length, stopping and grammar.
     ///
     /// # Errors
-    /// If more than one field says so, or what one says cannot be followed.
-    pub(super) async fn grammar(
-        &mut self,
-        serving: &Serving,
-        scope: &Scope,
-    ) -> Result<Option<Grammar>, ApiError> {
-        let fields = GrammarFields {
-            response_format: self.response_format.take(),
-            guided_json: self.guided_json.take(),
-            guided_regex: self.guided_regex.take(),
-            guided_choice: self.guided_choice.take(),
-            guided_grammar: self.guided_grammar.take(),
-            structured_outputs: self.structured_outputs.take(),
-        };
-        structured::compile(fields.description()?, serving, scope.share).await
-    }
-
-    /// A draft with all that the fields of sampling, length and stopping say.
-    ///
-    /// # Errors
-    /// The first field that is out of range.
-    pub(super) fn draft(
+    /// The first field that is out of range, or a grammar that can't be followed.
+    pub(super) async fn into_draft(
         self,
         serving: &Serving,
         scope: &Scope,
         length: Length,
     ) -> Result<RequestDraft, ApiError> {
+        let grammar_fields = GrammarFields {
+            response_format: self.response_format,
+            guided_json: self.guided_json,
+            guided_regex: self.guided_regex,
+            guided_choice: self.guided_choice,
+            guided_grammar: self.guided_grammar,
+            structured_outputs: self.structured_outputs,
+        };
+        let grammar = grammar_fields.description()?;
+        let grammar = structured::compile(grammar, serving, scope.share).await?;
         let absent = if length.given.is_some() {
             Overflow::Error
         } else {
@@ -262,6 +282,7 @@ impl SharedFields {
         };
         Ok(RequestDraft {
             max_tokens_field: length.field,
+            grammar,
             min_tokens: at_least("min_tokens", self.min_tokens, 0)?.unwrap_or(0),
             sampling: SamplingOverrides {
                 do_sample: None,
@@ -286,7 +307,7 @@ impl SharedFields {
             stop_tokens: self.stop_token_ids.unwrap_or_default(),
             stop_strings: self.stop.unwrap_or_default().into_vec(),
             ignore_end_of_text: self.ignore_eos.unwrap_or(false),
-            overflow: self.overflow.map_or(absent, Overflow::from),
+            overflow: self.overflow.unwrap_or(absent),
             tenant: scope.tenant,
             share: scope.share,
             priority: scope.priority(self.priority)?,
@@ -301,7 +322,7 @@ impl SharedFields {
     }
 }
 
-/// A request may leave the model out, but not ask for another one.
+/// Returns a request may leave the model out, but not ask for another one.
 ///
 /// # Errors
 /// `model_not_found`.
@@ -315,59 +336,11 @@ pub(in crate::http) fn check_model(model: Option<&str>, serving: &Serving) -> Re
 }
 
 impl Truncation {
-    /// How many of a prompt's last tokens are kept.
+    /// Returns how many of a prompt's last tokens are kept.
     pub(super) fn keeps(self, serving: &Serving, draft: &RequestDraft) -> usize {
         match self {
             Self::Last(tokens) => tokens,
             Self::ToFit => serving.limits.prompt_room(draft),
         }
-    }
-}
-
-/// A body: an endpoint's own fields, and those it shares. Described as one object.
-pub(in crate::http) struct WithShared<T> {
-    /// The endpoint's own.
-    pub own: T,
-    /// Those of both.
-    pub shared: SharedFields,
-}
-
-impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for WithShared<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let admission = app.admission(Meter::of(request.extensions()).share());
-        let bytes = body::read(request, app).await?;
-        let length = bytes.len();
-        let parsing = move || {
-            Ok::<_, ApiError>(Self {
-                own: body::parse(&bytes)?,
-                shared: body::parse(&bytes)?,
-            })
-        };
-        admission.run(length, PARSE_INLINE, parsing).await?
-    }
-}
-
-impl<T: ToSchema> PartialSchema for WithShared<T> {
-    fn schema() -> RefOr<Schema> {
-        match (T::schema(), SharedFields::schema()) {
-            (RefOr::T(Schema::Object(mut own)), RefOr::T(Schema::Object(shared))) => {
-                own.properties.extend(shared.properties);
-                RefOr::T(Schema::Object(own))
-            }
-            (own, _) => own,
-        }
-    }
-}
-
-impl<T: ToSchema> ToSchema for WithShared<T> {
-    fn name() -> Cow<'static, str> {
-        T::name()
-    }
-
-    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        T::schemas(schemas);
-        SharedFields::schemas(schemas);
     }
 }

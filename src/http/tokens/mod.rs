@@ -49,7 +49,7 @@ pub(super) struct TokenizeBody {
     #[expect(dead_code, reason = "read to check its type")]
     #[schema(default = false)]
     add_special: Option<bool>,
-    /// Tell the text of each token too; only with `content`.
+    /// Report the text of each token too; only with `content`.
     #[schema(default = false)]
     with_pieces: Option<bool>,
     /// `<|endoftext|>` in the text is the special token; otherwise it is text like any other. In
@@ -61,13 +61,13 @@ pub(super) struct TokenizeBody {
     /// As `add_special`, in vLLM's words.
     #[expect(dead_code, reason = "read to check its type")]
     add_special_tokens: Option<bool>,
-    /// Tell each token as the vocabulary writes it; only with `prompt` and `messages`.
+    /// Report each token as the vocabulary writes it; only with `prompt` and `messages`.
     #[schema(default = false)]
     return_token_strs: Option<bool>,
     /// Begin an assistant's message; only with `messages`.
     #[schema(default = true)]
     add_generation_prompt: Option<bool>,
-    /// Go on with the last message instead of beginning another; only with `messages`.
+    /// Continue the last message instead of beginning another; only with `messages`.
     #[schema(default = false)]
     continue_final_message: Option<bool>,
     /// Not supported: an empty list is accepted.
@@ -131,7 +131,7 @@ pub(super) enum Piece {
 pub(super) struct PlacedToken {
     /// Token id.
     id: u32,
-    /// The characters it stands for; one that several tokens share is told of with each.
+    /// The characters it stands for; a character that several tokens share is reported with each.
     text: String,
     /// Characters of the text before it.
     start: usize,

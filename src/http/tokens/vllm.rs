@@ -34,7 +34,7 @@ pub(in crate::http) struct CountedTokens {
     max_model_len: usize,
     /// Token ids.
     tokens: Vec<u32>,
-    /// Each token as the vocabulary writes it; null unless asked for.
+    /// Each token as the vocabulary writes it; null unless requested.
     token_strs: Option<Vec<String>>,
 }
 

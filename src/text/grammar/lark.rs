@@ -16,14 +16,14 @@ use super::{GrammarError, schema};
 /// Where it makes no difference any more how long an expression is.
 const ENDLESS: usize = 1 << 24;
 
-/// A part of a grammar, and where it stands.
-struct Part<'a> {
+/// A lexical unit of a grammar and its byte range.
+struct Lexeme<'a> {
     kind: Kind<'a>,
     place: Range<usize>,
 }
 
-impl<'a> Part<'a> {
-    /// The name, if it is one of a terminal.
+impl<'a> Lexeme<'a> {
+    /// Returns the name if it is a terminal's.
     fn terminal(&self) -> Option<&'a str> {
         match self.kind {
             Kind::Name(name) if is_terminal(name) => Some(name),
@@ -32,7 +32,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Whether this is the name of a terminal rather than a rule.
+/// Returns whether this is the name of a terminal rather than a rule.
 fn is_terminal(name: &str) -> bool {
     name.trim_start_matches('_').starts_with(char::is_uppercase)
 }
@@ -55,20 +55,20 @@ enum Kind<'a> {
 /// Returns the bytes of a grammar's text, or of its longest terminal with those it names put in, if that
 /// is more.
 pub(super) fn expression_bytes(text: &str) -> usize {
-    let (longest, _) = terminals(&parts(text));
+    let (longest, _) = terminals(&lexemes(text));
     longest.max(text.len())
 }
 
 /// Returns the bytes of the longest terminal with those it names put in, and the greatest number of parts
 /// in one that may be left out.
-fn terminals(parts: &[Part]) -> (usize, usize) {
+fn terminals(parts: &[Lexeme]) -> (usize, usize) {
     let definitions = definitions(parts);
     let places: HashMap<&str, usize> = definitions.iter().map(|(name, _)| *name).zip(0..).collect();
     // Each once all that it names are known: those that name themselves never are.
     let mut waiting: Vec<usize> = Vec::with_capacity(definitions.len());
     let mut named_by: HashMap<usize, Vec<usize>> = HashMap::new();
     for (place, (_, body)) in definitions.iter().enumerate() {
-        let names = body.iter().filter_map(Part::terminal);
+        let names = body.iter().filter_map(Lexeme::terminal);
         let names: Vec<usize> = names.filter_map(|name| places.get(name).copied()).collect();
         waiting.push(names.len());
         for named in names {
@@ -128,7 +128,7 @@ impl Size {
 /// # Errors
 /// If one of them can't be followed, or it names a special token.
 pub(super) fn prepare(text: &str) -> Result<String, GrammarError> {
-    let parts = parts(text);
+    let parts = lexemes(text);
     let (_, optional) = terminals(&parts);
     let least = 0;
     Shape { optional, least }.check()?;
@@ -161,7 +161,7 @@ pub(super) fn prepare(text: &str) -> Result<String, GrammarError> {
 }
 
 /// Terminals and rules with what they stand for.
-fn definitions<'a, 'p>(parts: &'p [Part<'a>]) -> Vec<(&'a str, &'p [Part<'a>])> {
+fn definitions<'a, 'p>(parts: &'p [Lexeme<'a>]) -> Vec<(&'a str, &'p [Lexeme<'a>])> {
     // A name at the beginning of a line with a colon after it in that line begins one.
     let mut heads = Vec::new();
     let mut at_line = true;
@@ -183,7 +183,7 @@ fn definitions<'a, 'p>(parts: &'p [Part<'a>]) -> Vec<(&'a str, &'p [Part<'a>])> 
 }
 
 /// How much a definition stands for, with what is known of those it names.
-fn size(body: &[Part], known: &HashMap<&str, Size>) -> Size {
+fn size(body: &[Lexeme], known: &HashMap<&str, Size>) -> Size {
     // The sums of the groups that are open, and the last part, which what follows may repeat.
     let mut open: Vec<Size> = Vec::new();
     let (mut sum, mut last) = (Size::default(), Size::default());
@@ -234,7 +234,7 @@ fn size(body: &[Part], known: &HashMap<&str, Size>) -> Size {
 }
 
 /// How often the numbers at the beginning repeat what stands before them, at most.
-fn repeated(rest: &[Part]) -> usize {
+fn repeated(rest: &[Lexeme]) -> usize {
     let numbers = rest.iter().take(5).map(|part| part.kind);
     let numbers =
         numbers.take_while(|kind| matches!(kind, Kind::Number(_) | Kind::Symbol('.' | ',')));
@@ -245,8 +245,8 @@ fn repeated(rest: &[Part]) -> usize {
     numbers.max().unwrap_or(1).max(1)
 }
 
-/// The parts of a grammar, without blanks and comments.
-fn parts(text: &str) -> Vec<Part<'_>> {
+/// Returns the parts of a grammar, without blanks and comments.
+fn lexemes(text: &str) -> Vec<Lexeme<'_>> {
     let mut parts = Vec::new();
     let mut at = 0;
     while let Some(first) = text.get(at..).and_then(|rest| rest.chars().next()) {
@@ -254,7 +254,7 @@ fn parts(text: &str) -> Vec<Part<'_>> {
         let (length, kind) = part(first, rest);
         let end = at + length.clamp(first.len_utf8(), rest.len());
         if let Some(kind) = kind {
-            parts.push(Part {
+            parts.push(Lexeme {
                 kind,
                 place: at..end,
             });
@@ -271,7 +271,7 @@ fn parts(text: &str) -> Vec<Part<'_>> {
     parts
 }
 
-/// The part at the beginning of `rest`, which begins with `first`: its bytes, and what it is.
+/// Returns the part at the beginning of `rest`, which begins with `first`: its bytes, and what it is.
 fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     let run = |is: fn(char) -> bool| rest.find(|c| !is(c)).unwrap_or(rest.len());
     let line = || rest.find('\n').unwrap_or(rest.len());
@@ -304,8 +304,8 @@ fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     }
 }
 
-/// The schema that follows a `%` which ends at `at`, if that is one of `%json`.
-fn schema_after(text: &str, at: usize) -> Option<Part<'_>> {
+/// Returns the schema that follows a `%` which ends at `at`, if that is one of `%json`.
+fn schema_after(text: &str, at: usize) -> Option<Lexeme<'_>> {
     let json = text.get(at..)?.strip_prefix("json")?;
     let blank = json.len() - json.trim_start().len();
     let start = at + "json".len() + blank;
@@ -313,7 +313,7 @@ fn schema_after(text: &str, at: usize) -> Option<Part<'_>> {
     let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
     values.next()?.ok()?;
     let end = start + values.byte_offset();
-    Some(Part {
+    Some(Lexeme {
         kind: Kind::Schema(text.get(start..end)?),
         place: start..end,
     })

@@ -301,7 +301,7 @@ fn keyword(said: &str) -> Option<String> {
     })
 }
 
-/// The text between two others, the first of which begins it.
+/// Returns the text between two others, the first of which begins it.
 fn within<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(begin)?;
     if end.is_empty() {

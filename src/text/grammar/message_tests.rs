@@ -46,7 +46,7 @@ fn reasons_are_told_without_the_librarys_own_state() {
     assert!(long.ends_with('…') && long.chars().count() == MAX_REASON);
 }
 
-/// A schema for a property that must be there.
+/// Returns a schema for a property that must be there.
 fn within(of: &Value) -> Value {
     json!({"type": "object", "properties": {"a": of}, "required": ["a"]})
 }

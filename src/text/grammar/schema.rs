@@ -202,7 +202,7 @@ impl Whole {
     }
 }
 
-/// A number as digits and how many of them stand behind the point; `None` if it has too many.
+/// Returns a number as digits and how many of them stand behind the point; `None` if it has too many.
 fn decimal(number: &Number) -> Option<(u64, u32)> {
     let text = number.to_string();
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((&text, "0"));
@@ -218,7 +218,7 @@ fn decimal(number: &Number) -> Option<(u64, u32)> {
     Some((coefficient, u32::try_from(behind).ok()?))
 }
 
-/// Whether the library finds the same digits in a number. It multiplies the float by ten until nothing
+/// Returns whether the library finds the same digits in a number. It multiplies the float by ten until nothing
 /// stands behind the point, and so makes other numbers of some, such as 0.07.
 fn is_followed(multiple: &Number, (coefficient, behind): (u64, u32)) -> bool {
     let Some(mut value) = multiple.as_f64() else {
@@ -237,7 +237,7 @@ fn significant(number: u64) -> usize {
     number.to_string().trim_end_matches('0').len()
 }
 
-/// Whether only integers are numbers of this type.
+/// Returns whether only integers are numbers of this type.
 fn is_integer(of_type: Option<&Value>) -> bool {
     let is = |value: &Value, name: &str| value.as_str() == Some(name);
     match of_type {
@@ -284,7 +284,7 @@ impl Bound {
         })
     }
 
-    /// The bounds of a schema on one side.
+    /// Returns the bounds of a schema on one side.
     fn of(keywords: &Map<String, Value>, names: [&'static str; 2]) -> Vec<Self> {
         let [inclusive, exclusive] = names;
         // In older drafts it says how the other one is meant.
@@ -298,19 +298,19 @@ impl Bound {
         first.into_iter().chain(second).collect()
     }
 
-    /// The least integer it allows, as a lower bound.
+    /// Returns the least integer it allows, as a lower bound.
     fn least(&self) -> i128 {
         let above = self.fraction || self.exclusive;
         self.floor.saturating_add(i128::from(above))
     }
 
-    /// The greatest integer it allows, as an upper bound.
+    /// Returns the greatest integer it allows, as an upper bound.
     fn greatest(&self) -> i128 {
         let below = !self.fraction && self.exclusive;
         self.floor.saturating_sub(i128::from(below))
     }
 
-    /// Whether a float holds it and the integers beside it.
+    /// Returns whether a float holds it and the integers beside it.
     fn is_held(&self) -> bool {
         self.floor.unsigned_abs() < EXACT.unsigned_abs() - 1
     }
@@ -413,7 +413,7 @@ fn set(keywords: &mut Map<String, Value>, names: [&'static str; 2], bound: Optio
     keywords.insert(inclusive.to_owned(), Value::from(bound));
 }
 
-/// The next integer that a float holds, upwards; the greatest of 64 bits stands for itself.
+/// Returns the next integer that a float holds, upwards; the greatest of 64 bits stands for itself.
 fn held_above(integer: i128) -> i128 {
     let float = integer as f64;
     let float = if (float as i128) < integer {
@@ -424,7 +424,7 @@ fn held_above(integer: i128) -> i128 {
     (float as i128).min(INTEGERS.1)
 }
 
-/// The next integer that a float holds, downwards; the greatest of 64 bits stands for itself.
+/// Returns the next integer that a float holds, downwards; the greatest of 64 bits stands for itself.
 fn held_below(integer: i128) -> i128 {
     if integer == INTEGERS.1 {
         return integer;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::engine::TokenLogprob;
-use crate::http::ledger::ShownToken;
+use crate::http::generation::ShownToken;
 use crate::http::openai::answer::{Usage, UsageField};
 use crate::http::openai::logprobs::{finite, token_text};
 use crate::text::Tokenizer;
@@ -39,9 +39,9 @@ pub(in crate::http) struct ChatCompletion<'a> {
 pub(in crate::http) struct ChatChoice {
     /// Which one.
     pub index: usize,
-    /// What the model says.
+    /// The generated message.
     pub message: AnswerMessage,
-    /// Present if asked for.
+    /// Present if requested.
     pub logprobs: Option<ChatLogprobs>,
     /// `stop`: the text ended by itself or with a stop string; `length`: at
     /// `max_completion_tokens` or at the model's window.
@@ -52,7 +52,7 @@ pub(in crate::http) struct ChatChoice {
     pub seed: Option<i64>,
 }
 
-/// What the model says.
+/// The generated message.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct AnswerMessage {
     /// Always `assistant`.
@@ -90,16 +90,16 @@ pub(in crate::http) struct ChatCompletionChunk<'a> {
     pub usage: UsageField,
 }
 
-/// What is new of one answer.
+/// The new part of one choice.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct ChunkChoice {
     /// Which one.
     pub index: usize,
-    /// What is new of its message.
+    /// The new part of its message.
     pub delta: Delta,
-    /// Present if asked for.
+    /// Present if requested.
     pub logprobs: Option<ChatLogprobs>,
-    /// As of a whole choice; null while it goes on.
+    /// As in a whole choice; null while generation continues.
     #[schema(example = "stop")]
     pub finish_reason: Option<&'static str>,
     /// The seed this choice was drawn with; with `finish_reason`.
@@ -107,7 +107,7 @@ pub(in crate::http) struct ChunkChoice {
     pub seed: Option<i64>,
 }
 
-/// What is new of a message: first its role, then its text piece by piece, at last nothing.
+/// The new part of a message: first its role, then its text piece by piece, finally an empty object.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct Delta {
     /// Always `assistant`.
@@ -137,7 +137,7 @@ struct ChatToken {
     logprob: f32,
     /// Its bytes: those of several tokens together may be a character.
     bytes: Vec<u8>,
-    /// The most likely tokens in its place, most likely first, as many as asked for.
+    /// The `top_logprobs` most likely tokens in its place, most likely first.
     top_logprobs: Vec<LikelyToken>,
 }
 
@@ -185,7 +185,7 @@ impl ChatLogprobs {
         }
     }
 
-    /// Whether there is nothing to tell.
+    /// Returns whether it has no tokens.
     pub(super) fn is_empty(&self) -> bool {
         self.content.is_empty()
     }

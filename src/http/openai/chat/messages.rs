@@ -8,80 +8,25 @@ use utoipa::ToSchema;
 
 use crate::http::body::Object;
 use crate::http::error::ApiError;
+use crate::http::wire::word;
 use crate::text::template::{Message, Role};
-
-/// The roles there are.
-const ROLES: [&str; 6] = [
-    "system",
-    "developer",
-    "user",
-    "assistant",
-    "tool",
-    "function",
-];
-
-/// Who says something: `system` or `developer` (the same, for most templates), `user` or
-/// `assistant`. `tool` and `function` are left to the model's chat template.
-#[derive(Debug, Clone, Copy, ToSchema)]
-#[schema(rename_all = "lowercase")]
-pub(in crate::http) enum RoleField {
-    /// Sets the scene.
-    System,
-    /// Sets the scene.
-    Developer,
-    /// Asks.
-    User,
-    /// Answers.
-    Assistant,
-    /// Tells what a tool found.
-    Tool,
-    /// Tells what a function found.
-    Function,
-}
-
-impl<'de> Deserialize<'de> for RoleField {
-    /// By way of a string: of a number in place of an enum, `serde_json` says it is broken JSON.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match String::deserialize(deserializer)?.as_str() {
-            "system" => Self::System,
-            "developer" => Self::Developer,
-            "user" => Self::User,
-            "assistant" => Self::Assistant,
-            "tool" => Self::Tool,
-            "function" => Self::Function,
-            other => return Err(D::Error::unknown_variant(other, &ROLES)),
-        })
-    }
-}
-
-impl From<RoleField> for Role {
-    fn from(field: RoleField) -> Self {
-        match field {
-            RoleField::System => Self::System,
-            RoleField::Developer => Self::Developer,
-            RoleField::User => Self::User,
-            RoleField::Assistant => Self::Assistant,
-            RoleField::Tool => Self::Tool,
-            RoleField::Function => Self::Function,
-        }
-    }
-}
 
 /// One message.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ChatMessage)]
 pub(in crate::http) struct MessageField {
-    /// Who says it.
-    role: RoleField,
-    /// What is said. Special tokens written in it are plain text. Only an assistant's message with
+    /// Author of the message.
+    #[serde(deserialize_with = "word")]
+    role: Role,
+    /// Content of the message. Special tokens written in it are plain text. Only an assistant's message with
     /// `tool_calls` can do without.
     content: Option<Content>,
-    /// Who of those with this role. In the plain form it stands in place of `User`.
+    /// Name of the author, to tell several with one role apart. In the plain form it replaces `User`.
     name: Option<String>,
-    /// What an assistant asked tools for; passed on to the model's chat template.
+    /// Tool calls of an assistant; passed on to the model's chat template.
     #[schema(value_type = Option<Vec<Object>>)]
     tool_calls: Option<Vec<serde_json::Value>>,
-    /// Which of these a tool answers; passed on to the model's chat template.
+    /// Tool call that the message answers; passed on to the model's chat template.
     tool_call_id: Option<String>,
 }
 
@@ -93,13 +38,13 @@ pub(in crate::http) enum Content {
     /// A text.
     Text(String),
     /// Parts of one.
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// A part of a message.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = ChatContentPart)]
-pub(in crate::http) struct Part {
+pub(in crate::http) struct ContentPart {
     /// Always `text`: the model reads nothing else.
     #[schema(example = "text")]
     r#type: String,
@@ -134,7 +79,7 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 impl Content {
-    /// The whole text; `field` is its path in the body.
+    /// Returns the whole text; `field` is its path in the body.
     fn into_text(self, field: &str) -> Result<String, ApiError> {
         let parts = match self {
             Self::Text(text) => return Ok(text),
@@ -154,7 +99,7 @@ impl Content {
     }
 }
 
-impl Part {
+impl ContentPart {
     fn into_text(self, field: &str) -> Result<String, ApiError> {
         if self.r#type != "text" {
             let field = format!("{field}.type");
@@ -171,12 +116,12 @@ impl Part {
 }
 
 impl MessageField {
-    /// The message, which is the `place`-th of its conversation.
+    /// Returns the message, which is the `place`-th of its conversation.
     pub(super) fn into_message(self, place: usize) -> Result<Message, ApiError> {
         let field = format!("messages[{place}].content");
         let content = match self.content {
             Some(content) => content.into_text(&field)?,
-            None if matches!(self.role, RoleField::Assistant) && self.tool_calls.is_some() => {
+            None if matches!(self.role, Role::Assistant) && self.tool_calls.is_some() => {
                 String::new()
             }
             None => {
@@ -189,7 +134,7 @@ impl MessageField {
             }
         };
         Ok(Message {
-            role: self.role.into(),
+            role: self.role,
             content,
             name: self.name,
             tool_calls: self.tool_calls.map(serde_json::Value::Array),

@@ -25,16 +25,17 @@ use self::answer::{
     AnswerMessage, ChatChoice, ChatCompletion, ChatCompletionChunk, ChatLogprobs, ChunkChoice,
     Delta,
 };
-use self::request::ChatBody;
+use self::request::{ChatBody, PreparedChat};
 use super::answer::{Usage, UsageField, finish_reason};
-use super::reply::{self, Reply, Wording};
-use crate::engine::PromptToken;
+use super::reply::Reply;
 use crate::http::app::App;
+use crate::http::body::JsonBody;
 use crate::http::error::ApiError;
-use crate::http::generation::{Finished, TextStep, Whole};
+use crate::http::generation::ShownToken;
+use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
 use crate::http::layers::Scope;
-use crate::http::ledger::ShownToken;
 use crate::http::openapi::OpenAiErrors;
+use crate::http::renderer::{Renderer, respond};
 use crate::http::sse;
 use crate::http::stream_schema::ChatCompletionEvent;
 
@@ -75,47 +76,44 @@ const ASSISTANT: &str = "assistant";
 pub(in crate::http) async fn completions(
     State(app): State<App>,
     scope: Scope,
-    body: ChatBody,
+    JsonBody(body): JsonBody<ChatBody>,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = app.begin(scope.share)?;
-    let plan = body.plan(&serving, &scope).await?;
-    let per_prompt = plan.requests.len();
-    let wording = Chat {
-        reply: Reply::new(
-            "chatcmpl",
-            Arc::clone(&serving),
-            plan.streaming,
-            per_prompt,
-            &plan.requests,
-        ),
-        with_logprobs: plan.logprobs.is_some(),
+    let PreparedChat {
+        submission,
+        with_logprobs,
+        streaming,
+    } = body.prepare(&serving, &scope).await?;
+    let renderer = ChatRenderer {
+        reply: Reply::new("chatcmpl", Arc::clone(&serving), streaming, &submission),
+        with_logprobs,
     };
-    reply::respond(&app, in_flight, wording, plan.requests, None, &scope).await
+    respond(&app, in_flight, &serving, submission, &scope, renderer).await
 }
 
-/// Chat completions in OpenAI's words.
-struct Chat {
+/// Renders chat completions.
+struct ChatRenderer {
     reply: Reply,
     with_logprobs: bool,
 }
 
-impl Chat {
+impl ChatRenderer {
     fn logprobs(&self, tokens: &[ShownToken]) -> Option<ChatLogprobs> {
         let tokenizer = &self.reply.serving.tokenizer;
         self.with_logprobs
             .then(|| ChatLogprobs::new(tokenizer, tokens))
     }
 
-    fn choice(&self, index: usize, whole: Whole) -> ChatChoice {
+    fn choice(&self, index: usize, completed: CompletedGeneration) -> ChatChoice {
         ChatChoice {
             index,
-            logprobs: self.logprobs(&whole.tokens),
+            logprobs: self.logprobs(&completed.tokens),
             message: AnswerMessage {
                 role: ASSISTANT,
-                content: whole.text,
+                content: completed.text,
                 refusal: None,
             },
-            finish_reason: finish_reason(whole.finish.reason),
+            finish_reason: finish_reason(completed.finish.reason),
             seed: self.reply.seed(index),
         }
     }
@@ -145,30 +143,8 @@ impl Chat {
             usage,
         }
     }
-}
 
-impl Wording for Chat {
-    type Choice = ChunkChoice;
-
-    fn reply(&self) -> &Reply {
-        &self.reply
-    }
-
-    fn scores_prompt(&self) -> bool {
-        false
-    }
-
-    fn begun(&self, generation: usize, _: &[Option<PromptToken>]) -> Option<ChunkChoice> {
-        Some(ChunkChoice {
-            index: generation,
-            delta: Delta {
-                role: Some(ASSISTANT),
-                content: Some(String::new()),
-            },
-            ..ChunkChoice::default()
-        })
-    }
-
+    /// Returns the choice with new text or tokens, if there are any.
     fn continued(&self, generation: usize, step: TextStep) -> Option<ChunkChoice> {
         let logprobs = self.logprobs(&step.tokens);
         let logprobs = logprobs.filter(|logprobs| !logprobs.is_empty());
@@ -183,7 +159,9 @@ impl Wording for Chat {
         })
     }
 
-    fn ended(&self, generation: usize, finish: &Finished) -> ChunkChoice {
+    /// Returns the last choice of a generation in a stream.
+    fn finished(&mut self, generation: usize, finish: &Finished) -> ChunkChoice {
+        self.reply.finished(finish);
         ChunkChoice {
             index: generation,
             finish_reason: Some(finish_reason(finish.reason)),
@@ -195,11 +173,60 @@ impl Wording for Chat {
     fn event(&self, choices: Vec<ChunkChoice>, usage: UsageField) -> Event {
         sse::json(&self.chunk(choices, usage))
     }
+}
 
-    fn whole(&self, wholes: Vec<Whole>) -> Response {
-        let usage = self.reply.usage(&wholes);
-        let wholes = wholes.into_iter().enumerate();
-        let choices = wholes.map(|(index, whole)| self.choice(index, whole));
-        Json(self.completion(choices.collect(), usage)).into_response()
+impl Renderer for ChatRenderer {
+    fn streams(&self) -> bool {
+        self.reply.streams
+    }
+
+    fn step(&mut self, generation: usize, step: GenerationStep) -> Vec<Event> {
+        let choices = match step {
+            GenerationStep::Prompt(report) => {
+                self.reply.prefilled(generation, &report);
+                [Some(first_choice(generation)), None]
+            }
+            GenerationStep::Text(mut step) => {
+                let finish = step.finish.take();
+                let continued = self.continued(generation, step);
+                [
+                    continued,
+                    finish.map(|finish| self.finished(generation, &finish)),
+                ]
+            }
+        };
+        let usage = self.reply.choice_usage();
+        let choices = choices.into_iter().flatten();
+        let events = choices.map(|choice| self.event(vec![choice], usage));
+        let last = self.reply.final_usage();
+        let last = last.map(|usage| self.event(Vec::new(), usage));
+        events.chain(last).chain(self.reply.done_event()).collect()
+    }
+
+    fn error(&self, error: &ApiError) -> Event {
+        sse::json(&error.openai())
+    }
+
+    fn is_done(&self) -> bool {
+        self.reply.is_done()
+    }
+
+    fn whole(self, generations: Vec<CompletedGeneration>) -> Result<Response, ApiError> {
+        let usage = self.reply.total_usage(&generations);
+        let completed = generations.into_iter().enumerate();
+        let choices = completed.map(|(index, completed)| self.choice(index, completed));
+        Ok(Json(self.completion(choices.collect(), usage)).into_response())
+    }
+}
+
+/// Returns the first choice of a generation in a stream, which has the role.
+fn first_choice(generation: usize) -> ChunkChoice {
+    ChunkChoice {
+        index: generation,
+        delta: Delta {
+            role: Some(ASSISTANT),
+            content: Some(String::new()),
+        },
+        ..ChunkChoice::default()
     }
 }

@@ -8,15 +8,17 @@ use super::messages::MessageField;
 use crate::http::body::objects;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
+use crate::http::generation::Submission;
 use crate::http::layers::Scope;
-use crate::http::openai::shared::{Length, Streaming, WithShared};
-use crate::request::{GenerateRequest, LogprobsWanted, RequestDraft};
+use crate::http::openai::shared::{Length, Streaming};
+use crate::http::openai::with_shared::WithShared;
+use crate::request::{LogprobsWanted, RequestDraft};
 use crate::serving::Serving;
 
 /// The body of a chat completion request.
 pub(in crate::http) type ChatBody = WithShared<ChatRequest>;
 
-/// A conversation, and how to go on with it. Every field but `messages` may be left out or null;
+/// A conversation, and how to continue it. Every field but `messages` may be left out or null;
 /// unknown fields are ignored. Sampling fields left out take the model's defaults
 /// (`generation_config.json`), then those here.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -36,13 +38,13 @@ pub(in crate::http) struct ChatRequest {
     /// Report the log-probability of each token.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// With `logprobs`: report so many of the most likely tokens in each place.
+    /// With `logprobs`: report this number of the most likely tokens in each place.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<i64>,
-    /// Begin an assistant's message, which is what the model then writes.
+    /// Begin an assistant's message, which the model then writes.
     #[schema(default = true)]
     add_generation_prompt: Option<bool>,
-    /// Go on with the last message instead of beginning another; not with
+    /// Continue the last message instead of beginning another; not with
     /// `add_generation_prompt: true`.
     #[schema(default = false)]
     continue_final_message: Option<bool>,
@@ -55,33 +57,32 @@ pub(in crate::http) struct ChatRequest {
     /// Not supported: an empty list is accepted.
     #[schema(value_type = Option<Vec<Object>>)]
     functions: Option<Vec<serde_json::Value>>,
-    /// Not supported: a conversation comes whole with each request, and the part that was there
-    /// before is found in the KV cache by itself. An `X-Session-Id` header is ignored.
+    /// Not supported: each request has the whole conversation, and its earlier part is found in the KV
+    /// cache automatically. An `X-Session-Id` header is ignored.
     session_id: Option<String>,
 }
 
 /// A checked chat completion request.
-#[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct PreparedChat {
     /// The requests to the engine, one for each choice.
-    pub requests: Vec<GenerateRequest>,
-    /// With log-probabilities, and so many of the most likely tokens.
-    pub logprobs: Option<usize>,
-    /// How to answer.
+    pub submission: Submission,
+    /// The answer has log-probabilities.
+    pub with_logprobs: bool,
+    /// Form of the answer.
     pub streaming: Streaming,
 }
 
 impl ChatBody {
-    /// Checks everything, makes the prompt, and makes the requests to the engine.
+    /// Checks all fields, renders the prompt, and creates the requests to the engine.
     ///
     /// # Errors
-    /// The first field that is not as it should be, or what the chat template says against the
-    /// messages.
-    pub(super) async fn plan(self, serving: &Serving, scope: &Scope) -> Result<Plan, ApiError> {
-        let Self {
-            mut own,
-            mut shared,
-        } = self;
+    /// The first field that is not valid, or the chat template's objection to the messages.
+    pub(super) async fn prepare(
+        self,
+        serving: &Serving,
+        scope: &Scope,
+    ) -> Result<PreparedChat, ApiError> {
+        let Self { own, shared } = self;
         shared.check_model(serving)?;
         own.refuse_unsupported()?;
         let streaming = shared.streaming()?;
@@ -90,15 +91,14 @@ impl ChatBody {
         let truncation = shared.truncation()?;
         let length = own.length(serving)?;
         let ending = conversation::ending(own.continue_final_message, own.add_generation_prompt)?;
-        let messages = conversation::messages(own.messages.take())?;
+        let messages = conversation::messages(own.messages)?;
         let mut draft = RequestDraft {
             prompt_field: "messages",
             logprobs: LogprobsWanted {
                 top: logprobs.unwrap_or(0),
                 ..LogprobsWanted::default()
             },
-            grammar: shared.grammar(serving, scope).await?,
-            ..shared.draft(serving, scope, length)?
+            ..shared.into_draft(serving, scope, length).await?
         };
         draft.template_stops = serving.chat.stops(&messages);
         let mut prompt = conversation::prompt(&scope.admission, serving, messages, ending).await?;
@@ -113,9 +113,14 @@ impl ChatBody {
         if let (Some(top), false) = (logprobs, streaming.stream) {
             limits.check_logprobs("top_logprobs", generated.saturating_mul(top + 1))?;
         }
-        Ok(Plan {
-            requests: first.choices(&scope.id, 0, n).collect(),
-            logprobs,
+        Ok(PreparedChat {
+            submission: Submission {
+                requests: first.choices(&scope.id, 0, n).collect(),
+                per_prompt: n,
+                turn: None,
+                include_stop: false,
+            },
+            with_logprobs: logprobs.is_some(),
             streaming,
         })
     }
@@ -140,7 +145,7 @@ impl ChatRequest {
             return Err(unsupported(
                 "session_id",
                 format!("{shown:?}"),
-                "a conversation comes whole with each request, and what was there before is found in the cache by itself",
+                "each request has the whole conversation, and its earlier part is found in the cache automatically",
             ));
         }
         Ok(())
