@@ -32,22 +32,22 @@ pub(super) struct Beams {
     /// The sequence that all begin as.
     root: Sequence,
     search: BeamSearch,
-    /// One for each live beam, best first.
-    live: Vec<Lane>,
+    /// The live beams, best first.
+    live: Vec<LiveBeam>,
 }
 
-/// The sequence of a live beam.
-struct Lane {
+/// A live beam and its sequence.
+struct LiveBeam {
     id: SequenceId,
-    /// The most likely tokens after it, once known.
+    /// The most likely next tokens, once computed.
     row: Option<Vec<TokenLogprob>>,
 }
 
-/// What follows from a row.
-pub(super) enum Step {
-    /// The search goes on.
+/// The outcome of a row.
+pub(super) enum SearchStep {
+    /// The search continues.
     Next,
-    /// It is over: the beams asked for, best first.
+    /// The search has finished: the requested beams, best first.
     Done(Vec<Hypothesis>),
 }
 
@@ -72,11 +72,11 @@ impl Beams {
             width: params.width,
             root,
             search,
-            live: vec![Lane { id, row: None }],
+            live: vec![LiveBeam { id, row: None }],
         }))
     }
 
-    /// How many of the most likely tokens a row has to say.
+    /// Returns the number of the most likely tokens that a row must report.
     pub fn wanted(&self) -> usize {
         self.search.wanted()
     }
@@ -87,20 +87,20 @@ impl Beams {
         id: SequenceId,
         row: Vec<TokenLogprob>,
         scheduler: &mut Scheduler,
-    ) -> Step {
-        if let Some(lane) = self.live.iter_mut().find(|lane| lane.id == id) {
-            lane.row = Some(row);
+    ) -> SearchStep {
+        if let Some(beam) = self.live.iter_mut().find(|beam| beam.id == id) {
+            beam.row = Some(row);
         }
-        if self.live.iter().any(|lane| lane.row.is_none()) {
+        if self.live.iter().any(|beam| beam.row.is_none()) {
             self.restore(id, scheduler);
-            return Step::Next;
+            return SearchStep::Next;
         }
-        let rows = self.live.iter_mut().filter_map(|lane| lane.row.take());
+        let rows = self.live.iter_mut().filter_map(|beam| beam.row.take());
         match self.search.advance(&rows.collect::<Vec<_>>()) {
-            Advance::Done(hypotheses) => Step::Done(hypotheses),
+            Advance::Done(hypotheses) => SearchStep::Done(hypotheses),
             Advance::Continue(branches) => {
                 self.branch(id, &branches, scheduler);
-                Step::Next
+                SearchStep::Next
             }
         }
     }
@@ -111,9 +111,9 @@ impl Beams {
             .live
             .iter()
             .enumerate()
-            .filter(|(_, lane)| lane.row.is_none() && scheduler.sequence(lane.id).is_none());
+            .filter(|(_, beam)| beam.row.is_none() && scheduler.sequence(beam.id).is_none());
         let missing: Vec<(usize, SequenceId)> =
-            missing.map(|(rank, lane)| (rank, lane.id)).collect();
+            missing.map(|(rank, beam)| (rank, beam.id)).collect();
         for (rank, id) in missing {
             scheduler.branch(present, self.sequence(id, rank));
         }
@@ -122,7 +122,7 @@ impl Beams {
     /// Makes the sequences those of the next live beams. `present` is one that is in the batch.
     fn branch(&mut self, present: SequenceId, branches: &[Branch], scheduler: &mut Scheduler) {
         let before = std::mem::take(&mut self.live);
-        let is_free = |id: &SequenceId| before.iter().all(|lane| lane.id != *id);
+        let is_free = |id: &SequenceId| before.iter().all(|beam| beam.id != *id);
         let ids = (self.request.0..).take(2 * self.width).map(SequenceId);
         let mut free = ids.filter(is_free);
         let mut continued = Vec::new();
@@ -140,11 +140,11 @@ impl Beams {
                 scheduler.branch(beside, self.sequence(id, rank));
                 id
             };
-            self.live.push(Lane { id, row: None });
+            self.live.push(LiveBeam { id, row: None });
         }
-        for lane in before {
-            if !continued.contains(&lane.id) {
-                scheduler.remove(lane.id);
+        for beam in before {
+            if !continued.contains(&beam.id) {
+                scheduler.remove(beam.id);
             }
         }
     }

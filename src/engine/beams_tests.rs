@@ -143,8 +143,8 @@ impl Machine {
             return;
         };
         match beams.take(id, ranked(&row, beams.wanted()), &mut self.scheduler) {
-            Step::Next => (),
-            Step::Done(hypotheses) => {
+            SearchStep::Next => (),
+            SearchStep::Done(hypotheses) => {
                 self.found.insert(request, hypotheses);
                 self.scheduler.remove_request(request);
             }

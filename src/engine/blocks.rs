@@ -23,7 +23,7 @@ mod check;
 mod index;
 mod prefix;
 
-use index::{Content, Index};
+use index::{Content, ContentIndex};
 pub use prefix::PrefixId;
 pub(super) use prefix::common;
 
@@ -96,7 +96,7 @@ pub struct BlockPool {
     /// memory until it is needed.
     unused: Vec<BlockId>,
     /// The contents of full blocks, and of idle ones that are not full.
-    index: Index,
+    index: ContentIndex,
     /// Blocks without holders whose content is known.
     idle: Recency<BlockId>,
     moves: Vec<BlockMove>,
@@ -110,7 +110,7 @@ impl BlockPool {
         Self {
             blocks: vec![Block::default(); ids as usize],
             unused: (0..ids).rev().map(BlockId).collect(),
-            index: Index::default(),
+            index: ContentIndex::default(),
             idle: Recency::default(),
             moves: Vec::new(),
         }

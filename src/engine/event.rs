@@ -1,4 +1,4 @@
-//! What the inference worker tells the front end about one generation.
+//! The events that the worker sends to the front end about one generation.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub struct TokenLogprob {
 pub enum TokenEvent {
     /// The prompt is in the KV cache.
     Prefilled(PromptReport),
-    /// A token was drawn.
+    /// A token was sampled.
     Token(GeneratedToken),
     /// The generation ended early; other requests are not affected.
     Failed(GenerateError),
@@ -39,17 +39,17 @@ pub struct TimedEvent {
     pub first_step: Option<Instant>,
 }
 
-/// What is known once the prompt is read.
+/// The results of the prefill.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptReport {
     /// Tokens of the context before the first generated one, a session's history included.
     pub prompt_tokens: usize,
-    /// How many of them came from the KV cache.
+    /// Number of these tokens found in the KV cache.
     pub cached_tokens: usize,
-    /// Where asked for: an entry for every token of the request's own prompt; `None` for a token
-    /// that has nothing before it.
+    /// If requested, an entry for every token of the request's own prompt; `None` for a token without
+    /// predecessor.
     pub logprobs: Vec<Option<PromptToken>>,
-    /// Where asked for: the mean of the context's hidden states after `ln_f`, `[n_embd]`.
+    /// If requested, the mean of the context's hidden states after `ln_f`, `[n_embd]`.
     pub embedding: Option<Vec<f32>>,
     /// Set if no token is to be generated (`max_tokens` 0).
     pub finish: Option<FinishReason>,
@@ -60,19 +60,19 @@ pub struct PromptReport {
 pub struct PromptToken {
     /// The token itself.
     pub token: TokenLogprob,
-    /// Its place among all tokens, the most likely first; where asked for.
+    /// If requested, its rank among all tokens, the most likely first.
     pub rank: Option<usize>,
-    /// The most likely tokens in its place, most likely first, as many as asked for.
+    /// The most likely tokens at its position, most likely first, up to the requested number.
     pub top: Vec<TokenLogprob>,
 }
 
 /// One generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GeneratedToken {
-    /// The token drawn. The token that ends the text (end-of-text, or a stop token) is reported
-    /// too; it is the front end that does not show it. See [`FinishReason::ends_with_a_sign`].
+    /// The sampled token. The token that ends the text (end-of-text, or a stop token) is reported
+    /// too; the front end hides it. See [`FinishReason::ends_with_a_sign`].
     pub token: TokenLogprob,
-    /// The most likely tokens in its place, most likely first, as many as asked for.
+    /// The most likely tokens at its position, most likely first, up to the requested number.
     pub top: Vec<TokenLogprob>,
     /// Set on the last token.
     pub finish: Option<FinishReason>,
@@ -83,17 +83,17 @@ pub struct GeneratedToken {
 pub enum FinishReason {
     /// `max_tokens`, or the model's window.
     Length,
-    /// The model drew its end-of-text token.
+    /// The end-of-text token was sampled.
     EndOfText,
     /// A stop token or a stop string of the request.
     Stop,
-    /// The text is all that its grammar allows; the last token is part of it.
+    /// The text is complete and its grammar allows no further token; the last token is part of it.
     Complete,
 }
 
 impl FinishReason {
-    /// Whether the last token only says that the text ends, and is no part of it. (A stop string
-    /// is found by the front end, which knows what is part of the text.)
+    /// Returns whether the last token only ends the text and is not part of it. (The front end finds
+    /// stop strings, and knows which part of them belongs to the text.)
     #[must_use]
     pub fn ends_with_a_sign(self) -> bool {
         match self {
@@ -104,7 +104,7 @@ impl FinishReason {
 }
 
 impl FinishReason {
-    /// Why a text of `generated` tokens ends with this one, if it does.
+    /// Returns why a text of `generated` tokens ends with `token`, if it does.
     #[must_use]
     pub(super) fn after(
         token: u32,
@@ -122,18 +122,18 @@ impl FinishReason {
     }
 }
 
-/// Why a generation could not go on, or never began.
+/// An error that ends a generation or prevents it from starting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerateError {
     /// The queue of waiting requests is full.
     #[error("the server is busy: the request queue is full ({limit} waiting); retry later")]
     QueueFull {
-        /// The length of the queue.
+        /// Maximum waiting requests.
         limit: usize,
-        /// When to come back.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// The request would not begin in time.
+    /// The request would not start within the queue timeout.
     #[error(
         "the server is busy: the estimated wait of {:.0}s exceeds the limit of {limit:?} (`--queue-timeout`; {waiting} waiting); retry later",
         wait.as_secs_f64()
@@ -143,9 +143,9 @@ pub enum GenerateError {
         waiting: usize,
         /// The estimated wait.
         wait: Duration,
-        /// The longest wait.
+        /// The queue timeout.
         limit: Duration,
-        /// When to come back.
+        /// Time after which to retry.
         retry_after: Duration,
     },
     /// The request has waited too long.
@@ -153,15 +153,15 @@ pub enum GenerateError {
         "the server is busy: the request did not start within {limit:?} (`--queue-timeout`); retry later"
     )]
     QueueTimeout {
-        /// The longest wait.
+        /// The queue timeout.
         limit: Duration,
-        /// When to come back.
+        /// Time after which to retry.
         retry_after: Duration,
     },
-    /// Its client did not read, and too many others did not either.
+    /// The client stopped reading, and the limit of stalled requests was reached.
     #[error("the client stopped reading, and the limit of {limit} stalled requests was reached")]
     Stalled {
-        /// Requests that can be set aside.
+        /// Maximum stalled requests.
         limit: usize,
     },
     /// The KV cache is too small for the request, even alone.
@@ -171,40 +171,40 @@ pub enum GenerateError {
     KvTooSmall {
         /// Blocks it needs at its longest.
         needed: usize,
-        /// Blocks there are.
+        /// Blocks in the cache.
         available: usize,
         /// Tokens per block.
         block_size: usize,
     },
-    /// The model gave logits or hidden states that are not numbers for this request.
+    /// Logits or hidden states of this request are not finite.
     #[error("the model's output for this request is not finite")]
     NotFinite,
-    /// The generation ended without saying why.
+    /// The generation ended without a finish reason.
     #[error("the generation ended before it was complete")]
     Incomplete,
-    /// A beam search is wider than a batch can be.
+    /// A beam search has more beams than a batch has places.
     #[error(
         "a search with {width} beams does not fit a batch of at most {max_batch} (`--max-batch` sets its size)"
     )]
     BatchTooSmall {
-        /// Beams wanted.
+        /// Requested beams.
         width: usize,
-        /// Sequences in a batch at most.
+        /// Maximum sequences per batch.
         max_batch: usize,
     },
-    /// No token is left that may be drawn.
-    #[error("`logit_bias` and the other parameters leave no token that may be drawn")]
+    /// The parameters exclude every token.
+    #[error("`logit_bias` and the other parameters exclude every token")]
     NoCandidates,
-    /// What the grammar costs is more than the server gives for one request.
+    /// Matching the grammar failed or exceeded its cost limit.
     #[error("the text's grammar could not be followed any further: {0}")]
     Grammar(String),
     /// A step failed while this request was in it.
     #[error("the inference step failed: {0}")]
     StepFailed(String),
-    /// The worker thread is not there any more.
+    /// The worker thread has ended.
     #[error("the inference worker is not running")]
     EngineGone,
-    /// The server stops, and the time for streams in flight is over.
+    /// The server is stopping, and the grace period of running streams is over.
     #[error("the server is shutting down")]
     ShuttingDown,
 }

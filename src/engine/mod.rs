@@ -1,27 +1,26 @@
-//! The inference engine: one worker thread that owns the model and the KV cache, and the handle by
-//! which the front end reaches it.
+//! The inference engine: one worker thread that owns the model and the KV cache, and the front end's
+//! handle to it.
 //!
 //! ```text
-//! EngineHandle ──commands──► worker: take what arrived ─► plan ─► forward ─► draw ─► send
-//!      Generation ◄──TokenEvents── (one bounded channel per request) ◄────────────────┘
+//! EngineHandle ──commands──► worker: take commands ─► plan ─► forward ─► sample ─► send
+//!      Generation ◄──TokenEvents── (one bounded channel per request) ◄──────────────┘
 //! ```
 //!
-//! - [`scheduler`] and [`blocks`] decide who runs and where its KV lives: pure, no tensors, no
-//!   threads.
+//! - [`scheduler`] and [`blocks`] choose the sequences of each step and the place of their KV: pure, no
+//!   tensors, no threads.
 //! - [`sequence`] is the token history of one generation and its place in the cache.
-//! - [`beam`] chooses the beams of a search, `beams` makes them sequences that share their blocks.
-//! - [`sampler`] turns logits into a token, `candidates` are the tokens its filters leave;
-//!   [`logprobs`] says how likely tokens were. `draw` does both for all rows of a step at once.
-//! - `constraint` follows a request's grammar and says which tokens may come next.
-//! - `pooling` is the mean of a sequence's hidden states, its embedding; `values` reads tensors.
-//! - `queue` is who waits in front of the batch, and for how long.
+//! - [`beam`] chooses the beams of a search, `beams` turns them into sequences that share blocks.
+//! - [`sampler`] turns logits into a token, `candidates` holds the tokens that its filters keep;
+//!   [`logprobs`] computes log-probabilities.
+//! - `constraint` follows a request's grammar, `masks` is the thread that computes the tokens it allows.
+//! - `pooling` computes the mean of a sequence's hidden states, its embedding; `values` reads tensors.
+//! - [`admission`] holds the limits, `queue` the places in front of the batch and their estimated waits.
 //! - [`bulk`] submits many requests of one client, each in its turn.
-//! - `budget` says how many tokens a step may have, `speculate` guesses tokens from a sequence's own history.
-//! - [`exchange`] is how keys and values leave the engine and come back.
-//! - [`figures`] is what the worker publishes of itself once a step, `heartbeat` since when it has made
-//!   none.
-//! - `worker` is the loop around them; `active` is what it knows of each request, `batch` how a
-//!   plan becomes the model's input.
+//! - `budget` limits the tokens of a step, `speculate` drafts tokens from a sequence's own history.
+//! - [`handle`] is the front end's side, `commands` its messages to the worker, [`exchange`] the import and
+//!   eviction of keys and values.
+//! - [`status`] is published by the worker once a step; `heartbeat` records the time of its last step.
+//! - `worker` is the loop around them, and owns the state of every running request.
 //!
 //! The engine must never know of HTTP or of sessions, and nothing but the worker thread may touch
 //! model or cache: the front end sends messages.
@@ -77,39 +76,38 @@ use crate::kernels::kv::KvDtype;
 use crate::model::Model;
 use crate::request::RequestId;
 
-/// Events a client may be behind before its request sits steps out.
+/// Capacity of a client's event channel; a request whose channel is full is stalled.
 const EVENT_CAPACITY: usize = 256;
 
-/// Called with the requests of a step before its forward pass, on the worker thread. A panic in
-/// it is a panic in the step: that is how tests make one.
+/// Called with the requests of a step before its forward pass, on the worker thread. A panic in it is
+/// a panic in the step, for tests.
 pub type StepHook = Arc<dyn Fn(&[RequestId]) + Send + Sync>;
 
-/// How the engine is set up.
+/// The engine's configuration.
 #[derive(Clone)]
 pub struct EngineConfig {
     /// Memory for the KV cache.
     pub kv_memory: ByteSize,
-    /// How it holds keys and values.
+    /// Data type of the cached keys and values.
     pub kv_dtype: KvDtype,
-    /// Requests in a batch at most.
+    /// Maximum sequences per batch.
     pub max_batch: usize,
-    /// Tokens in a step at most; long prompts are read in chunks of what is left of it.
+    /// Maximum tokens per step; long prompts are prefilled in chunks of the remaining tokens.
     pub max_step_tokens: usize,
-    /// How long a step should take at most while requests wait for their next token; the chunks
-    /// of prompts are made to fit.
+    /// Target duration of a step while requests decode; limits the chunks of prompts.
     pub step_time: Duration,
-    /// A step that only decodes is filled up to so many rows with guesses to verify; 0 for none.
+    /// Maximum rows of a step that only decodes and is filled up with drafts; 0 turns drafts off.
     pub speculative_rows: usize,
-    /// Requests that may wait; more are refused.
+    /// Maximum waiting requests; more are refused.
     pub queue_limit: usize,
-    /// How long a request may wait; one that would wait longer is refused.
+    /// Maximum time a request waits; one that would wait longer is refused.
     pub queue_timeout: Duration,
-    /// All use what anyone has computed. Else only requests of the same tenant share prefixes: what
-    /// others asked cannot be seen by the time an answer takes.
+    /// Whether tenants share cached prefixes. If not, a tenant cannot tell from the latency of a
+    /// response what other tenants have sent.
     pub share_prefixes: bool,
-    /// Takes the blocks of requests that want theirs [kept](crate::request::GenerateRequest::keep_kv)
-    /// when the cache has no more room for them, and when the worker ends. It is never waited for
-    /// while requests run: where it is full, the block is lost.
+    /// Receives the evicted blocks of requests with
+    /// [`keep_kv`](crate::request::GenerateRequest::keep_kv), and the remaining ones when the worker ends.
+    /// The worker never waits for it while requests run: if it is full, the block is lost.
     pub evicted: Option<SyncSender<EvictedBlock>>,
     /// See [`StepHook`].
     pub step_hook: Option<StepHook>,
@@ -133,25 +131,25 @@ impl Default for EngineConfig {
     }
 }
 
-/// Why the engine could not start.
+/// An error that prevents the engine from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The KV cache holds no block.
+    /// The KV cache is smaller than one block.
     #[error(
         "`kv-memory` is {kv_memory}; it must be at least {block_bytes}, the size of one block of {block_size} tokens"
     )]
     NoKvMemory {
-        /// What was given.
+        /// The configured size.
         kv_memory: ByteSize,
         /// Tokens per block.
         block_size: usize,
-        /// What a block takes.
+        /// Size of a block.
         block_bytes: ByteSize,
     },
     /// The KV cache could not be allocated.
     #[error("the KV cache could not be allocated: {0}")]
     KvCache(#[from] candle_core::Error),
-    /// The operating system gave no thread.
+    /// The operating system could not start a thread.
     #[error("the inference threads could not be started: {0}")]
     Thread(#[from] std::io::Error),
 }
@@ -159,7 +157,7 @@ pub enum EngineError {
 /// Starts the worker thread.
 ///
 /// # Errors
-/// [`EngineError`] if there is no memory for the KV cache or no thread to be had.
+/// [`EngineError`] if the KV cache cannot be allocated or a thread cannot be started.
 pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineError> {
     let block_bytes = model.kv_block_bytes(config.kv_dtype);
     let kv_blocks = usize::try_from(config.kv_memory.as_u64()).unwrap_or(usize::MAX) / block_bytes;
@@ -196,7 +194,7 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
     let worker = worker::Worker::new(model, kv, config, commands, published, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
-        // It follows grammars.
+        // Grammars are matched on this thread.
         .stack_size(crate::text::grammar::STACK)
         .spawn(move || {
             if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {

@@ -1,14 +1,14 @@
-//! The queue in front of the batch: who has a place in it, and how long a further request would wait.
+//! The queue in front of the batch: its places, and the estimated wait of a further request.
 //!
-//! It is bounded by requests, and by the wait: a request that would not begin within the queue's timeout
-//! is refused at once, so that its client can go elsewhere. The wait is estimated from what the worker
-//! measures: by requests, from the rate at which they have begun while others waited; by tokens, from
-//! what a prompt's token costs. Before anything was measured only the number of requests counts.
+//! It is bounded by requests and by the wait: a request that would not start within the queue timeout
+//! is refused at once, so that its client can retry elsewhere. The wait is estimated from the worker's
+//! measurements: by requests, from the rate at which they start while others wait; by tokens, from the
+//! cost of a prompt token. Before the first measurement only the number of requests counts.
 //!
 //! Each tenant has its share of the places ([`Shares`]), and waits for its own requests and as many of each
 //! other tenant, as the scheduler's order has it. Priorities are left out of the estimate.
 //!
-//! It must never wait for the worker, nor hold a place that nobody has.
+//! It must never wait for the worker, nor hold a place without a request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +22,10 @@ use super::status::EngineStatus;
 use crate::fair::Shares;
 use crate::request::Tenant;
 
-/// How fast old measurements of the rate are forgotten: to a third in this time of waiting.
+/// Time constant with which old measurements of the rate decay, in time of waiting.
 const MEMORY: Duration = Duration::from_secs(30);
 
-/// The longest time after which a refused client is told to come back.
+/// Maximum retry time given to a refused client.
 const LONGEST_RETRY: Duration = Duration::from_secs(600);
 
 /// The places in front of the batch; cheap to clone.
@@ -37,21 +37,21 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct State {
-    /// Requests that have a place.
+    /// Waiting requests per tenant.
     waiting: Shares,
     tenants: HashMap<Tenant, Load>,
 }
 
-/// What a tenant has in the engine, beside the number of its places.
+/// A tenant's load on the engine, apart from its number of places.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Load {
     /// Prompt tokens of its waiting requests.
     waiting_tokens: usize,
-    /// Its requests that have begun to run and are not over.
+    /// Number of its running requests.
     begun: usize,
 }
 
-/// A request's place, given back when it begins to run or goes away.
+/// A request's place, released when the request starts or is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     share: Tenant,
@@ -83,7 +83,7 @@ impl Queue {
         self.state().waiting.tenants()
     }
 
-    /// Takes a place for a request of a tenant with so many prompt tokens.
+    /// Takes a place for a tenant's request of `tokens` prompt tokens.
     ///
     /// # Errors
     /// [`GenerateError::QueueFull`], and those of [`check`](Self::check).
@@ -103,7 +103,7 @@ impl Queue {
         Ok(self.place(share, tokens))
     }
 
-    /// Takes a place, whether or not there is one.
+    /// Takes a place beyond the limits.
     pub fn enter_beyond(&self, share: Tenant, tokens: usize) -> Place {
         self.state().waiting.add(share, 1);
         self.place(share, tokens)
@@ -120,7 +120,7 @@ impl Queue {
         }
     }
 
-    /// Checks that a further request of a tenant would begin within the queue's timeout.
+    /// Checks that a further request of a tenant would start within the queue timeout.
     ///
     /// # Errors
     /// [`GenerateError::QueueTooSlow`].
@@ -131,7 +131,7 @@ impl Queue {
         };
         let wait = self.wait_of_next(share, status);
         let limit = self.limits.queue_timeout;
-        // One may always wait: how long it does is the next measurement.
+        // One request may always wait: it is the next measurement.
         if wait <= limit || own == 0 {
             return Ok(());
         }
@@ -149,8 +149,8 @@ impl Queue {
         ahead.wait(status.begun_per_second, status.prefill_seconds_per_token)
     }
 
-    /// The time after which a refused client had better come back: half of what waits before its next
-    /// request has begun. A second, where nothing was measured yet.
+    /// Returns the time after which a refused client should retry: half the estimated wait; one second
+    /// before the first measurement.
     pub fn retry_after(&self, share: Tenant, status: &EngineStatus) -> Duration {
         let half = self.wait_of_next(share, status) / 2;
         half.clamp(Duration::from_secs(1), LONGEST_RETRY)
@@ -175,8 +175,8 @@ impl State {
         }
     }
 
-    /// What comes before a further request of a tenant: its own requests, and of each other tenant no more
-    /// than of its own, those that it takes a place from left out.
+    /// Returns the load in front of a further request of a tenant: its own requests, and as many of each
+    /// other tenant at most, without those that it takes a place from.
     fn ahead(&self, share: Tenant, max_batch: usize, status: &EngineStatus) -> Ahead {
         let own = self.waiting.of(share) + 1;
         let load = self.tenants.get(&share).copied().unwrap_or_default();
@@ -186,7 +186,7 @@ impl State {
         let tokens = loads.clone().map(|(_, other)| other.waiting_tokens);
         let tokens = tokens.map(|tokens| tokens.min(load.waiting_tokens));
         let free = max_batch.saturating_sub(status.running);
-        // Alone it takes places from no one.
+        // A single tenant takes places from no other.
         let tenants = loads.clone().count() + 1;
         let owed = (tenants > 1).then(|| (max_batch / tenants).saturating_sub(load.begun));
         let places = free.max(owed.unwrap_or(0));
@@ -198,12 +198,12 @@ impl State {
 }
 
 impl Place {
-    /// Returns what is set once the request has left the queue.
+    /// Returns the cell that is set when the request leaves the queue.
     pub fn left(&self) -> Arc<SetOnce<()>> {
         Arc::clone(&self.left)
     }
 
-    /// Gives the place up for one in the batch.
+    /// Exchanges the place for one in the batch.
     pub fn begin(&mut self) {
         if !self.has_begun {
             self.leave(1);
@@ -219,7 +219,7 @@ impl Place {
             load.waiting_tokens = load.waiting_tokens.saturating_sub(self.tokens);
             load.begun += begun;
         });
-        // Set here alone, and once.
+        // Set only here, once.
         let _ = self.left.set(());
     }
 }
@@ -234,17 +234,17 @@ impl Drop for Place {
     }
 }
 
-/// What is in front of a further request, its own place included.
+/// The load in front of a further request, its own place included.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
     requests: usize,
-    /// Their prompts' tokens.
+    /// Their prompt tokens.
     tokens: usize,
 }
 
 impl Ahead {
-    /// Estimates the wait from the requests that begin in a second and from a prompt token's cost in
-    /// seconds, as far as they are known.
+    /// Estimates the wait from the requests started per second and the seconds per prompt token, if
+    /// measured.
     fn wait(self, begun_per_second: Option<f64>, seconds_per_token: Option<f64>) -> Duration {
         let by_requests = begun_per_second.map_or(0.0, |rate| self.requests as f64 / rate);
         let by_tokens = seconds_per_token.unwrap_or(0.0) * self.tokens as f64;
@@ -252,19 +252,19 @@ impl Ahead {
     }
 }
 
-/// The rate at which requests begin to run while others wait, over the last [`MEMORY`] or so.
+/// The rate at which requests start while others wait, averaged over about [`MEMORY`].
 #[derive(Debug, Default)]
 pub(super) struct BeginRate {
     begun: f64,
-    /// Time in which requests waited.
+    /// Time in which requests waited, in seconds.
     seconds: f64,
-    /// Since when they wait, or the last observation.
+    /// Time of the last observation while requests waited.
     since: Option<Instant>,
 }
 
 impl BeginRate {
-    /// Takes in that so many requests began by `now`, and whether others wait. Time without requests
-    /// that wait says nothing, and is left out.
+    /// Records that `begun` requests started by `now`, and whether others wait. Time without waiting
+    /// requests is not counted.
     pub fn observe(&mut self, now: Instant, begun: usize, others_wait: bool) {
         if let Some(since) = self.since {
             let passed = now.saturating_duration_since(since).as_secs_f64();
@@ -275,7 +275,7 @@ impl BeginRate {
         self.since = others_wait.then_some(now);
     }
 
-    /// Requests that begin in a second, once one was seen.
+    /// Returns the requests started per second; `None` before the first one.
     pub fn per_second(&self) -> Option<f64> {
         let rate = self.begun / self.seconds;
         (rate.is_finite() && rate > 0.0).then_some(rate)

@@ -1,29 +1,28 @@
-//! Which sequences run in the next step, with how many tokens, and in which blocks.
+//! Chooses the sequences of the next step, the number of tokens of each, and their blocks.
 //!
-//! Each step is planned in two passes. Every running sequence that needs one token to go on (decode)
-//! gets it. What is left of the token budget goes to prefill (`prefill`): running sequences that still
-//! read their context, oldest first, then waiting ones in order of arrival; between tenants, those of
-//! the one with the least service first. So no long prompt stalls the streams, no tenant waits for the
-//! number of another's requests, and no sequence is overtaken for ever. Where a step computes the very
-//! tokens that a waiting sequence would begin with, that one waits for them: the prompt of `n` choices
-//! is read once, as is a beginning that many prompts share.
+//! Each step is planned in two passes. Every running sequence that has one pending token (decode) gets
+//! it. The rest of the token budget goes to prefill (`prefill`): first to running sequences with a
+//! partly computed context, oldest first, then to waiting ones in order of arrival; between tenants, to
+//! the one with the least service first. So a long prompt does not stall the streams, a tenant does not
+//! wait for the number of another tenant's requests, and no sequence is overtaken for ever. If the step
+//! computes tokens that a waiting sequence begins with, the sequence waits for them: the prompt of `n`
+//! choices is computed once, as is a common prefix of many prompts.
 //!
-//! A tenant's service is the tokens that were computed for it, prompts and generated ones alike. Where
-//! the batch is full, a tenant with less than its share takes places from one with more (`share`).
+//! A tenant's service is the number of tokens computed for it, of prompts and generated alike. If the
+//! batch is full, a tenant with less than its share takes places from one with more (`share`).
 //!
-//! If blocks run out, a sequence is preempted: the youngest of the tenant with the most service gives
-//! its blocks back and waits at the head of its tenant's queue. What it had computed stays in the prefix
-//! cache while there is room and is computed again otherwise, with the same result. The oldest sequence
-//! never gives way to that, and can always go on, because a request that cannot fit alone is refused
-//! before it gets here.
+//! If blocks run out, a sequence is preempted: the youngest of the tenant with the most service releases
+//! its blocks and waits at the head of its tenant's queue. Its computed blocks stay in the prefix cache
+//! while there is room, and are otherwise computed again with the same result. The oldest sequence is
+//! not preempted for blocks, and can always continue, because a request that does not fit alone is
+//! refused before it is added.
 //!
-//! The beams of a search are sequences that stand beside each other in the batch, in places that are
-//! set aside from the start. They are preempted together: one of them waits for all, the
-//! others are dropped, and whoever leads the search [`branch`](Scheduler::branch)es them off anew.
-//! So two searches can never wait for each other.
+//! The beams of a search are adjacent sequences in the batch, in places reserved from the start. They are
+//! preempted together: one of them waits for all, the others are dropped and
+//! [`branch`](Scheduler::branch)ed off again later. So two searches never wait for each other.
 //!
-//! A request whose client takes no tokens is set aside like a preempted one (`stalled`), so that the
-//! others have its place and its blocks.
+//! A request whose client does not read is set aside like a preempted one (`stalled`); its place and its
+//! blocks go to other requests.
 //!
 //! Pure policy over plain data: it must never touch a tensor, a thread, a clock or a channel.
 
@@ -73,21 +72,21 @@ pub struct Chunk {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: StepLimits,
-    /// Of all tenants, with their service.
+    /// Waiting sequences of all tenants, with the tenants' service.
     waiting: FairQueue<Sequence>,
-    /// Oldest first.
+    /// Running sequences, oldest first.
     running: Vec<Sequence>,
-    /// Set aside until their clients read again; the longest stalled first.
+    /// Sequences set aside until their clients read again; the longest stalled first.
     stalled: Vec<Sequence>,
     blocks: BlockPool,
-    /// Blocks ran out in the present plan.
+    /// Whether blocks ran out in the current plan.
     is_short: bool,
     preemptions: usize,
     yields: usize,
 }
 
 impl Scheduler {
-    /// An empty scheduler over a pool of `blocks` blocks.
+    /// Creates an empty scheduler over a pool of `blocks` blocks.
     #[must_use]
     pub fn new(limits: StepLimits, blocks: usize) -> Self {
         Self {
@@ -102,25 +101,25 @@ impl Scheduler {
         }
     }
 
-    /// The block accounts, to read.
+    /// Returns the block pool.
     #[must_use]
     pub fn blocks(&self) -> &BlockPool {
         &self.blocks
     }
 
-    /// Sequences in the batch.
+    /// Returns the number of sequences in the batch.
     #[must_use]
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Sequences that wait to be admitted, preempted ones included.
+    /// Returns the number of waiting sequences, preempted ones included.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Sequences that wait because they were preempted.
+    /// Returns the number of preempted sequences that wait.
     #[must_use]
     pub fn preempted(&self) -> usize {
         self.waiting.resumed()
@@ -138,7 +137,7 @@ impl Scheduler {
         self.yields
     }
 
-    /// Running sequences that need one token to go on.
+    /// Returns the number of running sequences that have one pending token.
     #[must_use]
     pub fn decoding(&self) -> usize {
         self.running.iter().filter(|s| s.pending() == 1).count()
@@ -166,14 +165,14 @@ impl Scheduler {
         self.running.iter().position(is_its)
     }
 
-    /// Puts a sequence at the end of its tenant's queue. Its longest context must fit the pool.
+    /// Appends a sequence to its tenant's queue. Its longest context must fit the pool.
     pub fn add(&mut self, sequence: Sequence) {
         let (share, priority) = (sequence.share, sequence.priority);
         self.waiting.push(share, priority, sequence);
     }
 
-    /// Puts a beam into the batch, beside another one of its request that is there. What that one
-    /// has computed of the same tokens it need not compute again.
+    /// Inserts a beam into the batch, next to a running one of its request. Their common computed tokens
+    /// are not computed again.
     pub fn branch(&mut self, beside: SequenceId, mut beam: Sequence) {
         let cached = self.cached(&beam);
         attach(&mut self.blocks, &mut beam, &cached);
@@ -182,18 +181,18 @@ impl Scheduler {
         self.running.insert(next, beam);
     }
 
-    /// What has to be done to the blocks since the last call, in order, before anything else is
-    /// written to them: before the pass over a plan, and before an import.
+    /// Takes the block moves since the last call, in order. They must be carried out before the blocks are
+    /// written to: before the pass over a plan, and before an import.
     pub fn take_moves(&mut self) -> Vec<BlockMove> {
         self.blocks.take_moves()
     }
 
-    /// The blocks no one holds that are worth keeping and not kept yet, the last used first.
+    /// Returns the idle blocks that are to be kept and are not stored yet, the last used first.
     pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
         self.blocks.unsaved()
     }
 
-    /// Forgets what is in the blocks, of which no sequence may hold any.
+    /// Forgets the contents of all blocks; no sequence may hold any.
     pub fn forget_blocks(&mut self) {
         self.blocks.forget_all();
     }
@@ -211,7 +210,7 @@ impl Scheduler {
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         self.plan_decodes(&mut plan);
         let prefill = max_tokens.saturating_sub(plan.len());
-        // A full batch of decodes must not keep the prompts out for ever.
+        // A full batch of decodes must not block prefill for ever.
         self.plan_prefill(&mut plan, prefill.max(BLOCK_SIZE));
         self.index(&mut plan);
         self.speculate(&mut plan);
@@ -259,7 +258,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives the running sequences that need one token to go on that token.
+    /// Plans one token for every running sequence that has one pending token.
     fn plan_decodes(&mut self, plan: &mut Vec<Chunk>) {
         let mut next = 0;
         while let Some(sequence) = self.running.get(next) {
@@ -289,9 +288,9 @@ impl Scheduler {
         self.waiting.charge(self.running[at].share, units);
     }
 
-    /// Makes sure that a running sequence has blocks for its next `tokens` tokens, preempting others if
-    /// need be. Returns where the sequence is then; an error if it had to be preempted itself, with
-    /// where the one after it is.
+    /// Allocates blocks for the next `tokens` tokens of a running sequence, preempting others if
+    /// necessary. Returns the sequence's place afterwards; if the sequence itself was preempted, an error
+    /// with the place of the next one.
     fn reserve(
         &mut self,
         mut index: usize,
@@ -321,8 +320,8 @@ impl Scheduler {
         Ok(index)
     }
 
-    /// Takes a request out of the batch and the plan; the first of its sequences waits for its return.
-    /// Returns where its sequences were, and how many.
+    /// Removes a request from the batch and the plan, and queues the first of its sequences. Returns the
+    /// place of its first sequence, and their number.
     fn preempt(&mut self, request: SequenceId, plan: &mut Vec<Chunk>) -> (usize, usize) {
         plan.retain(|chunk| chunk.request != request);
         let (at, beams) = self.take_out(request);
@@ -334,7 +333,8 @@ impl Scheduler {
         (at, count)
     }
 
-    /// Takes a request's sequences out of the batch, without blocks; returns where they were.
+    /// Removes a request's sequences from the batch and releases their blocks; returns the place of the
+    /// first.
     fn take_out(&mut self, request: SequenceId) -> (usize, Vec<Sequence>) {
         let is_its = |s: &Sequence| s.request() == request;
         let Some(at) = self.running.iter().position(is_its) else {
@@ -348,7 +348,7 @@ impl Scheduler {
         (at, beams)
     }
 
-    /// Places in the batch that are taken, by sequences or for beams to come.
+    /// Returns the number of occupied places in the batch, those reserved for beams included.
     fn places(&self) -> usize {
         self.requests().map(Sequence::width).sum()
     }
@@ -424,8 +424,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence out, wherever it is; its blocks stay in the cache as far as they are
-    /// known prefixes.
+    /// Removes a sequence, running, stalled or waiting; its blocks of known prefixes stay in the cache.
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = if let Some(at) = self.running.iter().position(|s| s.id == id) {
             self.running.remove(at)
@@ -438,7 +437,7 @@ impl Scheduler {
         Some(sequence)
     }
 
-    /// Takes all sequences of a request out; gives the first.
+    /// Removes all sequences of a request; returns the first.
     pub fn remove_request(&mut self, request: SequenceId) -> Option<Sequence> {
         let all = self.running.iter().chain(self.waiting.iter());
         let all = all.chain(&self.stalled);
@@ -450,7 +449,7 @@ impl Scheduler {
         first
     }
 
-    /// Takes all sequences out.
+    /// Removes all sequences.
     pub fn remove_all(&mut self) {
         for mut sequence in self.running.drain(..).rev() {
             release(&mut self.blocks, &mut sequence);

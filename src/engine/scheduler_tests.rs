@@ -49,7 +49,7 @@ fn sequence(id: u64, tokens: impl IntoIterator<Item = u32>) -> Sequence {
     Sequence::new(SequenceId(id), tokens.into_iter().collect(), WINDOW, true)
 }
 
-/// Runs one step as the worker does; the drawn token is always `token`.
+/// Runs one step as the worker does; the sampled token is always `token`.
 fn step(scheduler: &mut Fixed, token: u32) -> Vec<(u64, usize, bool)> {
     let plan = scheduler.plan(|_| true);
     for chunk in &plan {

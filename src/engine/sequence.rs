@@ -178,7 +178,7 @@ impl Sequence {
     }
 
     /// Guesses up to `limit` next tokens, as far as they and the one after them have room in the
-    /// window. There is nothing to guess of a beam: its next token is not drawn.
+    /// window. A beam has no drafts: its next token is not sampled.
     pub(super) fn guess(&mut self, limit: usize) {
         if self.beam.is_some() {
             return;
@@ -193,7 +193,7 @@ impl Sequence {
         &self.tokens[self.start..]
     }
 
-    /// Tokens that have to go through the model before the next one can be drawn; at least 1.
+    /// Returns the number of tokens to compute before the next one can be sampled; at least 1.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.context().len() - self.computed

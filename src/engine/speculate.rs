@@ -6,7 +6,7 @@
 //! right guess is a token gained for nothing. Every guess is checked against the token really
 //! drawn in its place, so the output is the same, bit for bit, with or without.
 //!
-//! Pure bookkeeping over one sequence's tokens; it must never influence what is drawn.
+//! Pure bookkeeping over one sequence's tokens; it must never influence the sampled tokens.
 
 use std::collections::HashMap;
 

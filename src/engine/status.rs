@@ -1,9 +1,9 @@
-//! The engine's figures: one struct that the worker keeps, publishes once a step, and that `/info`,
-//! `/metrics` and tests read.
+//! The engine's statistics: one struct that the worker updates and publishes once a step, read by
+//! `/info`, `/metrics` and tests.
 //!
-//! A new figure is a field of [`EngineStatus`], a line where the worker counts it, and a line where
-//! `/metrics` names it. The worker must never wait for a reader: while one copies the figures, the
-//! step goes on without publishing and the next one does.
+//! A new statistic is a field of [`EngineStatus`], a line where the worker counts it, and a line where
+//! `/metrics` names it. The worker must never wait for a reader: while a reader copies them,
+//! the step continues without publishing, and the next one publishes.
 
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 pub struct EngineStatus {
     /// Whether the worker thread runs and takes requests.
     pub alive: bool,
-    /// Time since the last step; zero where there is nothing to do.
+    /// Time since the last step; zero if the worker is idle.
     pub silence: Duration,
     /// Sequences in the batch.
     pub running: usize,
@@ -98,18 +98,18 @@ impl StepTokens {
     }
 }
 
-/// The figures as they were last published.
+/// The last published statistics.
 #[derive(Debug)]
 pub struct Published(Mutex<EngineStatus>);
 
 impl Published {
-    /// Publishes the worker's first figures.
+    /// Publishes the worker's initial statistics.
     #[must_use]
     pub fn new(status: EngineStatus) -> Self {
         Self(Mutex::new(status))
     }
 
-    /// Publishes a step's figures, unless a reader is copying the last ones at this moment.
+    /// Publishes a step's statistics, unless a reader is copying the last ones.
     pub fn offer(&self, status: &EngineStatus) {
         match self.0.try_lock() {
             Ok(mut published) => *published = *status,
@@ -118,13 +118,12 @@ impl Published {
         }
     }
 
-    /// Publishes figures that stand for a while: between steps the worker has time to wait for a
-    /// reader's copy.
+    /// Publishes statistics before a pause: between steps the worker may wait for a reader's copy.
     pub fn set(&self, status: &EngineStatus) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = *status;
     }
 
-    /// Returns a copy of the last published figures.
+    /// Returns a copy of the last published statistics.
     #[must_use]
     pub fn get(&self) -> EngineStatus {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)

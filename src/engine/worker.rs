@@ -1,8 +1,8 @@
 //! The inference worker: the loop that turns requests into tokens, one step at a time.
 //!
 //! One step: take what has arrived; plan; one forward pass over all planned parts; record what is
-//! computed; draw a token for every sequence that reached the end of its context; send. A panic
-//! or error in the pass fails the requests that were in it, one in drawing a token only its own;
+//! computed; sample a token for every sequence that reached the end of its context; send. A panic
+//! or error in the pass fails all requests in it, one in sampling only its own request;
 //! the loop goes on. It must never wait for a client.
 //!
 //! `beams` is what it does for searches, `outputs` how it reads a pass's result, `exchange` what moves
@@ -54,7 +54,7 @@ pub(super) struct Worker {
     begin_rate: BeginRate,
     active: HashMap<SequenceId, Box<Active>>,
     commands: mpsc::UnboundedReceiver<Command>,
-    /// Its figures, kept up to date while it works and published once a step.
+    /// Its statistics, published once a step.
     status: EngineStatus,
     published: Arc<Published>,
     heartbeat: Arc<Heartbeat>,
@@ -247,7 +247,7 @@ impl Worker {
         Ok((step, outputs))
     }
 
-    /// Brings those figures up to date that are read off, not counted.
+    /// Updates the statistics that are read from other state, not counted.
     fn measure(&mut self) {
         let blocks = self.scheduler.blocks();
         let status = &mut self.status;

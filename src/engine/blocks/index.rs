@@ -41,11 +41,11 @@ pub(super) struct Nearest {
 
 /// All known contents. No content that is less than a block is the beginning of another one.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(super) struct ContentIndex {
     known: BTreeMap<Content, BlockId>,
 }
 
-impl Index {
+impl ContentIndex {
     pub fn get(&self, content: &Content) -> Option<BlockId> {
         self.known.get(content).copied()
     }
@@ -111,7 +111,7 @@ mod tests {
             wanted in prop::collection::vec(0u32..3, 0..20),
         ) {
             let parents = [b"a", b"b"].map(|key| PrefixId::root(Tenant::of_key(key)));
-            let mut index = Index::default();
+            let mut index = ContentIndex::default();
             for (n, (parent, tokens)) in (0..).zip(&contents) {
                 let content = Content::new(parents[usize::from(*parent)], tokens);
                 index.insert(content, BlockId(n));

@@ -22,7 +22,7 @@ struct Machine {
     scheduler: Scheduler,
     max_step_tokens: usize,
     next: u64,
-    /// Tokens that are still to be drawn.
+    /// Tokens still to be sampled.
     left: HashMap<SequenceId, usize>,
     whose: HashMap<SequenceId, usize>,
     /// Where each sequence's service ends so far.

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
-use crate::engine::beams::{Beams, Step, blocks_needed, sequence_ids};
+use crate::engine::beams::{Beams, SearchStep, blocks_needed, sequence_ids};
 use crate::engine::blocks::{BlockCopy, BlockId, PrefixId};
 use crate::engine::event::TokenLogprob;
 use crate::request::{
@@ -191,7 +191,7 @@ impl Machine {
             id: (seed + rank) % VOCABULARY as u32,
             logprob: -(1.0 + rank as f32 + (seed % 8) as f32),
         });
-        if let Step::Done(_) = beams.take(chunk.id, row.collect(), &mut self.scheduler) {
+        if let SearchStep::Done(_) = beams.take(chunk.id, row.collect(), &mut self.scheduler) {
             self.remove(chunk.request);
         }
     }

@@ -1,4 +1,4 @@
-//! Blocks that come back from where they were kept.
+//! Imports stored blocks into the KV cache.
 
 use super::Scheduler;
 use crate::engine::blocks::{BLOCK_SIZE, BlockId, PrefixId};
@@ -9,11 +9,11 @@ use crate::engine::blocks::{BLOCK_SIZE, BlockId, PrefixId};
 pub struct Import {
     first: usize,
     /// From the start of the context.
-    held: Vec<Held>,
+    held: Vec<ImportedBlock>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct ImportedBlock {
     block: BlockId,
     parent: PrefixId,
     tokens: [u32; BLOCK_SIZE],
@@ -22,7 +22,7 @@ struct Held {
 }
 
 impl Import {
-    /// The blocks to write, and which of those that came each of them gets.
+    /// Returns the blocks to write, each with the index of its imported contents.
     pub fn to_write(&self) -> impl Iterator<Item = (BlockId, usize)> {
         let came = self.held.iter().skip(self.first).enumerate();
         came.filter(|(_, held)| held.is_new)
@@ -61,7 +61,7 @@ impl Scheduler {
                 },
             };
             let prefix = known.map_or_else(|| parent.then(tokens), |known| known.1);
-            import.held.push(Held {
+            import.held.push(ImportedBlock {
                 block,
                 parent,
                 tokens: *tokens,
@@ -83,7 +83,7 @@ impl Scheduler {
                 self.blocks.mark_stored(held.block);
             } else if left > 0 {
                 left -= 1;
-                let Held { block, parent, .. } = *held;
+                let ImportedBlock { block, parent, .. } = *held;
                 self.blocks
                     .publish_stored(block, parent, &held.tokens, held.prefix);
             } else {

@@ -1,9 +1,9 @@
-//! Requests whose clients do not take their tokens: set aside, without blocks and without a place in
-//! the batch, until their clients read again.
+//! Sets requests aside whose clients do not read, without blocks and without a place in the batch, until
+//! their clients read again.
 //!
-//! What a stalled sequence had computed stays in the prefix cache while there is room, as that of a
-//! preempted one does, so its output does not depend on how often it stalled. It comes back before
-//! requests that have not begun, since it arrived before them.
+//! The computed blocks of a stalled sequence stay in the prefix cache while there is room, as those of a
+//! preempted one do, so its output does not depend on how often it stalled. It resumes before requests
+//! that have not started, since it arrived before them.
 
 use super::Scheduler;
 use crate::engine::sequence::{Sequence, SequenceId};
@@ -42,7 +42,7 @@ impl Scheduler {
         while let Some(sequence) = self.stalled.get(next) {
             if ready(sequence.request()) {
                 let mut sequence = self.stalled.remove(next);
-                // That it is computed again is its client's doing.
+                // Its client caused the repeated computation, so it is charged.
                 sequence.forget_charged();
                 let (share, priority) = (sequence.share, sequence.priority);
                 self.waiting.push_returned(share, priority, sequence);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tracing::error;
 
 use super::Worker;
-use crate::engine::beams::Step;
+use crate::engine::beams::SearchStep;
 use crate::engine::event::{GenerateError, TokenLogprob};
 use crate::engine::scheduler::Chunk;
 use crate::engine::sequence::SequenceId;
@@ -41,8 +41,8 @@ impl Worker {
             Err(error) => return self.fail_search(chunk.request, error),
         };
         match beams.take(chunk.id, row, &mut self.scheduler) {
-            Step::Next => (),
-            Step::Done(hypotheses) => {
+            SearchStep::Next => (),
+            SearchStep::Done(hypotheses) => {
                 let returned = hypotheses.iter().take(active.clients());
                 let tokens: usize = returned.map(|beam| beam.tokens.len()).sum();
                 self.status.generated_tokens += tokens;
