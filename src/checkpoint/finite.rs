@@ -4,7 +4,7 @@
 use candle_core::DType;
 use half::{bf16, f16};
 
-use super::weights::TensorView;
+use super::tensor::TensorView;
 
 /// Values per block: enough for vector instructions, few enough to stay in the cache.
 const BLOCK: usize = 4096;

@@ -27,7 +27,6 @@ pub use error::HubError;
 pub use settings::{HubSettings, HubToken};
 
 use super::layout::{Layout, WEIGHTS_INDEX};
-use super::source::SourceError;
 use super::weights::shards;
 
 const MAIN: &str = "main";
@@ -37,14 +36,13 @@ impl HubSettings {
     /// from any thread, including those of an async runtime.
     ///
     /// # Errors
-    /// [`SourceError::Hub`] if the model can't be fetched, [`SourceError::Lacks`] if it has no weights
-    /// or tokenizer in a supported format.
+    /// [`HubError`] if the model can't be fetched or has no weights or tokenizer in a supported format.
     pub fn pull(
         &self,
         id: &str,
         revision: Option<&str>,
         progress: bool,
-    ) -> Result<PathBuf, SourceError> {
+    ) -> Result<PathBuf, HubError> {
         let pull = Pull {
             settings: self,
             id,
@@ -60,7 +58,7 @@ impl HubSettings {
 ///
 /// # Errors
 /// Those of [`HubSettings::pull`].
-pub fn pull(id: &str, revision: Option<&str>, progress: bool) -> Result<PathBuf, SourceError> {
+pub fn pull(id: &str, revision: Option<&str>, progress: bool) -> Result<PathBuf, HubError> {
     HubSettings::from_env().pull(id, revision, progress)
 }
 
@@ -102,7 +100,7 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    fn run(&self) -> Result<PathBuf, SourceError> {
+    fn run(&self) -> Result<PathBuf, HubError> {
         // The files of a commit never change, so the hub need not be asked.
         if (self.settings.offline || is_commit(self.revision))
             && let Some(snapshot) = self.cached()
@@ -113,15 +111,14 @@ impl Pull<'_> {
             return Err(HubError::Offline {
                 id: self.name(),
                 cache: self.cache.directory().display().to_string(),
-            }
-            .into());
+            });
         }
         let error = match self.download_in_own_runtime() {
-            Err(SourceError::Hub(error)) if error.may_pass() => error,
+            Err(error) if error.may_pass() => error,
             done => return done,
         };
         let Some(snapshot) = self.cached() else {
-            return Err(error.into());
+            return Err(error);
         };
         tracing::warn!(%error, "using the copy in the cache, which may be old");
         Ok(snapshot)
@@ -143,7 +140,7 @@ impl Pull<'_> {
     }
 
     /// Runs the async client on a thread of its own, since the caller may already be inside a runtime.
-    fn download_in_own_runtime(&self) -> Result<PathBuf, SourceError> {
+    fn download_in_own_runtime(&self) -> Result<PathBuf, HubError> {
         let download = || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -160,7 +157,7 @@ impl Pull<'_> {
         })
     }
 
-    async fn download(&self) -> Result<PathBuf, SourceError> {
+    async fn download(&self) -> Result<PathBuf, HubError> {
         let hub = Hub::new(self.settings).map_err(|error| self.explain(error, None))?;
         let asked = self.ask(&hub).await;
         let Revision { commit, files } = asked.map_err(|error| self.explain(error, None))?;

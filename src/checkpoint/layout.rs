@@ -1,6 +1,16 @@
 //! The files of a model in the Hugging Face layout, and the alternatives among them.
 
-use super::source::SourceError;
+/// A directory or repository lacks a file that a model needs.
+#[derive(Debug, thiserror::Error)]
+#[error("{place} has no {missing}{hint}")]
+pub struct IncompleteModel {
+    /// The directory or repository.
+    pub place: String,
+    /// The file or files.
+    pub missing: &'static str,
+    /// What the place has instead, and what to do; may be empty.
+    pub hint: String,
+}
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
@@ -40,9 +50,12 @@ pub(super) struct Layout {
 impl Layout {
     /// Looks for a complete model in `place` (its name in messages); `present` returns whether a file
     /// exists.
-    pub(super) fn find(place: &str, present: impl Fn(&str) -> bool) -> Result<Self, SourceError> {
+    pub(super) fn find(
+        place: &str,
+        present: impl Fn(&str) -> bool,
+    ) -> Result<Self, IncompleteModel> {
         let lacks = |missing, hint| {
-            Err(SourceError::Lacks {
+            Err(IncompleteModel {
                 place: place.to_owned(),
                 missing,
                 hint,

@@ -11,7 +11,7 @@
 //! | [`generation_config`] | `generation_config.json`: sampling defaults |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
 //! | [`json`] | JSON files with errors that name the field |
-//! | [`weights`], `finite` | safetensors files, memory-mapped |
+//! | [`weights`], `tensor`, `finite` | safetensors files, memory-mapped; their tensors; the check of their values |
 
 mod finite;
 pub mod generation_config;
@@ -20,6 +20,7 @@ pub mod hub;
 pub mod json;
 mod layout;
 pub mod source;
+mod tensor;
 pub mod tokenizer_config;
 pub mod weights;
 

@@ -14,8 +14,8 @@ use super::gpt2_config::{ConfigError, Gpt2Config};
 use super::hub::{self, HubError};
 use super::json::JsonError;
 use super::layout::{
-    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, Layout, MERGES, TOKENIZER, TOKENIZER_CONFIG,
-    TokenizerFiles, VOCAB,
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, IncompleteModel, Layout, MERGES, TOKENIZER,
+    TOKENIZER_CONFIG, TokenizerFiles, VOCAB,
 };
 use super::tokenizer_config::TokenizerConfig;
 use super::weights::{Checkpoint, WeightsError};
@@ -46,16 +46,9 @@ pub enum SourceError {
          directory or a hub id"
     )]
     NoBuiltin,
-    /// A directory or repository lacks a file that a model needs.
-    #[error("{place} has no {missing}{hint}")]
-    Lacks {
-        /// The directory or repository.
-        place: String,
-        /// The file or files.
-        missing: &'static str,
-        /// What the place has instead, and what to do; may be empty.
-        hint: String,
-    },
+    /// A directory lacks a file.
+    #[error(transparent)]
+    Incomplete(#[from] IncompleteModel),
     /// A file can't be read.
     #[error("{file}: {source}")]
     Io {
@@ -230,11 +223,12 @@ impl ModelFiles {
     pub fn open(name: &str, directory: &Path) -> Result<Self, SourceError> {
         let place = directory.display().to_string();
         if !directory.is_dir() {
-            return Err(SourceError::Lacks {
+            let hint = ": it is not a directory".to_owned();
+            return Err(SourceError::Incomplete(IncompleteModel {
                 place,
                 missing: CONFIG,
-                hint: ": it is not a directory".to_owned(),
-            });
+                hint,
+            }));
         }
         let present = |file: &str| directory.join(file).exists();
         let layout = Layout::find(&place, present)?;

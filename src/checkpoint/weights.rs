@@ -12,13 +12,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
-use half::{bf16, f16};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 pub use self::error::WeightsError;
 use super::finite::{NotFinite, first_not_finite};
 use super::gpt2_config::Gpt2Config;
+pub use super::tensor::TensorView;
+use super::tensor::widen;
 use crate::regular_file;
 
 /// The largest `model.safetensors.index.json`, in bytes.
@@ -51,48 +52,6 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
-}
-
-/// A tensor within its file: row-major, little endian, not necessarily aligned.
-#[derive(Clone)]
-pub struct TensorView<'a> {
-    /// Its values.
-    pub bytes: &'a [u8],
-    /// F32, F16 or BF16.
-    pub dtype: DType,
-    /// Its shape.
-    pub shape: Vec<usize>,
-}
-
-impl TensorView<'_> {
-    /// Returns all values as f32.
-    #[must_use]
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
-        widen(self.bytes, self.dtype, &mut values);
-        values
-    }
-}
-
-/// Widens little-endian values to f32, up to the length of `out`.
-fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
-    match dtype {
-        DType::F16 => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = f16::from_le_bytes(*bytes).to_f32();
-            }
-        }
-        DType::BF16 => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = bf16::from_le_bytes(*bytes).to_f32();
-            }
-        }
-        _ => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
-    }
 }
 
 /// All tensors of a model's safetensors files.

@@ -21,8 +21,10 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use super::key::{InvalidKey, Key};
-use super::{parse, secret};
+use super::digits;
+use super::invalid::InvalidKey;
+use super::key::Key;
+use super::parse::{self, Fault};
 use crate::regular_file;
 
 /// Maximum size of the file in bytes: some ten thousand keys.
@@ -62,14 +64,6 @@ impl KeyFileError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
-}
-
-/// A fault in the text of a key file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {reason}")]
-pub struct Fault {
-    pub(super) line: usize,
-    pub(super) reason: String,
 }
 
 /// The text of a key file, and the keys in it.
@@ -184,7 +178,7 @@ impl KeyFile {
             _ => Path::new("."),
         };
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let random = secret::random_digits::<8>().map_err(|_| io::Error::other("no randomness"))?;
+        let random = digits::random_digits::<8>().map_err(|_| io::Error::other("no randomness"))?;
         let unfinished = directory.join(format!(".{name}.{random}"));
         let written = self
             .write(&unfinished, fs::metadata(&target).ok())

@@ -1,86 +1,16 @@
 //! A key: its id, name, scopes and limits.
 
-use std::borrow::Borrow;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use ring::error::Unspecified;
 use serde::Serialize;
 use toml::value::Datetime;
 
-use super::secret::{self, SecretHash};
-
-/// Maximum characters of a key's name.
-const LONGEST_NAME: usize = 64;
-
-/// Why a part of a key is not valid. Values are left out: one could be a secret in the wrong place.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidKey {
-    /// The id.
-    #[error("`id` must be {} of the characters 0-9 and a-f", secret::ID_DIGITS)]
-    Id,
-    /// The name.
-    #[error("a name must be 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 - _ . : @")]
-    Name,
-    /// The hash.
-    #[error("`hash` must be 64 of the characters 0-9 and a-f, as `skald keys create` writes it")]
-    Hash,
-    /// No scopes.
-    #[error("`scopes` is empty; it must have at least one of generate, metrics, admin")]
-    NoScopes,
-    /// Two keys have the same id.
-    #[error("another key has the same id")]
-    SameId,
-    /// Two keys have the same name.
-    #[error("another key has the name {0:?}; choose another name")]
-    SameName(String),
-}
-
-/// The id of a key: a random number, which is part of its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct KeyId(String);
-
-impl KeyId {
-    /// Creates the id of a new key.
-    ///
-    /// # Errors
-    /// If the system has no random numbers.
-    pub fn random() -> Result<Self, Unspecified> {
-        secret::random_digits::<{ secret::ID_DIGITS / 2 }>().map(Self)
-    }
-
-    /// Returns the digits of the id.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for KeyId {
-    type Error = InvalidKey;
-
-    fn try_from(text: String) -> Result<Self, InvalidKey> {
-        if text.len() == secret::ID_DIGITS && text.bytes().all(secret::is_digit) {
-            Ok(Self(text))
-        } else {
-            Err(InvalidKey::Id)
-        }
-    }
-}
-
-impl Borrow<str> for KeyId {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
+use super::id::KeyId;
+use super::invalid::{InvalidKey, LONGEST_NAME};
+use super::secret::SecretHash;
 
 /// The name of a key for people; also its label in `/metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

@@ -16,14 +16,20 @@
 //! reads the clock: callers pass the time.
 
 pub mod bucket;
+mod digits;
 pub mod file;
+mod id;
+mod invalid;
 pub mod key;
 mod parse;
 pub mod secret;
 pub mod usage;
 
 pub use self::file::{KeyFile, KeyFileError};
-pub use self::key::{InvalidKey, Key, KeyId, KeyLimits, KeyName, KeyScope};
+pub use self::id::KeyId;
+pub use self::invalid::InvalidKey;
+pub use self::key::{Key, KeyLimits, KeyName, KeyScope};
+pub use self::parse::Fault;
 pub use self::secret::{Secret, SecretHash};
 pub use self::usage::{LimitKind, LimitReached, Place, Usage};
 

@@ -12,8 +12,9 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use toml::value::Datetime;
 
-use super::file::Fault;
-use super::key::{InvalidKey, Key, KeyId, KeyLimits, KeyName, KeyScope};
+use super::id::KeyId;
+use super::invalid::InvalidKey;
+use super::key::{Key, KeyLimits, KeyName, KeyScope};
 use super::secret::SecretHash;
 
 /// Fields of a key, for messages.
@@ -23,6 +24,14 @@ const FIELDS: &str = "id, name, hash, scopes, created, requests-per-minute, toke
 const LONGEST_NUMBER: usize = 20;
 /// Maximum characters of a word that a message repeats.
 const LONGEST_WORD: usize = 24;
+
+/// A fault in the text of a key file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {reason}")]
+pub struct Fault {
+    pub(super) line: usize,
+    pub(super) reason: String,
+}
 
 /// A fault and its offset in the text.
 struct FaultAt {

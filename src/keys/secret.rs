@@ -6,17 +6,16 @@
 //! A secret is 256 random bits. Slow hashes (Argon2, bcrypt) make guessing expensive if there are few
 //! possibilities; here there are too many to guess with any hash, so a fast one is as good.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use ring::error::Unspecified;
-use ring::rand::{SecureRandom, SystemRandom};
 
-use super::key::{InvalidKey, KeyId};
+use super::digits::{ID_DIGITS, is_digit, random_digits};
+use super::id::KeyId;
+use super::invalid::InvalidKey;
 
 /// The beginning of every key.
 const PREFIX: &str = "skald_";
-/// Digits of an id.
-pub(super) const ID_DIGITS: usize = 12;
 /// Bytes of a secret.
 const SECRET: usize = 32;
 
@@ -95,22 +94,6 @@ impl fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SecretHash(…)")
     }
-}
-
-pub(super) fn is_digit(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
-}
-
-/// Returns `BYTES` random bytes as hexadecimal digits.
-pub(super) fn random_digits<const BYTES: usize>() -> Result<String, Unspecified> {
-    let mut bytes = [0; BYTES];
-    SystemRandom::new().fill(&mut bytes)?;
-    let mut digits = String::with_capacity(2 * BYTES);
-    for byte in bytes {
-        // Writing to a string does not fail.
-        let _ = write!(digits, "{byte:02x}");
-    }
-    Ok(digits)
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ use reqwest::StatusCode;
 use super::Pull;
 use crate::shown_url::shown_url;
 
+use crate::checkpoint::layout::IncompleteModel;
+use crate::checkpoint::weights::WeightsError;
+
 /// Error of fetching a model from the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -110,6 +113,12 @@ pub enum HubError {
          characters that can't be sent in a header"
     )]
     TokenSyntax,
+    /// The repository lacks a file.
+    #[error(transparent)]
+    Incomplete(#[from] IncompleteModel),
+    /// The index of the shards can't be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// A file of the cache can't be written or read.
     #[error("{file}: {source}")]
     Io {

@@ -23,6 +23,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, NoTls, Row};
 
 use super::DatabaseError;
+use super::message::message;
 use super::schema::{self, SchemaError};
 use super::tls::Tls;
 use super::url::Target;
@@ -368,14 +369,6 @@ fn is_final(error: &Error) -> bool {
         Some(Some(error)) => error.kind() == io::ErrorKind::InvalidData,
         // TLS is not available, or the password is missing.
         Some(None) => true,
-    }
-}
-
-/// Formats an error with its source.
-pub(super) fn message(error: &Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

@@ -38,6 +38,7 @@
 
 mod lease;
 mod link;
+mod message;
 mod rows;
 mod schema;
 mod tls;

@@ -439,7 +439,7 @@ fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, Fault> {
 }
 
 fn refused(error: &tokio_postgres::Error) -> Fault {
-    Fault::Refused(super::link::message(error))
+    Fault::Refused(super::message::message(error))
 }
 
 /// Returns a column of the only row.

@@ -76,7 +76,7 @@ pub(super) fn parse(url: &str, password: Option<&str>) -> Result<Target, Invalid
     }
     let url = format!("postgres://{address}?{}", rest.join("&"));
     let parsed: Result<Config, _> = url.parse();
-    let mut config = parsed.map_err(|error| InvalidUrl::Other(super::link::message(&error)))?;
+    let mut config = parsed.map_err(|error| InvalidUrl::Other(super::message::message(&error)))?;
     let (ssl_mode, trust) = match (mode, root) {
         ("disable", _) => (SslMode::Disable, None),
         ("prefer", None) => (SslMode::Prefer, Some(Trust::Anyone)),

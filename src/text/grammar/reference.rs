@@ -8,7 +8,16 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::GrammarError;
-use super::schema::DATA;
+
+/// Keywords whose values are data.
+pub(super) const DATA: [&str; 6] = [
+    "const",
+    "enum",
+    "default",
+    "examples",
+    super::OPTIONS,
+    "$comment",
+];
 
 /// Checks that each `$ref` within the schema leads to something other than references.
 ///

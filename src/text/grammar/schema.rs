@@ -12,8 +12,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
+use super::GrammarError;
 use super::expression::Shape;
-use super::{GrammarError, reference};
+use super::reference::{self, DATA};
 
 /// Floats hold every integer up to this one.
 const EXACT: i128 = 1 << 53;
@@ -33,15 +34,6 @@ const NAMED: [&str; 5] = [
     "$defs",
     "definitions",
     "dependentSchemas",
-];
-/// Keywords whose values are data.
-pub(super) const DATA: [&str; 6] = [
-    "const",
-    "enum",
-    "default",
-    "examples",
-    super::OPTIONS,
-    "$comment",
 ];
 /// Keywords by which the library puts several schemas into one.
 const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"];
