@@ -8,9 +8,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::app::{App, State as Stage};
+use super::documented_errors::NativeLookupErrors;
 use super::error::ApiError;
 use super::openai::reply::unix_seconds;
-use super::openapi::NativeLookupErrors;
 use crate::engine::EngineLimits;
 use crate::request::{Limits, SamplingOverrides, SessionId};
 use crate::serving::Serving;

@@ -22,7 +22,7 @@
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
 //! | `timeline` | what happened to each generation, and when |
 //! | `outcome` | how each request ended |
-//! | `renderer` | from admitted requests to an answer in the endpoint's dialect |
+//! | `respond`, `renderer` | from admitted requests to an answer, in the endpoint's dialect |
 //! | `sse` | streams of events |
 //! | `stall`, `unread` | clients that stop reading, and what is kept for them |
 //! | `waiting` | how long a request may wait for its place, and for its answer |
@@ -32,7 +32,7 @@
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
 //! | `probes` | what routers ask: `/model_info`, `/server_info`, `/get_load`, `/ping` |
-//! | `openapi` | the contract |
+//! | `openapi`, `documented_errors` | the contract |
 //!
 //! The front end never touches a tensor and never blocks its threads; it spawns nothing that
 //! outlives a request, because dropping the request's future is how a client cancels.
@@ -52,6 +52,7 @@ mod admission;
 mod app;
 mod body;
 mod connection;
+mod documented_errors;
 mod error;
 mod fields;
 mod generation;
@@ -69,6 +70,7 @@ mod probes;
 mod prompt_log;
 mod renderer;
 mod request_trace;
+mod respond;
 mod room;
 mod serve;
 mod session_reset;

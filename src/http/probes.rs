@@ -10,9 +10,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::app::App;
+use super::documented_errors::NativeLookupErrors;
 use super::error::ApiError;
 use super::health;
-use super::openapi::NativeLookupErrors;
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::serving::Serving;
 

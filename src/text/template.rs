@@ -91,6 +91,9 @@ pub enum TemplateError {
         "the chat template does not show the last message, so `continue_final_message` has nothing to continue"
     )]
     NothingToContinue,
+    /// The rendered text could not be tokenized.
+    #[error(transparent)]
+    Tokenize(#[from] TextError),
 }
 
 /// A template that has not been read yet.
@@ -260,18 +263,17 @@ impl ChatTemplate {
         &self.origin
     }
 
-    /// Token ids of the prompt.
+    /// Returns the token ids of the prompt.
     ///
     /// # Errors
-    /// [`TextError::Template`] if the template refuses the messages or fails on them,
-    /// [`TextError::Encode`] if the tokenizer fails.
+    /// [`TemplateError`] if the template refuses the messages or fails on them, or the tokenizer fails.
     pub fn encode(
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
         ending: Ending,
-    ) -> Result<Vec<u32>, TextError> {
-        Self::tokenize(tokenizer, &self.render(messages, ending)?)
+    ) -> Result<Vec<u32>, TemplateError> {
+        Ok(Self::tokenize(tokenizer, &self.render(messages, ending)?)?)
     }
 
     /// Returns the token ids of a prompt's text, as [`render`](Self::render) made it.

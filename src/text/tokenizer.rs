@@ -12,7 +12,6 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::cuts::{Cuts, PART};
-use super::template::TemplateError;
 
 /// GPT-2's one special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -20,8 +19,8 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 /// The largest token id, as that of a model's vocabulary.
 const LARGEST_ID: u32 = (1 << 24) - 1;
 
-/// Why a tokenizer can't be loaded, or there are no tokens of a text or conversation.
-#[derive(Debug, thiserror::Error)]
+/// Error of loading a tokenizer or of tokenizing a text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// The tokenizer's files are not what they should be.
     #[error("{file} is not a tokenizer that can be used: {reason}")]
@@ -34,9 +33,6 @@ pub enum TextError {
     /// The text could not be tokenized.
     #[error("the text could not be tokenized: {0}")]
     Encode(String),
-    /// A conversation could not be made a prompt.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
 }
 
 /// A token and the characters of the text it stands for.

@@ -7,6 +7,7 @@ use crate::lane::LaneError;
 use crate::request::InvalidRequest;
 use crate::session::SessionError;
 use crate::text::TextError;
+use crate::text::template::TemplateError;
 
 impl From<InvalidRequest> for ApiError {
     fn from(invalid: InvalidRequest) -> Self {
@@ -111,9 +112,15 @@ impl From<SessionError> for ApiError {
 
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
         match error {
-            TextError::Template(error) => Self::invalid("messages", error.to_string()),
-            TextError::Load { .. } | TextError::Encode(_) => Self::internal(error.to_string()),
+            TemplateError::Tokenize(error) => error.into(),
+            error => Self::invalid("messages", error.to_string()),
         }
     }
 }

@@ -20,10 +20,10 @@ use self::answer::{GenerateAnswer, NativeRenderer};
 use self::request::GenerateBody;
 use super::app::App;
 use super::body::JsonBody;
+use super::documented_errors::{NativeErrors, NativeSessionErrors};
 use super::error::ApiError;
 use super::layers::Scope;
-use super::openapi::{NativeErrors, NativeSessionErrors};
-use super::renderer::respond;
+use super::respond::respond;
 use super::stream_schema::GenerateEvent;
 
 /// Form of an answer.

@@ -15,11 +15,12 @@ use super::request::{Choices, CompletionBody, PreparedCompletion, ResponseOption
 use crate::engine::{PromptReport, PromptToken};
 use crate::http::app::App;
 use crate::http::body::JsonBody;
+use crate::http::documented_errors::{OpenAiErrors, SessionErrors};
 use crate::http::error::ApiError;
 use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
 use crate::http::layers::Scope;
-use crate::http::openapi::{OpenAiErrors, SessionErrors};
-use crate::http::renderer::{Renderer, respond};
+use crate::http::renderer::Renderer;
+use crate::http::respond::respond;
 use crate::http::sse;
 use crate::http::stream_schema::CompletionEvent;
 use crate::serving::Serving;

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 
 use super::reply::unix_seconds;
 use crate::http::app::App;
+use crate::http::documented_errors::OpenAiLookupErrors;
 use crate::http::error::ApiError;
-use crate::http::openapi::OpenAiLookupErrors;
 use crate::http::path_name::PathName;
 use crate::serving::Serving;
 

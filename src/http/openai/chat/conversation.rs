@@ -8,7 +8,7 @@ use crate::http::error::ApiError;
 use crate::http::fields::unsupported;
 use crate::serving::Serving;
 use crate::text::template::{Ending, Message};
-use crate::text::{ChatTemplate, TextError};
+use crate::text::ChatTemplate;
 
 /// Returns the messages of a conversation.
 ///
@@ -86,7 +86,7 @@ pub(in crate::http) async fn prompt(
         return Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??);
     }
     let rendering = admission.render(move || chat.render(&messages, ending));
-    let text = rendering.await?.map_err(TextError::from)?;
+    let text = rendering.await??;
     let bytes = text.len();
     let work = move || ChatTemplate::tokenize(&tokenizer, &text);
     Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)

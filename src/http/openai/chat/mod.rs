@@ -30,12 +30,13 @@ use super::answer::{Usage, UsageField, finish_reason};
 use super::reply::Reply;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
+use crate::http::documented_errors::OpenAiErrors;
 use crate::http::error::ApiError;
 use crate::http::generation::ShownToken;
 use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
 use crate::http::layers::Scope;
-use crate::http::openapi::OpenAiErrors;
-use crate::http::renderer::{Renderer, respond};
+use crate::http::renderer::Renderer;
+use crate::http::respond::respond;
 use crate::http::sse;
 use crate::http::stream_schema::ChatCompletionEvent;
 
