@@ -12,20 +12,19 @@
 //! Programs send no `Origin` and name the address that they connect to, so they notice nothing.
 //! Nothing here may depend on a client's address: a proxy's is everyone's.
 
+pub(super) mod check;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::app::App;
 use super::error::{ApiError, shown};
-use super::keys;
+use super::keys::limit_headers;
 use super::outcome::PROBES;
 use crate::config::{AllowedHost, CorsOrigin};
 use crate::keys::Keys;
@@ -158,21 +157,7 @@ fn exposed() -> Vec<HeaderName> {
         HeaderName::from_static("retry-after-ms"),
         header::RETRY_AFTER,
     ];
-    own.into_iter().chain(keys::headers()).collect()
-}
-
-/// Returns the layer that refuses requests which name no host or a foreign one, come from pages of a foreign
-/// origin, or have no place.
-pub(super) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
-    match admit(app.access(), &request) {
-        Ok(()) => next.run(request).await,
-        Err(refused) => {
-            if request.extensions().get::<NoPlace>().is_some() {
-                app.observations().connections().refused.inc();
-            }
-            refused.into_response()
-        }
-    }
+    own.into_iter().chain(limit_headers::headers()).collect()
 }
 
 fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {

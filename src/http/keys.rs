@@ -1,48 +1,26 @@
 //! API keys at the door, where the server has any: which key a request shows, whether it may do what is
 //! asked, and what is left of its limits.
 //!
-//! [`check`] is a layer within that of errors. What it learns of a request goes on as an extension: the
+//! [`check`](check::check) is a layer within that of errors. What it learns of a request goes on as an extension: the
 //! [`Meter`], which counts the tokens. A key's place among its concurrent requests is held by the answer's
 //! body, so it is free when the answer has ended or its client has gone.
 //!
 //! A key must never be in an error, a log line or a span; its name is.
 
-use std::pin::Pin;
+pub(super) mod check;
+pub(super) mod limit_headers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use hyper::body::{Frame, SizeHint};
-use tracing::Span;
 
-use super::app::App;
 use super::error::ApiError;
-use super::outcome::StreamEnd;
-use crate::keys::bucket::Level;
-use crate::keys::usage::Levels;
-use crate::keys::{Account, KeyScope, Keys, Place};
+use crate::keys::{Account, KeyScope};
 use crate::request::{GenerateRequest, Tenant};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LEFT: HeaderName = HeaderName::from_static("ratelimit");
-/// Limit, what is left of it, and when it is whole again, as OpenAI names them.
-const REQUESTS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-];
-const TOKENS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
-];
 
 /// What a route needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,62 +113,6 @@ pub(super) fn tenant(headers: &HeaderMap, meter: &Meter) -> Result<Tenant, ApiEr
     }
 }
 
-/// Returns the layer that lets in requests with a key that may do what they ask.
-pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let Some(keys) = &app.access().keys else {
-        return next.run(request).await;
-    };
-    let route = request.extensions().get::<MatchedPath>();
-    let needs = Needs::of(route.map(MatchedPath::as_str));
-    if needs == Needs::Nothing {
-        return next.run(request).await;
-    }
-    let mut response = match authenticate(keys, request.headers(), needs) {
-        Err(refused) => refused.into_response(),
-        Ok(account) => {
-            Span::current().record("key", account.key.name.as_str());
-            let limited = needs == Needs::Scope(KeyScope::Generate);
-            let place = limited.then(|| account.usage.begin(Instant::now()));
-            let mut response = match place.transpose() {
-                Err(reached) => ApiError::from(reached).into_response(),
-                Ok(place) => {
-                    request
-                        .extensions_mut()
-                        .insert(Meter(Some(Arc::clone(&account))));
-                    held(next.run(request).await, place)
-                }
-            };
-            if limited {
-                tell(
-                    &account.usage.levels(Instant::now()),
-                    response.headers_mut(),
-                );
-            }
-            response
-        }
-    };
-    if let Some(reason) = response.extensions().get().and_then(ApiError::refused_key) {
-        app.observations().key_refused(reason);
-    }
-    if needs == Needs::Scope(KeyScope::Generate) {
-        // A cache must not give one key's answer to another.
-        response.headers_mut().append(
-            header::VARY,
-            HeaderValue::from_static("authorization, x-api-key"),
-        );
-    }
-    response
-}
-
-fn authenticate(keys: &Keys, headers: &HeaderMap, needs: Needs) -> Result<Arc<Account>, ApiError> {
-    let shown = shown(headers)?.ok_or_else(ApiError::no_key)?;
-    let account = keys.authenticate(shown).ok_or_else(ApiError::invalid_key)?;
-    match needs {
-        Needs::Scope(scope) if !account.key.has(scope) => Err(ApiError::missing_scope(scope)),
-        _ => Ok(account),
-    }
-}
-
 /// Counts the tokens of a request for its key: an extension of each request that shows one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Meter(Option<Arc<Account>>);
@@ -274,111 +196,6 @@ impl Drop for Charge {
     }
 }
 
-/// Puts on an answer what is left of each limit: in OpenAI's headers, which clients read, and in those of
-/// the IETF's draft (draft-ietf-httpapi-ratelimit-headers-10), which also have the concurrent requests.
-fn tell(levels: &Levels, headers: &mut HeaderMap) {
-    let mut policy = Vec::new();
-    let mut left = Vec::new();
-    let minute = [
-        ("requests", &REQUESTS, levels.requests),
-        ("tokens", &TOKENS, levels.tokens),
-    ];
-    for (name, [limit, remaining, reset], level) in minute {
-        let Some(level) = level else { continue };
-        headers.insert(limit, level.limit.into());
-        headers.insert(remaining, level.remaining.into());
-        insert(headers, reset, &until_whole(level.reset));
-        let Level { limit, .. } = level;
-        policy.push(format!("\"{name}\";q={limit};w=60;qu=\"{name}\""));
-        let seconds = level.reset.as_millis().div_ceil(1000);
-        left.push(format!("\"{name}\";r={};t={seconds}", level.remaining));
-    }
-    if let Some((limit, free)) = levels.concurrent {
-        const NAME: &str = "concurrent-requests";
-        policy.push(format!("\"{NAME}\";q={limit};qu=\"{NAME}\""));
-        left.push(format!("\"{NAME}\";r={free}"));
-    }
-    if !policy.is_empty() {
-        insert(headers, &POLICY, &policy.join(", "));
-        insert(headers, &LEFT, &left.join(", "));
-    }
-}
-
-fn insert(headers: &mut HeaderMap, name: &HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
-}
-
-/// Writes a time as OpenAI does: `120ms`, `8.64s`, `6m0s`.
-fn until_whole(time: Duration) -> String {
-    let milliseconds = time.as_nanos().div_ceil(1_000_000);
-    if milliseconds < 1000 {
-        return format!("{milliseconds}ms");
-    }
-    let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
-    let seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
-    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
-    match minutes {
-        0 => format!("{seconds}s"),
-        minutes => format!("{minutes}m{seconds}s"),
-    }
-}
-
-/// Returns all headers that tell of limits, for pages that may read them.
-pub(super) fn headers() -> impl Iterator<Item = HeaderName> {
-    [REQUESTS, TOKENS]
-        .into_iter()
-        .flatten()
-        .chain([POLICY, LEFT, header::WWW_AUTHENTICATE])
-}
-
-/// Returns an answer that holds its request's place until it has ended.
-fn held(response: Response, place: Option<Place>) -> Response {
-    if place.is_none() || response.body().is_end_stream() {
-        return response;
-    }
-    let end = response.extensions().get::<StreamEnd>().cloned();
-    response.map(|body| Body::new(BodyWithPlace { body, place, end }))
-}
-
-/// Body of an answer that keeps its request's place among the key's concurrent requests.
-struct BodyWithPlace {
-    body: Body,
-    /// `None` once the answer has ended.
-    place: Option<Place>,
-    /// End of the stream, if the answer is one.
-    end: Option<StreamEnd>,
-}
-
-impl HttpBody for BodyWithPlace {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let goes_on = matches!(frame, Some(Ok(_)))
-            && !self.body.is_end_stream()
-            && !self.end.as_ref().is_some_and(StreamEnd::is_noted);
-        if !goes_on {
-            // Before the last frame goes out: its client may come again the moment that it has read it.
-            self.place = None;
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -446,50 +263,5 @@ mod tests {
         }
         assert_eq!(Needs::of(Some("/new")), Needs::Scope(KeyScope::Admin));
         assert_eq!(Needs::of(None), Needs::Key);
-    }
-
-    #[test]
-    fn times_are_written_as_openai_does() {
-        for (milliseconds, text) in [
-            (0, "0ms"),
-            (120, "120ms"),
-            (1000, "1s"),
-            (8640, "8.64s"),
-            (60_000, "1m0s"),
-            (90_500, "1m30.5s"),
-            (3_600_000, "60m0s"),
-        ] {
-            assert_eq!(until_whole(Duration::from_millis(milliseconds)), text);
-        }
-    }
-
-    #[test]
-    fn only_limits_that_a_key_has_are_told() {
-        let mut headers = HeaderMap::new();
-        tell(&Levels::default(), &mut headers);
-        assert!(headers.is_empty());
-        let level = Level {
-            limit: 60,
-            remaining: 59,
-            reset: Duration::from_millis(1500),
-        };
-        let levels = Levels {
-            requests: Some(level),
-            tokens: None,
-            concurrent: Some((4, 3)),
-        };
-        tell(&levels, &mut headers);
-        assert_eq!(headers["x-ratelimit-limit-requests"], "60");
-        assert_eq!(headers["x-ratelimit-remaining-requests"], "59");
-        assert_eq!(headers["x-ratelimit-reset-requests"], "1.5s");
-        assert_eq!(
-            headers["ratelimit-policy"],
-            "\"requests\";q=60;w=60;qu=\"requests\", \"concurrent-requests\";q=4;qu=\"concurrent-requests\""
-        );
-        assert_eq!(
-            headers["ratelimit"],
-            "\"requests\";r=59;t=2, \"concurrent-requests\";r=3"
-        );
-        assert_eq!(headers.len(), 5);
     }
 }

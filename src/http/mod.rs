@@ -131,7 +131,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(probes::server_info))
         .routes(routes!(probes::get_server_info))
         .routes(routes!(probes::get_load))
-        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::endpoint::metrics))
         .routes(routes!(openapi::document))
 }
 
@@ -149,20 +149,32 @@ fn layered(plain: Router<App>, app: App) -> Router {
         // From here on the last is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn_with_state(app.clone(), unread::bound))
-        .layer(middleware::from_fn_with_state(app.clone(), keys::check))
-        .layer(middleware::from_fn_with_state(app.clone(), error::render));
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            keys::check::check,
+        ))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            error::render::render,
+        ));
     // Around the layer that writes errors: pages are to read those too.
     let router = match app.access().cors() {
         Some(cors) => router.layer(cors),
         None => router,
     };
     router
-        .layer(middleware::from_fn_with_state(app.clone(), access::check))
-        // Once more, for what is refused here.
-        .layer(middleware::from_fn_with_state(app.clone(), error::render))
         .layer(middleware::from_fn_with_state(
             app.clone(),
-            outcome::observe,
+            access::check::check,
+        ))
+        // Once more, for what is refused here.
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            error::render::render,
+        ))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            outcome::observe::observe,
         ))
         .layer(
             TraceLayer::new_for_http()

@@ -24,7 +24,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 
 use super::access::Listening;
 use super::outcome::{Outcome, PROBES};
-use super::timeline::{Ending, Stage, Timeline};
+use super::timeline::{Ending, Stage, Timeline, TimelineTrace};
 use super::trace_context;
 use crate::request::{GenerateRequest, Output, RequestId};
 
@@ -169,9 +169,13 @@ impl RequestTrace {
     }
 }
 
-impl GenerationTrace {
-    /// Makes the spans of a generation that is over, of the stages that it got to.
-    pub(super) fn ended(&self, timeline: &Timeline) {
+impl TimelineTrace for GenerationTrace {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Creates the spans of the stages that a finished generation has reached.
+    fn ended(&self, timeline: &Timeline) {
         let Some(span) = &self.request.span else {
             return;
         };

@@ -9,13 +9,13 @@
 //! client that reads slowly does not change them. A [`Timeline`] reports once, when the
 //! generation is over; it must never hold text or token ids.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::Span;
 
 use super::metrics::{GenerationReport, Observations};
-use super::request_trace::GenerationTrace;
 use crate::engine::{FinishReason, GeneratedToken, PromptReport};
 use crate::request::{GenerateRequest, Output, RequestId};
 
@@ -61,11 +61,20 @@ pub(super) enum Stage {
     Decode,
 }
 
+/// The trace that a generation's timeline is reported to.
+pub(super) trait TimelineTrace: fmt::Debug + Send + Sync + 'static {
+    /// Returns the index of the generation in its request.
+    fn index(&self) -> usize;
+
+    /// Records a generation that has ended.
+    fn ended(&self, timeline: &Timeline);
+}
+
 /// What is known of a generation when its request is submitted.
 #[derive(Debug, Clone)]
 pub(super) struct Submitted {
     id: RequestId,
-    trace: GenerationTrace,
+    trace: Arc<dyn TimelineTrace>,
     /// That of the HTTP request: a stream that is cancelled is dropped outside of it.
     log_span: Span,
     output: Output,
@@ -76,10 +85,10 @@ pub(super) struct Submitted {
 
 impl Submitted {
     /// Creates the record of a request submitted now.
-    pub(super) fn now(request: &GenerateRequest, trace: GenerationTrace) -> Self {
+    pub(super) fn now(request: &GenerateRequest, trace: impl TimelineTrace) -> Self {
         Self {
             id: request.id.clone(),
-            trace,
+            trace: Arc::new(trace),
             log_span: Span::current(),
             output: request.output,
             prompt_tokens: request.history.len() + request.prompt.len(),
@@ -190,7 +199,7 @@ impl Timeline {
 
     /// Which of its request's generations it is, from 0.
     pub(super) fn index(&self) -> usize {
-        self.submitted.trace.index
+        self.submitted.trace.index()
     }
 
     /// What it was for.

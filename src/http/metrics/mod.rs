@@ -12,6 +12,7 @@
 //! for. A scrape must answer at any time, also while the model loads or is gone, and must never wait
 //! for the engine or for a session store.
 
+pub(super) mod endpoint;
 mod families;
 mod format;
 mod keys;
@@ -21,60 +22,3 @@ mod session_count;
 pub use observations::Observations;
 pub(super) use observations::{ConnectionCounts, GenerationReport};
 pub(super) use session_count::SessionCount;
-
-use axum::extract::State;
-use axum::http::{HeaderMap, header};
-use axum::response::{IntoResponse, Response};
-
-use self::families::Scrape;
-use self::format::Format;
-use super::app::App;
-use super::error::{ApiError, NativeError};
-
-/// The metrics, for Prometheus
-///
-/// In the Prometheus text format, or in that of `OpenMetrics` where the `Accept` header asks for it.
-/// Also while the model is loaded (with `skald_up` 0) and while the server drains. Series whose names
-/// begin with `vllm:` are those that dashboards and routers made for vLLM look for.
-#[utoipa::path(
-    get,
-    path = "/metrics",
-    tag = "server",
-    params(("Accept" = Option<String>, Header, description = "`application/openmetrics-text` for OpenMetrics; quality values are heeded")),
-    responses(
-        (
-            status = 200,
-            description = "All metrics",
-            content(
-                (String = "text/plain", example = json!("# HELP skald_prefix_cache_hit_tokens_total Prompt tokens found in the prefix cache.\n# TYPE skald_prefix_cache_hit_tokens_total counter\nskald_prefix_cache_hit_tokens_total 4096\n")),
-                (String = "application/openmetrics-text", example = json!("# HELP skald_prefix_cache_hit_tokens Prompt tokens found in the prefix cache.\n# TYPE skald_prefix_cache_hit_tokens counter\nskald_prefix_cache_hit_tokens_total 4096\n# EOF\n")),
-            ),
-        ),
-        (status = 500, description = "The server failed", body = NativeError),
-    ),
-)]
-pub(super) async fn metrics(
-    State(app): State<App>,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let serving = app.serving().ok();
-    let sessions = match &serving {
-        Some(serving) => app.session_count().read(serving).await,
-        None => None,
-    };
-    let scrape = Scrape {
-        observations: app.observations(),
-        keys: app.access().keys.as_deref(),
-        serving: serving.as_deref(),
-        sessions,
-    };
-    let format = Format::accepted(&headers);
-    let text = scrape
-        .encode(format)
-        .map_err(|error| ApiError::internal(format!("metrics could not be encoded: {error}")))?;
-    let headers = [
-        (header::CONTENT_TYPE, format.content_type()),
-        (header::VARY, "accept"),
-    ];
-    Ok((headers, text).into_response())
-}

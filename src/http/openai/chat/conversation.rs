@@ -7,8 +7,8 @@ use crate::http::admission::{Admission, TOKENIZE_INLINE};
 use crate::http::error::ApiError;
 use crate::http::fields::unsupported;
 use crate::serving::Serving;
-use crate::text::template::{Ending, Message};
 use crate::text::ChatTemplate;
+use crate::text::template::{Ending, Message};
 
 /// Returns the messages of a conversation.
 ///

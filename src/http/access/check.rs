@@ -1,0 +1,26 @@
+//! The layer that applies the access rules to every request.
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::{NoPlace, admit};
+use crate::http::app::App;
+
+/// Returns the layer that refuses requests which name no host or a foreign one, come from pages of a foreign
+/// origin, or have no place.
+pub(in crate::http) async fn check(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match admit(app.access(), &request) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => {
+            if request.extensions().get::<NoPlace>().is_some() {
+                app.observations().connections().refused.inc();
+            }
+            refused.into_response()
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The layer that writes errors out in the dialect of the path.
+
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::ApiError;
+use crate::http::app::App;
+
+/// Returns the layer around all routes that writes errors out in the dialect of the path. Errors quote what
+/// clients sent, so the log has their kind only, unless prompts may be logged.
+pub(in crate::http) async fn render(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let error = match response.extensions_mut().remove::<ApiError>() {
+        Some(error) => error,
+        // Our own answers with such a status are JSON (`/health`, say).
+        None if (status.is_client_error() || status.is_server_error()) && !is_json(&response) => {
+            ApiError::foreign(status)
+        }
+        None => return response,
+    };
+    let mut answer = error.answer(&path);
+    answer.extensions_mut().insert(error.outcome());
+    // What layers within have put on it: `Allow`, and what is left of a key's limits.
+    let mut kept = std::mem::take(response.headers_mut());
+    for of_the_body in [header::CONTENT_LENGTH, header::CONTENT_TYPE] {
+        kept.remove(of_the_body);
+    }
+    answer.headers_mut().extend(kept);
+    let status = answer.status().as_u16();
+    if answer.status().is_server_error() {
+        tracing::warn!(status, %error, "request failed");
+    } else {
+        let said = app.config().log_prompts;
+        let said = said.then_some(tracing::field::display(&error));
+        let (kind, param) = (error.kind, error.param.as_deref());
+        tracing::debug!(status, ?kind, param, error = said, "request refused");
+    }
+    answer
+}
+
+fn is_json(response: &Response) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}
