@@ -1,22 +1,21 @@
-//! KV block accounting: which block of the pool holds what, and who holds it.
+//! KV block accounting: the content and the reference count of every block of the pool.
 //!
 //! A block is in one of three states:
 //!
-//! - *held* by one or more sequences (a count);
-//! - *idle*: held by no one, but its content is known and can be used again;
-//! - *unused*: its content is of no use.
+//! - *held* by one or more sequences (its reference count);
+//! - *idle*: not held, but its content is known and can be reused;
+//! - *unused*: its content is not known.
 //!
 //! A full block is identified by the whole token prefix up to its end ([`PrefixId`]); it is found by
 //! its parent's prefix and its own tokens, compared exactly. (The idea is vLLM's automatic prefix
-//! caching.) The last block of a sequence that went away, not full, is known by the tokens it has:
-//! who goes on after all of them takes it over, and who goes on after some of what any block holds
-//! gets a copy of it to go on in. Only full blocks are shared, and no known content is ever written
-//! to.
+//! caching.) The last, partial block of a finished sequence is known by its tokens: a sequence that
+//! extends all of them takes the block over, and one that shares only a part of a block's tokens gets a
+//! copy. Only full blocks are shared, and known content is never overwritten.
 //!
-//! The accounts are ahead of the memory: what has to be done to it for them to be true is in
-//! [`take_moves`](BlockPool::take_moves), in order.
+//! The accounts are ahead of the memory: [`take_moves`](BlockPool::take_moves) returns the changes that
+//! the memory still needs, in order.
 //!
-//! Pure bookkeeping: it must never touch a tensor, and it never says who should run.
+//! Pure bookkeeping: it must never touch a tensor or decide which sequences run.
 
 #[cfg(any(test, fuzzing))]
 mod check;
@@ -29,48 +28,48 @@ pub(super) use prefix::common;
 
 use crate::recency::{LastUse, Recency};
 
-/// Tokens whose keys and values one block holds.
+/// Number of tokens whose keys and values one block holds.
 pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
 
 /// A block of the KV pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// A full block that is worth keeping beyond the pool.
+/// A full block whose content is to be exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Eviction {
-    /// Where it is.
+    /// The block.
     pub block: BlockId,
-    /// What it holds.
+    /// Prefix that its content ends.
     pub prefix: PrefixId,
 }
 
-/// A block whose content another one must get.
+/// A copy of one block to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
-    /// Where it is.
+    /// Source block.
     pub from: BlockId,
-    /// Where it must be.
+    /// Target block.
     pub to: BlockId,
 }
 
-/// What is to be done to the memory before anything else is written to it.
+/// A change to the memory, due before anything else is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockMove {
-    /// The block is about to hold something else: take out what it holds.
+    /// Export the content of a block that is about to be overwritten.
     Evict(Eviction),
     /// Copy a block.
     Copy(BlockCopy),
 }
 
-/// A block that has the beginning of a context's next tokens.
+/// A block whose content begins a context's next tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tail {
-    /// Where.
+    /// The block.
     pub block: BlockId,
-    /// How many of the tokens it has.
+    /// Number of tokens in common.
     pub tokens: usize,
-    /// It has nothing else and no one holds it: it can be taken over as it is.
+    /// Whether the block has no other tokens and is not held, so that it can be taken over.
     pub whole: bool,
 }
 
@@ -78,13 +77,13 @@ pub struct Tail {
 struct Block {
     holders: u32,
     content: Option<Content>,
-    /// The prefix that ends with its content, if it is full.
+    /// Prefix that ends with its content, if it is full.
     prefix: Option<PrefixId>,
-    /// It is worth keeping beyond the pool.
+    /// Whether its content is to be exported on eviction.
     keep: bool,
-    /// It is kept there.
+    /// Whether its content has been exported.
     stored: bool,
-    /// Its place in `BlockPool::idle` while it is idle.
+    /// Place in `BlockPool::idle` while it is idle.
     idle_since: LastUse,
 }
 
@@ -92,18 +91,18 @@ struct Block {
 #[derive(Debug)]
 pub struct BlockPool {
     blocks: Vec<Block>,
-    /// Taken from the end: the lowest ids first, so that a large pool's upper end stays untouched
-    /// memory until it is needed.
+    /// Unused blocks, taken from the end: the lowest ids first, so that the upper end of a large pool
+    /// stays untouched memory until it is needed.
     unused: Vec<BlockId>,
-    /// The contents of full blocks, and of idle ones that are not full.
+    /// Content of full blocks, and of idle partial ones.
     index: ContentIndex,
-    /// Blocks without holders whose content is known.
+    /// Idle blocks.
     idle: Recency<BlockId>,
     moves: Vec<BlockMove>,
 }
 
 impl BlockPool {
-    /// A pool of `blocks` unused blocks.
+    /// Creates a pool of `blocks` unused blocks.
     #[must_use]
     pub fn new(blocks: usize) -> Self {
         let ids = u32::try_from(blocks).unwrap_or(u32::MAX);
@@ -116,26 +115,26 @@ impl BlockPool {
         }
     }
 
-    /// Blocks in all.
+    /// Returns the number of blocks.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Blocks that can be had now: unused ones and idle ones.
+    /// Returns the number of unused and idle blocks.
     #[must_use]
     pub fn available(&self) -> usize {
         self.unused.len() + self.idle.len()
     }
 
-    /// Blocks held by no one whose content can be used again.
+    /// Returns the number of idle blocks.
     #[must_use]
     pub fn idle(&self) -> usize {
         self.idle.len()
     }
 
-    /// The blocks that hold the longest known prefix of `tokens` after `root`, from the first one
-    /// on. Nothing is held by this.
+    /// Returns the blocks of the longest known prefix of `tokens` after `root`, in order, without holding
+    /// them.
     #[must_use]
     pub fn find_prefix(&self, root: PrefixId, tokens: &[u32]) -> Vec<(BlockId, PrefixId)> {
         let mut parent = root;
@@ -150,7 +149,7 @@ impl BlockPool {
         found
     }
 
-    /// The block that holds these tokens after this prefix.
+    /// Returns the block that holds these tokens after this prefix.
     #[must_use]
     pub fn find_block(
         &self,
@@ -162,8 +161,8 @@ impl BlockPool {
         Some((block, prefix))
     }
 
-    /// The block that holds most of the beginning of `tokens` after a prefix. Nothing is held by
-    /// this.
+    /// Returns the block with the longest common beginning with `tokens` after a prefix, without holding
+    /// it.
     #[must_use]
     pub fn find_tail(&self, parent: PrefixId, tokens: &[u32]) -> Option<Tail> {
         let nearest = self.index.nearest(parent, tokens)?;
@@ -176,13 +175,13 @@ impl BlockPool {
         })
     }
 
-    /// Whether no one holds this block.
+    /// Returns whether a block is idle.
     #[must_use]
     pub fn is_idle(&self, block: BlockId) -> bool {
         self.blocks[block.0 as usize].holders == 0
     }
 
-    /// Adds a holder to a full block that was found; `keep` if it is worth keeping.
+    /// Adds a reference to a full block; `keep` marks its content for export.
     pub fn hold(&mut self, block: BlockId, keep: bool) {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.holders == 0 {
@@ -192,14 +191,14 @@ impl BlockPool {
         entry.keep |= keep;
     }
 
-    /// Makes the one who asks the holder of a [`whole`](Tail::whole) tail, to write on in it.
+    /// Takes over a [`whole`](Tail::whole) tail, to append to it.
     pub fn take_over(&mut self, tail: BlockId) {
         self.hold(tail, false);
         self.forget(tail);
     }
 
-    /// A block to write to, with one holder: an unused one, else the least recently used idle
-    /// one, whose content is forgotten. `None` if every block is held.
+    /// Allocates a block with one reference: an unused one, else the least recently used idle one, whose
+    /// content is evicted. `None` if every block is held.
     pub fn allocate(&mut self) -> Option<BlockId> {
         let block = if let Some(block) = self.unused.pop() {
             block
@@ -217,7 +216,7 @@ impl BlockPool {
         Some(block)
     }
 
-    /// A block to write to, with one holder, that begins as a copy of another one.
+    /// Allocates a block with one reference, as a copy of another one.
     pub fn allocate_copy(&mut self, from: BlockId) -> Option<BlockId> {
         self.touch(from);
         let to = self.allocate()?;
@@ -228,10 +227,10 @@ impl BlockPool {
         Some(to)
     }
 
-    /// Says what a held block, now full, contains. If another block has the same content (it is
-    /// the same bit for bit, since kernels are batch invariant), that one is held instead and
-    /// this one released, so that a shared head is in memory once. Returns the block to use from
-    /// now on and the prefix that ends with it. `keep` if it is worth keeping.
+    /// Publishes the content of a held block that is now full. If another block has the same content (bit
+    /// for bit, since kernels are batch invariant), that one is held instead and this one released, so that
+    /// a shared prefix is in memory once. Returns the block to use and the prefix that ends with it. `keep`
+    /// marks the content for export.
     pub fn publish(
         &mut self,
         block: BlockId,
@@ -254,8 +253,8 @@ impl BlockPool {
         (block, prefix)
     }
 
-    /// Says that a held block has got, from where it was kept, the `tokens` after a prefix, which no
-    /// block is known to hold; `prefix` ends with them.
+    /// Publishes a held block that was imported with the `tokens` after a prefix, which no known block
+    /// holds; `prefix` ends with them.
     pub fn publish_stored(
         &mut self,
         block: BlockId,
@@ -268,18 +267,18 @@ impl BlockPool {
         self.mark_stored(block);
     }
 
-    /// Says that a full block is kept beyond the pool already.
+    /// Marks the content of a full block as exported.
     pub fn mark_stored(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
         (entry.keep, entry.stored) = (true, true);
     }
 
-    /// Takes a holder away. The last one leaves the block idle if its content is known, else
-    /// unused. Release a sequence's blocks from the last to the first: then the ends of prefixes
-    /// are evicted before their beginnings.
+    /// Removes a reference. Without references a block is idle if its content is known, else unused. The
+    /// blocks of a sequence are released from the last to the first, so that the ends of prefixes are
+    /// evicted before their beginnings.
     ///
     /// # Panics
-    /// If no one holds the block: the accounts are wrong, and going on would mix contexts.
+    /// If the block is not held: the accounts are wrong, and continuing would mix contexts.
     pub fn release(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
         assert!(entry.holders > 0, "block {} is released twice", block.0);
@@ -294,8 +293,8 @@ impl BlockPool {
         }
     }
 
-    /// As [`release`](Self::release), of a block that holds `tokens` after a prefix, not as many as
-    /// it has room for. They are remembered, unless another block holds them already.
+    /// As [`release`](Self::release), for a partial block that holds `tokens` after a prefix. They stay
+    /// known unless another block holds them already.
     pub fn release_tail(&mut self, block: BlockId, parent: PrefixId, tokens: &[u32]) {
         let content = Content::new(parent, tokens);
         match self.index.continued_by(&content) {
@@ -305,13 +304,13 @@ impl BlockPool {
         self.release(block);
     }
 
-    /// Gives what has to be done to the memory since the last call, in order, before anything else
-    /// is written to it.
+    /// Returns the changes to the memory since the last call, in order, due before anything else is
+    /// written to it.
     pub fn take_moves(&mut self) -> Vec<BlockMove> {
         std::mem::take(&mut self.moves)
     }
 
-    /// The idle blocks that are worth keeping and are not kept yet, the last used first.
+    /// Returns the idle blocks that are marked for export and not exported yet, the last used first.
     pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
         self.idle.iter().rev().filter_map(|&block| {
             let entry = &self.blocks[block.0 as usize];
@@ -320,7 +319,7 @@ impl BlockPool {
         })
     }
 
-    /// Forgets every content: the memory may not be what the accounts say.
+    /// Forgets all content: the memory may differ from the accounts.
     pub fn forget_all(&mut self) {
         self.moves.clear();
         self.index.clear();
@@ -333,7 +332,7 @@ impl BlockPool {
         }
     }
 
-    /// Makes a content known. What was known of its beginning alone is of no more use.
+    /// Publishes content. Known content that is a beginning of it is dropped.
     fn learn(&mut self, block: BlockId, content: Content) {
         if let Some(beginning) = self.index.beginning(&content) {
             self.take_over(beginning);
@@ -351,7 +350,7 @@ impl BlockPool {
         }
     }
 
-    /// Makes an idle block the most recently used one.
+    /// Marks an idle block as the most recently used.
     fn touch(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.holders == 0

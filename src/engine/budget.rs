@@ -1,22 +1,22 @@
-//! How many tokens a step may have, so that those who wait for their next token don't wait long.
+//! The token budget of a step, which bounds the inter-token latency of running streams.
 //!
-//! Pure arithmetic over measured times; what is in a step is the scheduler's business.
+//! Pure arithmetic over measured times; the scheduler decides the content of a step.
 
 use std::time::Duration;
 
 use crate::moving_average::MovingAverage;
 
-/// Steps with fewer tokens say little about what a token of a prompt costs.
+/// Minimum tokens of a step that tells the cost of a prefill token.
 const TELLING_TOKENS: usize = 16;
 
-/// The token budget of steps, adapted to what they cost.
+/// The token budget of steps, adapted to their measured cost.
 #[derive(Debug, Clone)]
 pub(super) struct StepBudget {
-    /// Tokens in a step at most, whatever they cost.
+    /// Maximum tokens per step.
     max_tokens: usize,
-    /// How long a step should take at most while someone waits for a next token.
+    /// Target duration of a step while a stream decodes.
     target: Duration,
-    /// Seconds a token costs in a step of many; `None` before the first.
+    /// Seconds per token in a step of many tokens; `None` before the first.
     seconds_per_token: MovingAverage,
 }
 
@@ -29,7 +29,7 @@ impl StepBudget {
         }
     }
 
-    /// Takes in what a step cost.
+    /// Records the cost of a step.
     pub fn measured(&mut self, tokens: usize, took: Duration) {
         if tokens < TELLING_TOKENS {
             return;
@@ -38,19 +38,19 @@ impl StepBudget {
             .add(took.as_secs_f64() / tokens as f64);
     }
 
-    /// What a token costs in a step of many, once there was one.
+    /// Returns the seconds per token in a step of many tokens, if known.
     pub fn seconds_per_token(&self) -> Option<f64> {
         self.seconds_per_token.get()
     }
 
-    /// Tokens for the next step, in which `streams` requests get their next token. A prompt that
-    /// nobody else waits for is read in steps as large as can be.
+    /// Returns the budget of the next step, in which `streams` requests decode. Without streams, prefill
+    /// gets the largest steps.
     pub fn tokens(&self, streams: usize) -> usize {
         match self.seconds_per_token.get() {
             Some(seconds) if streams > 0 => {
                 #[allow(clippy::cast_sign_loss)] // times are not negative
                 let affordable = (self.target.as_secs_f64() / seconds) as usize;
-                // The streams' own tokens are in the budget; prompts must go on all the same.
+                // The streams' own tokens count; prefill must make progress all the same.
                 affordable.clamp(
                     (streams + TELLING_TOKENS).min(self.max_tokens),
                     self.max_tokens,

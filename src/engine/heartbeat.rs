@@ -1,14 +1,14 @@
-//! The worker's heartbeat: since when it has had work and made no step.
+//! The worker's heartbeat: the time since its last step while it has work.
 //!
-//! The worker beats, any thread looks; neither waits for the other.
+//! The worker writes, any thread reads; neither waits for the other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What [`Heartbeat::last`] holds while the worker has no work.
+/// Value of [`Heartbeat::last`] while the worker has no work.
 const AT_REST: u64 = u64::MAX;
 
-/// The moment of the worker's last step.
+/// Time of the worker's last step.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
     start: Instant,
@@ -25,14 +25,14 @@ impl Heartbeat {
         }
     }
 
-    /// Notes that a step was made, or that work has come.
+    /// Records a step, or the arrival of work.
     pub fn beat(&self) {
         let since_start = self.start.elapsed().as_millis();
         let since_start = u64::try_from(since_start).unwrap_or(AT_REST - 1);
         self.last.store(since_start, Ordering::Relaxed);
     }
 
-    /// Notes that there is no work.
+    /// Records that there is no work.
     pub fn rest(&self) {
         self.last.store(AT_REST, Ordering::Relaxed);
     }

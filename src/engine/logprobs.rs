@@ -1,10 +1,10 @@
-//! Log-probabilities under the model's own distribution.
+//! Log-probabilities under the model's own distribution, before sampling parameters.
 
 use super::event::{GenerateError, TokenLogprob};
 use crate::kernels::rows;
 
-/// The log-probability of one token, and of the `top` most likely ones (the lower id first among
-/// equals), under the distribution these logits stand for.
+/// Returns the log-probability of one token, and of the `top` most likely ones (the lower id first among
+/// equals).
 #[must_use]
 pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<TokenLogprob>) {
     let logprob = logprob_of(logits);
@@ -12,7 +12,7 @@ pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<To
     (logprob(token), best)
 }
 
-/// The `n` most likely tokens, most likely first, the lower id first among equals.
+/// Returns the `n` most likely tokens, the most likely first, the lower id first among equals.
 ///
 /// # Errors
 /// [`GenerateError::NotFinite`] if the logits hold NaN or infinity.
@@ -24,7 +24,7 @@ pub fn ranked(logits: &[f32], n: usize) -> Result<Vec<TokenLogprob>, GenerateErr
     Ok(best.map(logprob_of(logits)).collect())
 }
 
-/// The log-probabilities of the distribution that these logits stand for.
+/// Returns the log-probabilities of all tokens.
 fn logprob_of(logits: &[f32]) -> impl Fn(u32) -> TokenLogprob {
     let normalizer = rows::log_sum_exp(logits);
     move |id| TokenLogprob {
@@ -35,8 +35,7 @@ fn logprob_of(logits: &[f32]) -> impl Fn(u32) -> TokenLogprob {
     }
 }
 
-/// The place of a token among all, the most likely first, the lower id first among equals; the
-/// first is 1.
+/// Returns the rank of a token, 1 for the most likely, the lower id first among equals.
 #[must_use]
 pub fn rank(logits: &[f32], token: u32) -> usize {
     let token = token as usize;
@@ -48,7 +47,7 @@ pub fn rank(logits: &[f32], token: u32) -> usize {
     1 + above + equal.count()
 }
 
-/// The ids of the `n` highest logits, highest first, the lower id first among equals.
+/// Returns the ids of the `n` highest logits, the highest first, the lower id first among equals.
 fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
         return Vec::new();

@@ -4,13 +4,13 @@ use super::index::Content;
 use super::{BLOCK_SIZE, BlockId, BlockPool, PrefixId};
 
 impl BlockPool {
-    /// What every known block holds.
+    /// Content of every known block.
     pub fn contents(&self) -> impl Iterator<Item = (BlockId, PrefixId, &[u32])> {
         let contents = self.index.contents();
         contents.map(|(content, block)| (block, content.parent, content.tokens.as_slice()))
     }
 
-    /// Checks every invariant of the bookkeeping against the holders given.
+    /// Checks every invariant of the accounts against the given references.
     ///
     /// # Panics
     /// If one does not hold.

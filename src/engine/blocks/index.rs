@@ -1,15 +1,14 @@
-//! Which block holds which tokens after which prefix.
+//! The index of known content: which block holds which tokens after which prefix.
 //!
-//! The contents stand in order, those of one parent beside each other like words in a dictionary.
-//! So beside a block with exactly some tokens, the one that has most of their beginning in common
-//! with them is found at once: it is the next one before or after where they would stand.
+//! The content is ordered like words in a dictionary, that of one parent together. So the block with the
+//! longest common beginning with some tokens is found at once: it is the entry before or after their place.
 
 use std::collections::BTreeMap;
 
 use super::prefix::{BlockTokens, PrefixId, common};
 use super::{BLOCK_SIZE, BlockId};
 
-/// What a block holds: tokens after a prefix.
+/// Content of a block: tokens after a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Content {
     pub parent: PrefixId,
@@ -24,22 +23,22 @@ impl Content {
         }
     }
 
-    /// Whether all of it is the beginning of `other`.
+    /// Returns whether `other` begins with this content.
     pub fn begins(&self, other: &Self) -> bool {
         let tokens = other.tokens.as_slice();
         self.parent == other.parent && tokens.starts_with(self.tokens.as_slice())
     }
 }
 
-/// A block whose tokens begin as those looked for.
+/// A block that shares a beginning with the tokens looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Nearest {
     pub block: BlockId,
-    /// So many tokens are the same.
+    /// Number of tokens in common.
     pub common: usize,
 }
 
-/// All known contents. No content that is less than a block is the beginning of another one.
+/// All known content. No partial content is the beginning of another one.
 #[derive(Debug, Default)]
 pub(super) struct ContentIndex {
     known: BTreeMap<Content, BlockId>,
@@ -62,7 +61,8 @@ impl ContentIndex {
         self.known.clear();
     }
 
-    /// The block that has most of the beginning of `tokens` after `parent`; none that has nothing.
+    /// Returns the block with the longest common beginning with `tokens` after `parent`, if any token is
+    /// common.
     pub fn nearest(&self, parent: PrefixId, tokens: &[u32]) -> Option<Nearest> {
         let wanted = Content::new(parent, tokens);
         let before = self.known.range(..=wanted).next_back();
@@ -78,13 +78,13 @@ impl ContentIndex {
             .max_by_key(|nearest| nearest.common)
     }
 
-    /// A block whose content begins with this one, or is the same.
+    /// Returns a block whose content begins with this one or equals it.
     pub fn continued_by(&self, content: &Content) -> Option<BlockId> {
         let (next, &block) = self.known.range(content..).next()?;
         content.begins(next).then_some(block)
     }
 
-    /// The block of the known content, less than a block of tokens, that is the beginning of this.
+    /// Returns the block of the known partial content that is the beginning of this one.
     pub fn beginning(&self, content: &Content) -> Option<BlockId> {
         let (before, &block) = self.known.range(..content).next_back()?;
         let is_beginning = before.tokens.as_slice().len() < BLOCK_SIZE && before.begins(content);

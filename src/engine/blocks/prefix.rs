@@ -1,4 +1,4 @@
-//! What names a prefix, and the tokens of one block of it.
+//! Names of prefixes, and the tokens of one block.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,23 +7,22 @@ use std::str::FromStr;
 use super::BLOCK_SIZE;
 use crate::request::Tenant;
 
-/// Stands for one exact sequence of tokens from the start of a tenant's context, whole blocks of
-/// them: a chain of BLAKE3 hashes, so that it means the same in every process and can name a file.
+/// Name of an exact sequence of whole blocks of tokens from the start of a tenant's context: a chain of
+/// BLAKE3 hashes, so that it means the same in every process and can name a file.
 ///
-/// A name is as good as the tokens themselves: two sequences that share one would take 2^64 hashes
-/// to find, and would both be their finder's own.
+/// Finding two sequences with the same name takes 2^64 hashes, and both would belong to the finder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PrefixId([u8; 16]);
 
 impl PrefixId {
-    /// The empty prefix, from which all contexts of a tenant start.
+    /// Returns the empty prefix, from which all contexts of a tenant start.
     #[must_use]
     pub fn root(tenant: Tenant) -> Self {
         let hash = blake3::derive_key("skald 2026-11 prefix of a context", tenant.as_bytes());
         Self::cut(&hash)
     }
 
-    /// This prefix and one more block of tokens.
+    /// Returns this prefix extended by one block of tokens.
     #[must_use]
     pub fn then(self, tokens: &[u32; BLOCK_SIZE]) -> Self {
         let mut bytes = [0; 16 + 4 * BLOCK_SIZE];
@@ -35,7 +34,7 @@ impl PrefixId {
         Self::cut(blake3::hash(&bytes).as_bytes())
     }
 
-    /// The bytes that stand for it.
+    /// Returns its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
@@ -55,7 +54,7 @@ impl fmt::Display for PrefixId {
     }
 }
 
-/// From what [`Display`](fmt::Display) writes.
+/// Parses the output of [`Display`](fmt::Display).
 impl FromStr for PrefixId {
     type Err = InvalidPrefixId;
 
@@ -66,7 +65,7 @@ impl FromStr for PrefixId {
     }
 }
 
-/// It is not 32 hexadecimal digits.
+/// The text is not 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a prefix id has 32 hexadecimal digits")]
 pub struct InvalidPrefixId;
@@ -77,7 +76,7 @@ impl fmt::Debug for PrefixId {
     }
 }
 
-/// Up to a block of tokens, in the order of words in a dictionary.
+/// Up to one block of tokens, ordered like words in a dictionary.
 #[derive(Clone, Copy)]
 pub(super) struct BlockTokens {
     tokens: [u32; BLOCK_SIZE],
@@ -85,7 +84,7 @@ pub(super) struct BlockTokens {
 }
 
 impl BlockTokens {
-    /// The first tokens of `tokens`, as many as a block holds.
+    /// Returns the first tokens of `tokens`, at most one block.
     pub fn first_of(tokens: &[u32]) -> Self {
         let len = tokens.len().min(BLOCK_SIZE);
         let mut block = [0; BLOCK_SIZE];
@@ -98,7 +97,7 @@ impl BlockTokens {
     }
 }
 
-/// How many tokens two runs of them have in common from the first on.
+/// Returns the length of the common beginning of two runs of tokens.
 pub fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

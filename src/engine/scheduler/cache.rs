@@ -1,35 +1,35 @@
-//! How sequences take what is computed already, and leave what they have computed.
+//! How sequences reuse cached blocks, and release their own.
 //!
-//! Beside the contents that the pool knows there are the last blocks of the running sequences,
-//! which they are still writing to: what is computed of them can be copied too.
+//! Besides the content that the pool knows, the last, partial blocks of running sequences can be copied
+//! as far as they are computed.
 
 use super::Scheduler;
 use crate::engine::blocks::{BLOCK_SIZE, BlockId, BlockPool, PrefixId, Tail, common};
 use crate::engine::sequence::Sequence;
 
-/// What of a sequence's context is computed already.
+/// The part of a sequence's context that is computed already.
 #[derive(Debug, Default)]
 pub(super) struct Cached {
-    /// Full blocks, from the first one on.
+    /// Full blocks, in order.
     pub full: Vec<(BlockId, PrefixId)>,
-    /// Where the beginning of its next block is.
+    /// Block with the beginning of the next one.
     tail: Option<Tail>,
 }
 
 impl Cached {
-    /// Tokens in all.
+    /// Returns the number of tokens.
     pub fn tokens(&self) -> usize {
         self.full.len() * BLOCK_SIZE + self.tail.map_or(0, |tail| tail.tokens)
     }
 }
 
 impl Scheduler {
-    /// What is there that a sequence, which holds nothing, can begin with.
+    /// Returns the cached part of a context of a sequence that holds no blocks.
     pub(super) fn cached(&self, sequence: &Sequence) -> Cached {
         self.cached_after(sequence, sequence.root, 0)
     }
 
-    /// What is there of a sequence's context after its first blocks, which end with `parent`.
+    /// Returns the cached part of a context after its first `full` blocks, which end with `parent`.
     pub(super) fn cached_after(
         &self,
         sequence: &Sequence,
@@ -45,7 +45,7 @@ impl Scheduler {
         if start >= limit {
             return Cached { full, tail: None };
         }
-        // A tail that has the last token too is as good, if that one is computed again.
+        // A tail that also has the last token can be used if that one is computed again.
         let rest = &sequence.context()[start..];
         let known = self.blocks.find_tail(parent, rest);
         let running = self.running_tail(parent, rest);
@@ -60,8 +60,8 @@ impl Scheduler {
         Cached { full, tail }
     }
 
-    /// The last block of a running sequence that has most of the beginning of `tokens` after the
-    /// prefix.
+    /// Returns the last block of a running sequence with the longest common beginning with `tokens` after
+    /// the prefix.
     fn running_tail(&self, parent: PrefixId, tokens: &[u32]) -> Option<Tail> {
         let siblings = self.running.iter().filter(|s| s.last_prefix() == parent);
         siblings
@@ -76,7 +76,7 @@ impl Scheduler {
     }
 }
 
-/// Begins a sequence with what is there, as far as there is a block to write on in.
+/// Attaches the cached blocks to a sequence, as far as a block to append to can be allocated.
 pub(super) fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &Cached) {
     for &(block, prefix) in &cached.full {
         blocks.hold(block, sequence.keep);
@@ -99,8 +99,7 @@ pub(super) fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &C
     }
 }
 
-/// Gives all blocks back, the last first (see [`BlockPool::release`]); what is computed of them
-/// stays known.
+/// Releases all blocks, the last first (see [`BlockPool::release`]); their computed content stays known.
 pub(super) fn release(blocks: &mut BlockPool, sequence: &mut Sequence) {
     let full = sequence.prefixes.len();
     while let Some(block) = sequence.table.pop() {

@@ -1,8 +1,8 @@
-//! Which contexts are read with what a step's budget has left, and which waiting sequences begin.
+//! Prefill: the contexts that get the rest of a step's budget, and the waiting sequences that start.
 //!
 //! The next tokens go to the tenant with the least service, counting what this step has given it: to its
-//! running sequences, oldest first, and then to its waiting ones. Of the latter, the first that has no
-//! place or no blocks ends the admission of all, so that a large one is not overtaken for ever.
+//! running sequences, oldest first, and then to its waiting ones. The first waiting sequence without a
+//! place or blocks ends the admission of all, so that a large one is not overtaken for ever.
 
 use super::cache::{Cached, attach};
 use super::{Chunk, Scheduler};
@@ -11,34 +11,34 @@ use crate::engine::sequence::{Sequence, SequenceId};
 use crate::fair::Waiting;
 use crate::request::Tenant;
 
-/// Tokens that must be saved for a sequence to wait a step for them.
+/// Minimum tokens saved for a sequence to wait a step.
 const WORTH_WAITING: usize = 4;
 
-/// Running sequences of one tenant and priority that read their context, the youngest first.
+/// Running sequences of one tenant and priority in prefill, the youngest first.
 struct Reading {
     share: Tenant,
     priority: i32,
     ids: Vec<SequenceId>,
 }
 
-/// What became of the next waiting sequence.
+/// Outcome of admitting the next waiting sequence.
 enum Admission {
-    /// It runs, and this many of its tokens are planned.
+    /// It runs, with this number of planned tokens.
     Began(usize),
-    /// The step computes what it begins with.
+    /// The step computes its prefix.
     WaitsForPrefix(Waiting<Sequence>),
-    /// There is no room for it.
+    /// Batch or pool has no room for it.
     NoRoom(Option<Waiting<Sequence>>),
 }
 
 impl Scheduler {
-    /// Spends up to `budget` tokens on contexts that are read.
+    /// Spends up to `budget` tokens on prefill.
     pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Chunk>, mut budget: usize) {
         let mut reading = self.reading();
         let mut passed_over = Vec::new();
         let mut is_open = true;
         while budget > 0 {
-            // What a preemption has freed is for those that run.
+            // Blocks that a preemption has freed go to running sequences.
             is_open &= !self.is_short;
             let waiting = self.waiting.first().filter(|_| is_open);
             let waiting = waiting.map(|(priority, service, _)| (priority, service));
@@ -72,7 +72,7 @@ impl Scheduler {
         }
     }
 
-    /// Returns the running sequences that read their context.
+    /// Returns the running sequences in prefill.
     fn reading(&self) -> Vec<Reading> {
         let mut groups: Vec<Reading> = Vec::new();
         for sequence in self.running.iter().rev().filter(|s| s.pending() > 1) {
@@ -104,8 +104,8 @@ impl Scheduler {
         tokens
     }
 
-    /// Lets the next waiting sequence in if batch and pool have room for its whole present context, and
-    /// for the beams that are to branch off from it, or can be made to have.
+    /// Admits the next waiting sequence if batch and pool have room, or can make room, for its whole
+    /// context and for the beams that will branch off from it.
     fn admit(&mut self, plan: &mut Vec<Chunk>, budget: usize) -> Option<Admission> {
         let next = self.waiting.pop()?;
         if !self.has_places(&next.item) && self.over_share(&next.item).is_none() {
@@ -145,7 +145,7 @@ impl Scheduler {
         self.places() + sequence.width() <= self.limits.max_batch
     }
 
-    /// Whether the pool has blocks for what a sequence does not begin with.
+    /// Returns whether the pool has blocks for the part of a context that is not cached.
     fn has_room(&self, sequence: &Sequence, cached: &Cached) -> bool {
         let full = &cached.full;
         let idle = full.iter().filter(|c| self.blocks.is_idle(c.0)).count();
@@ -153,9 +153,8 @@ impl Scheduler {
         needed <= self.blocks.available() - idle
     }
 
-    /// Whether a part of the step computes tokens that `waiting` could begin with in the next step,
-    /// more than it could now. As it does not wait without that, it never waits for one that stands
-    /// still.
+    /// Returns whether a chunk of the step computes more of the prefix of `waiting` than is cached now. It
+    /// waits only for chunks that are being computed, so it never waits for a sequence that stands still.
     fn computes_more(&self, plan: &[Chunk], waiting: &Sequence) -> bool {
         let wanted = waiting.reusable();
         let mut chunks = plan.iter().filter(|chunk| chunk.tokens >= WORTH_WAITING);
@@ -169,7 +168,7 @@ impl Scheduler {
             if common < chunk.first_position + WORTH_WAITING {
                 return false;
             }
-            // So they have the part's full blocks before it in common.
+            // So they have the full blocks before the chunk in common.
             let (parent, full) = (sequence.last_prefix(), sequence.prefixes.len());
             let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
             common >= known + WORTH_WAITING

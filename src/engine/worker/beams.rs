@@ -1,4 +1,4 @@
-//! What the worker does for beam searches.
+//! Beam searches in the worker.
 
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use crate::engine::scheduler::Chunk;
 use crate::engine::sequence::SequenceId;
 use crate::request::GenerateRequest;
 
-/// What a row of logits said; nothing if it could not be read.
+/// Result of a row of logits; `None` if it could not be read.
 type Ranked = Option<Result<Vec<TokenLogprob>, GenerateError>>;
 
 impl Worker {
-    /// Whether all beams of a request fit into a batch.
+    /// Checks that all beams of a request fit into a batch.
     pub(super) fn check_width(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
         let max_batch = self.config.max_batch;
         match request.beams {
@@ -27,7 +27,7 @@ impl Worker {
         }
     }
 
-    /// Hands a search one of its rows; with the last row of a step it goes on or ends.
+    /// Hands a search one of its rows; after the last row of a step it continues or ends.
     pub(super) fn advance_beams(&mut self, chunk: &Chunk, ranked: Ranked, at: Instant) {
         let Some(active) = self.active.get_mut(&chunk.request) else {
             return;

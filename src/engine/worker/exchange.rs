@@ -1,4 +1,4 @@
-//! What moves in the KV memory outside of a pass: copies, blocks that leave, blocks that come back.
+//! Changes to the KV memory outside of a pass: copies, export and import of blocks.
 
 use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use crate::engine::event::GenerateError;
 use crate::engine::exchange::EvictedBlock;
 use crate::request::Tenant;
 
-/// How long the worker's end may wait for its blocks to be taken.
+/// Maximum time for the last export when the worker ends.
 const LAST_EXPORT: Duration = Duration::from_secs(5);
 
-/// The pause before a block is offered again.
+/// Pause before a block is offered again.
 const OFFER_PAUSE: Duration = Duration::from_millis(1);
 
 impl Worker {
-    /// What a tenant's contexts start from.
+    /// Returns the root prefix of a tenant's contexts.
     pub(super) fn root(&self, tenant: Tenant) -> PrefixId {
         PrefixId::root(if self.config.share_prefixes {
             Tenant::ANONYMOUS
@@ -52,8 +52,8 @@ impl Worker {
         }
     }
 
-    /// Makes the memory what the scheduler's accounts say; must come before anything is written to
-    /// it. `false` if that failed, and every request with it.
+    /// Makes the pending moves; must run before anything is written to the memory. Returns whether they
+    /// succeeded; if not, every request has failed.
     pub(super) fn carry_out_moves(&mut self) -> bool {
         for change in self.scheduler.take_moves() {
             let copy = match change {
@@ -71,7 +71,7 @@ impl Worker {
         true
     }
 
-    /// The memory is not what the accounts say: no request may go on with it, nor begin with it.
+    /// Fails all requests and forgets all blocks, because the memory differs from the accounts.
     fn lose_blocks(&mut self, failure: &str) {
         error!(%failure, requests = self.active.len(), "the KV cache is lost");
         let all: Vec<_> = self.active.keys().copied().collect();
@@ -81,7 +81,7 @@ impl Worker {
         self.scheduler.forget_blocks();
     }
 
-    /// Gives a block away that is about to hold something else; lost if no one takes it at once.
+    /// Exports a block that is about to be overwritten; its content is lost if the receiver is full.
     fn export(&mut self, eviction: Eviction) {
         let Some(keeper) = &self.config.evicted else {
             return;
@@ -111,8 +111,7 @@ impl Worker {
         }
     }
 
-    /// When all requests are gone: gives away what is worth keeping, the last used first, as long as
-    /// there is time.
+    /// Exports the marked blocks when the worker ends, the last used first, within [`LAST_EXPORT`].
     pub(super) fn export_rest(&mut self) {
         self.scheduler.remove_all();
         if !self.carry_out_moves() {
@@ -141,7 +140,7 @@ impl Worker {
         }
     }
 
-    /// Puts blocks of a context back; how many of them are there now.
+    /// Imports blocks of a context; returns the number that are in the cache now.
     fn import(&mut self, root: PrefixId, tokens: &[u32], first: usize, bytes: &[u8]) -> usize {
         if !self.carry_out_moves() {
             return 0;
@@ -149,7 +148,7 @@ impl Worker {
         let blocks: Vec<&[u8]> = bytes.chunks_exact(self.status.kv_block_bytes).collect();
         let count = blocks.len();
         let import = self.scheduler.begin_import(root, tokens, first, count);
-        // Only blocks that leave for those that come: nothing that could fail.
+        // Exports only, to make room: they can't fail.
         self.carry_out_moves();
         let mut written = 0;
         for (block, n) in import.to_write() {

@@ -1,4 +1,4 @@
-//! How requests come and go: accepted or refused, finished, failed, closed.
+//! The life of requests in the worker: accepted or refused, finished, failed, closed.
 
 use super::Worker;
 use super::active::Active;
@@ -10,7 +10,7 @@ use crate::engine::sequence::{Sequence, SequenceId, context_start};
 use crate::request::GenerateRequest;
 
 impl Worker {
-    /// Accepts a request, or says why it can never run.
+    /// Accepts a request, or refuses it if it can never run.
     pub(super) fn submit(&mut self, submission: Box<Submission>) {
         let Submission {
             id,
@@ -36,11 +36,11 @@ impl Worker {
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);
         self.active.insert(id, Box::new(active));
         self.scheduler.add(sequence);
-        // If the client is gone already, a `Close` follows.
+        // A client that is gone sends a `Close`.
         let _ = verdict.send(Ok(()));
     }
 
-    /// Checks that the request could run if it were alone.
+    /// Checks that the request could run alone.
     fn check_fit(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
         self.check_width(request)?;
         let context_length = self.model.spec().context_length;
@@ -70,7 +70,7 @@ impl Worker {
         self.finish(id);
     }
 
-    /// Ends the requests that stalled first where more are set aside than may wait.
+    /// Fails the requests that stalled first if too many are set aside.
     pub(super) fn limit_stalled(&mut self) {
         let limit = self.config.queue_limit;
         while let Some(id) = self.scheduler.stalled_beyond(limit) {
@@ -78,13 +78,13 @@ impl Worker {
         }
     }
 
-    /// Takes a generation out of the batch.
+    /// Removes a generation.
     pub(super) fn finish(&mut self, id: SequenceId) {
         self.scheduler.remove_request(id);
         self.active.remove(&id);
     }
 
-    /// The front end is done with a generation, finished or not.
+    /// Handles a generation that the front end has dropped.
     pub(super) fn close(&mut self, id: SequenceId) {
         let stays = self
             .active
