@@ -206,6 +206,8 @@ async fn a_running_request_ends_at_its_own_timeout() {
     // What a stream has sent is its text, and what its session keeps.
     let mut body = within(COMPLETIONS, streamed(endless()), 0.5);
     body["session_id"] = json!("late");
+    // The session's text would show an end-of-text token, the stream's does not.
+    body["logit_bias"] = json!({"8191": -100});
     let events = server.stream(COMPLETIONS, body).await;
     assert!(!events.done);
     let last = events.data.last().expect("an event");

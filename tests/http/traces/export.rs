@@ -98,7 +98,7 @@ async fn a_collector_that_hangs_holds_up_neither_requests_nor_the_stop() {
         assert_eq!(caller.get("/v1/models").await.status, 200);
     }
     let warning = server.until_logged("trace export failing");
-    assert_eq!(warning["reason"], "the queue is full");
+    assert_eq!(warning["reason"], "the span queue is full");
     assert_eq!(server.logged("trace export failing").len(), 1);
     server.terminate();
     server.ended_within(STOP);
