@@ -152,7 +152,7 @@ async fn a_commit_that_was_on_its_way_for_longer_than_the_lease_changes_nothing(
     setting.proxy.mend();
     let late = late.await.expect("an answer");
     assert_eq!(late.status, 409, "{}", late.body);
-    assert!(late.message().contains("not kept"), "{}", late.body);
+    assert!(late.message().contains("not stored"), "{}", late.body);
     for caller in [&caller, &other] {
         assert_eq!(history(caller).await, after);
     }

@@ -105,7 +105,7 @@ async fn a_server_that_was_stopped_can_not_overwrite_a_newer_turn() {
     assert_eq!(error["error"]["code"], "session_taken_over", "{error}");
     let message = error["error"]["message"].as_str().expect("a message");
     assert!(
-        message.contains("\"tale\"") && message.contains("not kept"),
+        message.contains("\"tale\"") && message.contains("not stored"),
         "{message}"
     );
     for caller in [&one, &other] {
@@ -162,7 +162,7 @@ async fn a_commit_that_comes_too_late_is_refused() {
         }
         assert_eq!(late.status, 409, "{}", late.body);
         assert_eq!(late.body["error_type"], "conflict");
-        assert!(late.message().contains("not kept"), "{}", late.body);
+        assert!(late.message().contains("not stored"), "{}", late.body);
         assert_eq!(other.history("tale").await, Some(after));
         break;
     }
