@@ -271,7 +271,7 @@ impl ModelFiles {
         })
     }
 
-    /// The model built into the binary.
+    /// Returns the model built into the binary.
     #[cfg(feature = "builtin-model")]
     fn builtin() -> Result<Self, SourceError> {
         macro_rules! asset {

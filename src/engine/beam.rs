@@ -107,7 +107,7 @@ pub struct Hypothesis {
 }
 
 impl BeamSearch {
-    /// A search that has not begun. `max_tokens` is at least 1, and the vocabulary has at least
+    /// Creates a search. `max_tokens` is at least 1, and the vocabulary has at least
     /// [`BeamParams::candidates`] tokens. `top` of the most likely tokens are reported in each place.
     #[must_use]
     pub fn new(params: BeamParams, stop: StopConditions, max_tokens: usize, top: usize) -> Self {
@@ -130,21 +130,21 @@ impl BeamSearch {
         }
     }
 
-    /// How many of the most likely tokens have to be known after each live beam.
+    /// Returns the number of most likely tokens needed after each live beam.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.params.candidates(self.ends.len()).max(self.top)
     }
 
-    /// The tokens of a live beam.
+    /// Returns the tokens of a live beam.
     #[must_use]
     pub fn tokens(&self, beam: usize) -> Vec<u32> {
         let last = self.live.get(beam).and_then(|beam| beam.last);
         self.path(last).map(|node| node.token.id).collect()
     }
 
-    /// One step: `rows` are the most likely tokens after each live beam, most likely first, as many
-    /// as [`wanted`](Self::wanted).
+    /// Advances by one step: `rows` are the most likely tokens after each live beam, most likely first, as
+    /// many as [`wanted`](Self::wanted).
     pub fn advance(&mut self, rows: &[Vec<TokenLogprob>]) -> Advance {
         let candidates = self.candidates(rows);
         self.generated += 1;
@@ -191,7 +191,7 @@ impl BeamSearch {
         }
     }
 
-    /// The best continuations of all live beams, best first.
+    /// Returns the best continuations of all live beams, best first.
     fn candidates(&self, rows: &[Vec<TokenLogprob>]) -> Vec<Candidate> {
         let may_end = self.generated >= self.stop.min_tokens;
         let mut all: Vec<Candidate> = Vec::new();
@@ -211,7 +211,7 @@ impl BeamSearch {
         all
     }
 
-    /// Whether a beam whose newest token this is has ended.
+    /// Returns whether a beam with this newest token has ended.
     fn ends_with(&self, token: u32) -> bool {
         self.finish_reason(token, self.generated).is_some()
     }
@@ -220,7 +220,7 @@ impl BeamSearch {
         FinishReason::after(token, length, &self.stop, self.max_tokens)
     }
 
-    /// What a sum over so many tokens is divided by.
+    /// Returns the divisor of a sum over this number of tokens.
     fn penalty(&self, length: usize) -> f32 {
         (length as f64).powf(self.params.length_penalty) as f32
     }
@@ -259,7 +259,7 @@ impl BeamSearch {
         .collect()
     }
 
-    /// The tokens up to and including `last`.
+    /// Returns the tokens up to and including `last`.
     fn path(&self, last: Option<usize>) -> impl Iterator<Item = &Node> {
         let backwards = std::iter::successors(last, |&at| self.nodes[at].before);
         let mut path: Vec<usize> = backwards.collect();

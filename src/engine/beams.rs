@@ -14,12 +14,12 @@ use super::scheduler::Scheduler;
 use super::sequence::{Sequence, SequenceId, blocks_of_beams};
 use crate::request::GenerateRequest;
 
-/// Sequence numbers that a search takes, from its own on: the beams of two steps.
+/// Returns the number of sequence ids that a request takes: for a search, the beams of two steps.
 pub(super) fn sequence_ids(request: &GenerateRequest) -> u64 {
     request.beams.map_or(1, |beams| 2 * beams.width as u64)
 }
 
-/// Blocks that a request of `prompt` tokens needs at its longest.
+/// Returns the blocks that a request of `prompt` tokens needs at its longest.
 pub(super) fn blocks_needed(request: &GenerateRequest, prompt: usize, longest: usize) -> usize {
     let width = request.beams.map_or(1, |beams| beams.width);
     blocks_of_beams(longest, width, prompt / super::blocks::BLOCK_SIZE)
@@ -52,7 +52,7 @@ pub(super) enum SearchStep {
 }
 
 impl Beams {
-    /// A search that begins with the sequence `root`; `None` if the request asks for none. Makes the
+    /// Creates a search that begins with the sequence `root`; `None` if the request asks for none. Makes the
     /// sequence its first beam.
     pub fn new(
         request: &GenerateRequest,
@@ -149,7 +149,7 @@ impl Beams {
         }
     }
 
-    /// A new sequence for the live beam of this rank.
+    /// Creates the sequence of the live beam of this rank.
     fn sequence(&self, id: SequenceId, rank: usize) -> Sequence {
         self.root.branch(id, &self.search.tokens(rank))
     }

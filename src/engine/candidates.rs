@@ -64,7 +64,8 @@ impl Distribution {
         u32::try_from(drawn?).ok()
     }
 
-    /// What the filters leave, in order of id. `logits` are those given to [`weigh`](Self::weigh).
+    /// Returns the tokens that the filters leave, in order of id. `logits` are those given to
+    /// [`weigh`](Self::weigh).
     pub fn filtered(&mut self, logits: &[f32], params: &SamplingParams) -> Vec<Candidate> {
         rows::greatest_of_blocks(&self.weights, &mut self.greatest);
         let mut total = self.total();
@@ -95,7 +96,7 @@ impl Distribution {
         candidates
     }
 
-    /// The tokens whose weight reaches `floor`.
+    /// Returns the tokens whose weight reaches `floor`.
     fn at_least(&self, logits: &[f32], floor: f32) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         rows::select_at_least(&self.weights, &self.greatest, floor, |id| {
@@ -108,7 +109,7 @@ impl Distribution {
         candidates
     }
 
-    /// The `k` tokens of the highest logits; weights that vanish are left out.
+    /// Returns the `k` tokens of the highest logits; weights that vanish are left out.
     fn top_k(&self, logits: &[f32], k: usize) -> Vec<Candidate> {
         let floor = rows::floor_of_greatest(&self.greatest, k).max(f32::MIN_POSITIVE);
         let mut candidates = self.at_least(logits, floor);
@@ -122,7 +123,7 @@ impl Distribution {
         candidates
     }
 
-    /// The heaviest tokens, enough that their weights reach `wanted`, and perhaps more.
+    /// Returns the heaviest tokens, enough that their weights reach `wanted`, and perhaps more.
     fn at_least_a_share(&self, logits: &[f32], wanted: f64) -> Vec<Candidate> {
         // From a thousandth of the highest weight on in steps of a factor 32.
         let floors = (2..).map(|n| 2f32.powi(-5 * n).max(f32::MIN_POSITIVE));

@@ -65,7 +65,7 @@ pub enum Allowed<'a> {
 }
 
 impl Allowed<'_> {
-    /// The one token that may be drawn, if it is only one.
+    /// Returns the one token that may be drawn, if it is only one.
     fn single(self) -> Option<u32> {
         let Self::Only(mask) = self else {
             return None;
@@ -91,7 +91,7 @@ impl Allowed<'_> {
 }
 
 impl Sampler {
-    /// A sampler for a request whose prompt, a session's history included, is `prompt`.
+    /// Creates the sampler of a request whose prompt, a session's history included, is `prompt`.
     #[must_use]
     pub fn new(params: SamplingParams, prompt: &[u32], vocab_size: usize) -> Self {
         let mut key = [0; 32];
@@ -174,7 +174,7 @@ impl Sampler {
         drawn.ok_or(GenerateError::NoCandidates)
     }
 
-    /// Whether steps 1 to 3 have anything to do.
+    /// Returns whether steps 1 to 3 have anything to do.
     fn penalizes(&self) -> bool {
         let params = &self.params;
         !self.seen.is_empty()
@@ -183,7 +183,7 @@ impl Sampler {
             || !params.logit_bias.is_empty()
     }
 
-    /// Whether step 5 has anything to do.
+    /// Returns whether step 5 has anything to do.
     fn filters(&self) -> bool {
         let params = &self.params;
         params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0 || params.typical_p < 1.0
@@ -222,14 +222,14 @@ impl Sampler {
         }
     }
 
-    /// Step 6's `u` for the `n`-th token, in [0, 1).
+    /// Returns step 6's `u` for the `n`-th token, in [0, 1).
     fn uniform(&mut self, n: usize) -> f64 {
         self.rng.set_word_pos(2 * n as u128);
         (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// The token of the highest logit and the logit, of a row as the model gave it.
+/// Returns the token of the highest logit and the logit, of a row as the model gave it.
 fn highest(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     if !rows::all_finite(logits) {
         return Err(GenerateError::NotFinite);
@@ -237,7 +237,7 @@ fn highest(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     highest_of(logits)
 }
 
-/// The token of the highest logit and the logit; some may be negative infinity, but not all.
+/// Returns the token of the highest logit and the logit; some may be negative infinity, but not all.
 fn highest_of(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     rows::argmax(logits)
         .filter(|&(_, highest)| highest > f32::NEG_INFINITY)

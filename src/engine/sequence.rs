@@ -8,7 +8,7 @@ use crate::request::Tenant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// Where the context starts in a history of `tokens` tokens that slides on past the window: the
+/// Returns the start of the context in a history of `tokens` tokens that slides on past the window: the
 /// smallest multiple of half a window that leaves at most a whole window.
 ///
 /// So whenever a token comes to a full window, the context becomes the window's last
@@ -28,7 +28,7 @@ pub fn context_start(tokens: usize, context_length: usize) -> usize {
     tokens.saturating_sub(context_length).div_ceil(step) * step
 }
 
-/// Blocks that `width` sequences of `tokens` tokens take which have `shared` full blocks in common.
+/// Returns the number of blocks of `width` sequences of `tokens` tokens that share `shared` full blocks.
 #[must_use]
 pub(super) fn blocks_of_beams(tokens: usize, width: usize, shared: usize) -> usize {
     let each = tokens.div_ceil(BLOCK_SIZE);
@@ -80,7 +80,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence of which nothing is in the cache, of those who show no key.
+    /// Creates a sequence without cached blocks, of the anonymous tenant.
     #[must_use]
     pub fn new(id: SequenceId, tokens: Vec<u32>, context_length: usize, may_reuse: bool) -> Self {
         let start = context_start(tokens.len(), context_length);
@@ -104,19 +104,19 @@ impl Sequence {
         }
     }
 
-    /// The same, but it shares what is in the cache with the sequences of this root.
+    /// Sets the root that its prefixes start from.
     #[must_use]
     pub fn with_root(self, root: PrefixId) -> Self {
         Self { root, ..self }
     }
 
-    /// The same; `keep` says whether what is computed of it is worth keeping beyond the pool.
+    /// Sets whether its blocks are exported on eviction.
     #[must_use]
     pub fn with_keep(self, keep: bool) -> Self {
         Self { keep, ..self }
     }
 
-    /// The same, charged to a tenant and with a priority.
+    /// Sets its tenant and priority.
     #[must_use]
     pub fn with_share(self, share: Tenant, priority: i32) -> Self {
         Self {
@@ -151,7 +151,7 @@ impl Sequence {
         });
     }
 
-    /// A further beam that goes on from this one, which is as it was made.
+    /// Returns a further beam that continues this one, which has no blocks.
     pub(super) fn branch(&self, id: SequenceId, tokens: &[u32]) -> Self {
         let mut branch = self.clone();
         branch.id = id;
@@ -160,18 +160,18 @@ impl Sequence {
         branch
     }
 
-    /// The request it belongs to: itself, unless it is a beam.
+    /// Returns the request it belongs to: itself, unless it is a beam.
     #[must_use]
     pub fn request(&self) -> SequenceId {
         self.beam.map_or(self.id, |beam| beam.request)
     }
 
-    /// Sequences its request can have in the batch at once.
+    /// Returns the number of sequences that its request can have in the batch at once.
     pub(super) fn width(&self) -> usize {
         self.beam.map_or(1, |beam| beam.width)
     }
 
-    /// Blocks that its request needs when its sequences are as long as this one.
+    /// Returns the blocks that its request needs when its sequences are as long as this one.
     pub(super) fn blocks_of_request(&self) -> usize {
         let shared = self.beam.map_or(0, |beam| beam.shared);
         blocks_of_beams(self.context().len(), self.width(), shared)
@@ -187,7 +187,7 @@ impl Sequence {
         self.draft = self.drafter.draft(&self.tokens, limit.min(room));
     }
 
-    /// The tokens the next one depends on.
+    /// Returns the tokens the next one depends on.
     #[must_use]
     pub fn context(&self) -> &[u32] {
         &self.tokens[self.start..]
@@ -199,7 +199,7 @@ impl Sequence {
         self.context().len() - self.computed
     }
 
-    /// The whole history.
+    /// Returns the whole history.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -219,7 +219,7 @@ impl Sequence {
         self.forget_charged();
     }
 
-    /// The part of its context that it may find in the cache. Its last token is always left to
+    /// Returns the part of its context that it may find in the cache. Its last token is always left to
     /// compute: it is the one whose logits are wanted.
     pub(super) fn reusable(&self) -> &[u32] {
         let context = self.context();
@@ -230,12 +230,12 @@ impl Sequence {
         }
     }
 
-    /// The prefix that ends with its last full block.
+    /// Returns the prefix that ends with its last full block.
     pub(super) fn last_prefix(&self) -> PrefixId {
         self.prefixes.last().copied().unwrap_or(self.root)
     }
 
-    /// Its last block, if it is not full, and the tokens computed of it.
+    /// Returns its last block and the tokens computed of it, if the block is not full.
     pub(super) fn tail(&self) -> Option<(BlockId, &[u32])> {
         let full = self.prefixes.len();
         let tokens = self.context().get(full * BLOCK_SIZE..self.computed)?;
@@ -243,7 +243,7 @@ impl Sequence {
         (!tokens.is_empty()).then_some((block, tokens))
     }
 
-    /// The tokens of the `n`-th block of the context, if it is full.
+    /// Returns the tokens of the `n`-th block of the context, if it is full.
     pub(super) fn block_tokens(&self, n: usize) -> Option<[u32; BLOCK_SIZE]> {
         self.context().as_chunks().0.get(n).copied()
     }

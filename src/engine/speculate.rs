@@ -33,7 +33,7 @@ pub(super) struct Drafter {
 }
 
 impl Drafter {
-    /// What may follow `tokens`, at most `limit` tokens. `tokens` only ever grows between calls.
+    /// Returns a draft of at most `limit` tokens after `tokens`. `tokens` only ever grows between calls.
     pub fn draft(&mut self, tokens: &[u32], limit: usize) -> Vec<u32> {
         self.learn(tokens);
         if self.pause > 0 {

@@ -84,14 +84,14 @@ impl StepTokens {
         self.sum += tokens;
     }
 
-    /// Forward passes in each bucket, not cumulative, in the order of [`BOUNDS`](Self::BOUNDS); the
-    /// last bucket has no bound.
+    /// Returns the forward passes in each bucket, not cumulative, in the order of [`BOUNDS`](Self::BOUNDS);
+    /// the last bucket has no bound.
     #[must_use]
     pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 
-    /// Tokens of all passes.
+    /// Returns the tokens of all passes.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum

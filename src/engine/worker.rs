@@ -143,7 +143,7 @@ impl Worker {
         }
     }
 
-    /// One step of everything that can run; `false` if there was nothing.
+    /// Runs one step; returns whether any request could run.
     fn step(&mut self) -> bool {
         let tokens = self.budget.tokens(self.scheduler.decoding());
         for active in self.active.values_mut() {

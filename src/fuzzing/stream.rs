@@ -30,7 +30,7 @@ pub(super) fn run(bytes: &[u8]) {
     assert_eq!(of_pieces(&text, &stops, include_stop, choices), expected);
 }
 
-/// The definition, over the whole text: it ends with the stop string that ends first, the longest of
+/// Returns the text by the definition: it ends with the stop string that ends first, the longest of
 /// those that end there.
 fn cut(text: &str, stops: &[String], include_stop: bool) -> (String, bool) {
     for end in (0..=text.len()).filter(|&at| text.is_char_boundary(at)) {

@@ -170,7 +170,7 @@ impl App {
         &self.0.sessions
     }
 
-    /// The model is loaded: generations are welcome from now on. If the server was asked to stop
+    /// Records that the model is loaded: generations are accepted from now on. If the server was asked to stop
     /// meanwhile, the engine is stopped instead.
     pub fn ready(&self, serving: Serving) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -181,7 +181,7 @@ impl App {
         }
     }
 
-    /// The model cannot be loaded; `why` is told to whoever asks for readiness.
+    /// Records that the model can't be loaded; readiness probes get `why`.
     pub fn fail(&self, why: String) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Loading) {

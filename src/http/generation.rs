@@ -396,7 +396,7 @@ impl TextGeneration {
 }
 
 impl Drop for TextGeneration {
-    /// The client went away, or the generation failed: the session keeps what was given out. Where
+    /// Ends the turn when the client is gone or the generation failed: the session keeps the text shown. Where
     /// that is nothing it stays as it was, so that the client can simply ask again.
     fn drop(&mut self) {
         self.log_text();

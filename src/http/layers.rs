@@ -151,7 +151,7 @@ pub(super) fn span(request: &Request<Body>) -> Span {
     )
 }
 
-/// The line that says how a request was answered; probes come every few seconds and are quieter.
+/// Logs how a request was answered; probes, which come every few seconds, at a lower level.
 pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Span) {
     let status = response.status().as_u16();
     let latency_ms = latency.as_secs_f64() * 1e3;

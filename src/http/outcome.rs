@@ -50,7 +50,7 @@ impl Outcome {
         Self::ServerError,
     ];
 
-    /// Its name in `/metrics`.
+    /// Returns its name in `/metrics`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Success => "success",

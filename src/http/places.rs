@@ -382,7 +382,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The request is there as a whole: its connection is busy from now on.
+    /// Records that the request has arrived completely: its connection is busy from now on.
     pub(super) fn arrived(&self) {
         if !self.has_arrived.swap(true, Ordering::Relaxed) {
             self.place.update(|usage| {

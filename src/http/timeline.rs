@@ -35,7 +35,7 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// Its name in the log.
+    /// Returns its name in the log.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Finished(FinishReason::Length) => "length",
@@ -135,7 +135,7 @@ impl Timeline {
         }
     }
 
-    /// The request was in a step, the first of which began at `at`.
+    /// Records that the request was in a step, the first of which began at `at`.
     pub(super) fn begun(&mut self, at: Option<Instant>) {
         if self.first_step.is_none()
             && let Some(at) = at
@@ -145,7 +145,7 @@ impl Timeline {
         }
     }
 
-    /// The prompt was read by the step that was through at `at`.
+    /// Records that prefill was completed by the step that ended at `at`.
     pub(super) fn prompt(&mut self, report: &PromptReport, at: Instant) {
         self.prompt_read = Some(at);
         self.cached_tokens = report.cached_tokens;
@@ -167,8 +167,7 @@ impl Timeline {
         self.logprob_sum += f64::from(token.token.logprob);
     }
 
-    /// The generation is over: reports it, so that the report is not behind what the client
-    /// receives.
+    /// Reports the end of the generation, before the client receives it.
     pub(super) fn end(&mut self, ending: Ending) {
         if self.ended.is_some() {
             return;
@@ -222,7 +221,7 @@ impl Timeline {
         self.cached_tokens
     }
 
-    /// Its time in the queue, once it is over.
+    /// Returns its time in the queue, once it is over.
     pub(super) fn queue_time(&self) -> Option<Duration> {
         self.first_step.map(|at| self.since_submitted(at))
     }

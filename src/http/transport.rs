@@ -149,7 +149,7 @@ impl Transport {
         }
     }
 
-    /// The client sends no more. Pending while it waits for an answer; ready when it is gone, or has
+    /// Waits until the client sends no more. Pending while it waits for an answer; ready when it is gone, or has
     /// nothing to wait for.
     fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.exchange.phase();

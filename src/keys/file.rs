@@ -194,7 +194,7 @@ impl KeyFile {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
         if let Some(old) = old {
-            // The server can run as another user, who could read the old file. Changing the owner needs
+            // The server can run as another user that could read the old file. Changing the owner needs
             // privileges that this process may lack.
             let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
             file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o777))?;

@@ -19,19 +19,19 @@ impl Deadline {
         }
     }
 
-    /// The moment.
+    /// Returns the moment.
     #[must_use]
     pub fn at(self) -> Instant {
         self.at
     }
 
-    /// The time from the request's arrival to the deadline.
+    /// Returns the time from the request's arrival to the deadline.
     #[must_use]
     pub fn timeout(self) -> Duration {
         self.timeout
     }
 
-    /// Whether it is over.
+    /// Returns whether it is over.
     #[must_use]
     pub fn has_passed(self) -> bool {
         Instant::now() >= self.at

@@ -134,7 +134,7 @@ impl SamplingOverrides {
         }
     }
 
-    /// Whether a field is set that matters for sampling only.
+    /// Returns whether a field is set that matters for sampling only.
     fn asks_for_sampling(&self) -> bool {
         self.temperature.is_some()
             || self.top_k.is_some()

@@ -44,7 +44,7 @@ impl Format {
         }
     }
 
-    /// Its `Content-Type`.
+    /// Returns its `Content-Type`.
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => prometheus_text::CONTENT_TYPE,

@@ -16,7 +16,7 @@ use crate::kernels::weight_memory::Line;
 /// Outputs per register.
 const LANES: usize = 8;
 
-/// The words of a quarter of a panel at a step.
+/// Returns the words of a quarter of a panel at a step.
 ///
 /// # Safety
 /// `line` points to the two lines of a step.

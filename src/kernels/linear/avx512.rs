@@ -169,7 +169,7 @@ unsafe fn q8_tall_group<const ROWS: usize>(
     }
 }
 
-/// The integer sums of rows over a group of features.
+/// Returns the integer sums of rows over a group of features.
 ///
 /// # Safety
 /// The processor has AVX-512F and VNNI. `a` holds `ROWS` words for every two lines.
