@@ -412,7 +412,9 @@ async fn ten_thousand_connections_are_kept_and_served() {
 async fn a_hangup_does_not_stop_the_server() {
     let server = Process::start(&[]);
     server.signal("HUP");
-    server.until_logged("SIGHUP received, nothing to reload; other settings are read at the start only");
+    server.until_logged(
+        "SIGHUP received, nothing to reload; other settings are read at the start only",
+    );
     server.signal("HUP");
     let small = json!({"prompt": "A", "max_tokens": 1});
     assert_eq!(
