@@ -188,7 +188,7 @@ impl ModelSource {
     }
 }
 
-/// A directory's own name, also for `.` and `models/gpt2/`.
+/// Returns a directory's own name, also for `.` and `models/gpt2/`.
 fn directory_name(path: &Path) -> String {
     let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     match whole.file_name() {
@@ -350,7 +350,7 @@ impl ModelFiles {
     }
 }
 
-/// A model's own chat template: a file of its own wins over the one in `tokenizer_config.json`.
+/// Returns a model's own chat template: a file of its own wins over the one in `tokenizer_config.json`.
 fn chat_template(
     directory: &Path,
     config: &TokenizerConfig,

@@ -135,7 +135,7 @@ impl App {
         &self.0.config
     }
 
-    /// Admission of a tenant's work outside the engine.
+    /// Returns the admission of a tenant's work outside the engine.
     pub(super) fn admission(&self, share: Tenant) -> Admission {
         self.0.admission.of(share)
     }
@@ -150,17 +150,17 @@ impl App {
         &self.0.receiving
     }
 
-    /// Which hosts and origins are let in.
+    /// Returns the access rules.
     pub(super) fn access(&self) -> &Access {
         &self.0.access
     }
 
-    /// What spans are made with, if there is a collector for them.
+    /// Returns the tracer, if spans are exported.
     pub(super) fn tracer(&self) -> Option<&SdkTracer> {
         self.0.tracer.as_ref()
     }
 
-    /// What was counted of requests and generations since the start.
+    /// Returns the counts of requests and generations since the start.
     pub(super) fn observations(&self) -> &Arc<Observations> {
         &self.0.observations
     }

@@ -35,7 +35,7 @@ use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
 use crate::text::{ShownTokens, TextPiece, TextStream, Tokenizer};
 
-/// Token ids of a text.
+/// Returns the token ids of a text.
 ///
 /// # Errors
 /// If the tokenizer fails, or too much is being tokenized.

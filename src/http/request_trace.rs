@@ -303,7 +303,7 @@ impl Totals {
         attributes
     }
 
-    /// Why the request failed, if it is the server's fault.
+    /// Returns the reason of a failure that is the server's fault.
     fn failure(&self) -> Option<Cow<'static, str>> {
         let status = self.status.filter(StatusCode::is_server_error);
         let status = status.map(|status| Cow::Owned(status.as_str().to_owned()));
@@ -324,7 +324,7 @@ fn name(request: &Request) -> String {
     }
 }
 
-/// What the head of a request says.
+/// Returns the attributes of a request head.
 fn attributes(request: &Request, id: &RequestId) -> Vec<KeyValue> {
     let method = known_method(request.method());
     let listening = request.extensions().get::<Listening>();
@@ -383,7 +383,7 @@ fn known_method(method: &Method) -> &'static str {
     }
 }
 
-/// What a route is for, by the names of the semantic conventions.
+/// Returns the operation of a route, by the names of the semantic conventions.
 fn operation(route: &str) -> Option<&'static str> {
     match route {
         "/v1/chat/completions" => Some("chat"),

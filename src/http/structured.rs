@@ -154,7 +154,7 @@ pub(super) async fn compile(
 }
 
 impl GrammarFields {
-    /// What the text is to be; `None` if anything goes.
+    /// Returns the description that the text must follow; `None` without one.
     ///
     /// # Errors
     /// If a field is not what it should be, or more than one says something.
@@ -247,7 +247,7 @@ impl StructuredOutputs {
 }
 
 impl NativeGrammar {
-    /// What the text is to be.
+    /// Returns the description that the text must follow.
     ///
     /// # Errors
     /// If it is not what it should be.

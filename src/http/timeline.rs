@@ -78,7 +78,7 @@ pub(super) struct Submitted {
     /// That of the HTTP request: a stream that is cancelled is dropped outside of it.
     log_span: Span,
     output: Output,
-    /// Tokens of the context, a session's history included.
+    /// Returns the tokens of the context, a session's history included.
     prompt_tokens: usize,
     at: Instant,
 }
@@ -151,7 +151,7 @@ impl Timeline {
         self.cached_tokens = report.cached_tokens;
     }
 
-    /// A token was drawn in the step that was through at `at`.
+    /// Records a token sampled in the step that ended at `at`.
     pub(super) fn token(&mut self, token: &GeneratedToken, at: Instant) {
         match self.last_token {
             None => {
@@ -196,27 +196,27 @@ impl Timeline {
         &self.submitted.log_span
     }
 
-    /// Which of its request's generations it is, from 0.
+    /// Returns the index of the generation in its request.
     pub(super) fn index(&self) -> usize {
         self.submitted.trace.index()
     }
 
-    /// What it was for.
+    /// Returns the kind of output.
     pub(super) fn output(&self) -> Output {
         self.submitted.output
     }
 
-    /// How it ended.
+    /// Returns how it ended.
     pub(super) fn ending(&self) -> Ending {
         self.ending
     }
 
-    /// Tokens of the context, a session's history included.
+    /// Returns the tokens of the context, a session's history included.
     pub(super) fn prompt_tokens(&self) -> usize {
         self.submitted.prompt_tokens
     }
 
-    /// Those of them that came from the KV cache.
+    /// Returns the context tokens found in the KV cache.
     pub(super) fn cached_tokens(&self) -> usize {
         self.cached_tokens
     }
@@ -253,12 +253,12 @@ impl Timeline {
         stages
     }
 
-    /// Tokens generated so far, those that are not shown included.
+    /// Returns the tokens generated so far, those that are not shown included.
     pub(super) fn generated(&self) -> usize {
         self.generated
     }
 
-    /// Mean log-probability of these tokens; 0 if there are none.
+    /// Returns the mean log-probability of these tokens; 0 without tokens.
     pub(super) fn mean_logprob(&self) -> f64 {
         self.logprob_sum / self.generated.max(1) as f64
     }
@@ -304,7 +304,7 @@ impl Timeline {
 }
 
 impl Drop for Timeline {
-    /// A generation that nothing else has ended was cancelled.
+    /// Records that a generation without another ending was cancelled.
     fn drop(&mut self) {
         self.end(Ending::Cancelled);
     }

@@ -75,7 +75,7 @@ pub enum GrammarSource {
 }
 
 impl GrammarSource {
-    /// How long the description is.
+    /// Returns the length of the description in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -174,7 +174,7 @@ fn without_anchors(regex: &str) -> &str {
 pub struct GrammarError(String);
 
 impl GrammarError {
-    /// What the library says, in our words.
+    /// Returns the library's message in Skald's terms.
     fn told(error: &impl fmt::Display) -> Self {
         Self(reason(&format!("{error:#}")))
     }
@@ -193,7 +193,7 @@ struct Compiled {
 }
 
 impl Grammar {
-    /// Something that follows it from the beginning of a text.
+    /// Creates a matcher at the start of a text.
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         let matcher = &self.0.matcher;
@@ -210,7 +210,7 @@ impl Grammar {
         &self.0.end_of_text
     }
 
-    /// Tokens that no grammar derives, those that end a text among them.
+    /// Returns the tokens that no grammar derives, those that end a text among them.
     #[must_use]
     pub fn special(&self) -> &[u32] {
         &self.0.special
@@ -241,7 +241,7 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    /// Creates the grammars of a model of `vocab_size` tokens, of which `end_of_text` end a text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
         let ids = u32::try_from(vocab_size).unwrap_or(u32::MAX);

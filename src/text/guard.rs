@@ -71,7 +71,7 @@ impl Guard {
         })
     }
 
-    /// Token ids of a rendered text: special tokens are those that no mark splits.
+    /// Returns the token ids of a rendered text: special tokens are those that no mark splits.
     ///
     /// # Errors
     /// If the tokenizer fails.

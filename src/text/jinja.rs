@@ -92,7 +92,7 @@ fn bounded_text(value: &Value, limit: usize) -> Result<String, Error> {
     Ok(text.into_text())
 }
 
-/// What the template itself said against what it was given, if that is why it failed.
+/// Returns the message with which the template itself refused its input, if it did.
 pub(super) fn raised(error: &Error) -> Option<&str> {
     let mut source = error.source();
     while let Some(error) = source {
@@ -147,7 +147,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Python's `json.dumps`, with its keyword arguments. Jinja's own filter would write for HTML.
+/// Implements Python's `json.dumps`, with its keyword arguments. Jinja's own filter would write for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "the form filters have")]
 fn tojson(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
@@ -175,7 +175,7 @@ fn tojson(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String
     })
 }
 
-/// Bytes of JSON that the rendering can still afford.
+/// Returns the bytes of JSON that the rendering can still afford.
 fn json_limit(state: &State<'_, '_>) -> usize {
     let left = state.fuel_levels().map_or(FUEL, |(_, left)| left);
     usize::try_from(left.saturating_mul(64) / FUEL_PER_JSON)

@@ -290,7 +290,7 @@ impl ChatTemplate {
         self.is_plain
     }
 
-    /// Texts that end an answer besides those the request names: where another one begins to
+    /// Returns the texts that end an answer besides those of the request: where another one begins to
     /// speak, in a form that has no token for it.
     #[must_use]
     pub fn stops(&self, messages: &[Message]) -> Vec<String> {

@@ -151,7 +151,7 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of a text. With `parse_special`, `<|endoftext|>` in it is the special token.
+    /// Returns the token ids of a text. With `parse_special`, `<|endoftext|>` in it is the special token.
     ///
     /// # Errors
     /// [`TextError::Encode`] if the library fails.
@@ -251,7 +251,7 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
-    /// How the special tokens are written.
+    /// Returns the texts of the special tokens.
     pub fn special_texts(&self) -> impl Iterator<Item = &str> {
         let bytes = self.special.iter().filter_map(|&id| self.token_bytes(id));
         bytes
@@ -259,7 +259,7 @@ impl Tokenizer {
             .filter(|text| !text.is_empty())
     }
 
-    /// Token ids are below this.
+    /// Returns the number of token ids.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
@@ -288,7 +288,7 @@ fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
     }
 }
 
-/// GPT-2's printable stand-in for every byte, inverted: which byte a character below U+0144
+/// Inverts GPT-2's printable stand-in for every byte: which byte a character below U+0144
 /// stands for. Bytes that print as themselves do; the others, in order, take U+0100 and up.
 pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);

@@ -38,7 +38,7 @@ pub(super) fn matches(etag: &str, path: &Path) -> io::Result<bool> {
     Ok(digests.any(|digest| hex(&digest).eq_ignore_ascii_case(etag)))
 }
 
-/// Git hashes an object's kind and length before its content.
+/// Returns the Git object id of a file: the hash of the object's kind and length, then its content.
 fn git_object(path: &Path) -> io::Result<Context> {
     let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
     let header = format!("blob {}\0", path.metadata()?.len());

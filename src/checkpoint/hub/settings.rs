@@ -100,7 +100,7 @@ impl HubSettings {
     }
 }
 
-/// A path with a leading `~` replaced by the user's directory: configuration files of services,
+/// Replaces a leading `~` of a path by the user's directory: configuration files of services,
 /// unlike shells, leave it as it is.
 fn expand(path: &str, user: &Path) -> PathBuf {
     match path.strip_prefix("~/") {

@@ -200,7 +200,7 @@ impl ApiError {
         Self::new(Kind::Internal, message)
     }
 
-    /// An answer for a panic in a handler, for the layer that catches them.
+    /// Returns the answer for a panic in a handler, for the layer that catches them.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the signature of tower-http's panic handlers"

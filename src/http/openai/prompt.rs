@@ -45,7 +45,7 @@ impl OnePrompt {
     }
 }
 
-/// Token ids of all inputs of a request, as they are: an empty text has none.
+/// Returns the token ids of all inputs of a request, as they are: an empty text has none.
 ///
 /// # Errors
 /// If the tokenizer fails, or too much is being tokenized.

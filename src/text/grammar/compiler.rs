@@ -35,7 +35,7 @@ pub struct GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// For a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    /// Creates the compiler of a model of `vocab_size` tokens, of which `end_of_text` end a text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
         let lane = || Lane::new("other grammars wait to be compiled", AT_A_TIME, MAX_PENDING);

@@ -319,7 +319,7 @@ fn schema_after(text: &str, at: usize) -> Option<Lexeme<'_>> {
     })
 }
 
-/// Bytes up to the closing quote, or to the end of the line if there is none.
+/// Returns the bytes up to the closing quote, or to the end of the line if there is none.
 fn quoted(rest: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, character) in rest.char_indices().skip(1) {
