@@ -211,12 +211,9 @@ impl CompletionRenderer {
                 ]
             }
         };
-        let usage = self.reply.choice_usage();
         let choices = choices.into_iter().flatten();
-        let events = choices.map(|choice| self.event(vec![choice], usage));
-        let last = self.reply.final_usage();
-        let last = last.map(|usage| self.event(Vec::new(), usage));
-        events.chain(last).chain(self.reply.done_event()).collect()
+        self.reply
+            .events(choices, |choices, usage| self.event(choices, usage))
     }
 }
 

@@ -109,23 +109,26 @@ impl Reply {
         self.open == 0
     }
 
-    /// Returns the `usage` of an event with a choice.
-    pub(super) fn choice_usage(&self) -> UsageField {
-        if self.include_usage {
+    /// Returns the events of a step: one for each of its choices and, after the last step of the stream, the
+    /// usage, if it is requested, and `[DONE]`. `event` renders an event with these choices and this usage.
+    pub(super) fn events<C>(
+        &self,
+        choices: impl Iterator<Item = C>,
+        event: impl Fn(Vec<C>, UsageField) -> Event,
+    ) -> Vec<Event> {
+        let usage = if self.include_usage {
             UsageField::Null
         } else {
             UsageField::Absent
+        };
+        let mut events: Vec<Event> = choices.map(|choice| event(vec![choice], usage)).collect();
+        if self.is_done() {
+            if self.include_usage {
+                events.push(event(Vec::new(), UsageField::Present(self.usage)));
+            }
+            events.push(Event::default().data("[DONE]"));
         }
-    }
-
-    /// Returns the `usage` of the event that ends a stream, if one is asked for.
-    pub(super) fn final_usage(&self) -> Option<UsageField> {
-        (self.is_done() && self.include_usage).then_some(UsageField::Present(self.usage))
-    }
-
-    /// Returns the event after the last one of a stream.
-    pub(super) fn done_event(&self) -> Option<Event> {
-        self.is_done().then(|| Event::default().data("[DONE]"))
+        events
     }
 }
 

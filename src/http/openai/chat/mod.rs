@@ -32,8 +32,9 @@ use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::documented_errors::OpenAiErrors;
 use crate::http::error::ApiError;
-use crate::http::generation::ShownToken;
-use crate::http::generation::{CompletedGeneration, Finished, GenerationStep, TextStep};
+use crate::http::generation::{
+    CompletedGeneration, Finished, GenerationStep, ShownToken, TextStep,
+};
 use crate::http::layers::Scope;
 use crate::http::renderer::Renderer;
 use crate::http::respond::respond;
@@ -196,12 +197,9 @@ impl Renderer for ChatRenderer {
                 ]
             }
         };
-        let usage = self.reply.choice_usage();
         let choices = choices.into_iter().flatten();
-        let events = choices.map(|choice| self.event(vec![choice], usage));
-        let last = self.reply.final_usage();
-        let last = last.map(|usage| self.event(Vec::new(), usage));
-        events.chain(last).chain(self.reply.done_event()).collect()
+        self.reply
+            .events(choices, |choices, usage| self.event(choices, usage))
     }
 
     fn error(&self, error: &ApiError) -> Event {
