@@ -19,7 +19,7 @@ pub use self::error::WeightsError;
 use super::finite::{NotFinite, first_not_finite};
 use super::gpt2_config::Gpt2Config;
 pub use super::tensor::TensorView;
-use super::tensor::widen;
+use crate::kernels::widen::widen;
 use crate::regular_file;
 
 /// The largest `model.safetensors.index.json`, in bytes.

@@ -40,6 +40,7 @@ pub mod rows;
 mod shared_slice;
 mod storage;
 pub mod weight_memory;
+pub mod widen;
 
 pub use isa::Isa;
 pub use pool::Pool;

@@ -1,7 +1,8 @@
 //! Weight matrices as checkpoints store them, and the precisions that they are packed in.
 
 use candle_core::{DType, Result, bail};
-use half::{bf16, f16};
+
+use crate::kernels::widen::widen;
 
 /// The precision that weights are packed in, and with it the arithmetic that applies them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,22 +104,6 @@ impl RawWeight<'_> {
     pub(super) fn widen(&self, at: usize, out: &mut [f32]) {
         let size = self.dtype.size_in_bytes();
         let bytes = &self.bytes[at * size..(at + out.len()) * size];
-        match self.dtype {
-            DType::F16 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            DType::BF16 => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            _ => {
-                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
-        }
+        widen(bytes, self.dtype, out);
     }
 }
