@@ -4,8 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::support::load::{begun, endless, slow};
-use crate::support::tiny_model;
-use crate::support::{Setup, TestServer, client};
+use crate::support::{Setup, TestServer, client, tiny_model};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use candle_core::{DType, Device, Tensor};
