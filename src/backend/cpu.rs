@@ -6,12 +6,9 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use super::{Attention, Backend, LayerNorm, Linear};
-use crate::kernels::attention::AttentionPlan;
-use crate::kernels::attention::AttentionShape;
-use crate::kernels::attention::KernelAttention;
+use crate::kernels::attention::{AttentionPlan, AttentionShape, KernelAttention};
 use crate::kernels::kv::LayerKv;
-use crate::kernels::linear::{Epilogue, PackedLinear};
-use crate::kernels::linear::{RawWeight, WeightDtype};
+use crate::kernels::linear::{Epilogue, PackedLinear, RawWeight, WeightDtype};
 use crate::kernels::norm::KernelLayerNorm;
 use crate::kernels::prefetch::MemoryRange;
 use crate::kernels::weight_memory::WeightMemory;

@@ -12,11 +12,9 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use crate::kernels::Pool;
-use crate::kernels::attention::AttentionPlan;
-use crate::kernels::attention::AttentionShape;
+use crate::kernels::attention::{AttentionPlan, AttentionShape};
 use crate::kernels::kv::LayerKv;
-use crate::kernels::linear::Epilogue;
-use crate::kernels::linear::{RawWeight, WeightDtype};
+use crate::kernels::linear::{Epilogue, RawWeight, WeightDtype};
 use crate::kernels::prefetch::MemoryRange;
 
 /// Makes the layers of a model.

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 
 use super::input::{Choices, Scratch};
 use crate::backend::cpu::CpuBackend;
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::{Gpt2Config, ModelFiles, ModelSource};
+use crate::checkpoint::{Checkpoint, Gpt2Config, ModelFiles, ModelSource};
 use crate::kernels::linear::WeightDtype;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::byte_alphabet;

@@ -4,8 +4,7 @@ use std::fs;
 
 use super::input::Scratch;
 use super::tiny;
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::{Gpt2Config, ModelFiles};
+use crate::checkpoint::{Checkpoint, Gpt2Config, ModelFiles};
 use crate::kernels::kv::KvDtype;
 use crate::model::{Model, trial};
 

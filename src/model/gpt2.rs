@@ -17,10 +17,8 @@ use super::spec::ModelSpec;
 use crate::backend::{Attention, Backend, LayerNorm, Linear};
 use crate::checkpoint::{Gpt2Config, ModelFiles};
 use crate::kernels::Pool;
-use crate::kernels::attention::AttentionPlan;
-use crate::kernels::attention::AttentionShape;
-use crate::kernels::kv::{KvCache, LayerKv};
-use crate::kernels::kv::{KvDtype, KvShape};
+use crate::kernels::attention::{AttentionPlan, AttentionShape};
+use crate::kernels::kv::{KvCache, KvDtype, KvShape, LayerKv};
 use crate::kernels::linear::Epilogue;
 
 /// A loaded model.

@@ -6,8 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::backend::{Backend, LayerNorm, Linear};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
-use crate::kernels::linear::Epilogue;
-use crate::kernels::linear::{MatrixOrder, RawWeight};
+use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -25,8 +25,7 @@ pub use self::spec::ModelSpec;
 use crate::backend::Backend;
 use crate::checkpoint::ModelFiles;
 use crate::kernels::Pool;
-use crate::kernels::kv::KvCache;
-use crate::kernels::kv::KvDtype;
+use crate::kernels::kv::{KvCache, KvDtype};
 
 /// A loaded model of one of the architectures. They are a closed set with one caller, the inference
 /// worker: hence an enum, not a trait.

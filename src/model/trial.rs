@@ -8,8 +8,7 @@ use candle_core::Tensor;
 
 use super::Model;
 use super::batch::Batch;
-use crate::kernels::kv::SequenceSpan;
-use crate::kernels::kv::{BLOCK_SIZE, KvDtype};
+use crate::kernels::kv::{BLOCK_SIZE, KvDtype, SequenceSpan};
 use crate::kernels::rows;
 
 /// Why a model is not served.

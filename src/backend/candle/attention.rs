@@ -3,11 +3,8 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use crate::backend::Attention;
-use crate::kernels::attention::AttentionPlan;
-use crate::kernels::attention::AttentionShape;
-use crate::kernels::kv::BLOCK_SIZE;
-use crate::kernels::kv::LayerKv;
-use crate::kernels::kv::{SequenceSpan, StepSpans};
+use crate::kernels::attention::{AttentionPlan, AttentionShape};
+use crate::kernels::kv::{BLOCK_SIZE, LayerKv, SequenceSpan, StepSpans};
 
 /// The attention of one layer.
 pub struct CandleAttention {

@@ -3,8 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::backend::Linear;
-use crate::kernels::linear::{Epilogue, check_outputs};
-use crate::kernels::linear::{MatrixOrder, RawWeight};
+use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight, check_outputs};
 
 /// A linear layer in f32.
 pub struct CandleLinear {

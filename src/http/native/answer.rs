@@ -12,8 +12,9 @@ use super::Form;
 use super::request::ResponseOptions;
 use crate::engine::{FinishReason, PromptToken, TokenLogprob};
 use crate::http::error::ApiError;
-use crate::http::generation::ShownToken;
-use crate::http::generation::{CompletedGeneration, GenerationStep, Submission, TextStep};
+use crate::http::generation::{
+    CompletedGeneration, GenerationStep, ShownToken, Submission, TextStep,
+};
 use crate::http::renderer::Renderer;
 use crate::http::sse;
 use crate::request::GenerateRequest;
