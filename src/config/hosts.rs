@@ -197,7 +197,11 @@ mod tests {
             "://a",
             "http://a b",
         ] {
-            assert!(wrong.parse::<CorsOrigin>().is_err(), "{wrong}");
+            let error = wrong.parse::<CorsOrigin>().unwrap_err();
+            assert!(
+                matches!(&error, InvalidHost::Origin(text) if text == wrong),
+                "{error}"
+            );
         }
     }
 }

@@ -133,12 +133,15 @@ mod tests {
     async fn work_that_panics_is_an_internal_error_and_gives_its_place_back() {
         let admission = Admission::new(ByteSize::mib(1)).of(Tenant::ANONYMOUS);
         let panics = || -> () { panic!("injected") };
-        for bytes in [PARSE_INLINE, LARGE + 1] {
-            let failed = admission.run(bytes, 0, panics).await;
+        let failures = [
+            admission.run(PARSE_INLINE, 0, panics).await,
+            admission.run(LARGE + 1, 0, panics).await,
+            admission.render(panics).await,
+        ];
+        for failed in failures {
             let failed = failed.expect_err("it panics").to_string();
             assert!(failed.contains("work on the request failed"), "{failed}");
         }
-        assert!(admission.render(panics).await.is_err());
         let lanes = &admission.lanes;
         for lane in [&lanes.medium, &lanes.large, &lanes.templates] {
             assert_eq!(lane.pending(), 0);

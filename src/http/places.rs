@@ -484,7 +484,8 @@ mod tests {
         let request = place.request();
         let limit = Duration::from_millis(20);
         let unused = place.unused_for(limit);
-        assert!(tokio::time::timeout(limit * 5, unused).await.is_err());
+        let timed_out = tokio::time::timeout(limit * 5, unused).await;
+        timed_out.expect_err("a request is open");
         drop(request);
         place.unused_for(limit).await;
     }

@@ -367,6 +367,7 @@ fn spin_until(limit: Option<Duration>, mut condition: impl FnMut() -> bool) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::panics;
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
@@ -425,7 +426,7 @@ mod tests {
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(10, |i| assert!(i != 5, "task five fails"));
         }));
-        assert!(caught.is_err());
+        assert_eq!(panics::message(&*caught.unwrap_err()), "task five fails");
         let sum = AtomicUsize::new(0);
         pool.run(10, |i| {
             sum.fetch_add(i, Ordering::Relaxed);

@@ -330,7 +330,8 @@ mod tests {
         assert_eq!(read.keys[0].name.as_str(), "bob");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         let nowhere = dir.path().join("none/keys.toml");
-        assert!(of(&[]).replace(&nowhere).is_err());
+        let error = of(&[]).replace(&nowhere).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(KeyFile::read(&nowhere).unwrap_err().is_not_found());
     }
 }

@@ -129,7 +129,7 @@ mod tests {
             assert!(good.parse::<KeyName>().is_ok(), "{good}");
         }
         for bad in ["", "a b", "a\"b", "ä", "a\n", &"a".repeat(65)] {
-            assert!(bad.parse::<KeyName>().is_err(), "{bad:?}");
+            assert_eq!(bad.parse::<KeyName>(), Err(InvalidKey::Name), "{bad:?}");
         }
     }
 

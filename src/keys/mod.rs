@@ -295,10 +295,15 @@ mod tests {
         assert_eq!(after.key.name.as_str(), "grace");
         assert_eq!(after.tenant(), before.tenant());
         drop(after.usage.begin(now).unwrap());
-        assert!(after.usage.begin(now).is_err());
+        assert!(matches!(
+            after.usage.begin(now),
+            Err(LimitReached::Requests { limit: 2, .. })
+        ));
 
         std::fs::write(&path, "[[key]]\nid = 1\n").unwrap();
-        assert!(keys.reload(now).is_err());
+        let error = keys.reload(now).unwrap_err();
+        assert!(matches!(error, KeyFileError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains("line 2: `id` is"), "{error}");
         assert_eq!(keys.len(), 2);
         std::fs::write(&path, "").unwrap();
         keys.reload(now).unwrap();
@@ -341,9 +346,15 @@ mod tests {
             Err(LimitReached::Concurrent { limit: 1 })
         ));
         drop(running);
-        assert!(used().take_prompt(1, start).is_err());
+        assert!(matches!(
+            used().take_prompt(1, start),
+            Err(LimitReached::Tokens { limit: 60, .. })
+        ));
         drop(used().begin(start).unwrap());
-        assert!(used().begin(start).is_err());
+        assert!(matches!(
+            used().begin(start),
+            Err(LimitReached::Requests { limit: 2, .. })
+        ));
 
         // Absent until its debt is paid off, with reloads in between, and then dropped.
         write(&path, &[&bob]);

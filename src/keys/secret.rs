@@ -119,7 +119,8 @@ mod tests {
         assert_eq!(SecretHash::try_from(hash.to_string()).unwrap(), hash);
         assert_eq!(format!("{secret:?} {hash:?}"), "Secret(…) SecretHash(…)");
         for bad in ["", "00", &"g".repeat(64), &"A".repeat(64), secret.expose()] {
-            assert!(SecretHash::try_from(bad.to_owned()).is_err(), "{bad}");
+            let hash = SecretHash::try_from(bad.to_owned());
+            assert_eq!(hash, Err(InvalidKey::Hash), "{bad}");
         }
     }
 }

@@ -345,7 +345,8 @@ mod tests {
         let (usage, now) = usage(2, 0, 1);
         let place = usage.begin(now).unwrap();
         for _ in 0..5 {
-            usage.begin(now).unwrap_err();
+            let refused = usage.begin(now).unwrap_err();
+            assert_eq!(refused, LimitReached::Concurrent { limit: 1 });
         }
         drop(place);
         let _place = usage.begin(now).unwrap();
@@ -430,8 +431,15 @@ mod tests {
             ..KeyLimits::default()
         };
         usage.set_limits(limits, now);
-        assert!(usage.begin(now).is_err());
-        assert!(usage.take_prompt(11, now).is_err());
+        let refused = usage.begin(now).unwrap_err();
+        assert_eq!(refused, LimitReached::Concurrent { limit: 1 });
+        assert_eq!(
+            usage.take_prompt(11, now),
+            Err(LimitReached::PromptTooLarge {
+                limit: 10,
+                tokens: 11
+            })
+        );
         usage.set_limits(KeyLimits::default(), now);
         assert!(usage.begin(now).is_ok());
         assert_eq!(usage.levels(now), Levels::default());

@@ -67,7 +67,8 @@ mod tests {
         let result = spawn("test", Priority::Low, || 3).unwrap();
         assert_eq!(result.blocking_recv(), Ok(3));
         let result = spawn("test", Priority::Normal, || panic!("on purpose")).unwrap();
-        assert!(result.blocking_recv().is_err());
+        let error = result.blocking_recv().unwrap_err();
+        assert_eq!(error.to_string(), "channel closed");
     }
 
     #[test]

@@ -307,7 +307,8 @@ mod tests {
     fn a_file_that_cannot_be_set_aside_stays() {
         let why = Unreadable::Corrupt("for a test");
         let dir = tempfile::tempdir().unwrap();
-        assert!(set_aside(&dir.path().join("none"), &why).is_err());
+        let error = set_aside(&dir.path().join("none"), &why).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

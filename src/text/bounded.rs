@@ -80,9 +80,10 @@ mod tests {
     fn a_write_beyond_the_limit_fails_and_changes_nothing() {
         let mut text = Bounded::new(4);
         assert!(text.write_str("abc").is_ok());
-        assert!(text.write_str("de").is_err());
+        assert_eq!(text.write_str("de"), Err(fmt::Error));
         assert!(text.write_str("d").is_ok());
-        assert!(io::Write::write_all(&mut text, b"e").is_err());
+        let refused = io::Write::write_all(&mut text, b"e").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(text.into_text(), "abcd");
     }
 }

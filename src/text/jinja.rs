@@ -299,7 +299,9 @@ mod tests {
             render("{{ value.b[:2] | tojson(indent=2) }}").unwrap(),
             "[\n  \"<é>\",\n  1\n]"
         );
-        assert!(render("{{ value | tojson(colour=1) }}").is_err());
+        let error = render("{{ value | tojson(colour=1) }}").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooManyArguments, "{error}");
+        assert!(error.to_string().contains("'colour'"), "{error}");
     }
 
     #[test]
@@ -328,7 +330,9 @@ mod tests {
         assert_eq!(raised(&render("{{ nothing() }}").unwrap_err()), None);
         let year = render("{{ strftime_now('%Y') }}").unwrap();
         assert!(year.parse::<u32>().unwrap() > 2000);
-        assert!(render("{{ strftime_now('%Q') }}").is_err());
+        let error = render("{{ strftime_now('%Q') }}").unwrap_err();
+        let message = "strftime_now: \"%Q\" is not a valid time format";
+        assert!(error.to_string().contains(message), "{error}");
     }
 
     #[test]

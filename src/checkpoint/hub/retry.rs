@@ -99,7 +99,11 @@ mod tests {
                 Err(refused(status, retry_after))
             })
             .await;
-        failed.unwrap_err();
+        let error = failed.unwrap_err();
+        assert!(
+            matches!(&error, FetchError::Refused { status: last, .. } if last.as_u16() == status),
+            "{error}"
+        );
         attempts
     }
 
@@ -120,7 +124,8 @@ mod tests {
         loop {
             retry.progressed();
             attempts += 1;
-            if retry.pause(refused(503, Some(0))).await.is_err() {
+            if let Err(error) = retry.pause(refused(503, Some(0))).await {
+                assert!(matches!(error, FetchError::Refused { .. }), "{error}");
                 break;
             }
         }

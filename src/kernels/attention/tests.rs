@@ -468,12 +468,13 @@ fn operands_that_do_not_fit_are_refused_with_the_reason() {
 fn impossible_shapes_are_refused() {
     let good = AttentionShape::multi_head(4, 8);
     assert!(good.check().is_ok());
-    for (heads, kv_heads, head_width, window) in [
-        (0, 1, 8, None),
-        (4, 0, 8, None),
-        (4, 3, 8, None),
-        (4, 4, 0, None),
-        (4, 4, 8, Some(0)),
+    let sizes = "sizes must be positive, and the second number of heads must divide the first";
+    for (heads, kv_heads, head_width, window, message) in [
+        (0, 1, 8, None, sizes),
+        (4, 0, 8, None, sizes),
+        (4, 3, 8, None, sizes),
+        (4, 4, 0, None, sizes),
+        (4, 4, 8, Some(0), "window of attention must be at least 1"),
     ] {
         let shape = AttentionShape {
             heads,
@@ -482,8 +483,11 @@ fn impossible_shapes_are_refused() {
             window,
             ..good
         };
-        assert!(KernelAttention::new(&pool(), Isa::detect(), shape).is_err());
-        assert!(CandleAttention::new(shape).is_err());
+        let kernels = KernelAttention::new(&pool(), Isa::detect(), shape).map(drop);
+        for refused in [kernels, CandleAttention::new(shape).map(drop)] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(message), "{refused}");
+        }
     }
 }
 

@@ -130,6 +130,13 @@ mod tests {
         }
     }
 
+    /// Asserts that a call failed with these words in its message.
+    #[track_caller]
+    fn assert_refused(result: Result<()>, words: &str) {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(words), "{words} in {error}");
+    }
+
     #[test]
     fn a_copied_block_holds_the_same_in_every_layer_and_no_other_changes() {
         for dtype in [KvDtype::F32, KvDtype::Bf16] {
@@ -151,8 +158,8 @@ mod tests {
                 let expected = [&before[0], &before[2], &before[2], &before[3]];
                 assert_eq!(values(layer).iter().collect::<Vec<_>>(), expected);
             }
-            assert!(cache.copy_block(4, 0).is_err());
-            assert!(cache.copy_block(0, 4).is_err());
+            assert_refused(cache.copy_block(4, 0), "start + len > dim_len");
+            assert_refused(cache.copy_block(0, 4), "shape mismatch on target dim");
         }
     }
 
@@ -184,15 +191,16 @@ mod tests {
                     assert!(block.iter().all(|&x| x == 0.0));
                 }
             }
-            assert!(cache.read_block(3, &mut bytes).is_err());
-            assert!(cache.write_block(3, &bytes[1..]).is_err());
+            let refused = cache.read_block(3, &mut bytes);
+            assert_refused(refused, "the KV cache has no block 3");
+            let refused = cache.write_block(3, &bytes[1..]);
+            assert_refused(refused, "shape mismatch on target dim");
             let size = KvCache::block_bytes(dtype, 2, 2, head_width);
             for (wrong, message) in [
                 (size - 1, "less than a block"),
                 (size + 1, "more than a block"),
             ] {
-                let error = cache.write_block(0, &vec![0; wrong]).unwrap_err();
-                assert!(error.to_string().contains(message), "{error}");
+                assert_refused(cache.write_block(0, &vec![0; wrong]), message);
             }
         }
     }

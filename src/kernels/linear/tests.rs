@@ -87,6 +87,13 @@ fn pool() -> Arc<Pool> {
     Pool::new(NonZeroUsize::new(2).unwrap())
 }
 
+/// Asserts that a call failed with these words in its message.
+#[track_caller]
+fn assert_refused<T>(result: Result<T>, words: &str) {
+    let error = result.err().expect("an error").to_string();
+    assert!(error.contains(words), "{words} in {error}");
+}
+
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -149,8 +156,9 @@ fn the_weights_of_an_output_are_those_it_was_packed_from() {
                 assert!((found - expected).abs() <= tolerance, "{shape:?} {dtype:?}");
             }
             let refused = linear.add_weights_of(&[shape.1 as u32], &mut vec![0.0; shape.0]);
-            assert!(refused.unwrap_err().to_string().contains("vocabulary"));
-            assert!(linear.add_weights_of(&[0], &mut []).is_err());
+            assert_refused(refused, "is outside of the vocabulary");
+            let refused = linear.add_weights_of(&[0], &mut []);
+            assert_refused(refused, "can't be added to 0 values");
         }
     }
 }
@@ -251,24 +259,24 @@ fn operands_that_do_not_fit_are_errors() {
     let case = Case::new((8, 4));
     let linear = case.packed(Isa::detect(), WeightDtype::F32);
     let wrong = Tensor::zeros((2, 7), DType::F32, &Device::Cpu).unwrap();
-    assert!(linear.forward(&wrong, Epilogue::None).is_err());
+    let refused = linear.forward(&wrong, Epilogue::None);
+    assert_refused(refused, "a linear layer of 8 features got 7");
     let doubles = Tensor::zeros((2, 8), DType::F64, &Device::Cpu).unwrap();
-    assert!(linear.forward(&doubles, Epilogue::None).is_err());
+    let refused = linear.forward(&doubles, Epilogue::None);
+    assert_refused(refused, "input must be f32, is f64");
     let x = case.x(2);
-    assert!(linear.forward(&x, Epilogue::Add(&wrong)).is_err());
-    assert!(
-        linear
-            .forward(
-                &case.x(4).t().unwrap().contiguous().unwrap(),
-                Epilogue::None
-            )
-            .is_err()
-    );
+    let refused = linear.forward(&x, Epilogue::Add(&wrong));
+    assert_refused(refused, "a residual of shape [2, 7] for [2, 4]");
+    let transposed = case.x(4).t().unwrap().contiguous().unwrap();
+    let refused = linear.forward(&transposed, Epilogue::None);
+    assert_refused(refused, "a linear layer of 8 features got 4");
     let short = RawWeight {
         bytes: &case.bytes[4..],
         ..case.raw(MatrixOrder::InOut)
     };
-    assert!(pack(Isa::detect(), WeightDtype::F32, short, None).is_err());
+    let refused = pack(Isa::detect(), WeightDtype::F32, short, None);
+    assert_refused(refused, "take 128 bytes, got 124");
     let raw = case.raw(MatrixOrder::InOut);
-    assert!(pack(Isa::detect(), WeightDtype::F32, raw, Some(&[0.0; 3])).is_err());
+    let refused = pack(Isa::detect(), WeightDtype::F32, raw, Some(&[0.0; 3]));
+    assert_refused(refused, "of 4 outputs got 3 biases");
 }

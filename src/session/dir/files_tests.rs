@@ -126,11 +126,21 @@ fn a_missing_directory_is_an_error_and_is_not_created_again() {
     let locked = sessions.lock(&key("a")).unwrap().unwrap();
     let away = dir.path().join("away");
     fs::rename(dir.path().join("mounted"), &away).unwrap();
-    assert!(sessions.lock(&key("a")).is_err());
-    assert!(sessions.peek(&key("a")).is_err());
-    assert!(sessions.write(&locked, &history(&[1, 2])).is_err());
-    assert!(sessions.list(key("a").tenant).is_err());
-    assert!(sessions.count_all().is_err() && sessions.sweep(None).is_err());
+    let failures = [
+        sessions.lock(&key("a")).map(drop),
+        sessions.peek(&key("a")).map(drop),
+        sessions.list(key("a").tenant).map(drop),
+        sessions.count_all().map(drop),
+        sessions.sweep(None).map(drop),
+    ];
+    for failure in failures {
+        let error = failure.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        let message = error.to_string();
+        assert!(message.contains("is gone: it was removed"), "{message}");
+    }
+    let error = sessions.write(&locked, &history(&[1, 2])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(!dir.path().join("mounted").exists());
     fs::rename(&away, dir.path().join("mounted")).unwrap();
     drop(locked);

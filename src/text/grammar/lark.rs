@@ -389,7 +389,9 @@ mod tests {
             "{prepared}"
         );
         assert!(prepared.ends_with("\ny: \"b\"\n"), "{prepared}");
-        assert!(prepare("start: %json {\"multipleOf\": -1}").is_err());
+        let refused = prepare("start: %json {\"multipleOf\": -1}").unwrap_err();
+        let message = "`multipleOf` must be greater than 0, got -1";
+        assert!(refused.to_string().contains(message), "{refused}");
         // Not JSON: for the library to say.
         assert!(prepare("start: %json {").is_ok());
     }
