@@ -1,11 +1,10 @@
-//! Attention of GPT-2 124M (12 heads of 64) in the shapes a server sees: a prompt at
-//! once, and decoding for few or many sequences with short or long contexts.
+//! Attention of GPT-2 124M (12 heads of 64) in the shapes that a server computes: a whole prompt, and
+//! decoding for few or many sequences with short or long contexts.
 //!
-//! Prompts are bound by arithmetic: their figures are operations per second ("elem/s"; only
-//! positions that are seen count), to hold against `limits/f32` and `limits/bf16`. Decoding is
-//! bound by reading keys and values: bytes per second, to hold against `limits/memory`. It reads
-//! another layer's cache each time, as a model does, so that no cache is warm that would not be in
-//! use.
+//! Prompts are bound by arithmetic: results are operations per second ("elem/s"; only visible positions
+//! count), to compare with `limits/f32` and `limits/bf16`. Decoding is bound by reading keys and values:
+//! results are bytes per second, to compare with `limits/memory`. Each call reads the cache of another layer,
+//! as a model does, so that no cache is warmer than it would be in use.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -24,7 +23,7 @@ const LAYERS: usize = 12;
 const HEADS: usize = 12;
 const HEAD_DIM: usize = 64;
 
-/// Rows of `sequences` sequences, each of `rows` new positions after `past` others.
+/// Sequences of `rows` new positions each, after `past` earlier ones.
 struct Shape {
     sequences: usize,
     past: usize,
@@ -40,12 +39,12 @@ impl Shape {
         (self.past + self.rows).div_ceil(BLOCK_SIZE)
     }
 
-    /// What binds it: operations, or bytes read.
+    /// Returns what bounds the shape: operations, or bytes read.
     fn throughput(&self, dtype: KvDtype) -> Throughput {
         let seen: usize = (self.past + 1..=self.past + self.rows).sum();
         let values = self.sequences * LAYERS * HEADS * HEAD_DIM;
         if self.rows > 1 {
-            // A multiplication and an addition, for keys and for values.
+            // A multiplication and an addition each for keys and values.
             Throughput::Elements((seen * values * 4) as u64)
         } else {
             let size = dtype.dtype().size_in_bytes();
@@ -105,7 +104,7 @@ const SHAPES: [Shape; 7] = [
     },
 ];
 
-/// GPT-2's attention.
+/// Returns the shape of GPT-2's attention.
 fn heads() -> AttentionShape {
     AttentionShape::multi_head(HEADS, HEAD_DIM)
 }

@@ -1,14 +1,15 @@
-//! What the engine reaches on a checkpoint: prefill and decode, at several batch sizes, beside the
-//! machine's own limit measured in the same run.
+//! Throughput of the engine on a checkpoint: prefill and decode at several batch sizes, beside the machine's
+//! own limit measured in the same run.
 //!
 //! ```text
 //! cargo bench --bench engine -- MODEL_DIR [--dtype f32,bf16,q8] [--threads 2] [--batch 1,8,32] [--runs 3] [--json]
 //! ```
 //!
-//! Requests go through the `EngineHandle`, so scheduler, sampling and channels are in the figures;
-//! tokens are greedy, random prompts of 64 tokens, 128 new ones. A figure is the median of the
-//! runs, after one to warm up. Memory is read before and after every decode, and the share of its
-//! limit is the median of the runs' own: neighbours change what memory gives from second to second.
+//! Requests go through the `EngineHandle`, so the results include scheduler, sampling and channels. Prompts
+//! are 64 random tokens, and 128 tokens are generated greedily. A result is the median of the runs, after one
+//! warm-up. Memory bandwidth is measured before and after every decode run, and the share of the limit is the
+//! median of the shares of the runs, because neighbours on the machine change the bandwidth from second to
+//! second.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ const PREFILL: usize = 512;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8")]
@@ -47,14 +48,14 @@ struct Arguments {
     batch: Vec<usize>,
     #[arg(long, default_value = "3")]
     runs: usize,
-    /// One JSON object per figure instead of a table, for `benches/peers`.
+    /// One JSON object per result instead of a table, for `benches/peers`.
     #[arg(long)]
     json: bool,
-    /// Guess tokens ahead, as the server does by default. Off, so that figures are those of the
-    /// kernels: greedy texts of random weights repeat themselves.
+    /// Draft tokens, as the server does by default. Off by default here, so that results measure the kernels:
+    /// greedy texts of random weights repeat themselves.
     #[arg(long)]
     speculation: bool,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -96,14 +97,14 @@ fn main() {
     }
 }
 
-/// What memory gives, to hold against weights read.
+/// Measured memory bandwidth, to compare with the weights read.
 struct Limit {
     memory: limits::Memory,
     pool: Arc<Pool>,
 }
 
 impl Limit {
-    /// Bytes per second.
+    /// Returns bytes per second.
     fn bandwidth(&self) -> f64 {
         self.memory.bandwidth(&self.pool)
     }
@@ -125,8 +126,7 @@ fn measure(
     } else {
         KvDtype::Bf16
     };
-    // What 32 requests need and little more: as in a server that has run for a while, all of it is
-    // in use.
+    // Little more than 32 requests need: all of it is in use, as in a server that has run for a while.
     let kv_memory = bytesize::ByteSize::mib(640);
     let block_bytes = model.kv_block_bytes(kv_dtype);
     let config = EngineConfig {
@@ -146,7 +146,7 @@ fn measure(
     let mut prompts = Prompts::new(vocab_size);
     let mut request =
         |prompt: usize, new: usize| prompts.request(prompt, new, SamplingStyle::Greedy);
-    // Until all blocks have been written to, the system has pages of the cache to zero.
+    // Until every block has been written to, the system still has to zero pages of the cache.
     let blocks = kv_memory.as_u64() as usize / block_bytes;
     let fill = (0..=blocks * BLOCK_SIZE / PREFILL).map(|_| request(PREFILL, 1));
     runtime.block_on(run(&engine, &limits, fill.collect()));

@@ -1,9 +1,9 @@
-//! The linear layers of GPT-2 124M, for one row to a prompt's, beside what the machine can do.
+//! The linear layers of GPT-2 124M, from one row to a whole prompt, beside the limits of the machine.
 //!
-//! Few rows are bound by the bytes of the weights: their figures are bytes per second, to hold
-//! against `limits/memory`. Many rows are bound by arithmetic: theirs are operations per second
-//! ("elem/s"; a multiplication and an addition are two), to hold against `limits/f32` and so on.
-//! Every call works on another layer's weights, as a model does, so that none are warm in a cache.
+//! Few rows are bound by the bytes of the weights: results are bytes per second, to compare with
+//! `limits/memory`. Many rows are bound by arithmetic: results are operations per second ("elem/s"; a
+//! multiplication and an addition are two), to compare with `limits/f32` and so on. Every call uses the
+//! weights of another layer, as a model does, so that none are warm in a cache.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -19,7 +19,7 @@ use skald::kernels::{Isa, Pool};
 
 mod limits;
 
-/// Name, input and output features, and in how many copies.
+/// Name, input features, output features, and number of copies.
 const LAYERS: [(&str, usize, usize, usize); 5] = [
     ("c_attn", 768, 2304, 12),
     ("attn.c_proj", 768, 768, 12),
@@ -33,7 +33,7 @@ const DTYPES: [(&str, WeightDtype); 3] = [
     ("q8", WeightDtype::Q8),
 ];
 const ROWS: [usize; 4] = [1, 8, 32, 512];
-/// From here on arithmetic is what binds.
+/// Rows from which arithmetic is the bound.
 const COMPUTE_BOUND: usize = 32;
 
 fn pool() -> Arc<Pool> {

@@ -48,7 +48,7 @@ struct Arguments {
     batch: Vec<usize>,
     #[arg(long, default_value = "5")]
     runs: usize,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }

@@ -1,15 +1,15 @@
-//! What the scheduler itself costs in a step, beside what a step of the model takes.
+//! The cost of the scheduler in a step, relative to a step of the model.
 //!
 //! ```text
 //! cargo bench --bench scheduler -- [MODEL_DIR] [--dtype q8] [--threads 2] [--steps 4000]
 //! ```
 //!
-//! 64 sequences run over a pool that holds the histories of 50 sessions, through which those of 1,000
-//! sessions cycle: each turn adds some tokens to one of them and has some more drawn, and a history
-//! that fills the window begins anew. What a turn finds of its history in the pool is there, and the
-//! rest is computed again, or has come back from where it was kept. All that the worker asks of the
-//! scheduler in a step counts: who comes and goes, the plan, what it moves, what was computed, the
-//! tokens drawn. The model's step is one of 64 sequences that decode after 512 tokens.
+//! 64 sequences run over a pool that holds the histories of 50 sessions, and 1,000 sessions take turns on it.
+//! Each turn appends some tokens to a history and samples some more; a history that fills the window starts
+//! over. Blocks of the history that are still in the pool are reused; the rest is computed again or imported.
+//! Everything that the worker calls in the scheduler during a step counts: arrivals and departures, the plan,
+//! the moves, the computed chunks, the sampled tokens. The model's step is one of 64 sequences that decode
+//! after 512 tokens.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -37,26 +37,26 @@ const STEP_TOKENS: usize = 512;
 const BATCH: usize = 64;
 const SESSIONS: usize = 1000;
 const HELD_SESSIONS: usize = 50;
-/// Tokens of a turn: added at most, and drawn at most.
+/// Maximum tokens added and maximum tokens sampled per turn.
 const ADDED: usize = 64;
 const DRAWN: usize = 64;
 const VOCABULARY: u32 = 8192;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, default_value = "q8")]
     dtype: String,
     #[arg(long, default_value = "2")]
     threads: NonZeroUsize,
-    /// Steps that are measured.
+    /// Measured steps.
     #[arg(long, default_value = "4000")]
     steps: usize,
     #[arg(long, default_value = "3")]
     runs: usize,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -103,15 +103,15 @@ fn main() {
     );
 }
 
-/// What some work gives, and the time it takes.
+/// Returns the result of some work and the time it took.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let started = Instant::now();
     let result = work();
     (result, started.elapsed())
 }
 
-/// What a plan costs, in microseconds, in which a whole queue waits for the rest of the beginning that
-/// it computes.
+/// Returns the microseconds of a plan in which a whole queue waits for the rest of a prefix that the plan
+/// computes.
 fn passing_over(queue: u64) -> f64 {
     let limits = StepLimits {
         max_batch: BATCH,
@@ -133,8 +133,8 @@ fn passing_over(queue: u64) -> f64 {
     median(plans)
 }
 
-/// Seconds that a step of the model takes in which all sequences decode. They have one prompt, which is
-/// read once, so that all of them begin at once.
+/// Returns the seconds of a step of the model in which all sequences decode. They share a prompt, which is
+/// prefilled once, so that all begin at the same time.
 fn model_step(files: &ModelFiles, arguments: &Arguments) -> f64 {
     const PROMPT: usize = 512;
     const NEW: usize = 32;
@@ -173,7 +173,7 @@ fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
     skald::engine::start(model, config).expect("the engine")
 }
 
-/// What the steps measured have cost.
+/// Costs of the measured steps.
 #[derive(Default)]
 struct Costs {
     steps: Vec<Duration>,
@@ -186,10 +186,10 @@ struct Costs {
     come_and_go: Duration,
 }
 
-/// A turn in the batch or in the queue.
+/// A turn that runs or waits.
 struct Turn {
     session: usize,
-    /// Tokens to draw.
+    /// Tokens left to sample.
     left: usize,
 }
 
@@ -198,12 +198,12 @@ struct Sessions {
     scheduler: Scheduler,
     root: PrefixId,
     histories: Vec<Vec<u32>>,
-    /// Those that have no turn, the longest without one first.
+    /// Sessions without a turn, the longest idle first.
     resting: VecDeque<usize>,
     turns: HashMap<SequenceId, Turn>,
     next: u64,
     random: u64,
-    /// The blocks that were evicted; they come back, if they do.
+    /// Evicted blocks, which can be imported.
     kept: HashSet<PrefixId>,
     comes_back: bool,
     costs: Costs,
@@ -227,7 +227,7 @@ impl Sessions {
             comes_back,
             costs: Costs::default(),
         };
-        // Sessions of every age.
+        // Start with sessions of every length.
         for _ in 0..SESSIONS {
             let age = sessions.below(WINDOW - ADDED - DRAWN);
             let history = sessions.tokens(age);
@@ -252,7 +252,7 @@ impl Sessions {
         (0..n).map(|_| self.token()).collect()
     }
 
-    /// Runs until the pool is in use, and then so many steps that count.
+    /// Runs until the pool is in use, and then `steps` measured steps.
     fn run(mut self, steps: usize) -> Costs {
         while self.costs.turns < SESSIONS {
             self.step();
@@ -301,7 +301,7 @@ impl Sessions {
         costs.steps.push(planning + computed + pushed + come_and_go);
     }
 
-    /// Lets a session take its turn; what that costs the scheduler.
+    /// Begins a turn of a session. Returns the time that the scheduler took.
     fn begin_turn(&mut self) -> Duration {
         let session = self.resting.pop_front().expect("more sessions than turns");
         if self.histories[session].len() + ADDED + DRAWN > WINDOW {
@@ -325,7 +325,7 @@ impl Sessions {
         importing + timed(|| self.scheduler.add(sequence)).1
     }
 
-    /// Brings back what was kept of a history; what that costs the scheduler.
+    /// Imports the evicted blocks of a history. Returns the time that the scheduler took.
     fn import(&mut self, tokens: &[u32]) -> Duration {
         let known = self.scheduler.blocks().find_prefix(self.root, tokens);
         let first = known.len();
@@ -344,7 +344,7 @@ impl Sessions {
         importing.1
     }
 
-    /// A sequence has its token; what it costs the scheduler if that was the last of the turn.
+    /// Records a sampled token. Returns the time that the scheduler took if it was the last of the turn.
     fn drawn(&mut self, id: SequenceId) -> Duration {
         let Some(turn) = self.turns.get_mut(&id) else {
             return Duration::ZERO;

@@ -6,8 +6,8 @@
 //!     [--part prefix,head,visits] [--sessions 1000] [--resident 50] [--turns 1000]
 //! ```
 //!
-//! The first two parts use the `EngineHandle`, the last one servers of its own over HTTP. Figures are
-//! medians of the runs; compared configurations are measured alternately.
+//! The first two parts use the `EngineHandle`, the last one starts servers and uses HTTP. Results are medians
+//! of the runs; compared configurations are measured alternately.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -64,7 +64,7 @@ struct Arguments {
     /// Turns in each order.
     #[arg(long, default_value = "1000")]
     turns: usize,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }

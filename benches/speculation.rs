@@ -1,12 +1,12 @@
-//! What guessing ahead brings, on text that repeats itself and on text that does not.
+//! The gain of speculation, on text that repeats itself and on text that does not.
 //!
 //! ```text
 //! cargo bench --bench speculation -- MODEL_DIR [--dtype q8] [--threads 2] [--batch 1,4] [--runs 5]
 //! ```
 //!
-//! Two engines of the same weights, one of which guesses, take turns with the same kind of
-//! requests: prompts of 64 random tokens, 256 new ones. Greedy texts of random weights go in
-//! circles; texts sampled from them at temperature 1 never do.
+//! Two engines with the same weights, one with speculation and one without, alternately run the same kind of
+//! requests: prompts of 64 random tokens, 256 generated ones. Greedy texts of random weights repeat
+//! themselves; texts sampled at temperature 1 never do.
 
 use std::num::NonZeroUsize;
 
@@ -28,7 +28,7 @@ const NEW: usize = 256;
 
 #[derive(Parser)]
 struct Arguments {
-    /// A checkpoint's directory, or `builtin`.
+    /// Directory of a checkpoint, or `builtin`.
     #[arg(default_value = "builtin")]
     model: String,
     #[arg(long, default_value = "q8")]
@@ -39,7 +39,7 @@ struct Arguments {
     batch: Vec<usize>,
     #[arg(long, default_value = "5")]
     runs: usize,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }

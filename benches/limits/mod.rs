@@ -1,5 +1,5 @@
-//! What the machine can do, measured where the kernels are: bytes read from memory, products
-//! added in registers.
+//! Limits of the machine, measured with the means of the kernels: bytes read from memory, and products
+//! accumulated in registers.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,7 +12,7 @@ const WORDS: usize = 1 << 26;
 /// Words that a task reads.
 const PART: usize = 1 << 18;
 
-/// Memory to read, in huge pages where the system gives them.
+/// Memory to read, in huge pages if the system provides them.
 pub struct Memory(Vec<u64>);
 
 impl Memory {
@@ -33,7 +33,7 @@ impl Memory {
         size_of_val(&self.0[..])
     }
 
-    /// Reads all of it once, on all threads.
+    /// Reads all of the memory once, on all threads.
     pub fn read(&self, pool: &Pool) {
         pool.run(self.0.len() / PART, |part| {
             let words = &self.0[part * PART..(part + 1) * PART];
@@ -47,7 +47,7 @@ impl Memory {
         });
     }
 
-    /// Bytes per second at which all threads together read it: the best of five times.
+    /// Returns the bytes per second at which all threads together read the memory: the best of five runs.
     #[allow(dead_code, reason = "not every benchmark wants a single figure")]
     pub fn bandwidth(&self, pool: &Pool) -> f64 {
         let each = (0..5).map(|_| {
@@ -59,7 +59,7 @@ impl Memory {
     }
 }
 
-/// Benchmarks the limits, for those of kernels to be held against.
+/// Benchmarks the limits, for comparison with the kernels.
 #[allow(dead_code, reason = "not every benchmark is criterion's")]
 pub fn measure(criterion: &mut Criterion, pool: &Pool) {
     let mut group = criterion.benchmark_group("limits");
@@ -77,8 +77,8 @@ pub fn measure(criterion: &mut Criterion, pool: &Pool) {
 #[allow(dead_code, reason = "not every benchmark wants it")]
 pub const STEPS: usize = 100_000;
 
-/// The compute limits that this processor has instructions for: what they are called, operations
-/// (a multiplication and an addition are two) of one call, and the call for one thread.
+/// Returns the compute limits for which this processor has instructions: the name, the operations of one call
+/// (a multiplication and an addition are two), and the call for one thread.
 #[allow(dead_code, reason = "not every benchmark wants it")]
 pub fn compute() -> Vec<(&'static str, usize, fn())> {
     #[cfg(target_arch = "x86_64")]
@@ -110,7 +110,7 @@ mod x86 {
 
     use super::STEPS;
 
-    /// Sums that are added to in turn: enough that none is waited for.
+    /// Independent sums, enough that no addition waits for the previous one.
     pub const REGISTERS: usize = 12;
 
     #[target_feature(enable = "avx512f")]

@@ -1,4 +1,4 @@
-//! Requests for an engine that is measured without HTTP, and what they took.
+//! Requests for an engine that is measured without HTTP, and their results.
 
 #![allow(dead_code, reason = "every benchmark uses its own part")]
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use skald::engine::{EngineHandle, TokenEvent};
 use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
 
-/// Random prompts, never the same twice, so that no cache can help.
+/// Random prompts, all different, so that no cache applies.
 pub struct Prompts {
     vocab_size: u32,
     made: u32,
@@ -21,7 +21,7 @@ impl Prompts {
         }
     }
 
-    /// A request for `new` tokens after `prompt` random ones.
+    /// Returns a request for `new` tokens after a prompt of `prompt` random ones.
     pub fn request(&mut self, prompt: usize, new: usize, style: SamplingStyle) -> RequestDraft {
         self.made += 1;
         let ids = (0..prompt as u32)
@@ -31,7 +31,7 @@ impl Prompts {
     }
 }
 
-/// A runtime for the little that the front end's side does.
+/// Creates a runtime for the small front-end part of the work.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -39,17 +39,17 @@ pub fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
-/// What came of a request.
+/// Result of a request.
 pub struct Told {
-    /// From when all were submitted to its first token.
+    /// Time from the submission of all requests to the first token of this one.
     pub first: Duration,
-    /// Tokens of its context that did not come from the KV cache.
+    /// Tokens of the context that were not found in the KV cache.
     pub computed: usize,
-    /// Its tokens.
+    /// Generated tokens.
     pub ids: Vec<u32>,
 }
 
-/// Runs requests side by side; the time to the first token of all, and from there to the end.
+/// Runs requests concurrently. Returns the time until all have their first token, and from then to the end.
 pub async fn run(
     engine: &EngineHandle,
     limits: &Limits,
@@ -61,7 +61,7 @@ pub async fn run(
     (first, whole.saturating_sub(first))
 }
 
-/// Runs requests side by side; what came of each, and the time all of them took.
+/// Runs requests concurrently. Returns the result of each, and the total time.
 pub async fn run_told(
     engine: &EngineHandle,
     limits: &Limits,

@@ -1,5 +1,5 @@
-//! Sessions that are many times more than the KV cache holds, visited one after the other, with and
-//! without a directory for what has to leave it.
+//! Many times more sessions than the KV cache holds, visited one after the other, with and without a
+//! directory for evicted blocks.
 
 use std::time::{Duration, Instant};
 
@@ -13,23 +13,23 @@ use crate::support::caller::{Caller, token_ids};
 use crate::support::process::Process;
 use crate::{Arguments, Bench};
 
-/// Tokens of a session at the beginning; what each visit adds, and what it generates.
+/// Tokens of a session at the start, tokens that each visit adds, and tokens that it generates.
 const BEGIN: usize = 200;
 const ADDED: usize = 4;
 const NEW: usize = 4;
 /// Turns that are compared with a plain run on the whole history.
 const CHECKED: usize = 20;
-/// Sessions that are made at once.
+/// Sessions that are created concurrently.
 const AT_ONCE: usize = 8;
 
-/// One turn to be compared.
+/// A turn to compare.
 struct Sample {
     history: Vec<u32>,
-    /// Of which the last so many were generated.
+    /// Number of its last tokens that were generated.
     generated: usize,
 }
 
-/// What visits took.
+/// Results of the visits.
 #[derive(Default)]
 struct Visits {
     took: Duration,
@@ -93,7 +93,7 @@ fn serve(bench: &Bench, arguments: &Arguments, directory: Option<&std::path::Pat
     Process::start(&flags)
 }
 
-/// Makes all sessions.
+/// Creates all sessions.
 async fn begin(bench: &mut Bench, caller: &Caller, sessions: usize) {
     let names: Vec<usize> = (0..sessions).collect();
     for some in names.chunks(AT_ONCE) {
@@ -133,12 +133,12 @@ async fn visit(bench: &mut Bench, caller: &Caller, turns: &[usize], durable: boo
 }
 
 impl Visits {
-    /// What of a turn's context was computed, and where the rest came from.
+    /// Counts the computed tokens of a turn's context, and the sources of the others.
     fn count(&mut self, before: &Value, usage: &Value, durable: bool) {
         let number = |value: &Value| value.as_u64().expect("a number") as usize;
         let cached = number(&usage["prompt_tokens_details"]["cached_tokens"]);
         self.computed += number(&usage["prompt_tokens"]) - cached;
-        // What is told of a session are whole blocks.
+        // A session reports whole blocks.
         let found = if !durable || before["kv_resident"] == true {
             cached
         } else {
