@@ -33,7 +33,7 @@ fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {message}"))
 }
 
-/// The report of a run that succeeds.
+/// Returns the report of a run that succeeds.
 #[track_caller]
 fn measured(server: SocketAddr, arguments: &[&str]) -> Value {
     let output = output(server, &[&["--json"], arguments].concat());
@@ -41,17 +41,17 @@ fn measured(server: SocketAddr, arguments: &[&str]) -> Value {
     report(&output)
 }
 
-/// A timeout for answers that come, however slow the machine is.
+/// A timeout that no answer exceeds, however slow the machine is.
 const PATIENCE: &str = "180s";
 
-/// Answers every connection's one request with `answer` and closes it.
+/// Starts a server that answers one request per connection with `answer` and closes the connection.
 fn canned(answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.expect("a connection");
-            // A request that is not read to its end would make the close a reset.
+            // Closing with unread data would reset the connection.
             read_request(&mut stream);
             let _ = stream.write_all(answer.as_bytes());
         }
@@ -59,7 +59,7 @@ fn canned(answer: &'static str) -> SocketAddr {
     address
 }
 
-/// Reads a head and the body whose length it tells.
+/// Reads a head, and the body whose length the head declares.
 fn read_request(stream: &mut TcpStream) {
     let mut request = BufReader::new(stream);
     let mut length = 0;
@@ -74,7 +74,7 @@ fn read_request(stream: &mut TcpStream) {
     let _ = request.read_exact(&mut vec![0; length]);
 }
 
-/// Asserts that a run fails with this kind of error for both its requests.
+/// Asserts that a run fails with this kind of error for both requests.
 #[track_caller]
 fn fails_with(server: SocketAddr, timeout: &str, kind: &str, example: &str) {
     let output = output(server, &["--json", "-n", "2", "--timeout", timeout]);
@@ -194,7 +194,7 @@ fn the_table_is_for_people_and_the_file_for_programs() {
 
 #[test]
 fn no_one_at_the_address_is_told_clearly() {
-    // An address of its own, where no other test gets the port meanwhile.
+    // An address that no other test uses, so that the port stays free.
     let free = TcpListener::bind("127.0.0.2:0").expect("a free port");
     let address = free.local_addr().expect("an address");
     drop(free);
@@ -227,7 +227,7 @@ fn refusals_are_counted_by_status_and_429_apart() {
             .contains("1024")
     );
 
-    // One runs and one waits for half a second each: of eight that come at once most are refused.
+    // One runs and one waits, half a second each: of eight concurrent requests most are refused.
     let busy = load::slow(Duration::from_millis(100), |setup| {
         setup.engine.max_batch = 1;
         setup.engine.queue_limit = 1;
@@ -301,7 +301,7 @@ fn ctrl_c_ends_early_and_reports_what_was_measured() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("skald runs");
-    // Under way for a while: a request takes three steps at most.
+    // Wait until requests are running; a request takes at most three steps.
     let deadline = Instant::now() + pace::PATIENCE;
     while slow.engine().status().steps < 100 {
         assert!(Instant::now() < deadline, "it is not under way");

@@ -1,5 +1,5 @@
-//! The `skald` command from outside: exit codes, messages, layers of settings, a whole life of a
-//! server.
+//! The `skald` command from outside: exit codes, messages, layers of settings, and a server from start to
+//! stop.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Asserts that a command can't be used: exit code 2, and all of `words` in its message.
+/// Asserts that a command fails with exit code 2 and a message that contains all of `words`.
 #[track_caller]
 fn is_refused(command: &mut Command, words: &[&str]) {
     let output = output(command);
@@ -41,7 +41,7 @@ fn config(file: &tempfile::NamedTempFile) -> Command {
     skald(&["serve", "--config", path])
 }
 
-/// A server in a process of its own; killed when dropped.
+/// A server process; killed when dropped.
 struct Server {
     child: Child,
     address: String,
@@ -259,7 +259,7 @@ fn flags_win_over_the_environment_that_over_the_file_that_over_defaults() {
     assert_eq!(info["model_id"], "teller");
     assert_eq!(info["limits"]["max_queue_requests"], 31);
     assert_eq!(info["limits"]["max_batch_requests"], 22);
-    // More choices would find no place in the queue, however often they are asked for.
+    // More choices would never fit the queue.
     assert_eq!(info["limits"]["max_choices"], 31);
     assert!(server.get("/v1/models/builtin").contains("200 OK"));
     assert!(server.get("/v1/models/gpt2").contains("404"));
@@ -277,7 +277,7 @@ fn a_server_tells_what_it_runs_and_stops_at_sigterm() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// Starts `skald serve`, stops it when it is ready, and returns the log's lines.
+/// Starts `skald serve`, stops it when it is ready, and returns the lines of the log.
 fn log_of(command: &mut Command) -> Vec<Value> {
     let mut child = command
         .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
@@ -329,7 +329,7 @@ fn a_kv_cache_that_exceeds_the_memory_is_pointed_out() {
         eprintln!("skipped: this system tells no memory limit");
         return;
     };
-    // With the weights that is too much; where the system does not even promise it, the server ends
+    // With the weights, this exceeds the memory. If the system does not promise that much, the server exits
     // after the warning.
     let all = limit.value.as_u64().to_string();
     let log = log_of(&mut skald(&["serve", "--kv-memory", &all]));
@@ -396,7 +396,7 @@ fn an_environment_variable_that_sets_nothing_is_pointed_out() {
     assert!(log.contains("SKALD_KV_MEMROY") && log.contains("SKALD_KV_MEMORY"));
 }
 
-/// The process that panics is this test itself, started again.
+/// The test starts itself again as the process that panics.
 #[test]
 fn a_panic_is_a_line_of_the_log_that_names_its_place() {
     const ITSELF: &str = "commands::a_panic_is_a_line_of_the_log_that_names_its_place";
@@ -433,7 +433,7 @@ fn a_panic_is_a_line_of_the_log_that_names_its_place() {
     }
 }
 
-/// Nothing hangs: a server whose log no one reads still answers.
+/// A server whose log is not read still answers.
 #[test]
 fn a_second_signal_ends_a_draining_server_at_once() {
     let mut server = Server::start(&mut skald(&["serve", "--drain-timeout", "10m"]));
@@ -448,14 +448,14 @@ fn a_second_signal_ends_a_draining_server_at_once() {
     let mut begun = [0; 64];
     stream.read_exact(&mut begun).expect("the answer begins");
     server.signal("TERM");
-    // Signals that come at once count as one: the second is sent when the first was taken.
+    // Signals that arrive together count as one, so the second is sent after the first was handled.
     let deadline = Instant::now() + PATIENCE;
     while !server.get("/readyz").starts_with("HTTP/1.1 503") {
         assert!(Instant::now() < deadline, "it does not drain");
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(server.child.try_wait().expect("a status").is_none());
-    // Signals that come close together count as one, so it is sent until it counts.
+    // Signals that arrive close together count as one, so it is repeated until it counts.
     let ended = loop {
         server.signal("TERM");
         if let Some(ended) = server.child.try_wait().expect("a status") {

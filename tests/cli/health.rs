@@ -1,4 +1,4 @@
-//! `skald health`: what a container engine learns by its exit code, and people by its message.
+//! `skald health`: its exit codes for container engines, and its messages for people.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,7 @@ fn health(arguments: &[&str]) -> Command {
     skald(&[&["health"], arguments].concat())
 }
 
-/// Runs it; its exit code and all it printed.
+/// Runs the command and returns its exit code and all its output.
 fn outcome(mut command: Command) -> (Option<i32>, String) {
     let Output {
         status,
@@ -43,7 +43,7 @@ fn is_unhealthy(command: Command, words: &[&str]) {
     }
 }
 
-/// A port that is taken, by a program that accepts nothing.
+/// Returns a listener that is never accepted from, and its address.
 fn silent() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,4 +1,4 @@
-//! `skald keys`, and servers that read its file: at the start, when it changes, and on SIGHUP.
+//! `skald keys`, and servers that read its file: at start, on a change, and on SIGHUP.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use crate::support::process::{Process, skald};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A directory for a file of keys.
+/// A directory for a key file.
 struct Place(TempDir);
 
 impl Place {
@@ -22,7 +22,7 @@ impl Place {
         self.0.path().join("keys.toml")
     }
 
-    /// Runs `skald keys` with the file in the environment: exit code, output, messages.
+    /// Runs `skald keys` with the file set in the environment. Returns exit code, output and messages.
     fn keys(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let mut command = skald(&[&["keys"], arguments].concat());
         let Output {
@@ -66,7 +66,7 @@ fn a_key_is_shown_once_and_only_its_hash_is_kept() {
     let place = Place::new();
     let (code, key, said) = place.keys(&["create", "ada"]);
     assert_eq!(code, Some(0), "{said}");
-    // One line, so that a script can take it.
+    // A single line, for scripts.
     let secret = key.strip_suffix('\n').expect("a line");
     assert!(
         secret.starts_with("skald_") && secret.len() == 83,
@@ -117,7 +117,7 @@ fn a_key_is_shown_once_and_only_its_hash_is_kept() {
         "{table}"
     );
 
-    // By name and by id.
+    // Keys are revoked by name and by id.
     let (code, said, _) = place.keys(&["revoke", "bob"]);
     assert!(
         code == Some(0) && said.starts_with("revoked bob ("),
@@ -246,7 +246,7 @@ async fn a_server_learns_of_new_and_revoked_keys_by_sighup_and_by_itself() {
     .await;
     assert_eq!(server.until_logged("reloaded")["name"], "API keys");
 
-    // A broken file takes the place of nothing.
+    // A broken file does not replace the keys in use.
     let whole = fs::read(place.file()).expect("the file");
     fs::write(place.file(), "[[key]]\nname = 1\n").expect("written");
     server.signal("HUP");
@@ -265,7 +265,7 @@ async fn a_server_learns_of_new_and_revoked_keys_by_sighup_and_by_itself() {
     .await;
     assert_eq!(status(&server, bob).await, 200);
 
-    // Without a signal.
+    // The file is read again without a signal.
     fs::write(place.file(), whole).expect("written");
     place.keys(&["revoke", "ada"]);
     until("ada's key is refused", async || {
@@ -273,7 +273,7 @@ async fn a_server_learns_of_new_and_revoked_keys_by_sighup_and_by_itself() {
     })
     .await;
     assert_eq!(status(&server, bob).await, 200);
-    // A file without keys does not open the server.
+    // A file without keys does not open the server to all.
     place.keys(&["revoke", "bob"]);
     until("bob's key is refused", async || {
         status(&server, bob).await == 401
@@ -323,7 +323,7 @@ async fn the_log_has_the_name_of_a_key_and_never_the_key() {
         "{finished}"
     );
     let log = server.log();
-    // The id is no secret; what comes after it is.
+    // The id is public; the rest is the secret.
     assert!(!log.contains(&ada[19..40]), "the secret is in the log");
     server.stop();
 }
@@ -392,7 +392,7 @@ async fn a_server_beyond_its_machine_warns_without_keys_or_without_tls() {
     assert!(!warnings.contains("without API keys"), "{warnings}");
     assert!(warnings.contains("without TLS"), "{warnings}");
     plain.stop();
-    // On this machine nothing is amiss, and `skald health` needs no key while `skald bench` has one.
+    // A local server needs no warning. `skald health` needs no key; `skald bench` uses one.
     let local = place.serve();
     assert_eq!(local.warnings(), [""; 0]);
     let url = local.address().expect("it is ready");

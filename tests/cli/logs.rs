@@ -1,5 +1,5 @@
-//! Standard error that is not read, closed or on a full disk: requests are answered all the same, what
-//! is lost is counted, and the server stops as ever.
+//! Standard error that is not read, closed, or on a full disk: requests are still answered, lost lines are
+//! counted, and the server stops gracefully.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -12,7 +12,7 @@ use crate::support::pace::{PATIENCE, until};
 use crate::support::process::skald;
 use serde_json::{Value, json};
 
-/// A server whose log can't be looked into for its address.
+/// A server whose log can't be searched for its address.
 struct Mute {
     child: Child,
     caller: Caller,
@@ -42,7 +42,7 @@ impl Mute {
         server
     }
 
-    /// Lines that were not written, as `/metrics` has it.
+    /// Returns the number of lost lines from `/metrics`.
     async fn lost(&self) -> u64 {
         let metrics = self.caller.get("/metrics").await.body;
         let metrics = metrics.as_str().expect("text");
@@ -51,7 +51,7 @@ impl Mute {
         lost.expect("the metric").parse().expect("a number")
     }
 
-    /// Sends requests whose log lines are long until some are lost, and returns how many requests.
+    /// Sends requests with long log lines until some are lost, and returns the number of requests.
     async fn until_lines_are_lost(&self) -> usize {
         let path = format!("/{}", "x".repeat(4000));
         for count in 1..4000 {
@@ -64,7 +64,7 @@ impl Mute {
         panic!("no line is lost");
     }
 
-    /// A generation, as a whole and as a stream.
+    /// Asserts that generation works, whole and streamed.
     async fn generates(&self) {
         let body = json!({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 3}});
         self.caller.post("/generate", body.clone()).await.ok();
@@ -72,7 +72,7 @@ impl Mute {
         drop(events);
     }
 
-    /// Asks it to stop and waits for its graceful end.
+    /// Asks the server to stop and waits for its graceful exit.
     fn stops(&mut self) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
@@ -101,7 +101,8 @@ async fn a_log_that_is_not_read_costs_lines_and_no_request() {
     let mut server = Mute::start(Stdio::piped()).await;
     server.until_lines_are_lost().await;
     server.generates().await;
-    // Read again, it goes on with whole lines, says what is missing, and ends with the last one.
+    // When it is read again, the log continues with whole lines, reports the lost ones, and ends with the
+    // last line.
     let pipe = server.child.stderr.take().expect("a pipe");
     let reader = std::thread::spawn(move || {
         let lines = BufReader::new(pipe).lines();
@@ -119,7 +120,7 @@ async fn a_log_that_is_not_read_costs_lines_and_no_request() {
     let message = |line: &&Value| line["message"] == "log lines lost";
     let told = lines.iter().find(message).expect("it says so");
     assert!(told["lost"].as_u64() > Some(0), "{told}");
-    // Lines that were lost just before may be told of after it.
+    // Lines lost just before the last one can be reported after it.
     let last = lines.iter().rfind(|line| !message(line));
     assert_eq!(last.expect("a line")["message"], "stopped");
 }
@@ -168,7 +169,7 @@ async fn a_log_that_is_written_loses_nothing() {
     assert!(answered.count() >= 40, "{lines}");
 }
 
-/// Neither may be a panic, whose exit code is 101.
+/// Neither case may panic, which would exit with code 101.
 #[test]
 fn a_closed_output_does_not_change_how_a_command_ends() {
     for (arguments, code) in [
@@ -177,7 +178,7 @@ fn a_closed_output_does_not_change_how_a_command_ends() {
             2,
         ),
         (&["serve", "--threads", "0"], 2),
-        // As of a program that SIGPIPE ends.
+        // The exit code of a program that SIGPIPE ends.
         (&["openapi"], 141),
     ] {
         let mut child = skald(arguments)
@@ -191,14 +192,14 @@ fn a_closed_output_does_not_change_how_a_command_ends() {
     }
 }
 
-/// The process that panics is this test itself, started again with a log that is closed.
+/// The test starts itself again as the process that panics, with a closed log.
 #[test]
 fn a_panic_whose_line_can_not_be_written_is_one_thread_s() {
     const ITSELF: &str = "logs::a_panic_whose_line_can_not_be_written_is_one_thread_s";
     if std::env::var_os("SKALD_TEST_PANIC").is_some() {
         skald::panics::log();
         skald::telemetry::start(skald::config::LogFormat::Json, "info").expect("a filter");
-        // By now the other end is closed.
+        // Wait until the other end is closed.
         let mut wait = [0];
         std::io::stdin().read_exact(&mut wait).expect_err("its end");
         for _ in 0..10 {

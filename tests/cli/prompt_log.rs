@@ -1,9 +1,9 @@
-//! Prompts and answers are in the log only where `--log-prompts` says so, at any level.
+//! Prompts and answers are logged only with `--log-prompts`, at any log level.
 
 use crate::support::process::Process;
 use serde_json::json;
 
-/// Words that stand for what people write, each in another place.
+/// Words that users write, each in another place.
 const SECRETS: [&str; 5] = [
     "alibabasesame",
     "zweitgeheim",
@@ -12,7 +12,7 @@ const SECRETS: [&str; 5] = [
     "fuenftgeheim",
 ];
 
-/// Requests that succeed and requests that fail, in all dialects. Returns an answer.
+/// Sends requests that succeed and requests that fail, in all dialects. Returns an answer.
 async fn ask_all(server: &Process) -> String {
     let caller = server.caller();
     let [first, second, third, fourth, fifth] = SECRETS;
@@ -35,7 +35,7 @@ async fn ask_all(server: &Process) -> String {
         ),
         ("/v1/embeddings", json!({"input": fourth})),
         ("/tokenize", json!({"content": fifth})),
-        // Refusals that quote what was sent.
+        // Errors that quote the request.
         ("/v1/chat/completions", json!({"messages": second})),
         (
             "/v1/completions",

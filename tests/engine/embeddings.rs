@@ -1,5 +1,4 @@
-//! Embeddings go through the same steps as everything else, and depend on their input alone, bit
-//! for bit.
+//! Embeddings run in the same steps as other requests, and depend on their input alone, bit for bit.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +13,7 @@ use crate::model::{
 };
 use crate::pace::{Gate, until};
 
-/// Bit by bit: equality of floats would take 0 and -0 for the same.
+/// Returns the bits of an embedding: equality of floats would treat 0 and -0 as the same.
 async fn embed(engine: &EngineHandle, input: &[u32]) -> Vec<u32> {
     let outcome = run(engine, embedding(input)).await;
     bits(outcome.prompt.embedding)
@@ -25,7 +24,7 @@ fn bits(embedding: Option<Vec<f32>>) -> Vec<u32> {
     embedding.into_iter().map(f32::to_bits).collect()
 }
 
-/// Inputs from one token to a whole window.
+/// Returns inputs from one token to a whole window.
 fn inputs() -> Vec<Vec<u32>> {
     [1, 2, 15, 16, 17, 100, 333, 1024]
         .into_iter()
@@ -75,7 +74,7 @@ async fn neither_chunks_nor_those_beside_it_change_a_bit_of_an_embedding() {
 /// Steps in order, each with the requests in it.
 type Steps = Arc<Mutex<Vec<Vec<String>>>>;
 
-/// An engine with chunks of `max_step_tokens`, and what its steps were.
+/// Returns the configuration of an engine with steps of `max_step_tokens`, and a record of its steps.
 fn recording(max_step_tokens: usize) -> (Steps, EngineConfig) {
     let steps = Steps::default();
     let seen = Arc::clone(&steps);
@@ -183,7 +182,7 @@ async fn long_inputs_keep_no_stream_from_its_token_in_every_step() {
         .iter()
         .filter(|step| has(step, "long"))
         .collect();
-    // 4000 tokens in chunks of what is left of 64.
+    // 4000 tokens, in chunks of the rest of 64.
     assert!(beside.len() > 60, "{}", beside.len());
     assert!(beside.iter().all(|step| has(step, "stream")));
 }
@@ -227,7 +226,7 @@ async fn a_bulk_waits_for_its_places_and_leaves_half_the_queue() {
         let outcome = outcome.expect("none is refused");
         assert_eq!(bits(outcome.prompt.embedding), embed(&engine, input).await);
     }
-    // As many bulks as the queue has places.
+    // As many bulk requests as the queue has places.
     let bulks: Vec<_> = (0..3)
         .map(|_| engine.bulk(Tenant::ANONYMOUS).expect("a place"))
         .collect();

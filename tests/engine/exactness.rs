@@ -1,4 +1,4 @@
-//! Against what Hugging Face transformers computes from the same files
+//! The engine against the results of Hugging Face transformers for the same files
 //! (`tests/fixtures/fairy-tales`).
 
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use skald::model::gpt2::Gpt2;
 use crate::model::{embedding, engine, files, gpt2, greedy, prompt, run, run_all, sampled};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
-/// Between two f32 implementations.
+/// Maximum difference of logits between two f32 implementations.
 const TOLERANCE: f32 = 2e-4;
-/// Between two f32 implementations, for log-probabilities: a logit and the logarithm of the sum may each
-/// be off by the logits' 2e-4.
+/// Maximum difference of log-probabilities between two f32 implementations: a logit and the logarithm of the
+/// sum may each be off by the logits' 2e-4.
 const LOGPROB_TOLERANCE: f64 = 4e-4;
 
 fn references() -> HashMap<String, Tensor> {
@@ -41,7 +41,7 @@ fn ids(value: &Value) -> Vec<u32> {
     ids.map(|id| id.as_u64().expect("an id") as u32).collect()
 }
 
-/// All tokens at once, logits wanted after the last `logits` of them.
+/// Returns a batch of all tokens, with logits after the last `logits` of them.
 fn whole(ids: &[u32], logits: usize) -> Batch {
     let n = ids.len() as u32;
     Batch {
@@ -142,7 +142,7 @@ fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
         .index_select(&Tensor::new(&[3u32, 4, 11], &Device::Cpu).expect("ids"), 0)
         .expect("rows");
     assert_eq!(largest_difference(&outputs.hidden, &expected), 0.0);
-    // Nothing is computed of what nobody asked for.
+    // Outputs that were not requested are not computed.
     let neither = model.forward(whole(&ids, 0), &kv).expect("a pass");
     assert_eq!(neither.logits.dims(), [0, 8192]);
     assert_eq!(neither.hidden.dims(), [0, 320]);
@@ -212,14 +212,14 @@ async fn a_prompt_that_many_ask_for_at_once_is_read_once() {
     let ids = prompt(200, 5);
     let drafts: Vec<_> = (0..8).map(|seed| sampled(&ids, 6, seed)).collect();
     let alone = run(&engine, sampled(&ids, 6, 3)).await;
-    // What is asked for now has another beginning.
+    // The next request has another prefix.
     let (ids, before) = (prompt(200, 6), engine.status().steps);
     let outcomes = run_all(&engine, (0..8).map(|seed| sampled(&ids, 6, seed)).collect()).await;
     let cached = outcomes.iter().map(|outcome| outcome.prompt.cached_tokens);
     let mut cached: Vec<usize> = cached.collect();
     cached.sort_unstable();
     assert_eq!(cached, [0, 199, 199, 199, 199, 199, 199, 199]);
-    // Four for the prompt, one for the others' last token of it, five more for the tokens.
+    // Four steps for the prompt, one for the last prompt token of the others, five more for the tokens.
     assert!(engine.status().steps - before < 15);
     assert_eq!(run_all(&engine, drafts).await[3].tokens, alone.tokens);
 }

@@ -1,4 +1,4 @@
-//! What goes wrong for one request must not cost another anything.
+//! A failure of one request must not affect another.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,7 +98,7 @@ async fn clients_that_do_not_read_hold_up_no_one_and_lose_nothing() {
         assert_eq!(other.tokens.len(), 200);
     }
     until("set aside", set_aside).await;
-    // The worker rests: it has to be woken by those that read again.
+    // The worker is idle: the clients that read again have to wake it.
     for (stalled, expected) in stalled.into_iter().zip(expected) {
         let outcome = finish(stalled).await.expect("it goes on when read");
         assert_eq!(outcome.tokens, expected.tokens);
@@ -118,7 +118,7 @@ async fn no_more_requests_are_set_aside_than_may_wait() {
         let before = engine.status().steps;
         stalled.push(engine.submit(slow()).await.expect("accepted"));
         let aside = count.min(2);
-        // It stalls with 256 tokens, of which a step gives 8 at most.
+        // It stalls after 256 tokens, of which a step computes at most 8.
         until("set aside", async || {
             let status = engine.status();
             status.steps >= before + 30 && (status.stalled, status.running) == (aside, 0)

@@ -13,7 +13,7 @@ const DTYPES: [(WeightDtype, KvDtype); 3] = [
     (WeightDtype::Q8, KvDtype::Bf16),
 ];
 
-/// 32 requests of different lengths, parameters and seeds.
+/// Returns 32 requests with different lengths, parameters and seeds.
 fn mixed_requests() -> Vec<RequestDraft> {
     (0..32)
         .map(|i| {
@@ -32,7 +32,7 @@ fn mixed_requests() -> Vec<RequestDraft> {
         .collect()
 }
 
-/// Outcomes are compared whole: ids, and the bits of every log-probability.
+/// Outcomes are compared completely: ids, and the bits of every log-probability.
 #[tokio::test]
 async fn alone_or_among_32_prefilled_at_once_or_in_chunks_the_outcome_is_the_same() {
     for (dtype, kv_dtype) in DTYPES {
@@ -47,7 +47,7 @@ async fn alone_or_among_32_prefilled_at_once_or_in_chunks_the_outcome_is_the_sam
         let engine = start(2048);
         let mut alone = Vec::new();
         for mut draft in mixed_requests() {
-            // Reading the prompt's own logits keeps the cache out of it.
+            // Log-probabilities of the prompt prevent the use of cached blocks.
             draft.logprobs.prompt = true;
             alone.push(run(&engine, draft).await);
         }
@@ -110,8 +110,8 @@ async fn requests_that_are_preempted_for_want_of_blocks_give_the_same_tokens() {
     }
 }
 
-/// Tokens that were guessed are drawn all the same: with and without guesses the outcome is the
-/// same, bit for bit, greedy and sampled.
+/// Drafted tokens are sampled from their own logits: with and without speculation the outcome is the same,
+/// bit for bit, greedy and sampled.
 #[tokio::test]
 async fn guessed_tokens_change_nothing_but_the_number_of_steps() {
     let (first, second) = (prompt(12, 1), prompt(7, 2));
@@ -121,7 +121,7 @@ async fn guessed_tokens_change_nothing_but_the_number_of_steps() {
             ignore_end_of_text: true,
             ..greedy(&repeating, 120)
         };
-        // A bias that makes a text of few words, which so repeats itself.
+        // A bias towards a few tokens, so that the text repeats itself.
         let few = (0..6).map(|id| (300 + id, 100.0)).collect();
         let sampled = RequestDraft {
             logit_bias: few,

@@ -1,4 +1,4 @@
-//! The engine from outside: a real model behind an `EngineHandle`, no HTTP.
+//! The engine from outside: a real model behind an `EngineHandle`, without HTTP.
 
 mod beams;
 mod embeddings;

@@ -1,4 +1,4 @@
-//! The built-in model and short ways to run requests on it.
+//! The built-in model, and short functions that run requests on it.
 
 use std::num::NonZeroUsize;
 
@@ -16,7 +16,7 @@ use skald::request::{
 
 use crate::pace::{Gate, until};
 
-/// The built-in model's files.
+/// Returns the files of the built-in model.
 pub fn files() -> ModelFiles {
     "builtin"
         .parse::<ModelSource>()
@@ -25,28 +25,28 @@ pub fn files() -> ModelFiles {
         .expect("the built-in model")
 }
 
-/// The built-in model in f32 on two threads.
+/// Loads the built-in model in f32 on two threads.
 pub fn gpt2() -> Model {
     gpt2_in(WeightDtype::F32)
 }
 
-/// The built-in model with its weights in `dtype`.
+/// Loads the built-in model with its weights in `dtype`.
 pub fn gpt2_in(dtype: WeightDtype) -> Model {
     let threads = NonZeroUsize::new(2).expect("not zero");
     Model::load(&files(), &CpuBackend::new(threads, dtype)).expect("the built-in model loads")
 }
 
-/// An engine on the built-in model in f32.
+/// Starts an engine on the built-in model in f32.
 pub fn engine(config: EngineConfig) -> EngineHandle {
     skald::engine::start(gpt2(), config).expect("the engine starts")
 }
 
-/// The built-in model's limits, without its generation defaults.
+/// Returns the limits of the built-in model, without its generation defaults.
 pub fn limits() -> Limits {
     Limits::for_model(1024, 8192, vec![8191])
 }
 
-/// A greedy request for `max_tokens` tokens.
+/// Returns a greedy request for `max_tokens` tokens.
 pub fn greedy(prompt: &[u32], max_tokens: usize) -> RequestDraft {
     RequestDraft::new(
         RequestId::random(),
@@ -56,7 +56,7 @@ pub fn greedy(prompt: &[u32], max_tokens: usize) -> RequestDraft {
     )
 }
 
-/// A request that samples from the whole vocabulary.
+/// Returns a request that samples from the whole vocabulary.
 pub fn sampled(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     RequestDraft {
         sampling: SamplingOverrides {
@@ -69,12 +69,12 @@ pub fn sampled(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     }
 }
 
-/// A request for the embedding of `input`.
+/// Returns a request for the embedding of `input`.
 pub fn embedding(input: &[u32]) -> RequestDraft {
     RequestDraft::embedding(RequestId::random(), input.to_vec())
 }
 
-/// The same request on a session that has this history.
+/// Returns the same request on a session with this history.
 pub fn after(history: &[u32], draft: RequestDraft) -> RequestDraft {
     RequestDraft {
         history: Some(history.to_vec()),
@@ -87,7 +87,7 @@ pub fn admit(draft: RequestDraft) -> GenerateRequest {
     limits().admit(draft).expect("a valid request")
 }
 
-/// All that came of a request.
+/// Complete result of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     pub prompt: PromptReport,
@@ -126,7 +126,7 @@ pub async fn finish(mut generation: Generation) -> Result<Outcome, GenerateError
     })
 }
 
-/// Waits until the worker says that nothing runs or waits and no block is held.
+/// Waits until no request runs or waits and no block is held.
 pub async fn idle(engine: &EngineHandle) {
     until("idle", async || {
         let status = engine.status();
@@ -139,25 +139,25 @@ pub async fn idle(engine: &EngineHandle) {
 pub async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
     let generation = engine.submit(admit(draft)).await.expect("accepted");
     let outcome = finish(generation).await.expect("it does not fail");
-    // Whoever is answered after it finds the worker's figures of all its steps.
+    // This is answered between two steps, after the worker has published the status of all steps before.
     let answered = engine.resident_tokens(Tenant::ANONYMOUS, Vec::new()).await;
     answered.expect("the worker answers");
     outcome
 }
 
-/// Runs a beam search to its end; the beams it returns, best first.
+/// Runs a beam search to its end and returns its beams, best first.
 pub async fn run_beams(engine: &EngineHandle, draft: RequestDraft) -> Vec<Outcome> {
     let beams = engine.submit_all(admit(draft)).await.expect("accepted");
     let beams = futures_util::future::try_join_all(beams.into_iter().map(finish)).await;
     beams.expect("it does not fail")
 }
 
-/// Runs requests side by side.
+/// Runs requests concurrently.
 pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
     futures_util::future::join_all(drafts.into_iter().map(|draft| run(engine, draft))).await
 }
 
-/// Runs requests side by side on an engine that is held: all of them are there when it goes on.
+/// Runs requests concurrently on an engine that is held: all are submitted before it continues.
 pub async fn run_together(
     engine: &EngineHandle,
     gate: &Gate,
@@ -171,7 +171,7 @@ pub async fn run_together(
     tokio::join!(run_all(engine, drafts), all_sent).0
 }
 
-/// A prompt of `n` tokens that no other `salt` gives.
+/// Returns a prompt of `n` tokens that differs for every `salt`.
 pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
     (0..n as u32)
         .map(|i| (i * 37 + salt * 1009 + 11) % 4000)

@@ -1,4 +1,4 @@
-//! Requests that give their blocks back and are computed again are as if they had not.
+//! Requests that are preempted and computed again give the same result.
 
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
@@ -8,14 +8,14 @@ use skald::request::{Overflow, RequestDraft, SamplingOverrides, Tenant};
 use crate::model::{engine, gpt2_in, prompt, run, run_together, sampled};
 use crate::pace::{Gate, PATIENCE};
 
-/// An engine with this many blocks, which is held.
+/// Starts an engine with this many blocks; it is held.
 fn tight(blocks: u64) -> (EngineHandle, Gate) {
     let block = gpt2_in(WeightDtype::F32).kv_block_bytes(KvDtype::F32) as u64;
     let gate = Gate::after(0);
     let engine = engine(EngineConfig {
         kv_memory: bytesize::ByteSize::b(block * blocks),
         max_step_tokens: 100,
-        // Who is preempted must not depend on how fast the machine is.
+        // The choice of the preempted request must not depend on the speed of the machine.
         step_time: PATIENCE,
         step_hook: Some(gate.hook()),
         ..EngineConfig::default()
@@ -23,7 +23,7 @@ fn tight(blocks: u64) -> (EngineHandle, Gate) {
     (engine, gate)
 }
 
-/// What the sampler draws depends on all tokens so far: penalties count them.
+/// Returns a request with penalties, so that sampling depends on all tokens so far.
 fn penalized(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     RequestDraft {
         sampling: SamplingOverrides {
@@ -39,7 +39,7 @@ fn penalized(prompt: &[u32], max_tokens: usize, seed: u64) -> RequestDraft {
     }
 }
 
-/// Requests give the same side by side in little room as one after the other in much.
+/// Asserts that concurrent requests in little memory give the same as one after the other in much.
 async fn assert_the_same(
     requests: impl Fn() -> Vec<RequestDraft>,
     (tight, gate): (EngineHandle, Gate),
@@ -67,8 +67,8 @@ async fn sampling_with_penalties_is_the_same_after_a_preemption() {
     assert_the_same(requests, tight(24)).await;
 }
 
-/// Long histories, as sessions have them, that begin alike and part in the middle of blocks; of
-/// several tenants.
+/// Long histories of several tenants, as sessions have them, with common prefixes that end in the middle of
+/// blocks.
 #[tokio::test]
 async fn long_histories_that_share_beginnings_are_the_same_after_a_preemption() {
     let requests = || {
@@ -87,7 +87,7 @@ async fn long_histories_that_share_beginnings_are_the_same_after_a_preemption() 
     assert_the_same(requests, tight(75)).await;
 }
 
-/// Past the window, where the context starts anew.
+/// Beyond the window, where the context starts over.
 #[tokio::test]
 async fn a_context_that_slides_is_the_same_after_a_preemption() {
     let requests = || {

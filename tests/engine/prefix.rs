@@ -1,5 +1,5 @@
-//! Nothing is computed twice: beginnings are found in the cache to the token, whoever computed them,
-//! come back from where they were kept, and are nobody else's.
+//! No token is computed twice: cached prefixes are found to the token, whichever request computed them, are
+//! imported again after an eviction, and are not shared between tenants.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,7 +39,7 @@ fn blocks(n: usize) -> bytesize::ByteSize {
     bytesize::ByteSize::b((n * block) as u64)
 }
 
-/// What an engine that knows nothing gives.
+/// Returns the outcome of a request on an engine with an empty cache.
 async fn cold(dtypes: (WeightDtype, KvDtype), draft: RequestDraft) -> Outcome {
     let outcome = run(&engine_in(dtypes, EngineConfig::default()), draft).await;
     assert_eq!(outcome.prompt.cached_tokens, 0);
@@ -50,7 +50,7 @@ fn ways(prompt: &[u32]) -> [RequestDraft; 2] {
     [greedy(prompt, 20), sampled(prompt, 20, 7)]
 }
 
-/// A prompt that parts from a finished request's text after `common` tokens, wherever that is.
+/// A prompt that diverges from a finished request's text after `common` tokens, at any position.
 #[tokio::test]
 async fn what_goes_on_in_the_middle_of_a_block_of_a_finished_request_computes_only_its_new_tokens()
 {
@@ -58,13 +58,13 @@ async fn what_goes_on_in_the_middle_of_a_block_of_a_finished_request_computes_on
         let engine = engine_in(dtypes, EngineConfig::default());
         let ids = prompt(100, 1);
         let text = [&ids[..], &run(&engine, sampled(&ids, 30, 3)).await.ids()].concat();
-        // The last token that was drawn was never computed.
+        // The last sampled token was never computed.
         let computed = text.len() - 1;
         for (salt, common) in (2..).zip([5, 17, 90, 107, computed]) {
             let ids = [&text[..common], &prompt(10, salt)].concat();
             for (n, draft) in ways(&ids).into_iter().enumerate() {
                 let warm = run(&engine, draft.clone()).await;
-                // The second way finds the first one's tokens too.
+                // The second round finds the tokens of the first one too.
                 let expected = if n == 0 { common } else { ids.len() - 1 };
                 assert_eq!(warm.prompt.cached_tokens, expected, "{dtypes:?}");
                 assert_eq!(warm.tokens, cold(dtypes, draft).await.tokens, "{dtypes:?}");
@@ -95,10 +95,10 @@ async fn what_goes_on_from_a_running_request_computes_only_its_new_tokens() {
             assert_eq!(warm.prompt.cached_tokens, common, "{dtypes:?}");
             assert_eq!(warm.tokens, cold(dtypes, draft).await.tokens);
         }
-        // It is not read meanwhile, so it may be set aside.
+        // Its client is not reading, so it may be set aside.
         let status = engine.status();
         assert!(status.running + status.stalled > 0, "it has ended");
-        // Those who copied have changed nothing of it.
+        // Requests that copied its blocks did not change them.
         while text.len() < 120 {
             if let Some(TokenEvent::Token(token)) = first.next().await {
                 text.push(token.token.id);
@@ -110,8 +110,8 @@ async fn what_goes_on_from_a_running_request_computes_only_its_new_tokens() {
     }
 }
 
-/// A conversation of many turns, each a little longer than the one before: of no turn's beginning
-/// anything but the last token that was drawn is computed again.
+/// A conversation of many turns, each a little longer than the previous one: of a turn's prefix, only the
+/// last sampled token is computed again.
 #[tokio::test]
 async fn a_conversation_computes_each_token_once() {
     let engine = engine(EngineConfig::default());
@@ -136,9 +136,9 @@ async fn a_head_that_many_requests_share_is_computed_once_and_held_once() {
     let itself = Arc::clone(&watched);
     let engine = engine(EngineConfig {
         max_step_tokens: 150,
-        // However slow the machine is: all of them are to run at the same time.
+        // However slow the machine is, all of them have to run at the same time.
         step_time: Duration::from_secs(3600),
-        // Before each step, the figures are those of the step before it.
+        // Before each step, the status is that of the previous step.
         step_hook: Some(Arc::new(move |ids: &[RequestId]| {
             pass(ids);
             let used = itself
@@ -162,7 +162,7 @@ async fn a_head_that_many_requests_share_is_computed_once_and_held_once() {
         .iter()
         .map(|o| o.prompt.prompt_tokens - o.prompt.cached_tokens);
     assert_eq!(computed.sum::<usize>(), 512 + 64 * 9);
-    // 49 tokens of its own each, and the head.
+    // 49 tokens of its own for each, and the shared prefix.
     assert!(
         (64 * 3..=64 * 4 + 512 / BLOCK_SIZE).contains(&most),
         "{most}"
@@ -204,7 +204,7 @@ async fn tenants_share_prefixes_only_where_that_is_asked_for() {
     }
 }
 
-/// A request whose keys and values are worth keeping.
+/// Returns a request with `keep_kv`.
 fn kept(draft: RequestDraft) -> RequestDraft {
     RequestDraft {
         keep_kv: true,
@@ -212,7 +212,7 @@ fn kept(draft: RequestDraft) -> RequestDraft {
     }
 }
 
-/// An engine of `n` blocks, and what leaves it.
+/// Starts an engine of `n` blocks, and returns the channel of its evicted blocks.
 fn leaving(
     dtypes: (WeightDtype, KvDtype),
     n: usize,
@@ -229,7 +229,7 @@ fn leaving(
     (engine_in(dtypes, config), receiver)
 }
 
-/// The names of a context's blocks.
+/// Returns the ids of the prefixes of a context's blocks.
 fn prefixes(tenant: Tenant, tokens: &[u32]) -> Vec<PrefixId> {
     let blocks = tokens.as_chunks().0.iter();
     let ids = blocks.scan(PrefixId::root(tenant), |id, tokens| {
@@ -247,7 +247,7 @@ async fn blocks_that_left_one_engine_serve_another_bit_for_bit() {
         let ids = prompt(200, 1);
         let turn = run(&first, of(tenant, kept(sampled(&ids, 30, 5)))).await;
         let text = [&ids[..], &turn.ids()].concat();
-        // Others take its blocks; theirs are not worth keeping.
+        // Other requests take its blocks; theirs are not exported.
         run_all(
             &first,
             (0..6)
@@ -323,7 +323,7 @@ async fn an_import_takes_no_block_that_someone_needs_and_none_of_its_own() {
         speculative_rows: 0,
         ..EngineConfig::default()
     });
-    // It needs no further block for the steps that are let through here.
+    // It needs no further block for the steps that are allowed here.
     let running = admit(sampled(&prompt(290, 7), 180, 3));
     let running = small.submit(running).await.expect("accepted");
     until("running", async || small.status().kv_blocks_used > 0).await;
@@ -351,7 +351,7 @@ async fn at_the_end_what_is_worth_keeping_is_given_away_the_last_used_first() {
     run(&engine, kept(sampled(&old, 1, 1))).await;
     run(&engine, kept(sampled(&new, 1, 1))).await;
     run(&engine, sampled(&other, 1, 1)).await;
-    // One that still runs is given away too.
+    // Blocks of a request that still runs are exported too.
     let running = prompt(60, 4);
     let generation = engine.submit(admit(kept(sampled(&running, 900, 1)))).await;
     let mut generation = generation.expect("accepted");

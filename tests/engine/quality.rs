@@ -1,5 +1,5 @@
-//! What faster arithmetic costs in quality: perplexity of the built-in model on its validation
-//! tales, which it was not trained on, in every precision.
+//! The quality cost of faster arithmetic: perplexity of the built-in model in every precision, on its
+//! validation tales, which are not part of its training data.
 
 use skald::engine::EngineConfig;
 use skald::kernels::kv::KvDtype;
@@ -12,7 +12,7 @@ const TALES: &str = include_str!("../../assets/fairy-tales/validation.txt");
 const TRAINED: &str = include_str!("../../assets/fairy-tales/train.json");
 const WINDOW: usize = 1024;
 
-/// The tales, each after its own end-of-text, in windows.
+/// Returns the tales in windows, each tale after an end-of-text token.
 fn windows() -> Vec<Vec<u32>> {
     let tokenizer = files().tokenizer;
     let end_of_text = tokenizer.end_of_text().expect("an end-of-text token");
@@ -28,7 +28,7 @@ fn windows() -> Vec<Vec<u32>> {
     windows
 }
 
-/// Mean negative log-probability of the tales' tokens, in nats.
+/// Returns the mean negative log-probability of the tales' tokens, in nats.
 async fn loss(dtype: WeightDtype, kv_dtype: KvDtype) -> f64 {
     let config = EngineConfig {
         kv_dtype,
@@ -57,7 +57,7 @@ async fn loss(dtype: WeightDtype, kv_dtype: KvDtype) -> f64 {
 #[tokio::test]
 async fn perplexity_in_bf16_is_within_a_thousandth_and_in_q8_within_five() {
     let exact = loss(WeightDtype::F32, KvDtype::F32).await;
-    // The training program's figure is over windows that are one token longer.
+    // The training program measured windows that are one token longer.
     let trained: serde_json::Value = serde_json::from_str(TRAINED).expect("JSON");
     let expected = trained["validation_loss"].as_f64().expect("a loss");
     assert!((exact - expected).abs() < 0.01, "{exact}");

@@ -1,4 +1,4 @@
-//! Random JSON schemas of which every text is short: what is derived from each must follow it.
+//! Random JSON schemas whose texts are all short: every generated text must be valid.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +13,18 @@ use skald::text::GrammarSource;
 use crate::model::{admit, engine, files, finish, prompt, sampled};
 use crate::structured::{compile, text_of};
 
-/// Schemas that are made.
+/// Number of schemas.
 const SCHEMAS: u64 = 240;
-/// Requests side by side.
+/// Concurrent requests.
 const BATCH: usize = 24;
-/// More than any of the texts takes.
+/// More than any of the texts needs.
 const MAX_TOKENS: usize = 6000;
 
-/// Makes one schema.
+/// Generates one schema.
 struct Maker {
     random: ChaCha20Rng,
     definitions: BTreeMap<String, Value>,
-    /// Parts it may still have.
+    /// Parts that can still be added.
     left: usize,
 }
 
@@ -70,7 +70,8 @@ impl Maker {
             }
             4 => {
                 let name = format!("part{}", self.definitions.len());
-                // The name is taken before there are parts of it: none of them refers to itself.
+                // The name is inserted before the definition has parts, so a definition never refers to
+                // itself.
                 self.definitions.insert(name.clone(), json!(null));
                 let definition = self.any(depth - 1);
                 self.definitions.insert(name.clone(), definition);
@@ -174,6 +175,6 @@ async fn every_text_made_by_a_schema_follows_it() {
     }
     assert_eq!(whole, SCHEMAS);
     lengths.sort_unstable();
-    // They are no trivial texts.
+    // The texts are not trivial.
     assert!(lengths[lengths.len() / 2] > 5, "{lengths:?}");
 }

@@ -1,5 +1,5 @@
-//! Sessions over a real engine: what is kept, what is forgotten, who waits, and what comes back from
-//! the disk.
+//! Sessions over a real engine: committed and expired histories, waiting turns, and blocks restored from
+//! disk.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Server {
         }
     }
 
-    /// With a directory, and a KV cache of so many blocks.
+    /// Creates a server with a session directory and a KV cache of `kv_blocks` blocks.
     fn durable(dir: &Path, kv_blocks: u64) -> Self {
         let model = gpt2();
         let block_bytes = model.kv_block_bytes(KvDtype::F32);
@@ -79,7 +79,7 @@ impl Server {
         }
     }
 
-    /// A whole turn.
+    /// Runs a whole turn.
     async fn turn(&self, name: &str, draft: RequestDraft) -> Outcome {
         self.turn_of(&key(name), draft).await
     }
@@ -114,7 +114,7 @@ impl Server {
         }
     }
 
-    /// As a server stops.
+    /// Stops in the order in which a server stops.
     async fn stop(self) {
         self.engine.stop();
         self.sessions.saved().await;
@@ -132,7 +132,7 @@ fn key(name: &str) -> SessionKey {
     }
 }
 
-/// What a fresh engine says to the same tokens as one prompt.
+/// Returns the outcome of a fresh engine for the same tokens as one prompt.
 async fn plainly(tokens: &[u32], draft: RequestDraft) -> Outcome {
     let fresh = engine(EngineConfig::default());
     let prompt = [tokens, &draft.prompt].concat();
@@ -158,7 +158,7 @@ async fn a_session_keeps_what_was_delivered_and_not_what_was_generated() {
         .unwrap();
     turn.prompt(&[1, 2]);
     turn.push(10);
-    // Dropped unsettled, it leaves no trace.
+    // A turn that is dropped without a commit leaves no trace.
     drop(turn);
     assert_eq!(server.history("a").await, None);
     let mut turn = server
@@ -404,10 +404,10 @@ async fn a_session_that_is_not_used_expires() {
             let begun = Instant::now();
             server.turn("a", greedy(&prompt(tokens, 1), 0)).await;
             let history = server.history("a").await;
-            // Its name begins anew. On a slow machine its time may be over already.
+            // The name starts a new history. On a slow machine that may have expired already.
             assert!(history.is_some() || begun.elapsed() > TTL);
             assert!(history.is_none_or(|history| history.len() == tokens));
-            // Looking is not using.
+            // Reading a session does not count as use.
             until("expired", async || server.history("a").await.is_none()).await;
             let gone = server.sessions.delete(&key("a")).await;
             assert!(matches!(gone, Err(SessionError::NotFound { .. })));
@@ -425,7 +425,7 @@ async fn what_had_to_leave_the_cache_comes_back_from_the_disk_with_the_same_resu
     let server = Server::durable(dir.path(), 64);
     let (first, second) = (prompt(300, 1), prompt(20, 2));
     let said = server.turn("a", greedy(&first, 10)).await.ids();
-    // Fills the whole cache with something else.
+    // Fills the whole cache with other tokens.
     run(&server.engine, greedy(&prompt(1000, 9), 10)).await;
     let snapshots = server.snapshots.as_ref().unwrap();
     until("on disk", async || snapshots.len() >= 19).await;
@@ -478,7 +478,7 @@ async fn two_servers_on_one_directory_take_turns() {
         let sessions = there.sessions.clone();
         async move { sessions.begin(&key("a"), IfBusy::Wait).await }
     });
-    // Nothing tells whether it looks at the lock by now; it gets its turn either way.
+    // The test can't see whether it is waiting for the lock yet; it gets its turn either way.
     tokio::time::sleep(Duration::from_millis(50)).await;
     drop(turn);
     assert_eq!(waiting.await.unwrap().unwrap().history(), expected);

@@ -1,4 +1,4 @@
-//! Requests whose text follows a grammar: exact, invariant, and no one else's business.
+//! Requests whose text follows a grammar: exact, batch invariant, and without effect on other requests.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,7 +15,7 @@ static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(files().t
 static GRAMMARS: LazyLock<Grammars> =
     LazyLock::new(|| Grammars::new(Arc::clone(&TOKENIZER), 8192, &[8191]));
 
-/// Makes a grammar for the built-in model.
+/// Compiles a grammar for the built-in model.
 pub fn compile(source: &GrammarSource) -> Grammar {
     GRAMMARS
         .compile(source)
@@ -30,7 +30,7 @@ fn schema(schema: &Value) -> Grammar {
     compile(&GrammarSource::JsonSchema(schema.to_string()))
 }
 
-/// The text of all tokens that are part of it.
+/// Returns the text of all tokens except end-of-text.
 pub fn text_of(tokenizer: &Tokenizer, outcome: &Outcome) -> String {
     let mut ids = outcome.ids();
     if outcome.finish.ends_with_a_sign() {
@@ -56,7 +56,7 @@ fn person() -> Value {
     })
 }
 
-/// Requests with and without grammars, greedy and sampled, of which some are cut.
+/// Returns requests with and without grammars, greedy and sampled, some of which are cut off.
 fn mixed_requests() -> Vec<RequestDraft> {
     (0..16u32)
         .map(|i| {
@@ -85,7 +85,7 @@ async fn alone_or_among_others_with_and_without_grammars_the_outcome_is_the_same
     for (alone, together) in alone.iter().zip(&together) {
         assert_eq!(alone.tokens, together.tokens);
     }
-    // Those beside them without a grammar are what they are without any grammar near.
+    // Requests without a grammar give the same as in a batch without any grammar.
     let plain = mixed_requests().into_iter().map(|draft| RequestDraft {
         grammar: None,
         ..draft
@@ -125,7 +125,7 @@ async fn preempted_requests_go_on_where_their_grammar_was() {
     }
 }
 
-/// A text that repeats itself, so that many guesses are right, and others are forbidden.
+/// The text repeats itself, so that many drafts are accepted and others are forbidden by the grammar.
 #[tokio::test]
 async fn guesses_are_verified_each_with_what_its_place_allows() {
     let without = engine(EngineConfig {
@@ -219,7 +219,7 @@ async fn a_text_ends_when_its_grammar_does_whatever_else_is_asked() {
         );
         assert_eq!(outcome.finish, FinishReason::Complete);
     }
-    // Where the text may end or go on, only the request that ends early does.
+    // Where the text may end or continue, only the request that ends as early as possible ends.
     for draft in drafts(Some(regex("[ab]+"))).into_iter().skip(1) {
         let outcome = run(&engine, draft).await;
         assert_eq!(
@@ -262,7 +262,7 @@ async fn max_tokens_cuts_a_text_in_the_middle_of_its_grammar() {
     let common = text.len().min("{\"name\":\"".len());
     assert_eq!(text[..common], "{\"name\":\""[..common]);
     assert!(common > 4, "{text}");
-    // Complete with the last of them, it is complete.
+    // A text that is complete with its last token is complete.
     let draft = RequestDraft {
         grammar: Some(regex("a")),
         ..sampled(&prompt(5, 1), 1, 2)

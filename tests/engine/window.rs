@@ -1,4 +1,4 @@
-//! At and past the model's window.
+//! Requests at and beyond the model's window.
 
 use skald::engine::sequence::context_start;
 use skald::engine::{EngineConfig, FinishReason, GenerateError};
@@ -49,8 +49,8 @@ async fn a_session_that_outgrows_the_window_is_told_the_numbers() {
     assert_eq!(run(&engine, slides).await.tokens.len(), 5);
 }
 
-/// Every token of a stream that slides is what the model gives for the defined context, asked
-/// for afresh.
+/// Every token of a sliding stream is the one that the model gives for the defined context, computed from
+/// scratch.
 #[tokio::test]
 async fn sliding_generation_equals_the_model_on_the_defined_context() {
     let engine = engine(EngineConfig::default());
