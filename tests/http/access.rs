@@ -1,5 +1,5 @@
-//! Which hosts requests may name and which pages may call: what a browser on the server's machine
-//! sends for a hostile page is refused, what programs, routers and probes send is not.
+//! Allowed hosts and origins: requests that a browser on the server's machine sends for a hostile page are
+//! refused, those of programs, routers and probes are not.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
 const PROMPT: &str = r#"{"prompt":"A","max_tokens":1}"#;
 
-/// A server that lets in these hosts and origins.
+/// Starts a server that allows these hosts and origins.
 fn open_to(hosts: &[&str], origins: &[&str]) -> TestServer {
     TestServer::with(Setup {
         access: Access {
@@ -75,7 +75,7 @@ async fn the_server_s_own_names_need_no_setting() {
         "[::1]",
         "skald.localhost",
     ] {
-        // Ports are mapped by containers and tunnels.
+        // Containers and tunnels map ports.
         for host in [
             host.to_owned(),
             format!("{host}:{port}"),
@@ -85,7 +85,7 @@ async fn the_server_s_own_names_need_no_setting() {
             assert_eq!(answer.status, 200, "{host}: {answer:?}");
         }
     }
-    // No browser speaks HTTP/1.0; some balancers do, without a Host.
+    // Browsers don't send HTTP/1.0; some load balancers do, without a `Host` header.
     let request = "GET /info HTTP/1.0\r\n\r\n";
     assert_eq!(ask(SERVER.address, request).await.status, 200);
 }
@@ -123,7 +123,7 @@ async fn a_page_of_another_origin_gets_nothing_done() {
     let steps = server.engine().status().steps;
     let origins = ["https://evil.example", "http://localhost:3000", "null"];
     for origin in origins {
-        // What needs no preflight: a form's types, and no type.
+        // Requests without a preflight: those with the type of a form, and those without a type.
         for kind in [
             "text/plain",
             "application/x-www-form-urlencoded",
@@ -175,7 +175,7 @@ async fn a_page_of_another_origin_gets_nothing_done() {
         steps,
         "a request of a page ran"
     );
-    // The server's own pages, if there ever are some.
+    // The server's own origin.
     let own = client()
         .get(server.url("/info"))
         .header("origin", server.url(""));
@@ -229,7 +229,7 @@ async fn pages_of_an_allowed_origin_ask_first_and_read_answers_and_errors() {
         .get(server.url("/info"))
         .header("origin", "https://other.example");
     assert_eq!(other.send().await.unwrap().status(), 403);
-    // Without an origin everything is as it was.
+    // Without an origin nothing has changed.
     assert_eq!(server.get("/v1/completions").await.status, 405);
 }
 
@@ -265,7 +265,7 @@ async fn a_request_has_exactly_one_valid_host() {
             assert!(answer.body.to_lowercase().contains("host"), "{answer:?}");
         }
     }
-    // The target's own authority counts, as through a proxy.
+    // The authority of the request target counts, as through a proxy.
     let target = |authority: &str| {
         let path = format!("http://{authority}/info");
         get(&path, &["host: localhost"])

@@ -1,5 +1,5 @@
-//! What one request can make the front end do is bounded: work outside the engine, answers, errors,
-//! sessions, templates and grammars, over real sockets.
+//! Bounds on the front-end work of one request: work outside the engine, answers, errors, sessions, templates
+//! and grammars, over real sockets.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -21,10 +21,10 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
-/// Megabytes of what a client may send at most.
+/// Maximum size of a body that a client can send, in bytes.
 const LARGEST: usize = (2 << 20) - 1024;
 
-/// A refusal for want of room, with a hint when there will be some.
+/// Asserts a refusal for lack of capacity, with a retry hint.
 #[track_caller]
 fn assert_busy(refused: &Answer) {
     assert_eq!(refused.status, 429, "{}", refused.body);
@@ -60,7 +60,7 @@ async fn many_large_texts_are_tokenized_a_few_at_a_time_or_refused() {
     let asked = (0..12).map(|_| server.post("/tokenize", large.clone()));
     let small = server.post("/tokenize", json!({"content": "a small one"}));
     let (answers, small) = tokio::join!(join_all(asked), small);
-    // A small one does not wait for room among the large ones.
+    // A small text does not wait for capacity in the lane of large ones.
     small.ok();
     let (taken, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status == 200);
@@ -71,13 +71,13 @@ async fn many_large_texts_are_tokenized_a_few_at_a_time_or_refused() {
         assert!(tokens >= LARGEST / 5, "{tokens} tokens");
     }
     refused.iter().for_each(assert_busy);
-    // There is room again.
+    // The lane has capacity again.
     server.post("/tokenize", large).await.ok();
 }
 
 #[tokio::test]
 async fn the_prompt_of_all_choices_is_scored_once() {
-    // Its own: what the engine computes is counted.
+    // A server of its own, because the tokens that the engine computes are counted.
     let server = TestServer::start();
     let prompt =
         "The fox and the king went over the hill to see the sea, and the fox sang. ".repeat(8);
@@ -91,7 +91,7 @@ async fn the_prompt_of_all_choices_is_scored_once() {
     server.until("at rest", |status| status.running == 0).await;
     let after = server.engine().status();
     let computed = after.step_tokens.sum() - before.step_tokens.sum();
-    // A last, partial block is computed by each.
+    // Each sequence computes the last, partial block.
     let most = prompt_tokens + 6 * (16 + 3 + 3);
     assert!(
         computed <= most as u64,
@@ -157,7 +157,7 @@ async fn an_answer_has_an_end() {
         "n",
         &["12800000", "1048576"],
     );
-    // The longest token there is, as often as fits.
+    // The longest token, as often as fits.
     let longest = (0..8000)
         .max_by_key(|&id| SERVER.tokenizer().token_bytes(id).map_or(0, <[u8]>::len))
         .expect("tokens");
@@ -264,13 +264,13 @@ async fn a_session_ends_at_its_length() {
         "session_id",
         &["at most 64 tokens", "40 tokens to generate", "rewind"],
     );
-    // It is as it was, and goes on where that fits.
+    // The history is unchanged, and shorter turns still fit.
     caller.post(COMPLETIONS, turn(1)).await.ok();
     server.terminate();
     server.ended();
 }
 
-/// Comparing two lists that double forty times takes for ever and no memory.
+/// Comparing two lists that double forty times takes forever and no memory.
 const ENDLESS: &str = "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}";
 
 #[tokio::test]
@@ -292,14 +292,14 @@ async fn templates_that_come_to_no_end_hold_nothing_up() {
         assert_invalid(answer, "messages", &["took longer than"]);
     }
     busy.iter().for_each(assert_busy);
-    // It ends when it is asked to, though the templates run on.
+    // The server stops when asked to, although the templates are still running.
     server.terminate();
     server.ended_within(Duration::from_secs(20));
 }
 
 #[tokio::test]
 async fn a_template_that_doubles_a_string_is_refused() {
-    // By its steps or its output, or by its time where the machine is slow.
+    // Bounded by steps or output, or by time on a slow machine.
     for (times, shown) in [(40, "{{ n.x }}"), (40, ""), (22, "{{ n.x }}")] {
         let template = format!(
             "{{% set n = namespace(x='ab') %}}{{% for i in range({times}) %}}{{% set n.x = n.x ~ n.x %}}{{% endfor %}}{shown}"
@@ -314,7 +314,7 @@ async fn a_template_that_doubles_a_string_is_refused() {
     }
 }
 
-/// A request whose body does not arrive, until its connection is closed.
+/// Sends a request whose body does not arrive, and returns its connection.
 async fn half_sent(server: &TestServer, bytes: usize) -> TcpStream {
     let request = format!(
         "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n{}",
@@ -338,8 +338,8 @@ async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may_and_hold_up
         "POST /tokenize HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         whole.len()
     );
-    // Each also takes 32 KiB for itself, so there is room for two. Those that make no progress give way to the
-    // next, after a second; until then the next is refused.
+    // Each also needs 32 KiB for itself, so two fit. A body without progress is evicted for the next one
+    // after a second; until then the next one is refused.
     let now = Duration::from_millis(100);
     let mut waiting: Vec<TcpStream> = Vec::new();
     let gives_way = async {
@@ -363,7 +363,7 @@ async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may_and_hold_up
     assert_eq!(answer.status, 429, "{answer:?}");
     assert!(answer.body.contains("did not arrive in time"), "{answer:?}");
     assert!(answer.head.contains("retry-after"), "{answer:?}");
-    // There is room for others: for a large body, and for one that comes in two parts.
+    // Other requests have capacity: one with a large body, and one whose body arrives in two parts.
     let large = json!({"content": "a b ".repeat(15_000)});
     until("room", async || {
         server.post("/tokenize", large.clone()).await.status == 200

@@ -1,5 +1,5 @@
-//! Chat completions over a real socket, with the built-in model: in the plain form, and with chat
-//! templates as other models bring them.
+//! Chat completions over a real socket, with the built-in model: in the plain form, and with chat templates
+//! of other models.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
 const PATH: &str = "/v1/chat/completions";
 
-/// A question, answered greedily with 12 tokens where nothing else is said.
+/// Returns a request with one question, greedy and with 12 tokens unless `more` overrides that.
 fn ask(question: &str, more: Value) -> Value {
     let messages = json!([{"role": "user", "content": question}]);
     let body = json!({"messages": messages, "max_completion_tokens": 12, "temperature": 0});
@@ -35,13 +35,13 @@ fn content(answer: &Value, choice: usize) -> &str {
     content.expect("a content")
 }
 
-/// The text of a completion, for comparison.
+/// Returns the text of a completion, for comparison.
 async fn complete(body: Value) -> String {
     let answer = SERVER.post("/v1/completions", body).await.ok();
     answer["choices"][0]["text"].as_str().expect("text").into()
 }
 
-/// What the deltas of one choice add up to.
+/// Returns the concatenated deltas of one choice.
 fn streamed(events: &crate::support::sse::Events, index: usize) -> String {
     let deltas = events.choices(index);
     deltas
@@ -93,7 +93,7 @@ async fn a_conversation_in_the_plain_form_is_a_dialogue_to_go_on_with() {
 
 #[tokio::test]
 async fn in_the_plain_form_an_answer_ends_where_another_speaker_begins() {
-    // Three tokens alone can be drawn, each the less the more often it was.
+    // Only three tokens can be sampled, and each occurrence makes a token less likely.
     let token = |text: &str| {
         let ids = SERVER.ids(text);
         assert_eq!(ids.len(), 1, "{text:?}");
@@ -190,7 +190,7 @@ async fn logprobs_tell_of_each_token_streamed_and_at_once() {
         .flatten()
         .collect();
     assert_eq!(streamed, tokens.iter().collect::<Vec<_>>());
-    // Without `top_logprobs` there are none.
+    // Without `top_logprobs` the list is empty.
     let plain = chat(ask("Who?", json!({"logprobs": true}))).await;
     let first = &plain["choices"][0]["logprobs"]["content"][0];
     assert_eq!(first["top_logprobs"], json!([]));
@@ -229,7 +229,7 @@ async fn both_names_of_the_length_mean_the_same_and_its_default_is_what_fits() {
     let long = json!([{"role": "user", "content": " a".repeat(1005)}]);
     let filled = chat(body(json!({"messages": long}))).await;
     assert_eq!(filled["usage"]["total_tokens"], 1024);
-    // Nor does a conversation that slides on go on for ever.
+    // A sliding conversation ends too.
     let sliding = json!({"messages": long, "overflow": "slide", "stop": ["\u{1}"]});
     let slid = chat(body(sliding)).await;
     assert_eq!(slid["usage"]["completion_tokens"], 1024);
@@ -271,7 +271,7 @@ async fn what_was_said_before_comes_from_the_cache() {
     }
     assert!(cached[1] > 0, "{cached:?}");
     assert!(cached[2] > cached[1], "{cached:?}");
-    // The text generated in the last turn was found again, not only the messages before it.
+    // The text generated in the last turn was cached too, not only the messages before it.
     let before = SERVER.ids(messages[0]["content"].as_str().unwrap()).len() as u64;
     assert!(cached[1] > before, "{cached:?} of {before}");
 }
@@ -331,7 +331,7 @@ async fn fields_that_change_nothing_are_accepted() {
     assert_eq!(content(&full, 0), content(&plain, 0));
 }
 
-/// The built-in model as a directory, with files of one's own beside it.
+/// Starts a server on a directory of the built-in model with additional files.
 fn model_with(files: &[(&str, String)]) -> (TempDir, TestServer) {
     let directory = tempfile::tempdir().unwrap();
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/fairy-tales");
@@ -370,13 +370,13 @@ async fn a_models_own_template_makes_its_prompts() {
     let prompt = "system>Be brief.<|endoftext|>\nuser>Who?<|endoftext|>\nassistant>";
     let body = json!({"messages": messages, "max_completion_tokens": 12, "temperature": 0});
     let answer = server.post(PATH, body).await.ok();
-    // The template's special tokens are special.
+    // Special tokens of the template are special.
     assert_eq!(answer["usage"]["prompt_tokens"], server.ids(prompt).len());
     let body = json!({"prompt": prompt, "max_tokens": 12, "temperature": 0});
     let text = server.post("/v1/completions", body).await.ok();
     assert_eq!(content(&answer, 0), text["choices"][0]["text"]);
 
-    // Those of a message are not.
+    // Special tokens in a message are not.
     let question = json!([{"role": "user", "content": "<|endoftext|>"}]);
     let body = json!({"messages": question, "max_completion_tokens": 0});
     let answer = server.post(PATH, body).await.ok();

@@ -1,4 +1,4 @@
-//! What completions and chat completions have in common: every test runs on both.
+//! Common behaviour of completions and chat completions: every test runs on both.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ impl Endpoint {
         }
     }
 
-    /// A request over `prompt` with other fields besides.
+    /// Returns a request for `prompt` with additional fields.
     fn body(self, prompt: &str, more: Value) -> Value {
         let mut body = match self {
             Completions => json!({"prompt": prompt}),
@@ -39,7 +39,7 @@ impl Endpoint {
         body
     }
 
-    /// Number of tokens that `prompt` makes.
+    /// Returns the number of tokens of `prompt`.
     fn prompt_tokens(self, prompt: &str) -> usize {
         match self {
             Completions => SERVER.ids(prompt).len(),
@@ -56,7 +56,7 @@ impl Endpoint {
         SERVER.stream(self.path(), self.body(prompt, more)).await
     }
 
-    /// The text of a choice of an answer.
+    /// Returns the text of a choice of an answer.
     fn text(self, answer: &Value, choice: usize) -> &str {
         let choice = &answer["choices"][choice];
         let text = match self {
@@ -66,7 +66,7 @@ impl Endpoint {
         text.as_str().expect("a text")
     }
 
-    /// The text of a choice of a stream.
+    /// Returns the text of a choice of a stream.
     fn streamed(self, events: &Events, choice: usize) -> String {
         let pieces = events.choices(choice).map(|choice| match self {
             Completions => &choice["text"],
@@ -124,7 +124,7 @@ async fn choice_i_is_drawn_with_seed_plus_i_and_prompts_count_once() {
         }
         let prompt = endpoint.prompt_tokens("Far away");
         assert_eq!(three["usage"]["prompt_tokens"], prompt);
-        // Streamed: interleaved, told apart by index.
+        // Streamed choices are interleaved, with an index each.
         let events = endpoint.stream("Far away", drawn(40, 3)).await;
         for i in 0..3 {
             assert_eq!(endpoint.streamed(&events, i), endpoint.text(&three, i));
@@ -140,7 +140,7 @@ async fn stop_strings_are_not_part_of_the_text() {
         let asked = |stop: Value| json!({"max_tokens": 24, "temperature": 0, "stop": stop});
         let whole = endpoint.post("Once upon a time", asked(json!([]))).await;
         let whole = endpoint.text(&whole, 0);
-        // A stop string that is no token of its own: from the middle of one into the next.
+        // A stop string that is not a single token: from the middle of one token into the next.
         let stop: String = whole.chars().skip(8).take(5).collect();
         let expected = whole.split(&stop).next().unwrap();
         let many = vec![stop; 16];

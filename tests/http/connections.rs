@@ -1,4 +1,4 @@
-//! Connections: how they end, how many there may be, and what hostile ones do to the others.
+//! Connections: how they end, their limits, and the isolation from hostile ones.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 const HOST: &str = "host: localhost";
 
-/// A series of what `/metrics` answered.
+/// Returns the value of a series in a scrape.
 fn value(text: &str, series: &str) -> f64 {
     Metrics::parse(text.to_owned()).get(series)
 }
@@ -30,7 +30,7 @@ fn with(change: impl FnOnce(&mut HttpConfig)) -> TestServer {
     TestServer::with(setup)
 }
 
-/// A request that takes a few steps.
+/// Returns a request that takes a few steps.
 fn short() -> String {
     json!({"prompt": "A", "max_tokens": 4, "ignore_eos": true}).to_string()
 }
@@ -50,7 +50,7 @@ async fn a_client_that_closes_its_sending_side_gets_its_answer() {
             "{answer:?}"
         );
     }
-    // Everything at once, and in HTTP/1.0.
+    // Everything in one write, and in HTTP/1.0.
     let old = format!(
         "POST /v1/completions HTTP/1.0\r\ncontent-length: {}\r\n\r\n{}",
         short().len(),
@@ -87,7 +87,7 @@ async fn a_client_that_has_gone_is_still_noticed() {
         drop(socket);
         server.until("free", |status| status.running == 0).await;
     }
-    // In the queue too, where nothing is written to it.
+    // Also in the queue, where nothing is written to the client.
     let server = slow(Duration::from_millis(5), |setup| setup.engine.max_batch = 1);
     let running = begun(&server, endless()).await;
     for body in [endless(), streamed(endless())] {
@@ -116,7 +116,7 @@ async fn a_body_that_ends_early_is_told_so() {
         assert_eq!(answer.status, 400, "{head:?}: {answer:?}");
         assert!(answer.body.contains("ended before"), "{answer:?}");
     }
-    // One that is wrong is told apart, though the client has gone on or has ended.
+    // An error is reported even if the client continues to send or has closed its side.
     for chunks in [
         "not a length\r\n",
         "5\r\n{\"pro\r\nnot a length\r\n",
@@ -131,14 +131,14 @@ async fn a_body_that_ends_early_is_told_so() {
         assert_eq!(answer.status, 400, "{chunks:?}: {answer:?}");
         assert!(answer.body.contains("chunked encoding"), "{answer:?}");
     }
-    // Without a half-close there is no one to tell.
+    // Without a half-close the answer has no receiver.
     let request = "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
     drop(sent(server.address, request).await);
     until("closed", async || open_connections(&server).await == 1.0).await;
     assert_eq!(server.engine().status().steps, 0);
 }
 
-/// Open connections, that of the question included.
+/// Returns the number of open connections, including that of the scrape.
 async fn open_connections(server: &TestServer) -> f64 {
     let text = server.get("/metrics").await.body;
     value(text.as_str().expect("text"), "skald_connections")
@@ -157,13 +157,13 @@ async fn a_refusal_arrives_while_the_client_is_still_sending() {
          {:x}\r\n{large}\r\n0\r\n\r\n",
         large.len()
     );
-    // Refused for its head.
+    // Refused because of its head.
     let foreign = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: evil.example\r\ncontent-length: {}\r\n\r\n{large}",
         large.len()
     );
     for (request, status) in [(declared, 413), (chunked, 413), (foreign, 403)] {
-        // Reads nothing until all is sent, as simple clients do.
+        // Reads only after everything was sent, as simple clients do.
         let mut socket = sent(server.address, &request).await;
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).await.expect("no reset");
@@ -187,7 +187,7 @@ async fn a_connection_that_is_not_used_is_closed_in_both_protocols() {
         };
         assert_eq!(answer.status, expected, "{request:?}: {answer:?}");
     }
-    // The preface and nothing else, and a connection that has been used.
+    // A connection that sent only the preface, and one that was used.
     let socket = TcpStream::connect(server.address).await.unwrap();
     let (_client, connection) = h2::client::handshake(socket).await.unwrap();
     let ended = timeout(PATIENCE, connection).await.expect("it is closed");
@@ -198,7 +198,7 @@ async fn a_connection_that_is_not_used_is_closed_in_both_protocols() {
     assert_eq!(h2_get(&mut client, "/livez").await, Some(200));
     let ended = timeout(PATIENCE, connection).await.expect("it is closed");
     assert!(is_graceful(&ended.unwrap()));
-    // A stream is a use, however long it takes.
+    // A stream counts as use, however long it takes.
     let stream = begun(&server, endless()).await;
     let other = ask(server.address, "").await;
     assert_eq!(other.status, 0);
@@ -228,7 +228,7 @@ async fn streams_that_are_opened_and_reset_cost_nobody_else_anything() {
     let server = with(|_| ());
     let body = axum::body::Bytes::from(endless().to_string());
     let mut resets = 0;
-    // A connection that resets too many at once may be closed; the attacker opens another.
+    // A connection that resets too many streams at once may be closed; the attacker opens another.
     for _ in 0..20 {
         let socket = TcpStream::connect(server.address).await.unwrap();
         let (client, connection) = h2::client::handshake(socket).await.unwrap();
@@ -243,7 +243,7 @@ async fn streams_that_are_opened_and_reset_cost_nobody_else_anything() {
                 break;
             };
             let _ = stream.send_data(body.clone(), true);
-            // Until the request is on its way.
+            // Let the request be sent.
             tokio::task::yield_now().await;
             stream.send_reset(h2::Reason::CANCEL);
             resets += 1;
@@ -251,7 +251,7 @@ async fn streams_that_are_opened_and_reset_cost_nobody_else_anything() {
         connection.abort();
     }
     assert!(resets >= 1000, "{resets}");
-    // Everything they held is given back, and others are served.
+    // Everything they held is released, and other requests are served.
     server
         .until("free", |status| {
             status.running + status.waiting == 0 && status.kv_blocks_used == 0
@@ -262,7 +262,7 @@ async fn streams_that_are_opened_and_reset_cost_nobody_else_anything() {
     assert_eq!(answer.status, 200);
 }
 
-/// Half-sent heads, which stay open.
+/// Opens connections with half-sent heads.
 async fn half_sent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut sockets = Vec::new();
     for _ in 0..count {
@@ -287,7 +287,7 @@ async fn connections_that_wait_give_way_to_new_ones_and_busy_ones_do_not() {
         sent(server.address, unsent).await,
         sent(server.address, unsent).await,
     ];
-    // A head that arrives is answered, and so is the next.
+    // A head that arrives is answered, and so is the next one.
     for _ in 0..3 {
         let answer = ask(server.address, &post("/v1/completions", &[HOST], &short())).await;
         assert!([200, 503].contains(&answer.status), "{answer:?}");
@@ -347,7 +347,7 @@ async fn four_hundred_half_sent_heads_under_a_limit_of_256_files_stop_no_probe()
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(caller.get(path).await.status, 200, "{path}");
     }
-    // What is not a probe is served, or told to come back.
+    // Requests other than probes are served, or refused with a retry hint.
     until("served", async || {
         let small = json!({"prompt": "A", "max_tokens": 1});
         caller.post("/v1/completions", small).await.status == 200
@@ -361,7 +361,7 @@ async fn four_hundred_half_sent_heads_under_a_limit_of_256_files_stop_no_probe()
     server.stop();
 }
 
-/// As many as this process and the server may open of 10,000, each with a request.
+/// Opens 10,000 connections with a request each, or as many as this process and the server can open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_connections_are_kept_and_served() {
     let files = skald::resources::raise_file_limit().unwrap_or(10_500);

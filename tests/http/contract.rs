@@ -1,4 +1,4 @@
-//! `openapi.yaml` is what the code says, and describes everything.
+//! `openapi.yaml` is generated from the code, and describes everything.
 
 use crate::support::{Setup, TestServer};
 use serde_json::Value;

@@ -5,7 +5,7 @@ use skald::config::Device;
 
 use crate::support::{Setup, TestServer};
 
-/// Between two implementations in f32, of log-probabilities.
+/// Maximum difference of log-probabilities between two f32 implementations.
 const TOLERANCE: f64 = 4e-4;
 
 async fn completion(server: &TestServer, prompt: &str) -> Value {

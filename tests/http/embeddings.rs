@@ -16,14 +16,14 @@ use skald::checkpoint::ModelSource;
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
 const PATH: &str = "/v1/embeddings";
-/// Between two f32 implementations.
+/// Maximum difference of vectors between two f32 implementations.
 const TOLERANCE: f32 = 2e-4;
 
 async fn embed(body: Value) -> Value {
     SERVER.post(PATH, body).await.ok()
 }
 
-/// The vectors of an answer in numbers.
+/// Returns the vectors of an answer in numbers.
 fn floats(answer: &Value) -> Vec<Vec<f32>> {
     let numbers = |embedding: &Value| {
         let numbers = embedding["embedding"].as_array().expect("numbers").iter();
@@ -34,7 +34,7 @@ fn floats(answer: &Value) -> Vec<Vec<f32>> {
     data(answer).iter().map(numbers).collect()
 }
 
-/// The vectors of an answer in Base64.
+/// Returns the vectors of an answer in Base64.
 fn decoded(answer: &Value) -> Vec<Vec<f32>> {
     let floats = |embedding: &Value| {
         let text = embedding["embedding"].as_str().expect("a string");
@@ -134,7 +134,7 @@ async fn an_input_of_a_whole_window_is_embedded_and_a_longer_one_refused() {
     assert_eq!(refused.status, 400);
     assert_eq!(refused.body["error"]["code"], "context_length_exceeded");
     assert_eq!(refused.body["error"]["param"], "input");
-    // Of several the one at fault is named.
+    // Of several inputs, the message names the wrong one.
     let refused = SERVER.post(PATH, json!({"input": [[a], long]})).await;
     assert_eq!(refused.body["error"]["code"], "context_length_exceeded");
     assert_eq!(refused.body["error"]["param"], "input[1]");
@@ -255,8 +255,8 @@ async fn a_queue_full_of_bulks_refuses_one_more() {
 async fn hidden_states_that_are_no_numbers_are_an_error_and_not_an_embedding() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut tensors = tiny_model::tensors("", Dtype::F32);
-    // The mean of this token's embedding is infinite. It is not among those that are tried at the start, and
-    // its logits are 0, as all are.
+    // The mean of this token's embedding is infinite. The start-up check does not use this token, and its
+    // logits are 0, as all are.
     let wte = tensors.get_mut("wte.weight").expect("a tensor");
     let (last, width) = (wte.shape[0] - 1, wte.shape[1]);
     let token = (0..last)

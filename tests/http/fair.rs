@@ -1,5 +1,5 @@
-//! Keys share the server: the requests of one don't hold up those of another, and priorities order what
-//! waits. Counted in steps and by who begins first, not by time.
+//! Fair sharing between keys: the requests of one don't delay those of another, and priorities order the
+//! queue. The tests count steps and starts, not time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// The requests of each step so far, by their names.
+/// The requests of each step so far, by name.
 #[derive(Clone, Default)]
 struct Steps(Arc<Mutex<Vec<Vec<String>>>>);
 
@@ -23,7 +23,7 @@ impl Steps {
         steps.clone()
     }
 
-    /// The names in the order in which they began.
+    /// Returns the names in the order in which the requests began.
     fn begun(&self) -> Vec<String> {
         let mut begun = Vec::new();
         for name in self.all().into_iter().flatten() {
@@ -35,7 +35,7 @@ impl Steps {
     }
 }
 
-/// A server that makes no step until the gate is open, and notes which requests are in them.
+/// Starts a server that makes no step until the gate is open, and records the requests of each step.
 fn gated(change: impl FnOnce(&mut Setup)) -> (TestServer, Gate, Steps) {
     let (gate, steps) = (Gate::after(0), Steps::default());
     let (hook, noted) = (gate.hook(), steps.clone());
@@ -52,7 +52,7 @@ fn gated(change: impl FnOnce(&mut Setup)) -> (TestServer, Gate, Steps) {
     (TestServer::with(setup), gate, steps)
 }
 
-/// Makes a server want a key of one of these owners; returns the keys.
+/// Makes a server require a key of one of these owners. Returns the keys.
 fn with_keys<const N: usize>(setup: &mut Setup, owners: [&str; N]) -> [&'static str; N] {
     let mut file = KeysFile::new();
     let keys = owners.map(|owner| file.add(owner, KeyScope::Generate, FREE));
@@ -78,7 +78,7 @@ fn send(
     })
 }
 
-/// The step that holds the server is under way.
+/// Waits until the step that holds the server is running.
 async fn until_held(server: &TestServer) {
     server
         .until("held", |status| !status.silence.is_zero())
@@ -110,7 +110,7 @@ async fn two_requests_of_a_key_are_not_behind_the_five_hundred_of_another() {
         answers.push(send(&server, (&name, many), COMPLETIONS, &hundred));
         until_waiting(&server, 100 * n).await;
     }
-    // The queue is full, for this key.
+    // The queue is full for this key.
     let refused = send(&server, ("one", many), COMPLETIONS, &body).await;
     let refused = refused.expect("no panic");
     assert_eq!(refused.status, 429, "{}", refused.body);
@@ -168,7 +168,7 @@ async fn endless_streams_of_one_key_give_up_places_to_another() {
         .await;
 }
 
-/// A request in each dialect, with a priority.
+/// Returns a request in each dialect, with a priority.
 fn prioritized(priority: &Value) -> [(&'static str, Value); 4] {
     [
         (

@@ -1,5 +1,5 @@
-//! Faults at every stage of a request: the server is asked to stop while it waits, reads its prompt,
-//! generates, or stalls; and bodies that end before they are complete.
+//! Faults at every stage of a request: the server is asked to stop while the request waits, is prefilled,
+//! decodes, or is stalled; and bodies that end before they are complete.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A prompt that is read in many steps.
+/// Returns a request with a prompt that takes many steps.
 fn long_prompt() -> Value {
     json!({"prompt": vec![300; 900], "max_tokens": 4, "ignore_eos": true})
 }
@@ -59,7 +59,7 @@ async fn a_prompt_that_outlasts_the_drain_ends_with_an_error() {
     server.join();
 }
 
-/// Neither the client nor its connection is waited for longer than the drain takes.
+/// The drain timeout bounds the wait for the client and its connection.
 #[tokio::test]
 async fn a_stop_does_not_wait_for_a_client_that_does_not_read() {
     let short = Duration::from_millis(100);
@@ -97,7 +97,7 @@ async fn sigterm_ends_a_process_whose_clients_do_not_read() {
     server.ended_within(PATIENCE);
 }
 
-/// A server that is asked to stop says so, and answers its probes meanwhile.
+/// Waits until a stopping server reports it; probes are answered meanwhile.
 async fn until_draining(server: &TestServer) {
     until("draining", async || {
         server.get("/readyz").await.status != 200
@@ -119,7 +119,7 @@ async fn a_stop_in_the_middle_of_a_body_refuses_its_request() {
         body.len()
     );
     socket.write_all(head.as_bytes()).await.expect("sent");
-    // The server has its head: a request that came later is answered.
+    // The server has received its head: a request that came later is answered.
     assert_eq!(server.get("/livez").await.status, 200);
     server.stop();
     until_draining(&server).await;
@@ -167,7 +167,7 @@ async fn a_stop_while_a_grammar_is_compiled_is_not_held_up() {
     let server = slow(Duration::from_millis(1), |setup| {
         setup.http.drain_timeout = Duration::from_millis(50);
     });
-    // The server takes about a second to refuse it.
+    // The server takes about a second to refuse the grammar.
     let doubling = (0..40).fold("t0: \"a\"\n".to_owned(), |grammar, n| {
         format!("{grammar}t{}: t{n} t{n}\n", n + 1)
     });
@@ -180,7 +180,7 @@ async fn a_stop_while_a_grammar_is_compiled_is_not_held_up() {
     );
     server.stop();
     until("ended", async || server.has_ended()).await;
-    // Answered, or refused with the connection.
+    // Either answered, or closed with the connection.
     if let Ok(answer) = compiling.await.expect("no panic") {
         assert!(
             [400, 503].contains(&answer.status().as_u16()),
@@ -191,7 +191,7 @@ async fn a_stop_while_a_grammar_is_compiled_is_not_held_up() {
     server.join();
 }
 
-/// What a client gets that sends this much of a request and then no more.
+/// Sends a part of a request and nothing else. Returns everything that the client receives.
 async fn cut_off(server: &TestServer, request: &str) -> String {
     let mut socket = TcpStream::connect(server.address)
         .await
@@ -199,7 +199,7 @@ async fn cut_off(server: &TestServer, request: &str) -> String {
     socket.write_all(request.as_bytes()).await.expect("sent");
     socket.shutdown().await.expect("half closed");
     let mut answer = Vec::new();
-    // A reset is an end too.
+    // A reset ends it too.
     let ended = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
     let _ = ended.expect("the server closes the connection");
     String::from_utf8_lossy(&answer).into_owned()
@@ -224,7 +224,7 @@ async fn a_body_that_is_cut_off_is_no_request() {
         for request in [
             declared(path),
             chunked(path, ""),
-            // The body is whole, but that it has ended is not said.
+            // The body is complete, but its end is missing.
             chunked(path, "\r\n"),
             chunked(path, "\r\nnot a length\r\n"),
         ] {

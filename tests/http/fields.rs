@@ -1,6 +1,5 @@
-//! Every field the contract knows, with every type it does not have and every value just out of its
-//! range: the contract itself is the table, so no field is forgotten. `validation.rs` has what
-//! a contract can't say.
+//! Every field of the contract, with every wrong type and every value just out of range. The contract itself
+//! is the table, so no field is forgotten. `validation.rs` tests the rules that a contract can't express.
 
 use std::sync::LazyLock;
 
@@ -19,7 +18,7 @@ struct Body {
     schema: &'static str,
     path: &'static str,
     status: u16,
-    /// The rest of a request that is right, with the object's fields put in.
+    /// The rest of a valid request, with the object's fields inserted.
     around: fn(Value) -> Value,
 }
 
@@ -65,7 +64,7 @@ const BODIES: [Body; 6] = [
     },
 ];
 
-/// Integers whose range is that of 64 bits, or the model's: `validation.rs` has them.
+/// Integers with a 64-bit range, or a range that depends on the model; tested in `validation.rs`.
 const WITHOUT_RANGE: [&str; 2] = ["seed", "dimensions"];
 
 fn merged(mut body: Value, more: Value) -> Value {
@@ -78,7 +77,7 @@ fn merged(mut body: Value, more: Value) -> Value {
 
 fn fields(schema: &str) -> impl Iterator<Item = (&'static String, &'static Value)> {
     let properties = &CONTRACT["components"]["schemas"][schema]["properties"];
-    // Schemas, messages and tools have tests of their own in `structured.rs` and `chat.rs`.
+    // Schemas, messages and tools are tested in `structured.rs` and `chat.rs`.
     let fields = properties.as_object().expect("an object").iter();
     fields.filter(|(field, _)| {
         ![
@@ -93,7 +92,7 @@ fn fields(schema: &str) -> impl Iterator<Item = (&'static String, &'static Value
     })
 }
 
-/// A schema with its reference followed.
+/// Returns a schema with its reference resolved.
 fn resolved(schema: &'static Value) -> &'static Value {
     match schema["$ref"].as_str() {
         Some(reference) => {
@@ -104,7 +103,7 @@ fn resolved(schema: &'static Value) -> &'static Value {
     }
 }
 
-/// Whether a value is of a type that the schema has, ranges aside.
+/// Returns whether the type of a value fits the schema, regardless of ranges.
 fn has_type(schema: &'static Value, value: &Value) -> bool {
     let schema = resolved(schema);
     if let Some(any) = schema["oneOf"].as_array() {
@@ -136,7 +135,7 @@ async fn send(body: &Body, field: &str, value: &Value) -> Answer {
     SERVER.post(body.path, request).await
 }
 
-/// The refusal is of the dialect's form and names the field.
+/// Asserts that the error has the dialect's form and names the field.
 fn check(body: &Body, field: &str, value: &Value, answer: &Answer) {
     let what = format!("{} {field}: {value}", body.schema);
     assert_eq!(answer.status, body.status, "{what}: {}", answer.body);
@@ -191,7 +190,7 @@ async fn every_field_refuses_every_type_it_does_not_have() {
     }
 }
 
-/// Values just outside, each with the bound it breaks.
+/// Returns values just out of range, each with the bound it exceeds.
 fn outside(schema: &Value) -> Vec<(Value, f64)> {
     let step = if schema["type"].to_string().contains("integer") {
         1.0

@@ -1,4 +1,4 @@
-//! What a schema or grammar can make the server do is bounded, and what is accepted is followed.
+//! Bounds on the work for a schema or grammar; accepted ones are followed.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ async fn refused(grammar: Value, parts: &[&str]) {
     }
 }
 
-/// The texts of a schema's choices.
+/// Returns the texts of a schema's choices.
 async fn texts(schema: &Value) -> Vec<String> {
     let answer = post(json!({"guided_json": schema, "n": 24, "seed": 3}))
         .await
@@ -117,7 +117,7 @@ async fn what_cannot_be_followed_is_refused_by_name() {
     for (schema, parts) in cases {
         refused(json!({"guided_json": schema}), parts).await;
     }
-    // The same within a grammar in Lark, and in the other dialect.
+    // The same within a Lark grammar, and in the other dialect.
     let nested = "start: %json {\"type\": \"integer\", \"multipleOf\": -1}";
     refused(json!({"guided_grammar": nested}), &["greater than 0"]).await;
     let native = json!({
@@ -156,7 +156,7 @@ async fn the_librarys_own_messages_are_not_told() {
     }
 }
 
-/// A grammar of a kilobyte whose terminals double.
+/// Returns a grammar of a kilobyte whose terminals double.
 fn doubling(levels: usize, leaf: &str) -> String {
     let names = (0..levels).map(|level| format!("T{level}: T{0} T{0}\n", level + 1));
     format!(
@@ -171,7 +171,7 @@ async fn expressions_are_as_long_as_what_they_stand_for() {
         let grammar = json!({"guided_grammar": doubling(40, leaf)});
         refused(grammar, &["at most 16384 bytes"]).await;
     }
-    // What may be left out costs the square of its number.
+    // The cost of optional parts grows with the square of their number.
     for grammar in [
         json!({"guided_regex": ".?".repeat(2000)}),
         json!({"guided_json": {"type": "string", "pattern": "a*".repeat(2000)}}),
@@ -191,7 +191,7 @@ async fn expressions_are_as_long_as_what_they_stand_for() {
 
 #[tokio::test]
 async fn many_expensive_grammars_do_not_stop_a_small_one() {
-    // Each of its own, so that none is found in the cache.
+    // All different, so that none is cached.
     let expensive = (100..300).map(|n| {
         let leaf = format!("\"{n}\"");
         post(json!({"guided_grammar": doubling(11, &leaf), "max_tokens": 1}))

@@ -1,5 +1,5 @@
-//! The limits of API keys over HTTP: requests and tokens a minute, concurrent requests, and what clients
-//! learn of them.
+//! Limits of API keys over HTTP: requests and tokens per minute, concurrent requests, and the headers that
+//! report them.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::support::metrics;
 use crate::support::pace::until;
 use crate::support::{Answer, Setup, TestServer};
 
-/// All series, by a key that may read them.
+/// Scrapes all series with a key that has the scope.
 async fn series(server: &TestServer, key: &'static str) -> metrics::Metrics {
     let answer = server.caller().with_key(key).get("/metrics").await;
     metrics::Metrics::parse(answer.ok().as_str().expect("text").to_owned())
@@ -69,7 +69,7 @@ async fn requests_beyond_a_key_s_limit_are_told_when_to_come_back() {
     let native = caller.post("/generate", json!({"inputs": "A"})).await;
     assert_eq!(native.status, 429);
     assert_eq!(native.body["error_type"], "rate_limited");
-    // Others go on, and are told of no limits.
+    // Other keys are not affected, and their answers have no headers about limits.
     let other = server.caller().with_key(free);
     let answer = other.post("/v1/completions", completion()).await;
     assert_eq!(answer.status, 200);
@@ -90,7 +90,7 @@ async fn tokens_are_counted_and_a_key_in_debt_waits() {
     let root = keys.add("root", Admin, FREE);
     let server = keys.serve(Setup::default());
     let caller = server.caller().with_key(few);
-    // A prompt that no minute has room for, in each dialect.
+    // A prompt larger than the tokens of a minute, in each dialect.
     let long = "word ".repeat(200);
     let refused = caller
         .post("/v1/completions", json!({"prompt": long, "max_tokens": 1}))
@@ -112,7 +112,7 @@ async fn tokens_are_counted_and_a_key_in_debt_waits() {
         .post("/v1/embeddings", json!({"input": [long]}))
         .await;
     assert_eq!(embedding.status, 413);
-    // It has cost nothing: this one fits, and may overdraw.
+    // The refused prompt was not charged: this one fits, and may overdraw.
     let body = json!({"prompt": "Once upon a time", "max_tokens": 250, "ignore_eos": true});
     let answer = caller.post("/v1/completions", body).await;
     assert_eq!(answer.header("x-ratelimit-limit-tokens"), "100");
@@ -136,7 +136,7 @@ async fn tokens_are_counted_and_a_key_in_debt_waits() {
     );
     let refused = caller.post("/v1/embeddings", json!({"input": "A"})).await;
     assert_eq!(refused.status, 429, "{}", refused.body);
-    // What needs no tokens goes on.
+    // Requests that need no tokens still work.
     assert_eq!(
         caller
             .post("/tokenize", json!({"content": "A"}))
@@ -283,7 +283,7 @@ async fn a_place_is_held_until_the_answer_has_ended_or_its_client_has_gone() {
         caller.post("/v1/completions", completion()).await.status == 200
     })
     .await;
-    // A client that comes again the moment that it has its answer finds a place, also after a failure.
+    // A client that sends the next request right after its answer finds a place, also after a failure.
     for _ in 0..10 {
         caller.post("/v1/completions", completion()).await.ok();
         let stream = caller

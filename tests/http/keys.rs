@@ -1,4 +1,4 @@
-//! API keys over HTTP: which requests need one, and what each may do. `key_limits.rs` has how much of it.
+//! API keys over HTTP: required keys and scopes. `key_limits.rs` tests the limits.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ async fn without_a_key_or_with_a_wrong_one_nothing_is_done_and_nothing_told() {
         1,
         "an id that exists can be told from others: {told:?}"
     );
-    // Whether a path exists is for those who have a key.
+    // Only clients with a key learn whether a path exists.
     let mut refusals = Vec::new();
     for path in [
         "/v1/models",
@@ -154,7 +154,7 @@ async fn a_key_can_be_shown_in_two_ways_but_not_two_keys() {
     );
     let both = models(&with_keys).header("x-api-key", ada).bearer_auth(ada);
     assert_eq!(status(both).await, 200);
-    // A proxy's own authentication is none of ours.
+    // A proxy's own authentication is ignored.
     let proxy = models(&with_keys)
         .header("x-api-key", ada)
         .basic_auth("x", Some("y"));
@@ -162,7 +162,7 @@ async fn a_key_can_be_shown_in_two_ways_but_not_two_keys() {
     let two = models(&with_keys).header("x-api-key", ada).bearer_auth(bob);
     assert_eq!(status(two).await, 400);
 
-    // Without keys they stand for a tenant in the same ways.
+    // Without keys, tokens name a tenant in the same ways.
     let open = TestServer::start();
     let begun = open.caller().with_key("mine");
     let body = json!({"prompt": "A", "max_tokens": 1, "session_id": "s"});
@@ -208,7 +208,7 @@ async fn a_key_is_a_tenant_also_after_its_file_was_written_anew() {
     loaded.reload(Instant::now()).unwrap();
     assert_eq!(hers.history("story").await.unwrap(), history);
     assert_eq!(his.get("/v1/sessions").await.status, 401);
-    // No key in the file is no key that would do.
+    // With no key in the file, every request is refused.
     keys.revoke("ada");
     keys.revoke("grace");
     loaded.reload(Instant::now()).unwrap();
@@ -240,7 +240,7 @@ async fn with_keys_any_host_may_be_named_and_pages_need_their_origin_allowed() {
     let foreign = ["host: localhost", "origin: https://evil.example", &key];
     let answer = ask(server.address, &get("/info", &foreign)).await;
     assert_eq!(answer.status, 403, "{answer:?}");
-    // The question before needs no key; the request does, and its page may read why it was refused.
+    // The preflight needs no key. The request does, and its page can read the error.
     let preflight = client()
         .request(reqwest::Method::OPTIONS, server.url("/v1/completions"))
         .header("origin", origin)

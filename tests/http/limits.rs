@@ -1,5 +1,5 @@
-//! What a request may ask for: every limit is told at `/info`, stands in the contract where a field
-//! has it, and holds.
+//! Limits of requests: every limit is reported at `/info`, is in the contract if a field has it, and is
+//! enforced.
 
 use std::sync::LazyLock;
 
@@ -9,8 +9,8 @@ use skald::request::{Limits, SamplingOverrides, SessionId};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
-/// Every limit with its place in `/info`. The limits are taken apart whole: a new one does not
-/// compile until it is listed here.
+/// Returns every limit with its place in `/info`. The limits are destructured completely, so a new one does
+/// not compile until it is listed here.
 fn listed() -> Vec<(&'static str, Value)> {
     let Limits {
         context_length,
@@ -65,7 +65,7 @@ fn listed() -> Vec<(&'static str, Value)> {
         ("/model/vocab_size", json!(vocab_size)),
         ("/model/end_of_text", json!(end_of_text)),
         ("/sampling_defaults/temperature", json!(null)),
-        // Where TGI has them.
+        // The places that TGI uses.
         ("/max_best_of", json!(max_best_of)),
         ("/max_stop_sequences", json!(max_stop_strings)),
         ("/max_total_tokens", json!(context_length)),
@@ -105,7 +105,7 @@ async fn info_tells_every_limit() {
         info["max_concurrent_requests"],
         engine.max_batch + engine.max_queue
     );
-    // And nothing else.
+    // And no others.
     for name in limits.keys() {
         let known = SETTINGS.contains(&name.as_str())
             || listed()
@@ -217,7 +217,7 @@ async fn a_request_at_a_limit_is_taken_and_one_beyond_it_is_refused() {
         assert_eq!(refused.status, 400, "{limit}: {}", refused.body);
         assert!(refused.message().contains(limit), "{}", refused.message());
     }
-    // Too many prompts are the prompt's fault, not `n`'s.
+    // An error about too many prompts names `prompt`, not `n`.
     let refused = SERVER
         .post("/v1/completions", json!({"prompt": vec!["a"; 129]}))
         .await;

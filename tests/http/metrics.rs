@@ -1,4 +1,4 @@
-//! `GET /metrics`: formats, names, outcomes of requests, and figures that add up.
+//! `GET /metrics`: formats, names, outcomes of requests, and consistent totals.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,7 +18,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What dashboards, routers and alert rules rely on; counters as the text format names them.
+/// Series that dashboards, routers and alert rules rely on; counters as the text format names them.
 const GAUGES: [&str; 20] = [
     "skald_connections",
     "skald_build_info",
@@ -82,7 +82,7 @@ const HISTOGRAMS: [&str; 14] = [
     "vllm:iteration_tokens_total",
 ];
 
-/// Scrapes with an `Accept` header: content type and text.
+/// Scrapes with an `Accept` header. Returns content type and text.
 async fn accepting(server: &TestServer, accept: &str) -> (String, String) {
     let request = client()
         .get(server.url("/metrics"))
@@ -101,7 +101,7 @@ fn completion(max_tokens: usize) -> Value {
     json!({"prompt": "Once upon a time", "max_tokens": max_tokens, "ignore_eos": true, "seed": 7})
 }
 
-/// Waits until the requests to an endpoint ended as said.
+/// Waits until an endpoint has exactly these outcomes.
 async fn until_outcomes(server: &TestServer, endpoint: &str, wanted: &[(&str, f64)]) {
     let wanted: BTreeMap<String, f64> = wanted
         .iter()
@@ -280,7 +280,7 @@ async fn answers_that_are_sent_whole_are_successes() {
         .await
         .unwrap();
     assert_eq!(head.status(), 200);
-    // What is asked every few seconds is not counted.
+    // Probes and scrapes are not counted.
     for path in ["/livez", "/readyz", "/health", "/metrics"] {
         server.get(path).await;
     }
@@ -302,7 +302,7 @@ async fn answers_that_are_sent_whole_are_successes() {
     for path in ["/livez", "/readyz", "/health", "/metrics", "other"] {
         assert_eq!(metrics.outcomes(path), BTreeMap::new(), "{path}");
     }
-    // The other outcomes of an endpoint are there too, so that the first one is an increase.
+    // The other outcomes exist too, so that the first one is visible as an increase.
     let none = "skald_requests_total{endpoint=\"/generate\",outcome=\"server_error\"}";
     assert_eq!(metrics.get(none), 0.0);
 }
@@ -351,7 +351,7 @@ async fn a_full_queue_is_an_overload_and_a_client_that_leaves_a_cancellation() {
     let waiting = json!({"inputs": "A", "parameters": {"max_new_tokens": 100}});
     let waiting = tokio::spawn(request.body(waiting.to_string()).send());
     server.until("waiting", |status| status.waiting == 1).await;
-    // Two steps later the worker has accepted it.
+    // Two steps later the worker has accepted the request.
     let steps = server.engine().status().steps;
     server
         .until("accepted", |status| status.steps >= steps + 2)
@@ -366,7 +366,7 @@ async fn a_full_queue_is_an_overload_and_a_client_that_leaves_a_cancellation() {
     );
     assert_eq!(refused.await.status, 429);
     until_outcomes(&server, "/v1/chat/completions", &[("overloaded", 1.0)]).await;
-    // In the middle of a stream, and before there is an answer at all.
+    // Cancel one request in the middle of a stream, and one before its answer begins.
     drop(running);
     waiting.abort();
     until_outcomes(&server, "/v1/completions", &[("cancelled", 1.0)]).await;
@@ -398,7 +398,7 @@ async fn failed_generations_are_server_errors_also_after_a_200() {
         500
     );
     panics.store(true, Ordering::SeqCst);
-    // A status of 424 in this dialect, which is no fault of the client.
+    // Status 424 in this dialect, but a fault of the server.
     assert_eq!(
         server
             .post("/generate", json!({"inputs": "A"}))
@@ -420,7 +420,7 @@ async fn failed_generations_are_server_errors_also_after_a_200() {
 async fn histograms_add_up_to_requests_and_tokens_to_usage() {
     let server = TestServer::with(Setup {
         engine: EngineConfig {
-            // Each step brings one token.
+            // One token per step.
             speculative_rows: 0,
             ..Setup::default().engine
         },
@@ -461,14 +461,14 @@ async fn histograms_add_up_to_requests_and_tokens_to_usage() {
         ("skald_request_prompt_tokens_count", generations),
         ("skald_request_generated_tokens_count", texts),
         ("skald_time_to_first_token_seconds_count", texts),
-        // Beams come whole, at the end.
+        // Beams are returned whole, at the end.
         (
             "skald_inter_token_latency_seconds_count",
             generated - usage(&beams, "completion_tokens") - (texts - 3.0),
         ),
         ("skald_request_generated_tokens_sum", generated),
         ("skald_generated_tokens_total", generated),
-        // Three generations, but one prompt to the engine.
+        // Three generations with a single prompt in the engine.
         (
             "skald_request_prompt_tokens_sum",
             prompts + 3.0 * beam_prompt,
@@ -496,7 +496,7 @@ async fn histograms_add_up_to_requests_and_tokens_to_usage() {
     buckets_are_cumulative(&metrics);
 }
 
-/// Series that mean the same have the same values.
+/// Asserts that series with the same meaning have the same values.
 fn aliases_agree(metrics: &Metrics) {
     for (skald, vllm) in [
         ("skald_prompt_tokens_total", "prompt_tokens_total"),
@@ -520,7 +520,7 @@ fn aliases_agree(metrics: &Metrics) {
     }
 }
 
-/// Each bucket holds at least what the one before does, and the last holds all.
+/// Asserts that each bucket holds at least as many as the one before, and the last holds all.
 fn buckets_are_cumulative(metrics: &Metrics) {
     for name in HISTOGRAMS {
         let start = format!("{name}_bucket");
@@ -549,11 +549,11 @@ async fn promtool_finds_nothing_to_complain_about() {
     check_with_promtool(&Metrics::of(&SERVER).await.text);
 }
 
-/// Passes a scrape to `promtool check metrics` (Debian's package `prometheus`). Skipped where the
-/// program is missing, unless `SKALD_TEST_PROMTOOL=1` says that it must be there.
+/// Checks a scrape with `promtool check metrics` (Debian's package `prometheus`). Skipped if the program is
+/// missing, unless `SKALD_TEST_PROMTOOL=1` requires it.
 ///
-/// Its linter has two rules about names that vLLM's break (no colons, `_total` for counters only);
-/// dashboards and routers need these names as they are, so these two are let pass for them.
+/// vLLM's names break two rules of its linter (no colons, `_total` for counters only). Dashboards and routers
+/// need these names unchanged, so these two complaints are ignored for them.
 fn check_with_promtool(text: &str) {
     let child = Command::new("promtool")
         .args(["check", "metrics"])
@@ -593,7 +593,7 @@ fn check_with_promtool(text: &str) {
         })
         .collect();
     assert_eq!(complaints, [""; 0], "{text}");
-    // 3: the linter has something to say, which was looked at above.
+    // 3: the linter has complaints, which were checked above.
     let code = output.status.code();
     assert!(matches!(code, Some(0 | 3)), "{code:?}: {said}");
 }

@@ -115,7 +115,7 @@ async fn details_of_a_stream_come_with_its_last_event() {
         .await;
     let last = events.data.last().unwrap();
     let input_length = SERVER.ids("A goose").len();
-    // Other tests may have asked for something that begins alike, but the last token is computed.
+    // Other tests may have cached the same prefix, but the last token is always computed.
     let cached = last["details"]["cached_tokens"].as_u64().unwrap();
     assert!(cached < input_length as u64);
     assert_eq!(
@@ -132,7 +132,7 @@ async fn details_of_a_stream_come_with_its_last_event() {
 
 #[tokio::test]
 async fn end_of_text_is_told_of_but_not_shown() {
-    // The native dialect has no logit_bias; ask the other one for a prompt that ends at once.
+    // The native dialect has no `logit_bias`, so a model that ends at once is used.
     let end = SERVER.tokenizer().end_of_text().unwrap();
     let script = crate::support::script::Script::new(&[SERVER.ids(" end")[0], end]);
     let server = TestServer::with(Setup {
@@ -344,7 +344,7 @@ async fn a_long_text_is_tokenized_like_a_short_one() {
     assert_eq!(answer["tokens"], json!(SERVER.ids(&text)));
 }
 
-/// All weight is on the most likely token, also where the reciprocal of the temperature is infinite.
+/// All weight is on the most likely token, also if the reciprocal of the temperature is infinite.
 #[tokio::test]
 async fn the_smallest_temperatures_choose_what_is_most_likely() {
     let greedy = json!({"max_new_tokens": 12, "do_sample": false});

@@ -1,5 +1,5 @@
-//! The native (TGI) dialect in detail: what each parameter makes of the answer, alone and with the
-//! others, at all three endpoints. `native.rs` has the dialect as a whole.
+//! The native (TGI) dialect in detail: the effect of each parameter, alone and combined, at all three
+//! endpoints. `native.rs` tests the dialect as a whole.
 
 use std::sync::LazyLock;
 
@@ -28,7 +28,7 @@ fn text(answer: &Value) -> &str {
     answer["generated_text"].as_str().expect("a text")
 }
 
-/// The texts of tokens that are not special.
+/// Returns the concatenated texts of tokens that are not special.
 fn joined(tokens: &Value) -> String {
     let tokens = tokens.as_array().expect("tokens").iter();
     let shown = tokens.filter(|token| token["special"] != true);
@@ -66,7 +66,7 @@ async fn the_prefill_is_the_prompt_with_the_references_logprobs() {
 async fn details_are_there_only_if_asked_for_and_have_all_their_fields() {
     let bare = generate("The hen", json!({"max_new_tokens": 3})).await;
     assert_eq!(bare.as_object().unwrap().len(), 1, "{bare}");
-    // The most likely tokens alone are no details.
+    // `top_n_tokens` alone does not return details.
     let tops = generate("The hen", json!({"max_new_tokens": 3, "top_n_tokens": 2})).await;
     assert_eq!(tops, bare);
     let details = generate("The hen", json!({"max_new_tokens": 3, "details": true})).await;
@@ -157,7 +157,7 @@ async fn the_sequences_of_best_of_are_whole_answers_of_their_own() {
         let tokens = details["tokens"].as_array().unwrap().len();
         assert_eq!(details["generated_tokens"], tokens);
         assert_eq!(details["top_tokens"].as_array().unwrap().len(), tokens);
-        // Each is what its seed gives alone.
+        // Each candidate is the text of its seed alone.
         let mut alone = parameters.clone();
         alone["best_of"] = json!(1);
         alone["seed"] = details["seed"].clone();
@@ -165,7 +165,7 @@ async fn the_sequences_of_best_of_are_whole_answers_of_their_own() {
         assert_eq!(text(&alone), generated);
         assert_eq!(alone["details"]["tokens"], details["tokens"]);
     }
-    // Without details the best text alone is told.
+    // Without details only the best text is returned.
     let mut bare = parameters;
     bare["details"] = json!(false);
     bare["decoder_input_details"] = json!(false);
@@ -214,7 +214,7 @@ async fn generate_stream_streams_whatever_the_body_says_of_it() {
     request["stream"] = json!(false);
     let events = SERVER.stream("/generate_stream", request.clone()).await;
     assert_eq!(events.data.len(), 3);
-    // Elsewhere it is a choice.
+    // At the other endpoints `stream` decides.
     let object = SERVER.post("/generate", request.clone()).await.ok();
     assert_eq!(events.native_text(), text(&object));
     let in_list = SERVER.post("/", request).await.ok();
@@ -260,7 +260,8 @@ async fn truncation_keeps_the_end_of_the_prompt_and_the_full_text_its_whole() {
     counted["details"] = json!(true);
     let events = SERVER.stream("/generate_stream", body(long, counted)).await;
     assert_eq!(events.data.last().unwrap()["details"]["input_length"], 3);
-    // More than there is keeps all; a prompt longer than the window can so be cut to fit.
+    // A number above the prompt's length keeps all of it; a prompt longer than the window can be truncated to
+    // fit.
     let all = generate(long, json!({"max_new_tokens": 5, "truncate": 1000})).await;
     let plain = generate(long, json!({"max_new_tokens": 5})).await;
     assert_eq!(text(&all), text(&plain));
@@ -318,7 +319,7 @@ async fn left_out_it_generates_100_tokens_and_takes_any_64_bit_seed() {
         let answer = generate("Long ago", parameters).await;
         assert_eq!(answer["details"]["seed"], seed);
     }
-    // One that was drawn is told, and gives the same text again.
+    // A random seed is returned, and gives the same text again.
     let parameters = json!({"max_new_tokens": 8, "do_sample": true, "details": true});
     let first = generate("Long ago", parameters.clone()).await;
     let mut again = parameters;

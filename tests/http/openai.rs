@@ -69,7 +69,7 @@ async fn nulls_and_unknown_fields_are_as_if_left_out() {
     ))
     .await;
     assert_eq!(text(&plain, 0), text(&full, 0));
-    // `prompt` and `max_tokens` too.
+    // Null is the default for `prompt` and `max_tokens` too.
     let bare = complete(json!({"prompt": null, "max_tokens": null})).await;
     assert_eq!(bare["usage"]["prompt_tokens"], 1);
     assert!(bare["usage"]["completion_tokens"].as_u64().unwrap() <= 16);
@@ -158,7 +158,7 @@ async fn a_drawn_seed_can_be_read_back_and_used_again() {
     assert_eq!(text(&first, 0), text(&again, 0));
     let other = complete(body).await;
     assert_ne!(other["choices"][0]["seed"], seed);
-    // Negative seeds are seeds.
+    // Negative seeds are valid.
     let negative = json!({"prompt": "The fox", "max_tokens": 2, "seed": -3});
     assert_eq!(complete(negative).await["choices"][0]["seed"], -3);
 }
@@ -216,7 +216,7 @@ async fn echo_and_logprobs_score_a_prompt() {
             assert!(top.contains_key(list("tokens")[place].as_str().unwrap()));
         }
     }
-    // The same, streamed and with ids for a prompt.
+    // The same request, streamed and with a prompt of ids.
     let body = with(body, json!({"prompt": ids, "stream": true}));
     let events = SERVER.stream(PATH, body).await;
     assert_eq!(events.text_of(0), prompt);
@@ -248,7 +248,7 @@ async fn logprobs_of_text_are_the_same_streamed_and_at_once() {
             .collect();
         assert_eq!(json!(streamed), logprobs[name], "{name}");
     }
-    // Greedy: the token is the most likely one, and comes first.
+    // Greedy: the token is the most likely one, and listed first.
     let generated = SERVER.ids(prompt).len();
     let top = logprobs["top_logprobs"][generated].as_object().unwrap();
     let best = top
@@ -263,7 +263,7 @@ async fn logprobs_0_is_not_logprobs_left_out() {
     let logprobs = &answer["choices"][0]["logprobs"];
     assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 2);
     assert_eq!(logprobs["top_logprobs"][0].as_object().unwrap().len(), 1);
-    // Offsets count from the start of the prompt, echoed or not.
+    // Offsets count from the start of the prompt, whether it is echoed or not.
     assert_eq!(logprobs["text_offset"][0], 6);
 }
 

@@ -1,5 +1,5 @@
-//! More requests than the server can serve: who is refused, how, and when to come back; and requests
-//! that have a time limit of their own.
+//! Overload: which requests are refused, with which errors and retry hints; and requests with a time limit of
+//! their own.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use skald::http::HttpConfig;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A server with one place in the batch, and a running request on it.
+/// Starts a server with one place in the batch, and a running request that holds it.
 async fn full(queue_timeout: Duration) -> (TestServer, reqwest::Response) {
     let server = slow(Duration::from_millis(5), |setup| {
         setup.engine.max_batch = 1;
@@ -22,7 +22,7 @@ async fn full(queue_timeout: Duration) -> (TestServer, reqwest::Response) {
     (server, running)
 }
 
-/// Requests in every dialect, streamed and not.
+/// Returns requests in every dialect, streamed and not.
 fn small() -> [(&'static str, Value); 6] {
     [
         (COMPLETIONS, json!({"prompt": "A", "max_tokens": 2})),
@@ -37,7 +37,7 @@ fn small() -> [(&'static str, Value); 6] {
     ]
 }
 
-/// The code of an error, in either dialect.
+/// Returns the code of an error, in either dialect.
 fn code(answer: &Answer) -> &str {
     let code = &answer.body["error"]["code"];
     let code = code.as_str().or(answer.body["error_type"].as_str());
@@ -59,7 +59,7 @@ async fn a_request_that_waited_too_long_is_told_so_before_its_answer_begins() {
         assert!(answer.message().contains("--queue-timeout"), "{path}");
         assert!(!answer.header("retry-after").is_empty(), "{path}");
     }
-    // They have given back their places.
+    // The refused requests have left the queue.
     server.until("alone", |status| status.waiting == 0).await;
     drop(running);
     for (path, body) in small() {
@@ -69,7 +69,7 @@ async fn a_request_that_waited_too_long_is_told_so_before_its_answer_begins() {
     }
 }
 
-/// The worker takes no requests at all.
+/// The worker accepts no requests at all.
 #[tokio::test]
 async fn a_worker_that_is_stuck_does_not_hold_requests_for_ever() {
     let (server, gate) = held(0, |setup| {
@@ -117,7 +117,7 @@ async fn a_request_that_would_wait_too_long_is_refused_with_the_measured_time() 
         let message = refused.message();
         assert!(message.contains("estimated wait"), "{message}");
         assert!(message.contains("--queue-timeout"), "{message}");
-        // Half of a wait of more than ten seconds; not the second that is told without a measurement.
+        // Half of a wait of more than ten seconds, not the one second that is the hint without a measurement.
         let milliseconds: u64 = refused.header("retry-after-ms").parse().expect("a number");
         assert!(milliseconds > 5000, "{milliseconds}");
         let seconds: u64 = refused.header("retry-after").parse().expect("a number");
@@ -203,10 +203,10 @@ async fn a_running_request_ends_at_its_own_timeout() {
         .await;
     is_past_deadline("/generate", &answer);
 
-    // What a stream has sent is its text, and what its session keeps.
+    // The text is what the stream has sent, and the session keeps the same.
     let mut body = within(COMPLETIONS, streamed(endless()), 0.5);
     body["session_id"] = json!("late");
-    // The session's text would show an end-of-text token, the stream's does not.
+    // The session's text would include an end-of-text token, the stream's does not.
     body["logit_bias"] = json!({"8191": -100});
     let events = server.stream(COMPLETIONS, body).await;
     assert!(!events.done);
@@ -249,7 +249,7 @@ async fn a_timeout_is_checked_and_changes_nothing_where_there_is_time() {
     assert_eq!(with.await.ok()["choices"], without["choices"]);
 }
 
-/// A stop ends what waits too.
+/// A stop ends waiting requests too.
 #[tokio::test]
 async fn a_queue_ends_with_the_server() {
     let gate = Gate::after(1);

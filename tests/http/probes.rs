@@ -1,5 +1,5 @@
-//! What routers and platforms ask a server: SGLang's descriptions, vLLM's `/tokenize`, `/ping`, and
-//! how a server that is told to stop takes its leave of them.
+//! Requests of routers and platforms: SGLang's descriptions, vLLM's `/tokenize`, `/ping`, and the answers of
+//! a server that is asked to stop.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ async fn tokenized(body: Value) -> Value {
     SERVER.post("/tokenize", body).await.ok()
 }
 
-/// The field a refused body is refused for, by the first name in quotes.
+/// Returns the status of a refusal and the first field that its message quotes.
 async fn refused(path: &str, body: Value) -> (u16, String) {
     let answer = SERVER.post(path, body).await;
     let message = answer.body["error"].as_str().expect("an error").to_owned();
@@ -214,12 +214,12 @@ async fn another_model_is_not_found() {
         assert_eq!(answer.body["error_type"], "not_found");
         assert!(answer.message().contains("gpt-5"));
     }
-    // Fields of other dialects are unknown to those that have none, and ignored.
+    // Endpoints without `model` ignore it, as they ignore other unknown fields.
     let body = json!({"model": "gpt-5", "content": "a"});
     assert_eq!(SERVER.post("/tokenize", body).await.status, 200);
 }
 
-/// Waits until a server says that it is not ready.
+/// Waits until a server reports that it is not ready.
 async fn until_leaving(server: &TestServer) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while server.get("/health").await.status == 200 {

@@ -1,4 +1,4 @@
-//! What completions do with a prompt besides reading it: cut it, and tell how likely it is.
+//! Options of completions that concern the prompt: truncation, and log-probabilities.
 
 use std::sync::LazyLock;
 
@@ -31,7 +31,7 @@ async fn a_truncated_prompt_is_its_last_tokens() {
     assert_eq!(cut["choices"][0]["text"], same["choices"][0]["text"]);
     let text = cut["choices"][0]["text"].as_str().unwrap();
     assert!(text.starts_with(&SERVER.tokenizer().decode(last)));
-    // More than there are changes nothing, nor does null.
+    // More than the prompt's tokens has no effect, nor does null.
     for keep in [json!(5000), json!(null)] {
         let whole = complete(json!({"truncate_prompt_tokens": keep})).await;
         assert_eq!(whole["usage"]["prompt_tokens"], ids.len());
@@ -45,7 +45,7 @@ async fn a_prompt_truncated_to_fit_leaves_room_for_the_text() {
         (json!({"max_tokens": 24}), 1000, 1024),
         (json!({"max_tokens": 24, "overflow": "stop"}), 1000, 1024),
         (json!({"max_tokens": null}), 1008, 1024),
-        // What slides on needs no room.
+        // A sliding context needs no space for the output.
         (json!({"max_tokens": 24, "overflow": "slide"}), 1024, 1048),
     ] {
         let mut fields = json!({"prompt": long, "truncate_prompt_tokens": -1, "ignore_eos": true});
@@ -71,7 +71,7 @@ async fn prompt_logprobs_tell_probability_and_rank_of_each_token() {
     let places = choice["prompt_logprobs"].as_array().unwrap();
     assert_eq!(places.len(), ids.len());
     assert_eq!(places[0], Value::Null);
-    // The same figures as echoed ones.
+    // The same values as with `echo`.
     let echoed = complete(json!({"echo": true, "logprobs": 3, "max_tokens": 0})).await;
     let echoed = &echoed["choices"][0]["logprobs"];
     for (place, id) in ids.iter().enumerate().skip(1) {
@@ -89,7 +89,7 @@ async fn prompt_logprobs_tell_probability_and_rank_of_each_token() {
             .filter(|t| t["logprob"].as_f64() > own["logprob"].as_f64());
         assert_eq!(likelier.count() as u64, (own_rank - 1).min(3));
     }
-    // The text is what it is without.
+    // The text is the same as without them.
     let plain = complete(json!({})).await;
     assert_eq!(choice["text"], plain["choices"][0]["text"]);
     assert!(plain["choices"][0].get("prompt_logprobs").is_none());
@@ -123,7 +123,7 @@ async fn prompt_logprobs_come_with_the_first_event_of_a_stream_and_beside_other_
                 .all(|c| c.get("prompt_logprobs").is_none())
         );
         assert_eq!(events.text_of(index), expected["text"].as_str().unwrap());
-        // One most likely token was asked for there, besides the token itself.
+        // One top token was requested, in addition to the token itself.
         for top in expected["logprobs"]["top_logprobs"].as_array().unwrap() {
             assert!(top.as_object().is_none_or(|top| top.len() <= 2));
         }

@@ -1,5 +1,5 @@
-//! Scoring texts through `/v1/completions` (`echo`, `logprobs`, nothing or one token generated), as
-//! lm-eval's `local-completions` does, against what Hugging Face transformers computes.
+//! Scoring texts through `/v1/completions` (`echo`, `logprobs`, at most one generated token), as lm-eval's
+//! `local-completions` does, against the results of Hugging Face transformers.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
 const PATH: &str = "/v1/completions";
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fairy-tales");
-/// Between two implementations, of a log-probability.
+/// Maximum difference of log-probabilities between two implementations.
 const TOLERANCE: f64 = 4e-4;
 
 fn cases() -> Vec<Value> {
@@ -29,7 +29,7 @@ async fn complete(body: Value) -> Value {
     SERVER.post(PATH, body).await.ok()
 }
 
-/// What lm-eval sends to score token ids.
+/// Returns the request that lm-eval sends to score token ids.
 fn lm_eval(prompts: &[Vec<u32>]) -> Value {
     json!({
         "model": "fairy-tales", "prompt": prompts, "temperature": 0, "max_tokens": 1,
@@ -41,7 +41,7 @@ fn list<'a>(choice: &'a Value, name: &str) -> &'a Vec<Value> {
     choice["logprobs"][name].as_array().expect("a list")
 }
 
-/// The log-probabilities of a choice's first tokens are those expected, null where null is.
+/// Asserts the log-probabilities of a choice's first tokens, including nulls.
 fn check(choice: &Value, expected: &[Value]) {
     let found = list(choice, "token_logprobs");
     assert!(found.len() >= expected.len());
@@ -56,7 +56,7 @@ fn check(choice: &Value, expected: &[Value]) {
     }
 }
 
-/// How lm-eval reads a choice: the sum over the continuation, and whether it is the greedy one.
+/// Reads a choice as lm-eval does. Returns the sum over the continuation, and whether it is the greedy one.
 fn loglikelihood(choice: &Value, context: usize) -> (f64, bool) {
     let range = context..list(choice, "tokens").len() - 1;
     let logprobs = &list(choice, "token_logprobs")[range.clone()];
@@ -124,7 +124,7 @@ async fn a_continuation_is_greedy_exactly_if_the_model_would_have_said_it() {
             let choice = &scored["choices"][index];
             let (sum, greedy) = loglikelihood(choice, context);
             assert_eq!(greedy, !wrong, "{}", case["prompt"]);
-            // The sum over a part of the prompt is the reference's.
+            // The sum over a part of the prompt equals the reference's.
             let expected = case["prompt_logprobs"].as_array().expect("a list");
             let (whole, _) = loglikelihood(choice, 1);
             let prompt: f64 = expected[1..].iter().map(|p| p.as_f64().unwrap()).sum();
@@ -150,7 +150,7 @@ async fn a_prompt_that_fills_the_window_is_scored_to_its_last_token() {
     let normalizer = logits.log_sum_exp(D::Minus1).expect("sums");
     let logprobs = logits.broadcast_sub(&normalizer.unsqueeze(1).expect("a column"));
     let logprobs: Vec<Vec<f32>> = logprobs.expect("logprobs").to_vec2().expect("rows");
-    // Row i is of the token after position 1016 + i.
+    // Row `i` belongs to the token after position 1016 + `i`.
     let expected = |place: usize| f64::from(logprobs[place - 1017][long[place] as usize]);
 
     let mut whole = lm_eval(std::slice::from_ref(&long));
@@ -163,7 +163,7 @@ async fn a_prompt_that_fills_the_window_is_scored_to_its_last_token() {
         assert!(difference.abs() < TOLERANCE, "token {place}: {difference}");
     }
 
-    // lm-eval leaves room for the one token it asks for; several such prompts at once.
+    // lm-eval reserves the one token that it requests; several such prompts in one request.
     let shorter = long[..1023].to_vec();
     let shifted = long[1..].to_vec();
     let scored = complete(lm_eval(&[shorter.clone(), shifted])).await;
@@ -178,7 +178,7 @@ async fn a_prompt_that_fills_the_window_is_scored_to_its_last_token() {
     assert_eq!(alone["choices"][0]["logprobs"], choice["logprobs"]);
     assert_eq!(scored["usage"]["prompt_tokens"], 2 * 1023);
 
-    // One token more than the window holds is told, not cut.
+    // One token more than the window holds is an error, not truncated.
     let refused = SERVER.post(PATH, lm_eval(&[long])).await;
     assert_eq!(refused.status, 400);
     assert_eq!(refused.body["error"]["code"], "context_length_exceeded");
@@ -198,7 +198,7 @@ async fn offsets_of_echoed_tokens_count_whole_characters() {
             .any(|piece| std::str::from_utf8(piece).is_err()),
         "characters over several tokens"
     );
-    // The characters that are whole before each token.
+    // Complete characters before each token.
     let expected: Vec<usize> = (0..ids.len())
         .map(|place| {
             let before = pieces[..place].concat();
@@ -215,9 +215,9 @@ async fn offsets_of_echoed_tokens_count_whole_characters() {
     let offsets = list(choice, "text_offset");
     assert_eq!(json!(offsets[..ids.len()]), json!(expected));
     assert!(choice["text"].as_str().unwrap().starts_with(text));
-    // Generated tokens go on behind the prompt.
+    // Generated tokens continue after the prompt.
     assert_eq!(offsets[ids.len()], text.chars().count());
-    // Every token that is whole text stands at its offset.
+    // Every token that is valid text is at its offset.
     let chars: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
     for (token, offset) in list(choice, "tokens").iter().zip(offsets) {
         let token: Vec<char> = token.as_str().unwrap().chars().collect();
@@ -226,7 +226,7 @@ async fn offsets_of_echoed_tokens_count_whole_characters() {
             assert_eq!(chars[at..at + token.len()], token);
         }
     }
-    // As ids, and streamed, it is the same.
+    // The same with a prompt of ids, and streamed.
     let from_ids = complete(body(json!(ids))).await;
     assert_eq!(from_ids["choices"][0]["logprobs"], choice["logprobs"]);
     let mut streamed = body(json!(ids));

@@ -1,5 +1,5 @@
-//! The server around the dialects: probes, request ids, limits, clients that go away, a worker
-//! that panics, a full queue.
+//! The server around the dialects: probes, request ids, limits, clients that disconnect, a worker that
+//! panics, a full queue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -65,7 +65,7 @@ async fn without_a_model_the_server_is_alive_but_not_ready() {
     assert_eq!(native.body["error_type"], "unavailable");
     assert_eq!(server.get("/v1/models").await.status, 503);
     assert_eq!(server.get("/info").await.status, 503);
-    // It never will be there.
+    // Loading fails for good.
     server.app.fail("disk on fire".to_owned());
     let answer = server.get("/readyz").await;
     assert_eq!(
@@ -145,7 +145,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
         };
         setup.http = HttpConfig {
             max_body: bytesize::ByteSize::kib(1),
-            // However slow the machine is.
+            // No timeout, however slow the machine is.
             body_timeout: PATIENCE,
             header_timeout: PATIENCE,
             ..setup.http
@@ -163,7 +163,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
         "{}",
         declared.message()
     );
-    // Without a content length: counted while it is read.
+    // Without a content length, the size is counted while the body is read.
     let chunked = raw(
         &server,
         &format!(
@@ -181,7 +181,7 @@ async fn a_body_that_is_too_large_or_too_slow_is_refused() {
     )
     .await;
     assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
-    // A head that never ends, and a connection that says nothing, are closed.
+    // A head that never ends and a silent connection are closed.
     let server = limited(|http| http.header_timeout = Duration::from_millis(200));
     for head in ["GET /livez HTTP/1.1\r\nhost: localhost\r\n", ""] {
         raw(&server, head).await;
@@ -194,7 +194,7 @@ async fn raw(server: &TestServer, request: &str) -> String {
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let whole = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
-    // A reset is an end too: the server leaves unread what it refuses.
+    // A reset ends it too: the server does not read the rest of a request that it refuses.
     let _ = whole.expect("the server closes the connection");
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -233,7 +233,7 @@ async fn a_client_that_goes_away_frees_its_place() {
     drop(response);
     server.until("free", |status| status.running == 0).await;
 
-    // Without a stream too, where the first byte would come at the end.
+    // Also without a stream, where the first byte would be sent at the end.
     let request = client()
         .post(server.url("/v1/completions"))
         .body(endless().to_string())
@@ -243,7 +243,7 @@ async fn a_client_that_goes_away_frees_its_place() {
     request.abort();
     server.until("free", |status| status.running == 0).await;
 
-    // And all choices of one request.
+    // Also all choices of one request.
     let mut several = endless();
     several["n"] = json!(3);
     let response = begun(&server, several).await;
@@ -263,7 +263,7 @@ async fn a_session_keeps_what_a_client_that_went_away_received() {
     body["session_id"] = json!("cut-off");
     let response = begun(&server, body).await;
     drop(response);
-    // The engine notices within a step; what was received is settled after that.
+    // The engine notices within a step; the turn is committed after that.
     let session = server.caller().idle("cut-off").await;
     let text = session["text"].as_str().unwrap();
     assert!(text.starts_with("On and on") && text.len() > "On and on".len());
@@ -383,7 +383,7 @@ async fn a_worker_that_has_work_and_makes_no_step_is_not_alive() {
         setup.http.watchdog_timeout = Duration::from_millis(200);
     });
     let paths = ["/livez", "/readyz", "/health", "/ping"];
-    // Without work it is not missed.
+    // Without work a worker makes no steps and is alive.
     tokio::time::sleep(Duration::from_millis(250)).await;
     for path in paths {
         assert_eq!(server.get(path).await.status, 200, "{path}");
@@ -409,7 +409,7 @@ async fn a_worker_that_has_work_and_makes_no_step_is_not_alive() {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.body["error"]["code"], "unavailable");
     assert_eq!(refused.header("retry-after"), "10");
-    // A step that took longer than the limit was not the end.
+    // The worker continues after a step that took longer than the limit.
     gate.open();
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     for path in paths {
@@ -443,7 +443,7 @@ async fn events_arrive_one_by_one() {
     let body = json!({"prompt": "A", "max_tokens": 9, "ignore_eos": true, "stream": true});
     let mut stream = Live::new(server.send("/v1/completions", body.to_string()).await);
     for _ in 0..5 {
-        // The tokens after the next one are computed only when this event is here.
+        // The tokens after the next one are computed only after this event was received.
         let event = stream.next().await.unwrap().expect("an event");
         assert_eq!(event["choices"][0]["finish_reason"], json!(null));
         gate.allow(1);

@@ -1,5 +1,5 @@
-//! Clients that stop reading: their requests are set aside at once, so that others go on; they go on
-//! where they were if the client reads again, and are ended if it does not.
+//! Clients that stop reading: their requests are set aside at once, so that others continue. They resume if
+//! the client reads again, and are ended if it does not.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use tokio::io::AsyncWriteExt;
 
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A server with this many places in the batch that does not end stalled answers.
+/// Starts a server with this many places in the batch that does not end stalled answers.
 fn server(max_batch: usize) -> TestServer {
     ending_after(PATIENCE, max_batch)
 }
 
-/// A server that ends answers whose clients take nothing for so long.
+/// Starts a server that ends answers whose clients do not read for `stall_timeout`.
 fn ending_after(stall_timeout: Duration, max_batch: usize) -> TestServer {
     let mut setup = Setup::default();
     setup.engine.max_batch = max_batch;
@@ -34,7 +34,7 @@ fn ending_after(stall_timeout: Duration, max_batch: usize) -> TestServer {
     TestServer::with(setup)
 }
 
-/// A text that is too long for what a client that does not read is sent.
+/// Returns a request whose text exceeds the buffers between the server and a client that does not read.
 fn long(fields: &Value) -> Value {
     let mut body = json!({
         "prompt": "Once upon a time", "max_tokens": 900, "temperature": 1, "seed": 5,
@@ -46,7 +46,7 @@ fn long(fields: &Value) -> Value {
     body
 }
 
-/// The texts and log-probabilities of a stream's choices, and why each ended.
+/// Returns text, log-probabilities and finish reasons of each choice of a stream.
 fn told(stream: &str) -> Vec<(String, Vec<Value>, Vec<String>)> {
     let events = Events::parse(stream);
     assert!(events.done, "a whole stream");
@@ -58,14 +58,14 @@ fn told(stream: &str) -> Vec<(String, Vec<Value>, Vec<String>)> {
     (0..3).map(of).collect()
 }
 
-/// What the same request gives a client that reads.
+/// Returns the result of the same request for a client that reads.
 async fn read_at_once(server: &TestServer, body: &Value) -> Vec<(String, Vec<Value>, Vec<String>)> {
     let response = server.send(COMPLETIONS, body.to_string()).await;
     assert_eq!(response.status(), 200);
     told(&response.text().await.expect("a whole body"))
 }
 
-/// Waits until this many requests are set aside and nothing is held for them.
+/// Waits until this many requests are set aside and hold nothing.
 async fn until_set_aside(server: &TestServer, requests: usize) {
     server
         .until("set aside", |status| {
@@ -74,7 +74,7 @@ async fn until_set_aside(server: &TestServer, requests: usize) {
         .await;
 }
 
-/// Another client is answered meanwhile.
+/// Asserts that another client is answered meanwhile.
 async fn others_go_on(server: &TestServer) {
     let body = json!({"prompt": "The fox", "max_tokens": 20, "ignore_eos": true});
     let answer = server.post(COMPLETIONS, body).await.ok();
@@ -142,7 +142,7 @@ async fn http_1_streams_that_are_not_read_give_up_their_places_and_lose_nothing(
     }
 }
 
-/// Waits until requests to completions ended like this.
+/// Waits until the number of completions with this outcome is `count`.
 async fn until_outcome(server: &TestServer, outcome: &str, count: f64) {
     until(outcome, async || {
         let outcomes = Metrics::of(server).await.outcomes(COMPLETIONS);
@@ -167,9 +167,10 @@ async fn a_stream_that_nothing_is_taken_of_is_ended_and_its_session_goes_on() {
             (status.stalled, status.running, status.kv_blocks_used) == (0, 0, 0)
         })
         .await;
-    // Nothing else goes on over the connections.
+    // The connections can't be used any more.
     over_2.closed().await;
-    over_1.read().await.expect_err("its connection is closed");
+    let cut = over_1.read().await.expect_err("its connection is closed");
+    assert_eq!(cut.to_string(), "error reading a body from connection");
     let caller = server.caller();
     let kept = caller.idle("http-1").await;
     assert!(kept["text"].as_str().unwrap().starts_with("On and on"));
@@ -177,7 +178,7 @@ async fn a_stream_that_nothing_is_taken_of_is_ended_and_its_session_goes_on() {
     server.post(COMPLETIONS, next).await.ok();
 }
 
-/// A proxy has many clients' streams on one connection.
+/// A proxy sends the streams of many clients over one connection.
 #[tokio::test]
 async fn the_other_streams_of_its_connection_go_on() {
     let server = ending_after(Duration::from_millis(300), 4);
@@ -204,7 +205,7 @@ async fn the_other_streams_of_its_connection_go_on() {
     assert!(reset.is_reset(), "{reset}");
 }
 
-/// An answer that does not stream, too large for the buffers between.
+/// An answer without streaming that is too large for the buffers in between.
 #[tokio::test]
 async fn an_answer_that_is_not_read_is_ended_too() {
     let server = ending_after(Duration::from_millis(300), 4);
@@ -220,7 +221,7 @@ async fn an_answer_that_is_not_read_is_ended_too() {
         socket.take_error().expect("a socket").is_some()
     })
     .await;
-    // A client that takes it gets all of it.
+    // A client that reads receives all of it.
     let whole = client()
         .post(server.url("/v1/embeddings"))
         .body(body)
@@ -229,8 +230,8 @@ async fn an_answer_that_is_not_read_is_ended_too() {
     assert_eq!(whole["data"].as_array().map(Vec::len), Some(512));
 }
 
-/// Whole answers that are made and not read take no more memory than they may: those that were not read for the
-/// longest are cut off, of the key that has the most.
+/// Whole answers that are not read take a bounded amount of memory: those without progress for the longest
+/// are cut off, of the key that holds the most.
 #[tokio::test]
 async fn answers_that_are_not_read_are_bounded() {
     let mut setup = Setup::default();
@@ -250,7 +251,7 @@ async fn answers_that_are_not_read_are_bounded() {
     for _ in 0..5 {
         unread.push(of_greedy.post("/tokenize", &large).await);
     }
-    // None of them is old enough yet; a second later there is room for all that others ask for.
+    // None of them is old enough yet; a second later, others have all the space they need.
     let caller = server.caller().with_key(honest);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(2) {
@@ -261,7 +262,10 @@ async fn answers_that_are_not_read_are_bounded() {
     let mut cut = 0;
     for answer in unread {
         assert_eq!(answer.status(), 200);
-        cut += usize::from(read_stream(answer).await.is_err());
+        if let Err(error) = read_stream(answer).await {
+            assert!(error.is_reset(), "{error}");
+            cut += 1;
+        }
     }
     assert!(cut > 0, "all were kept");
     let mut of_honest = of_honest;

@@ -1,4 +1,4 @@
-//! The graceful stop: no new requests, streams in flight finish, or end with an error.
+//! The graceful stop: new requests are refused, and streams in flight finish or end with an error.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ async fn streams_that_outlast_the_drain_end_with_an_error() {
         setup.http.drain_timeout = Duration::from_millis(200);
     });
     let openai = begun(&server, endless()).await;
-    // Taken greedily, it goes round in a circle and does not end.
+    // The greedy text repeats itself and does not end.
     let native = json!({
         "inputs": "A", "overflow": "slide",
         "parameters": {"max_new_tokens": 1_000_000, "do_sample": false}
@@ -72,7 +72,7 @@ async fn a_stop_while_loading_ends_at_once() {
     });
     server.stop();
     until("ended", async || server.has_ended()).await;
-    // A model that arrives now is not served: its engine is stopped.
+    // A model that is loaded now is not served: its engine is stopped.
     let late = crate::support::serving(&Setup::default());
     let engine = late.engine.clone();
     server.app.ready(late);

@@ -16,7 +16,7 @@ fn body(seed: u64, more: Value) -> Value {
     body
 }
 
-/// The one choice's text and why it ended.
+/// Returns the text of the one choice and its finish reason.
 async fn complete(body: Value) -> (String, String) {
     let answer = SERVER.post(PATH, body).await.ok();
     let choice = &answer["choices"][0];
@@ -51,7 +51,7 @@ fn named(schema: Value) -> Value {
 #[tokio::test]
 async fn a_json_object_is_one_when_it_finishes() {
     let (mut finished, mut texts) = (0, Vec::new());
-    // Else this model's strings have no end.
+    // Without this bias the strings of this model don't end.
     let likely = |(text, bias): (&str, u8)| (SERVER.ids(text)[0].to_string(), json!(bias));
     let bias: serde_json::Map<String, Value> =
         [("\"", 4), ("}", 30)].map(likely).into_iter().collect();
@@ -166,7 +166,7 @@ async fn a_stream_is_the_same_text() {
         usage["completion_tokens"],
         whole["usage"]["completion_tokens"]
     );
-    // The last brace is part of the text, and told of.
+    // The last brace is part of the text, and reported.
     let tokens = whole["choices"][0]["logprobs"]["tokens"]
         .as_array()
         .expect("tokens");
@@ -186,7 +186,7 @@ async fn choices_and_prompts_each_follow_the_grammar() {
         assert_person(choice["text"].as_str().expect("a text"));
     }
     assert_ne!(choices[0]["text"], choices[1]["text"]);
-    // A choice is what it is alone.
+    // A choice is the same as alone.
     let alone = complete(body(4, json!({"response_format": named(person())}))).await;
     assert_eq!(json!(alone.0), choices[2]["text"]);
 }

@@ -1,5 +1,5 @@
-//! Text over the wire with a model that says what it is told, token by token: characters and stop
-//! strings split over tokens, and what sessions keep of them.
+//! Text over the wire from a model that follows a script, token by token: characters and stop strings that
+//! are split over tokens, and the text that sessions keep.
 
 use crate::support::script::Script;
 use crate::support::{Setup, TestServer};
@@ -21,7 +21,7 @@ fn scripted(script: Script) -> Scripted {
 }
 
 impl Scripted {
-    /// A request whose answer is the script: one token of prompt, greedy.
+    /// Returns a greedy request with one prompt token, whose answer is the script.
     fn body(&self, more: Value) -> Value {
         let mut body = json!({
             "prompt": [0], "max_tokens": self.script.ids.len(), "temperature": 0,
@@ -35,7 +35,7 @@ impl Scripted {
         self.server.post(PATH, self.body(more)).await.ok()
     }
 
-    /// The texts of a stream's events, empty ones left out.
+    /// Returns the texts of a stream's events, without empty ones.
     async fn pieces(&self, mut more: Value) -> Vec<String> {
         more["stream"] = json!(true);
         let events = self.server.stream(PATH, self.body(more)).await;
@@ -66,8 +66,8 @@ async fn characters_split_over_tokens_are_streamed_whole() {
     let pieces = scripted.pieces(json!({})).await;
     assert_eq!(pieces, ["é", "🐉", "龍", "—", "o", "k"]);
 
-    // Tokens that are no text on their own are written as bytes; those of one character share its
-    // offset, which counts characters, after the prompt's one.
+    // Tokens that are not valid text on their own are written as bytes. The tokens of one character share its
+    // offset, which counts characters and begins after the prompt's one.
     let logprobs = &whole["choices"][0]["logprobs"];
     assert_eq!(logprobs["tokens"][0], "bytes:\\xc3");
     assert_eq!(logprobs["tokens"][2], "bytes:\\xf0");
@@ -75,7 +75,7 @@ async fn characters_split_over_tokens_are_streamed_whole() {
     let offsets = [0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5].map(|n| n + prompt);
     assert_eq!(logprobs["text_offset"], json!(offsets));
 
-    // The native dialect gives each character to the token that completes it.
+    // The native dialect returns each character with the token that completes it.
     let native = json!({"inputs": "!", "parameters": {"max_new_tokens": 14}});
     let events = scripted.server.stream("/generate_stream", native).await;
     assert_eq!(events.native_text(), said);
@@ -187,7 +187,7 @@ async fn a_session_keeps_prompt_and_text() {
     assert_eq!(session["tokens"], json!([&[0], &ids[..3]].concat()));
     assert_eq!(session["token_count"], 4);
     assert_eq!(session["busy"], false);
-    // Continuing without a prompt: the next tokens of the script.
+    // Continue without a prompt: the next tokens of the script.
     let body = json!({"session_id": "tale", "max_tokens": ids.len() - 3, "temperature": 0});
     let rest = scripted.server.post(PATH, body).await.ok();
     assert_eq!(

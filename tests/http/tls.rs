@@ -26,7 +26,7 @@ fn certificate(name: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(fixture(name)).expect("a certificate")
 }
 
-/// A copy of a certificate and its key, which can be changed.
+/// A copy of a certificate and its key, which tests can change.
 struct Pair(TempDir);
 
 impl Pair {
@@ -36,7 +36,7 @@ impl Pair {
         pair
     }
 
-    /// Each file changes at once, as deployment tools do it.
+    /// Replaces each file atomically, as deployment tools do.
     fn replace(&self, name: &str) {
         for (kind, file) in [("key", self.key()), ("crt", self.certificate())] {
             let beside = file.with_extension("new");
@@ -64,7 +64,7 @@ impl Pair {
     }
 }
 
-/// A connection that trusts the tests' authority and offers these protocols.
+/// Connects with trust in the tests' authority, offering these protocols.
 async fn connect(server: &Process, protocols: &[&str]) -> TlsStream<TcpStream> {
     skald::tls::install_provider();
     let mut roots = RootCertStore::empty();
@@ -83,7 +83,7 @@ async fn connect(server: &Process, protocols: &[&str]) -> TlsStream<TcpStream> {
     connector.connect(name, socket).await.expect("a handshake")
 }
 
-/// The certificate that the server shows to a new connection.
+/// Returns the certificate that the server presents to a new connection.
 async fn shown(server: &Process) -> CertificateDer<'static> {
     let stream = connect(server, &[]).await;
     let chain = stream
@@ -116,7 +116,7 @@ async fn http_1_and_2_are_spoken_by_what_the_client_offers() {
         .await;
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    // A half-close is one of TLS.
+    // The half-close of TLS.
     let mut stream = connect(&server, &["http/1.1"]).await;
     let request = post("/v1/completions", &["host: localhost"], &body);
     stream.write_all(request.as_bytes()).await.expect("sent");
@@ -174,11 +174,11 @@ async fn a_new_certificate_is_used_on_sighup_and_when_its_file_changes() {
     let name = server.until_logged("reloaded")["name"].clone();
     assert_eq!(name, "TLS certificate and key");
     assert_eq!(shown(&server).await, certificate("second.crt"));
-    // A connection that was open goes on.
+    // An open connection continues.
     let request = "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     assert_eq!(ask(&mut before, request).await.status, 200);
 
-    // A pair that does not belong together takes the place of nothing.
+    // A certificate and key that do not match replace nothing.
     fs::copy(fixture("first.key"), pair.key()).expect("copied");
     server.signal("HUP");
     let refused = server.until_logged("reload failed; keeping the previous version");
@@ -323,7 +323,7 @@ fn health_and_bench_ask_by_tls() {
         let said = String::from_utf8([stdout, stderr].concat()).expect("UTF-8");
         (status.code(), said)
     };
-    // The server of the same settings, whatever its certificate says.
+    // The server configured by these settings, whatever its certificate says.
     let certificate = pair.certificate();
     let own = [
         ("SKALD_LISTEN", address),
@@ -332,7 +332,7 @@ fn health_and_bench_ask_by_tls() {
     let (code, said) = run(&["health"], &own);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains(&format!("{url}/readyz: ok")), "{said}");
-    // A given one has to prove who it is, unless told otherwise.
+    // The certificate of a given URL is verified, unless `--insecure` is set.
     let (code, said) = run(&["health", &url], &[]);
     assert_eq!(code, Some(1), "{said}");
     let (code, said) = run(&["health", "--insecure", &url], &[]);

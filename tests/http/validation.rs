@@ -1,5 +1,5 @@
-//! Every field with a value that is wrong, in both dialects: refused with a message that names
-//! the field, the value and what is allowed.
+//! Every field with a wrong value, in both dialects: refused with a message that names the field, the value
+//! and the limit.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
 
-/// Wrong fields of completions and of chat completions: the fields, the error's `param`, parts of its
+/// Wrong fields of completions and chat completions: the fields, the error's `param`, and parts of its
 /// message.
 const COMPLETIONS_AND_CHAT: &str = r#"
 {"model": 3}                                             | model                    | `model` | 3 | string
@@ -69,7 +69,7 @@ const COMPLETIONS_AND_CHAT: &str = r#"
 {"response_format": "json"}                              | response_format          | `response_format` | object
 "#;
 
-/// Wrong fields of a completion alone, in the same columns.
+/// Wrong fields of completions alone, in the same columns.
 const COMPLETIONS: &str = r#"
 {"prompt": 3}                             | prompt          | `prompt` | 3 | string
 {"prompt": []}                            | prompt          | `prompt` | at least one
@@ -94,7 +94,7 @@ const COMPLETIONS: &str = r#"
 {"session_id": "s", "prompt": ["a", "b"]} | prompt          | session | 2
 "#;
 
-/// Wrong fields of a chat completion alone, in the same columns.
+/// Wrong fields of chat completions alone, in the same columns.
 const CHAT: &str = r#"
 {"messages": null}                                      | messages                 | `messages` | at least one
 {"messages": []}                                        | messages                 | `messages` | at least one
@@ -133,7 +133,7 @@ const CHAT: &str = r#"
 {"max_completion_tokens": 12, "min_tokens": 13}         | min_tokens               | `min_tokens` | got 13 | `max_completion_tokens` (12)
 "#;
 
-/// Wrong fields of a request for embeddings, in the same columns.
+/// Wrong fields of requests for embeddings, in the same columns.
 const EMBEDDINGS: &str = r#"
 {"model": 3}                                   | model               | `model` | 3 | string
 {"input": null}                                | input               | `input` | null | string
@@ -156,7 +156,7 @@ const EMBEDDINGS: &str = r#"
 {"user": 7}                                    | user                | `user` | 7 | string
 "#;
 
-/// Wrong parameters of a native request: the parameters, parts of the error.
+/// Wrong parameters of native requests: the parameters, and parts of the error.
 const NATIVE: &str = r#"
 {"max_new_tokens": 0}           | `max_new_tokens` | got 0 | 1
 {"max_new_tokens": "9"}         | `parameters.max_new_tokens` | "9" | integer
@@ -190,7 +190,7 @@ const NATIVE: &str = r#"
 {"grammar": {"type": 3}}        | `parameters.grammar.type` | 3 | string
 "#;
 
-/// The lines of a table: JSON, then columns.
+/// Returns the lines of a table: JSON, then columns.
 fn rows(table: &str) -> impl Iterator<Item = (Value, Vec<&str>)> {
     table.trim().lines().map(|line| {
         let mut columns = line.split('|').map(str::trim);
@@ -239,7 +239,7 @@ async fn every_wrong_field_of_a_request_for_embeddings_is_refused() {
     assert_eq!(other.body["error"]["code"], "model_not_found");
 }
 
-/// A request that is right but for `fields`; the first column is the error's `param`, the others
+/// Asserts that `fields` make a valid request invalid; the first column is the error's `param`, the others
 /// are parts of its message.
 async fn refused_under_v1(path: &str, mut body: Value, fields: &Value, columns: &[&str]) {
     let (param, parts) = columns.split_first().unwrap();
@@ -398,7 +398,7 @@ async fn broken_json_says_where_in_both_dialects() {
             answer.message()
         );
     }
-    // No object at all: a wrong type, not broken.
+    // Not an object: a wrong type, not broken JSON.
     let answer = SERVER.post_text("/generate", "[1]".to_owned()).await;
     assert_eq!(answer.status, 422);
 }

@@ -1,4 +1,4 @@
-//! One turn at a time: who waits, who is told to come again.
+//! One turn at a time: which requests wait, and which are refused.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::load::{endless, slow};
 use crate::support::{TestServer, sse};
 use crate::sessions::{COMPLETIONS, GENERATE, is_refused, native, turn, with};
 
-/// A session on which a turn runs until the stream is dropped.
+/// Starts a turn on a session that runs until the stream is dropped.
 async fn busy(caller: &Caller, id: &str) -> sse::Live {
     let body = with(endless(), json!({"session_id": id, "stream": true}));
     let mut stream = sse::Live::new(caller.send(COMPLETIONS, body).await);
@@ -84,7 +84,7 @@ async fn those_who_wait_take_turns_in_the_order_they_came() {
     let mut waiting = Vec::new();
     for n in 0..5 {
         let caller = caller.clone();
-        // As is the default, and said by every other.
+        // Waiting is the default; every other request sets it explicitly.
         let more = if n % 2 == 0 {
             json!({"if_busy": "wait"})
         } else {

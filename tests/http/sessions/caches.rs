@@ -1,4 +1,4 @@
-//! What is cached is apart for each key.
+//! Cached prefixes belong to a key, unless `--share-prefix-cache` is set.
 
 use crate::sessions::{COMPLETIONS, prompt, turn};
 use crate::support::process::Process;
@@ -25,7 +25,7 @@ async fn a_key_does_not_show_by_its_caches_what_others_asked() {
     assert_eq!(cached(caller.with_key("a")).await, 0);
     assert_eq!(cached(caller.with_key("b")).await, 99);
     assert_eq!(cached(caller.clone()).await, 99);
-    // Sessions are apart nevertheless.
+    // Sessions still belong to a key.
     let a = caller.with_key("a");
     a.post(COMPLETIONS, turn("tale", &[1, 2], 1)).await.ok();
     assert_eq!(caller.with_key("b").session("tale").await.status, 404);

@@ -1,4 +1,4 @@
-//! Sessions in a directory or a database go on after a restart as if there had been none.
+//! Sessions in a directory or a database continue after a restart.
 
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ async fn nothing_is_changed(place: &Fresh) {
     }
 }
 
-/// A session without what changes by itself.
+/// Returns a session without the fields that change by themselves.
 fn lasting(mut session: Value) -> Value {
     session["cached_tokens"] = Value::Null;
     session["kv_resident"] = Value::Null;
@@ -109,7 +109,7 @@ async fn what_slides_is_the_same_after_a_restart() {
     );
 }
 
-/// Names are parts of paths, which must not lead anywhere else.
+/// Names are parts of paths, which must stay within the directory.
 #[tokio::test]
 async fn every_name_a_session_may_have_is_a_session_of_its_own() {
     let parent = tempfile::tempdir().expect("a directory");
@@ -153,7 +153,7 @@ async fn every_name_a_session_may_have_is_a_session_of_its_own() {
         "{list}"
     );
     for (n, name) in names.iter().enumerate() {
-        // Paths are normalized by clients, so these two have to be escaped.
+        // Clients normalize paths, so these two would have to be escaped.
         let history = match *name {
             "." | ".." => continue,
             name => server.caller().history(name).await.expect("it is there"),

@@ -1,4 +1,4 @@
-//! Forks and rewinds: two ways to go on from somewhere else.
+//! Forks and rewinds: two ways to continue from an earlier point.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use crate::sessions::{COMPLETIONS, fresh, is_refused, prompt, told, turn, with};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(super::start);
 
-/// A session of 50 prompt tokens and 23 generated ones; its history.
+/// Creates a session of 50 prompt tokens and 23 generated ones. Returns its history.
 async fn told_so_far(caller: &Caller, id: &str) -> Vec<usize> {
     caller
         .post(COMPLETIONS, turn(id, &prompt(50, 9), 23))
@@ -24,8 +24,8 @@ async fn history(caller: &Caller, id: &str) -> Vec<usize> {
     ids.into_iter().map(|id| id as usize).collect()
 }
 
-/// Both at temperature 0 and drawn, with and without a prompt of its own, a turn on this session is
-/// what a prompt of `history` gives.
+/// Asserts that turns on this session equal a prompt of `history`, bit for bit: greedy and sampled, with and
+/// without a prompt of their own.
 async fn goes_on_as(caller: &Caller, id: &str, history: &[usize], stranger: &'static str) {
     let mut history = history.to_vec();
     for (n, own) in [vec![], prompt(5, 3), prompt(30, 4)]
@@ -44,7 +44,7 @@ async fn goes_on_as(caller: &Caller, id: &str, history: &[usize], stranger: &'st
         let continued = told(caller.post(COMPLETIONS, body).await);
         history.extend(own);
         let whole = with(fresh(&history, 20), more);
-        // Nobody else has this key, so nothing but the turn before is cached.
+        // The key is used only here, so only the previous turn is cached.
         let cold = caller.with_key(stranger).post(COMPLETIONS, whole).await;
         assert_eq!(continued, told(cold), "turn {n} on {id}");
         history = self::history(caller, id).await;
@@ -98,7 +98,7 @@ async fn a_fork_is_of_the_whole_history_unless_it_says_where() {
         .await
         .created();
     assert_eq!(made["token_count"], 73);
-    // What the original has in the cache, the copy has: whole blocks of the 72 tokens read.
+    // The copy uses the cached blocks of the original: whole blocks of the 72 computed tokens.
     assert_eq!(made["cached_tokens"], 64);
     assert_eq!(made["kv_resident"], true);
     caller.delete("/v1/sessions/whole").await.ok();
@@ -236,7 +236,7 @@ async fn what_can_not_be_rewound_is_refused() {
     is_refused(&absent, 404, "not_found", &["\"nowhere\""]);
 }
 
-/// All of it can be dropped; what is left is a session that has said nothing yet.
+/// A rewind to zero leaves a session with an empty history.
 #[tokio::test]
 async fn a_session_can_be_rewound_to_its_beginning() {
     let caller = SERVER.caller();

@@ -1,4 +1,4 @@
-//! How long sessions are kept, and how many.
+//! The lifetime of sessions, and their number.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,12 @@ use crate::support::pace::until;
 
 const TTL: Duration = Duration::from_secs(2);
 
-/// The session `used`, of which it is known whether it was used often enough: on a machine that is
-/// busy with something else, more time than its own may pass between two uses.
+/// The session `used`, with the time between its uses: on a machine that is busy with other work, more than
+/// the lifetime can pass between two uses.
 struct InUse<'a> {
     caller: &'a Caller,
     last: Instant,
-    /// The longest time between two uses.
+    /// Longest time between two uses.
     longest: Duration,
 }
 
@@ -40,7 +40,7 @@ impl<'a> InUse<'a> {
         self.last = begun;
     }
 
-    /// All of its turns are there, unless its time was over in between.
+    /// Asserts that the session exists, unless it was unused for longer than its lifetime.
     async fn is_there(&self) {
         let history = self.caller.history("used").await;
         let longest = self.longest.max(self.last.elapsed());
@@ -60,7 +60,7 @@ async fn a_session_is_forgotten_when_it_was_not_used_for_so_long() {
             .await
             .ok();
         let mut used = InUse::begin(&caller).await;
-        // Showing is not using.
+        // Reading does not count as use.
         until("forgotten", async || {
             caller.get("/v1/sessions").await.ok();
             used.again().await;
@@ -76,7 +76,7 @@ async fn a_session_is_forgotten_when_it_was_not_used_for_so_long() {
         used.is_there().await;
         let gone = caller.fork("idle", json!({"id": "copy"})).await;
         is_refused(&gone, 404, "not_found", &["\"idle\""]);
-        // Its name begins anew.
+        // The name starts a new history.
         let begun = Instant::now();
         caller
             .post(COMPLETIONS, turn("idle", &[1, 2], 1))
@@ -112,13 +112,13 @@ async fn the_time_runs_on_while_no_server_does() {
 async fn a_key_has_so_many_sessions_and_is_told_so() {
     for place in Place::all() {
         let server = place.start(&["--session-limit", "2"]);
-        let nobody = server.caller();
-        for caller in [nobody.clone(), nobody.with_key("sk-1")] {
+        let anonymous = server.caller();
+        for caller in [anonymous.clone(), anonymous.with_key("sk-1")] {
             caller
                 .post(COMPLETIONS, turn("a", &prompt(20, 1), 2))
                 .await
                 .ok();
-            // What is refused takes no place.
+            // A refused request does not count towards the limit.
             let refused = caller
                 .post(COMPLETIONS, turn("x", &prompt(1020, 1), 90))
                 .await;
@@ -135,7 +135,7 @@ async fn a_key_has_so_many_sessions_and_is_told_so() {
             is_refused(&refused, 403, "session_limit", &["2"]);
             assert_eq!(caller.session("c").await.status, 404);
 
-            // Those there are go on, and requests without a session are none of it.
+            // Existing sessions continue, and requests without a session are not affected.
             caller.post(COMPLETIONS, turn("a", &[1], 1)).await.ok();
             caller
                 .post(COMPLETIONS, crate::sessions::fresh(&[1], 1))
@@ -160,7 +160,7 @@ async fn a_session_that_is_forgotten_takes_no_place() {
                 .post(COMPLETIONS, turn(name, &prompt(20, 1), 2))
                 .await
                 .ok();
-            // Whether it was found yet that its time is over or not.
+            // Long enough to expire, whether the sweep has removed it or not.
             tokio::time::sleep(TTL + Duration::from_millis(50)).await;
         }
     }
@@ -194,6 +194,6 @@ async fn what_is_wrong_with_a_path_or_a_query_is_named() {
     let refused = caller.get("/v1/models/%ff").await;
     assert_eq!(refused.status, 400, "{}", refused.body);
     assert!(refused.message().contains("UTF-8"), "{}", refused.body);
-    // What it does not know is passed over.
+    // Unknown parameters are ignored.
     caller.get("/v1/sessions?limit=1&order=asc").await.ok();
 }

@@ -1,5 +1,5 @@
-//! Sessions over a real socket: what every endpoint does and refuses, in both dialects, and over
-//! every place where sessions can be.
+//! Sessions over a real socket: every endpoint and its errors, in both dialects, and with every session
+//! store.
 
 #![allow(clippy::duplicate_mod, reason = "the same tests over every place")]
 
@@ -8,7 +8,7 @@ mod durable;
 mod limits;
 mod places;
 
-/// The tests of one server, over one place.
+/// Defines the tests of one server for each store.
 macro_rules! over {
     ($($name:ident: $place:ident,)*) => {$(
         #[path = "."]
@@ -21,12 +21,12 @@ macro_rules! over {
             use crate::sessions::places::Place;
             use crate::support::{Setup, TestServer};
 
-            /// Puts a server's sessions there.
+            /// Configures the store of a server.
             fn there(setup: &mut Setup) {
                 Place::$place.prepare(setup);
             }
 
-            /// A server with its sessions there.
+            /// Starts a server with this store.
             fn start() -> TestServer {
                 let mut setup = Setup::default();
                 there(&mut setup);
@@ -48,19 +48,19 @@ use serde_json::{Value, json};
 const COMPLETIONS: &str = "/v1/completions";
 const GENERATE: &str = "/generate";
 
-/// A prompt of `n` tokens that no other `salt` gives.
+/// Returns a prompt of `n` tokens that differs for every `salt`.
 fn prompt(n: usize, salt: usize) -> Vec<usize> {
     (0..n).map(|i| (i * 37 + salt * 1009 + 11) % 4000).collect()
 }
 
-/// A greedy turn in OpenAI's dialect that tells of log-probabilities.
+/// Returns a greedy turn in OpenAI's dialect with log-probabilities.
 fn turn(session: &str, prompt: &[usize], max_tokens: usize) -> Value {
     let mut body = fresh(prompt, max_tokens);
     body["session_id"] = json!(session);
     body
 }
 
-/// The same without a session.
+/// Returns the same request without a session.
 fn fresh(prompt: &[usize], max_tokens: usize) -> Value {
     json!({
         "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 3,
@@ -68,7 +68,7 @@ fn fresh(prompt: &[usize], max_tokens: usize) -> Value {
     })
 }
 
-/// A greedy turn in the native dialect.
+/// Returns a greedy turn in the native dialect.
 fn native(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
     json!({
         "inputs": inputs, "session_id": session,
@@ -76,7 +76,7 @@ fn native(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
     })
 }
 
-/// A body with more fields.
+/// Returns a body with more fields.
 fn with(mut body: Value, more: Value) -> Value {
     let Value::Object(more) = more else {
         panic!("fields are an object, not {more}");
@@ -85,18 +85,18 @@ fn with(mut body: Value, more: Value) -> Value {
     body
 }
 
-/// All that a completion tells of its text, bit for bit: text, tokens, log-probabilities.
+/// Returns all that a completion reports about its text, bit for bit: text, tokens, log-probabilities.
 #[track_caller]
 fn told(answer: Answer) -> Value {
     let mut choice = answer.ok()["choices"][0].clone();
-    // Where in the text of all prompts: a session's own prompt is only the last.
+    // Offsets differ: on a session, the prompt is only the last part of the text.
     choice["logprobs"]["text_offset"] = Value::Null;
-    // A random one where none was given.
+    // A random seed if none was given.
     choice["seed"] = Value::Null;
     choice
 }
 
-/// Asserts status, and OpenAI's code or TGI's type.
+/// Asserts the status, and OpenAI's code or TGI's type.
 #[track_caller]
 fn is_refused(answer: &Answer, status: u16, name: &str, words: &[&str]) {
     assert_eq!(answer.status, status, "{}", answer.body);

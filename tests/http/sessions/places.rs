@@ -1,4 +1,4 @@
-//! Where sessions can be.
+//! Session stores.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use crate::support::process::Process;
 /// One PostgreSQL server for all tests, with a database for each.
 static CLUSTER: LazyLock<Option<Cluster>> = LazyLock::new(Cluster::start);
 
-/// A place of sessions.
+/// A session store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Memory,
@@ -18,15 +18,15 @@ pub enum Place {
     Database,
 }
 
-/// A place of its own for one test.
+/// An empty store for one test.
 pub struct Fresh {
     pub place: Place,
     flags: Vec<String>,
-    /// Removed with this.
+    /// Removed when this is dropped.
     directory: Option<tempfile::TempDir>,
 }
 
-/// A new database; `None` where PostgreSQL is not installed.
+/// Creates a database; `None` if PostgreSQL is not installed.
 fn database() -> Option<String> {
     static MADE: AtomicUsize = AtomicUsize::new(0);
     let cluster = CLUSTER.as_ref()?;
@@ -35,13 +35,13 @@ fn database() -> Option<String> {
 }
 
 impl Place {
-    /// All of them, as far as they can be had on this machine.
+    /// Returns an empty store of each kind that this machine supports.
     pub fn all() -> impl Iterator<Item = Fresh> {
         let places = [Self::Memory, Self::Directory, Self::Database];
         places.into_iter().filter_map(Self::fresh)
     }
 
-    /// Those that outlive a server.
+    /// Returns an empty store of each kind that outlives a server.
     pub fn durable() -> impl Iterator<Item = Fresh> {
         Self::all().filter(|fresh| fresh.place != Self::Memory)
     }
@@ -67,13 +67,13 @@ impl Place {
         Some(fresh)
     }
 
-    /// Puts the sessions of a server of this process there. Without PostgreSQL the tests of the
-    /// database run once more in memory, which says nothing new.
+    /// Configures a server in this process to use the store. Without PostgreSQL the tests of the database run
+    /// in memory instead, where they add nothing.
     pub fn prepare(self, setup: &mut Setup) {
         match self {
             Self::Memory => (),
             Self::Directory => {
-                // Statics are never dropped, so it stays with what else tests leave.
+                // Statics are never dropped, so the directory stays with the other remains of tests.
                 let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"));
                 setup.sessions.dir = Some(directory.expect("a directory").keep());
             }
@@ -83,7 +83,7 @@ impl Place {
 }
 
 impl Fresh {
-    /// Starts a server there.
+    /// Starts a server that uses the store.
     #[track_caller]
     pub fn start(&self, flags: &[&str]) -> Process {
         let there: Vec<&str> = self.flags.iter().map(String::as_str).collect();

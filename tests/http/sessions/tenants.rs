@@ -1,4 +1,4 @@
-//! Sessions belong to who shows the key they were made with.
+//! Sessions belong to the key that created them.
 
 use serde_json::json;
 
@@ -53,7 +53,7 @@ async fn anothers_session_is_as_if_it_were_not_there() {
             is_refused(&answer, 404, "not_found", &["\"mine\""]);
         }
         assert_eq!(other.get("/v1/sessions").await.ok()["data"], json!([]));
-        // Nor is its name taken.
+        // Nor is the name reserved.
         other.post(COMPLETIONS, turn("own", &[1, 2], 1)).await.ok();
         other.fork("own", json!({"id": "mine"})).await.created();
         other.delete("/v1/sessions/own").await.ok();
@@ -62,7 +62,7 @@ async fn anothers_session_is_as_if_it_were_not_there() {
     assert_eq!(owner.history("mine").await.unwrap().len(), 22);
 }
 
-/// The scheme of HTTP's authorization is written in any case, and parted by any number of spaces.
+/// The scheme of HTTP's authorization may be in any case, followed by any number of spaces.
 #[tokio::test]
 async fn the_key_is_the_same_however_its_scheme_is_written() {
     let server = start();

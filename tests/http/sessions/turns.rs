@@ -1,4 +1,4 @@
-//! What a turn adds to a session, and what it is like to go on.
+//! What a turn adds to a session, and how a session continues.
 
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ async fn field_and_header_name_a_session_in_both_dialects_and_at_every_endpoint(
     assert_eq!(history[expected.len()..][..2], [7, 8]);
     assert_eq!(history.len(), expected.len() + 4);
 
-    // Where both name one, the body decides.
+    // If both name a session, the body decides.
     let sent = crate::support::client()
         .post(SERVER.url(COMPLETIONS))
         .header("x-session-id", "all")
@@ -65,7 +65,7 @@ async fn a_turn_is_what_a_prompt_of_the_whole_history_is_bit_for_bit() {
         let continued = told(caller.post(COMPLETIONS, body).await);
         history.extend(own);
         let whole = with(fresh(&history, 9), more);
-        // Nobody else has this key, so nothing of it is cached.
+        // The key is used only here, so nothing is cached.
         let stranger = caller.with_key(["a", "b", "c", "d", "e"][n]);
         assert_eq!(continued, told(stranger.post(COMPLETIONS, whole).await));
         let kept = caller.history("exact").await.unwrap();
@@ -89,12 +89,12 @@ async fn only_what_is_new_is_computed() {
         .post(COMPLETIONS, turn("new", &prompt(70, 1), 9))
         .await;
     assert_eq!(usage(first.ok()), (70, 0));
-    // All but the last of the 79 tokens, which was drawn and never read.
+    // All but the last of the 79 tokens, which was sampled and never computed.
     let second = caller.post(COMPLETIONS, turn("new", &[5, 6, 7], 9)).await;
     assert_eq!(usage(second.ok()), (82, 78));
     let session = caller.session("new").await.ok();
     assert_eq!(session["token_count"], 91);
-    // Whole blocks of the 90 tokens that were read.
+    // Whole blocks of the 90 computed tokens.
     assert_eq!(session["cached_tokens"], 80);
     assert_eq!(session["kv_resident"], true);
 }
@@ -174,7 +174,7 @@ async fn a_session_goes_on_past_the_window_as_a_prompt_of_its_history_does() {
     let history = || async { caller.history("endless").await.unwrap() };
     assert_eq!(history().await.len(), 1040);
 
-    // Refused where the window is the end, in both dialects, and nothing is changed.
+    // Refused if the window is the limit, in both dialects, and nothing changes.
     let refused = caller.post(COMPLETIONS, turn("endless", &[1], 1)).await;
     crate::sessions::is_refused(&refused, 400, "context_length_exceeded", &["1040", "slide"]);
     let refused = caller.post(GENERATE, native("endless", " so", 5)).await;
@@ -260,7 +260,7 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
         let said = kept.len() - prompt;
         assert!((5..900).contains(&said), "{said} tokens");
 
-        // The same, not cut off.
+        // The same request, not cut off.
         let mut whole = body;
         whole["session_id"] = json!("whole");
         whole["stream"] = json!(false);
@@ -280,7 +280,7 @@ async fn a_client_that_leaves_keeps_what_it_was_sent() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
-    // The prompt is read in 15 steps, after three of which the engine is held.
+    // The prompt takes 15 steps; the engine is held after three of them.
     let (server, gate) = held(3, |setup: &mut crate::support::Setup| {
         super::there(setup);
         setup.engine.max_step_tokens = 64;
@@ -297,7 +297,7 @@ async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
     server
         .until("under way", |status| status.running == 1)
         .await;
-    // It waits until the server has seen that the client is gone.
+    // The rewind waits until the server has noticed that the client disconnected.
     let rewinding = tokio::spawn({
         let caller = caller.clone();
         async move { caller.rewind("early", json!({"tokens": 1})).await }
@@ -310,7 +310,7 @@ async fn a_client_that_leaves_before_anything_was_sent_leaves_no_trace() {
         .until("idle", |status| status.running + status.waiting == 0)
         .await;
     assert_eq!(caller.session("early").await.status, 404);
-    // The next one is not in its way.
+    // The next turn is not affected.
     caller
         .post(COMPLETIONS, turn("early", &prompt(5, 1), 2))
         .await
@@ -326,7 +326,7 @@ async fn a_deleted_session_is_gone_and_a_running_turn_does_not_bring_it_back() {
     let mut stream = sse::Live::new(caller.send(COMPLETIONS, body).await);
     stream.next().await.unwrap().expect("an event");
     let deleted = caller.delete("/v1/sessions/gone").await;
-    // Before its first turn has ended a session is there or not; but it does not come back.
+    // Before its first turn has ended, a session may exist or not; but it does not reappear.
     assert!([200, 404].contains(&deleted.status), "{}", deleted.body);
     if deleted.status == 200 {
         assert_eq!(
@@ -355,7 +355,7 @@ async fn a_deleted_session_is_gone_and_a_running_turn_does_not_bring_it_back() {
     server.until("idle", |status| status.running == 0).await;
     assert_eq!(caller.session("kept").await.status, 404);
     assert_eq!(caller.delete("/v1/sessions/kept").await.status, 404);
-    // The name begins anew.
+    // The name starts a new history.
     caller.post(COMPLETIONS, turn("kept", &[3], 1)).await.ok();
     assert_eq!(caller.history("kept").await.unwrap()[0], 3);
 }

@@ -1,4 +1,4 @@
-//! A collector's stand-in: takes OTLP over HTTP as a real one does, and keeps the spans.
+//! A stand-in for a collector: accepts OTLP over HTTP as a real one does, and keeps the spans.
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
@@ -23,17 +23,17 @@ use prost::Message;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// How long spans may take to arrive.
+/// Maximum time until spans arrive.
 const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// A span as it arrived.
 #[derive(Debug, Clone)]
 pub struct Span {
     pub name: String,
-    /// In hexadecimal.
+    /// Trace id in hexadecimal.
     pub trace: String,
     pub id: String,
-    /// Empty without one.
+    /// Id of the parent; empty without one.
     pub parent: String,
     pub state: String,
     /// 1 internal, 2 server.
@@ -57,11 +57,11 @@ impl Span {
 #[derive(Default)]
 struct Received {
     spans: Vec<Span>,
-    /// The head of every export.
+    /// Head of every export.
     heads: Vec<HeaderMap>,
-    /// The bytes of every export.
+    /// Bytes of every export.
     bytes: Vec<u8>,
-    /// Spans of the next export that are rejected, as OTLP's partial success says.
+    /// Spans of the next export to reject, by OTLP's partial success.
     rejects: i64,
 }
 
@@ -78,7 +78,7 @@ impl Collector {
         Self::at(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// Listens there, on a thread of its own.
+    /// Listens at an address, on a thread of its own.
     pub fn at(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).expect("a port");
         listener.set_nonblocking(true).expect("a socket option");
@@ -107,7 +107,7 @@ impl Collector {
         }
     }
 
-    /// What `--otlp-endpoint` is told.
+    /// Returns the value for `--otlp-endpoint`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -117,24 +117,24 @@ impl Collector {
         self.received.lock().expect("no panic").rejects = spans;
     }
 
-    /// The spans that have arrived.
+    /// Returns the received spans.
     pub fn spans(&self) -> Vec<Span> {
         self.received.lock().expect("no panic").spans.clone()
     }
 
-    /// The head of every export that has arrived.
+    /// Returns the head of every received export.
     pub fn heads(&self) -> Vec<HeaderMap> {
         self.received.lock().expect("no panic").heads.clone()
     }
 
-    /// Whether any export had this text in it.
+    /// Returns whether any export contained this text.
     pub fn has_seen(&self, text: &str) -> bool {
         let received = self.received.lock().expect("no panic");
         let mut windows = received.bytes.windows(text.len());
         windows.any(|window| window == text.as_bytes())
     }
 
-    /// Waits for the span of a request, which is exported after its children; with the children.
+    /// Waits for the span of a request, which is exported after its children. Returns it and the children.
     #[track_caller]
     pub fn request(&self, id: &str) -> (Span, Vec<Span>) {
         let deadline = Instant::now() + ARRIVAL;

@@ -1,4 +1,5 @@
-//! A collector that is away, hangs, or comes back: it costs spans, never a request or a stop.
+//! A collector that is unavailable, hangs, or returns: the server loses spans, but requests and the stop are
+//! not delayed.
 
 use std::net::TcpListener;
 use std::thread;
@@ -10,18 +11,18 @@ use super::collector::Collector;
 use super::{AT_ONCE, answer, post};
 use crate::support::process::Process;
 
-/// Spans that may wait, as `docs/operations.md` says.
+/// Maximum queued spans, as documented in `docs/operations.md`.
 const QUEUE: usize = 4096;
-/// Far more than the 3 s that the last spans have, far less than a collector's 10 minutes.
+/// Far more than the 3 s for the last spans, far less than the collector's 10 minutes.
 const STOP: Duration = Duration::from_secs(60);
 
-/// A port on which nothing listens.
+/// Returns an address on which nothing listens.
 fn free_port() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address")
 }
 
-/// Asks for a tale and asserts that it comes.
+/// Asserts that a request is answered.
 async fn is_answered(server: &Process, id: &str) {
     let tale = json!({"inputs": "Once", "parameters": {"max_new_tokens": 2}});
     assert_eq!(answer(post(server, id, "/generate", &tale)).await.0, 200);
@@ -92,7 +93,7 @@ async fn a_collector_that_hangs_holds_up_neither_requests_nor_the_stop() {
     let ten_minutes = ("OTEL_EXPORTER_OTLP_TIMEOUT", "600000");
     let mut server = Process::start_in(&[AT_ONCE, ten_minutes], &["--otlp-endpoint", &endpoint]);
     is_answered(&server, "first").await;
-    // More spans than may wait: the rest is dropped at once.
+    // More spans than the queue holds: the rest is dropped at once.
     let caller = server.caller();
     for _ in 0..QUEUE {
         assert_eq!(caller.get("/v1/models").await.status, 200);

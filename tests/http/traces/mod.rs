@@ -1,5 +1,5 @@
-//! Traces from outside: the real command, exporting over a real socket to a stand-in that decodes
-//! the real protocol.
+//! Traces from outside: the real command exports over a real socket to a stand-in that decodes the real
+//! protocol.
 
 mod collector;
 mod export;
@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::support::process::Process;
 use collector::Collector;
 
-/// Sends finished spans at once, not every 5 s.
+/// Sends finished spans at once, instead of every 5 s.
 const AT_ONCE: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "20");
 
-/// A server that exports to `collector`.
+/// Starts a server that exports to `collector`.
 #[track_caller]
 fn traced(collector: &Collector, flags: &[&str]) -> Process {
     let endpoint = collector.endpoint();
@@ -23,7 +23,7 @@ fn traced(collector: &Collector, flags: &[&str]) -> Process {
     Process::start_in(&[AT_ONCE], &flags)
 }
 
-/// A request with this id.
+/// Returns a request with this id.
 fn post(server: &Process, id: &str, path: &str, body: &Value) -> RequestBuilder {
     let address = server.address().expect("it is ready");
     crate::support::client()
@@ -32,7 +32,7 @@ fn post(server: &Process, id: &str, path: &str, body: &Value) -> RequestBuilder 
         .body(body.to_string())
 }
 
-/// Sends it and reads the whole answer.
+/// Sends a request and reads the whole answer.
 async fn answer(request: RequestBuilder) -> (u16, String) {
     let response = request.send().await.expect("an answer");
     let status = response.status().as_u16();

@@ -1,4 +1,4 @@
-//! How traces are switched on and off, by Skald's setting and by the standard variables.
+//! Turning traces on and off, by Skald's setting and by the standard variables.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use super::collector::Collector;
 use super::{AT_ONCE, answer, post};
 use crate::support::process::{Process, skald};
 
-/// Asserts that the command is refused with exit code 2 and all of `words`.
+/// Asserts that the command fails with exit code 2 and a message that contains all of `words`.
 #[track_caller]
 fn is_refused(environment: &[(&str, &str)], flags: &[&str], words: &[&str]) {
     let mut command = skald(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat());

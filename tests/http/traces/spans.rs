@@ -1,4 +1,4 @@
-//! Which spans a request has, whose children they are, when they are, and what they say.
+//! The spans of a request: their parents, times and attributes.
 
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ fn are_ordered(request: &Span, stages: &[Span]) {
     }
 }
 
-/// The trace that a request's line in the log names.
+/// Returns the trace that a request's log line names.
 #[track_caller]
 fn trace_in_log(server: &Process, id: &str, message: &str) -> Value {
     let line = server.until_logged_where(message, |line| line["span"]["id"] == id);
@@ -104,7 +104,7 @@ async fn a_request_is_a_span_with_its_stages_below_it() {
         request.resource["service.version"],
         env!("CARGO_PKG_VERSION")
     );
-    // Neither what was asked nor what was answered goes out, and the test would see it.
+    // Neither prompt nor answer is exported. The first line shows that the check can find text.
     assert!(collector.has_seen("whole/0"));
     assert!(!collector.has_seen("dwarf"));
     let said = told["choices"][0]["text"].as_str().expect("a text");
@@ -214,7 +214,7 @@ async fn a_stream_whose_client_goes_away_is_cancelled() {
         &json!(["cancelled"])
     );
     assert_eq!((request.status, stages[2].status), (UNSET, UNSET));
-    // Its line is written when the stream is dropped, outside of any poll.
+    // The line is written when the stream is dropped, outside of any poll.
     let logged = trace_in_log(&server, "left", "generation finished");
     assert_eq!(logged, TRACE);
     server.stop();
@@ -307,7 +307,7 @@ async fn a_refused_request_is_no_error_of_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generation_that_is_ended_by_the_server_is_an_error_and_is_still_exported() {
     let collector = Collector::start();
-    // Warnings alone are logged, and still have the names of their requests.
+    // Only warnings are logged, and they still have the ids of their requests.
     let flags = ["--drain-timeout", "300ms", "--log", "warn,skald::cli=info"];
     let mut server = traced(&collector, &flags);
     let body = json!({"prompt": "Once", "max_tokens": 100_000, "stream": true, "overflow": "slide", "ignore_eos": true});
@@ -345,7 +345,7 @@ async fn an_answer_of_the_servers_fault_is_an_error() {
     let mut stream = Live::new(stream.send().await.expect("an answer"));
     stream.next().await.expect("an event");
     server.terminate();
-    // Until the signal has arrived requests are welcome.
+    // Requests are accepted until the signal has arrived.
     let body = json!({"prompt": "Once", "max_tokens": 1});
     let mut tries = 0..10_000;
     let id = loop {
@@ -390,7 +390,7 @@ async fn without_a_collector_the_callers_trace_is_in_the_log() {
     let logged = |id| trace_in_log(&server, id, "generation finished");
     assert_eq!(logged("with"), TRACE);
     assert_eq!(logged("without"), Value::Null);
-    // The name of a request is in its lines once: their own field says which generation it is.
+    // The id of a request is in its lines once: a field of their own names the generation.
     for line in server.logged("generation finished") {
         assert_eq!(line["generation"], 0);
         assert_eq!(line["id"], Value::Null);
