@@ -1,4 +1,4 @@
-//! One client of the load: turns of all kinds, forks, rewinds, deletions, on sessions of its own.
+//! One client of the load: turns of all kinds, forks, rewinds and deletions on its own sessions.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::support::caller::{Caller, said, token_ids};
 use crate::support::pace::PATIENCE;
 use crate::support::sse::Live;
 
-/// The server is not there any more, or goes away.
+/// The server is gone or about to stop.
 #[derive(Debug)]
 pub struct Gone;
 
@@ -22,22 +22,22 @@ impl From<reqwest::Error> for Gone {
     }
 }
 
-/// How a turn is asked for.
+/// Form of a request for a turn.
 #[derive(Debug, Clone, Copy)]
 enum Form {
     /// The native dialect, as one answer.
     Whole,
     /// The native dialect, as a stream read to its end.
     Stream,
-    /// The native dialect, as a stream that is left.
+    /// The native dialect, as a stream that the client abandons.
     Left,
-    /// OpenAI's dialect, as one answer, which does not tell token ids.
+    /// OpenAI's dialect, as one answer, which has no token ids.
     Completion,
 }
 
 /// Histories longer than this are cut or deleted, so that all fit the window.
 const LONG: usize = 700;
-/// Sessions of a client at most.
+/// Maximum sessions per client.
 const SESSIONS: usize = 4;
 
 const BEGINNINGS: [&str; 6] = [
@@ -49,13 +49,13 @@ const BEGINNINGS: [&str; 6] = [
     " In the morning the old woman went out into the forest to gather wood, and there she met",
 ];
 
-/// A client that owns its sessions: nobody else uses them.
+/// A client with sessions of its own, which no other client uses.
 pub struct Client {
-    /// The key it shows, if any.
+    /// API key, if any.
     pub key: Option<&'static str>,
-    /// All sessions it ever had.
+    /// All its sessions, including deleted ones.
     pub tales: BTreeMap<String, Tale>,
-    /// Turns that have ended.
+    /// Completed turns.
     pub turns: usize,
     random: Random,
     made: usize,
@@ -72,7 +72,7 @@ impl Client {
         }
     }
 
-    /// Asks a server by its own key.
+    /// Returns a caller with the client's key.
     pub fn asking(&self, caller: &Caller) -> Caller {
         match self.key {
             Some(key) => caller.with_key(key),
@@ -80,13 +80,13 @@ impl Client {
         }
     }
 
-    /// Does one thing after the other until the server is gone.
+    /// Performs one operation after another until the server is gone.
     pub async fn run(&mut self, caller: &Caller, reference: &Reference) {
         let caller = self.asking(caller);
         while self.step(&caller, reference).await.is_ok() {}
     }
 
-    /// Does one thing.
+    /// Performs one operation.
     pub async fn step(&mut self, caller: &Caller, reference: &Reference) -> Result<(), Gone> {
         let there: Vec<String> = self.there().map(str::to_owned).collect();
         let name = match self.random.below(10) {
@@ -105,13 +105,13 @@ impl Client {
         }
     }
 
-    /// The sessions there are.
+    /// Returns the names of the existing sessions.
     pub fn there(&self) -> impl Iterator<Item = &str> {
         let tales = self.tales.iter();
         tales.filter_map(|(name, tale)| tale.known.is_some().then_some(name.as_str()))
     }
 
-    /// A name that was never used, or one that was given up.
+    /// Returns a name that was never used, or that of a deleted session.
     fn name(&mut self) -> String {
         let given_up = self.tales.iter().find(|(_, tale)| tale.known.is_none());
         if let Some((name, _)) = given_up
@@ -172,7 +172,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads so many events of a stream; its tokens, and whether it came to its end.
+    /// Reads `events` events of a stream. Returns its tokens, and whether it has ended.
     async fn read(
         &mut self,
         caller: &Caller,
@@ -191,14 +191,14 @@ impl Client {
         let mut told = Vec::new();
         for _ in 0..events {
             let event = stream.next().await?.ok_or(Gone)?;
-            // A server that stops gives up what takes too long.
+            // A stopping server gives up what takes too long.
             if event.get("error").is_some() {
                 return Err(Gone);
             }
             if event["token"]["special"] == false {
                 told.extend(token_ids(&json!([event["token"]["id"]])));
             }
-            // It is settled before its last event is sent.
+            // The turn is committed before the last event is sent.
             if event["generated_text"].is_string() {
                 return Ok((told, true));
             }
@@ -206,7 +206,7 @@ impl Client {
         Ok((told, false))
     }
 
-    /// Goes away in the middle of a stream. The session then keeps at least what was received.
+    /// Disconnects in the middle of a stream. The session then keeps at least the received tokens.
     async fn leave(
         &mut self,
         caller: &Caller,
@@ -315,7 +315,7 @@ impl Client {
     }
 }
 
-/// A turn in the native dialect.
+/// Returns a turn in the native dialect.
 fn native(name: &str, turn: &Turn) -> Value {
     let mut parameters = json!({"max_new_tokens": turn.max_tokens, "details": true});
     match turn.choice {
@@ -329,19 +329,19 @@ fn native(name: &str, turn: &Turn) -> Value {
     json!({"inputs": turn.inputs, "session_id": name, "parameters": parameters})
 }
 
-/// The body of an answer of success; `Gone` if the server is about to stop.
+/// Returns the body of a successful answer; `Gone` if the server is about to stop.
 #[track_caller]
 fn accepted(status: u16, body: Value) -> Result<Value, Gone> {
     match status {
         200 | 201 => Ok(body),
         503 => Err(Gone),
-        // The connection to a database broke in the wrong moment.
+        // The connection to the database broke during the commit.
         500 if is_unknown(&body) => Err(Gone),
         status => panic!("{status}: {body}"),
     }
 }
 
-/// Whether an answer says that it is not known if the turn was kept, in either dialect.
+/// Returns whether an answer reports an unknown outcome of the commit, in either dialect.
 fn is_unknown(body: &Value) -> bool {
     let names = [&body["error_type"], &body["error"]["code"]];
     names.contains(&&json!("session_state_unknown"))

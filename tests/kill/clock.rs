@@ -1,5 +1,6 @@
-//! A clock that is set back or forward while the server runs, as time synchronisation does: no deadline
-//! goes by it, and no session is lost. Only `--session-ttl` does: it counts across restarts.
+//! A clock that is set back or forward while the server runs, as time synchronisation does: deadlines don't
+//! depend on it, and sessions are not lost. Only `--session-ttl` depends on it, because it counts across
+//! restarts.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,15 @@ use crate::support::load::{endless, streamed};
 use crate::support::process::Process;
 use crate::support::sse;
 
-/// A wall clock of a process's own, by libfaketime; its monotonic clock is the machine's.
+/// A wall clock for one process, by libfaketime; the monotonic clock is the machine's.
 struct Clock {
     library: PathBuf,
     offset: tempfile::NamedTempFile,
 }
 
 impl Clock {
-    /// `None`, with the reason, where libfaketime is not installed: `SKALD_TEST_CLOCK=1` fails then.
+    /// Creates a clock; `None`, with the reason, if libfaketime is not installed: with `SKALD_TEST_CLOCK=1`
+    /// this fails.
     fn new() -> Option<Self> {
         let name = "faketime/libfaketimeMT.so.1";
         let directories = std::fs::read_dir("/usr/lib")
@@ -42,9 +44,9 @@ impl Clock {
         Some(clock)
     }
 
-    /// Sets the clock to this offset from the machine's, such as `-10y`.
+    /// Sets the offset from the machine's clock, such as `-10y`.
     fn set(&self, offset: &str) {
-        // In place at once: a reader never finds an empty file.
+        // Renamed, so that a reader never finds an empty file.
         let next = self.offset.path().with_extension("next");
         std::fs::write(&next, offset).expect("written");
         std::fs::rename(&next, self.offset.path()).expect("renamed");
@@ -71,7 +73,7 @@ fn turn(session: &str) -> Value {
     json!({"prompt": " and", "max_tokens": 4, "session_id": session, "timeout": 170})
 }
 
-/// The server's wall clock, as an answer has it.
+/// Returns the year of the server's wall clock, from an answer.
 async fn year(caller: &Caller) -> u64 {
     let answer = caller.post("/v1/completions", json!({"prompt": "A", "max_tokens": 1}));
     let created = answer.await.ok()["created"].as_u64();

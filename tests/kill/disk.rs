@@ -1,7 +1,8 @@
-//! A disk that is full, read-only or gone: turns on sessions fail and say why, all else is answered,
-//! histories stay as they were, and when the disk is back so are the sessions.
+//! A disk that is full, read-only or gone: turns on sessions fail with the reason, other requests are
+//! answered, histories stay unchanged, and sessions work again when the disk does.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,11 +13,12 @@ use crate::support::caller::Caller;
 use crate::support::pace::until;
 use crate::support::process::{Process, skald};
 
-/// A file system of its own in memory; unmounted when dropped.
+/// A file system in memory; unmounted when dropped.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
-    /// `None`, with the reason, where this process must not mount: `SKALD_TEST_MOUNT=1` fails then.
+    /// Mounts a file system; `None`, with the reason, if this process must not mount: with
+    /// `SKALD_TEST_MOUNT=1` this fails.
     fn mount() -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
         let options = ["-t", "tmpfs", "-o", "size=512k", "tmpfs"];
@@ -61,14 +63,14 @@ fn turn(session: &str) -> Value {
     })
 }
 
-/// All turns fail with this reason; what needs no disk is answered.
+/// Asserts that all turns fail with this reason, and that requests without a session are answered.
 async fn turns_fail(caller: &Caller, reason: &str) {
     for session in ["tale", "new"] {
         let answer = caller.post("/generate", turn(session)).await;
         assert_eq!(answer.status, 500, "{}", answer.body);
         assert!(answer.message().contains(reason), "{}", answer.body);
     }
-    // A stream that has begun says so in its last event.
+    // A stream that has begun reports it in its last event.
     let body = json!({
         "prompt": " and", "session_id": "tale", "max_tokens": 4, "stream": true,
     });
@@ -85,7 +87,7 @@ async fn goes_on_without_sessions(caller: &Caller) {
     caller.get("/metrics").await;
 }
 
-/// The session goes on with its history.
+/// Asserts that the session continues from its history.
 async fn goes_on(caller: &Caller, history: &[u32]) -> Vec<u32> {
     let answer = caller.post("/generate", turn("tale")).await.ok();
     assert!(answer.get("history_lost").is_none());
@@ -104,7 +106,8 @@ async fn a_full_disk_fails_turns_until_there_is_room() {
     caller.post("/generate", turn("tale")).await.ok();
     let history = caller.history("tale").await.expect("it is there");
     let filler = disk.path().join("filler");
-    fs::write(&filler, vec![0; 1 << 20]).expect_err("it is full by now");
+    let full = fs::write(&filler, vec![0; 1 << 20]).expect_err("it is full by now");
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
     turns_fail(&caller, "No space left on device").await;
     assert_eq!(caller.history("tale").await.as_ref(), Some(&history));
     fs::remove_file(filler).expect("removed");
@@ -140,10 +143,10 @@ async fn a_disk_that_is_gone_fails_turns_until_it_is_back_and_nothing_is_written
     caller.post("/generate", turn("tale")).await.ok();
     let history = caller.history("tale").await.expect("it is there");
     fs::rename(&mounted, &away).expect("moved");
-    // As an empty mount point would be.
+    // As an empty mount point.
     fs::create_dir(&mounted).expect("made");
     turns_fail(&caller, "is gone").await;
-    // That it is not known must not look like a session that does not exist.
+    // An unknown history must not look like a session that does not exist.
     assert_eq!(caller.session("tale").await.status, 500);
     assert_eq!(caller.get("/v1/sessions").await.status, 500);
     let there = fs::read_dir(&mounted).expect("a directory").count();
@@ -154,7 +157,7 @@ async fn a_disk_that_is_gone_fails_turns_until_it_is_back_and_nothing_is_written
     server.stop();
 }
 
-/// Without a handler the signal that comes with it would end the process.
+/// Without a handler, the signal that accompanies the error would end the process.
 #[tokio::test]
 async fn a_limit_on_the_size_of_files_fails_the_turn_that_reaches_it() {
     let directory = tempfile::tempdir().expect("a directory");

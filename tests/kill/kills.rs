@@ -1,4 +1,4 @@
-//! SIGKILL at random moments under load, again and again on one directory.
+//! SIGKILL at random times under load, repeated on one directory.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ async fn no_turn_is_lost_and_no_history_torn_by_kills() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().to_str().expect("a path in UTF-8");
     let place = Place {
-        // Little enough memory that sessions push each other out of the KV cache: 128 blocks.
+        // So little memory that sessions evict each other's KV blocks: 128 blocks.
         flags: &["--session-dir", path, "--kv-memory", "24MiB"],
         is_whole: &|_| nothing_is_set_aside(directory.path()),
     };
     no_turn_is_lost(&place).await;
 }
 
-/// A kill leaves files whole or not there, so none is found to be anything else.
+/// Asserts that no file was set aside: after a kill, files are complete or do not exist.
 fn nothing_is_set_aside(directory: &Path) {
     for file in files(directory) {
         let name = file.to_string_lossy();
@@ -27,7 +27,7 @@ fn nothing_is_set_aside(directory: &Path) {
     }
 }
 
-/// All files under a directory.
+/// Returns all files under a directory.
 pub fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(directory).expect("a directory");
     let mut found = Vec::new();

@@ -1,11 +1,11 @@
-//! What must be true of a session, by all that its client has seen.
+//! Expected state of a session, from all that its client has seen.
 //!
-//! What has ended is certain. What was under way when the server went away has happened or not, and
-//! a turn may have happened in part; but a history is never anything else.
+//! Completed operations are certain. An operation that was running when the server was killed took effect or
+//! not, and a turn may have been kept in part; no other history is allowed.
 
 use crate::reference::{Choice, Reference};
 
-/// One turn that was asked for.
+/// A requested turn.
 #[derive(Debug, Clone)]
 pub struct Turn {
     pub inputs: String,
@@ -13,33 +13,33 @@ pub struct Turn {
     pub max_tokens: usize,
 }
 
-/// What was asked of a session and is not known to be done.
+/// A requested operation whose effect is unknown.
 #[derive(Debug, Clone)]
 pub enum Doubt {
     /// A turn whose answer had not ended.
     Turn(Turn),
-    /// A turn whose answer had ended; all that is known of it is its text.
+    /// A turn whose answer had ended; only its text is known.
     Said { inputs: String, text: String },
-    /// A change after which this is the history.
+    /// A change that results in this history.
     Change(Option<Vec<u32>>),
 }
 
-/// One session.
+/// A session.
 #[derive(Debug, Clone, Default)]
 pub struct Tale {
-    /// Its history after all that has ended; `None` where there is no such session.
+    /// History after all completed operations; `None` if the session does not exist.
     pub known: Option<Vec<u32>>,
-    /// What was under way.
+    /// The operation with an unknown effect.
     pub doubt: Option<Doubt>,
 }
 
 impl Tale {
-    /// The history, as long as something is to be told of it.
+    /// Returns the length of the history.
     pub fn len(&self) -> usize {
         self.known.as_ref().map_or(0, Vec::len)
     }
 
-    /// A turn has ended and these are its tokens.
+    /// Records a completed turn with these tokens.
     pub fn said(&mut self, prompt: &[u32], said: &[u32]) {
         let history = self.known.get_or_insert_default();
         history.extend(prompt);
@@ -47,16 +47,16 @@ impl Tale {
         self.doubt = None;
     }
 
-    /// Something else has ended, after which this is the history.
+    /// Records the history after another completed operation.
     pub fn is_now(&mut self, history: Option<Vec<u32>>) {
         self.known = history;
         self.doubt = None;
     }
 
-    /// Checks what was found against what is known, and takes it over.
+    /// Checks the actual history against the expected one, and adopts it.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A description of the difference.
     pub async fn settle(
         &mut self,
         found: Option<Vec<u32>>,
@@ -80,13 +80,13 @@ impl Tale {
         Ok(())
     }
 
-    /// What comes after what is known and a prompt.
+    /// Returns the part after the known history and a prompt.
     fn rest_of<'a>(&self, found: Option<&'a [u32]>, prompt: &[u32]) -> Option<&'a [u32]> {
         let known = self.known.as_deref().unwrap_or_default();
         found?.strip_prefix(known)?.strip_prefix(prompt)
     }
 
-    /// Whether a turn was kept up to some token.
+    /// Returns whether the history contains a turn up to some token.
     async fn is_beginning(
         &self,
         found: Option<&[u32]>,

@@ -1,4 +1,4 @@
-//! The load of the kill tests, and what must be true after each kill.
+//! The load of the kill tests, and the checks after each kill.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use crate::reference::{Choice, Reference};
 use crate::support::caller::{Caller, said};
 use crate::support::process::Process;
 
-/// Kills of an ordinary run.
+/// Kills in an ordinary run.
 const KILLS: usize = 8;
-/// Who asks: some of them with names that others use too.
+/// Keys of the clients.
 const KEYS: [Option<&str>; 5] = [None, Some("sk-1"), Some("sk-2"), Some("sk-3"), Some("sk-4")];
-/// The greedy turn that every session must continue with as if nothing had happened.
+/// Greedy turn with which every session must continue as without a kill.
 const PROBE: (&str, usize) = (" And then", 4);
 
-/// Where sessions are.
+/// A session store.
 pub struct Place<'a> {
     /// Flags of the server.
     pub flags: &'a [&'a str],
-    /// What else must be true after a kill, of the server that was started after it.
+    /// Further check after a kill, on the server that was started after it.
     pub is_whole: &'a (dyn Fn(&Process) + Sync),
 }
 
-/// Kills a server under load, again and again: no turn that has ended is lost.
+/// Kills a server under load repeatedly, and asserts that completed turns are kept.
 pub async fn no_turn_is_lost(place: &Place<'_>) {
     let kills = number("SKALD_KILLS").map_or(KILLS, |kills| kills as usize);
     let mut random = Random::new(seed());
@@ -54,7 +54,7 @@ pub async fn no_turn_is_lost(place: &Place<'_>) {
     server.stop();
 }
 
-/// The seed of this run's choices.
+/// Returns the seed of this run's choices.
 pub fn seed() -> u64 {
     let seed =
         number("SKALD_KILL_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 32);
@@ -62,14 +62,14 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// Clients that know of no session yet.
+/// Creates clients without sessions.
 pub fn clients(random: &mut Random) -> Vec<Client> {
     KEYS.into_iter()
         .map(|key| Client::new(key, random.split()))
         .collect()
 }
 
-/// A number in the environment.
+/// Returns a number from the environment.
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(
@@ -78,7 +78,7 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// Lets all clients loose on a server and kills it; sometimes it was asked to stop before.
+/// Runs all clients against a server and kills it, sometimes during a graceful stop. Returns the clients.
 async fn killed_under_load(
     server: &mut Process,
     clients: Vec<Client>,
@@ -109,14 +109,14 @@ async fn killed_under_load(
         .collect()
 }
 
-/// A server that gets no time to become ready.
+/// Starts a server and kills it before it may be ready.
 fn killed_at_the_start(flags: &[&str], random: &mut Random) {
     let mut server = Process::spawn(flags);
     std::thread::sleep(Duration::from_millis(random.within(0..400) as u64));
     server.kill();
 }
 
-/// Every session of a client is as it must be, and goes on as without any cache.
+/// Asserts that each session of a client has an allowed history, and continues as without a cache.
 pub async fn check(client: &mut Client, caller: &Caller, reference: &Reference) {
     let caller = client.asking(caller);
     for (name, tale) in &mut client.tales {

@@ -1,22 +1,22 @@
-//! What a kill, a torn file or a second server may do to durable sessions: nothing that shows.
+//! Kills, torn files and second servers: none of them may have a visible effect on durable sessions.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | [`kills`] | SIGKILL at random moments under load, on one directory |
-//! | [`torn`] | files that are not as they were written |
+//! | [`kills`] | SIGKILL at random times under load, on one directory |
+//! | [`torn`] | damaged and foreign files |
 //! | [`shared`] | two servers on one directory |
-//! | [`two_servers`] | what must be true of two servers in one place, wherever it is |
+//! | [`two_servers`] | two servers that share a session store of any kind |
 //! | [`clock`] | a clock that is set back and forward |
 //! | [`disk`] | a disk that is full, read-only or gone |
-//! | [`load`] | kills under load, and what must be true after each |
+//! | [`load`] | the load, and the checks after each kill |
 //! | [`client`] | one client of the load |
-//! | [`ledger`] | what must be true of a session after all that a client has seen |
+//! | [`ledger`] | expected state of a session, from all that a client has seen |
 //! | [`postgres`] | servers, databases and networks that fail, with sessions in PostgreSQL |
-//! | [`reference`] | what the model says without any cache |
+//! | [`reference`] | results of the model without a cache |
 //! | [`random`] | random choices from a seed |
 //!
-//! `SKALD_KILLS=100 cargo test --release --test kill` is the long run; a failure names the
-//! `SKALD_KILL_SEED` to choose the same again.
+//! `SKALD_KILLS=100 cargo test --release --test kill` is the long run. A failure names the `SKALD_KILL_SEED`
+//! that repeats its choices.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -11,27 +11,27 @@ impl Random {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// A number from 0 to `n - 1`.
+    /// Returns a number from 0 to `n - 1`.
     pub fn below(&mut self, n: usize) -> usize {
         (self.0.next_u64() % n as u64) as usize
     }
 
-    /// A number in a range.
+    /// Returns a number in a range.
     pub fn within(&mut self, range: std::ops::Range<usize>) -> usize {
         range.start + self.below(range.len())
     }
 
-    /// True so many times in a hundred.
+    /// Returns true with a probability of `percent` in 100.
     pub fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    /// One of these.
+    /// Returns one of the elements.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 
-    /// A source of its own.
+    /// Creates an independent source.
     pub fn split(&mut self) -> Self {
         Self::new(self.0.next_u64())
     }

@@ -1,4 +1,4 @@
-//! What the model says without any cache.
+//! Results of the model without a cache.
 
 use skald::engine::{EngineHandle, FinishReason, TokenEvent};
 use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle, Tenant};
@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use crate::support::{Setup, serving};
 
-/// How the next tokens are chosen.
+/// Sampling of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// The most likely.
+    /// The most likely token.
     Greedy,
-    /// Drawn at this temperature, in tenths, from the 50 most likely.
+    /// Sampled at this temperature, in tenths, from the `TOP_K` most likely tokens.
     Drawn { tenths: u8, seed: u64 },
 }
 
@@ -25,7 +25,7 @@ impl Choice {
     }
 }
 
-/// Of how many tokens one is drawn.
+/// Tokens to sample from.
 pub const TOP_K: usize = 50;
 
 /// The same model in this process.
@@ -54,7 +54,7 @@ impl Reference {
         self.tokenizer.decode(ids)
     }
 
-    /// What follows a context; without the token that ends the text, as sessions keep it.
+    /// Returns the continuation of a context, without the end-of-text token, as sessions keep it.
     pub async fn next(&self, context: &[u32], choice: Choice, max_tokens: usize) -> Vec<u32> {
         let mut draft = RequestDraft::new(
             RequestId::random(),
@@ -67,7 +67,7 @@ impl Reference {
             draft.sampling.top_k = Some(TOP_K);
             draft.seed = Some(seed);
         }
-        // Whose nobody else's are, so nothing is cached.
+        // A tenant of its own, so nothing is cached.
         draft.tenant = Tenant::of_key(draft.id.to_string().as_bytes());
         let request = self.limits.admit(draft).expect("a valid request");
         let mut generation = self.engine.submit(request).await.expect("accepted");

@@ -1,4 +1,4 @@
-//! Files that are not as they were written: set aside with a warning, harming nothing else.
+//! Damaged and foreign files: set aside with a warning, without other effects.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use crate::support::pace::PATIENCE;
 use crate::support::process::Process;
 use crate::support::script::tokenizer;
 
-/// The built-in model's files.
+/// Files of the built-in model.
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fairy-tales");
-/// Little enough that KV blocks leave it: 48 blocks of 16 tokens.
+/// So little memory that KV blocks are evicted: 48 blocks of 16 tokens.
 const SMALL: [&str; 2] = ["--kv-memory", "9MiB"];
 
-/// What happens to a file.
+/// Damages the content of a file.
 type Damage = fn(&mut Vec<u8>);
 
 const DAMAGES: [(&str, Damage); 9] = [
@@ -54,7 +54,7 @@ fn damage(file: &Path, how: Damage) {
     fs::write(file, bytes).expect("written");
 }
 
-/// The history of a session.
+/// Returns the file with the history of a session.
 fn history_of(directory: &Path, session: &str) -> PathBuf {
     let of = |file: &PathBuf| {
         let parent = file.parent().and_then(Path::file_name);
@@ -65,7 +65,7 @@ fn history_of(directory: &Path, session: &str) -> PathBuf {
     found.next().expect("the session has a file")
 }
 
-/// All KV blocks.
+/// Returns the files of all KV blocks.
 fn blocks(directory: &Path) -> Vec<PathBuf> {
     files(&directory.join("kv"))
         .into_iter()
@@ -85,7 +85,7 @@ async fn say(caller: &Caller, session: &str, inputs: &str, max_new_tokens: usize
     caller.post("/generate", body).await.ok()
 }
 
-/// A greedy turn gives what the model gives on this history without any cache.
+/// Asserts that a greedy turn on this history gives the same as without a cache. Returns the new history.
 async fn goes_on_from(
     caller: &Caller,
     session: &str,
@@ -120,7 +120,7 @@ async fn a_torn_history_is_set_aside_and_harms_no_other() {
     assert_eq!(list["data"].as_array().expect("a list").len(), 1, "{list}");
     for (name, (how, _)) in names.iter().zip(DAMAGES) {
         assert_eq!(caller.session(name).await.status, 404, "{how}");
-        // Its name begins anew.
+        // The name starts a new history.
         goes_on_from(&caller, name, &[], &reference).await;
         let aside = files(directory.path()).into_iter();
         let aside = aside.filter(|file| ends_with(file, ".corrupt"));
@@ -148,7 +148,7 @@ async fn a_torn_kv_block_is_computed_again() {
     let names: Vec<String> = (0..6).map(|n| format!("tale-{n}")).collect();
     let mut histories = Vec::new();
     for (n, name) in names.iter().enumerate() {
-        // Each begins otherwise, so none shares blocks; together they are more than the cache.
+        // All prefixes differ, so no blocks are shared; together they exceed the cache.
         let begin = format!(
             "{n} kings. {}",
             "Once upon a time there was a fox. ".repeat(18)
@@ -167,7 +167,7 @@ async fn a_torn_kv_block_is_computed_again() {
         let server = Process::on(directory.path(), &SMALL);
         for (name, history) in names.iter().zip(&mut histories) {
             *history = goes_on_from(&server.caller(), name, history, &reference).await;
-            // They stay within the window.
+            // Keeps the history within the window.
             let rewind = json!({"tokens": 13});
             server.caller().rewind(name, rewind).await.ok();
             history.truncate(history.len() - 13);
@@ -178,7 +178,7 @@ async fn a_torn_kv_block_is_computed_again() {
     }
 }
 
-/// What a server wrote comes back after a restart, rather than being computed.
+/// Blocks that a server wrote are restored after a restart instead of being computed.
 #[tokio::test]
 async fn kv_blocks_that_are_whole_are_used() {
     let reference = Reference::start();
@@ -240,7 +240,7 @@ async fn what_does_not_belong_there_is_left_alone() {
     for stray in &strays {
         let _ = fs::write(stray, b"hello");
     }
-    // What a process leaves that was killed while it wrote.
+    // Remains of a process that was killed while it wrote.
     for unfinished in [
         "history.4711.0.tmp",
         "history.4711.1.tmp.tmp",
@@ -249,7 +249,7 @@ async fn what_does_not_belong_there_is_left_alone() {
     ] {
         fs::write(tale.join(unfinished), &ours[..ours.len() / 2]).expect("written");
     }
-    // Directories where files should be, links to nowhere.
+    // Directories in place of files, and broken links.
     fs::create_dir_all(tenant.join("empty.session/history")).expect("a directory");
     fs::create_dir_all(tenant.join("no session at all")).expect("a directory");
     fs::create_dir_all(root.join("sessions/lost+found")).expect("a directory");
@@ -262,14 +262,14 @@ async fn what_does_not_belong_there_is_left_alone() {
     let list = caller.get("/v1/sessions").await.ok();
     assert_eq!(list["data"].as_array().expect("a list").len(), 1, "{list}");
     goes_on_from(&caller, "tale", &history, &reference).await;
-    // What cannot be a session fails alone.
+    // Only the session with an unusable file fails.
     let body = json!({"inputs": "A", "session_id": "empty", "parameters": {"max_new_tokens": 1}});
     let broken = caller.post("/generate", body).await;
     assert!([200, 500].contains(&broken.status), "{}", broken.body);
     caller.get("/health").await.ok();
     server.stop();
 
-    // Nor is it in the way when sessions are looked for whose time is over.
+    // Nor do these files prevent the removal of expired sessions.
     let _server = Process::on(root, &["--session-ttl", "1s"]);
     let deadline = Instant::now() + PATIENCE;
     while of_tale.exists() {
@@ -282,7 +282,7 @@ async fn what_does_not_belong_there_is_left_alone() {
     assert!(tenant.join("no session at all").is_dir());
 }
 
-/// A directory of the built-in model whose tokenizer is another.
+/// Returns a directory with the built-in model and another tokenizer.
 fn other_tokenizer() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     for file in ["config.json", "model.safetensors"] {
@@ -293,7 +293,7 @@ fn other_tokenizer() -> tempfile::TempDir {
     let vocabulary = tokenizer["model"]["vocab"]
         .as_object_mut()
         .expect("a vocabulary");
-    // Two whole words change places.
+    // Swap two whole words.
     let ids: Vec<(String, Value)> = vocabulary
         .iter()
         .filter(|(_, id)| [3000, 3001].contains(&id.as_u64().expect("an id")))
@@ -312,7 +312,7 @@ fn other_tokenizer() -> tempfile::TempDir {
     directory
 }
 
-/// Two servers of different models on one directory by mistake, each with a session of the same name.
+/// Two servers with different models on one directory by mistake, each with a session of the same name.
 #[tokio::test]
 async fn servers_of_different_tokenizers_never_touch_each_other_s_histories() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -351,13 +351,13 @@ async fn servers_of_different_tokenizers_never_touch_each_other_s_histories() {
     for file in files(directory.path()) {
         assert!(!ends_with(&file, ".corrupt") && !ends_with(&file, ".foreign"));
     }
-    // Whose they are finds them again.
+    // A server of the first model finds them again.
     let server = Process::on(directory.path(), &[]);
     let reference = Reference::start();
     goes_on_from(&server.caller(), "tale", &histories[0], &reference).await;
 }
 
-/// Before tokenizers had directories of their own, all histories were in one.
+/// In an earlier layout, the histories of all tokenizers were in one directory.
 #[tokio::test]
 async fn a_directory_of_the_earlier_layout_goes_on() {
     let reference = Reference::start();
@@ -393,7 +393,7 @@ async fn a_directory_of_the_earlier_layout_goes_on() {
     assert!(!tenant.exists());
 }
 
-/// A header and a field, in every form of answer, until a turn is kept.
+/// A header and a field in every form of answer, until a turn is committed.
 #[tokio::test]
 async fn the_client_of_a_damaged_history_is_told() {
     const HEADER: &str = "x-skald-session-reset";
@@ -419,7 +419,7 @@ async fn the_client_of_a_damaged_history_is_told() {
     caller.post("/generate", native.clone()).await.ok();
     for (round, (path, body)) in requests.iter().enumerate() {
         damage(&history_of(directory.path(), "tale"), DAMAGES[6].1);
-        // Neither a look nor a refused turn takes it from whoever comes next.
+        // Neither reading nor a refused turn clears the mark.
         assert_eq!(caller.session("tale").await.status, 404);
         let wrong = json!({"inputs": "", "session_id": "tale"});
         assert_eq!(caller.post("/generate", wrong).await.status, 422);
@@ -439,7 +439,7 @@ async fn the_client_of_a_damaged_history_is_told() {
     }
 }
 
-/// A named pipe blocks its reader for ever.
+/// Opening a named pipe would block forever.
 #[tokio::test]
 async fn a_history_that_is_not_a_regular_file_is_set_aside() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -458,7 +458,7 @@ async fn a_history_that_is_not_a_regular_file_is_set_aside() {
     }
 }
 
-/// KV blocks of other weights, or held in another precision, are never mistaken for one's own.
+/// KV blocks of other weights or of another precision are not used.
 #[tokio::test]
 async fn kv_blocks_of_another_precision_are_not_used() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -481,7 +481,7 @@ async fn kv_blocks_of_another_precision_are_not_used() {
         let context = json!({
             "prompt": whole, "max_tokens": 8, "temperature": 0, "session_id": "cold",
         });
-        // Another's key, so nothing of it is cached.
+        // Another key, so nothing is cached.
         let cold = caller.with_key("cold");
         cold.post("/v1/completions", context).await.ok();
         let expected = cold.history("cold").await.expect("it is there");

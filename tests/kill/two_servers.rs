@@ -1,5 +1,5 @@
-//! What must be true of two servers that keep their sessions in one place, wherever that is: one is on
-//! a session at a time, and each continues where the other stopped.
+//! Two servers that share a session store: a session is used by one at a time, and each server continues
+//! where the other stopped.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::support::caller::{Caller, said};
 use crate::support::process::Process;
 use crate::support::sse::Live;
 
-/// Two servers over one place.
+/// Two servers with one session store.
 pub struct TwoServers<Place> {
     pub servers: [Process; 2],
-    /// What the place needs to exist: a directory or a database.
+    /// Directory or database of the store; it exists as long as this.
     pub place: Place,
 }
 
@@ -24,7 +24,7 @@ impl<Place> TwoServers<Place> {
     }
 }
 
-/// A greedy turn of six tokens.
+/// Returns a greedy turn of six tokens.
 fn turn(session: &str, inputs: &str, if_busy: &str) -> Value {
     json!({
         "inputs": inputs, "session_id": session, "if_busy": if_busy,
@@ -32,7 +32,7 @@ fn turn(session: &str, inputs: &str, if_busy: &str) -> Value {
     })
 }
 
-/// A turn that never ends, streamed.
+/// Returns a streamed turn that never ends.
 pub fn endless(session: &str) -> Value {
     json!({
         "prompt": " and", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
@@ -91,7 +91,8 @@ pub async fn each_continues_where_the_other_stopped<Place>(pair: TwoServers<Plac
     assert!(anew.starts_with(&reference.ids("Anew")) && anew.len() < 20);
 }
 
-/// Each of 24 turns from six clients is either refused because the session is busy, or in the history.
+/// Asserts that each of 24 turns from six clients is either refused because the session is busy, or in the
+/// history.
 pub async fn turns_at_once<Place>(pair: TwoServers<Place>, if_busy: &str) {
     let reference = Reference::start();
     let callers = pair.callers();
@@ -125,7 +126,7 @@ pub async fn turns_at_once<Place>(pair: TwoServers<Place>, if_busy: &str) {
         assert_eq!(told.len(), 24);
     }
 
-    // The history is these turns, one after the other, and nothing else.
+    // The history consists of these turns, one after the other.
     let history = callers[0].history("tale").await.expect("it is there");
     assert_eq!(callers[1].history("tale").await.as_ref(), Some(&history));
     let mut rest = &history[..];
@@ -145,8 +146,8 @@ pub async fn turns_at_once<Place>(pair: TwoServers<Place>, if_busy: &str) {
     }
 }
 
-/// A session is busy for one server while the other is on it, for at least `held`, and free once that one
-/// is killed.
+/// Asserts that a session is busy for one server while the other uses it, for at least `held`, and is
+/// released when that one is killed.
 pub async fn busy_until_the_other_is_killed<Place>(pair: TwoServers<Place>, held: Duration) {
     let [one, other] = pair.callers();
     one.post("/generate", turn("tale", "Once", "wait"))
@@ -164,7 +165,7 @@ pub async fn busy_until_the_other_is_killed<Place>(pair: TwoServers<Place>, held
     let rewind = json!({"tokens": 1, "if_busy": "error"});
     assert_eq!(other.rewind("tale", rewind).await.status, 409);
     assert_eq!(other.delete("/v1/sessions/tale").await.status, 409);
-    // Looking does not wait.
+    // Reading does not wait.
     assert_eq!(other.history("tale").await.as_ref(), Some(&before));
     other.fork("tale", json!({"id": "copy"})).await.created();
     assert_eq!(other.history("copy").await.as_ref(), Some(&before));
@@ -173,7 +174,7 @@ pub async fn busy_until_the_other_is_killed<Place>(pair: TwoServers<Place>, held
         let other = other.clone();
         async move { other.post("/generate", turn("tale", " They", "wait")).await }
     });
-    // That it goes on waiting can only be seen by letting time pass.
+    // Only time can show that it continues to wait.
     tokio::time::sleep(held).await;
     assert!(!waiting.is_finished());
     let TwoServers {

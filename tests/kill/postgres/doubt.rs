@@ -1,5 +1,5 @@
-//! Commits whose answers are lost: the server finds out what became of them before it answers, or
-//! says that it does not know.
+//! Commits whose answers are lost: the server finds out whether the commit took effect before it answers, or
+//! reports that it does not know.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::caller::{Caller, said};
 use crate::support::postgres::Cluster;
 use crate::support::process::Process;
 
-/// A server behind a network that can be cut, and another one that is not.
+/// A server behind a network that can be cut, and the database.
 struct Setting {
     cluster: Cluster,
     proxy: Proxy,
@@ -33,7 +33,7 @@ impl Setting {
     }
 }
 
-/// Waits until so many answers were lost.
+/// Waits until `count` answers were lost.
 async fn lost(proxy: &Proxy, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while proxy.lost() < count {
@@ -42,7 +42,7 @@ async fn lost(proxy: &Proxy, count: usize) {
     }
 }
 
-/// What a turn adds to a history, by its answer.
+/// Returns the tokens that a turn adds to a history, according to its answer.
 fn adds(reference: &Reference, inputs: &str, answer: &serde_json::Value) -> Vec<u32> {
     [reference.ids(inputs), said(answer)].concat()
 }
@@ -78,7 +78,7 @@ async fn a_turn_whose_confirmation_is_lost_is_kept_once() {
     drop(setting.cluster);
 }
 
-/// Another server has gone on with the session by the time the first one can ask.
+/// Another server has continued the session before the first one can look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_is_known_to_be_kept_even_after_another_came() {
     let Some(setting) = Setting::start("overtaken").await else {
@@ -121,14 +121,14 @@ async fn a_turn_whose_fate_can_not_be_read_is_said_to_be_unknown() {
     assert!(answer.message().contains("\"tale\""), "{}", answer.body);
     assert!(begun.elapsed() < Duration::from_secs(25), "{begun:?}");
     setting.proxy.mend();
-    // It was kept, as a look tells, and the session goes on.
+    // The turn was kept, as the history shows, and the session continues.
     assert!(history(&caller).await.len() > 1);
     caller.post("/generate", turn("tale", " He", 3)).await.ok();
     drop(setting.cluster);
 }
 
-/// A server is cut off with its commit on the way. By the time it arrives, the lease has expired and
-/// another server's turn is there: nothing but the version stands between it and that turn.
+/// A server is cut off while its commit is in flight. When the commit arrives, the lease has expired and
+/// another server's turn is stored: only the version protects that turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_was_on_its_way_for_longer_than_the_lease_changes_nothing() {
     let Some(setting) = Setting::start("fence").await else {

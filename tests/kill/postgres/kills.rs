@@ -1,4 +1,4 @@
-//! SIGKILL at random moments under load, again and again on one database.
+//! SIGKILL at random times under load, repeated on one database.
 
 use crate::load::{Place, no_turn_is_lost};
 use crate::support::postgres::Cluster;
@@ -10,7 +10,7 @@ async fn no_turn_is_lost_and_no_history_torn_by_kills() {
     };
     let url = cluster.create("kills").await;
     let place = Place {
-        // A short lease: what a killed server's turns were on is waited for.
+        // A short lease, because the sessions of a killed server are unavailable until it expires.
         flags: &["--session-store", &url, "--session-lease", "1s"],
         is_whole: &|_| (),
     };

@@ -1,17 +1,17 @@
-//! What a kill, an outage, a second server or a stopped one may do to sessions in PostgreSQL: nothing
-//! that shows.
+//! Kills, outages, second servers and suspended ones: none of them may have a visible effect on sessions in
+//! PostgreSQL.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | [`kills`] | servers that are killed under load |
-//! | [`outage`] | a database that crashes under load, is away, or hangs |
-//! | [`shared`] | two servers on one session, and one that is stopped for longer than its lease |
-//! | [`doubt`] | commits whose answers are lost on the way |
+//! | [`outage`] | a database that crashes under load, is down, or hangs |
+//! | [`shared`] | two servers on one session, and one that is suspended for longer than its lease |
+//! | [`doubt`] | commits whose answers are lost |
 //! | [`proxy`] | a network that can be cut |
 //! | [`tls`] | certificates |
 //! | [`start`] | schemas, passwords, URLs, two models on one database |
 //!
-//! The load is that of `tests/kill`. Where PostgreSQL is not installed these tests are skipped.
+//! The load is that of `tests/kill`. If PostgreSQL is not installed, these tests are skipped.
 
 mod doubt;
 mod kills;
@@ -24,7 +24,7 @@ mod tls;
 use crate::support::Answer;
 use serde_json::{Value, json};
 
-/// A greedy turn in the native dialect.
+/// Returns a greedy turn in the native dialect.
 fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
     json!({
         "inputs": inputs, "session_id": session,
@@ -32,8 +32,7 @@ fn turn(session: &str, inputs: &str, max_new_tokens: usize) -> Value {
     })
 }
 
-/// Asserts that a request was refused because the database is away, with what a client needs to try
-/// again.
+/// Asserts that a request was refused because the database is unavailable, with a retry hint.
 #[track_caller]
 fn is_away(answer: &Answer) {
     assert_eq!(answer.status, 503, "{}", answer.body);

@@ -1,5 +1,5 @@
-//! A database that crashes under load, is away, or hangs: turns are kept or refused, everything else
-//! goes on, and no one has to restart the server.
+//! A database that crashes under load, is down, or hangs: turns are kept or refused, other requests are not
+//! affected, and the server does not need a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,40 +19,40 @@ use crate::support::process::Process;
 use crate::support::sse::Live;
 use crate::two_servers::endless;
 
-/// Crashes of an ordinary run.
+/// Crashes in an ordinary run.
 const CRASHES: usize = 4;
-/// How long sessions may take to be there again after the database is.
+/// Maximum time until sessions work again after the database does.
 const RECOVERED: Duration = Duration::from_secs(15);
 
-/// What became of a client's requests.
+/// Outcomes of a client's requests.
 #[derive(Default)]
-struct Figures {
-    /// Those that were told to come again.
+struct Outcomes {
+    /// Requests that were refused with a retry hint.
     refused: usize,
 }
 
-/// Does one thing after the other; where the database is away it waits for it, and sees to it that
-/// what was under way has happened or not.
+/// Performs one operation after another. After an error, waits for the database and checks whether the
+/// operation took effect.
 async fn through_outages(
     client: &mut Client,
     caller: &Caller,
     reference: &Reference,
     stop: &AtomicBool,
-) -> Figures {
-    let mut figures = Figures::default();
+) -> Outcomes {
+    let mut outcomes = Outcomes::default();
     let caller = client.asking(caller);
     while !stop.load(Ordering::SeqCst) {
         if client.step(&caller, reference).await.is_ok() {
             continue;
         }
-        figures.refused += 1;
+        outcomes.refused += 1;
         available(&caller).await;
         for (name, tale) in &mut client.tales {
             if tale.doubt.is_none() {
                 continue;
             }
             let Some(found) = settled(&caller, name).await else {
-                // Away again; the next round finds it.
+                // Unavailable again; retried in the next round.
                 continue;
             };
             if let Err(wrong) = tale.settle(found, reference).await {
@@ -60,10 +60,10 @@ async fn through_outages(
             }
         }
     }
-    figures
+    outcomes
 }
 
-/// Waits until sessions are there.
+/// Waits until sessions are available.
 async fn available(caller: &Caller) {
     let deadline = Instant::now() + RECOVERED;
     loop {
@@ -77,7 +77,7 @@ async fn available(caller: &Caller) {
     }
 }
 
-/// The history of a session once no turn runs on it; `None` if the database is away.
+/// Returns the history of a session when no turn runs on it; `None` if the database is unavailable.
 async fn settled(caller: &Caller, name: &str) -> Option<Option<Vec<u32>>> {
     let deadline = Instant::now() + RECOVERED;
     loop {
@@ -115,8 +115,8 @@ async fn a_database_that_crashes_under_load_loses_no_turn() {
             let (caller, reference) = (server.caller(), reference.clone());
             let stop = Arc::clone(&stop);
             tokio::spawn(async move {
-                let figures = through_outages(&mut client, &caller, &reference, &stop).await;
-                (client, figures)
+                let outcomes = through_outages(&mut client, &caller, &reference, &stop).await;
+                (client, outcomes)
             })
         })
         .collect();
@@ -132,9 +132,9 @@ async fn a_database_that_crashes_under_load_loses_no_turn() {
     let (mut turns, mut refused, mut sessions) = (0, 0, 0);
     let caller = server.caller();
     for ended in join_all(running).await {
-        let (mut client, figures) = ended.expect("a client that saw what it may see");
+        let (mut client, outcomes) = ended.expect("a client that saw what it may see");
         turns += client.turns;
-        refused += figures.refused;
+        refused += outcomes.refused;
         check(&mut client, &caller, &reference).await;
         sessions += client.there().count();
     }
@@ -198,8 +198,8 @@ async fn while_the_database_is_away_everything_else_goes_on() {
     server.stop();
 }
 
-/// A turn whose answer is ready while the database is away is not lost: it is kept when the database
-/// is there again, and its answer ends then.
+/// A turn that ends during an outage is not lost: it is stored when the database is back, and only then does
+/// its answer end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_ends_in_an_outage_is_kept_after_it() {
     let Some(cluster) = Cluster::start() else {
@@ -220,7 +220,7 @@ async fn a_turn_that_ends_in_an_outage_is_kept_after_it() {
         }
         last
     });
-    // All is generated, and what is left is to keep it.
+    // All tokens are generated; only the commit is left.
     let deadline = Instant::now() + Duration::from_secs(20);
     while caller.get("/info").await.ok()["engine"]["running"] != 0 {
         assert!(Instant::now() < deadline, "it does not end");
@@ -236,7 +236,7 @@ async fn a_turn_that_ends_in_an_outage_is_kept_after_it() {
     server.stop();
 }
 
-/// A turn whose answer is ready and whose database stays away says so, and is not kept.
+/// A turn that ends while the database stays down fails, and is not stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_can_not_be_kept_says_so() {
     let Some(cluster) = Cluster::start() else {
@@ -264,7 +264,7 @@ async fn a_turn_that_can_not_be_kept_says_so() {
     server.stop();
 }
 
-/// A database that hangs rather than breaks: the wait has a bound, and others do not wait.
+/// A database that hangs: the wait is bounded, and other requests do not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_is_locked_is_not_waited_for_without_end() {
     let Some(cluster) = Cluster::start() else {
@@ -310,7 +310,7 @@ async fn a_server_that_starts_without_its_database_waits_for_it() {
     server.stop();
 }
 
-/// A connection that is ended is not an outage.
+/// A closed connection is not an outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_ended_are_replaced_without_a_word_to_clients() {
     let Some(cluster) = Cluster::start() else {

@@ -1,4 +1,4 @@
-//! A network between a server and its database that loses what it is told to lose.
+//! A network between a server and its database that can lose and delay data.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What a turn is committed by, as it stands in the statement.
+/// The part of a statement that identifies a commit.
 const COMMIT: &[u8] = b"SET tokens = ";
 
-/// Passes on what comes, until it is told not to.
+/// A proxy that forwards everything, unless told otherwise.
 pub struct Proxy {
     address: SocketAddr,
     network: Arc<Network>,
@@ -19,19 +19,19 @@ pub struct Proxy {
 
 struct Network {
     database: String,
-    /// The answer to the next commit is lost, with all connections after it if `cut` is set.
+    /// Lose the answer to the next commit, and cut all connections if `cut_after` is set.
     lose_answer: AtomicBool,
     cut_after: AtomicBool,
     lost: AtomicUsize,
-    /// The next commit, and all that is sent after it, is on its way until [`Proxy::mend`].
+    /// Hold the next commit, and all that is sent after it, until [`Proxy::mend`].
     stall_commit: AtomicBool,
     is_stalled: watch::Sender<bool>,
-    /// Nothing gets through, and nothing new is connected.
+    /// Forward nothing and refuse connections.
     is_cut: watch::Sender<bool>,
 }
 
 impl Proxy {
-    /// Begins to pass on to a database at `host:port`.
+    /// Starts forwarding to a database at `host:port`.
     pub async fn start(database: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let network = Arc::new(Network {
@@ -48,7 +48,7 @@ impl Proxy {
             let network = Arc::clone(&network);
             async move {
                 while let Ok((client, _)) = listener.accept().await {
-                    // Dropped at once where nothing gets through.
+                    // While cut, dropped at once.
                     if !*network.is_cut.borrow() {
                         tokio::spawn(pass_on(client, Arc::clone(&network)));
                     }
@@ -73,13 +73,12 @@ impl Proxy {
         self.lose_the_next_answer();
     }
 
-    /// Keeps the next commit on its way, and all that is sent after it, until
-    /// [`mend`](Self::mend).
+    /// Holds the next commit, and all that is sent after it, until [`mend`](Self::mend).
     pub fn stall_at_the_next_commit(&self) {
         self.network.stall_commit.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until a commit is on its way.
+    /// Waits until a commit is held.
     pub async fn stalled(&self) {
         let mut stalled = self.network.is_stalled.subscribe();
         stalled
@@ -88,14 +87,14 @@ impl Proxy {
             .expect("it is there");
     }
 
-    /// Everything gets through again.
+    /// Forwards everything again.
     pub fn mend(&self) {
         self.network.cut_after.store(false, Ordering::SeqCst);
         self.network.is_cut.send_replace(false);
         self.network.is_stalled.send_replace(false);
     }
 
-    /// How many answers were lost.
+    /// Returns the number of lost answers.
     pub fn lost(&self) -> usize {
         self.network.lost.load(Ordering::SeqCst)
     }
@@ -121,7 +120,7 @@ async fn pass_on(mut client: TcpStream, network: Arc<Network>) {
                     return;
                 }
                 if is_commit && network.lose_answer.swap(false, Ordering::SeqCst) {
-                    // It was committed when the database answers.
+                    // The commit took effect when the database answers.
                     let _ = database.read(&mut answered).await;
                     if network.cut_after.load(Ordering::SeqCst) {
                         network.is_cut.send_replace(true);

@@ -1,5 +1,5 @@
-//! Two servers on one database: one is on a session at a time, and one that was stopped can't undo
-//! what the other did meanwhile.
+//! Two servers on one database: a session is used by one at a time, and a server that was suspended can't
+//! overwrite turns of the other.
 
 use std::time::{Duration, Instant};
 
@@ -47,12 +47,12 @@ async fn turns_at_once_that_wait_are_all_in_the_history() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_other_is_on_is_busy_and_is_free_after_the_lease_when_it_is_killed() {
     if let Some(pair) = start("killed").await {
-        // Longer than the lease: it is renewed.
+        // Longer than the lease, so it is renewed.
         busy_until_the_other_is_killed(pair, Duration::from_secs(4)).await;
     }
 }
 
-/// A server that stops in good order gives all back at once.
+/// A graceful stop releases all sessions at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_server_was_on_is_free_at_once_when_it_stops() {
     let Some(cluster) = Cluster::start() else {
@@ -76,8 +76,8 @@ async fn what_a_server_was_on_is_free_at_once_when_it_stops() {
     answer.expect("it does not wait for the lease").ok();
 }
 
-/// A server that is stopped for longer than its lease in the middle of a turn: the other takes the
-/// session, and the first is told.
+/// A server is suspended for longer than its lease in the middle of a turn: the other server takes the
+/// session over, and the first one reports it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_stopped_can_not_overwrite_a_newer_turn() {
     let reference = Reference::start();
@@ -111,14 +111,14 @@ async fn a_server_that_was_stopped_can_not_overwrite_a_newer_turn() {
     for caller in [&one, &other] {
         assert_eq!(caller.history("tale").await.as_ref(), Some(&after));
     }
-    // It has its session back as any other.
+    // The session can be used again.
     one.post("/generate", turn("tale", " She", 6)).await.ok();
     let last = other.history("tale").await.expect("it is there");
     assert!(last.starts_with(&after) && last.len() > after.len());
 }
 
-/// The same with a turn that is as good as over when its server is stopped: its commit comes after
-/// the other's, and finds another version.
+/// The same with a turn that has almost ended when its server is suspended: its commit arrives after the
+/// other's, and the version does not match.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_comes_too_late_is_refused() {
     let Some(pair) = start("late").await else {
@@ -135,7 +135,7 @@ async fn a_commit_that_comes_too_late_is_refused() {
             let one = one.clone();
             async move { one.post("/generate", body).await }
         });
-        // Until the turn runs, which the database says.
+        // Wait until the turn runs, according to the database.
         let client = pair.place.connect("late").await;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -153,7 +153,7 @@ async fn a_commit_that_comes_too_late_is_refused() {
         pair.servers[0].signal("CONT");
         let late = late.await.expect("an answer");
         if late.status == 200 {
-            // It was over before it was stopped.
+            // It ended before the server was suspended.
             other
                 .rewind("tale", json!({"tokens": after.len() - 2}))
                 .await

@@ -1,4 +1,4 @@
-//! How a server and a database come together: schemas, passwords, URLs, several models.
+//! Start-up with a database: schemas, passwords, URLs, several models.
 
 use std::process::Output;
 
@@ -9,7 +9,7 @@ use crate::support::postgres::{Cluster, PASSWORD};
 use crate::support::process::{Process, skald};
 use crate::support::tiny_model;
 
-/// A server that does not come to serve.
+/// Runs a server that exits instead of serving. Returns its output.
 pub fn refused(url: &str) -> Output {
     let output = skald(&["serve", "--listen", "127.0.0.1:0"])
         .env("SKALD_SESSION_STORE", url)
@@ -17,7 +17,7 @@ pub fn refused(url: &str) -> Output {
     output.expect("skald runs")
 }
 
-/// Asserts exit code 2 and a message with these words, and without the password.
+/// Asserts exit code 2, and a message with these words and without the password.
 #[track_caller]
 pub fn is_unusable(output: &Output, words: &[&str]) {
     let told = String::from_utf8_lossy(&output.stderr);
@@ -65,7 +65,7 @@ async fn a_schema_of_a_newer_server_is_refused() {
     is_unusable(&refused(&url), &["version 99", "update the server"]);
 }
 
-/// A role that may not make tables can serve from those that are there.
+/// A role without the right to create tables can use existing ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_only_reads_and_writes_rows_is_enough() {
     let Some(cluster) = Cluster::start() else {
@@ -119,7 +119,7 @@ async fn what_can_not_be_used_is_said_without_the_password() {
     ] {
         is_unusable(&refused(url), &["session-store"]);
     }
-    // A file with it, broken in its line.
+    // A configuration file with a syntax error in the line of the password.
     let file = tempfile::NamedTempFile::new().expect("a file");
     let broken = "session-store = \"postgres://skald:s3cret@127.0.0.1/x\n";
     std::fs::write(file.path(), broken).expect("a file");
@@ -134,7 +134,7 @@ async fn the_password_is_not_told_anywhere() {
         return;
     };
     let url = cluster.create("quiet").await;
-    // As it should not be.
+    // In the arguments, which is discouraged.
     let mut server = Process::spawn_in(&[], &["--log", "trace", "--session-store", &url]);
     server.wait_until_ready();
     let caller = server.caller();
@@ -162,7 +162,7 @@ async fn the_password_is_not_told_anywhere() {
     }
 }
 
-/// The password in a variable of its own, and the URL in another: nothing for the list of processes.
+/// The password in one variable and the URL in another, so neither is in the list of processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_password_may_be_in_the_environment() {
     let Some(cluster) = Cluster::start() else {
@@ -182,7 +182,7 @@ async fn the_password_may_be_in_the_environment() {
     assert_eq!(server.warnings(), Vec::<String>::new());
 }
 
-/// Sessions mean something to one tokenizer only, so each has its own, even of the same name.
+/// A session belongs to one tokenizer; sessions of the same name and different tokenizers are separate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_on_one_database_do_not_touch_each_other_s_sessions() {
     let Some(cluster) = Cluster::start() else {

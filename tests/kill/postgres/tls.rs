@@ -1,4 +1,4 @@
-//! TLS to the database, as far as the URL asks for it.
+//! TLS to the database, as the URL requires.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::turn;
 use crate::support::postgres::{Cluster, skipped};
 use crate::support::process::Process;
 
-/// Makes an authority, and a key with its certificate for 127.0.0.1.
+/// Creates an authority, and a key with a certificate for 127.0.0.1.
 fn certificates(directory: &Path) {
     let openssl = |arguments: &str| {
         let made = Command::new("openssl")
@@ -70,7 +70,7 @@ async fn a_certificate_is_asked_for_where_the_url_says_so() {
         assert_eq!(how, [encrypted], "{query}");
         server.stop();
     }
-    // Signed by no one that the system trusts; for another host.
+    // An unknown issuer, then another host.
     is_unusable(&refused(&format!("{url}?sslmode=verify-full")), &["TLS"]);
     let elsewhere = url.replace("127.0.0.1", "localhost");
     is_unusable(&refused(&format!("{elsewhere}{full}")), &["TLS"]);
