@@ -1,5 +1,5 @@
-//! Checkpoints as they are found in the wild, whole and broken, are loaded or refused with a
-//! message that names file, tensor, what was found and what was expected.
+//! Checkpoints of all layouts, complete and broken, are loaded or refused with a message that names the file,
+//! the tensor, the actual and the expected value.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::support::tiny_model::{
     self, END_OF_TEXT, N_EMBD, Tensor, Tensors, VOCAB_SIZE, shapes, tensors, values,
 };
 
-/// A directory with the whole tiny model, whose files a test then changes.
+/// Creates a directory with the whole tiny model, whose files a test can change.
 fn model() -> TempDir {
     let directory = TempDir::new().unwrap();
     tiny_model::write(directory.path(), tiny_model::files());
@@ -39,7 +39,7 @@ fn remove(directory: &TempDir, file: &str) {
     std::fs::remove_file(directory.path().join(file)).unwrap();
 }
 
-/// Opens a model and checks its weights, as loading it does.
+/// Opens a model and checks its weights, as loading does.
 fn open(directory: &Path) -> Result<ModelFiles, String> {
     let files = ModelFiles::open("tiny", directory).map_err(|error| error.to_string())?;
     let valid = files.checkpoint.validate(&files.config);
@@ -54,14 +54,14 @@ fn refused(directory: &TempDir) -> String {
     }
 }
 
-/// Fails unless the message has all the words.
+/// Asserts that the message contains all the words.
 fn assert_names(message: &str, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "{word:?} is not in: {message}");
     }
 }
 
-/// Fails unless every tensor of the tiny model is there with its values.
+/// Asserts that every tensor of the tiny model exists and has its values.
 fn assert_whole(checkpoint: &Checkpoint) {
     for (seed, (name, shape)) in shapes().into_iter().enumerate() {
         let tensor = checkpoint.tensor(&name, &shape).unwrap();

@@ -1,5 +1,5 @@
-//! Models are fetched from a hub, once and whole, and served from the cache when there is none.
-//! The hub is a stand-in that speaks as much of the protocol as a client needs.
+//! Models are fetched from a hub, once and completely, and loaded from the cache when the hub is not
+//! available. The hub is a stand-in that implements the part of the protocol that clients need.
 
 mod stand_in;
 
@@ -44,24 +44,24 @@ impl Fixture {
             token: Some(HubToken::from("hf_right")),
             cache_dir: self.cache.path().to_owned(),
             offline: false,
-            // However slow the machine is: no test waits for them.
+            // However slow the machine is: no test waits this long.
             answer_within: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
         }
     }
 
-    /// A file of the cache's directory for the model.
+    /// Returns the path of a file in the cache of the model.
     fn cached(&self, path: &str) -> PathBuf {
         self.cache.path().join("models--org--tiny").join(path)
     }
 
-    /// The blob that the model's weights become.
+    /// Returns the path of the blob of the model's weights.
     fn weights(&self) -> PathBuf {
         let weights = &tiny_model::files()["model.safetensors"];
         self.cached(&format!("blobs/{}", sha256(weights)))
     }
 
-    /// The weights' file while they arrive, with these bytes.
+    /// Writes a partial download of the weights with these bytes.
     fn leave_partial(&self, bytes: &[u8]) {
         let weights = self.weights();
         std::fs::create_dir_all(weights.parent().unwrap()).unwrap();
@@ -82,7 +82,7 @@ fn pull(settings: &HubSettings, id: &str, revision: Option<&str>) -> Result<Path
     pulled.map_err(|error| error.to_string())
 }
 
-/// The tiny model with other values, so that a later commit is another model.
+/// Returns the tiny model with other values, so that a later commit is another model.
 fn other_files() -> Files {
     let mut files = tiny_model::files();
     let weights = tiny_model::tensors("transformer.", Dtype::F16);
@@ -108,7 +108,7 @@ fn assert_whole(snapshot: &Path) {
     files.checkpoint.validate(&files.config).unwrap();
 }
 
-/// Fails unless the message has all the words.
+/// Asserts that the message contains all the words.
 fn assert_names(message: &str, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "{word:?} is not in: {message}");
@@ -165,14 +165,15 @@ fn shards_are_fetched_as_their_index_names_them() {
     assert_whole(&snapshot);
     assert!(!snapshot.join("model-00003-of-00002.safetensors").exists());
 
-    // A snapshot that lacks a shard is not one to use offline.
+    // A snapshot that lacks a shard can't be used offline.
     let offline = HubSettings {
         offline: true,
         ..fixture.settings()
     };
     assert_eq!(pull(&offline, "org/tiny", None).unwrap(), snapshot);
     std::fs::remove_file(snapshot.join("model-00002-of-00002.safetensors")).unwrap();
-    pull(&offline, "org/tiny", None).unwrap_err();
+    let message = pull(&offline, "org/tiny", None).unwrap_err();
+    assert_names(&message, &["`org/tiny@main`", "not in the cache"]);
 }
 
 #[test]
@@ -209,7 +210,7 @@ fn a_revision_is_a_model_of_its_own() {
     assert_eq!(fixture.reference("refs/pr/1").as_deref(), Some(SECOND));
     assert_whole(&request);
 
-    // A commit never changes: what the cache has of it needs no question.
+    // A commit never changes, so cached files of it need no request.
     fixture.hub.forget_requests();
     assert_eq!(pull(&settings, "org/tiny", Some(SECOND)).unwrap(), request);
     assert!(fixture.hub.requests().is_empty());
@@ -292,7 +293,8 @@ fn offline_only_the_cache_is_used() {
     fixture.hub.forget_requests();
     assert_eq!(pull(&offline, "org/tiny", None).unwrap(), snapshot);
     assert_eq!(pull(&offline, "org/tiny", Some(FIRST)).unwrap(), snapshot);
-    pull(&offline, "org/tiny", Some("v1")).unwrap_err();
+    let message = pull(&offline, "org/tiny", Some("v1")).unwrap_err();
+    assert_names(&message, &["`org/tiny@v1`", "not in the cache"]);
     assert!(fixture.hub.requests().is_empty());
 }
 
@@ -309,7 +311,7 @@ fn a_hub_that_asks_for_patience_is_quoted_and_its_password_is_not_shown() {
         answer_within: Duration::from_secs(10),
         ..fixture.settings()
     };
-    // It asks for more time than there is, so it is not asked again.
+    // The hub asks for more time than the limit, so there is no retry.
     let message = pull(&settings, "org/tiny", None).unwrap_err();
     assert_names(&message, &["429", "slow down"]);
     assert!(!message.contains("s3cret"), "{message}");
@@ -368,11 +370,11 @@ fn a_download_that_breaks_off_never_becomes_a_model() {
         assert_names(&message, &["org/tiny@main"]);
         assert_eq!(fixture.reference("main"), None);
 
-        // A later attempt does not trust the remains.
+        // A later attempt does not trust the partial file.
         fixture.hub.mend();
         assert_whole(&fixture.pull().unwrap());
 
-        // With an older commit in the cache, that one is used, and stays what the name means.
+        // With an older commit in the cache, that one is used, and the reference stays.
         fixture
             .hub
             .publish("org/tiny", Repository::new(SECOND, other_files()));
@@ -441,9 +443,9 @@ fn a_later_process_resumes_a_download() {
     for (left, fault, asked) in [
         (&weights[..half], None, vec![half]),
         (&weights[..], None, vec![]),
-        // The hub gives more than was asked for.
+        // The hub sends more than was requested.
         (&weights[..half], Some(Fault::WithoutRanges), vec![half]),
-        // What was left is not the beginning of this file.
+        // The partial file is not the beginning of this file.
         (&wrong, None, vec![half, 0]),
         (&too_long, None, vec![0]),
     ] {
@@ -530,7 +532,7 @@ fn an_endpoint_that_is_no_address_is_named() {
     }
 }
 
-/// Real processes on one cache, with the settings that all of Hugging Face's tools read.
+/// Processes on one cache, with the settings that all of Hugging Face's tools read.
 #[test]
 fn processes_that_fetch_the_same_model_at_once_fetch_it_once() {
     let fixture = Fixture::new();

@@ -1,4 +1,4 @@
-//! Against what others published for the real GPT-2 (124M), for whoever has its checkpoint:
+//! Published results for the real GPT-2 (124M), for machines that have its checkpoint:
 //!
 //! ```text
 //! SKALD_TEST_GPT2=DIRECTORY cargo test --test model real_gpt2 -- --ignored
@@ -38,7 +38,7 @@ impl Real {
         Self { files, model }
     }
 
-    /// The logits after every token, `[tokens][vocabulary]`.
+    /// Returns the logits after every token, `[tokens][vocabulary]`.
     fn logits(&self, ids: &[u32]) -> Vec<Vec<f32>> {
         let n = ids.len() as u32;
         let batch = Batch {
@@ -67,7 +67,7 @@ impl Real {
         ids
     }
 
-    /// Mean of `-ln p` of each token after the first.
+    /// Returns the mean of `-ln p` of each token after the first.
     fn losses(&self, ids: &[u32]) -> Vec<f64> {
         let logits = self.logits(ids);
         let pairs = logits.iter().zip(&ids[1..]);
@@ -107,7 +107,7 @@ fn the_real_gpt2_gives_what_others_published() {
     assert!(checked >= 12, "only {checked} cases could be checked");
 }
 
-/// Checks one case; `false` if it is of a kind that is not checked here.
+/// Checks one case. Returns `false` if its kind is not checked here.
 fn check(real: &Real, id: &str, case: &Value) -> bool {
     match case["kind"].as_str().expect("a kind") {
         "greedy" => greedy(real, id, case),

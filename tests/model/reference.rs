@@ -18,9 +18,10 @@ use tempfile::TempDir;
 use crate::plain::Gpt2;
 use crate::support::tiny_model;
 
-/// Between f32 and f64, of logits.
+/// Maximum difference of logits between f32 and f64.
 const LOGIT_TOLERANCE: f64 = 2e-4;
-/// Of log-probabilities: a logit and the logarithm of the sum may each be off by that of the logits.
+/// Maximum difference of log-probabilities: a logit and the logarithm of the sum may each be off by the
+/// tolerance of the logits.
 const LOGPROB_TOLERANCE: f64 = 4e-4;
 
 fn backends() -> [Box<dyn Backend>; 2] {

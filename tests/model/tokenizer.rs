@@ -22,7 +22,7 @@ fn from_vocab_and_merges() -> Tokenizer {
         .expect("a tokenizer")
 }
 
-/// The texts and ids of a file of vectors, at whatever depth they stand.
+/// Returns the texts and ids in a file of vectors, at any depth.
 fn vectors(name: &str) -> Vec<(String, Vec<u32>)> {
     fn collect(value: &serde_json::Value, found: &mut Vec<(String, Vec<u32>)>) {
         if let (Some(text), Some(ids)) = (value["text"].as_str(), value["ids"].as_array()) {

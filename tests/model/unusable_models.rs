@@ -1,5 +1,5 @@
-//! A model that can't be served ends the start: exit code 2, the file and what is wrong with it, no
-//! panic and nothing that is waited for for ever.
+//! A model that can't be served ends the start-up: exit code 2, the file and the problem, no panic, and no
+//! endless wait.
 
 use std::fs;
 use std::io::Read;
@@ -15,7 +15,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A directory with the whole tiny model, whose files a test then changes.
+/// Creates a directory with the whole tiny model, whose files a test can change.
 fn model() -> TempDir {
     let directory = TempDir::new().expect("a directory");
     tiny_model::write(directory.path(), tiny_model::files());
@@ -39,7 +39,7 @@ fn of_tensors(dtype: Dtype, change: impl FnOnce(&mut Tensors)) -> TempDir {
     directory
 }
 
-/// Starts a server and returns what it says when it ends with exit code 2.
+/// Starts a server that exits with code 2, and returns its messages.
 #[track_caller]
 fn refused(model: &Path) -> String {
     let path = model.to_str().expect("a path");
@@ -85,7 +85,7 @@ fn the_whole_model_is_served() {
     let _server = Process::start(&["--model", path]);
 }
 
-/// Replaces a file by something that is not one.
+/// Replaces a file by something else.
 type Replace = fn(&Path);
 
 #[test]
@@ -228,7 +228,7 @@ fn a_weight_that_is_not_finite_is_refused_by_its_place() {
             for (tensor, at, place) in [
                 ("h.1.mlp.c_fc.weight", 17, "[1, 1]"),
                 ("h.0.ln_1.bias", 3, "[3]"),
-                // The embedding of the last token, which a short text may never meet.
+                // The embedding of the last token, which a short text may not contain.
                 ("wte.weight", VOCAB_SIZE * N_EMBD - 1, "[7, 3]"),
                 ("wpe.weight", 23, "[5, 3]"),
             ] {
@@ -244,7 +244,7 @@ fn a_weight_that_is_not_finite_is_refused_by_its_place() {
     }
 }
 
-/// Each weight is a number, but the model gives none.
+/// Every weight is finite, but the logits are not.
 #[test]
 fn a_model_that_gives_no_numbers_is_refused_before_it_is_ready() {
     let directory = of_tensors(Dtype::F32, |tensors| {

@@ -1,6 +1,5 @@
-//! A stand-in for the hub on a local socket: the model endpoint of its API, and file downloads,
-//! large files by way of a redirect to another socket, as the real one sends them to its content
-//! network.
+//! A stand-in for the hub on a local socket: the model endpoint of its API, and file downloads; large files
+//! by a redirect to another socket, as the real hub redirects to its content network.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,18 +15,18 @@ use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
-/// The files of one commit.
+/// Files of one commit.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// A model on the hub.
 pub struct Repository {
-    /// Commits by the branch or tag that names them.
+    /// Commits by branch or tag.
     revisions: BTreeMap<String, (String, Files)>,
     token: Option<String>,
 }
 
 impl Repository {
-    /// One with a main branch of one commit.
+    /// Creates a repository with a main branch of one commit.
     pub fn new(commit: &str, files: Files) -> Self {
         let main = Self {
             revisions: BTreeMap::new(),
@@ -42,7 +41,7 @@ impl Repository {
         self
     }
 
-    /// Gives the model to one token alone.
+    /// Restricts the model to one token.
     pub fn gated(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
@@ -58,49 +57,49 @@ impl Repository {
     }
 }
 
-/// What is wrong with the hub.
+/// A fault of the hub.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// It takes requests and never answers.
+    /// Accepts requests and never answers.
     Silent,
-    /// It answers everything with this status.
+    /// Answers everything with this status.
     Status(u16),
-    /// It answers everything with 429, and asks for 12 seconds of patience.
+    /// Answers everything with 429 and a `Retry-After` of 12 seconds.
     Busy,
-    /// It answers everything with a page, as a proxy's log-in does.
+    /// Answers everything with a page, as the login page of a proxy does.
     WebPage,
-    /// It sends every reader in a circle.
+    /// Redirects every request in a circle.
     Circle,
-    /// The weights break off halfway, whatever part of them is asked for.
+    /// Ends the weights halfway, whatever part of them is requested.
     CutShort,
-    /// Every answer with weights breaks off after a few bytes.
+    /// Ends every answer with weights after a few bytes.
     BreaksOften,
-    /// It answers the weights with an error, after having announced them.
+    /// Announces the weights and answers with an error.
     ErrorAsFile,
-    /// It sends whole files, whatever part is asked for.
+    /// Sends whole files, whatever part is requested.
     WithoutRanges,
-    /// A byte of the weights is wrong.
+    /// Changes a byte of the weights.
     WrongByte,
-    /// It sends more bytes of the weights than it announced.
+    /// Sends more bytes of the weights than announced.
     TooLong,
 }
 
-/// Bytes that an answer has before it breaks off, with [`Fault::BreaksOften`].
+/// Bytes of an answer before it breaks off, with [`Fault::BreaksOften`].
 pub const BREAKS_AFTER: usize = 1024;
 
-/// One request to the content network.
+/// A request to the content network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContentRequest {
-    /// The first byte that was asked for.
+    /// First requested byte.
     pub from: usize,
-    /// Whether it carried a token.
+    /// Whether the request had a token.
     pub authorized: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     repositories: BTreeMap<String, Repository>,
-    /// New ids of models by their old ones.
+    /// New ids of renamed models by their old ones.
     renamed: BTreeMap<String, String>,
     requests: Vec<String>,
     content_requests: Vec<ContentRequest>,
@@ -159,12 +158,12 @@ impl StandIn {
         self.inner().fault = None;
     }
 
-    /// Method and path of every request to the hub itself so far.
+    /// Returns method and path of every request to the hub itself so far.
     pub fn requests(&self) -> Vec<String> {
         self.inner().requests.clone()
     }
 
-    /// Every request to the content network so far.
+    /// Returns every request to the content network so far.
     pub fn content_requests(&self) -> Vec<ContentRequest> {
         self.inner().content_requests.clone()
     }
@@ -175,7 +174,7 @@ impl StandIn {
         inner.content_requests.clear();
     }
 
-    /// The files that were asked for with their content, sorted.
+    /// Returns the sorted names of the downloaded files.
     pub fn fetched(&self) -> Vec<String> {
         let requests = self.requests();
         let file = |request: &String| {
@@ -192,7 +191,7 @@ impl StandIn {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-        // The socket is closed by the runtime's threads, soon.
+        // The runtime's threads close the socket with a delay.
         while std::net::TcpStream::connect(self.address).is_ok() {
             std::thread::yield_now();
         }
@@ -241,7 +240,7 @@ async fn answer(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Res
     }
 }
 
-/// The content network: files by their names.
+/// Answers as the content network: files by name.
 async fn content(State(inner): State<Arc<Mutex<Inner>>>, request: Request) -> Response {
     let mut inner = inner.lock().unwrap();
     let range = request.headers().get(header::RANGE);
@@ -344,7 +343,7 @@ fn authorize(repository: &Repository, headers: &HeaderMap) -> Result<(), Refusal
     }
 }
 
-/// A file's address: small ones are answered at once, weights by a redirect.
+/// Answers with small files directly, and with a redirect for weights.
 fn resolve(inner: &Inner, request: &Request, commit: &str, file: &str, content: &[u8]) -> Response {
     let head = request.method() == Method::HEAD;
     let response = Response::builder().header("x-repo-commit", commit);
@@ -376,7 +375,7 @@ fn resolve(inner: &Inner, request: &Request, commit: &str, file: &str, content: 
     response.unwrap()
 }
 
-/// An answer with a file's bytes from `first` on; all of them if absent.
+/// Returns an answer with a file's bytes from `first` on, or all of them.
 fn body(fault: Option<Fault>, mut content: Vec<u8>, first: Option<usize>) -> Response {
     let size = content.len();
     let end = match fault {
@@ -402,7 +401,7 @@ fn body(fault: Option<Fault>, mut content: Vec<u8>, first: Option<usize>) -> Res
     };
     let part = Ok(Bytes::copy_from_slice(part));
     let broken = async {
-        // What goes before it is sent first.
+        // Flush the bytes before the error.
         tokio::task::yield_now().await;
         Err(std::io::Error::other("the connection broke"))
     };
@@ -422,12 +421,12 @@ fn body(fault: Option<Fault>, mut content: Vec<u8>, first: Option<usize>) -> Res
     }
 }
 
-/// The name of a large file.
+/// Returns the name of a large file.
 pub fn sha256(content: &[u8]) -> String {
     hex(&SHA256, content)
 }
 
-/// The name of a small file.
+/// Returns the name of a small file.
 pub fn git_object(content: &[u8]) -> String {
     let header = format!("blob {}\0", content.len());
     let object = [header.as_bytes(), content].concat();
