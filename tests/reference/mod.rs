@@ -1,5 +1,5 @@
-//! GPT-2 as picoGPT has it (<https://github.com/jaymody/picoGPT>): the equations on plain vectors of
-//! f64. No cache, no batch, no speed; it shares nothing with the server but the checkpoint's reader.
+//! GPT-2 as in picoGPT (<https://github.com/jaymody/picoGPT>): the equations on plain vectors of f64. No
+//! cache, no batch, no speed; it shares only the checkpoint reader with the server.
 
 #![allow(dead_code, reason = "not every test program uses all of it")]
 
@@ -71,7 +71,7 @@ impl Block {
         add_rows(&x, &self.mlp(&self.ln_2.forward(&x))) // [n_seq, n_embd]
     }
 
-    /// Causal multi-head self-attention: `[n_seq, n_embd] -> [n_seq, n_embd]`.
+    /// Computes causal multi-head self-attention: `[n_seq, n_embd] -> [n_seq, n_embd]`.
     fn attention(&self, x: &Matrix, n_head: usize) -> Matrix {
         let x = self.c_attn.forward(x); // [n_seq, n_embd] -> [n_seq, 3*n_embd]
         let n_embd = x[0].len() / 3;
@@ -84,7 +84,7 @@ impl Block {
             };
             let (q, k, v) = (part(0), part(1), part(2)); // [n_seq, n_embd/n_head] each
             for (i, q) in q.iter().enumerate() {
-                // A row sees no row behind it: [i+1]
+                // A row does not see later rows: [i+1]
                 let scores = k[..=i].iter().map(|k| dot(q, k) / (width as f64).sqrt());
                 let weights = softmax(&scores.collect::<Row>()); // [i+1] -> [i+1]
                 let mut sum = vec![0.0; width]; // [n_embd/n_head]
@@ -99,7 +99,7 @@ impl Block {
         self.attn_c_proj.forward(&out) // [n_seq, n_embd] -> [n_seq, n_embd]
     }
 
-    /// `[n_seq, n_embd] -> [n_seq, n_embd]`
+    /// Computes the feed-forward layer: `[n_seq, n_embd] -> [n_seq, n_embd]`.
     fn mlp(&self, x: &Matrix) -> Matrix {
         let a = self.c_fc.forward(x); // [n_seq, n_embd] -> [n_seq, n_inner]
         let a: Matrix = a
@@ -111,7 +111,7 @@ impl Block {
 }
 
 impl LayerNorm {
-    /// `[n_seq, n] -> [n_seq, n]`
+    /// Normalizes each row: `[n_seq, n] -> [n_seq, n]`.
     fn forward(&self, x: &Matrix) -> Matrix {
         let normalize = |row: &Row| {
             let n = row.len() as f64;
@@ -127,7 +127,7 @@ impl LayerNorm {
 }
 
 impl Linear {
-    /// `[n_seq, n_in] -> [n_seq, n_out]`
+    /// Multiplies by the weights and adds the bias: `[n_seq, n_in] -> [n_seq, n_out]`.
     fn forward(&self, x: &Matrix) -> Matrix {
         let project = |row: &Row| {
             let mut y = self.b.clone(); // [n_out]

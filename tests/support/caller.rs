@@ -1,4 +1,4 @@
-//! Who asks a server, and by which key.
+//! Clients of a test server, with and without a key.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Asks the server at this address, without a key.
+    /// Creates a client of the server at this address, without a key.
     pub fn new(server: impl Into<String>) -> Self {
         Self {
             server: server.into(),
@@ -23,7 +23,7 @@ impl Caller {
         }
     }
 
-    /// The same with a key.
+    /// Returns the same client with a key.
     pub fn with_key(&self, key: &'static str) -> Self {
         Self {
             key: Some(key),
@@ -39,24 +39,24 @@ impl Caller {
         }
     }
 
-    /// An answer whose body is still to be read; an error if the server goes away.
+    /// Posts a request and returns the answer before its body; an error if the server disconnects.
     pub async fn try_send(&self, path: &str, body: &Value) -> reqwest::Result<reqwest::Response> {
         let request = self.request(reqwest::Method::POST, path);
         request.body(body.to_string()).send().await
     }
 
-    /// Posts; an error if the server goes away before the answer has ended.
+    /// Posts a request; an error if the server disconnects before the answer has ended.
     pub async fn try_post(&self, path: &str, body: &Value) -> reqwest::Result<Answer> {
         Answer::whole(self.try_send(path, body).await?).await
     }
 
-    /// Gets; an error if the server goes away before the answer has ended.
+    /// Gets a path; an error if the server disconnects before the answer has ended.
     pub async fn try_get(&self, path: &str) -> reqwest::Result<Answer> {
         let request = self.request(reqwest::Method::GET, path);
         Answer::whole(request.send().await?).await
     }
 
-    /// Deletes; an error if the server goes away before the answer has ended.
+    /// Deletes a path; an error if the server disconnects before the answer has ended.
     pub async fn try_delete(&self, path: &str) -> reqwest::Result<Answer> {
         let request = self.request(reqwest::Method::DELETE, path);
         Answer::whole(request.send().await?).await
@@ -85,12 +85,12 @@ impl Caller {
         sse::Events::parse(&response.text().await.expect("a whole body"))
     }
 
-    /// A session as the server shows it.
+    /// Returns the server's description of a session.
     pub async fn session(&self, id: &str) -> Answer {
         self.get(&format!("/v1/sessions/{id}")).await
     }
 
-    /// The history of a session; `None` if there is no such session.
+    /// Returns the history of a session; `None` if it does not exist.
     pub async fn history(&self, id: &str) -> Option<Vec<u32>> {
         let answer = self.session(id).await;
         (answer.status != 404).then(|| token_ids(&answer.ok()["tokens"]))
@@ -104,7 +104,7 @@ impl Caller {
         self.post(&format!("/v1/sessions/{id}/rewind"), body).await
     }
 
-    /// Waits until no generation runs on a session; the session as it is then.
+    /// Waits until no generation runs on a session, and returns the session.
     pub async fn idle(&self, id: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -118,7 +118,7 @@ impl Caller {
     }
 }
 
-/// A list of token ids.
+/// Returns a list of token ids.
 #[track_caller]
 pub fn token_ids(list: &Value) -> Vec<u32> {
     let ids = list.as_array().expect("a list of token ids").iter();
@@ -126,7 +126,7 @@ pub fn token_ids(list: &Value) -> Vec<u32> {
         .collect()
 }
 
-/// The tokens of a native answer's `details` that are part of its text.
+/// Returns the tokens of a native answer's `details` that are part of its text.
 #[track_caller]
 pub fn said(answer: &Value) -> Vec<u32> {
     let tokens = answer["details"]["tokens"].as_array().expect("details");

@@ -1,4 +1,4 @@
-//! Files of API keys whose secrets a test knows.
+//! Key files whose secrets a test knows.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub fn concurrent_requests(limit: u32) -> KeyLimits {
     }
 }
 
-/// A file of keys.
+/// A key file.
 pub struct KeysFile {
     directory: TempDir,
     file: KeyFile,
@@ -59,7 +59,7 @@ impl KeysFile {
         self.directory.path().join("keys.toml")
     }
 
-    /// Adds a key, and returns what its owner shows.
+    /// Adds a key, and returns its secret.
     pub fn add(&mut self, name: &str, scope: KeyScope, limits: KeyLimits) -> &'static str {
         let id = KeyId::random().expect("randomness");
         let secret = Secret::random(&id).expect("randomness");
@@ -77,7 +77,7 @@ impl KeysFile {
         secret.expose().to_owned().leak()
     }
 
-    /// Takes a key out.
+    /// Removes a key.
     pub fn revoke(&mut self, name: &str) {
         self.file = self.file.without(name).expect("it is there").0;
         self.write();
@@ -91,7 +91,7 @@ impl KeysFile {
         Arc::new(Keys::load(self.path(), Instant::now()).expect("keys"))
     }
 
-    /// Starts a server that wants these keys.
+    /// Starts a server that requires these keys.
     pub fn serve(&self, setup: Setup) -> TestServer {
         TestServer::with(Setup {
             access: Access {

@@ -9,7 +9,7 @@ use skald::engine::EngineConfig;
 use super::pace::Gate;
 use super::{Setup, TestServer};
 
-/// Never ends by itself.
+/// Returns a request that never ends by itself.
 pub fn endless() -> Value {
     json!({
         "prompt": "On and on", "max_tokens": 200_000, "overflow": "slide", "ignore_eos": true,
@@ -21,7 +21,7 @@ pub fn streamed(mut body: Value) -> Value {
     body
 }
 
-/// A stream that has begun.
+/// Starts a stream and waits for its first event.
 pub async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
     let mut response = server
         .send("/v1/completions", streamed(body).to_string())
@@ -31,7 +31,7 @@ pub async fn begun(server: &TestServer, body: Value) -> reqwest::Response {
     response
 }
 
-/// A server whose engine is held after this many steps, until the gate lets it go on.
+/// Starts a server whose engine is held after this many steps, until the gate allows more.
 pub fn held(steps: usize, change: impl FnOnce(&mut Setup)) -> (TestServer, Gate) {
     let gate = Gate::after(steps);
     let mut setup = Setup::default();
@@ -40,7 +40,7 @@ pub fn held(steps: usize, change: impl FnOnce(&mut Setup)) -> (TestServer, Gate)
     (TestServer::with(setup), gate)
 }
 
-/// A server whose every step takes a while, so that an endless stream does not come far.
+/// Starts a server whose steps all take a while, so that an endless stream does not generate much.
 pub fn slow(step: Duration, change: impl FnOnce(&mut Setup)) -> TestServer {
     let mut setup = Setup {
         engine: EngineConfig {

@@ -31,7 +31,7 @@ impl Metrics {
         Self { text, series }
     }
 
-    /// The value of a series that must be there.
+    /// Returns the value of a series, which must exist.
     #[track_caller]
     pub fn get(&self, series: &str) -> f64 {
         let value = self.find(series);
@@ -42,7 +42,7 @@ impl Metrics {
         self.series.get(series).copied()
     }
 
-    /// Requests to an endpoint, by outcome, those that are 0 left out.
+    /// Returns the requests to an endpoint by outcome, without zeros.
     pub fn outcomes(&self, endpoint: &str) -> BTreeMap<String, f64> {
         let start = format!("skald_requests_total{{endpoint=\"{endpoint}\",outcome=\"");
         let of_endpoint = self.series.iter().filter_map(|(name, &value)| {
@@ -52,7 +52,7 @@ impl Metrics {
         of_endpoint.collect()
     }
 
-    /// The names of all families, with their types.
+    /// Returns the names of all families, with their types.
     pub fn families(&self) -> BTreeSet<(&str, &str)> {
         let types = self.text.lines().filter_map(|line| {
             let line = line.strip_prefix("# TYPE ")?;

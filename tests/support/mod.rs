@@ -34,19 +34,19 @@ use tokio_util::sync::CancellationToken;
 
 use pace::PATIENCE;
 
-/// How a test server differs from the usual.
+/// Differences of a test server from the usual one.
 pub struct Setup {
     pub source: ModelSource,
     pub device: Device,
     pub engine: EngineConfig,
     pub sessions: SessionConfig,
-    /// URL of the database of sessions.
+    /// URL of the session database.
     pub store: Option<String>,
     pub http: HttpConfig,
     pub access: Access,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
-    /// In place of the model's own chat template.
+    /// Replacement of the model's own chat template.
     pub chat_template: Option<&'static str>,
     /// Load the model; without one the server stays "loading".
     pub load: bool,
@@ -59,7 +59,7 @@ impl Default for Setup {
             device: Device::Cpu,
             engine: EngineConfig {
                 kv_memory: ByteSize::mib(256),
-                // However slow the machine is.
+                // No timeout, however slow the machine is.
                 queue_timeout: PATIENCE,
                 ..EngineConfig::default()
             },
@@ -119,19 +119,19 @@ pub fn serving(setup: &Setup) -> Serving {
     Serving::load(&settings).expect("a model that can be served")
 }
 
-/// The `system_fingerprint` of a model in f32.
+/// Returns the `system_fingerprint` of a model in f32.
 pub fn fingerprint() -> String {
     let isa = skald::kernels::Isa::detect().name();
     format!("skald-{}-f32-{isa}", env!("CARGO_PKG_VERSION"))
 }
 
 impl TestServer {
-    /// The built-in model, default settings.
+    /// Starts a server with the built-in model and default settings.
     pub fn start() -> Self {
         Self::with(Setup::default())
     }
 
-    /// Starts a server on a thread of its own, so that tests with runtimes of their own share it.
+    /// Starts a server on a thread of its own, so that tests in different runtimes can share it.
     pub fn with(mut setup: Setup) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -140,7 +140,7 @@ impl TestServer {
             .expect("a runtime");
         setup.sessions.database = setup.store.as_deref().map(|url| {
             let open = Database::open(url, None, std::time::Duration::from_secs(10));
-            // This thread may be in a runtime of its own.
+            // The calling thread may be in a runtime of its own.
             let opened = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(open)).join());
             opened.expect("no panic").expect("a database")
         });
@@ -215,14 +215,14 @@ impl TestServer {
         pace::until("waiting", async || sessions.waiting() == requests).await;
     }
 
-    /// The ids of a text.
+    /// Returns the ids of a text.
     pub fn ids(&self, text: &str) -> Vec<u32> {
         self.tokenizer()
             .encode(text, true)
             .expect("it is tokenized")
     }
 
-    /// Asks it without a key.
+    /// Returns a client of the server without a key.
     pub fn caller(&self) -> caller::Caller {
         caller::Caller::new(format!("http://{}", self.address))
     }
@@ -253,12 +253,12 @@ impl TestServer {
         self.post_text(path, body.to_string()).await
     }
 
-    /// As `curl -d` sends it: the content type says it is a form.
+    /// Posts as `curl -d` does: with the content type of a form.
     pub async fn post_text(&self, path: &str, body: String) -> Answer {
         Answer::of(self.send(path, body).await).await
     }
 
-    /// An answer whose body is still to be read.
+    /// Posts a request and returns the answer before its body.
     pub async fn send(&self, path: &str, body: String) -> reqwest::Response {
         client()
             .post(self.url(path))
@@ -276,7 +276,7 @@ impl TestServer {
         sse::Events::parse(&response.text().await.expect("a whole body"))
     }
 
-    /// Waits until the engine's figures are as wanted.
+    /// Waits until the engine's status is as wanted.
     pub async fn until(&self, what: &str, wanted: impl Fn(EngineStatus) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !wanted(self.engine().status()) {
@@ -293,7 +293,7 @@ impl Drop for TestServer {
     }
 }
 
-/// A client that makes a new connection for each request, so that tests do not share any.
+/// Creates a client with a new connection for each request, so that tests do not share any.
 pub fn client() -> reqwest::Client {
     skald::tls::http_client()
         .pool_max_idle_per_host(0)
@@ -315,7 +315,7 @@ impl Answer {
         Self::whole(response).await.expect("a whole body")
     }
 
-    /// An error if the server goes away before the answer has ended.
+    /// Reads an answer; an error if the server disconnects before it has ended.
     pub async fn whole(response: reqwest::Response) -> reqwest::Result<Self> {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
@@ -328,14 +328,14 @@ impl Answer {
         })
     }
 
-    /// The answer's body, if it is one of success.
+    /// Returns the body of a successful answer.
     #[track_caller]
     pub fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         self.body
     }
 
-    /// The body of an answer that something was made.
+    /// Returns the body of an answer with status 201.
     #[track_caller]
     pub fn created(self) -> Value {
         assert_eq!(self.status, 201, "{}", self.body);
@@ -348,7 +348,7 @@ impl Answer {
             .map_or("", |value| value.to_str().unwrap_or(""))
     }
 
-    /// The message of an error, in either dialect.
+    /// Returns the message of an error, in either dialect.
     pub fn message(&self) -> &str {
         let error = &self.body["error"];
         error

@@ -1,5 +1,5 @@
-//! Keeping step with a server that runs beside the test, however fast or slow the machine is: wait
-//! for a state and not for a time, and hold the engine where there has to be time to act.
+//! Synchronisation with a server that runs beside the test, however fast or slow the machine is: wait for a
+//! state instead of a time, and hold the engine while the test acts.
 
 #![allow(dead_code, reason = "every test program uses its own part")]
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use skald::engine::StepHook;
 
-/// Longest wait for a state. A test that fails needs this long; no test that passes depends on it.
+/// Longest wait for a state. Only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits for a state.
@@ -34,32 +34,32 @@ async fn wait(
     }
 }
 
-/// Lets the engine's worker through to its steps, one by one or all at once. Held, the worker takes
-/// no requests and answers none; the front end goes on. Open once it is dropped.
+/// Allows the engine's worker its steps, one by one or all at once. While held, the worker accepts and
+/// answers no requests; the front end continues. Dropping the gate opens it.
 pub struct Gate(Arc<State>);
 
 #[derive(Default)]
 struct State {
-    /// Steps that may still be taken; `None` if all may.
+    /// Steps that are still allowed; `None` if all are.
     allowed: Mutex<Option<usize>>,
     changed: Condvar,
 }
 
 impl Gate {
-    /// Creates a gate that lets this many steps through and then holds the worker.
+    /// Creates a gate that allows this many steps and then holds the worker.
     pub fn after(steps: usize) -> Self {
         let state = State::default();
         *state.allowed() = Some(steps);
         Self(Arc::new(state))
     }
 
-    /// Returns the hook to start the engine with.
+    /// Returns the step hook for the engine.
     pub fn hook(&self) -> StepHook {
         let state = Arc::clone(&self.0);
         Arc::new(move |_| state.pass())
     }
 
-    /// Lets further steps through.
+    /// Allows further steps.
     pub fn allow(&self, steps: usize) {
         if let Some(allowed) = &mut *self.0.allowed() {
             *allowed += steps;
@@ -67,7 +67,7 @@ impl Gate {
         self.0.changed.notify_all();
     }
 
-    /// Lets all steps through from now on.
+    /// Allows all steps from now on.
     pub fn open(&self) {
         *self.0.allowed() = None;
         self.0.changed.notify_all();

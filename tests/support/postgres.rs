@@ -1,7 +1,6 @@
-//! Real PostgreSQL servers, each with a directory of its own, which are restarted and stopped at
-//! will.
+//! PostgreSQL servers with a directory each, which tests can stop and restart.
 //!
-//! Where PostgreSQL is not installed, [`Cluster::start`] says so and the test is skipped; with
+//! If PostgreSQL is not installed, [`Cluster::start`] reports it and the test is skipped; with
 //! `SKALD_TEST_POSTGRES=1` it fails instead.
 
 use std::ffi::OsStr;
@@ -13,22 +12,22 @@ use std::process::{Child, Command, Stdio};
 
 use tokio_postgres::{Client, NoTls};
 
-/// The password of the only role.
+/// Password of the only role.
 pub const PASSWORD: &str = "s3cret-of-the-database";
 
-/// A PostgreSQL server; it ends when this is dropped, or with this process.
+/// A PostgreSQL server; it stops when this is dropped or this process ends.
 pub struct Cluster {
-    /// Stops the server when its input ends, as it does however this process ends.
+    /// Stops the server when its input ends, which happens however this process ends.
     watch: Child,
     programs: PathBuf,
     directory: tempfile::TempDir,
     port: u16,
-    /// Whom its programs run as: PostgreSQL refuses root.
+    /// User and group of the server's programs: PostgreSQL refuses to run as root.
     user: Option<(u32, u32)>,
 }
 
 impl Cluster {
-    /// Makes a cluster and starts it; `None` where PostgreSQL is not installed.
+    /// Creates a cluster and starts it; `None` if PostgreSQL is not installed.
     pub fn start() -> Option<Self> {
         let Some(programs) = programs() else {
             return skipped("PostgreSQL is not installed (no initdb)");
@@ -87,7 +86,7 @@ impl Cluster {
         let mut command = as_user(Command::new(self.programs.join(program)), self.user);
         command.args(arguments).stdin(Stdio::null());
         command.current_dir(self.directory.path());
-        // What goes on running must not keep a pipe of ours.
+        // A process that keeps running must not hold a pipe of this one.
         let log = std::fs::File::options()
             .append(true)
             .create(true)
@@ -122,40 +121,40 @@ impl Cluster {
         self.pg_ctl(&["start", "--log", log, "--options", &options]);
     }
 
-    /// Stops the server at once, as a crash does: what it had not committed is gone.
+    /// Stops the server at once, as a crash does: uncommitted changes are lost.
     pub fn stop(&self) {
         self.pg_ctl(&["stop", "--mode", "immediate"]);
     }
 
-    /// Crashes it and starts it again.
+    /// Crashes the server and starts it again.
     pub fn restart(&self) {
         self.stop();
         self.resume();
     }
 
-    /// Where it listens.
+    /// Returns the address of the server.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The directory where the server keeps its data.
+    /// Returns the directory where the server keeps its data.
     pub fn data(&self) -> PathBuf {
         self.path("data")
     }
 
-    /// Gives a file there to the user that the server runs as.
+    /// Changes the owner of a file to the user of the server.
     pub fn give(&self, file: &Path) {
         if let Some((user, group)) = self.user {
             chown(file, Some(user), Some(group)).expect("root may");
         }
     }
 
-    /// The URL of a database, password included.
+    /// Returns the URL of a database, with the password.
     pub fn url(&self, database: &str) -> String {
         self.url_with(PASSWORD, database)
     }
 
-    /// The same with another password.
+    /// Returns the URL of a database, with another password.
     pub fn url_with(&self, password: &str, database: &str) -> String {
         format!(
             "postgres://skald:{password}@127.0.0.1:{}/{database}",
@@ -163,7 +162,7 @@ impl Cluster {
         )
     }
 
-    /// Makes a database; its URL.
+    /// Creates a database and returns its URL.
     pub async fn create(&self, database: &str) -> String {
         let client = self.connect("postgres").await;
         let create = format!("CREATE DATABASE {database}");
@@ -171,7 +170,7 @@ impl Cluster {
         self.url(database)
     }
 
-    /// The same for those who can't wait.
+    /// Creates a database and returns its URL, for callers that are not async.
     pub fn create_now(&self, database: &str) -> String {
         let runtime = || {
             tokio::runtime::Builder::new_current_thread()
@@ -179,7 +178,7 @@ impl Cluster {
                 .build()
                 .expect("a runtime")
         };
-        // A thread of its own: this one may be in a runtime.
+        // A thread of its own, because this one may be in a runtime.
         std::thread::scope(|scope| {
             let made = scope.spawn(|| runtime().block_on(self.create(database)));
             made.join().expect("it is made")
@@ -203,7 +202,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A program that runs as another user, where this process may say so.
+/// Makes a program run as another user, if this process has the right to.
 fn as_user(mut program: Command, user: Option<(u32, u32)>) -> Command {
     if let Some((user, group)) = user {
         program.uid(user).gid(group);
@@ -211,10 +210,10 @@ fn as_user(mut program: Command, user: Option<(u32, u32)>) -> Command {
     program
 }
 
-/// Says why a test is skipped.
+/// Prints why a test is skipped.
 ///
 /// # Panics
-/// If no test may be.
+/// If tests must not be skipped.
 pub fn skipped<T>(why: &str) -> Option<T> {
     let required = std::env::var_os("SKALD_TEST_POSTGRES").is_some_and(|v| v == "1");
     assert!(!required, "SKALD_TEST_POSTGRES=1, and {why}");
@@ -222,7 +221,8 @@ pub fn skipped<T>(why: &str) -> Option<T> {
     None
 }
 
-/// Where PostgreSQL's programs are: on the path, or where distributions put them, the newest first.
+/// Returns the directory of PostgreSQL's programs: from the path, or from where distributions install them,
+/// the newest first.
 fn programs() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -243,7 +243,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// A number of the user that PostgreSQL's package makes.
+/// Returns an id of the user that PostgreSQL's package creates.
 fn id(of: &str) -> u32 {
     let output = Command::new("id").args([of, "postgres"]).output();
     let text = String::from_utf8(output.expect("id runs").stdout).expect("a number");

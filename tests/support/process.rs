@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use super::caller::Caller;
 use super::pace::PATIENCE;
 
-/// The command without what this environment might set.
+/// Returns the command without settings of this environment.
 pub fn skald(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skald"));
     let ours = std::env::vars().map(|(name, _)| name);
@@ -27,7 +27,7 @@ pub fn skald(arguments: &[&str]) -> Command {
     command
 }
 
-/// The model as it is, and what tests reckon with.
+/// Settings that most tests rely on.
 const DEFAULTS: [[&str; 2]; 4] = [
     ["--listen", "127.0.0.1:0"],
     ["--dtype", "f32"],
@@ -35,16 +35,16 @@ const DEFAULTS: [[&str; 2]; 4] = [
     ["--generation-config", "none"],
 ];
 
-/// A server in a process of its own, with the built-in model in f32 and without its sampling
-/// defaults, as [`TestServer`](super::TestServer) has it; killed when dropped.
+/// A server process with the built-in model in f32 and without its sampling defaults, like
+/// [`TestServer`](super::TestServer); killed when dropped.
 pub struct Process {
     child: Child,
     log: NamedTempFile,
 }
 
 impl Process {
-    /// Starts `skald serve` on a free port; does not wait for it. The URL of a database is given in
-    /// the environment, as it should be.
+    /// Starts `skald serve` on a free port without waiting for it. The URL of a database is passed in the
+    /// environment, as recommended.
     pub fn spawn(flags: &[&str]) -> Self {
         match flags.iter().position(|flag| *flag == "--session-store") {
             Some(at) => {
@@ -55,7 +55,7 @@ impl Process {
         }
     }
 
-    /// Starts `skald serve`, which may open this many files, and waits until it is ready.
+    /// Starts `skald serve` with a limit of open files, and waits until it is ready.
     #[track_caller]
     pub fn start_with_files(files: usize, flags: &[&str]) -> Self {
         let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
@@ -68,7 +68,7 @@ impl Process {
         server
     }
 
-    /// The same with these variables set.
+    /// Starts `skald serve` with these variables, without waiting for it.
     pub fn spawn_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
         Self::run(skald(&[]), environment, flags)
     }
@@ -99,7 +99,7 @@ impl Process {
         server
     }
 
-    /// The same with these variables set.
+    /// Starts `skald serve` with these variables, and waits until it is ready.
     #[track_caller]
     pub fn start_in(environment: &[(&str, &str)], flags: &[&str]) -> Self {
         let mut server = Self::spawn_in(environment, flags);
@@ -107,7 +107,7 @@ impl Process {
         server
     }
 
-    /// Starts a server whose sessions are in a directory.
+    /// Starts a server with a session directory.
     #[track_caller]
     pub fn on(directory: &Path, flags: &[&str]) -> Self {
         let directory = directory.to_str().expect("a path in UTF-8");
@@ -125,20 +125,20 @@ impl Process {
         }
     }
 
-    /// Where it is ready, once it is.
+    /// Returns the address of the server when it is ready.
     pub fn address(&self) -> Option<String> {
         self.messages()
             .find_map(|line| Some(line.strip_prefix("ready at ")?.to_owned()))
     }
 
-    /// What was logged, without what belongs to it.
+    /// Returns the messages of the log, without their fields.
     fn messages(&self) -> impl Iterator<Item = String> {
         self.lines()
             .into_iter()
             .filter_map(|line| Some(line["message"].as_str()?.to_owned()))
     }
 
-    /// The lines that were logged.
+    /// Returns the lines of the log.
     fn lines(&self) -> Vec<Value> {
         let log = self.log();
         let lines = log.lines();
@@ -147,25 +147,25 @@ impl Process {
             .collect()
     }
 
-    /// The lines that were logged with this message.
+    /// Returns the lines of the log with this message.
     pub fn logged(&self, message: &str) -> Vec<Value> {
         let mut lines = self.lines();
         lines.retain(|line| line["message"] == message);
         lines
     }
 
-    /// All that was logged so far.
+    /// Returns the whole log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path()).expect("the log")
     }
 
-    /// Waits until a line with this message is in the log, and returns the last one.
+    /// Waits until the log has a line with this message, and returns the last one.
     #[track_caller]
     pub fn until_logged(&self, message: &str) -> Value {
         self.until_logged_where(message, |_| true)
     }
 
-    /// Waits until a line with this message that `is_wanted` is in the log: what a request logs can be
+    /// Waits until the log has a line with this message that `is_wanted`: a line about a request can be
     /// written after its answer has arrived.
     #[track_caller]
     pub fn until_logged_where(&self, message: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
@@ -179,45 +179,45 @@ impl Process {
         }
     }
 
-    /// The lines that are warnings or errors.
+    /// Returns the lines that are warnings or errors.
     pub fn warnings(&self) -> Vec<String> {
         let loud = |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"");
         self.log().lines().filter(loud).map(str::to_owned).collect()
     }
 
-    /// Asks it without a key.
+    /// Returns a client of the server without a key.
     #[track_caller]
     pub fn caller(&self) -> Caller {
         Caller::new(self.address().expect("it is ready"))
     }
 
-    /// Starts a server whose sessions are in a database, with a short lease.
+    /// Starts a server with a session database and a short lease.
     #[track_caller]
     pub fn with_store(url: &str, flags: &[&str]) -> Self {
         let store = ["--session-store", url, "--session-lease", "2s"];
         Self::start(&[&store, flags].concat())
     }
 
-    /// Asks it to stop, as an orchestrator does.
+    /// Asks the server to stop, as an orchestrator does.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Stops it gracefully.
+    /// Stops the server gracefully.
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         self.terminate();
         self.ended()
     }
 
-    /// Waits for its graceful end.
+    /// Waits for the graceful exit.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
         let status = self.child.wait().expect("it ends");
@@ -225,7 +225,7 @@ impl Process {
         status
     }
 
-    /// Waits for its graceful end, for so long.
+    /// Waits at most `limit` for the graceful exit.
     #[track_caller]
     pub fn ended_within(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;
@@ -236,7 +236,7 @@ impl Process {
         self.ended()
     }
 
-    /// Ends it at once, by SIGKILL.
+    /// Ends the process at once, by SIGKILL.
     pub fn kill(&mut self) {
         self.child.kill().expect("a signal");
         self.child.wait().expect("it ends");

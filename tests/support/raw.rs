@@ -1,4 +1,4 @@
-//! HTTP/1 as bytes, for what no client would send.
+//! HTTP/1 as bytes, for requests that no client library sends.
 
 use std::net::SocketAddr;
 
@@ -8,17 +8,17 @@ use tokio::time::timeout;
 
 use super::pace::PATIENCE;
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Debug)]
 pub struct RawAnswer {
-    /// 0 if there was none.
+    /// Status; 0 if there was no answer.
     pub status: u16,
     pub head: String,
     pub body: String,
 }
 
 impl RawAnswer {
-    /// Parses all that came, which may begin with messages of status 100.
+    /// Parses received text, which may begin with messages of status 100.
     pub fn parse(mut text: &str) -> Self {
         const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
         while let Some(rest) = text.strip_prefix(CONTINUE) {
@@ -37,7 +37,7 @@ impl RawAnswer {
     }
 }
 
-/// A connection on which `request` was sent.
+/// Connects and sends `request`.
 pub async fn sent(address: SocketAddr, request: &str) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.expect("a connection");
     socket.write_all(request.as_bytes()).await.expect("sent");
@@ -48,23 +48,23 @@ pub async fn sent(address: SocketAddr, request: &str) -> TcpStream {
 pub async fn rest(socket: &mut TcpStream) -> RawAnswer {
     let mut answer = Vec::new();
     let whole = timeout(PATIENCE, socket.read_to_end(&mut answer)).await;
-    // A reset is an end too.
+    // A reset ends it too.
     let _ = whole.expect("the server closes the connection");
     RawAnswer::parse(&String::from_utf8_lossy(&answer))
 }
 
-/// Sends `request`, whose connection the server is to close, and returns the answer.
+/// Sends `request`, after which the server closes the connection, and returns the answer.
 pub async fn ask(address: SocketAddr, request: &str) -> RawAnswer {
     rest(&mut sent(address, request).await).await
 }
 
-/// A GET of `path` with these lines of head.
+/// Returns a GET of `path` with these header lines.
 pub fn get(path: &str, lines: &[&str]) -> String {
     let lines = head(lines);
     format!("GET {path} HTTP/1.1\r\n{lines}connection: close\r\n\r\n")
 }
 
-/// A POST of `body` to `path` with these lines of head.
+/// Returns a POST of `body` to `path` with these header lines.
 pub fn post(path: &str, lines: &[&str], body: &str) -> String {
     let lines = head(lines);
     let length = body.len();

@@ -1,4 +1,4 @@
-//! Clients that read an answer only when a test says so.
+//! Clients that read an answer only when a test asks for it.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Connects with as small a receive buffer as the system has.
+/// Connects with the smallest receive buffer that the system allows.
 pub async fn small_socket(server: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a socket option");
@@ -40,7 +40,7 @@ impl Http1 {
         }
     }
 
-    /// Reads the rest; an error if it is not whole.
+    /// Reads the rest; an error if it is not complete.
     pub async fn read(self) -> Result<String, axum::Error> {
         let bytes = to_bytes(self.response.into_body(), usize::MAX).await?;
         self.connection.abort();
@@ -48,7 +48,7 @@ impl Http1 {
     }
 }
 
-/// A connection of HTTP/2 whose streams have this window.
+/// An HTTP/2 connection whose streams have this window.
 pub struct Http2 {
     server: SocketAddr,
     key: Option<&'static str>,
@@ -83,7 +83,7 @@ impl Http2 {
         }
     }
 
-    /// Shows a key with each request from now on.
+    /// Sends a key with each request from now on.
     pub fn with_key(self, key: &'static str) -> Self {
         let key = Some(key);
         Self { key, ..self }
@@ -103,7 +103,7 @@ impl Http2 {
         response.await.expect("an answer")
     }
 
-    /// Gives all streams this window.
+    /// Sets the window of all streams.
     pub fn open(&mut self, window: u32) {
         let windows = self.windows.take().expect("opened once");
         windows.send(window).expect("it is open");
@@ -115,7 +115,7 @@ impl Http2 {
     }
 }
 
-/// Reads the rest of an answer; an error if it is not whole.
+/// Reads the rest of an answer; an error if it is not complete.
 pub async fn read_stream(response: Response<RecvStream>) -> Result<String, h2::Error> {
     let mut body = response.into_body();
     let mut text = Vec::new();

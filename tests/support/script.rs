@@ -1,9 +1,9 @@
-//! A model that says what it is told: a GPT-2 whose weights are made so that, taken greedily, the
-//! token after position `p` is the `p`-th of a script.
+//! A model that follows a script: a GPT-2 whose weights are made so that the greedy token after position `p`
+//! is the `p`-th of the script.
 //!
-//! Every block adds nothing (its projections are 0), each token has a random direction as its
-//! embedding, and each position points in the direction of the token to say. So it is an ordinary
-//! checkpoint that runs through all of the server; with the built-in tokenizer.
+//! Every block adds nothing (its projections are 0), each token has a random direction as its embedding, and
+//! the embedding of each position points in the direction of the next token. So it is an ordinary checkpoint
+//! that runs through the whole server, with the built-in tokenizer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,27 +17,28 @@ use skald::text::Tokenizer;
 const N_EMBD: usize = 64;
 const N_POSITIONS: usize = 128;
 const VOCAB_SIZE: usize = 8192;
-/// How much louder a position is than the token at it.
+/// Weight of a position relative to the token at it.
 const LOUDNESS: f32 = 10.0;
 
-/// The built-in model's files.
+/// Files of the built-in model.
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/fairy-tales");
 
-/// A model on disk; it is gone when this is dropped.
+/// A model on disk; deleted when this is dropped.
 pub struct Script {
     directory: tempfile::TempDir,
-    /// What it says after a prompt of one token.
+    /// Tokens that follow a prompt of one token.
     pub ids: Vec<u32>,
 }
 
-/// The built-in tokenizer.
+/// Returns the built-in tokenizer.
 pub fn tokenizer() -> Tokenizer {
     let json = std::fs::read(Path::new(ASSETS).join("tokenizer.json")).expect("the tokenizer");
     Tokenizer::from_json(&json).expect("it is one")
 }
 
 impl Script {
-    /// A model that says these tokens after a prompt of one token; then the last for ever.
+    /// Creates a model that generates these tokens after a prompt of one token, and repeats the last one
+    /// forever.
     pub fn new(ids: &[u32]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let file = |name: &str| directory.path().join(name);
@@ -54,12 +55,12 @@ impl Script {
         }
     }
 
-    /// A model that says this text.
+    /// Creates a model that generates this text.
     pub fn text(text: &str) -> Self {
         Self::new(&tokenizer().encode(text, true).expect("it is tokenized"))
     }
 
-    /// A model that says this text one byte a token.
+    /// Creates a model that generates this text, one byte per token.
     pub fn bytes(bytes: &[u8]) -> Self {
         let tokenizer = tokenizer();
         let id_of = |byte: u8| {

@@ -1,15 +1,15 @@
-//! Reading server-sent events.
+//! Parser of server-sent events.
 
 use serde_json::Value;
 
-/// A whole stream.
+/// A complete stream.
 #[derive(Debug)]
 pub struct Events {
-    /// Data that is JSON.
+    /// Events with JSON data.
     pub data: Vec<Value>,
-    /// Comments.
+    /// Number of comments.
     pub comments: usize,
-    /// The last data was `[DONE]`.
+    /// Whether the last event was `[DONE]`.
     pub done: bool,
 }
 
@@ -40,14 +40,14 @@ impl Events {
         events
     }
 
-    /// The text of one choice of a completion.
+    /// Returns the text of one choice of a completion.
     pub fn text_of(&self, index: usize) -> String {
         self.choices(index)
             .filter_map(|choice| choice["text"].as_str())
             .collect()
     }
 
-    /// The parts of one choice.
+    /// Returns the chunks of one choice.
     pub fn choices(&self, index: usize) -> impl Iterator<Item = &Value> {
         self.data
             .iter()
@@ -56,14 +56,14 @@ impl Events {
             .filter(move |choice| choice["index"] == index)
     }
 
-    /// Why one choice ended.
+    /// Returns the finish reasons of one choice; a complete stream has one.
     pub fn finish_reason(&self, index: usize) -> Vec<&str> {
         self.choices(index)
             .filter_map(|choice| choice["finish_reason"].as_str())
             .collect()
     }
 
-    /// The texts of the tokens of a native stream that are not special.
+    /// Returns the concatenated texts of the tokens of a native stream that are not special.
     pub fn native_text(&self) -> String {
         self.data
             .iter()
@@ -87,7 +87,7 @@ impl Live {
         }
     }
 
-    /// The next event's data; `None` after the last one. An error if the server goes away.
+    /// Returns the next event's data; `None` after the last one, an error if the server disconnects.
     pub async fn next(&mut self) -> reqwest::Result<Option<Value>> {
         loop {
             if let Some(end) = self.unread.windows(2).position(|two| two == b"\n\n") {

@@ -1,5 +1,5 @@
-//! A GPT-2 of a few hundred parameters in the Hugging Face layout, to be written to disk or served
-//! by a stand-in hub, whole or broken.
+//! A GPT-2 of a few hundred parameters in the Hugging Face layout, written to disk or served by a stand-in
+//! hub, complete or broken.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ pub const N_POSITIONS: usize = 6;
 pub const N_EMBD: usize = 4;
 pub const END_OF_TEXT: u32 = 4;
 
-/// Content of `config.json`.
+/// Returns the content of `config.json`.
 pub fn config() -> Value {
     json!({
         "model_type": "gpt2", "vocab_size": VOCAB_SIZE, "n_positions": N_POSITIONS,
@@ -22,7 +22,7 @@ pub fn config() -> Value {
     })
 }
 
-/// Content of a `tokenizer.json` of the tokens a, b, ab, c and end-of-text.
+/// Returns the content of a `tokenizer.json` with the tokens a, b, ab, c and end-of-text.
 pub fn tokenizer() -> Value {
     let byte_level = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
@@ -51,8 +51,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Multiples of 1/16 between -1 and 1, which F32, F16 and BF16 all hold exactly; other for
-    /// every `seed`.
+    /// Creates a tensor of multiples of 1/16 between -1 and 1, which F32, F16 and BF16 all represent exactly;
+    /// they differ for every `seed`.
     pub fn new(seed: usize, shape: &[usize], dtype: Dtype) -> Self {
         let bytes = values(seed, shape)
             .into_iter()
@@ -71,7 +71,7 @@ impl Tensor {
     }
 }
 
-/// What a [`Tensor::new`] of the same seed and shape holds.
+/// Returns the values of a [`Tensor::new`] with the same seed and shape.
 pub fn values(seed: usize, shape: &[usize]) -> Vec<f32> {
     let count: usize = shape.iter().product();
     let sixteenth = |i: usize| i16::try_from((i * 7 + seed * 5) % 33).unwrap() - 16;
@@ -80,7 +80,7 @@ pub fn values(seed: usize, shape: &[usize]) -> Vec<f32> {
 
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Names, without prefix, and shapes of all tensors the model needs, in a fixed order.
+/// Returns names, without prefix, and shapes of all tensors that the model needs, in a fixed order.
 pub fn shapes() -> Vec<(String, Vec<usize>)> {
     let n = N_EMBD;
     let mut shapes = vec![
@@ -110,7 +110,7 @@ pub fn shapes() -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
-/// All tensors the model needs; the i-th of [`shapes`] has the seed i.
+/// Returns all tensors that the model needs; the i-th of [`shapes`] has the seed i.
 pub fn tensors(prefix: &str, dtype: Dtype) -> Tensors {
     let shapes = shapes().into_iter().enumerate();
     shapes
@@ -118,7 +118,7 @@ pub fn tensors(prefix: &str, dtype: Dtype) -> Tensors {
         .collect()
 }
 
-/// Content of a safetensors file.
+/// Returns the content of a safetensors file.
 pub fn safetensors(tensors: &Tensors) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| {
         let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).unwrap();
@@ -127,7 +127,7 @@ pub fn safetensors(tensors: &Tensors) -> Vec<u8> {
     serialize(views, None).unwrap()
 }
 
-/// Two shards and their index: `(file, content)` of each.
+/// Returns two shards and their index: `(file, content)` of each.
 pub fn shards(tensors: &Tensors) -> Vec<(String, Vec<u8>)> {
     let mut halves = [Tensors::new(), Tensors::new()];
     let mut weight_map = BTreeMap::new();
@@ -150,7 +150,7 @@ pub fn shards(tensors: &Tensors) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// All files of the model: `config.json`, `tokenizer.json`, `model.safetensors`.
+/// Returns all files of the model: `config.json`, `tokenizer.json`, `model.safetensors`.
 pub fn files() -> BTreeMap<String, Vec<u8>> {
     BTreeMap::from([
         ("config.json".to_owned(), config().to_string().into_bytes()),
