@@ -1,4 +1,4 @@
-"""What all client tests share: the server, its facts, and its tokenizer."""
+"""Fixtures of all client tests: the server, its description, and its tokenizer."""
 
 import json
 import pathlib
@@ -22,46 +22,46 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def root():
-    """The repository."""
+    """Returns the root of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def start_server(request, tmp_path_factory):
-    """Starts further servers, with flags of their own: `with start_server("--max-queue", "1") as url`."""
+    """Starts further servers with other flags: `with start_server("--max-queue", "1") as url`."""
     binary = request.config.getoption("--skald")
     return lambda *flags: serving(binary, tmp_path_factory.mktemp("skald") / "log", *flags)
 
 
 @pytest.fixture(scope="session")
 def base_url(start_server):
-    """The server nearly all tests share."""
+    """Returns the address of the server that most tests share."""
     with start_server() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def info(base_url):
-    """What the server says of itself."""
+    """Returns the server's description of itself."""
     with urllib.request.urlopen(f"{base_url}/info", timeout=START_SECONDS) as response:
         return json.load(response)
 
 
 @pytest.fixture(scope="session")
 def model(info):
-    """The name of the served model."""
+    """Returns the name of the served model."""
     return info["model_id"]
 
 
 @pytest.fixture(scope="session")
 def end_of_text(info):
-    """The id of the token that ends a text."""
+    """Returns the id of the end-of-text token."""
     return info["model"]["end_of_text"][0]
 
 
 @pytest.fixture(scope="session")
 def ids(base_url):
-    """Turns a text into token ids."""
+    """Returns a function that tokenizes a text."""
 
     def tokenize(text):
         request = urllib.request.Request(f"{base_url}/tokenize", json.dumps({"content": text}).encode())
@@ -73,7 +73,7 @@ def ids(base_url):
 
 @pytest.fixture(scope="session")
 def running(base_url):
-    """How many requests the engine has at this moment, running or waiting."""
+    """Returns a function that counts the running and waiting requests of the engine."""
 
     def count():
         with urllib.request.urlopen(f"{base_url}/info", timeout=START_SECONDS) as response:
@@ -85,7 +85,7 @@ def running(base_url):
 
 @pytest.fixture(scope="session")
 def node():
-    """The Node that came with the packages of `node/`: the client wants a newer one than Debian has."""
+    """Returns the Node among the packages of `node/`: the client needs a newer one than Debian's."""
     found = sorted((ROOT / "tests/clients/node/node_modules").glob("node-linux-*/bin/node"))
     assert found, "run `npm ci` in tests/clients/node first"
     return str(found[0])

@@ -1,5 +1,5 @@
 """A stand-in for the hub that serves one model, as the real one does: small files by their Git object
-ids, large ones by their SHA-256, by way of a redirect."""
+ids, large ones by their SHA-256 and through a redirect."""
 
 import contextlib
 import hashlib
@@ -8,9 +8,9 @@ import json
 import threading
 import urllib.parse
 
-#: The model's id.
+#: Id of the model.
 MODEL = "org/tales"
-#: The commit that its main branch is.
+#: Commit of its main branch.
 COMMIT = "3" * 40
 
 
@@ -19,7 +19,7 @@ class Hub:
         self.files = files
         self.requests = []
         self.url = None
-        #: The content network: the same server by another name, so that it is another host.
+        #: Address of the content network: the same server under another name, so that it is another host.
         self.content_url = None
 
     def etag(self, name):
@@ -29,7 +29,7 @@ class Hub:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     def downloads(self):
-        """The files that were asked for with their content."""
+        """Returns the paths of the downloaded files."""
         return [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
 
 
@@ -85,7 +85,7 @@ def handler(hub):
 
 @contextlib.contextmanager
 def serving(files):
-    """A hub on a port the system chose."""
+    """Starts a hub on a free port."""
     hub = Hub(files)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
     port = server.server_address[1]

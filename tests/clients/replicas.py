@@ -11,25 +11,25 @@ import urllib.request
 
 from servers import STOP_SECONDS, wait_until_ready
 
-#: How often a state is looked at that is waited for, in seconds.
+#: Interval between checks of an awaited state, in seconds.
 LOOK_SECONDS = 0.02
 
 
 def free_port():
-    """A port of this machine that nothing listens on."""
+    """Returns a port of this machine on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def get(url, timeout=10):
-    """The JSON at an address."""
+    """Returns the JSON at an address."""
     with urllib.request.urlopen(url, timeout=timeout) as response:
         return json.load(response)
 
 
 def until(what, holds, seconds=60):
-    """Waits until something holds; gives what it gave."""
+    """Waits until `holds` returns something true, and returns it."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         if time.monotonic() > deadline:
@@ -39,7 +39,7 @@ def until(what, holds, seconds=60):
 
 
 class Replica:
-    """One server. It keeps its address when it is started again."""
+    """A server that keeps its address when it is restarted."""
 
     def __init__(self, binary, log, flags):
         self.port = free_port()
@@ -58,28 +58,28 @@ class Replica:
         wait_until_ready(self.process, self.log)
 
     def drain(self):
-        """Asks the server to stop, and waits until it has done so in peace."""
+        """Asks the server to stop, and waits for its graceful exit."""
         self.process.terminate()
         code = self.process.wait(timeout=STOP_SECONDS)
         assert code == 0, f"a graceful stop ends with exit code 0, not {code}: {self.log.read_text()}"
 
     def kill(self):
-        """Ends the server without a word."""
+        """Kills the server."""
         self.process.kill()
         assert self.process.wait(timeout=STOP_SECONDS) == -signal.SIGKILL
 
     def steps(self):
-        """Forward passes since the start."""
+        """Returns the number of forward passes since the start."""
         return get(f"{self.url}/info")["engine"]["steps"]
 
     def busy_sessions(self):
-        """The sessions that this server is generating for."""
+        """Returns the ids of the sessions that this server generates for."""
         return [session["id"] for session in get(f"{self.url}/v1/sessions")["data"] if session["busy"]]
 
 
 @contextlib.contextmanager
 def replicas(binary, directory, count, *flags):
-    """So many servers of the built-in model, one compute thread each; those left are stopped at the end."""
+    """Starts `count` servers of the built-in model, one compute thread each, until the end of the block."""
     common = ["--threads", "1", "--kv-memory", "128MiB", *flags]
     started = []
     try:
@@ -95,7 +95,7 @@ def replicas(binary, directory, count, *flags):
 
 @contextlib.contextmanager
 def program(command, log, is_up):
-    """A router that runs until the end of the block."""
+    """Runs a router until the end of the block."""
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:
@@ -115,7 +115,7 @@ def program(command, log, is_up):
 
 
 def answers(url):
-    """Whether an address gives a success."""
+    """Returns whether an address answers with status 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return response.status == 200
@@ -125,7 +125,7 @@ def answers(url):
 
 @contextlib.contextmanager
 def vllm_router(command, log, flags, policy, servers):
-    """vLLM's router in front of servers; gives its address."""
+    """Runs vLLM's router in front of servers. Returns its address."""
     port = free_port()
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
     urls = ["--worker-urls", *(server.url for server in servers)]
@@ -135,7 +135,7 @@ def vllm_router(command, log, flags, policy, servers):
 
 @contextlib.contextmanager
 def sglang_router(command, log, flags, policy, servers):
-    """SGLang's router in front of servers; gives its address."""
+    """Runs SGLang's router in front of servers. Returns its address."""
     port = free_port()
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
     urls = ["--worker-urls", *(server.url for server in servers)]
@@ -144,7 +144,7 @@ def sglang_router(command, log, flags, policy, servers):
         yield f"http://127.0.0.1:{port}"
 
 
-#: What a Debian machine has around a site's configuration, in a directory of its own.
+#: Debian's configuration around that of a site, in a directory of its own.
 NGINX = """
 daemon off;
 worker_processes 1;
@@ -165,9 +165,9 @@ http {{
 
 @contextlib.contextmanager
 def nginx(command, directory, site, servers):
-    """nginx with a site of the guide in front of servers; gives its address.
+    """Runs nginx with a site of the guide in front of servers. Returns its address.
 
-    Of the site only the addresses are replaced: `listen`, and as many `server` lines as there are servers.
+    Only the addresses in the site are replaced: `listen`, and as many `server` lines as there are servers.
     """
     port = free_port()
     places = [f"127.0.0.1:{8081 + number}" for number in range(len(servers))]
@@ -185,7 +185,7 @@ def nginx(command, directory, site, servers):
 
 
 class Bench:
-    """`skald bench` that is run again and again, each time to its end, until it is told to stop."""
+    """Runs `skald bench` repeatedly until it is asked to stop; each run is completed."""
 
     def __init__(self, binary, url, directory):
         self.report = directory / "bench.json"
@@ -197,7 +197,7 @@ class Bench:
         self.errors = []
 
     def run_until(self, stopped):
-        """Runs until an event is set; counts how requests ended."""
+        """Runs until an event is set, and counts the outcomes of requests."""
         while not stopped.is_set():
             done = subprocess.run(self.command, capture_output=True, text=True, timeout=300, check=False)
             assert done.returncode == 0, done.stderr
@@ -208,7 +208,7 @@ class Bench:
 
 
 def blocks(guide: pathlib.Path, language):
-    """The fenced blocks of a language in a guide."""
+    """Returns the fenced blocks of a language in a guide."""
     found, inside = [], None
     for line in guide.read_text().splitlines():
         if inside is None and line == f"```{language}":

@@ -6,15 +6,15 @@ import subprocess
 import time
 import urllib.request
 
-#: How long a server may take to load the model or to answer, in seconds: a machine may be busy.
+#: Maximum time to load the model or to answer, in seconds, on a busy machine.
 START_SECONDS = 180
-#: How long a graceful stop may take, in seconds.
+#: Maximum time for a graceful stop, in seconds.
 STOP_SECONDS = 180
 
 
 @contextlib.contextmanager
 def serving(binary, log, *flags):
-    """A server with these flags on a port the system chose; gives its address."""
+    """Runs a server with these flags on a free port. Returns its address."""
     command = [binary, "serve", "--listen", "127.0.0.1:0", "--log-format", "json", *flags]
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=stderr, stderr=stderr)
@@ -27,7 +27,7 @@ def serving(binary, log, *flags):
 
 
 def wait_until_ready(process, log):
-    """The address is in the log, since the system chose the port."""
+    """Returns the address, which is in the log because the system chose the port."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()

@@ -1,7 +1,7 @@
-"""A client that goes on with a session turn by turn, and tries once again where something fails.
+"""A client that continues a session turn by turn, and retries once after a failure.
 
-It knows nothing of routers and servers but one address. What it does after a stream that was cut is what
-docs/scale-out.md tells clients to do.
+It knows a single address and nothing about routers and servers. After an interrupted stream it follows
+the advice of docs/scale-out.md.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ import time
 import urllib.error
 import urllib.request
 
-#: What official clients try again after.
+#: Status codes after which official clients retry.
 RETRIED = {408, 409, 429, 500, 502, 503, 504}
-#: Pause before another try where the server does not say, in seconds.
+#: Pause before a retry without a hint of the server, in seconds.
 PAUSE = 0.5
-#: What an answer may take, in seconds.
+#: Maximum time of an answer, in seconds.
 TIMEOUT = 60
-#: Tokens of a turn.
+#: Tokens per turn.
 TOKENS = 48
 
 
 class Failed(Exception):
-    """An attempt that another one may cover."""
+    """A failed attempt that can be retried."""
 
     def __init__(self, why, pause=PAUSE):
         super().__init__(why)
@@ -32,7 +32,7 @@ class Failed(Exception):
 
 @dataclasses.dataclass
 class Turn:
-    """A turn that has ended."""
+    """A completed turn."""
 
     prompt: str
     text: str
@@ -40,7 +40,7 @@ class Turn:
 
 @dataclasses.dataclass
 class Storyteller:
-    """One session and its client."""
+    """A session and its client."""
 
     url: str
     session: str
@@ -49,15 +49,15 @@ class Storyteller:
     requests: int = 0
     retries: int = 0
     cut: int = 0
-    #: Turns that were saved though the end of their answer was lost.
+    #: Turns that were stored although the end of their answer was lost.
     saved: int = 0
-    #: Turns whose repetition began with what had been shown of them.
+    #: Turns whose retry began with the text that was already received.
     resumed: int = 0
     #: Requests that failed twice.
     errors: list[str] = dataclasses.field(default_factory=list)
 
     def run(self):
-        """Tells until told to stop. The event is looked at between turns: all that is begun ends."""
+        """Runs turns until the event is set. It is checked between turns, so every turn is completed."""
         try:
             while not self.stop.is_set():
                 self.turn()
@@ -65,7 +65,7 @@ class Storyteller:
             self.errors.append(f"{self.session}, turn {len(self.turns) + 1}: {failed}")
 
     def turn(self):
-        """One turn: asked for at most twice."""
+        """Runs one turn, with at most two requests."""
         prompt = f" [{self.session}, {len(self.turns) + 1}] The king said,"
         shown = []
         try:
@@ -75,7 +75,7 @@ class Storyteller:
         self.turns.append(Turn(prompt, "".join(shown)))
 
     def again(self, prompt, before, failed):
-        """What to do after a failure: look whether the turn was saved, and ask again if not."""
+        """Checks after a failure whether the turn was stored, and retries it if not."""
         time.sleep(failed.pause)
         self.retries += 1
         if before:
@@ -94,11 +94,11 @@ class Storyteller:
         return shown
 
     def told(self):
-        """All turns that have ended."""
+        """Returns the text of all completed turns."""
         return "".join(turn.prompt + turn.text for turn in self.turns)
 
     def kept(self):
-        """What the session has; one retry."""
+        """Returns the text of the session, with at most one retry."""
         for last in (False, True):
             self.requests += 1
             try:
@@ -117,7 +117,7 @@ class Storyteller:
         raise AssertionError
 
     def stream(self, prompt, shown):
-        """Asks for a turn once, and adds what is said to `shown`."""
+        """Requests a turn once, and appends the received text to `shown`."""
         self.requests += 1
         body = {
             "model": "builtin",
@@ -156,5 +156,5 @@ class Storyteller:
 
 
 def pause_of(error):
-    """How long an answer asks to wait, in seconds."""
+    """Returns the retry hint of an answer, in seconds."""
     return min(float(error.headers.get("Retry-After") or PAUSE), 60)

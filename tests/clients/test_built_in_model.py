@@ -1,4 +1,4 @@
-"""What the model card says of the built-in model is what the server finds."""
+"""The claims of the model card about the built-in model, checked with the server."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def model_dir(root):
 
 @pytest.fixture(scope="module")
 def trained(model_dir):
-    """The figures of the training run."""
+    """Returns the results of the training run."""
     return json.loads((model_dir / "train.json").read_text())
 
 
@@ -41,7 +41,7 @@ def test_the_card_tells_the_figures_of_the_run(card, trained):
 
 
 def test_the_samples_of_the_card_are_what_the_model_writes(base_url, card):
-    """By the rule the card states: seeds 1 to 10, 200 tokens, nothing left out, the server as it starts."""
+    """As the card states: seeds 1 to 10, 200 tokens, all of them, with the default settings."""
     samples = re.findall(r"^\*\*(\d+)\.\*\*\n\n((?:>.*\n)+)", card, re.MULTILINE)
     assert [int(seed) for seed, _ in samples] == list(range(1, 11))
     client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none")

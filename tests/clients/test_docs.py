@@ -1,12 +1,10 @@
-"""Every example of docs/clients.md and docs/sessions.md runs as it stands.
+"""Every example of docs/clients.md and docs/sessions.md runs unchanged, except for addresses.
 
-Those of docs/clients.md print something sensible. `console` blocks there (how to install) are
-compared with the requirements of this folder instead.
+The examples of docs/clients.md must print text. Their `console` blocks (installation) are compared with
+the requirements in this directory instead.
 
-Those of a chapter of docs/sessions.md run one after the other. They print what follows them. Its
-`console` blocks start a server, in place of the one at that address.
-
-Addresses are the only thing replaced.
+The examples of a chapter of docs/sessions.md run one after the other, and must print the block that
+follows them. Their `console` blocks start a server, which replaces the one at that address.
 """
 
 import contextlib
@@ -22,11 +20,11 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 GUIDE = HERE.parents[1] / "docs/clients.md"
 SESSIONS = HERE.parents[1] / "docs/sessions.md"
-#: The address in the guide.
+#: Address in the guide.
 ADDRESS = "http://localhost:8080"
-#: Which of requirements/ the examples of a chapter need, where it is not `openai`.
+#: Files of requirements/ by chapter, if not `openai`.
 ENVIRONMENTS = {"LlamaIndex": "llama-index", "lm-eval": "lm-eval"}
-#: What an example of a chapter may take, in seconds.
+#: Maximum time of an example, in seconds.
 LIMIT = 600
 
 
@@ -42,7 +40,7 @@ class Example(typing.NamedTuple):
 
 
 def examples(guide):
-    """All fenced blocks with the chapter they are in."""
+    """Returns all fenced blocks with their chapters."""
     chapter, language, code, start = "", None, [], 0
     for number, line in enumerate(guide.read_text().splitlines(), 1):
         fence = re.fullmatch(r"```(\w*)", line)
@@ -83,7 +81,7 @@ def test_what_is_to_be_installed_is_what_is_tested():
 
 
 def command(example, environments, node):
-    """What runs an example that is given to it on its standard input."""
+    """Returns the command that runs an example from its standard input."""
     match example.language:
         case "bash":
             return ["bash", "-euo", "pipefail"]
@@ -97,7 +95,7 @@ def command(example, environments, node):
 @pytest.mark.parametrize("example", TO_RUN, ids=lambda example: f"{example.chapter}, line {example.line}")
 def test_an_example_runs(example, base_url, request, node, root, tmp_path):
     environments = pathlib.Path(request.config.getoption("--environments")).resolve()
-    # The tokenizer of the built-in model, and the packages of Node, are found from where it runs.
+    # Examples expect the built-in model's tokenizer and Node's packages in the working directory.
     (tmp_path / "assets").symlink_to(root / "assets")
     (tmp_path / "node_modules").symlink_to(HERE / "node/node_modules")
     run = subprocess.run(
@@ -117,12 +115,12 @@ def test_an_example_runs(example, base_url, request, node, root, tmp_path):
 
 
 def environment(programs):
-    """As a user has it, without keys of OpenAI, and with nothing that asks the network."""
+    """Returns a user's environment, without keys of OpenAI and without access to the network."""
     mine = {key: value for key, value in os.environ.items() if not key.startswith("OPENAI_")}
     return {
         **mine,
         "PATH": f"{programs}{os.pathsep}{mine['PATH']}",
-        # Nobody is there.
+        # Nothing listens there.
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
@@ -130,9 +128,9 @@ def environment(programs):
 
 OF_SESSIONS = list(examples(SESSIONS))
 CHAPTERS = re.findall(r"^## (.+)$", SESSIONS.read_text(), re.MULTILINE)
-#: How the server of a chapter is started that does not say.
+#: Starts the server of a chapter that does not start one itself.
 INTRODUCTION = next(example for example in OF_SESSIONS if not example.chapter)
-#: In what is promised: anything.
+#: Matches anything in expected output.
 ANYTHING = "…"
 
 
@@ -164,7 +162,7 @@ def test_a_chapter_on_sessions_holds_what_it_promises(chapter, start_server, tmp
 
 
 class Machine:
-    """A user's: servers at addresses, and a directory."""
+    """The machine of a user: servers at addresses, and a directory."""
 
     def __init__(self, start_server, directory):
         self.start_server, self.directory = start_server, directory
@@ -198,7 +196,7 @@ class Machine:
             self.servers[address] = server
 
     def run(self, block):
-        """What a `bash` block prints."""
+        """Returns the output of a `bash` block."""
         code = re.sub(r"http://localhost:\d+", lambda address: self.urls[address[0]], block.code)
         run = subprocess.run(
             ["bash", "-euo", "pipefail"],
@@ -213,7 +211,7 @@ class Machine:
 
 
 def is_as_promised(promised, said):
-    """What is promised is there; what is not spoken of may be, too."""
+    """Returns whether the output has all expected values; it can have others."""
     match promised, said:
         case dict(), dict():
             return all(key in said and is_as_promised(value, said[key]) for key, value in promised.items())

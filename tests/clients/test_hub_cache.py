@@ -1,5 +1,5 @@
-"""The cache of models is one for Skald and for Python's huggingface_hub: what one has fetched, the other
-reads offline, and they wait for each other."""
+"""Skald and Python's huggingface_hub share a cache of models: each reads offline what the other has
+fetched, and they wait for each other."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 
 import hub as stand_in
 
-#: What a process may take, in seconds, on a machine that is busy.
+#: Maximum time of a process on a busy machine, in seconds.
 PATIENCE = 180
 #: The files that Skald needs of the model, and one that it does not.
 NAMES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"]
@@ -28,7 +28,7 @@ def hub(root):
 
 @pytest.fixture
 def environment(hub, tmp_path):
-    """The variables that both programs read, and nothing of this machine's own."""
+    """Returns the variables that both programs read, without those of this machine."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return inherited | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1,localhost"}
 
@@ -56,7 +56,7 @@ def pull(request, environment):
 
 
 def finished(process):
-    """The directory that `skald pull` prints."""
+    """Returns the directory that `skald pull` prints."""
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, stderr
     return pathlib.Path(stdout.strip())
@@ -64,7 +64,7 @@ def finished(process):
 
 def test_huggingface_hub_reads_what_skald_has_fetched(hub, pull, cache):
     directory = finished(pull())
-    # It takes any directory for a snapshot; the file names are those that Skald needs.
+    # It accepts any directory as a snapshot, so the files that Skald needs are checked by name.
     found = huggingface_hub.snapshot_download(stand_in.MODEL, cache_dir=cache, local_files_only=True)
     assert pathlib.Path(found) == directory
     for name in NAMES[:-1]:
@@ -80,7 +80,7 @@ def test_huggingface_hub_reads_what_skald_has_fetched(hub, pull, cache):
 
 
 def test_skald_reads_what_huggingface_hub_has_fetched(hub, environment, pull, cache):
-    # It reads its variables when it is imported.
+    # In a process of its own, because the library reads its variables on import.
     script = "import sys, huggingface_hub as hub\nfor name in sys.argv[2:]: hub.hf_hub_download(sys.argv[1], name)"
     subprocess.run(
         [sys.executable, "-c", script, stand_in.MODEL, *NAMES], env=environment, check=True, timeout=PATIENCE
@@ -89,7 +89,7 @@ def test_skald_reads_what_huggingface_hub_has_fetched(hub, environment, pull, ca
     directory = finished(pull(HF_HUB_OFFLINE="1"))
     assert directory == cache / "models--org--tales" / "snapshots" / stand_in.COMMIT
     assert not hub.requests
-    # Online, it asks for the commit and finds everything there.
+    # Online, it requests the commit and finds everything in the cache.
     assert finished(pull()) == directory
     assert not hub.downloads()
 
@@ -104,7 +104,7 @@ def test_skald_waits_for_huggingface_hub_to_finish_a_file(hub, pull, cache):
         while ("HEAD", f"/{stand_in.MODEL}/resolve/{stand_in.COMMIT}/{weights}") not in hub.requests:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        # What the other has fetched meanwhile is not fetched again.
+        # A file that the other has fetched meanwhile is not fetched again.
         blob = cache / "models--org--tales" / "blobs" / hub.etag(weights)
         blob.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(hub.files[weights])

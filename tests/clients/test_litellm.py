@@ -2,7 +2,7 @@
 
 import os
 
-# Otherwise its import asks the network for prices.
+# Otherwise its import downloads a list of prices.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm

@@ -1,5 +1,5 @@
-"""EleutherAI's `lm-eval` with its `local-completions`: what it computes through Skald is what the
-same model gives in Python. Nothing of torch is needed, and nothing is stubbed."""
+"""EleutherAI's `lm-eval` with its `local-completions`: its results through Skald equal those of the same
+model in Python. torch is not needed, and nothing is stubbed."""
 
 import importlib.util
 import json
@@ -8,26 +8,26 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-#: The window of the built-in model.
+#: Context length of the built-in model.
 WINDOW = 1024
 
 
 @pytest.fixture(scope="module")
 def reference(root):
-    """Prompts with the log-probabilities and the greedy text of the model in Python."""
+    """Returns prompts with the log-probabilities and the greedy text of the model in Python."""
     return json.loads((root / "tests/fixtures/fairy-tales/reference.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def exact(start_server):
-    """The reference was computed in f32, and from the plain model without its generation config."""
+    """Starts a server in f32 and without the generation config, as the reference was computed."""
     with start_server("--dtype", "f32", "--generation-config", "none") as url:
         yield url
 
 
 @pytest.fixture(scope="module", params=[{}, {"batch_size": 8}, {"num_concurrent": 4}, {"tokenized_requests": False}])
 def lm(request, exact, model, root):
-    """In each way it can send its requests: one by one, in batches, at once, and as text."""
+    """Returns a client for each way to send requests: one by one, in batches, concurrently, and as text."""
     return LocalCompletionsAPI(
         model=model,
         base_url=f"{exact}/v1/completions",

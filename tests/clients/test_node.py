@@ -1,7 +1,6 @@
 """Runs the tests of `node/` (the official `openai` package for Node) against the same server.
 
-They have a Node of their own among their packages, because the client wants a newer one than
-Debian has.
+Node is one of their packages, because the client needs a newer one than Debian's.
 """
 
 import os

@@ -13,7 +13,7 @@ def client(base_url):
 
 @pytest.fixture(scope="module")
 def create(client, model):
-    """An answer to `QUESTION`, greedy and of at most 24 tokens where nothing else is said."""
+    """Answers `QUESTION`, greedily and with at most 24 tokens by default."""
 
     def chat(**fields):
         fields = {"model": model, "messages": QUESTION, "temperature": 0, **fields}
@@ -131,7 +131,7 @@ def test_biases_penalties_and_the_fields_no_one_reads_are_taken(create, ids):
 
 
 def read(events):
-    """The role and the text of a stream's deltas."""
+    """Returns the role and the text of a stream's deltas."""
     deltas = [choice.delta for event in events for choice in event.choices]
     return [delta.role for delta in deltas if delta.role], "".join(delta.content or "" for delta in deltas)
 
@@ -184,7 +184,7 @@ def test_the_stream_helper_gathers_the_answer(client, create, model):
         model=model, messages=QUESTION, temperature=0, max_completion_tokens=24
     ) as stream:
         kinds = {event.type for event in stream}
-        # `get_final_completion` makes an error of an answer that `max_completion_tokens` cut off.
+        # `get_final_completion` raises an error if `max_completion_tokens` cut off the answer.
         assert stream.current_completion_snapshot.choices[0].message.content == text(create())
     assert {"chunk", "content.delta", "content.done"} <= kinds
 

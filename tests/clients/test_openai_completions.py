@@ -1,4 +1,4 @@
-"""The official `openai` package: every field of `/v1/completions` does what it says."""
+"""The official `openai` package: every field of `/v1/completions` has its documented effect."""
 
 import openai
 import pytest
@@ -14,7 +14,7 @@ def client(base_url):
 
 @pytest.fixture(scope="module")
 def create(client, model):
-    """A completion of `PROMPT`, greedy and of 24 tokens where nothing else is said."""
+    """Completes `PROMPT`, greedily and with 24 tokens by default."""
 
     def completion(**fields):
         return client.completions.create(
@@ -110,7 +110,7 @@ def test_logprobs_tell_of_each_token(create, ids):
         assert offset == at
         at += len(token)
         assert len(top) == 3
-        # Greedy: under the model's own distribution the token is the likeliest, unless penalised.
+        # Greedy: without penalties the token is the most likely one of the model's distribution.
         assert top[token] == logprob <= max(top.values()) <= 0
 
 

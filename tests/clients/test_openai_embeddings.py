@@ -19,7 +19,7 @@ def client(base_url):
 
 @pytest.fixture(scope="module")
 def embed(client, model):
-    """The vectors of an input, with the client's own encoding."""
+    """Returns the vectors of an input, with the client's default encoding."""
 
     def create(text, **fields):
         return [entry.embedding for entry in client.embeddings.create(model=model, input=text, **fields).data]

@@ -1,4 +1,4 @@
-"""Errors arrive as the classes of the official `openai` package, and what can be tried again is."""
+"""Errors become the classes of the official `openai` package, which retries the transient ones."""
 
 import socket
 import threading
@@ -92,8 +92,8 @@ def test_a_server_that_is_not_there_is_a_connection_error(model):
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(openai.APIConnectionError):
-            nobody = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-            nobody.completions.create(model=model, prompt=PROMPT)
+            unreachable = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+            unreachable.completions.create(model=model, prompt=PROMPT)
 
 
 def test_a_client_that_gives_up_leaves_nothing_running(client, model, running):
@@ -102,27 +102,27 @@ def test_a_client_that_gives_up_leaves_nothing_running(client, model, running):
         client.completions.create(model=model, prompt=PROMPT, max_tokens=100_000, timeout=0.3, extra_body=endless)
     deadline = time.monotonic() + 180
     while running() > 0:
-        assert time.monotonic() < deadline, "the generation goes on for nobody"
+        assert time.monotonic() < deadline, "the generation continues without a client"
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def busy(start_server):
-    """A server that computes one request at a time and lets one wait."""
+    """Starts a server that runs one request at a time and queues one."""
     with start_server("--max-batch", "1", "--max-queue", "1") as url:
         yield f"{url}/v1"
 
 
 @pytest.fixture
 def crowd(busy, model):
-    """Two endless streams: one is computed, one waits; whoever comes now is too many."""
+    """Starts two endless streams: one runs and one waits, so the queue is full."""
     clients = openai.OpenAI(base_url=busy, api_key="none", max_retries=0)
     fields = {"model": model, "prompt": PROMPT, "max_tokens": 500_000, "stream": True}
     endless = {"overflow": "slide", "ignore_eos": True}
     begun, dispersed = threading.Event(), threading.Event()
 
     def read():
-        # A stream that is not read would give up its place.
+        # A stream that is not read would be set aside.
         with clients.completions.create(**fields, extra_body=endless) as first:
             for _ in first:
                 begun.set()
@@ -134,7 +134,7 @@ def crowd(busy, model):
     assert begun.wait(180), "the first stream has not begun"
 
     def wait():
-        # Its answer begins when it begins to run: when the first one is closed.
+        # Its answer begins when it runs, after the first one is closed.
         clients.completions.create(**fields, extra_body=endless).close()
 
     second = threading.Thread(target=wait)

@@ -13,7 +13,7 @@ def client(base_url):
 
 @pytest.fixture(scope="module")
 def create(client, model):
-    """A completion of `PROMPT`, greedy and of 24 tokens where nothing else is said."""
+    """Completes `PROMPT`, greedily and with 24 tokens by default."""
 
     def completion(extra=None, **fields):
         return client.completions.create(

@@ -1,4 +1,4 @@
-"""The official `openai` package against a server that wants API keys: its classes of errors, and the headers it shows."""
+"""The official `openai` package against a server that requires API keys: classes of errors, and headers."""
 
 import subprocess
 
@@ -10,7 +10,7 @@ PROMPT = "Once upon a time"
 
 @pytest.fixture(scope="module")
 def keys(request, tmp_path_factory):
-    """Makes keys: `keys("ada", "--requests-per-minute", "1")` returns one; `keys.file` is where they are."""
+    """Creates keys: `keys("ada", "--requests-per-minute", "1")` returns one; `keys.file` is their file."""
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
     binary = request.config.getoption("--skald")
 
@@ -24,7 +24,7 @@ def keys(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def guarded(keys, start_server):
-    """A server with keys: its address, and the keys by name."""
+    """Starts a server with keys. Returns its address, and the keys by name."""
     named = {
         "ada": keys("ada"),
         "few": keys("few", "--requests-per-minute", "1", "--tokens-per-minute", "50"),

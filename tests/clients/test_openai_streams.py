@@ -1,4 +1,4 @@
-"""Streams of `/v1/completions` read with the official `openai` package, in step and asynchronously."""
+"""Streams of `/v1/completions` read with the official `openai` package, synchronously and asynchronously."""
 
 import asyncio
 import collections
@@ -25,7 +25,7 @@ def create(client, model):
 
 
 def by_index(events):
-    """The text of each choice, put together again."""
+    """Returns the concatenated text of each choice."""
     texts = collections.defaultdict(str)
     for event in events:
         for choice in event.choices:
@@ -82,7 +82,7 @@ def test_nothing_of_a_stop_string_is_streamed(create):
 
 
 def test_characters_come_whole(create, ids):
-    """The bytes of `“` and `”` are tokens of their own, forced here one after the other."""
+    """The grammar forces the bytes of `“` and `”`, each of which is a token."""
     assert len(ids("“")) == 3
     forced = {"max_tokens": 64, "extra_body": {"guided_regex": "(“é” ){4}"}}
     events = list(create(stream=True, **forced))

@@ -1,4 +1,4 @@
-"""The official `openai` package: answers in a form that was asked for, by `response_format`."""
+"""The official `openai` package: answers in a requested form, by `response_format`."""
 
 import json
 import typing

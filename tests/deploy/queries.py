@@ -1,4 +1,4 @@
-"""What PromQL asks for: the metrics, and the labels of each."""
+"""Metrics and labels in PromQL queries."""
 
 import dataclasses
 import json
@@ -6,21 +6,21 @@ import json
 import promql_parser
 import yaml
 
-#: Labels that Prometheus gives every target.
+#: Labels that Prometheus adds to every target.
 TARGET_LABELS = {"instance", "job"}
-#: What Grafana fills in before it sends a query.
+#: Values for the variables that Grafana replaces.
 GRAFANA = {"$__rate_interval": "1m", "$instance": ".*"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A PromQL expression and where it stands."""
+    """A PromQL expression and its place."""
 
     where: str
     text: str
 
     def metrics(self):
-        """The metrics it selects, each with the labels it matches on."""
+        """Returns the selected metrics, each with the labels it matches on."""
         found = {}
 
         def visit(node):
@@ -34,7 +34,7 @@ class Query:
         return found
 
     def grouped(self):
-        """Pairs of a metric below an aggregation and the labels it is grouped by."""
+        """Returns pairs of an aggregated metric and the labels it is grouped by."""
         pairs = []
 
         def visit(node):
@@ -48,7 +48,7 @@ class Query:
 
 
 def of_dashboard(path):
-    """The queries of a Grafana dashboard, with its variables filled in."""
+    """Returns the queries of a Grafana dashboard, with its variables replaced."""
     dashboard = json.loads(path.read_text())
     queries = []
     for panel in dashboard["panels"]:
@@ -63,6 +63,6 @@ def of_dashboard(path):
 
 
 def of_rules(path):
-    """The queries of a file of alerts."""
+    """Returns the queries of a file of alerts."""
     groups = yaml.safe_load(path.read_text())["groups"]
     return [Query(f"alert {rule['alert']}", rule["expr"]) for group in groups for rule in group["rules"]]

@@ -1,4 +1,4 @@
-"""docker/prometheus: promtool accepts it, and its unit tests tell right from wrong alerts."""
+"""docker/prometheus: promtool accepts it, and its unit tests detect wrong alerts."""
 
 import re
 import shutil

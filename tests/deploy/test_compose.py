@@ -28,7 +28,7 @@ def test_it_keeps_to_the_compose_specification():
     ],
 )
 def test_docker_starts_the_services_of(profiles, services):
-    """Docker's own reading of the file, where its client has the plugin; no engine is needed."""
+    """Docker's own parser, if the client has the plugin; the engine is not needed."""
     docker = shutil.which("docker")
     if not docker or subprocess.run([docker, "compose", "version"], capture_output=True, timeout=30).returncode:
         pytest.skip("docker compose is not installed")

@@ -1,4 +1,4 @@
-"""docker/grafana: the dashboard is one that Grafana can provision and lay out."""
+"""docker/grafana: Grafana can provision the dashboard and lay it out."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ def test_every_panel_has_a_title_a_place_and_a_query():
     for panel in PANELS:
         assert panel["title"]
         if panel["type"] != "row":
-            assert panel["targets"], f"{panel['title']} asks for nothing"
+            assert panel["targets"], f"{panel['title']} has no query"
             references = [target["refId"] for target in panel["targets"]]
             assert len(set(references)) == len(references), panel["title"]
 

@@ -1,4 +1,4 @@
-"""docker/kubernetes: what kustomize builds is valid, and its parts fit together."""
+"""docker/kubernetes: the output of kustomize is valid, and its parts fit together."""
 
 import json
 import re
@@ -17,21 +17,21 @@ KUBERNETES = DOCKER / "kubernetes"
 SCHEMAS = ROOT / "tests/fixtures/kubernetes-crds"
 BASE = KUBERNETES / "base"
 GATEWAY = KUBERNETES / "overlays/inference-gateway"
-#: The oldest Kubernetes whose API has all we use (`preStop.sleep`, without a feature gate), and the newest
-#: that the validator knows.
+#: The oldest Kubernetes with the required API (`preStop.sleep`, without a feature gate), and the newest
+#: version that the validator supports.
 VERSIONS = ["1.30.0", kubernetes_validate.latest_version()]
 CLUSTER_WIDE = {"Namespace"}
 
 
 @pytest.fixture(scope="session")
 def kubectl():
-    """kubectl, the machine's or the one that kubectl.sh fetches."""
+    """Returns the path of kubectl: the machine's, or the one that kubectl.sh installs."""
     return program("kubectl", also=ROOT / "target/deploy/kubectl")
 
 
 @pytest.fixture(scope="session", params=[BASE, GATEWAY], ids=lambda path: path.name)
 def resources(request, kubectl):
-    """All that one kustomization builds."""
+    """Returns all resources that a kustomization builds."""
     return Resources.built(kubectl, request.param)
 
 
@@ -46,7 +46,7 @@ def gateway(kubectl):
 
 
 class Resources(list):
-    """Resources, to be found by kind and name."""
+    """Resources, with access by kind and name."""
 
     @classmethod
     def built(cls, kubectl, folder):
@@ -68,7 +68,7 @@ class Resources(list):
         return [one["spec"]["template"] for one in self.of("Deployment")]
 
     def selected(self, labels):
-        """The pod templates that have all of these labels."""
+        """Returns the pod templates that have all of these labels."""
         return [pod for pod in self.pods() if labels.items() <= pod["metadata"]["labels"].items()]
 
     def container(self):
@@ -76,7 +76,7 @@ class Resources(list):
         return container
 
     def settings(self):
-        """What the ConfigMap of the servers sets."""
+        """Returns the settings in the ConfigMap of the servers."""
         (name,) = [source["configMapRef"]["name"] for source in self.container()["envFrom"]]
         return self.one("ConfigMap", name)["data"]
 
@@ -222,7 +222,7 @@ def test_a_pod_has_the_time_to_drain(resources):
 
 
 def test_limits_leave_nothing_to_chance(base):
-    """Threads and KV cache are sized by the limits, so there are some; the pod is never overcommitted."""
+    """Threads and KV cache are sized by the limits, so limits are set; the pod is never overcommitted."""
     resources = base.container()["resources"]
     for kind in ("cpu", "memory"):
         assert resources["limits"][kind] == resources["requests"][kind]
@@ -244,7 +244,7 @@ def test_every_setting_is_one_that_skald_has(base, request):
     names = [*base.settings(), *(variable["name"] for variable in base.container()["env"])]
     for name in names:
         if name.startswith("SKALD_"):
-            # The help of a setting that holds a password shows no value.
+            # The help of a setting with a password does not show its value.
             assert re.search(rf"\[env: {name}[=\]]", usage), f"`skald serve` has no {name}"
 
 
@@ -266,7 +266,7 @@ def test_the_autoscaler_reads_what_the_adapter_offers_of_a_server(base, server):
 
 
 def test_the_guide_makes_a_valid_rule_of_the_alerts():
-    """docs/kubernetes.md has a command that wraps alerts.yml for the operator; run it, but for kubectl."""
+    """Runs the command of docs/kubernetes.md that wraps alerts.yml for the operator, without kubectl."""
     guide = (ROOT / "docs/kubernetes.md").read_text()
     (command,) = re.findall(r"^(\{ printf .*?\}) \\?\n?\s*\| kubectl apply -f -$", guide, re.MULTILINE | re.DOTALL)
     shell = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=30)

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask a real server, through a real Prometheus, for what it really has."""
+"""Dashboard and alerts query metrics that a real server has, through a real Prometheus."""
 
 import json
 import re
@@ -15,22 +15,22 @@ from conftest import DOCKER, generate, program
 
 DASHBOARD = queries.of_dashboard(DOCKER / "grafana/dashboards/skald.json")
 ALERTS = queries.of_rules(DOCKER / "prometheus/alerts.yml")
-#: Series of Prometheus itself.
+#: Series that Prometheus adds.
 BUILT_IN = {"up": {"job", "instance"}}
-#: How long Prometheus may take to start and to scrape twice, in seconds.
+#: Maximum time for Prometheus to start and to scrape twice, in seconds.
 DEADLINE = 60
 
 
 @pytest.fixture(scope="module")
 def text(server):
-    """What the server's /metrics answers to whoever names no format."""
+    """Returns the answer of /metrics in the default format."""
     with urllib.request.urlopen(f"{server}/metrics", timeout=5) as response:
         return response.read().decode()
 
 
 @pytest.fixture(scope="module")
 def exposed(text):
-    """Every series' name, with the names of all labels it has been seen with."""
+    """Returns the name of every series, with the names of all its labels."""
     found = {}
     for line in text.splitlines():
         if series := re.match(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ", line):
@@ -40,7 +40,7 @@ def exposed(text):
 
 
 def test_promtool_finds_no_fault_with_the_metrics(promtool, text):
-    """Nor with vLLM's, but that their names have a colon: tests/http/metrics.rs looks at those."""
+    """vLLM's metrics have colons in their names, so tests/http/metrics.rs checks them instead."""
     own = "".join(line for line in text.splitlines(keepends=True) if "vllm:" not in line)
     outcome = promtool("check", "metrics", input=own)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -68,7 +68,7 @@ def test_a_metric_or_label_that_is_not_there_is_found():
 
 @pytest.fixture(scope="module")
 def prometheus(server, tmp_path_factory):
-    """A Prometheus with the configuration of docker/prometheus that scrapes the server each second."""
+    """Starts Prometheus with the configuration of docker/prometheus; it scrapes the server each second."""
     path = program("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
@@ -92,7 +92,7 @@ def prometheus(server, tmp_path_factory):
 
 
 def wait_until_scraped_twice(process, log, server):
-    """Between two scrapes the server works, so that rates are of something."""
+    """Waits for two scrapes, between which the server generates, so that rates are not zero."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
@@ -116,7 +116,7 @@ def scrapes(url):
 
 
 def ask(url, query):
-    """The vector that Prometheus answers a query with."""
+    """Returns the vector that is Prometheus' answer to a query."""
     parameters = urllib.parse.urlencode({"query": query})
     with urllib.request.urlopen(f"{url}/api/v1/query?{parameters}", timeout=10) as response:
         return json.load(response)["data"]["result"]

@@ -22,7 +22,7 @@ def steps(path):
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 class TestWorkflow:
-    """Each workflow."""
+    """Tests of each workflow."""
 
     def test_it_keeps_to_the_schema_of_workflows(self, path):
         command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
@@ -39,7 +39,7 @@ class TestWorkflow:
 
     def test_every_job_ends(self, path):
         for name, job in jobs(path).items():
-            assert "timeout-minutes" in job or "uses" in job, f"{name} may hang for hours"
+            assert "timeout-minutes" in job or "uses" in job, f"{name} can hang for hours"
 
     def test_checkouts_leave_no_credentials_behind(self, path):
         for step in steps(path):

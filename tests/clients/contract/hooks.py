@@ -1,4 +1,4 @@
-"""What schemathesis has to be told about this server."""
+"""Adapts schemathesis to this server."""
 
 import itertools
 import json
@@ -6,23 +6,23 @@ import re
 
 import schemathesis
 
-#: The most tokens a question may ask for, so that the answers to thousands come in minutes.
+#: Maximum tokens per request, so that thousands of requests take minutes.
 MOST_TOKENS = 24
-#: Sessions get names of their own: one that all questions share would soon be full.
+#: Numbers for session names: a session shared by all requests would soon be full.
 sessions = itertools.count()
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Mends what no schema can say, so that more than refusals is seen. What has a wrong type, or is
-    out of a documented range, is left as it is: it has to be refused."""
+    """Corrects values that a schema can't exclude, so that not every request is refused. Wrong types and
+    values out of a documented range are left unchanged: they must be refused."""
     header = (case.headers or {}).get("X-Session-Id")
     if header is not None:
         case.headers["X-Session-Id"] = own_session(header)
     if isinstance(case.body, dict):
         body = mended(case.body)
         if header is not None and is_session(body.get("session_id")):
-            # The server would not look at the header.
+            # The server would ignore the header.
             del body["session_id"]
         if isinstance(body.get("parameters"), dict):
             body["parameters"] = mended(body["parameters"])
@@ -32,7 +32,7 @@ def before_call(context, case, kwargs):
 def mended(fields):
     fields = {name: MENDED.get(name, whole)(value) for name, value in fields.items()}
     if "messages" in fields and fields.get("max_tokens") is None:
-        # Otherwise an answer may fill the context.
+        # Otherwise an answer can fill the context.
         fields.setdefault("max_completion_tokens", MOST_TOKENS)
     if isinstance(fields.get("stream_options"), dict) and fields.get("stream") in (None, False):
         fields["stream"] = True
@@ -40,7 +40,7 @@ def mended(fields):
 
 
 def whole(value):
-    """JSON Schema takes 1.0 for an integer; the server, like most, does not."""
+    """Returns integers for floats such as 1.0, which JSON Schema accepts as integers and the server does not."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -76,13 +76,13 @@ MENDED = {
     "min_tokens": at_most(2),
     "n": at_most(3),
     "best_of": at_most(3),
-    # These are refused, whatever they are.
+    # Always refused.
     "suffix": in_place_of(str, ""),
     "adapter_id": in_place_of(str, None),
     "watermark": in_place_of(bool, False),
-    # The one model there is.
+    # The only model.
     "model": in_place_of(str, "builtin"),
-    # Any object would do for the schema, but few are a grammar.
+    # Any object matches the schema, but few are valid grammars.
     "grammar": in_place_of(dict, None),
     "session_id": own_session,
 }
@@ -90,7 +90,7 @@ MENDED = {
 
 @schemathesis.deserializer("text/event-stream")
 def events(context, response):
-    """The contract describes what an event's `data` is."""
+    """Returns the `data` of the events, which the contract describes."""
     lines = response.content.decode("utf-8").split("\n")
     data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert data, "a stream without an event"

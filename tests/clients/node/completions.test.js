@@ -64,7 +64,7 @@ test("a stream that is left stops the generation", async () => {
     break;
   }
   const deadline = Date.now() + 5000;
-  while ((await running()) > 0) assert.ok(Date.now() < deadline, "the generation goes on for nobody");
+  while ((await running()) > 0) assert.ok(Date.now() < deadline, "the generation continues without a client");
 });
 
 test("errors have their classes", async () => {
@@ -82,6 +82,6 @@ test("errors have their classes", async () => {
   });
   await assert.rejects(client.completions.create({ ...greedy, max_tokens: 5000 }), { code: "context_length_exceeded" });
   await assert.rejects(client.completions.create({ ...greedy, suffix: "The End" }), { param: "suffix" });
-  const nobody = new OpenAI({ baseURL: "http://127.0.0.1:9/v1", apiKey: "none", maxRetries: 0 });
-  await assert.rejects(nobody.completions.create(greedy), OpenAI.APIConnectionError);
+  const unreachable = new OpenAI({ baseURL: "http://127.0.0.1:9/v1", apiKey: "none", maxRetries: 0 });
+  await assert.rejects(unreachable.completions.create(greedy), OpenAI.APIConnectionError);
 });

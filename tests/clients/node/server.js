@@ -1,4 +1,4 @@
-// The server that pytest (or whoever runs `node --test`) has started.
+// The server that pytest, or the caller of `node --test`, has started.
 
 import OpenAI from "openai";
 
@@ -9,7 +9,7 @@ export const client = new OpenAI({ baseURL: `${address}/v1`, apiKey: "none", max
 export const model = (await client.models.list()).data[0].id;
 export const prompt = "Once upon a time there was a king who had three daughters,";
 
-/** How many requests the engine has at this moment. */
+/** Returns the number of running and waiting requests of the engine. */
 export async function running() {
   const { engine } = await (await fetch(`${address}/info`)).json();
   return engine.running + engine.waiting;
