@@ -63,7 +63,7 @@ fn main() {
         files.name, arguments.dtype, arguments.threads
     );
     println!(
-        "| batch | step µs | readers | worker ns a step | front end ns a token | share of a step |"
+        "| batch | step µs | readers | worker ns per step | front end ns per token | share of a step |"
     );
     println!("|---|---|---|---|---|---|");
     for busy in [false, true] {

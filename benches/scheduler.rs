@@ -74,11 +74,11 @@ fn main() {
         model_step * 1e3
     );
     println!(
-        "| what is not in the pool | rows a step | turns | blocks evicted | plan µs | computed µs | drawn µs | come and go µs | all µs | 99 % under µs | share of a step |"
+        "| missing blocks are | rows per step | turns | blocks evicted | plan µs | computed µs | drawn µs | add and remove µs | total µs | p99 µs | share of a step |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for (name, comes_back) in [("is computed again", false), ("comes back", true)] {
-        let costs = Sessions::new(comes_back).run(arguments.steps);
+    for (name, restored) in [("recomputed", false), ("restored", true)] {
+        let costs = Sessions::new(restored).run(arguments.steps);
         let n = costs.steps.len() as f64;
         let micros = |time: Duration| time.as_secs_f64() * 1e6 / n;
         let all = micros(costs.steps.iter().sum());
@@ -98,7 +98,7 @@ fn main() {
         );
     }
     println!(
-        "A plan while 256 wait for the beginning that a step computes: {:.1} µs",
+        "A plan while 256 sequences wait for a prefix that the step computes: {:.1} µs",
         passing_over(256)
     );
 }
@@ -127,7 +127,7 @@ fn passing_over(queue: u64) -> f64 {
             scheduler.computed(&chunk);
         }
         let (plan, took) = timed(|| scheduler.plan(STEP_TOKENS, |_| true));
-        assert_eq!(plan.len(), 1, "all but the first wait");
+        assert_eq!(plan.len(), 1, "all others wait");
         took.as_secs_f64() * 1e6
     });
     median(plans)
@@ -205,12 +205,12 @@ struct Sessions {
     random: u64,
     /// Evicted blocks, which can be imported.
     kept: HashSet<PrefixId>,
-    comes_back: bool,
+    restored: bool,
     costs: Costs,
 }
 
 impl Sessions {
-    fn new(comes_back: bool) -> Self {
+    fn new(restored: bool) -> Self {
         let limits = StepLimits {
             max_batch: BATCH,
             speculative_rows: 8,
@@ -224,7 +224,7 @@ impl Sessions {
             next: 0,
             random: 1,
             kept: HashSet::new(),
-            comes_back,
+            restored,
             costs: Costs::default(),
         };
         // Start with sessions of every length.
@@ -315,7 +315,7 @@ impl Sessions {
         self.next += 1;
         let left = 1 + self.below(DRAWN);
         self.turns.insert(id, Turn { session, left });
-        let importing = if self.comes_back {
+        let importing = if self.restored {
             self.import(&tokens)
         } else {
             Duration::ZERO

@@ -28,7 +28,7 @@ use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{Limits, RequestDraft, SamplingStyle};
 
-use requests::{Prompts, median, run_told, runtime};
+use requests::{Prompts, median, run_each, runtime};
 
 /// Tokens of a long prompt, and tokens added to it.
 const LONG: usize = 900;
@@ -137,8 +137,9 @@ impl Bench {
         let mut draft = RequestDraft::new(id, context, new, SamplingStyle::Greedy);
         // A tenant of its own, so that no prefix is cached.
         draft.tenant = skald::request::Tenant::of_key(draft.id.to_string().as_bytes());
-        let (mut told, _) = runtime().block_on(run_told(&self.engine, &self.limits, vec![draft]));
-        told.remove(0).ids
+        let (mut results, _) =
+            runtime().block_on(run_each(&self.engine, &self.limits, vec![draft]));
+        results.remove(0).ids
     }
 }
 
@@ -153,9 +154,9 @@ fn prefix(bench: &mut Bench, runs: usize) {
         let mut again = bench.request(LONG + ADDED, 1);
         again.prompt[..LONG].copy_from_slice(&first.prompt);
         let one = |draft| {
-            let (mut told, _) =
-                runtime.block_on(run_told(&bench.engine, &bench.limits, vec![draft]));
-            told.remove(0)
+            let (mut results, _) =
+                runtime.block_on(run_each(&bench.engine, &bench.limits, vec![draft]));
+            results.remove(0)
         };
         let (cold, warm) = (one(first), one(again));
         assert_eq!(cold.computed, LONG, "the prompt is not cached");
@@ -167,7 +168,9 @@ fn prefix(bench: &mut Bench, runs: usize) {
         }
     }
     let ratio = median(ratios.into_iter());
-    println!("| first token | cold | again with {ADDED} tokens more | computed | ratio | bar |");
+    println!(
+        "| first token | cold | repeated with {ADDED} more tokens | computed | ratio | target |"
+    );
     println!("|---|---|---|---|---|---|");
     println!(
         "| {LONG} tokens | {:.1} ms | {:.1} ms | {computed} tokens | {ratio:.3} | {BAR} {} |",
@@ -189,7 +192,7 @@ fn head(bench: &mut Bench, runs: usize) {
             measured.push(Concurrent::measure(bench, shared));
         }
     }
-    for (name, of) in ["of one head", "all different"].iter().zip(&measured) {
+    for (name, of) in ["shared prefix", "all different"].iter().zip(&measured) {
         let figure = |figure: fn(&Concurrent) -> f64| median(of.iter().map(figure));
         println!(
             "| {name} | {} | {} | {:.0} ms | {:.0} ms |",
@@ -226,21 +229,25 @@ impl Concurrent {
         let (engine, limits) = (&bench.engine, &bench.limits);
         let watched = async {
             let mut blocks = 0;
-            let running = run_told(engine, limits, drafts);
+            let running = run_each(engine, limits, drafts);
             tokio::pin!(running);
             loop {
                 let pause = tokio::time::sleep(Duration::from_millis(2));
                 tokio::select! {
-                    told = &mut running => break (told, blocks),
+                    results = &mut running => break (results, blocks),
                     () = pause => blocks = blocks.max(engine.status().kv_blocks_used),
                 }
             }
         };
-        let ((told, whole), blocks) = runtime().block_on(watched);
+        let ((results, whole), blocks) = runtime().block_on(watched);
         Self {
-            computed: told.iter().map(|told| told.computed).sum(),
+            computed: results.iter().map(|result| result.computed).sum(),
             blocks,
-            first: told.iter().map(|told| told.first).max().expect("requests"),
+            first: results
+                .iter()
+                .map(|result| result.first)
+                .max()
+                .expect("requests"),
             whole,
         }
     }

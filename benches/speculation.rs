@@ -49,7 +49,7 @@ fn main() {
     let source: ModelSource = arguments.model.parse().expect("a model");
     let files = source.fetch(false).expect("the model's files");
     let plain = engine(&files, &arguments, 0);
-    let guessing = engine(&files, &arguments, EngineConfig::default().speculative_rows);
+    let speculative = engine(&files, &arguments, EngineConfig::default().speculative_rows);
     let vocab_size = files.config.vocab_size;
     let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
@@ -58,14 +58,14 @@ fn main() {
         "{}, {}, {} threads",
         files.name, arguments.dtype, arguments.threads
     );
-    println!("| text | batch | tokens/s | guessing | ratio | guesses that were right |");
+    println!("| text | batch | tokens/s | with speculation | ratio | draft tokens accepted |");
     println!("|---|---|---|---|---|---|");
     for (text, style) in [
-        ("repeats itself", SamplingStyle::Greedy),
-        ("does not", SamplingStyle::Sample),
+        ("repetitive", SamplingStyle::Greedy),
+        ("not repetitive", SamplingStyle::Sample),
     ] {
         for &batch in &arguments.batch {
-            let before = guessing.status();
+            let before = speculative.status();
             let mut rate = |engine: &EngineHandle| {
                 let drafts = (0..batch).map(|_| prompts.request(PROMPT, NEW, style));
                 let (_, took) = runtime.block_on(run(engine, &limits, drafts.collect()));
@@ -75,10 +75,10 @@ fn main() {
             let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..arguments.runs {
                 without.push(rate(&plain));
-                with.push(rate(&guessing));
+                with.push(rate(&speculative));
                 ratios.push(with[with.len() - 1] / without[without.len() - 1]);
             }
-            let after = guessing.status();
+            let after = speculative.status();
             println!(
                 "| {text} | {batch} | {:.1} | {:.1} | {:.2} | {} of {} |",
                 median(without.into_iter()),
@@ -90,7 +90,7 @@ fn main() {
         }
     }
     plain.stop();
-    guessing.stop();
+    speculative.stop();
 }
 
 fn engine(files: &ModelFiles, arguments: &Arguments, speculative_rows: usize) -> EngineHandle {

@@ -69,7 +69,7 @@ fn main() {
     );
     let mut prompts = Prompts::new(vocab_size);
     let runtime = runtime();
-    println!("| batch | tokens/s | with a schema | ratio | a mask, median | 99 % |");
+    println!("| batch | tokens/s | with a schema | ratio | mask, median | p99 |");
     println!("|---|---|---|---|---|---|");
     let mut masks = runtime.block_on(mask_times(&engine, &limits, &mut prompts, &grammar));
     masks.sort_by(f64::total_cmp);

@@ -40,7 +40,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Result of a request.
-pub struct Told {
+pub struct RequestResult {
     /// Time from the submission of all requests to the first token of this one.
     pub first: Duration,
     /// Tokens of the context that were not found in the KV cache.
@@ -55,18 +55,18 @@ pub async fn run(
     limits: &Limits,
     drafts: Vec<RequestDraft>,
 ) -> (Duration, Duration) {
-    let (told, whole) = run_told(engine, limits, drafts).await;
-    let first = told.into_iter().map(|told| told.first).max();
+    let (results, whole) = run_each(engine, limits, drafts).await;
+    let first = results.into_iter().map(|result| result.first).max();
     let first = first.expect("a request");
     (first, whole.saturating_sub(first))
 }
 
 /// Runs requests concurrently. Returns the result of each, and the total time.
-pub async fn run_told(
+pub async fn run_each(
     engine: &EngineHandle,
     limits: &Limits,
     drafts: Vec<RequestDraft>,
-) -> (Vec<Told>, Duration) {
+) -> (Vec<RequestResult>, Duration) {
     let started = Instant::now();
     let each = drafts.into_iter().map(|draft| async {
         let request = limits.admit(draft).expect("a valid request");
@@ -84,14 +84,14 @@ pub async fn run_told(
                 TokenEvent::Failed(error) => panic!("{error}"),
             }
         }
-        Told {
+        RequestResult {
             first: first.expect("a token"),
             computed,
             ids,
         }
     });
-    let told = futures_util::future::join_all(each).await;
-    (told, started.elapsed())
+    let results = futures_util::future::join_all(each).await;
+    (results, started.elapsed())
 }
 
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {

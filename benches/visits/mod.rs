@@ -46,7 +46,7 @@ pub fn measure(bench: &mut Bench, arguments: &Arguments) {
         "{sessions} sessions of {BEGIN} tokens, a KV cache for {resident}; a turn adds {ADDED} tokens and generates {NEW}\n"
     );
     println!(
-        "| order | KV on disk | turns/s | a turn, median | tokens computed | read from disk | found in the cache | as without a cache |"
+        "| order | KV on disk | turns/s | turn, median | tokens computed | read from disk | found in the cache | identical output |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for durable in [false, true] {
@@ -56,10 +56,10 @@ pub fn measure(bench: &mut Bench, arguments: &Arguments) {
         let runtime = runtime();
         runtime.block_on(begin(bench, &caller, sessions));
         let mut random = ChaCha8Rng::seed_from_u64(1);
-        for order in ["in turn", "at random"] {
+        for order in ["round robin", "random"] {
             let turns: Vec<usize> = (0..arguments.turns)
                 .map(|turn| match order {
-                    "in turn" => turn % sessions,
+                    "round robin" => turn % sessions,
                     _ => (random.next_u64() % sessions as u64) as usize,
                 })
                 .collect();
