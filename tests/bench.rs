@@ -193,7 +193,7 @@ fn the_table_is_for_people_and_the_file_for_programs() {
 }
 
 #[test]
-fn no_one_at_the_address_is_told_clearly() {
+fn an_address_without_a_server_is_reported_clearly() {
     // An address that no other test uses, so that the port stays free.
     let free = TcpListener::bind("127.0.0.2:0").expect("a free port");
     let address = free.local_addr().expect("an address");
@@ -243,7 +243,7 @@ fn refusals_are_counted_by_status_and_429_apart() {
 }
 
 #[test]
-fn answers_that_are_no_whole_stream_are_errors() {
+fn answers_that_are_not_complete_streams_are_errors() {
     fails_with(
         canned(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{\"choices\": []}",

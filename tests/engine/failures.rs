@@ -74,7 +74,7 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_hold_up_no_one_and_lose_nothing() {
+async fn clients_that_do_not_read_delay_no_others_and_lose_nothing() {
     let engine = engine(EngineConfig {
         max_batch: 2,
         ..EngineConfig::default()

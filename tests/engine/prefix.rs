@@ -373,7 +373,7 @@ async fn at_the_end_what_is_worth_keeping_is_given_away_the_last_used_first() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_keeper_that_is_behind() {
+async fn requests_do_not_wait_for_a_slow_receiver_of_evicted_blocks() {
     let (engine, left) = leaving(DTYPES[0], 30, 2);
     let drafts = || (0..8).map(|i| kept(sampled(&prompt(200, i), 20, 1)));
     let mut outcomes = Vec::new();

@@ -338,7 +338,7 @@ async fn a_fork_and_what_is_rewound_go_on_as_the_tokens_they_have() {
 }
 
 #[tokio::test]
-async fn tenants_do_not_see_each_others_sessions_and_have_so_many_at_most() {
+async fn tenants_do_not_see_each_others_sessions_and_have_a_limit_each() {
     let server = Server::with(SessionConfig {
         per_tenant: Some(1),
         ..SessionConfig::default()

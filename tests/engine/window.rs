@@ -35,7 +35,7 @@ fn what_cannot_fit_is_refused_up_front_if_asked() {
 }
 
 #[tokio::test]
-async fn a_session_that_outgrows_the_window_is_told_the_numbers() {
+async fn a_session_that_outgrows_the_window_is_an_error_with_the_numbers() {
     let history = prompt(600, 1);
     let refused = limits().admit(after(&history, greedy(&prompt(500, 2), 5)));
     let refused = refused.expect_err("too long");

@@ -32,7 +32,7 @@ fn json_of(text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_rebound_name_gets_nothing_and_is_told_the_setting() {
+async fn a_rebound_name_gets_nothing_but_the_name_of_the_setting() {
     for host in [
         "evil.example",
         "evil.example:8080",

@@ -324,7 +324,7 @@ async fn half_sent(server: &TestServer, bytes: usize) -> TcpStream {
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_arrive_take_no_more_memory_than_they_may_and_hold_up_no_one() {
+async fn bodies_that_do_not_arrive_take_bounded_memory_and_delay_no_others() {
     let server = TestServer::with(Setup {
         http: HttpConfig {
             max_pending: ByteSize::kib(256),

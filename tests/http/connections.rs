@@ -224,7 +224,7 @@ async fn h2_get(client: &mut Client, path: &str) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn streams_that_are_opened_and_reset_cost_nobody_else_anything() {
+async fn streams_that_are_opened_and_reset_do_not_affect_others() {
     let server = with(|_| ());
     let body = axum::body::Bytes::from(endless().to_string());
     let mut resets = 0;

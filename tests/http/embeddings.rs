@@ -252,7 +252,7 @@ async fn a_queue_full_of_bulks_refuses_one_more() {
 }
 
 #[tokio::test]
-async fn hidden_states_that_are_no_numbers_are_an_error_and_not_an_embedding() {
+async fn hidden_states_that_are_not_finite_are_an_error_and_not_an_embedding() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut tensors = tiny_model::tensors("", Dtype::F32);
     // The mean of this token's embedding is infinite. The start-up check does not use this token, and its

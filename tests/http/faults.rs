@@ -206,7 +206,7 @@ async fn cut_off(server: &TestServer, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_off_is_no_request() {
+async fn a_body_that_is_cut_off_is_not_a_request() {
     let server = TestServer::start();
     let json = json!({"prompt": "A", "max_tokens": 2}).to_string();
     let declared = |path: &str| {

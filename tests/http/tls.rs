@@ -137,7 +137,7 @@ async fn http_1_and_2_are_spoken_by_what_the_client_offers() {
 }
 
 #[tokio::test]
-async fn what_is_not_tls_disturbs_no_one() {
+async fn bytes_that_are_not_tls_do_not_affect_others() {
     let pair = Pair::new("first");
     let server = pair.serve();
     let url = server.address().expect("it is ready");

@@ -286,7 +286,7 @@ fn json_that_is_broken_is_named_by_file_and_place() {
 }
 
 #[test]
-fn a_model_that_is_no_gpt2_is_refused_by_its_type() {
+fn a_model_that_is_not_gpt2_is_refused_by_its_type() {
     for (model_type, found) in [(json!("llama"), "llama"), (Value::Null, "missing")] {
         let directory = model();
         let mut config = tiny_model::config();

@@ -346,7 +346,7 @@ fn a_hub_that_does_not_answer_is_not_waited_for_without_end() {
 }
 
 #[test]
-fn a_hub_that_fails_or_is_no_hub_leaves_what_is_in_the_cache() {
+fn a_hub_that_fails_or_is_not_a_hub_leaves_the_cache_usable() {
     for (fault, words) in [
         (Fault::Status(503), "503"),
         (Fault::WebPage, "expected value"),
@@ -520,7 +520,7 @@ fn a_token_that_is_none_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn an_endpoint_that_is_no_address_is_named() {
+fn an_endpoint_that_is_not_an_address_is_named() {
     let fixture = Fixture::new();
     for endpoint in ["huggingface.co", "ftp://hub", ""] {
         let settings = HubSettings {

@@ -100,7 +100,7 @@ fn a_token_is_bytes_and_an_unknown_one_nothing() {
 }
 
 #[test]
-fn what_is_no_tokenizer_is_refused_by_name() {
+fn a_file_that_is_not_a_tokenizer_is_refused_by_name() {
     let error = Tokenizer::from_json(b"{\"version\": 1")
         .err()
         .expect("refused");

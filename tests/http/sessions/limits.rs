@@ -109,7 +109,7 @@ async fn the_time_runs_on_while_no_server_does() {
 }
 
 #[tokio::test]
-async fn a_key_has_so_many_sessions_and_is_told_so() {
+async fn a_key_that_reaches_its_session_limit_is_refused() {
     for place in Place::all() {
         let server = place.start(&["--session-limit", "2"]);
         let anonymous = server.caller();

@@ -272,7 +272,7 @@ async fn embeddings_are_one_span_however_many_there_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_request_is_no_error_of_the_server() {
+async fn a_refused_request_is_not_an_error_of_the_server() {
     let collector = Collector::start();
     let server = traced(&collector, &[]);
     let body = json!({"prompt": "Once", "temperature": -1});
