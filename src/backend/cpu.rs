@@ -29,7 +29,8 @@ impl CpuBackend {
         Self::on(Pool::new(threads), Isa::detect(), dtype)
     }
 
-    /// Creates the backend on given threads and an instruction set that the processor has.
+    /// Creates the backend on the given threads, with an instruction set that the processor
+    /// supports.
     #[must_use]
     pub fn on(pool: Arc<Pool>, isa: Isa, dtype: WeightDtype) -> Self {
         activation_memory::keep_between_steps();

@@ -1,8 +1,8 @@
 //! The seam between models and what computes them.
 //!
-//! A model asks a [`Backend`] for its layers and calls them; it does not know which backend it has.
-//! [`cpu`] is Skald's own kernels. [`candle`] is candle's own operations: slower, independent of the
-//! kernels, and so what they are compared with.
+//! A model asks a [`Backend`] for its layers and calls them; it does not know which backend it runs
+//! on. [`cpu`] is Skald's own kernels. [`candle`] is candle's own operations: slower, but
+//! independent of the kernels, so the kernels are tested against it.
 
 pub mod candle;
 pub mod cpu;
@@ -19,8 +19,8 @@ use crate::kernels::prefetch::MemoryRange;
 
 /// Makes the layers of a model.
 pub trait Backend: Send + Sync {
-    /// Returns the name of what computes, for logs and fingerprints: results of two backends with
-    /// the same name are the same bit for bit.
+    /// Returns the backend's name, for logs and fingerprints. Two backends with the same name give
+    /// the same results bit for bit.
     fn name(&self) -> &'static str;
 
     /// Returns the precision that weights are held in.
@@ -35,20 +35,20 @@ pub trait Backend: Send + Sync {
     /// Makes a linear layer.
     ///
     /// # Errors
-    /// If lengths do not fit the shape, the weights' type is not supported, or memory can't be
+    /// If lengths do not match the shape, the weights' type is not supported, or memory can't be
     /// allocated.
     fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>>;
 
     /// Makes a layer norm over rows of `weight.len()` elements.
     ///
     /// # Errors
-    /// If `weight` is empty or of another length than `bias`, or `eps` is negative or not finite.
+    /// If `weight` is empty or `bias` has a different length, or `eps` is negative or not finite.
     fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>>;
 
     /// Makes the attention of one layer.
     ///
     /// # Errors
-    /// If the shape is not possible.
+    /// If the shape is not valid.
     fn attention(&self, shape: AttentionShape) -> Result<Box<dyn Attention>>;
 }
 
@@ -60,11 +60,11 @@ pub trait Linear: Send + Sync {
     /// If the shape or type of `x`, or of a tensor to add, is not the layer's.
     fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor>;
 
-    /// Adds the weights of single outputs to the rows of `x`, `[outputs, in]`: token embeddings
+    /// Adds the weights of individual outputs to the rows of `x`, `[outputs, in]`: token embeddings
     /// that are tied to this layer.
     ///
     /// # Errors
-    /// If an output does not exist, or `x` has another length.
+    /// If an output does not exist, or `x` has a different length.
     fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) -> Result<()>;
 
     /// Returns the size of the weights in memory, in bytes.
@@ -75,7 +75,8 @@ pub trait Linear: Send + Sync {
         MemoryRange::default()
     }
 
-    /// Sets, once, the memory that the next layer reads, as a hint to prefetch it.
+    /// Records the memory that the next layer reads, as a hint for prefetching. Only the first call
+    /// has an effect.
     fn set_next(&self, _next: MemoryRange) {}
 }
 
@@ -84,17 +85,17 @@ pub trait LayerNorm: Send + Sync {
     /// Normalizes each row of `x`, `[rows, n]` f32, into a tensor of the same shape.
     ///
     /// # Errors
-    /// If `x` has another shape or type, or can't be read where it lies.
+    /// If `x` has a different shape or type, or can't be read in place.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
 }
 
 /// Causal attention over a layer's KV cache.
 pub trait Attention: Send + Sync {
-    /// Writes the rows' keys and values into the cache, then attends with every row over its own
-    /// sequence up to its own position:
-    /// `[rows, (heads + 2 * kv_heads) * head_width]` -> `[rows, heads * head_width]`, f32.
+    /// Writes the rows' keys and values into the cache, then lets every row attend to its own
+    /// sequence up to its own position: `[rows, (heads + 2 * kv_heads) * head_width]` ->
+    /// `[rows, heads * head_width]`, f32.
     ///
     /// # Errors
-    /// If `qkv`, the cache and the plan do not fit each other.
+    /// If the shapes of `qkv`, the cache and the plan do not match.
     fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor>;
 }

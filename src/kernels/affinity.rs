@@ -1,9 +1,8 @@
-//! Pins compute threads to cores of their own.
+//! Pins each compute thread to its own core.
 //!
-//! Only if there are as many threads as cores that the process may use: then each core has its
-//! thread, whose caches stay warm, and the system can't put two threads on one core while another
-//! idles. With fewer threads the system places them: fixed cores could be ones that another process
-//! uses.
+//! This is done only if there are as many threads as cores available to the process: then caches
+//! stay warm, and the system can't put two threads on one core while another is idle. With fewer
+//! threads the system places them, because a fixed core might be busy with another process.
 
 /// Returns the core of each of `threads` threads, the caller's first; `None` if the system should
 /// place them.

@@ -1,22 +1,23 @@
-//! Asks the system to back large memory with huge pages (2 MiB instead of 4 KiB): a step reads
-//! all weights and the KV cache of every sequence, and would otherwise look up, and once fault
-//! in, each page of them.
+//! Asks the system to back large allocations with huge pages (2 MiB instead of 4 KiB): a step reads
+//! all weights and the KV cache of every sequence, and with small pages would spend time on TLB
+//! misses and page faults.
 
-/// A huge page, in bytes.
+/// Size of a huge page, in bytes.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 
-/// Asks for huge pages within `bytes` bytes from `start` on, which belong to the caller. Only advice:
-/// without effect where the system has no huge pages.
+/// Asks for huge pages for `bytes` bytes from `start` on, which belong to the caller. This is only
+/// advice, without effect where huge pages are unavailable.
 pub(super) fn advise(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     advise_whole_pages(start, bytes, rustix::mm::Advice::LinuxHugepage);
 }
 
-/// Asks for huge pages for zeros from the allocator, and drops the pages that it has touched: it may
-/// have zeroed memory that it had used before.
+/// Asks for huge pages for zeroed memory from the allocator, and drops the pages already touched,
+/// since the allocator may have zeroed memory that was in use before.
 ///
 /// # Safety
-/// The range is the caller's alone, all zero, and in private anonymous memory.
+/// The range must belong to the caller exclusively, be all zero, and lie in private anonymous
+/// memory.
 pub(super) unsafe fn advise_untouched(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
     advise_whole_pages(start, bytes, rustix::mm::Advice::LinuxDontNeed);
@@ -30,8 +31,8 @@ fn advise_whole_pages(start: *mut u8, bytes: usize, advice: rustix::mm::Advice) 
     if whole == 0 {
         return;
     }
-    // SAFETY: the range is the caller's, and its content does not change: pages dropped from private
-    // anonymous memory are zeros again, as the caller has them.
+    // SAFETY: the range belongs to the caller, and its content does not change: pages dropped from
+    // private anonymous memory read as zeros again.
     let advised = unsafe { rustix::mm::madvise(start.add(skipped).cast(), whole, advice) };
     if let Err(error) = advised {
         tracing::debug!(%error, "huge pages unavailable");

@@ -1,9 +1,9 @@
-//! Row kernels: how they are compiled once per instruction set, and how they reduce.
+//! Support for row kernels: compilation for each instruction set, and reductions.
 //!
 //! A row kernel is one portable function, written so that the compiler can turn 16 lanes into
-//! vectors. [`per_isa!`] compiles it again under each set of target features. Rust neither
-//! reorders nor fuses floating-point operations by itself, and `mul_add` is one rounding
-//! everywhere, so all the versions return the same bits.
+//! vectors. [`per_isa!`] compiles it again under each set of target features. Rust neither reorders
+//! nor fuses floating-point operations by itself, and `mul_add` rounds once everywhere, so all
+//! versions return the same bits.
 //!
 //! A reduction must never depend on the vector width: element `i` always goes to lane `i % 16`,
 //! and the lanes are always folded in the same tree.
@@ -25,7 +25,7 @@ pub(crate) fn best() -> Isa {
 
 /// Defines a function whose first argument is the [`Isa`] to run on and whose work is done by
 /// `$body`, an `#[inline(always)]` function of the other arguments. An instruction set that the
-/// processor lacks is replaced by the best one that it has: the result is the same.
+/// processor lacks is replaced by the best supported one, with the same result.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?)
         $(-> $ret:ty)? => $body:path;) => {
@@ -55,7 +55,7 @@ macro_rules! per_isa {
 }
 pub(crate) use per_isa;
 
-/// Takes every element of `row` into its lane with `step`; every lane starts as `start`.
+/// Folds every element of `row` into its lane with `step`; every lane starts as `start`.
 #[inline(always)]
 pub(crate) fn accumulate<T: Copy>(row: &[f32], start: T, step: impl Fn(T, f32) -> T) -> [T; LANES] {
     let mut lanes = [start; LANES];
@@ -71,7 +71,8 @@ pub(crate) fn accumulate<T: Copy>(row: &[f32], start: T, step: impl Fn(T, f32) -
     lanes
 }
 
-/// `map`, which as a call of its own would not be compiled for the instruction set.
+/// Maps an array. Unlike `<[T; N]>::map`, it is inlined and so compiled for the caller's
+/// instruction set.
 #[inline(always)]
 pub(crate) fn each<T: Copy + Default, const N: usize>(
     x: &[f32; N],
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(lanes[4], 4.0 + 20.0 + 36.0);
         assert_eq!(lanes[5], 5.0 + 21.0);
         let names: [f64; LANES] = std::array::from_fn(|i| f64::from(1u32 << i));
-        // Subtraction tells one order from another.
+        // Subtraction gives a different result for each order.
         let folded = fold(names, |a, b| a - b);
         let expected: f64 = (0..LANES)
             .map(|i| {

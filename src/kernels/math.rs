@@ -1,12 +1,12 @@
 //! Element-wise functions: `exp`, GELU, and rounding to integers and to bf16.
 //!
-//! Each is one sequence of IEEE operations (with fused multiply-adds named as such), so that
-//! every instruction set, and a value alone or in a row, gives the same bits. They must never
-//! call the platform's `libm` for anything but a fused multiply-add: its `exp` differs from
-//! machine to machine.
+//! Each is one sequence of IEEE operations (with fused multiply-adds named as such), so that the
+//! bits are the same on every instruction set, and for a value alone or in a row. They must never
+//! call the platform's `libm` for anything but a fused multiply-add: its `exp` differs from machine
+//! to machine.
 //!
-//! On processors without a fused multiply-add they are exact but slow (some 30 ns an element):
-//! the platform emulates it.
+//! On processors without a fused multiply-add they are exact but slow (some 30 ns an element): the
+//! platform library emulates it.
 
 #![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
 #![allow(clippy::many_single_char_names)] // the letters of the formulas
@@ -83,7 +83,7 @@ pub(crate) fn round_to_integer(x: f32) -> i32 {
         .cast_signed()
 }
 
-/// Returns the upper half of an f32 rounded to nearest even, in the low 16 bits.
+/// Rounds an f32 to bf16, to nearest even, and returns its bits in the low 16 bits.
 #[inline(always)]
 pub(crate) fn round_to_bf16(value: f32) -> u32 {
     let bits = value.to_bits();
@@ -111,12 +111,12 @@ fn gelu_each(x: &mut [f32]) {
 }
 
 per_isa! {
-    /// Replaces every element by [`exp`] of it.
+    /// Replaces every element by its [`exp`].
     pub fn exp_in_place(x: &mut [f32]) => exp_each;
 }
 
 per_isa! {
-    /// Replaces every element by [`gelu`] of it.
+    /// Replaces every element by its [`gelu`].
     pub fn gelu_in_place(x: &mut [f32]) => gelu_each;
 }
 
@@ -184,7 +184,7 @@ mod tests {
     use super::super::Isa;
     use super::*;
 
-    /// Returns every 2,503rd f32, and those at the edges.
+    /// Returns every 2,503rd f32, and the edge cases.
     fn samples() -> Vec<f32> {
         let edges = [
             0.0,

@@ -9,19 +9,19 @@
 //! | [`norm`] | layer norm |
 //! | [`math`] | exp, GELU, rounding |
 //! | [`rows`] | reductions over a row of logits |
-//! | `lanes` | one order of sums for all instruction sets |
+//! | `lanes` | one order of summation for all instruction sets |
 //! | [`isa`] | instruction sets |
 //! | [`pool`], `affinity` | the compute threads, and the cores they are pinned to |
 //! | [`activation_memory`], `huge_pages` | the allocator's settings, and huge pages |
 //! | `shared_slice`, `storage` | slices that tasks share, and tensors as slices |
-//! | [`prefetch`] | memory that is read next |
+//! | [`prefetch`] | prefetching of memory that is read next |
 //!
-//! Kernels know slices and shapes. They must never know of sequences, sessions or requests, and
-//! every output element must be reduced in one fixed order, whatever the number of rows: that is
-//! what makes a request's tokens independent of the batch it runs in.
+//! Kernels work on slices and shapes. They must never know about sequences, sessions or requests,
+//! and every output element must be reduced in one fixed order, whatever the number of rows: that
+//! is what makes a request's tokens independent of the batch it runs in.
 
-// A kernel's body is compiled once per instruction set: it has to be inlined into the function
-// that enables it.
+// A kernel's body is compiled once per instruction set, so it has to be inlined into the function
+// that enables the features.
 #![allow(clippy::inline_always)]
 
 pub mod activation_memory;

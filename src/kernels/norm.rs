@@ -16,12 +16,13 @@ use super::shared_slice::SharedSlice;
 use super::storage::contiguous;
 use super::{Isa, Pool};
 
-/// Maximum elements normalized without the pool: waking it costs more than it gains.
+/// Maximum number of elements normalized without the pool: below it, waking threads costs more than
+/// it saves.
 const INLINE_ELEMENTS: usize = 16 * 1024;
 /// Approximate elements per task of the pool.
 const TASK_ELEMENTS: usize = 4 * 1024;
 
-/// Layer normalization over rows of a fixed length, by the kernel.
+/// Layer normalization over rows of a fixed length, computed by the kernel.
 pub struct KernelLayerNorm {
     pool: Arc<Pool>,
     isa: Isa,
@@ -31,8 +32,8 @@ pub struct KernelLayerNorm {
 }
 
 impl KernelLayerNorm {
-    /// Creates a layer norm over rows of `weight.len()` elements that runs on `pool` with the kernels
-    /// of `isa`. The result's bits do not depend on either.
+    /// Creates a layer norm over rows of `weight.len()` elements that runs on `pool` with the
+    /// kernels of `isa`. The result is the same bit for bit on all of them.
     ///
     /// # Errors
     /// As [`check_parameters`].
@@ -86,7 +87,7 @@ impl KernelLayerNorm {
 /// Checks the parameters of a layer norm.
 ///
 /// # Errors
-/// If `weight` is empty or of another length than `bias`, or `eps` is negative or not finite.
+/// If `weight` is empty or `bias` has a different length, or `eps` is negative or not finite.
 pub fn check_parameters(weight: &[f32], bias: &[f32], eps: f64) -> Result<()> {
     if weight.is_empty() || weight.len() != bias.len() {
         bail!(
@@ -104,7 +105,7 @@ pub fn check_parameters(weight: &[f32], bias: &[f32], eps: f64) -> Result<()> {
 /// Checks that `x` is `[rows, n]` f32.
 ///
 /// # Errors
-/// If `x` has another shape or type.
+/// If `x` has a different shape or type.
 pub fn check_input(x: &Tensor, n: usize) -> Result<()> {
     if x.dtype() != DType::F32 {
         bail!("layer norm: x is {:?}, it must be F32", x.dtype());
@@ -130,7 +131,7 @@ impl CustomOp1 for KernelLayerNorm {
 }
 
 per_isa! {
-    /// Normalizes each row of `x`, as long as `weight`, into `y`.
+    /// Normalizes each row of `x`, of the length of `weight`, into `y`.
     fn normalize_rows(
         x: &[f32], y: &mut [MaybeUninit<f32>], weight: &[f32], bias: &[f32], eps: f32,
     )
@@ -169,7 +170,7 @@ mod tests {
 
     const EPS: f64 = 1e-5;
 
-    /// Values in [-1, 1), from a linear congruential generator.
+    /// Returns values in [-1, 1), from a linear congruential generator.
     fn noise(len: usize, mut state: u32) -> Vec<f32> {
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -178,7 +179,7 @@ mod tests {
         (0..len).map(|_| next()).collect()
     }
 
-    /// Rows like a transformer's: off center, with a feature that towers over the others.
+    /// Returns rows like a transformer's: off center, with one feature much larger than the others.
     fn rows(rows: usize, n: usize) -> Vec<f32> {
         let mut x = noise(rows * n, 3);
         for row in x.chunks_mut(n) {

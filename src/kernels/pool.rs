@@ -2,17 +2,17 @@
 //!
 //! The caller of [`Pool::run`] (the inference worker) is one of the threads. A call's tasks are
 //! split into one contiguous range per thread. A thread works its range from the front, so that
-//! neighbouring tasks stream through neighbouring memory; when its range is empty, it takes tasks from
-//! the back of the longest range. So all finish together, even if the front end takes a core away
-//! for a while, and a call does not wait for a thread that wakes too late.
+//! neighbouring tasks stream through neighbouring memory; when its range is empty, it takes tasks
+//! from the back of the longest range. So all threads finish together, even if the front end takes
+//! a core for a while, and a call does not wait for a thread that wakes late.
 //!
-//! Between calls the threads wait, first spinning for a bounded time, then parked. Nothing is
-//! allocated per call, and no lock is taken unless a thread has parked. While they spin they
-//! prefetch what the next call reads, if it was announced ([`Pool::announce`]): between two calls the
-//! memory is idle.
+//! Between calls the threads wait, first spinning for a bounded time, then parked. A call does not
+//! allocate, and takes no lock unless a thread has parked. Spinning threads prefetch the memory
+//! that the next call reads, if it was announced ([`Pool::announce`]), since the memory bus is idle
+//! between calls.
 //!
-//! It must never be entered from within a task, nor by two callers at once (a lock makes the
-//! second caller wait).
+//! [`Pool::run`] must never be called from within a task, nor by two callers at once (a lock makes
+//! the second caller wait).
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -27,20 +27,21 @@ use super::affinity;
 use super::prefetch::{MemoryRange, prefetch_range};
 
 /// Time that a thread spins for work before it parks: longer than the pause between two steps of a
-/// busy server, far too short to matter for an idle one's power consumption.
+/// busy server, but too short to affect an idle server's power consumption.
 const SPIN: Duration = Duration::from_micros(500);
 
-/// Spins between two looks at the clock.
+/// Spins between two reads of the clock.
 const SPINS_PER_LOOK: usize = 32;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// One call of [`Pool::run`]; lies on its caller's stack.
+/// One call of [`Pool::run`], on its caller's stack.
 struct Job<'a> {
     task: &'a Task<'a>,
 }
 
-/// The remaining tasks of one thread, `first..end` in the halves of one word, alone on its cache line.
+/// The remaining tasks of one thread: `first..end` in the halves of one word, on a cache line of
+/// its own.
 #[repr(align(128))]
 #[derive(Default)]
 struct TaskRange(AtomicU64);
@@ -61,10 +62,10 @@ impl TaskRange {
         end.saturating_sub(first)
     }
 
-    /// Claims a task: the first, or for another thread's range the last.
+    /// Claims a task: the first of the thread's own range, or the last of another thread's.
     ///
-    /// A success is valid whatever happened since the word was read: the word holds everything that
-    /// a claim needs, and the job is looked up afterwards.
+    /// A successful exchange is valid regardless of changes since the word was read, because the
+    /// word holds everything that a claim needs, and the job is looked up afterwards.
     fn claim(&self, own: bool) -> Option<usize> {
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
@@ -88,7 +89,7 @@ impl TaskRange {
     }
 }
 
-/// The [`MemoryRange`] that is read next, its parts by thread as tasks are.
+/// The [`MemoryRange`] that is read next, divided among threads in the same way as tasks.
 #[derive(Default)]
 struct Upcoming {
     address: AtomicUsize,
@@ -96,13 +97,13 @@ struct Upcoming {
 }
 
 impl Upcoming {
-    /// Maximum bytes that a thread prefetches: what its second-level cache holds besides the
+    /// Maximum bytes that a thread prefetches: what fits its second-level cache beside the
     /// activations.
     const MOST: usize = 512 << 10;
-    /// Bytes prefetched between two looks at whether there is work.
+    /// Bytes prefetched between two checks for work.
     const STRIDE: usize = 256;
 
-    /// Returns the addresses of a thread's part.
+    /// Returns the addresses that thread `me` prefetches.
     fn of_thread(&self, me: usize, threads: usize) -> std::ops::Range<usize> {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let start = self.address.load(Ordering::Relaxed) + bytes / threads * me;
@@ -119,17 +120,17 @@ impl Upcoming {
     }
 }
 
-/// The state that all threads of a pool share.
+/// State shared by all threads of a pool.
 struct Shared {
-    /// Number of calls; waiting threads look for a change.
+    /// Number of calls; waiting threads watch it for a change.
     epoch: AtomicUsize,
-    /// One per thread, the caller's first.
+    /// Remaining tasks per thread, the caller's first.
     ranges: Box<[TaskRange]>,
-    /// The current call; only read by a thread that has claimed one of its tasks.
+    /// The current call; read only by a thread that has claimed one of its tasks.
     job: AtomicPtr<Job<'static>>,
     /// Unfinished tasks of the current call.
     pending: AtomicUsize,
-    /// Threads that wait for `wake`, or are about to.
+    /// Number of threads that wait for `wake`, or are about to.
     parked: AtomicUsize,
     upcoming: Upcoming,
     stop: AtomicBool,
@@ -144,7 +145,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     caller: Mutex<()>,
     threads: Vec<JoinHandle<()>>,
-    /// The core of each thread, the caller's first, if threads are pinned.
+    /// Core of each thread, the caller's first, if threads are pinned.
     cores: Option<Vec<usize>>,
 }
 
@@ -153,7 +154,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// Starts a pool in which `threads` threads work, the caller of [`run`](Self::run) included.
+    /// Starts a pool of `threads` threads, including the caller of [`run`](Self::run).
     ///
     /// # Panics
     /// If the operating system refuses to start a thread.
@@ -196,8 +197,8 @@ impl Pool {
         })
     }
 
-    /// Pins the calling thread to a core like the pool's own threads: for the one thread that calls
-    /// [`run`](Self::run).
+    /// Pins the calling thread, which must be the one that calls [`run`](Self::run), to its core,
+    /// as the pool's own threads are.
     pub fn adopt_caller(&self) {
         if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
             affinity::pin_to(core);
@@ -210,8 +211,8 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Announces the memory that a later call reads from its first task to its last, so that waiting
-    /// threads prefetch the beginning of their parts of it.
+    /// Announces the memory that a later call reads, in the order of its tasks, so that waiting
+    /// threads prefetch the beginning of their parts.
     pub fn announce(&self, memory: MemoryRange) {
         let upcoming = &self.shared.upcoming;
         upcoming.address.store(memory.address, Ordering::Relaxed);
@@ -222,8 +223,8 @@ impl Pool {
     /// when all are done. A result must not depend on which thread runs which task.
     ///
     /// # Panics
-    /// With the first panic of a task, after every running task has returned; if `tasks` is 2^32 or
-    /// more.
+    /// With the first panic of a task, after all running tasks have returned, or if `tasks` is 2^32
+    /// or more.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         if tasks <= 1 || self.threads.is_empty() {
             (0..tasks).for_each(task);
@@ -241,8 +242,8 @@ impl Pool {
         for (n, range) in shared.ranges.iter().enumerate() {
             range.set(n * tasks / threads, (n + 1) * tasks / threads);
         }
-        // Sequentially consistent with `Shared::park`: either we see that a thread is parked, or
-        // it sees the new epoch.
+        // Sequentially consistent with `Shared::park`: either this call sees the parked thread, or
+        // that thread sees the new epoch.
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.parked.load(Ordering::SeqCst) > 0 {
             let _sleep = lock(&shared.sleep);
@@ -277,9 +278,9 @@ impl Shared {
         let mut done = 0;
         while let Some(task) = self.claim(me) {
             if !self.panicked.load(Ordering::Relaxed) {
-                // SAFETY: the claim's Acquire saw the range that `run` released after it stored
-                // this job, and `run` does not return before `pending` has counted the claimed
-                // task as done.
+                // SAFETY: the claim's Acquire load saw the range that `run` released after storing
+                // this job, and `run` does not return before `pending` counts the claimed task as
+                // done.
                 let job = unsafe { &*self.job.load(Ordering::Relaxed) };
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.task)(task))) {
                     lock(&self.panic).get_or_insert(panic);
@@ -293,7 +294,7 @@ impl Shared {
         }
     }
 
-    /// Returns the next task of the thread's own range, else the last one of the longest range.
+    /// Claims the next task of the thread's own range, else the last task of the longest range.
     fn claim(&self, me: usize) -> Option<usize> {
         if let Some(task) = self.ranges[me].claim(true) {
             return Some(task);
@@ -343,8 +344,8 @@ impl Shared {
     }
 }
 
-/// Spins until a condition is true; returns `false` if it is not within the limit. Without a limit
-/// the thread yields the processor after [`SPIN`].
+/// Spins until a condition is true; returns `false` if the limit passes first. Without a limit the
+/// thread yields the processor after [`SPIN`].
 fn spin_until(limit: Option<Duration>, mut condition: impl FnMut() -> bool) -> bool {
     let mut since = None;
     loop {
@@ -383,7 +384,7 @@ mod tests {
         }
     }
 
-    /// Many short calls in a row, some after a pause in which the threads park.
+    /// Makes many short calls in a row, some after a pause in which the threads park.
     #[test]
     fn every_task_of_many_short_calls_is_run() {
         let pool = Pool::new(NonZeroUsize::new(3).unwrap());
@@ -412,7 +413,7 @@ mod tests {
                 return;
             }
             slow.fetch_add(1, Ordering::Relaxed);
-            // Until the other thread has taken more than its own half.
+            // Wait until the other thread has taken more than its own half.
             while quick.load(Ordering::Relaxed) <= 32 && Instant::now() < deadline {
                 std::thread::yield_now();
             }

@@ -1,10 +1,10 @@
-//! Prefetching: memory is fetched into the cache before it is needed.
+//! Prefetching: fetches memory into the cache before it is needed.
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Prefetches a line into the second level of cache, where the processor has an instruction for it.
-/// The first level has too few places for lines under way to keep memory busy. Any address is valid.
+/// Prefetches a line into the second-level cache, if the processor has an instruction for it. The
+/// first level has too few line fill buffers to keep memory busy. Any address is valid.
 #[inline(always)]
 pub(super) fn prefetch<T>(line: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -17,7 +17,7 @@ pub(super) fn prefetch<T>(line: *const T) {
     let _ = line;
 }
 
-/// Prefetches a line into the first level of cache: for a stream that is read at once.
+/// Prefetches a line into the first-level cache, for a stream that is about to be read.
 #[inline(always)]
 pub(super) fn prefetch_near<T>(line: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -30,8 +30,8 @@ pub(super) fn prefetch_near<T>(line: *const T) {
     let _ = line;
 }
 
-/// Addresses that are going to be read. They are only ever prefetched from, so the memory need not
-/// exist any more.
+/// A range of addresses to be read later. It is only prefetched from, so the memory may have been
+/// freed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MemoryRange {
     pub(super) address: usize,
@@ -39,7 +39,7 @@ pub struct MemoryRange {
 }
 
 impl MemoryRange {
-    /// Returns the memory of a slice.
+    /// Returns the range of a slice.
     #[must_use]
     pub fn of<T>(memory: &[T]) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl MemoryRange {
     }
 }
 
-/// Prefetches the lines of some addresses.
+/// Prefetches all lines of a range of addresses.
 #[inline(always)]
 pub(super) fn prefetch_range(addresses: std::ops::Range<usize>) {
     for line in addresses.step_by(LINE) {

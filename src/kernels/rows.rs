@@ -1,7 +1,7 @@
-//! Operations of sampling on a row of logits.
+//! Operations on a row of logits, for sampling.
 //!
-//! The functions choose the instruction set themselves: it affects their speed, never their results.
-//! A row is as long as the vocabulary.
+//! The functions choose the instruction set themselves; it affects their speed, never their
+//! results. A row has one element per token of the vocabulary.
 
 #![allow(clippy::inline_always)] // the functions must be compiled with their caller's features
 
@@ -11,7 +11,7 @@ use super::prefetch::prefetch;
 
 /// Elements checked for NaN and infinity at a time.
 const FINITE_BLOCK: usize = 512;
-/// Distance of prefetching, in elements: other threads have written half of the row.
+/// Prefetch distance, in elements: other threads wrote half of the row, so it is in their caches.
 const AHEAD: usize = 2048;
 
 /// Returns whether no element is NaN or infinite.
@@ -34,8 +34,8 @@ pub fn weigh(row: &mut [f32], highest: f32, factor: f32, weights: &mut Vec<f32>)
     weigh_each(best(), row, highest, factor, weights);
 }
 
-/// Keeps the elements whose bit is set (bit `i % 32` of word `i / 32`) and sets all others to
-/// negative infinity, including those past the last word.
+/// Keeps the elements whose bit is set (bit `i % 32` of word `i / 32`) and sets all others,
+/// including those past the last word, to negative infinity.
 pub fn keep(row: &mut [f32], bits: &[u32]) {
     let words = bits.iter().copied().chain(std::iter::repeat(0));
     for (elements, word) in row.chunks_mut(32).zip(words) {
@@ -53,20 +53,20 @@ pub fn keep(row: &mut [f32], bits: &[u32]) {
     }
 }
 
-/// Computes the sum of each [`BLOCK`] elements, in f64.
+/// Computes the sum of each block of [`BLOCK`] elements, in f64.
 pub fn block_sums(row: &[f32], sums: &mut Vec<f64>) {
     sums.resize(row.len().div_ceil(BLOCK), 0.0);
     sum_blocks(best(), row, sums);
 }
 
-/// Finds the greatest of each [`BLOCK`] elements, ignoring NaN.
+/// Finds the greatest element of each block of [`BLOCK`] elements, ignoring NaN.
 pub fn greatest_of_blocks(row: &[f32], greatest: &mut Vec<f32>) {
     greatest.resize(row.len().div_ceil(BLOCK), 0.0);
     find_greatest_of_blocks(best(), row, greatest);
 }
 
-/// Calls `take` with the index of every element that is at least `floor`, in order. `greatest` is
-/// that of [`greatest_of_blocks`]: a block without such an element costs one comparison.
+/// Calls `take` with the index of every element that is at least `floor`, in order. `greatest`
+/// comes from [`greatest_of_blocks`], so that a block without such an element costs one comparison.
 pub fn select_at_least(row: &[f32], greatest: &[f32], floor: f32, mut take: impl FnMut(usize)) {
     for (n, (block, &greatest)) in row.chunks(BLOCK).zip(greatest).enumerate() {
         if greatest >= floor {
@@ -79,9 +79,9 @@ pub fn select_at_least(row: &[f32], greatest: &[f32], floor: f32, mut take: impl
     }
 }
 
-/// Returns a number that at least `n` elements reach, and few more where the greatest are scattered:
-/// the n-th greatest of `greatest`, which is that of [`greatest_of_blocks`]. Negative infinity if
-/// there are fewer blocks.
+/// Returns the n-th greatest of `greatest`, which comes from [`greatest_of_blocks`]; negative
+/// infinity if there are fewer than `n` blocks. At least `n` elements of the row reach it, and few
+/// more if the greatest elements are scattered.
 #[must_use]
 pub fn floor_of_greatest(greatest: &[f32], n: usize) -> f32 {
     if n == 0 || n > greatest.len() {
@@ -92,8 +92,8 @@ pub fn floor_of_greatest(greatest: &[f32], n: usize) -> f32 {
     *floor
 }
 
-/// Returns the index and value of the greatest element, the first of equals. NaN is ignored; `None`
-/// if every element is NaN.
+/// Returns the index and value of the greatest element, the first among equals. NaN is ignored;
+/// `None` if every element is NaN.
 #[must_use]
 pub fn argmax(row: &[f32]) -> Option<(usize, f32)> {
     let isa = best();
@@ -174,23 +174,23 @@ fn find_greatest_of_blocks_body(row: &[f32], greatest: &mut [f32]) {
 }
 
 per_isa! {
-    /// See [`weigh`]; both slices are of one length.
+    /// Implements [`weigh`]; both slices have the same length.
     fn weigh_each(row: &mut [f32], highest: f32, factor: f32, weights: &mut [f32])
         => weigh_each_body;
 }
 
 per_isa! {
-    /// See [`block_sums`].
+    /// Implements [`block_sums`].
     fn sum_blocks(row: &[f32], sums: &mut [f64]) => sum_blocks_body;
 }
 
 per_isa! {
-    /// See [`greatest_of_blocks`].
+    /// Implements [`greatest_of_blocks`].
     fn find_greatest_of_blocks(row: &[f32], greatest: &mut [f32]) => find_greatest_of_blocks_body;
 }
 
 per_isa! {
-    /// Returns the bits of the greatest magnitude; those of NaN count as greater than infinity.
+    /// Returns the bits of the greatest magnitude; NaN compares greater than infinity.
     fn largest_magnitude(row: &[f32]) -> u32 => largest_magnitude_body;
 }
 
@@ -205,7 +205,7 @@ per_isa! {
 }
 
 per_isa! {
-    /// Returns the sum of `exp(x - highest)`, in f64: 50,000 terms lose no digits.
+    /// Returns the sum of `exp(x - highest)`, in f64, so that 50,000 terms do not lose precision.
     fn sum_exp_below(row: &[f32], highest: f32) -> f64 => sum_exp_below_body;
 }
 
@@ -242,7 +242,7 @@ mod tests {
     fn elements_without_a_bit_become_negative_infinity() {
         for len in LENGTHS {
             let row = row(len, 3);
-            // Words of all kinds; the last elements have none.
+            // Words of all kinds; the last elements are past the last word.
             let bits: Vec<u32> = [0, u32::MAX, 0b1010, 1 << 31]
                 .into_iter()
                 .cycle()

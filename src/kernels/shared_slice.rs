@@ -1,4 +1,4 @@
-//! A slice that the tasks of one [`Pool::run`](super::Pool::run) write in disjoint parts.
+//! A slice whose disjoint parts are written by the tasks of one [`Pool::run`](super::Pool::run).
 
 use std::marker::PhantomData;
 
@@ -13,7 +13,7 @@ pub(crate) struct SharedSlice<'a, T> {
 unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
 impl<'a, T> SharedSlice<'a, T> {
-    /// Borrows a slice for the time that tasks write to it.
+    /// Borrows a slice while tasks write to it.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self {
             start: slice.as_mut_ptr(),
@@ -22,8 +22,8 @@ impl<'a, T> SharedSlice<'a, T> {
         }
     }
 
-    /// Returns the slice's first element, for parts that are not contiguous; writing through it needs
-    /// the same care as [`part`](Self::part).
+    /// Returns the slice's first element, for parts that are not contiguous; writes through it must
+    /// follow the rules of [`part`](Self::part).
     pub fn as_mut_ptr(&self) -> *mut T {
         self.start
     }
@@ -35,7 +35,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// If the part is not within the slice.
-    #[allow(clippy::mut_from_ref)] // that is the point; disjointness is the caller's duty
+    #[allow(clippy::mut_from_ref)] // the caller guarantees that parts are disjoint
     pub unsafe fn part(&self, start: usize, length: usize) -> &mut [T] {
         let within = start
             .checked_add(length)
@@ -45,7 +45,8 @@ impl<'a, T> SharedSlice<'a, T> {
             "part {start}+{length} of a slice of {}",
             self.length
         );
-        // SAFETY: within the slice, as just checked, and not aliased, as the caller promises.
+        // SAFETY: the part is within the slice, as just checked, and not aliased, as the caller
+        // guarantees.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
     }
 }

@@ -1,9 +1,9 @@
 //! The memory of packed weights: large mappings that the system is asked to back with huge pages.
 //!
-//! A step reads every weight once, so with ordinary pages it would also look up every page of
-//! them. The weights of all layers stand one after the other, because a layer alone is often
-//! smaller than a huge page. Memory is first touched by the thread that packs into it, and is kept
-//! as long as a layer uses it.
+//! A step reads every weight once, so with ordinary pages it would miss the TLB for every page. The
+//! weights of all layers are adjacent, because a single layer is often smaller than a huge page.
+//! Memory is first touched by the thread that packs into it, and is kept as long as a layer uses
+//! it.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -19,7 +19,7 @@ use super::huge_pages::{self, HUGE_PAGE};
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u32; 16]);
 
-/// Minimum size of a mapping, in bytes; only written pages take memory.
+/// Minimum size of a mapping, in bytes; only pages that are written take memory.
 const CHUNK: usize = 64 << 20;
 
 /// Allocates memory for weights. Clones allocate from the same mapping.
@@ -33,7 +33,7 @@ struct Chunk {
     used: usize,
 }
 
-// SAFETY: the pointer is into the mapping, which may be used from any thread; every line of it is
+// SAFETY: the pointer points into the mapping, which may be used from any thread; every line is
 // allocated once.
 unsafe impl Send for Chunk {}
 
@@ -45,7 +45,7 @@ pub(super) struct Lines {
     _mapping: Arc<MmapMut>,
 }
 
-// SAFETY: it owns its lines, as a vector would.
+// SAFETY: `Lines` owns its lines, like a vector.
 unsafe impl Send for Lines {}
 // SAFETY: as above.
 unsafe impl Sync for Lines {}
@@ -61,7 +61,7 @@ impl WeightMemory {
             Some(chunk) if chunk.lines - chunk.used >= count => chunk,
             current => current.insert(Chunk::map(count)?),
         };
-        // SAFETY: there are `count` lines left behind those used.
+        // SAFETY: at least `count` lines are left after those in use.
         let start = unsafe { chunk.start.add(chunk.used) };
         chunk.used += count;
         Ok(Lines {
@@ -93,7 +93,7 @@ impl Deref for Lines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        // SAFETY: the lines are this value's alone, in a mapping that it keeps; any bits are a
+        // SAFETY: this value owns the lines exclusively and keeps their mapping; any bits are a
         // valid line.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }

@@ -9,9 +9,9 @@ use crate::kernels::kv::SequenceSpan;
 pub struct Batch {
     /// Token ids, `[rows]`.
     pub ids: Vec<u32>,
-    /// Position of each in its own context, `[rows]`, below the context length.
+    /// Position of each token in its own context, `[rows]`, below the context length.
     pub positions: Vec<u32>,
-    /// The KV blocks that the rows belong to.
+    /// KV blocks that the rows belong to.
     pub spans: Vec<SequenceSpan>,
     /// Rows whose logits are computed, in order.
     pub logits_rows: Vec<u32>,

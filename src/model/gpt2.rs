@@ -1,11 +1,11 @@
-//! GPT-2 (Radford et al. 2019), top to bottom as the paper has it, over a ragged batch.
+//! GPT-2 (Radford et al. 2019), top to bottom in the order of the paper, over a ragged batch.
 //!
-//! The tokens of all sequences of a step stand in one `[rows, n_embd]` matrix, so every linear
-//! layer is one matrix product over the whole batch; only attention looks at each sequence's own
-//! KV blocks. Names are those of the checkpoint (`wte`, `wpe`, `h.N.ln_1`, `attn.c_attn`, ...).
+//! The tokens of all sequences of a step are the rows of one `[rows, n_embd]` matrix, so every
+//! linear layer is one matrix product over the whole batch; only attention reads each sequence's
+//! own KV blocks. Names are those of the checkpoint (`wte`, `wpe`, `h.N.ln_1`, `attn.c_attn`, ...).
 //!
-//! The model knows a batch, never a sequence, session or request, and by the kernels a row's result
-//! depends on its own tokens alone, bit for bit.
+//! The model sees a batch, never a sequence, session or request, and the kernels guarantee that a
+//! row's result depends on its own tokens alone, bit for bit.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl Gpt2 {
     /// rows' keys and values into the cache.
     ///
     /// # Errors
-    /// If the batch does not fit the model or the cache.
+    /// If the batch does not match the model or the cache.
     pub fn forward(&self, mut batch: Batch, kv: &KvCache) -> Result<Outputs> {
         let logits_rows = std::mem::take(&mut batch.logits_rows);
         let hidden_rows = std::mem::take(&mut batch.hidden_rows);
@@ -69,8 +69,8 @@ impl Gpt2 {
         Ok(Outputs { logits, hidden })
     }
 
-    /// Computes the pass up to `ln_f`: `[rows, n_embd]`. `observe` is called with every block's number
-    /// and input, the hidden states as published.
+    /// Computes the forward pass up to and including `ln_f`: `[rows, n_embd]`. Calls `observe` with
+    /// the number and the input of every block, the published hidden states.
     ///
     /// # Errors
     /// If the batch does not fit the model or the cache, or `observe` fails.
@@ -89,7 +89,7 @@ impl Gpt2 {
         self.ln_f.forward(&x) // [rows, n_embd] -> [rows, n_embd]
     }
 
-    /// `wte[ids] + wpe[positions]`: `[rows, n_embd]`.
+    /// Computes `wte[ids] + wpe[positions]`: `[rows, n_embd]`.
     fn embed(&self, ids: &[u32], positions: &[u32]) -> Result<Tensor> {
         let n_embd = self.config.n_embd;
         let mut x = Vec::with_capacity(ids.len() * n_embd);
@@ -102,7 +102,7 @@ impl Gpt2 {
 }
 
 impl Block {
-    /// `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
+    /// Computes `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
     fn forward(&self, x: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
         let x = self.attn.forward(&self.ln_1.forward(x)?, x, kv, plan)?; // [rows, n_embd]
         self.mlp.forward(&self.ln_2.forward(&x)?, &x) // [rows, n_embd]
@@ -110,7 +110,7 @@ impl Block {
 }
 
 impl SelfAttention {
-    /// Causal multi-head attention over the rows' own contexts, added to `residual`.
+    /// Computes causal multi-head attention over each row's own context, added to `residual`.
     fn forward(
         &self,
         x: &Tensor,
@@ -125,19 +125,19 @@ impl SelfAttention {
 }
 
 impl Mlp {
-    /// `c_proj(gelu(c_fc(x)))`, added to `residual`.
+    /// Computes `c_proj(gelu(c_fc(x)))`, added to `residual`.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let a = self.c_fc.forward(x, Epilogue::Gelu)?; // [rows, n_embd] -> [rows, n_inner]
         self.c_proj.forward(&a, Epilogue::Add(residual)) // [rows, n_inner] -> [rows, n_embd]
     }
 }
 
-/// Loading, and what the rest of the program asks of a model.
+/// Loading, and the interface to the rest of the program.
 impl Gpt2 {
     /// Reads all weights and has the backend prepare them.
     ///
     /// # Errors
-    /// [`LoadError`] naming file and tensor if the checkpoint does not fit the configuration.
+    /// [`LoadError`], with file and tensor, if the checkpoint does not match the configuration.
     pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
         let config = files.config.clone();
         let checkpoint = &files.checkpoint;
@@ -150,7 +150,8 @@ impl Gpt2 {
         let mut h = Vec::with_capacity(config.n_layer);
         for i in 0..config.n_layer {
             h.push(Block::load(&loader, &config, i)?);
-            // Prepared weights are not read again: the file and they need not be in memory at once.
+            // Prepared weights are not read again, so file and weights need not be in memory at the
+            // same time.
             checkpoint.release_pages();
         }
         let wpe = loader.values("wpe.weight", &[config.n_positions, n_embd])?;
@@ -209,7 +210,7 @@ impl Gpt2 {
 }
 
 impl Block {
-    /// Makes block `i`, its linear layers in the order that they are computed in.
+    /// Loads block `i`, its linear layers in the order of computation.
     fn load(
         loader: &Loader<'_>,
         config: &Gpt2Config,
@@ -234,7 +235,7 @@ impl Block {
         })
     }
 
-    /// Returns the linear layers in the order that they are computed in.
+    /// Returns the linear layers in the order of computation.
     fn linears(&self) -> [&dyn Linear; 4] {
         [
             &*self.attn.c_attn,
@@ -245,7 +246,7 @@ impl Block {
     }
 }
 
-/// Returns what the rest of the program knows of a GPT-2 of this shape.
+/// Returns the spec of a GPT-2 with this configuration.
 fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
     ModelSpec {
         architecture: "gpt2",

@@ -1,5 +1,5 @@
-//! What the architectures share: layers made from a checkpoint's tensors, embeddings, and the choice of
-//! rows.
+//! Code shared by the architectures: layers from a checkpoint's tensors, embeddings, and the
+//! selection of rows.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -8,10 +8,10 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
 use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight};
 
-/// Why a model could not be loaded.
+/// Error of loading a model.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A tensor is missing or does not fit the configuration.
+    /// A tensor is missing or does not match the configuration.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The backend could not prepare the weights.
@@ -19,7 +19,7 @@ pub enum LoadError {
     Backend(#[from] candle_core::Error),
 }
 
-/// Takes tensors from a checkpoint and makes layers of them.
+/// Creates layers from the tensors of a checkpoint.
 pub(super) struct Loader<'a> {
     pub checkpoint: &'a Checkpoint,
     pub backend: &'a dyn Backend,
@@ -31,7 +31,7 @@ impl Loader<'_> {
         Ok(self.checkpoint.finite_tensor(name, shape)?.to_f32())
     }
 
-    /// Makes a layer norm of `NAME.weight` and `NAME.bias`, `[width]` each.
+    /// Creates a layer norm from `NAME.weight` and `NAME.bias`, `[width]` each.
     pub fn layer_norm(
         &self,
         name: &str,
@@ -43,7 +43,8 @@ impl Loader<'_> {
         Ok(self.backend.layer_norm(&weight, &bias, eps)?)
     }
 
-    /// Makes a linear layer of `NAME.weight`, `[in, out]`, and `NAME.bias`, `[out]`: GPT-2's `Conv1D`.
+    /// Creates a linear layer from `NAME.weight`, `[in, out]`, and `NAME.bias`, `[out]`: GPT-2's
+    /// `Conv1D`.
     pub fn conv1d(
         &self,
         name: &str,
@@ -59,7 +60,7 @@ impl Loader<'_> {
         Ok(self.backend.linear(weight, Some(&bias))?)
     }
 
-    /// Makes a linear layer without bias of a tensor `[out, in]`: an output projection.
+    /// Creates a linear layer without bias from a tensor `[out, in]`: an output projection.
     pub fn projection(
         &self,
         weight: &TensorView<'_>,
@@ -86,7 +87,7 @@ fn raw<'a>(
     }
 }
 
-/// Tells each layer which one is computed after it, the last one that the first follows.
+/// Links each layer to the one computed after it, and the last to the first, for prefetching.
 pub(super) fn chain<'a>(layers: impl Iterator<Item = &'a dyn Linear> + Clone) {
     let following = layers.clone().cycle().skip(1);
     for (layer, next) in layers.zip(following) {
@@ -94,10 +95,11 @@ pub(super) fn chain<'a>(layers: impl Iterator<Item = &'a dyn Linear> + Clone) {
     }
 }
 
-/// A model's first and last matrix: token embeddings and the output projection, which may be one.
+/// A model's first and last matrices, which may be the same: token embeddings and the output
+/// projection.
 pub(super) struct Vocabulary {
-    /// Token embeddings of their own. Where they are tied to the output projection, they are its
-    /// weights, and the largest matrix is in memory once.
+    /// Separate token embeddings. `None` if they are tied to the output projection; its weights are
+    /// then used, so that the largest matrix is in memory only once.
     pub embedding: Option<Embedding>,
     /// `[hidden_width] -> [vocab_size]`
     pub projection: Box<dyn Linear>,
@@ -137,13 +139,13 @@ pub(super) fn extend_with_row(
     Ok(())
 }
 
-/// Returns some rows of `x`, in order: `[rows, width] -> [wanted, width]`.
+/// Returns the `wanted` rows of `x`, in order: `[rows, width] -> [wanted, width]`.
 pub(super) fn select_rows(x: &Tensor, wanted: &[u32], device: &Device) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     if wanted.is_empty() {
         return Tensor::zeros((0, width), DType::F32, device);
     }
-    // A batch names rows at most once and in order: as many as there are is all of them.
+    // A batch names rows at most once and in order, so as many as the rows of `x` are all of them.
     if wanted.len() == rows {
         return Ok(x.clone());
     }

@@ -1,14 +1,14 @@
-//! The architectures: each a forward pass over a batch of rows.
+//! The architectures, each a forward pass over a batch of rows.
 //!
-//! Knows rows and KV blocks, never a sequence, session or request.
+//! A model works on rows and KV blocks; it must never know about sequences, sessions or requests.
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`spec`] | what the rest of the program knows of a model |
+//! | [`spec`] | sizes and token ids of a model, for the rest of the program |
 //! | [`batch`] | the rows of a forward pass, and its results |
 //! | [`gpt2`] | GPT-2 |
-//! | `layers` | what the architectures share |
-//! | [`trial`] | the forward pass that a model must survive before it is served |
+//! | `layers` | code shared by the architectures |
+//! | [`trial`] | the trial forward pass before a model is served |
 
 pub mod batch;
 pub mod gpt2;
@@ -27,18 +27,18 @@ use crate::checkpoint::ModelFiles;
 use crate::kernels::Pool;
 use crate::kernels::kv::{KvCache, KvDtype};
 
-/// A loaded model of one of the architectures. They are a closed set with one caller, the inference
-/// worker: hence an enum, not a trait.
+/// A loaded model of one of the architectures. This is an enum rather than a trait because the set
+/// is closed and has one caller, the inference worker.
 pub enum Model {
     /// GPT-2.
     Gpt2(Gpt2),
 }
 
 impl Model {
-    /// Reads the weights of the architecture that the files are of and has the backend prepare them.
+    /// Reads the weights of the files' architecture and has the backend prepare them.
     ///
     /// # Errors
-    /// [`LoadError`] naming file and tensor if the checkpoint does not fit its configuration.
+    /// [`LoadError`], with file and tensor, if the checkpoint does not match its configuration.
     pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
         Ok(Self::Gpt2(Gpt2::load(files, backend)?))
     }
@@ -88,7 +88,7 @@ impl Model {
     /// returns the logits and hidden states of the rows that ask for them.
     ///
     /// # Errors
-    /// If the batch does not fit the model or the cache.
+    /// If the batch does not match the model or the cache.
     pub fn forward(&self, batch: Batch, kv: &KvCache) -> Result<Outputs> {
         match self {
             Self::Gpt2(model) => model.forward(batch, kv),

@@ -1,9 +1,10 @@
-//! What the rest of the program knows of a model: sizes and token ids, whatever the architecture.
+//! The properties of a model that the rest of the program uses, for every architecture: sizes and
+//! token ids.
 
 /// The sizes and tokens of a loaded model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// Name of the architecture, as `model_type` in `config.json` has it.
+    /// Name of the architecture: `model_type` in `config.json`.
     pub architecture: &'static str,
     /// Number of token ids; every id is below it.
     pub vocab_size: usize,

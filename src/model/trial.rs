@@ -1,8 +1,8 @@
-//! The forward pass that a model must survive before it is served.
+//! The trial forward pass before a model is served.
 //!
-//! Weights can be finite and their model useless all the same: too large for their precision, or a
-//! layer norm's epsilon that is not the model's. Every request would fail then, and the server would
-//! say that it is ready.
+//! Weights can be finite and still make the model useless, for example if they are too large for
+//! their precision, or if a layer norm's epsilon is wrong. Every request would fail, while the
+//! server reports that it is ready.
 
 use candle_core::Tensor;
 
@@ -11,10 +11,10 @@ use super::batch::Batch;
 use crate::kernels::kv::{BLOCK_SIZE, KvDtype, SequenceSpan};
 use crate::kernels::rows;
 
-/// Why a model is not served.
+/// Error of a model's trial forward pass.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
-    /// What it computes can't be drawn from.
+    /// Its outputs are not finite, so no token can be sampled.
     #[error(
         "the model computes {what} that are not finite (NaN or infinity) from the tokens {ids:?}: \
          its weights, or `layer_norm_epsilon` in its config.json, are not usable as {dtype}"
@@ -22,9 +22,9 @@ pub enum TrialError {
     NotFinite {
         /// `hidden states` or `logits`.
         what: &'static str,
-        /// The prompt.
+        /// Token ids of the prompt.
         ids: Vec<u32>,
-        /// How the weights are held.
+        /// Precision of the weights.
         dtype: String,
     },
     /// The pass failed.
@@ -32,15 +32,15 @@ pub enum TrialError {
     Failed(#[from] candle_core::Error),
 }
 
-/// Runs a prompt of some tokens, spread over the vocabulary, through a model whose weights are held
-/// as `dtype`.
+/// Runs a prompt of tokens spread over the vocabulary through a model; `dtype` names the precision
+/// of its weights in errors.
 ///
 /// # Errors
-/// [`TrialError`] if that fails or gives numbers that are not finite.
+/// [`TrialError`] if the forward pass fails or its outputs are not finite.
 pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialError> {
     let spec = model.spec();
     let count = BLOCK_SIZE.min(spec.context_length);
-    // Both ends of the vocabulary are among them.
+    // The tokens include both ends of the vocabulary.
     let last = spec.vocab_size.saturating_sub(1);
     let ids = (0..count).map(|i| (i * last / (count - 1).max(1)) as u32);
     let all: Vec<u32> = (0..count as u32).collect();

@@ -53,7 +53,7 @@ impl CandleAttention {
         let cache = kv.shape();
         let per_word = per_word(kv);
         let rows = spans.rows();
-        // The place of each element of a row's keys and values.
+        // The index of each element of a row's keys and values in the cache.
         let mut index = Vec::with_capacity(rows * 2 * keys);
         for (_, block, slot) in spans.written_slots() {
             for i in 0..2 * keys {
@@ -77,8 +77,8 @@ impl CandleAttention {
         kv.tensor().flatten_all()?.scatter_set(&index, &source, 0)
     }
 
-    /// `softmax(q k^T * scale) v` of one sequence's rows:
-    /// `[rows, heads*head_width]` -> `[rows, heads*head_width]`.
+    /// Computes `softmax(q k^T * scale) v` for one sequence's rows: `[rows, heads*head_width]` ->
+    /// `[rows, heads*head_width]`.
     fn attend(&self, q: &Tensor, kv: &LayerKv, span: &SequenceSpan) -> Result<Tensor> {
         let AttentionShape {
             heads,
@@ -161,7 +161,7 @@ fn keys_and_values(kv: &LayerKv, span: &SequenceSpan) -> Result<(Tensor, Tensor)
     Ok((k, v))
 }
 
-/// Softmax over the last dimension.
+/// Computes the softmax over the last dimension.
 fn softmax(scores: &Tensor) -> Result<Tensor> {
     let max = scores.max_keepdim(D::Minus1)?; // [.., context] -> [.., 1]
     let weights = scores.broadcast_sub(&max)?.exp()?; // [.., context]
@@ -169,7 +169,7 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     weights.broadcast_div(&sum)
 }
 
-/// Returns the values in a 32-bit word of the cache.
+/// Returns the number of values in a 32-bit word of the cache.
 fn per_word(kv: &LayerKv) -> usize {
     size_of::<u32>() / kv.tensor().dtype().size_in_bytes()
 }

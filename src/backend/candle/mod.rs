@@ -1,7 +1,8 @@
-//! Candle's own operations, in f32: the reference for the kernels, and the way to other devices.
+//! Candle's own operations, in f32: the reference for the kernels, and the path to other devices.
 //!
-//! It shares the KV cache's layout with the kernels, and none of their arithmetic. A row may depend on
-//! its batch mates in the last bits: candle promises no order of operations.
+//! It shares the KV cache's layout with the kernels, but none of their arithmetic. A row's last
+//! bits may depend on the other rows of the batch, because candle does not guarantee an order of
+//! operations.
 
 mod attention;
 mod linear;
@@ -27,7 +28,7 @@ pub struct CandleBackend {
 }
 
 impl CandleBackend {
-    /// Creates the backend on a device. Candle has threads of its own; `threads` are for sampling.
+    /// Creates the backend on a device. Candle has its own threads; `threads` are for sampling.
     #[must_use]
     pub fn new(device: Device, threads: NonZeroUsize) -> Self {
         Self {

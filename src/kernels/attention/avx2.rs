@@ -21,8 +21,8 @@ use crate::kernels::math;
 /// The processor must have AVX2 and FMA; for the unit see [`UnitJob`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn attend_avx2<E: Element>(job: &UnitJob<'_>) {
-    // 4 rows by 1 vector of two registers: 8 sums, 2 loads and a broadcast of 16 registers.
-    // SAFETY: the caller's.
+    // 4 rows by 1 vector of two registers: 8 sums, 2 loads and a broadcast fit the 16 registers.
+    // SAFETY: guaranteed by the caller.
     unsafe { attend::<Lanes, E, 4, 1>(job) }
 }
 
@@ -30,7 +30,8 @@ pub(super) unsafe fn attend_avx2<E: Element>(job: &UnitJob<'_>) {
 #[derive(Clone, Copy)]
 struct Lanes(__m256, __m256);
 
-// SAFETY, of all methods: the caller has the processor and the memory that the trait asks for.
+// SAFETY, for all methods: the caller guarantees the processor features and the memory that the
+// trait requires.
 impl Vector for Lanes {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -151,7 +152,7 @@ impl Vector for Lanes {
     }
 }
 
-/// Two products per lane: those of the lower halves, then those of the upper ones.
+/// Adds two products per lane to `sum`: that of the lower halves, then that of the upper halves.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn dot_bf16(sum: __m256, a: __m256, b: __m256) -> __m256 {
@@ -161,12 +162,12 @@ fn dot_bf16(sum: __m256, a: __m256, b: __m256) -> __m256 {
     _mm256_fmadd_ps(odd(a), odd(b), sum)
 }
 
-/// Sixteen values rounded to bf16, in order.
+/// Rounds sixteen values to bf16, in order.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn pack_bf16(low: __m256, high: __m256) -> __m256 {
     let words = _mm256_packus_epi32(round_to_bf16(low), round_to_bf16(high));
-    // Packing works within the halves of the registers.
+    // `packus` works within each half of the register, so the middle quarters have to be swapped.
     _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(words))
 }
 

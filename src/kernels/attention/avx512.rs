@@ -18,15 +18,16 @@ use crate::kernels::math;
 /// The processor must have AVX-512 F, BW, DQ, VL and BF16; for the unit see [`UnitJob`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn attend_avx512<E: Element>(job: &UnitJob<'_>) {
-    // 4 rows by 4 vectors: 16 sums, 4 loads and a broadcast of 32 registers.
-    // SAFETY: the caller's.
+    // 4 rows by 4 vectors: 16 sums, 4 loads and a broadcast fit the 32 registers. SAFETY: the
+    // caller's.
     unsafe { attend::<Lanes, E, 4, 4>(job) }
 }
 
 #[derive(Clone, Copy)]
 struct Lanes(__m512);
 
-// SAFETY, of all methods: the caller has the processor and the memory that the trait asks for.
+// SAFETY, for all methods: the caller guarantees the processor features and the memory that the
+// trait requires.
 impl Vector for Lanes {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

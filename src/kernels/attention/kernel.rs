@@ -11,7 +11,7 @@ use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
 use crate::kernels::prefetch::prefetch;
 
-/// Vectors of scores or columns that a row alone keeps in registers.
+/// Vectors of scores or columns that a single row keeps in registers.
 const ALONE: usize = 4;
 
 /// The running softmax of the unit's rows.
@@ -19,7 +19,7 @@ struct Softmax<V> {
     max: [f32; QUERY_TILE],
     /// Sums of the weights, position `i` in lane `i % 16`.
     sum: [V; QUERY_TILE],
-    /// Factors of the sums so far.
+    /// Factors to rescale the sums so far with.
     correction: [f32; QUERY_TILE],
     weights: [Weights; QUERY_TILE],
 }
@@ -29,7 +29,7 @@ struct Queries {
     words: *const u32,
     /// Words from one row to the next.
     stride: usize,
-    /// Words of a row.
+    /// Words per row.
     len: usize,
 }
 
@@ -41,7 +41,7 @@ struct Queries {
 pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usize>(
     job: &UnitJob<'_>,
 ) {
-    // SAFETY: the caller's, throughout; a tile's blocks are those of its positions.
+    // SAFETY: guaranteed by the caller throughout; a tile's blocks are those of its positions.
     unsafe {
         let mut softmax = Softmax {
             max: [f32::NEG_INFINITY; QUERY_TILE],
@@ -73,7 +73,7 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
     }
 }
 
-/// Returns the queries where they lie, or packs them.
+/// Returns the queries in place, or packs them.
 #[inline(always)]
 unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
     let len = job.head_width.div_ceil(E::PER_WORD);
@@ -84,7 +84,7 @@ unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
             len,
         };
     }
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for row in 0..job.rows {
             let q = job.q.add(row * job.q_stride);
@@ -118,7 +118,7 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
     blocks: &Blocks,
     weights: &mut [Weights; QUERY_TILE],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut row = 0;
         while row + R <= job.rows {
@@ -155,7 +155,7 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
     block: usize,
     weights: &mut [Weights; QUERY_TILE],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let q = queries.words.add(row * queries.stride);
         let mut sums = [[V::splat(0.0); W]; R];
@@ -193,12 +193,12 @@ unsafe fn weigh<V: Vector, E: Element>(
     start: usize,
     len: usize,
 ) {
-    // SAFETY: the caller's; `end` is at most the tile's length.
+    // SAFETY: guaranteed by the caller; `end` is at most the tile's length.
     unsafe {
         let end = len.next_multiple_of(E::PER_WORD * BLOCK_SIZE);
         let mut fall = [0.0; QUERY_TILE];
         for (row, fall) in fall.iter_mut().enumerate().take(job.rows) {
-            // What a row does not see weighs e^-inf = 0, which leaves every sum as it is.
+            // The weight of an invisible position is e^-inf = 0, which leaves every sum unchanged.
             let visible = (job.position + row + 1 - start).min(len);
             let before = job.first_visible(row).saturating_sub(start).min(visible);
             let scores = softmax.weights[row].as_mut_ptr();
@@ -214,7 +214,7 @@ unsafe fn weigh<V: Vector, E: Element>(
             *fall = old - origin(max);
             softmax.max[row] = max;
         }
-        // e^0 is 1.
+        // Unused correction factors are e^0 = 1.
         for at in (0..job.rows).step_by(BLOCK_SIZE) {
             let correction = V::load(fall.as_ptr().add(at)).exp();
             correction.store(softmax.correction.as_mut_ptr().add(at));
@@ -255,7 +255,7 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
     len: usize,
     softmax: &Softmax<V>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let tile = ValueTile {
             job,
@@ -279,7 +279,7 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
 struct ValueTile<'a, V> {
     job: &'a UnitJob<'a>,
     blocks: &'a Blocks,
-    /// Whether it is the first tile: `out` is not initialized yet.
+    /// Whether this is the first tile, so that `out` is not initialized yet.
     begin: bool,
     /// Positions of the tile up to the last row's own.
     len: usize,
@@ -290,7 +290,7 @@ impl<V: Vector> ValueTile<'_, V> {
     /// Adds the tile to `R` rows, all columns.
     #[inline(always)]
     unsafe fn add<E: Element, const R: usize, const W: usize>(&self, row: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let head_width = self.job.head_width;
             let mut column = 0;
@@ -314,7 +314,7 @@ impl<V: Vector> ValueTile<'_, V> {
         column: usize,
         n: usize,
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let job = self.job;
             let out = job.out.add(row * job.out_stride + column);
@@ -334,7 +334,7 @@ impl<V: Vector> ValueTile<'_, V> {
                 let values = self.word::<E, R, W>(word, column, n);
                 self.multiply::<E, R, W>(row, word, &values, &mut sums);
             }
-            // The last word's second position may not have been written yet.
+            // The second position of the last word may not have been written yet.
             if !self.len.is_multiple_of(E::PER_WORD) {
                 let mut values = self.word::<E, R, W>(whole, column, n);
                 for v in &mut values {
@@ -358,7 +358,7 @@ impl<V: Vector> ValueTile<'_, V> {
         column: usize,
         n: usize,
     ) -> [V; W] {
-        // SAFETY: the caller's; the block of a word below `len` is one of the tile's.
+        // SAFETY: guaranteed by the caller; the block of a word below `len` is one of the tile's.
         unsafe {
             let per_block = BLOCK_SIZE / E::PER_WORD;
             let at = self.job.half + word % per_block * self.job.head_width + column;
@@ -384,7 +384,7 @@ impl<V: Vector> ValueTile<'_, V> {
         values: &[V; W],
         sums: &mut [[V; W]; R],
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weights = self.softmax.weights.get_unchecked(row + r);
@@ -400,7 +400,7 @@ impl<V: Vector> ValueTile<'_, V> {
 /// Loads `n` columns of 16 lanes; the others are 0.
 #[inline(always)]
 unsafe fn load_columns<V: Vector>(p: *const f32, n: usize) -> V {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if n == BLOCK_SIZE {
             V::load(p)
@@ -413,7 +413,7 @@ unsafe fn load_columns<V: Vector>(p: *const f32, n: usize) -> V {
 /// Stores the first `n` lanes.
 #[inline(always)]
 unsafe fn store_columns<V: Vector>(vector: V, p: *mut f32, n: usize) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if n == BLOCK_SIZE {
             vector.store(p);

@@ -1,25 +1,26 @@
 //! Causal attention over the KV blocks of many sequences at once: multi-head or grouped-query, over
 //! the whole context or a sliding window.
 //!
-//! A row's result is the same bit for bit whether its sequence came at once, in chunks of any
-//! size or token by token, alone or among others; over an f32 cache on every instruction set too.
-//! Every path must therefore compute, for each row and query head, in exactly this order:
+//! A row's result is the same bit for bit whether its sequence is computed at once, in chunks of
+//! any size or token by token, alone or in a batch; over an f32 cache, on every instruction set
+//! too. Every path must therefore compute, for each row and query head, in exactly this order:
 //!
 //! - Score of position `j`: a chain of products `q[d] * k[d][j]`, added over `d` in order from 0,
 //!   then one multiplication by `scale`.
 //! - Softmax as one pass (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) over
-//!   tiles of [`POSITION_TILE`] positions counted from position 0: those in which the row sees a
-//!   position, without the positions it does not see. Per tile: the running maximum `m` takes in the
-//!   tile's scores; the weights are [`exp`](super::math::exp)`(score - m)`; all sums so far are
-//!   multiplied by `exp(m before - m)`; then the tile's positions are added in order.
+//!   tiles of [`POSITION_TILE`] positions counted from position 0. Only tiles with a visible
+//!   position count, and of them only the visible positions. Per tile: the running maximum `m` is
+//!   updated with the tile's scores; the weights are [`exp`](super::math::exp)`(score - m)`; all
+//!   sums so far are multiplied by `exp(m before - m)`; then the tile's positions are added in
+//!   order.
 //! - Sum of the weights: position `j` goes to lane `j % 16`; the lanes are folded at the end as
 //!   [`fold`](super::lanes::fold) does.
-//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order, at the
-//!   end multiplied by 1 divided by the sum of the weights.
+//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order, and
+//!   finally multiplied by the reciprocal of the sum of the weights.
 //!
-//! Over an f32 cache a product is one fused multiply-add. Over a bf16 cache queries and weights
-//! are rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, as the
-//! instruction set does it (`vdpbf16ps`, or two fused multiply-adds).
+//! Over an f32 cache a product is one fused multiply-add. Over a bf16 cache queries and weights are
+//! rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, in the way of the
+//! instruction set (`vdpbf16ps`, or two fused multiply-adds).
 //!
 //! Blocks that no row of a unit sees, and slots past its last row, never enter its arithmetic: their
 //! stale bytes may be NaN. A position that only another row of the unit sees, or that lies before the
@@ -28,11 +29,11 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | `shape` | the sizes of a layer |
-//! | `plan` | the units of work of a step |
-//! | `unit` | the operands of a unit of work |
-//! | `kernel` | its arithmetic, for all instruction sets |
-//! | `vector` | the lanes it computes in; `avx512`, `avx2` and `portable` are theirs |
+//! | `shape` | dimensions of a layer |
+//! | `plan` | units of work of a step |
+//! | `unit` | operands of a unit of work |
+//! | `kernel` | arithmetic of a unit, for all instruction sets |
+//! | `vector` | sixteen f32 lanes, implemented by `avx512`, `avx2` and `portable` |
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -61,11 +62,11 @@ use super::shared_slice::SharedSlice;
 use super::storage::contiguous;
 use super::{Isa, Pool, lanes};
 
-/// Positions taken into the softmax at a time.
+/// Positions added to the softmax at a time.
 const POSITION_TILE: usize = 64;
 const TILE_BLOCKS: usize = POSITION_TILE / BLOCK_SIZE;
 
-/// The attention of one layer, by the kernels.
+/// The attention of one layer, computed by the kernels.
 pub struct KernelAttention {
     shape: AttentionShape,
     pool: Arc<Pool>,
@@ -86,14 +87,15 @@ impl KernelAttention {
         })
     }
 
-    /// Writes the rows' keys and values into the cache, then attends with every row over its own
-    /// sequence up to its own position:
-    /// `[rows, (heads + 2 * kv_heads) * head_width]` -> `[rows, heads * head_width]`, f32.
+    /// Writes the rows' keys and values into the cache, then lets every row attend to its own
+    /// sequence up to its own position: `[rows, (heads + 2 * kv_heads) * head_width]` ->
+    /// `[rows, heads * head_width]`, f32.
     ///
-    /// The order of operations, and with it every bit of the result, is that of the module.
+    /// The order of operations, and therefore every bit of the result, is specified in the module
+    /// docs.
     ///
     /// # Errors
-    /// If `qkv`, the cache and the plan do not fit each other.
+    /// If the shapes of `qkv`, the cache and the plan do not match.
     pub fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
         self.shape.check_operands(qkv, kv, plan)?;
         let qkv = qkv.contiguous()?;
@@ -173,8 +175,8 @@ impl Attend<'_> {
             for (unit, next) in self.plan.task(task) {
                 let job = self.job(&operands, unit, next);
                 // SAFETY: the plan's rows, heads and blocks are within the operands as checked
-                // above; every row and head is in one unit only; `isa` was limited to what the
-                // processor has.
+                // above; every row and head is in exactly one unit; `isa` was limited to what the
+                // processor supports.
                 unsafe { attend(&job) };
             }
         });
@@ -183,7 +185,7 @@ impl Attend<'_> {
         Ok(out)
     }
 
-    /// Returns the operands of one unit, of which `next` is computed after it.
+    /// Returns the operands of one unit; `next` is the unit computed after it.
     #[inline]
     fn job<'a, E: Element>(
         &'a self,
@@ -198,7 +200,7 @@ impl Attend<'_> {
         let head_of = |unit: &Unit| unit.head / shape.group() * 2 * half;
         let kv = operands.kv.as_ptr().cast::<u32>();
         let query_words = if E::PER_WORD > 1 {
-            // The words of a unit's rows stand together.
+            // The words of a unit's rows are contiguous.
             let words = head_width.div_ceil(E::PER_WORD);
             let at = (unit.row * heads + unit.rows * unit.head) * words;
             operands.queries.as_mut_ptr().wrapping_add(at).cast()
@@ -234,13 +236,13 @@ struct Operands<'a, E> {
     qkv: &'a [f32],
     /// The layer's cache.
     kv: &'a [E],
-    /// Room for packed queries, where they are packed.
+    /// Memory for packed queries; unused if queries are read in place.
     queries: SharedSlice<'a, MaybeUninit<u32>>,
     /// `[rows, heads * head_width]`
     out: SharedSlice<'a, MaybeUninit<f32>>,
 }
 
-/// Returns the function that runs a unit on an instruction set, which the processor must have.
+/// Returns the function that runs a unit on an instruction set, which the processor must support.
 fn unit_kernel<E: Element>(isa: Isa) -> unsafe fn(&UnitJob<'_>) {
     match isa {
         #[cfg(target_arch = "x86_64")]

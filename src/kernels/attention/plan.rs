@@ -2,8 +2,8 @@
 //!
 //! A unit is one sequence, one query head and one query tile: up to [`QUERY_TILE`] rows that share
 //! every key and value they load. Query tiles are aligned to positions, not to the step's first
-//! row. Units of about equal cost are grouped into tasks for the pool; the grouping has no influence
-//! on a result.
+//! row. Units of about equal cost are grouped into tasks for the pool; the grouping does not affect
+//! any result.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ use candle_core::Result;
 
 use crate::kernels::kv::{SequenceSpan, StepSpans};
 
-/// Rows that share a loaded key or value. It divides [`POSITION_TILE`](super::POSITION_TILE), so
-/// the rows of a query tile see the same number of position tiles.
+/// Rows that share a loaded key or value. Divides [`POSITION_TILE`](super::POSITION_TILE), so that
+/// all rows of a query tile see the same number of position tiles.
 pub(super) const QUERY_TILE: usize = 16;
 
-/// Minimum cost of a task (see [`Unit::cost`]): about three microseconds, more than handing it to
-/// another thread costs.
+/// Minimum cost of a task (see [`Unit::cost`]): about three microseconds, longer than it takes to
+/// hand the task to another thread.
 const TASK_COST: usize = 1024;
 /// Approximate number of tasks of a long step: enough to keep many threads evenly busy.
 const TASKS: usize = 256;
@@ -29,13 +29,13 @@ pub(super) struct Unit {
     /// First row in the step's matrices.
     pub row: usize,
     pub rows: usize,
-    /// The first row's own position in its sequence.
+    /// Position of the first row in its sequence.
     pub position: usize,
 }
 
 impl Unit {
-    /// Returns the cost in units of about 3 ns: computing grows with rows times positions, loading with
-    /// positions.
+    /// Returns the cost in units of about 3 ns: computation grows with rows times positions,
+    /// loading with positions.
     fn cost(&self) -> usize {
         (self.position + self.rows) * (self.rows + 4)
     }
@@ -52,8 +52,8 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Plans attention with `heads` query heads over `rows` rows. It keeps the spans, block tables
-    /// included: they are moved, not copied.
+    /// Plans attention with `heads` query heads over `rows` rows. The plan keeps the spans, block
+    /// tables included, without copying them.
     ///
     /// # Errors
     /// As [`StepSpans::new`].
@@ -85,7 +85,7 @@ impl AttentionPlan {
         self.tasks.len()
     }
 
-    /// Returns the units of one task, each with the one that is computed after it.
+    /// Returns the units of one task, each paired with the one computed after it.
     pub(super) fn task(&self, task: usize) -> impl Iterator<Item = (&Unit, &Unit)> {
         self.tasks[task].clone().map(|i| {
             let unit = &self.units[i];
@@ -94,8 +94,8 @@ impl AttentionPlan {
     }
 }
 
-/// Returns all units, a head's query tiles next to each other, as they read the same keys and values;
-/// the longest first, so that the last tasks to finish are short ones.
+/// Returns all units, longest first, so that the last tasks to finish are short. A head's query
+/// tiles are adjacent because they read the same keys and values.
 fn units(spans: &[SequenceSpan], heads: usize) -> Vec<Unit> {
     let mut units = Vec::new();
     for (i, span) in spans.iter().enumerate() {
@@ -118,7 +118,7 @@ fn units(spans: &[SequenceSpan], heads: usize) -> Vec<Unit> {
     units
 }
 
-/// Cuts the units into tasks of about equal cost.
+/// Groups the units into tasks of about equal cost.
 fn group(units: &[Unit]) -> Vec<Range<usize>> {
     let total: usize = units.iter().map(Unit::cost).sum();
     let share = (total / TASKS).max(TASK_COST);

@@ -12,7 +12,7 @@ use crate::kernels::math::{self, round_to_bf16};
 /// # Safety
 /// See [`UnitJob`].
 pub(super) unsafe fn attend_portable<E: Element>(job: &UnitJob<'_>) {
-    // SAFETY: the caller's; plain Rust runs everywhere.
+    // SAFETY: guaranteed by the caller; plain Rust runs on every processor.
     unsafe { attend::<Portable, E, 1, 2>(job) }
 }
 
@@ -37,13 +37,13 @@ impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the caller has 16 lanes at `p`.
+        // SAFETY: the caller guarantees 16 readable lanes at `p`.
         Self(unsafe { p.cast::<[f32; BLOCK_SIZE]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
-        // SAFETY: the caller has room for 16 lanes at `p`.
+        // SAFETY: the caller guarantees room for 16 lanes at `p`.
         unsafe { p.cast::<[f32; BLOCK_SIZE]>().write_unaligned(self.0) }
     }
 

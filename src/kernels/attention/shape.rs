@@ -1,4 +1,4 @@
-//! The sizes of an attention layer, and whether its operands fit them.
+//! Dimensions of an attention layer, and checks of its operands against them.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -7,8 +7,8 @@ use crate::kernels::kv::LayerKv;
 
 /// The sizes and parameters of one layer's attention.
 ///
-/// Head counts and width are independent of the width of the residual stream: a row of `qkv` is
-/// `heads` queries, `kv_heads` keys and `kv_heads` values, each of `head_width`.
+/// Head counts and width are independent of the width of the residual stream: a row of `qkv` holds
+/// `heads` queries, `kv_heads` keys and `kv_heads` values, each `head_width` wide.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Number of query heads.
@@ -18,9 +18,10 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_width: usize,
-    /// Factor of the scores, `1 / sqrt(head_width)` for most models.
+    /// Factor that scores are multiplied by, `1 / sqrt(head_width)` for most models.
     pub scale: f32,
-    /// Number of positions that a row sees, its own included; `None` is all up to its own.
+    /// Number of positions that a row sees, its own included; `None` for all positions up to its
+    /// own.
     pub window: Option<usize>,
 }
 
@@ -38,13 +39,13 @@ impl AttentionShape {
         }
     }
 
-    /// Returns the values in a row of `qkv`.
+    /// Returns the number of values in a row of `qkv`.
     #[must_use]
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_width
     }
 
-    /// Returns the values in a row of the result.
+    /// Returns the number of values in a row of the result.
     #[must_use]
     pub fn out_width(&self) -> usize {
         self.heads * self.head_width
@@ -63,7 +64,7 @@ impl AttentionShape {
             .map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// Checks that the sizes are possible.
+    /// Checks that the dimensions are valid.
     ///
     /// # Errors
     /// If a size is zero, or `kv_heads` does not divide `heads`.
@@ -87,10 +88,10 @@ impl AttentionShape {
         Ok(())
     }
 
-    /// Checks that `qkv`, a cache and a plan fit the layer and each other.
+    /// Checks that `qkv`, a cache and a plan match the layer and each other.
     ///
     /// # Errors
-    /// Naming the first size or type that does not fit.
+    /// If a size or type does not match; the error names the first one.
     pub fn check_operands(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<()> {
         let Self {
             heads,

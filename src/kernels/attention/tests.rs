@@ -1,5 +1,5 @@
-//! The kernels against candle's operations, and against themselves: a result must not depend on
-//! chunks, batch mates, instruction set or stale memory.
+//! Compares the kernels with candle's operations and with themselves: a result must not depend on
+//! chunks, batch composition, instruction set or stale memory.
 
 use std::num::NonZeroUsize;
 
@@ -16,7 +16,7 @@ fn pool() -> Arc<Pool> {
     Pool::new(NonZeroUsize::new(2).unwrap())
 }
 
-/// Repeatable numbers in -1..1, one stream per seed.
+/// Returns repeatable numbers in -1..1, one stream per seed.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -28,7 +28,7 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// One layer's attention, with a cache of its own per run.
+/// One layer's attention, with a separate cache for each run.
 #[derive(Debug, Clone, Copy)]
 struct Setup {
     shape: AttentionShape,
@@ -43,7 +43,7 @@ struct Sequence {
 }
 
 impl Setup {
-    /// Multi-head attention without a window.
+    /// Creates multi-head attention without a window.
     fn multi_head((heads, head_width): (usize, usize), dtype: KvDtype) -> Self {
         Self {
             shape: AttentionShape::multi_head(heads, head_width),
@@ -60,7 +60,7 @@ impl Setup {
         KvCache::new(&Device::Cpu, self.dtype, 1, shape).unwrap()
     }
 
-    /// Rows of q, k and v, some of them large, so that the softmax is not flat.
+    /// Returns rows of q, k and v, some of them large, so that the softmax is not flat.
     fn qkv(self, sequence: Sequence) -> Vec<f32> {
         let mut rows = numbers(sequence.seed, sequence.len * self.shape.qkv_width());
         for (i, x) in rows.iter_mut().enumerate() {
@@ -131,7 +131,7 @@ impl Setup {
     }
 }
 
-/// Blocks in a shuffled order, each sequence's own.
+/// Returns the block table of a sequence: blocks of its own, in shuffled order.
 fn table(s: usize, sequences: &[Sequence]) -> Vec<u32> {
     let before: usize = sequences[..s]
         .iter()
@@ -152,8 +152,8 @@ fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// Multi-head, grouped-query and windowed attention; windows narrower and wider than a tile of
-/// positions.
+/// Returns shapes of multi-head, grouped-query and windowed attention; windows narrower and wider
+/// than a tile of positions.
 fn shapes() -> Vec<AttentionShape> {
     let multi_head = [(1, 1), (2, 7), (3, 16), (2, 32), (4, 64), (1, 80), (2, 33)];
     let others = [
@@ -176,7 +176,7 @@ fn shapes() -> Vec<AttentionShape> {
     multi_head.into_iter().chain(others).collect()
 }
 
-/// Every shape over caches of both precisions.
+/// Returns every shape over caches of both precisions.
 fn setups() -> impl Iterator<Item = Setup> {
     let dtypes = [KvDtype::F32, KvDtype::Bf16];
     let all = dtypes.map(|dtype| {
@@ -210,8 +210,8 @@ fn the_kernels_agree_with_candle_on_every_shape_and_instruction_set() {
     }
 }
 
-/// Returns the maximum difference of kernels and candle: over a bf16 cache the kernels round queries
-/// and weights to 8 bits as well.
+/// Returns the maximum difference between kernels and candle. Over a bf16 cache the kernels round
+/// queries and weights to 8 significant bits as well.
 fn tolerance(dtype: KvDtype) -> f32 {
     match dtype {
         KvDtype::F32 => 1e-5,
@@ -255,7 +255,7 @@ fn chunks_and_batch_mates_do_not_change_a_bit() {
     }
 }
 
-/// Steps in which every sequence moves on by `chunk` positions, later ones by fewer.
+/// Returns steps in which every sequence advances by `chunk` positions, and by fewer at its end.
 fn chunked(sequences: &[Sequence], chunk: usize) -> Vec<Vec<(usize, usize)>> {
     let mut done = vec![0; sequences.len()];
     let mut steps = Vec::new();

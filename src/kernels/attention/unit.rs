@@ -1,4 +1,4 @@
-//! The operands of a unit, and the memory that one of its tiles of positions works in.
+//! The operands of a unit, and the working memory for a tile of its positions.
 
 use std::mem::MaybeUninit;
 
@@ -7,36 +7,37 @@ use crate::kernels::kv::BLOCK_SIZE;
 
 /// One head's attention for up to [`QUERY_TILE`] rows of one sequence.
 ///
-/// A function that takes a unit needs, for its `unsafe`: `q` and `out` valid for `rows` rows of
-/// `head_width` elements at their strides, `out` for this unit alone; `query_words`, where the
-/// element has more than one value in a word, for `rows` times the words of `head_width` values
-/// and this unit alone; `kv` the cache at this head's first block, every block of `table` inside
-/// the cache, the table reaching the last row's position; the slots from the block of the first
-/// visible position up to there written; `rows` in `1..=QUERY_TILE` and all of the same query tile;
-/// `window` at least 1.
+/// An `unsafe` function that takes a unit requires: `q` and `out` are valid for `rows` rows of
+/// `head_width` elements at their strides, `out` exclusively; where the element has more than one
+/// value per word, `query_words` is valid, exclusively, for `rows` times the words of `head_width`
+/// values; `kv` points to this head's part of the cache's first block, every block of `table` is in
+/// the cache, and the table reaches the last row's position; the slots from the block of the first
+/// visible position up to there have been written; `rows` is in `1..=QUERY_TILE` and all rows are
+/// in the same query tile; `window` is at least 1.
 pub(super) struct UnitJob<'a> {
     pub q: *const f32,
     pub q_stride: usize,
-    /// Room for packed queries, if they are packed.
+    /// Memory for packed queries; unused if queries are read in place.
     pub query_words: *mut u32,
     pub out: *mut f32,
     pub out_stride: usize,
     pub kv: *const u32,
     /// Words from one block to the next.
     pub block_stride: usize,
-    /// Words of a block's keys, behind which its values stand.
+    /// Words of a block's keys; its values follow them.
     pub half: usize,
     pub table: &'a [u32],
-    /// The cache and the table of the next unit: only prefetched from.
+    /// The cache of the next unit, only prefetched from; its table is `next_table`.
     pub next_kv: *const u32,
     pub next_table: &'a [u32],
     pub head_width: usize,
-    /// Factor of the scores.
+    /// Factor that scores are multiplied by.
     pub scale: f32,
     pub rows: usize,
-    /// The first row's own position.
+    /// Position of the first row.
     pub position: usize,
-    /// Number of positions that a row sees, its own included; more than there are without a window.
+    /// Number of positions that a row sees, its own included; without a window, larger than any
+    /// context.
     pub window: usize,
 }
 
@@ -48,8 +49,9 @@ impl UnitJob<'_> {
     }
 }
 
-/// A row's scores of the positions of one tile, then their weights, then those packed in words.
-/// Not initialized: clearing them would take a lone row longer than computing.
+/// A row's scores for the positions of one tile, then their weights, then the weights packed in
+/// words. Not initialized: for a single row, clearing the memory would take longer than the
+/// computation.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Weights(MaybeUninit<[f32; POSITION_TILE]>);
@@ -71,21 +73,21 @@ impl Weights {
     }
 }
 
-/// The blocks of a tile of positions, by their keys.
+/// The blocks of a tile of positions, as pointers to their keys.
 pub(super) struct Blocks {
     pub keys: [*const u32; TILE_BLOCKS],
-    /// Those at the same positions of the next unit, or else the ones above. A lone row reads more
-    /// than it computes, and a unit's blocks are scattered, so that the hardware alone fetches them
-    /// late: with every line that is read, the same line of the next unit is prefetched.
+    /// The blocks at the same positions of the next unit, or else the blocks of this one. A single
+    /// row is bound by memory, and its blocks are scattered, so the hardware prefetchers fetch them
+    /// too late. Therefore every read of a line prefetches the same line of the next unit.
     pub next: [*const u32; TILE_BLOCKS],
-    /// Blocks at the beginning of the tile that no row sees.
+    /// Number of blocks at the beginning of the tile that no row sees.
     pub skipped: usize,
-    /// Blocks of the tile up to the last row's position.
+    /// Number of blocks of the tile up to the last row's position.
     pub count: usize,
 }
 
 impl Blocks {
-    /// Returns those of the positions `start..start + len`, of which the first row sees those from
+    /// Returns the blocks of the positions `start..start + len`; the first row sees positions from
     /// `visible` on.
     ///
     /// # Safety
@@ -97,7 +99,7 @@ impl Blocks {
         let mut keys = [job.kv; TILE_BLOCKS];
         let mut next = keys;
         for (i, (keys, next)) in keys.iter_mut().zip(&mut next).take(count).enumerate() {
-            // SAFETY: the caller has blocks of all positions.
+            // SAFETY: the caller guarantees blocks for all positions.
             *keys = unsafe { job.kv.add(job.table[first + i] as usize * job.block_stride) };
             *next = job.next_table.get(first + i).map_or(*keys, |&block| {
                 job.next_kv.wrapping_add(block as usize * job.block_stride)

@@ -1,6 +1,6 @@
-//! What every instruction set provides: sixteen 32-bit lanes; and the cache's element types.
+//! The interface of an instruction set, sixteen 32-bit lanes, and the cache's element types.
 //!
-//! Every operation but the products of bf16 is one IEEE operation per lane, so all
+//! Every operation except the products of bf16 is one IEEE operation per lane, so all
 //! implementations give the same bits. The methods are inlined into functions compiled for the
 //! instruction set and must not be called from any other function.
 
@@ -12,8 +12,8 @@ use crate::kernels::lanes;
 /// Sixteen f32 lanes.
 ///
 /// # Safety
-/// Of all methods: the processor must have the implementation's instruction set, and pointers
-/// must be valid for the lanes read or written. No alignment is needed.
+/// For all methods: the processor must support the implementation's instruction set, and pointers
+/// must be valid for the lanes read or written. They need not be aligned.
 pub(super) trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -21,7 +21,7 @@ pub(super) trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
-    /// Returns the greater of each two lanes, if neither is NaN.
+    /// Returns the lane-wise maximum; unspecified for NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Returns `self * factor + addend` with one rounding.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
@@ -32,7 +32,7 @@ pub(super) trait Vector: Copy {
     unsafe fn pack_bf16(self, next: Self) -> Self;
     /// Clears the upper 16 bits of each lane.
     unsafe fn keep_low_half(self) -> Self;
-    /// Returns the greatest lane, if no lane is NaN.
+    /// Returns the greatest lane; unspecified if a lane is NaN.
     unsafe fn reduce_max(self) -> f32;
 
     /// Returns the sum of the lanes, folded as [`lanes::fold`] does.
@@ -48,7 +48,7 @@ pub(super) trait Vector: Copy {
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
         let mut lanes = [0.0; BLOCK_SIZE];
-        // SAFETY: the caller has `n` lanes at `p`, and `n` is at most 16.
+        // SAFETY: the caller guarantees `n` lanes at `p`, and `n` is at most 16.
         unsafe {
             for (i, lane) in lanes.iter_mut().take(n).enumerate() {
                 *lane = *p.add(i);
@@ -61,7 +61,7 @@ pub(super) trait Vector: Copy {
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
         let mut lanes = [0.0; BLOCK_SIZE];
-        // SAFETY: the caller has room for `n` lanes at `p`, and `n` is at most 16.
+        // SAFETY: the caller guarantees room for `n` lanes at `p`, and `n` is at most 16.
         unsafe {
             self.store(lanes.as_mut_ptr());
             for (i, lane) in lanes.iter().take(n).enumerate() {
@@ -87,7 +87,7 @@ impl Element for f32 {
 
     #[inline(always)]
     unsafe fn dot<V: Vector>(sum: V, a: V, b: V) -> V {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { a.mul_add(b, sum) }
     }
 }
@@ -97,7 +97,7 @@ impl Element for bf16 {
 
     #[inline(always)]
     unsafe fn dot<V: Vector>(sum: V, a: V, b: V) -> V {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { sum.dot_bf16(a, b) }
     }
 }

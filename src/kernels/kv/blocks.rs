@@ -1,4 +1,4 @@
-//! Single blocks of the KV cache: copied, read, and written.
+//! Copies, reads and writes single blocks of the KV cache.
 
 use candle_core::{DType, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
@@ -9,19 +9,19 @@ impl KvCache {
     /// Copies one block's keys and values over another's, in all layers.
     ///
     /// # Errors
-    /// If the cache does not have the blocks.
+    /// If a block is out of range.
     pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
         for layer in &self.layers {
             let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, heads, 2, half]
-            // Not `copy`, which copies all of the layer.
+            // `copy` would copy the whole layer.
             let block = block.force_contiguous()?;
             layer.tensor.slice_set(&block, 0, to as usize)?;
         }
         Ok(())
     }
 
-    /// Appends one block's keys and values to `bytes`: layer after layer, as they lie in memory, each
-    /// element in little-endian order. The bytes of slots that were not written are unspecified.
+    /// Appends one block's keys and values to `bytes`: layer by layer, in memory order, each
+    /// element little-endian. The bytes of unwritten slots are unspecified.
     ///
     /// # Errors
     /// If the cache does not have the block.
@@ -40,7 +40,7 @@ impl KvCache {
     /// cache of the same shape and type.
     ///
     /// # Errors
-    /// If the cache does not have the block, or `bytes` is not as long as one.
+    /// If the block is out of range, or `bytes` is not exactly one block long.
     pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<()> {
         let mut left = bytes;
         for LayerKv { tensor, shape } in &self.layers {
@@ -81,7 +81,7 @@ impl LayerKv {
     ) -> Result<()> {
         let (storage, _) = self.tensor.storage_and_layout();
         if let Storage::Cpu(storage) = &*storage {
-            // Straight from where they lie.
+            // On the CPU, read in place.
             let mut blocks = storage.as_slice()?.chunks_exact(self.shape.block_stride());
             let Some(block) = blocks.nth(block as usize) else {
                 bail!("the KV cache has no block {block}");

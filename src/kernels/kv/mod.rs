@@ -3,22 +3,21 @@
 //! One tensor per layer, `[blocks, heads, 2, BLOCK_SIZE * head_width]` (`head_width` rounded up to
 //! even). Of the two halves the first holds the keys of one block and head transposed, so that 16
 //! positions' scores are computed side by side without a horizontal sum; the second holds the
-//! values. Both are made of 32-bit words of values that are multiplied and added together, one in
+//! values. Both consist of 32-bit words of values that are multiplied and added together, one in
 //! f32 and two in bf16: the keys as `[head_width / per word, BLOCK_SIZE]` words of neighbouring
 //! dimensions, the values as `[BLOCK_SIZE / per word, head_width]` words of neighbouring positions.
-//! The halves lie next to each other, so a head reads each of its blocks as one run of memory.
+//! The halves are adjacent, so a head reads each of its blocks as one run of memory.
 //!
-//! The memory is zeroed by the operating system as it is first touched: a cache costs only what
-//! was ever written, in huge pages where the system has them. Slots that were not written hold
-//! stale or zero bytes and must never reach a result. The cache does not know which sequence holds
-//! which block.
+//! The operating system zeroes the memory when it is first touched, so a cache takes only the
+//! memory that was ever written, in huge pages where available. Unwritten slots hold stale or zero
+//! bytes and must never reach a result. The cache does not know which sequence holds which block.
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | `shape` | sizes and precisions |
-//! | `span` | which rows of a step belong to which blocks |
-//! | `write` | writes the rows' keys and values |
-//! | `blocks` | single blocks: copied, read, written |
+//! | `shape` | dimensions and precisions |
+//! | `span` | the mapping from rows of a step to blocks |
+//! | `write` | writing the rows' keys and values |
+//! | `blocks` | copying, reading and writing single blocks |
 
 mod blocks;
 mod shape;
@@ -71,7 +70,7 @@ impl KvCache {
     /// Returns the keys and values of layer `i`.
     ///
     /// # Errors
-    /// If there is no such layer.
+    /// If the layer is out of range.
     pub fn layer(&self, i: usize) -> Result<&LayerKv> {
         let Some(layer) = self.layers.get(i) else {
             bail!(
@@ -109,7 +108,7 @@ impl LayerKv {
         Ok(Self { tensor, shape })
     }
 
-    /// Returns the tensor, contiguous from offset 0; its layout is that of the module.
+    /// Returns the tensor, contiguous from offset 0, in the layout that the module docs describe.
     #[must_use]
     pub fn tensor(&self) -> &Tensor {
         &self.tensor
@@ -122,20 +121,20 @@ impl LayerKv {
     }
 }
 
-/// Elements for which all zero bytes are a value.
+/// Elements for which all zero bytes are a valid value.
 trait Zeroable: WithDType {}
 impl Zeroable for f32 {}
 impl Zeroable for bf16 {}
 
-/// Returns `len` zeros that take no memory before they are written to.
+/// Returns `len` zeros that take no memory until they are written.
 fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     if len == 0 {
         return Ok(Vec::new());
     }
     let allocation = Allocation::array::<T>(len).map_err(candle_core::Error::wrap)?;
     // SAFETY: the size is not zero; all zero bytes are a valid `T`; pointer, length and capacity
-    // are those of one allocation of the global allocator, which takes memory of this size from
-    // anonymous mappings.
+    // describe one allocation of the global allocator, which serves this size from anonymous
+    // mappings.
     unsafe {
         let data = alloc_zeroed(allocation).cast::<T>();
         if data.is_null() {

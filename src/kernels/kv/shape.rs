@@ -1,17 +1,17 @@
-//! The sizes of a KV cache.
+//! The dimensions of a KV cache.
 
 use candle_core::DType;
 
-/// Positions per block; also the lanes of a 512-bit vector of f32.
+/// Positions per block; equal to the lanes of a 512-bit vector of f32.
 pub const BLOCK_SIZE: usize = 16;
 
 /// The precision of keys and values in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvDtype {
-    /// As computed.
+    /// Full precision, as computed.
     F32,
-    /// Rounded to the nearest bfloat16 (ties to even): half the memory. Queries and softmax
-    /// weights are rounded to it too where they are multiplied with keys and values.
+    /// Rounded to the nearest bfloat16 (ties to even): half the memory. Queries and softmax weights
+    /// are also rounded to bfloat16 where they are multiplied with keys and values.
     Bf16,
 }
 
@@ -26,7 +26,7 @@ impl KvDtype {
     }
 }
 
-/// The sizes of one layer's cache.
+/// The dimensions of one layer's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
     /// Number of blocks.
@@ -38,20 +38,19 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Returns the elements of the keys, and of the values, of one block and head.
+    /// Returns the number of key elements, equal to that of value elements, per block and head.
     #[must_use]
     pub const fn half(self) -> usize {
         BLOCK_SIZE * self.head_width.next_multiple_of(2)
     }
 
-    /// Returns the elements from one block to the next.
+    /// Returns the distance from one block to the next, in elements.
     #[must_use]
     pub const fn block_stride(self) -> usize {
         self.heads * 2 * self.half()
     }
 
-    /// Returns the elements of the whole cache, or `None` if a byte count of them cannot be
-    /// expressed.
+    /// Returns the number of elements of the whole cache; `None` if its size in bytes overflows.
     pub(super) fn elements(self) -> Option<usize> {
         let half = BLOCK_SIZE.checked_mul(self.head_width.checked_next_multiple_of(2)?)?;
         let block = half.checked_mul(2)?.checked_mul(self.heads)?;

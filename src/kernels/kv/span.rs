@@ -1,4 +1,4 @@
-//! Where the rows of a step belong in the cache: checked once per step, used by every layer.
+//! The mapping from rows of a step to cache slots: checked once per step, used by every layer.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -12,26 +12,26 @@ use super::shape::BLOCK_SIZE;
 pub struct SequenceSpan {
     /// Rows in the step's matrices.
     pub rows: Range<usize>,
-    /// Position of the first of them in the sequence's context; the others follow it.
+    /// Position of the first row in the sequence's context; the others follow it.
     pub first_position: usize,
-    /// KV blocks of positions `0..`, at least up to the last row's own.
+    /// KV blocks of positions `0..`, at least up to the last row's position.
     pub block_table: Vec<u32>,
 }
 
 impl SequenceSpan {
-    /// Returns the number of positions up to its last row's own.
+    /// Returns the number of positions up to and including the last row's.
     #[must_use]
     pub fn context(&self) -> usize {
         self.first_position + self.rows.len()
     }
 }
 
-/// The spans of a step, checked: they tile its rows, and no slot is written twice.
+/// The checked spans of a step: they cover its rows without overlap, and no slot is written twice.
 #[derive(Debug)]
 pub struct StepSpans {
     spans: Vec<SequenceSpan>,
     rows: usize,
-    /// Minimum blocks of a cache: one more than the highest block id.
+    /// Minimum number of blocks of a cache: one more than the highest block id.
     blocks: usize,
 }
 
@@ -64,7 +64,7 @@ impl StepSpans {
     /// Checks that a cache of `blocks` blocks has every block that the tables name.
     ///
     /// # Errors
-    /// Naming the highest block if it does not.
+    /// If a block is out of range; the error names the highest block.
     pub fn check_blocks(&self, blocks: usize) -> Result<()> {
         if self.blocks > blocks {
             bail!(
@@ -75,7 +75,7 @@ impl StepSpans {
         Ok(())
     }
 
-    /// Returns the place of each row's key and value: (row, block, slot in the block).
+    /// Returns the slot of each row's key and value: (row, block, slot in the block).
     pub fn written_slots(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
         self.spans.iter().flat_map(|span| {
             span.rows.clone().enumerate().map(|(offset, row)| {
@@ -87,7 +87,7 @@ impl StepSpans {
     }
 }
 
-/// Checks the spans and returns the minimum blocks of a cache.
+/// Checks the spans and returns the minimum number of blocks of a cache.
 fn validate(spans: &[SequenceSpan], rows: usize) -> Result<usize> {
     let mut next = 0;
     let mut blocks = 0;

@@ -14,17 +14,17 @@ use crate::kernels::shared_slice::SharedSlice;
 use crate::kernels::storage::contiguous;
 use crate::kernels::{Isa, Pool};
 
-/// Minimum values written per step for which waking the pool is worth it.
+/// Minimum number of values written in a step for which waking the pool is worthwhile.
 const PARALLEL_WRITE: usize = 32 * 1024;
 
 impl LayerKv {
     /// Writes the keys and values of a step's rows into their slots.
     ///
-    /// `qkv` is `[rows, (query_heads + 2 * heads) * head_width]`, contiguous: the queries of a row,
-    /// its keys, its values.
+    /// `qkv` is `[rows, (query_heads + 2 * heads) * head_width]`, contiguous: a row's queries, then
+    /// its keys, then its values.
     ///
     /// # Errors
-    /// If `qkv` does not fit, or the spans name a block that the cache does not have.
+    /// If `qkv` has the wrong shape, or a block of the spans is out of range.
     pub fn write(
         &self,
         qkv: &Tensor,
@@ -99,7 +99,7 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Returns the values of a row of `qkv`.
+    /// Returns the number of values in a row of `qkv`.
     fn row_width(&self) -> usize {
         (self.query_heads + 2 * self.shape.heads) * self.shape.head_width
     }
@@ -119,7 +119,7 @@ per_isa! {
     ) => write_head::<bf16, 2>;
 }
 
-/// `T` is an element of the cache, of which a 32-bit word holds `PER_WORD`.
+/// Writes one head's keys and values; a 32-bit word holds `PER_WORD` cache elements of type `T`.
 #[inline(always)]
 fn write_head<T, const PER_WORD: usize>(
     write: &Write<'_>,
@@ -142,14 +142,14 @@ fn write_head<T, const PER_WORD: usize>(
         let key = &qkv[at..at + head_width];
         let at = at + heads * head_width;
         let value = &qkv[at..at + head_width];
-        // SAFETY: a head's halves are written by one task only, one slot after the other.
+        // SAFETY: only one task writes a head's halves, one slot after another.
         let halves = unsafe { cache.part(place(block), 2 * half) };
-        // SAFETY: the halves are as long as `half` says, in words of four bytes.
+        // SAFETY: the halves have the length that `half` gives, in words of four bytes.
         unsafe { write_slot::<PER_WORD>(halves.as_mut_ptr().cast(), half, slot, key, value) };
     }
 }
 
-/// Prefetches a slot, a line for each word of its key: it was last touched a step ago.
+/// Prefetches a slot, one line per word of its key, since it was last touched a step ago.
 #[inline(always)]
 fn prefetch_slot<const PER_WORD: usize>(
     halves: *const u32,
@@ -169,8 +169,8 @@ fn prefetch_slot<const PER_WORD: usize>(
 /// Writes one position's key and value into the two halves of a block and head.
 ///
 /// # Safety
-/// `halves` must be valid for `2 * half` elements, `half` those of a block of `key.len()` dimensions;
-/// `slot` must be below [`BLOCK_SIZE`].
+/// `halves` must be valid for `2 * half` elements, where `half` is the number for a block of
+/// `key.len()` dimensions; `slot` must be below [`BLOCK_SIZE`].
 #[inline(always)]
 unsafe fn write_slot<const PER_WORD: usize>(
     halves: *mut u32,
@@ -179,10 +179,10 @@ unsafe fn write_slot<const PER_WORD: usize>(
     key: &[f32],
     value: &[f32],
 ) {
-    /// Values converted at a time, while they lie together; only the result is scattered.
+    /// Values converted at a time, while they are contiguous; only the result is scattered.
     const CHUNK: usize = 32;
-    // SAFETY: word `d` of a key and value `d` lie in the halves for every dimension `d`, as the
-    // caller has their size.
+    // SAFETY: word `d` of a key and value `d` are within the halves for every dimension `d`,
+    // because the caller guarantees their size.
     unsafe {
         for (chunk, key) in key.chunks(CHUNK).enumerate() {
             let keys = halves.add(chunk * CHUNK / PER_WORD * BLOCK_SIZE + slot);
@@ -211,7 +211,7 @@ unsafe fn write_slot<const PER_WORD: usize>(
     }
 }
 
-/// Returns the bits of values as a cache holds them: of an f32, or of a bf16.
+/// Returns the bits of values as the cache stores them, f32 or bf16.
 #[inline(always)]
 fn converted<const PER_WORD: usize, const N: usize>(values: &[f32]) -> [u32; N] {
     let mut padded = [0f32; N];

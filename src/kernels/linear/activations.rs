@@ -22,7 +22,8 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    /// Packs `x: [rows, in]` for these weights, in parts of a block of rows and [`Q8_GROUP`] features.
+    /// Packs `x: [rows, in]` for these weights; a task packs a block of rows and [`Q8_GROUP`]
+    /// features.
     pub fn pack(&mut self, pool: &Pool, isa: Isa, weights: &PackedWeights, x: &[f32], rows: usize) {
         let (features, words, groups) = (weights.in_features, weights.words, weights.groups);
         self.words.resize(rows * words, 0);
@@ -38,7 +39,7 @@ impl Activations {
             let start = part * words_per_part;
             let part_words = words_per_part.min(words - start);
             let part_scales = usize::from(groups > 0);
-            // SAFETY: every part is packed by one task, to a place of its own.
+            // SAFETY: every part is written by exactly one task.
             let (out, scales) = unsafe {
                 (
                     out.part(first * words + count * start, count * part_words),
@@ -66,7 +67,7 @@ impl Activations {
     }
 }
 
-/// Some columns of a block of rows.
+/// A range of columns of a block of rows.
 struct Rows<'a> {
     /// `[row][features]`
     x: &'a [f32],
@@ -79,7 +80,7 @@ struct Rows<'a> {
 const ROUNDED: usize = 32;
 
 /// Packs columns of rows into `out[word][row]`; q8 also gives `scales[row]`. `round` is
-/// [`bf16_words`], as the instruction set does it best.
+/// [`bf16_words`], or a faster version of it for the instruction set.
 #[inline(always)]
 fn pack_rows(
     dtype: WeightDtype,
@@ -143,7 +144,8 @@ fn pack_row_q8<'a>(values: &[f32], words: impl Iterator<Item = &'a mut u32>) -> 
         padded[..values.len()].copy_from_slice(values);
         &padded
     });
-    // Without its sign, a float compares like its bits; integers can be compared in any order.
+    // Without its sign, a float compares like its bits. A maximum of integers is exact in any
+    // order, so this loop vectorizes.
     let largest = group.iter().fold(0, |l: u32, x| l.max(x.abs().to_bits()));
     let largest = f32::from_bits(largest);
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
@@ -161,7 +163,7 @@ fn quantize(x: f32) -> u32 {
     (round_to_integer(x) + 128).cast_unsigned() & 0xff
 }
 
-/// [`pack_rows`], compiled for the instruction set.
+/// Calls [`pack_rows`], compiled for the instruction set.
 fn pack_on(isa: Isa, dtype: WeightDtype, rows: &Rows<'_>, out: &mut [u32], scales: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -174,7 +176,7 @@ fn pack_on(isa: Isa, dtype: WeightDtype, rows: &Rows<'_>, out: &mut [u32], scale
         fn avx2(d: WeightDtype, r: &Rows<'_>, out: &mut [u32], scales: &mut [f32]) {
             pack_rows(d, r, bf16_words, out, scales);
         }
-        // SAFETY: the processor has `isa`.
+        // SAFETY: the processor supports `isa`.
         match isa {
             Isa::Avx512 => return unsafe { avx512(dtype, rows, out, scales) },
             Isa::Avx2 => return unsafe { avx2(dtype, rows, out, scales) },

@@ -1,4 +1,5 @@
-//! Tiles of a linear layer with AVX2 and FMA: as the AVX-512 ones, in quarters of a panel.
+//! Tiles of a linear layer with AVX2 and FMA: like the AVX-512 tiles, but one quarter of a panel at
+//! a time, since AVX2 has half as many registers of half the width.
 //!
 //! f32 and q8 give the same bits as the other paths. bf16 is widened and multiplied in f32, the
 //! even feature of a word before the odd one.
@@ -27,7 +28,7 @@ unsafe fn weights(line: *const Line, quarter: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(line.cast::<u32>().add(quarter * LANES).cast()) }
 }
 
-/// f32: see the AVX-512 tile.
+/// Computes `tile[r] = sum over steps of a[step][r] * panel[step]` in f32.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel.
@@ -46,7 +47,8 @@ pub(super) unsafe fn f32_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile
     }
 }
 
-/// bf16, widened.
+/// Computes the same over bf16 words. AVX2 has no bf16 products, so both operands are widened to
+/// f32.
 ///
 /// # Safety
 /// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel.
@@ -71,11 +73,12 @@ pub(super) unsafe fn bf16_tile<const ROWS: usize>(a: &[u32], panel: &[Line], til
     }
 }
 
-/// q8: products in 16 bits, which they can't exceed, added in 32.
+/// Computes the same over q8 words. Products of bytes are added in pairs in 16 bits, which they
+/// can't exceed, and the pairs in 32 bits.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel, the panel is
-/// whole, with its corrections, and `ROWS` activation scales per group.
+/// The processor has AVX2 and FMA. `a` holds `ROWS` words per step of the panel; the panel is
+/// complete, with its corrections and `ROWS` activation scales per group.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     let low = _mm256_set1_epi16(0xff);

@@ -1,5 +1,6 @@
-//! Tiles of a linear layer with AVX-512: a block of rows times one panel, the sums in registers
-//! from the first input feature to the last.
+//! Tiles of a linear layer with AVX-512: a block of rows times one panel. The sums stay in
+//! registers from the first input feature to the last, so each weight is loaded once per block of
+//! rows.
 //!
 //! A step loads two registers of weight words and, for every row, broadcasts one activation word.
 //! For f32 the additions are those of the portable tile, in the same order, so the bits are the
@@ -16,11 +17,11 @@ use super::panel::{PANEL, Q8_GROUP, Q8Panel, Tile};
 use crate::kernels::prefetch::prefetch_near as prefetch;
 use crate::kernels::weight_memory::Line;
 
-/// How far ahead of the loads a panel is prefetched, in lines: past the end of a page, where the
-/// hardware's own prefetchers stop.
+/// Prefetch distance ahead of the loads, in lines: far enough to cross the end of a page, where the
+/// hardware prefetchers stop.
 const AHEAD: usize = 128;
 
-/// f32: `tile[r] = sum over steps of a[step][r] * panel[step]`.
+/// Computes `tile[r] = sum over steps of a[step][r] * panel[step]` in f32.
 ///
 /// # Safety
 /// The processor has AVX-512F. `a` holds `ROWS` words per step of the panel.
@@ -48,7 +49,7 @@ pub(super) unsafe fn f32_tile<const ROWS: usize>(a: &[u32], panel: &[Line], tile
     store(&sums, tile);
 }
 
-/// bf16: two products a word, accumulated by `vdpbf16ps`.
+/// Computes the same over bf16 words, two products per word, accumulated by `vdpbf16ps`.
 ///
 /// # Safety
 /// The processor has AVX-512F and BF16. `a` holds `ROWS` words per step of the panel.
@@ -84,12 +85,12 @@ fn dot_bf16(sum: __m512, x: __m512i, weights: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, bf16(x), bf16(weights))
 }
 
-/// q8 for few rows: integer sums over a group of features, scaled by its rows' scales and added in
-/// f32.
+/// Computes the same over q8 words, for few rows: integer sums over a group of features are
+/// multiplied by the rows' scales and added in f32.
 ///
 /// # Safety
-/// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel, the panel
-/// is whole, with its corrections, and `ROWS` activation scales per group.
+/// The processor has AVX-512F and VNNI. `a` holds `ROWS` words per step of the panel; the panel is
+/// complete, with its corrections and `ROWS` activation scales per group.
 #[target_feature(enable = "avx512f,avx512vnni")]
 pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
@@ -99,7 +100,7 @@ pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, 
         .zip(panel.corrections.as_chunks().0)
         .zip(panel.row_scales.as_chunks().0);
     for (((a, lines), correction), scales) in groups {
-        // SAFETY: a group of the panel, and of the rows.
+        // SAFETY: these are the words of one group, of the panel and of the rows.
         let integers = unsafe { q8_integers::<ROWS>(a, lines, correction) };
         for ((sums, integers), &scale) in sums.iter_mut().zip(&integers).zip::<&[f32; ROWS]>(scales)
         {
@@ -112,8 +113,8 @@ pub(super) unsafe fn q8_tile<const ROWS: usize>(a: &[u32], panel: &Q8Panel<'_>, 
     store(&sums, tile);
 }
 
-/// q8 for many rows: as [`q8_tile`], with the f32 sums in the tile, so that the registers hold the
-/// integers of twice as many rows.
+/// Computes what [`q8_tile`] does, for many rows: the f32 sums stay in the tile, which leaves
+/// registers for the integer sums of twice as many rows.
 ///
 /// # Safety
 /// As for [`q8_tile`].
@@ -123,7 +124,7 @@ pub(super) unsafe fn q8_tall_tile<const ROWS: usize>(
     panel: &Q8Panel<'_>,
     tile: &mut Tile,
 ) {
-    // The first group's sums start from 0, whatever is in the tile.
+    // The first group's sums start from 0, because the tile is not cleared.
     let mut keep = 0;
     let groups = a
         .chunks(Q8_GROUP / 4 * ROWS)
@@ -131,14 +132,15 @@ pub(super) unsafe fn q8_tall_tile<const ROWS: usize>(
         .zip(panel.corrections.as_chunks().0)
         .zip(panel.row_scales.as_chunks().0);
     for (((a, lines), correction), scales) in groups {
-        // SAFETY: a group of the panel, and of the rows.
+        // SAFETY: these are the words of one group, of the panel and of the rows.
         unsafe { q8_tall_group::<ROWS>(a, lines, correction, scales, keep, tile) };
         keep = !0;
     }
 }
 
-/// Adds a group of features to the sums whose bit in `keep` is set. A function of its own, so that
-/// the sums stay in memory and the integers have the registers.
+/// Adds a group of features to the tile's sums; sums whose bit in `keep` is clear start from 0.
+/// This is a separate function so that the compiler keeps the sums in memory and the integers in
+/// registers.
 ///
 /// # Safety
 /// As for [`q8_integers`].
@@ -152,9 +154,9 @@ unsafe fn q8_tall_group<const ROWS: usize>(
     keep: u16,
     tile: &mut Tile,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     let integers = unsafe { q8_integers::<ROWS>(a, lines, correction) };
-    // Counted loops, so that the integers stay in their registers.
+    // Index loops unroll, so the integers stay in registers.
     for r in 0..ROWS {
         let scale = _mm512_set1_ps(scales[r]);
         for (half, &integers) in integers[r].iter().enumerate() {
@@ -209,7 +211,7 @@ unsafe fn q8_integers<const ROWS: usize>(
     integers
 }
 
-/// Values rounded to bf16, two in a word.
+/// Rounds values to bf16, two per word.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn round_to_bf16(values: &[f32; 32]) -> [u32; 16] {

@@ -9,9 +9,9 @@ use crate::kernels::shared_slice::SharedSlice;
 
 /// The operands of a tile's epilogue, and the memory of the result.
 pub(super) struct Finish<'a> {
-    /// q8: the weights' scales, padded to whole panels.
+    /// Weight scales for q8, padded to whole panels.
     pub scales: Option<&'a [f32]>,
-    /// Padded to whole panels.
+    /// Bias, padded to whole panels.
     pub bias: &'a [f32],
     /// `[rows, out]`
     pub residual: Option<&'a [f32]>,
@@ -22,7 +22,7 @@ pub(super) struct Finish<'a> {
 }
 
 per_isa! {
-    /// Finishes the sums of the rows from `row` on and writes them to the columns from `column`.
+    /// Finishes a tile's sums and writes them to `y`, from row `row` and column `column` on.
     pub(super) fn finish_tile(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, column: usize)
         => finish_tile_body;
 }
@@ -63,7 +63,7 @@ fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, 
                 *value = math::gelu(*value);
             }
         }
-        // SAFETY: no other task has these rows of these columns.
+        // SAFETY: no other task writes these columns of these rows.
         let y = unsafe { finish.y.part(at, width) };
         match y.first_chunk_mut() {
             Some(whole) => *whole = initialized(&values),

@@ -1,4 +1,4 @@
-//! Linear layers: `y = x W + b`, with GELU or a residual added where the result is written.
+//! Linear layers: `y = x W + b`, with GELU or a residual fused into the write of the result.
 //!
 //! A layer is a candle custom op over weights packed once, computed tile by tile on the threads of
 //! the [`Pool`].
@@ -6,15 +6,15 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `weight` | weights as a checkpoint stores them, and the precisions |
-//! | `panel` | how packed operands lie in memory |
+//! | `panel` | memory layout of packed operands |
 //! | `pack`, `activations` | packing weights once, activations for every call |
-//! | `tile` | which function computes a tile |
+//! | `tile` | choice of the function that computes a tile |
 //! | `avx512`, `avx2`, `portable` | those functions |
-//! | `finish` | what is added to a tile's sums where they are written |
+//! | `finish` | scales, bias, GELU and residual, applied as a tile's sums are written |
 //!
 //! Every output element is one sum over the input features in order, for any number of rows and
-//! threads, so a row's result does not depend on the rows beside it. In f32 and q8 it has the
-//! same bits on every instruction set.
+//! threads, so a row's result does not depend on other rows. In f32 and q8 it has the same bits on
+//! every instruction set.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -44,13 +44,13 @@ use super::storage::contiguous;
 use super::weight_memory::WeightMemory;
 use super::{Isa, Pool, lanes};
 
-/// Minimum tasks per thread: enough that all threads finish at about the same time.
+/// Minimum tasks per thread, so that all threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 8;
 
-/// Maximum rows for which reading the weights takes longer than computing with them.
+/// Maximum number of rows for which reading the weights takes longer than the arithmetic.
 const MEMORY_BOUND_ROWS: usize = 8;
 
-/// An operation on a result as it is written, after the bias.
+/// An operation applied to the result after the bias, as it is written.
 #[derive(Clone, Copy)]
 pub enum Epilogue<'a> {
     /// None.
@@ -66,11 +66,11 @@ pub struct PackedLinear {
     pool: Arc<Pool>,
     isa: Isa,
     weights: PackedWeights,
-    /// `[out]`, zeros where the layer has none, padded to whole panels.
+    /// `[out]`, zeros if the layer has no bias, padded to whole panels.
     bias: Vec<f32>,
-    /// The weights that are read after these.
+    /// The weights read after these.
     next: OnceLock<MemoryRange>,
-    /// Kept from call to call.
+    /// Memory reused from call to call.
     activations: Mutex<Activations>,
 }
 
@@ -78,8 +78,8 @@ impl PackedLinear {
     /// Packs the weights in `dtype` into `memory`.
     ///
     /// # Errors
-    /// If lengths do not fit the shape, the checkpoint's type is not supported, or memory can't be
-    /// allocated.
+    /// If lengths do not match the shape, the checkpoint's type is not supported, or memory can't
+    /// be allocated.
     pub fn pack(
         pool: &Arc<Pool>,
         isa: Isa,
@@ -100,14 +100,14 @@ impl PackedLinear {
         })
     }
 
-    /// Returns the memory that a pass over the layer reads.
+    /// Returns the memory that a forward pass reads.
     #[must_use]
     pub fn memory(&self) -> MemoryRange {
         MemoryRange::of(self.weights.lines())
     }
 
-    /// Sets, once, the weights that are read next, so that waiting threads can prefetch their
-    /// beginning.
+    /// Records the weights that are read next, so that waiting threads can prefetch their
+    /// beginning. Only the first call has an effect.
     pub fn set_next(&self, next: MemoryRange) {
         self.next.get_or_init(|| next);
     }
@@ -125,21 +125,21 @@ impl PackedLinear {
         }
     }
 
-    /// Adds the weights of single outputs to the rows of `x`, `[outputs, in]`: token embeddings
+    /// Adds the weights of individual outputs to the rows of `x`, `[outputs, in]`: token embeddings
     /// that are tied to this layer.
     ///
     /// # Errors
-    /// If an output does not exist, or `x` has another length.
+    /// If an output does not exist, or `x` has a different length.
     pub fn add_weights_of(&self, outputs: &[u32], x: &mut [f32]) -> Result<()> {
         let n_in = self.weights.in_features;
         check_outputs(outputs, x, n_in, self.weights.out_features)?;
         let rows = SharedSlice::new(x);
         let add = |n: usize| {
-            // SAFETY: every row belongs to one task.
+            // SAFETY: every row belongs to exactly one task.
             let row = unsafe { rows.part(n * n_in, n_in) };
             self.weights.add_output(outputs[n] as usize, row);
         };
-        // A row is a strided walk through a panel: some microseconds.
+        // A row is a strided walk through a panel, a few microseconds: not worth waking the pool.
         if outputs.len() <= 2 {
             (0..outputs.len()).for_each(add);
         } else {
@@ -154,7 +154,8 @@ impl PackedLinear {
         self.weights.bytes() + size_of_val(&self.bias[..])
     }
 
-    /// `x: [rows, in]`, `residual: [rows, out]`; returns `[rows, out]`.
+    /// Computes `y = x W + b` and the epilogue; `x: [rows, in]`, `residual: [rows, out]`,
+    /// `y: [rows, out]`.
     fn compute(&self, x: &[f32], rows: usize, gelu: bool, residual: Option<&[f32]>) -> Vec<f32> {
         let weights = &self.weights;
         let mut activations = self
@@ -178,7 +179,8 @@ impl PackedLinear {
         {
             self.pool.announce(next);
         }
-        // A panel is a task. Where there are few of them, many rows are cut into chunks too.
+        // A panel is a task. If there are few panels and many rows, the rows are split into chunks
+        // too.
         let blocks = rows.div_ceil(BLOCK_ROWS);
         let wanted = self.pool.threads() * TASKS_PER_THREAD;
         let chunks = wanted.div_ceil(weights.panels).clamp(1, blocks.max(1));
@@ -192,7 +194,7 @@ impl PackedLinear {
         y
     }
 
-    /// Computes blocks of rows over one panel, one after the other, while it is in the cache.
+    /// Computes blocks of rows over one panel, one after another, while the panel is in the cache.
     fn panel(
         &self,
         panel: usize,
@@ -217,7 +219,7 @@ impl PackedLinear {
 /// Checks that the weights of `outputs` can be added to `x`, `[outputs, in]`.
 ///
 /// # Errors
-/// If `x` has another length, or one of the outputs does not exist.
+/// If `x` has a different length, or one of the outputs does not exist.
 pub fn check_outputs(outputs: &[u32], x: &[f32], n_in: usize, n_out: usize) -> Result<()> {
     if x.len() != outputs.len() * n_in {
         bail!(
@@ -232,7 +234,7 @@ pub fn check_outputs(outputs: &[u32], x: &[f32], n_in: usize, n_out: usize) -> R
     Ok(())
 }
 
-/// Returns a bias with zeros behind it, up to the end of the last panel.
+/// Returns a bias, padded with zeros to whole panels.
 fn padded(bias: &[f32], out_features: usize) -> Vec<f32> {
     let mut bias = bias.to_vec();
     bias.resize(out_features.next_multiple_of(PANEL), 0.0);

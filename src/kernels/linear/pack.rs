@@ -15,25 +15,25 @@ pub(super) struct PackedWeights {
     pub dtype: WeightDtype,
     pub in_features: usize,
     pub out_features: usize,
-    /// Steps of a panel.
+    /// Steps per panel.
     pub words: usize,
     pub panels: usize,
-    /// q8: groups of input features.
+    /// Number of groups of input features, for q8.
     pub groups: usize,
-    /// Panels one after the other, [`words`](Self::words) steps of two lines each.
+    /// Consecutive panels, each [`words`](Self::words) steps of two lines.
     lines: Lines,
-    /// q8: factors of the weights' integers, per output (padded).
+    /// Scales of the integer weights per output, padded to whole panels; for q8.
     pub scales: Vec<f32>,
-    /// q8: `-128 *` the sum of an output's integers, `[panel][group][PANEL]`: the initial value of
-    /// the accumulators, so that activations can be unsigned.
+    /// `-128 *` the sum of an output's integers, `[panel][group][PANEL]`, for q8: the initial value
+    /// of the accumulators, which compensates for the offset of unsigned activations.
     pub corrections: Vec<i32>,
 }
 
 impl PackedWeights {
-    /// Packs on all threads of the pool. The caller has checked the lengths.
+    /// Packs weights on all threads of the pool. The caller has checked the lengths.
     ///
     /// # Errors
-    /// If there is no memory.
+    /// If memory can't be allocated.
     pub fn pack(
         pool: &Pool,
         isa: Isa,
@@ -60,7 +60,7 @@ impl PackedWeights {
         let scales = SharedSlice::new(&mut packed.scales);
         let corrections = SharedSlice::new(&mut packed.corrections);
         pool.run(panels, |panel| {
-            // SAFETY: every task has panels of its own.
+            // SAFETY: every panel is written by exactly one task.
             let mut packed = unsafe {
                 let corrections_per_panel = groups * PANEL * quantized;
                 PackedPanel {
@@ -80,13 +80,13 @@ impl PackedWeights {
         &self.lines
     }
 
-    /// Returns a panel's words, two lines a step.
+    /// Returns a panel's words, two lines per step.
     pub fn panel(&self, panel: usize) -> &[Line] {
         let lines = self.words * 2;
         &self.lines[panel * lines..(panel + 1) * lines]
     }
 
-    /// Adds an output's weights, as they are held, to `x`, `[in_features]`.
+    /// Adds an output's weights, at their packed precision, to `x`, `[in_features]`.
     pub fn add_output(&self, output: usize, x: &mut [f32]) {
         let (panel, column) = (output / PANEL, output % PANEL);
         let words = self.panel(panel)[column / 16..].iter().step_by(2);
@@ -126,9 +126,9 @@ impl PackedWeights {
 /// The memory that one panel is packed into.
 struct PackedPanel<'a> {
     lines: &'a mut [Line],
-    /// Empty except for q8.
+    /// Weight scales; empty except for q8.
     scales: &'a mut [f32],
-    /// Empty except for q8.
+    /// Corrections for unsigned activations; empty except for q8.
     corrections: &'a mut [i32],
 }
 
@@ -206,7 +206,8 @@ fn pack_bf16(columns: &[[f32; PANEL]], lines: &mut [Line]) {
     }
 }
 
-/// Packs symmetric 8-bit integers with one scale per output: the largest weight becomes 127.
+/// Packs symmetric 8-bit integers with one scale per output: the weight of largest magnitude
+/// becomes 127.
 #[inline(always)]
 fn pack_q8(columns: &[[f32; PANEL]], packed: &mut PackedPanel<'_>) {
     let mut largest = [0f32; PANEL];

@@ -1,4 +1,4 @@
-//! How the operands of a linear layer lie in memory, and the shape of a tile of its result.
+//! The memory layout of a linear layer's operands, and the shape of a tile of its result.
 //!
 //! **Weights** are packed once, into panels of [`PANEL`] output features. Within a panel the
 //! kernel walks the input features; every step is one 32-bit word for each of the panel's
@@ -10,14 +10,14 @@
 //! | bf16 | two weights, the even one low | 2 |
 //! | q8 | four signed bytes, the first lowest | 4 |
 //!
-//! so a panel is one stream from its first byte to its last, whatever the number of rows.
+//! Kernels therefore read a panel as one stream, from its first byte to its last, for any number of
+//! rows.
 //!
 //! **Activations** are packed for every call into blocks of [`BLOCK_ROWS`] rows, word by word: the
-//! words of all rows of a block at one step stand side by side. f32 is copied, bf16 rounded to
-//! nearest even, and q8 quantized row by row in groups of [`Q8_GROUP`] features:
-//! `x = scale * (u - 128)`.
+//! words of all rows of a block at one step are adjacent. f32 is copied, bf16 rounded to nearest
+//! even, and q8 quantized row by row in groups of [`Q8_GROUP`] features: `x = scale * (u - 128)`.
 //!
-//! Missing features and outputs are zero, so kernels never look at edges.
+//! Missing features and outputs are zero, so kernels need no special case for edges.
 
 use crate::kernels::weight_memory::Line;
 
@@ -27,14 +27,14 @@ pub(super) const PANEL: usize = 32;
 /// Input features that share one activation scale in q8.
 pub(super) const Q8_GROUP: usize = 256;
 
-/// Maximum rows in a block: twelve rows of two registers each, two of weights and one broadcast
-/// fill the 32 registers of AVX-512.
+/// Maximum rows in a block: twelve rows of two registers each, two registers of weights and one
+/// broadcast fit the 32 registers of AVX-512.
 pub(super) const BLOCK_ROWS: usize = 12;
 
-/// Sums of a block of rows over a panel; rows past a block's end are not written.
+/// The sums of a block of rows over a panel; rows past the end of a block are not written.
 pub(super) type Tile = [[f32; PANEL]; BLOCK_ROWS];
 
-/// A q8 panel and what its sums need besides the weights.
+/// A q8 panel, with the corrections and scales that its sums need.
 pub(super) struct Q8Panel<'a> {
     pub lines: &'a [Line],
     /// `[group][PANEL]`

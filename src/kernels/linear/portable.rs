@@ -1,17 +1,19 @@
-//! Tiles of a linear layer in plain Rust: the definition of the arithmetic, and the path of processors
-//! without AVX2.
+//! Tiles of a linear layer in plain Rust: the definition of the arithmetic, and the path for
+//! processors without AVX2.
 
 use super::panel::{PANEL, Q8_GROUP, Q8Panel, Tile};
 use crate::kernels::weight_memory::Line;
 
-/// f32: one fused multiply-add per step.
+/// Computes `tile[r] = sum over steps of a[step][r] * panel[step]` in f32, one fused multiply-add
+/// per step.
 pub(super) fn f32_tile(rows: usize, a: &[u32], lines: &[Line], tile: &mut Tile) {
     steps(rows, a, lines, tile, |sum, x, weight| {
         f32::from_bits(x).mul_add(f32::from_bits(weight), sum)
     });
 }
 
-/// bf16, widened: the even feature of a word before the odd one.
+/// Computes the same over bf16 words, widened to f32: the even feature of a word before the odd
+/// one.
 pub(super) fn bf16_tile(rows: usize, a: &[u32], lines: &[Line], tile: &mut Tile) {
     steps(rows, a, lines, tile, |sum, x, weight| {
         let even = |word: u32| f32::from_bits(word << 16);
@@ -21,7 +23,7 @@ pub(super) fn bf16_tile(rows: usize, a: &[u32], lines: &[Line], tile: &mut Tile)
     });
 }
 
-/// Every sum goes over the steps in order, one word at a time.
+/// Computes every sum over the steps in order, one word at a time.
 fn steps(
     rows: usize,
     a: &[u32],
@@ -40,8 +42,9 @@ fn steps(
     }
 }
 
-/// Integer sums over a group of features start from the correction for unsigned activations; a
-/// group's sum is scaled by its activations' scale and added in f32, in order.
+/// Computes the same over q8 words. Integer sums over a group of features start from the correction
+/// for unsigned activations; a group's sum is multiplied by its activation scale and added in f32,
+/// in order.
 pub(super) fn q8_tile(rows: usize, a: &[u32], panel: &Q8Panel<'_>, tile: &mut Tile) {
     tile[..rows].fill([0.0; PANEL]);
     let groups = a

@@ -1,4 +1,4 @@
-//! Packed layers against candle's, over odd shapes, on every instruction set of the machine.
+//! Compares packed layers with candle's, over odd shapes, on every instruction set of the machine.
 
 use std::num::NonZeroUsize;
 

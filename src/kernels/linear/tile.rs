@@ -1,5 +1,5 @@
-//! Chooses how one tile of a linear layer, a block of rows times one panel of outputs, is computed: by
-//! precision, instruction set and number of rows.
+//! Chooses the function that computes a tile of a linear layer, a block of rows times one panel of
+//! outputs, by precision, instruction set and number of rows.
 
 use super::pack::PackedWeights;
 use super::panel::{PANEL, Q8Panel, Tile};
@@ -9,7 +9,7 @@ use super::weight::WeightDtype;
 use super::{avx2, avx512};
 use crate::kernels::Isa;
 
-/// Calls a tile function for the number of rows.
+/// Calls the version of a tile function that is compiled for the number of rows.
 macro_rules! by_rows {
     ($rows:expr, $module:ident::$function:ident $arguments:tt; $($n:literal)*) => {
         match $rows {
@@ -20,8 +20,8 @@ macro_rules! by_rows {
     };
 }
 
-/// Computes `tile[row] = a[row] x panel` for a block of `rows` packed rows; in q8 the weights'
-/// scales are still to be multiplied with.
+/// Computes `tile[row] = a[row] x panel` for a block of `rows` packed rows; for q8, the weight
+/// scales are not applied yet.
 pub(super) fn compute(
     isa: Isa,
     weights: &PackedWeights,

@@ -4,15 +4,15 @@ use candle_core::{DType, Result, bail};
 
 use crate::kernels::widen::widen;
 
-/// The precision that weights are packed in, and with it the arithmetic that applies them.
+/// The precision that weights are packed in, which also determines the arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
     /// 32-bit floats: the reference.
     F32,
-    /// bfloat16; activations are rounded to it too, products added in f32.
+    /// bfloat16; activations are rounded to it too, and products are added in f32.
     Bf16,
     /// 8-bit integers with a scale per output; activations are quantized row by row in groups of
-    /// 256 features, products added in integers.
+    /// 256 features, and products are added as integers.
     Q8,
 }
 
@@ -55,17 +55,17 @@ pub struct RawWeight<'a> {
     pub dtype: DType,
     /// The dimension that comes first.
     pub order: MatrixOrder,
-    /// Columns of `x`.
+    /// Number of columns of `x`.
     pub in_features: usize,
-    /// Columns of `y`.
+    /// Number of columns of `y`.
     pub out_features: usize,
 }
 
 impl RawWeight<'_> {
-    /// Checks that the type is supported and that the lengths of weights and bias fit the shape.
+    /// Checks that the type is supported and that the lengths of weights and bias match the shape.
     ///
     /// # Errors
-    /// Naming the first of them that does not.
+    /// If the type is not supported or a length does not match; the error names the first one.
     pub fn check(&self, bias: Option<&[f32]>) -> Result<()> {
         let Self {
             in_features,
