@@ -49,7 +49,7 @@ pub struct Gpt2Config {
     pub n_inner: usize,
     /// Epsilon of all layer norms.
     pub layer_norm_epsilon: f64,
-    /// Tokens that end a text, as `eos_token_id` has them (one, several or none).
+    /// Tokens that end a text, from `eos_token_id` (one, several or none).
     pub end_of_text: Vec<u32>,
     /// Whether the output projection is `wte`; a `lm_head.weight` in the checkpoint takes precedence.
     pub tie_word_embeddings: bool,
@@ -67,7 +67,7 @@ fn default_true() -> bool {
     true
 }
 
-/// The fields as the file has them.
+/// The fields of the file, unchecked.
 #[derive(Deserialize)]
 struct Raw {
     model_type: Option<String>,
@@ -94,7 +94,7 @@ impl Gpt2Config {
     /// Parses a configuration; `file` is its name in messages.
     ///
     /// # Errors
-    /// [`ConfigError`] naming file, field, found and expected value.
+    /// [`ConfigError`] with file, field, value and expected value.
     pub fn from_json(file: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let raw: Raw = from_json(bytes).map_err(|source| ConfigError::Json {
             file: file.to_owned(),

@@ -1,8 +1,9 @@
 //! Fetches a model from the hub into the cache that all Hugging Face tools share.
 //!
-//! Only the files that Skald reads are fetched, all of one commit, and a revision moves to a new
-//! commit only when every file has arrived: a revision in the cache is complete, and is served when
-//! the hub can't be reached. Cached files are not trusted; they are checked when they are opened.
+//! Only the files that Skald reads are fetched, all of the same commit. A revision moves to a new
+//! commit only after every file has been downloaded, so a cached revision is complete and can be
+//! served when the hub is unreachable. Cached files are not trusted; they are checked when they are
+//! opened.
 
 mod cache;
 mod digest;
@@ -36,7 +37,8 @@ impl HubSettings {
     /// from any thread, including those of an async runtime.
     ///
     /// # Errors
-    /// [`HubError`] if the model can't be fetched or has no weights or tokenizer in a supported format.
+    /// [`HubError`] if the model can't be fetched, or lacks weights or a tokenizer in a supported
+    /// format.
     pub fn pull(
         &self,
         id: &str,
@@ -62,7 +64,7 @@ pub fn pull(id: &str, revision: Option<&str>, progress: bool) -> Result<PathBuf,
     HubSettings::from_env().pull(id, revision, progress)
 }
 
-/// Returns whether a text has the form of a hub id: `organization/name` or `name`.
+/// Returns whether a text is formatted as a hub id: `organization/name` or `name`.
 pub(super) fn is_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
@@ -90,7 +92,7 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit())
 }
 
-/// A model that is being fetched.
+/// A model being fetched.
 struct Pull<'a> {
     settings: &'a HubSettings,
     id: &'a str,
@@ -101,7 +103,7 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     fn run(&self) -> Result<PathBuf, HubError> {
-        // The files of a commit never change, so the hub need not be asked.
+        // The files of a commit never change, so no request to the hub is needed.
         if (self.settings.offline || is_commit(self.revision))
             && let Some(snapshot) = self.cached()
         {
@@ -120,7 +122,7 @@ impl Pull<'_> {
         let Some(snapshot) = self.cached() else {
             return Err(error);
         };
-        tracing::warn!(%error, "using the copy in the cache, which may be old");
+        tracing::warn!(%error, "hub unavailable, using the cached copy, which may be outdated");
         Ok(snapshot)
     }
 
@@ -128,7 +130,7 @@ impl Pull<'_> {
         format!("{}@{}", self.id, self.revision)
     }
 
-    /// Returns the directory of the revision's files if the cache has all of them.
+    /// Returns the directory of the revision's files if all of them are cached.
     fn cached(&self) -> Option<PathBuf> {
         let commit = if is_commit(self.revision) {
             self.revision.to_owned()
@@ -139,7 +141,8 @@ impl Pull<'_> {
         is_whole(&snapshot).then_some(snapshot)
     }
 
-    /// Runs the async client on a thread of its own, since the caller may already be inside a runtime.
+    /// Runs the async client on a separate thread, since the caller may already be inside a
+    /// runtime.
     fn download_in_own_runtime(&self) -> Result<PathBuf, HubError> {
         let download = || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -186,7 +189,7 @@ impl Pull<'_> {
         answer.unwrap_or(Err(FetchError::Silent(within)))
     }
 
-    /// Fetches one file unless the cache has it.
+    /// Fetches one file unless it is cached.
     async fn file(&self, hub: &Hub, commit: &str, file: &str) -> Result<(), HubError> {
         if self.cache.snapshot(commit).join(file).exists() {
             return Ok(());
@@ -204,7 +207,8 @@ impl Pull<'_> {
 
         let lock = self.cache.lock(etag).map_err(io)?;
         let blob = self.cache.blob(etag);
-        // Another commit may have the same content, or another process may just have fetched it.
+        // Another commit may have the same content, or another process may have fetched it
+        // meanwhile.
         if !blob.exists() {
             tracing::info!(model = self.id, file, bytes = metadata.size, "downloading");
             let partial = self.cache.partial(etag, lock.is_some()).map_err(io)?;
@@ -221,19 +225,19 @@ impl Pull<'_> {
         self.cache.link(etag, commit, file).map_err(io)
     }
 
-    /// Records the commit of the revision, for use when the hub can't be reached.
+    /// Records the commit of the revision, for use while the hub is unreachable.
     fn point_to(&self, commit: &str) {
         if is_commit(self.revision) {
             return;
         }
         if let Err(error) = self.cache.point_to(self.revision, commit) {
             let cache = self.cache.directory().display();
-            tracing::warn!(%cache, %error, "the cache can't be used offline for this revision");
+            tracing::warn!(%cache, %error, "revision not recorded, so the cache can't be used offline");
         }
     }
 }
 
-/// Returns whether a directory of the cache has all files of a model.
+/// Returns whether a cache directory has all files of a model.
 fn is_whole(snapshot: &Path) -> bool {
     let present = |file: &str| snapshot.join(file).exists();
     match Layout::find("", present) {

@@ -19,7 +19,7 @@ pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonErro
     Ok(value)
 }
 
-/// Token ids as `eos_token_id` has them: one, or a list.
+/// The value of `eos_token_id`: one token id, or a list.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(super) enum TokenIds {

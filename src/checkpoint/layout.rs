@@ -8,7 +8,7 @@ pub struct IncompleteModel {
     pub place: String,
     /// The file or files.
     pub missing: &'static str,
-    /// What the place has instead, and what to do; may be empty.
+    /// What was found instead and what to do; may be empty.
     pub hint: String,
 }
 
@@ -22,7 +22,7 @@ pub(super) const MERGES: &str = "merges.txt";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
-/// Weights in formats of other frameworks, named in the error when no others are found.
+/// Weights in other frameworks' formats, named in the error if no supported weights are found.
 const FOREIGN_WEIGHTS: [&str; 4] = [
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -48,8 +48,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Looks for a complete model in `place` (its name in messages); `present` returns whether a file
-    /// exists.
+    /// Looks for a complete model in `place`, its name in messages; `present` returns whether a
+    /// file exists.
     pub(super) fn find(
         place: &str,
         present: impl Fn(&str) -> bool,

@@ -1,13 +1,14 @@
-//! Checkpoints: where a model comes from, the files it consists of, and their content.
+//! Checkpoints: the source of a model, its files, and their content.
 //!
-//! Reads and checks; never computes with the weights. Knows no engine, request or session.
+//! This module reads and checks files. It must never compute with the weights, or know about the
+//! engine, requests or sessions.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | [`source`] | `--model`: built-in, a directory or a hub id; the files of a model |
 //! | [`hub`] | fetches a model from the hub into the shared cache |
-//! | `layout` | the files of the Hugging Face layout |
-//! | [`gpt2_config`] | `config.json`: the shape |
+//! | `layout` | files of the Hugging Face layout |
+//! | [`gpt2_config`] | `config.json`: the model's shape |
 //! | [`generation_config`] | `generation_config.json`: sampling defaults |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
 //! | [`json`] | JSON files with errors that name the field |

@@ -1,8 +1,8 @@
-//! Where a model comes from (`--model`), and the files it is made of.
+//! The source of a model (`--model`), and its files.
 //!
 //! A model is a directory in the Hugging Face layout, a repository of the hub in the same layout,
-//! or the one built into the binary. Reading stops at the first thing that is wrong, with a
-//! message that names the file; nothing is repaired or guessed here.
+//! or the one built into the binary. Reading stops at the first fault, with a message that names
+//! the file; nothing is repaired or guessed.
 
 use std::fmt;
 use std::io;
@@ -23,10 +23,11 @@ use crate::regular_file;
 use crate::text::template::{TemplateError, TemplateSource, TemplateTokens};
 use crate::text::{ChatTemplate, TextError, Tokenizer};
 
-/// The largest file beside the weights, in bytes: tokenizers of large vocabularies have 40 MB.
+/// Maximum size of a file other than weights, in bytes; tokenizers with large vocabularies take 40
+/// MB.
 const LARGEST: u64 = 256 << 20;
 
-/// Error of finding or opening a model.
+/// Error of locating or opening a model.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// `--model` does not name a model.
@@ -60,7 +61,7 @@ pub enum SourceError {
     /// `config.json` describes a model that can't be served.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `generation_config.json` or `tokenizer_config.json` can't be understood.
+    /// `generation_config.json` or `tokenizer_config.json` is not valid.
     #[error("{file}: {source}")]
     Json {
         /// The file.
@@ -68,7 +69,7 @@ pub enum SourceError {
         /// serde's error, with the path to the field.
         source: JsonError,
     },
-    /// The tokenizer can't be understood.
+    /// The tokenizer's files are not valid.
     #[error("{file}: {source}")]
     Tokenizer {
         /// The file.
@@ -88,7 +89,7 @@ pub enum SourceError {
         last: usize,
         /// The model's configuration file.
         config: String,
-        /// Ids have to be below this.
+        /// Number of token ids of the model.
         vocab_size: usize,
     },
     /// The weights can't be used.
@@ -99,7 +100,7 @@ pub enum SourceError {
     Hub(#[from] HubError),
 }
 
-/// Where a model comes from; parsed from `--model`.
+/// The source of a model, parsed from `--model`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     /// The model built into the binary.
@@ -132,7 +133,7 @@ impl fmt::Display for ModelSource {
 impl FromStr for ModelSource {
     type Err = SourceError;
 
-    /// A directory that exists wins over a hub id of the same name.
+    /// Parses a source. An existing directory takes precedence over a hub id of the same name.
     fn from_str(text: &str) -> Result<Self, SourceError> {
         if text == "builtin" {
             return Ok(Self::Builtin);
@@ -155,13 +156,13 @@ impl FromStr for ModelSource {
             None => (text, None),
         };
         if id.starts_with(['.', '/', '~']) || id.matches('/').count() > 1 || id.contains('\\') {
-            return refuse("there is no such directory");
+            return refuse("no such directory");
         }
         if !hub::is_id(id) {
-            return refuse("it is neither a directory nor the form of a hub id");
+            return refuse("it is neither a directory nor a valid hub id");
         }
         if !revision.is_none_or(hub::is_revision) {
-            return refuse("what follows the `@` is not a revision");
+            return refuse("the text after `@` is not a valid revision");
         }
         Ok(Self::Hub {
             id: id.to_owned(),
@@ -172,10 +173,10 @@ impl FromStr for ModelSource {
 
 impl ModelSource {
     /// Downloads the model if necessary and opens its files. Blocks until the download ends;
-    /// `progress` draws a bar on standard error.
+    /// `progress` shows a bar on standard error.
     ///
     /// # Errors
-    /// [`SourceError`] naming what is missing or wrong.
+    /// [`SourceError`] with the missing or faulty file.
     pub fn fetch(&self, progress: bool) -> Result<ModelFiles, SourceError> {
         match self {
             Self::Builtin => ModelFiles::builtin(),
@@ -197,7 +198,7 @@ fn directory_name(path: &Path) -> String {
     }
 }
 
-/// A model's files: small ones read, weights mapped.
+/// The files of a model: weights are memory-mapped, all others read.
 pub struct ModelFiles {
     /// Name of the model: its hub id, its directory's name, or `fairy-tales`.
     pub name: String,
@@ -205,7 +206,7 @@ pub struct ModelFiles {
     pub config: Gpt2Config,
     /// Its sampling defaults; empty if the model has none.
     pub generation_config: GenerationConfig,
-    /// Its tokenizer, with no more tokens than the model has embeddings.
+    /// Its tokenizer, with at most as many tokens as the model has embeddings.
     pub tokenizer: Tokenizer,
     /// Its `tokenizer_config.json`; empty if the model has none.
     pub tokenizer_config: TokenizerConfig,
@@ -219,7 +220,7 @@ impl ModelFiles {
     /// Opens a directory in the Hugging Face layout; `name` is the name of the model.
     ///
     /// # Errors
-    /// [`SourceError`] naming the file that is missing or wrong.
+    /// [`SourceError`] with the missing or faulty file.
     pub fn open(name: &str, directory: &Path) -> Result<Self, SourceError> {
         let place = directory.display().to_string();
         if !directory.is_dir() {
@@ -312,8 +313,8 @@ impl ModelFiles {
         Err(SourceError::NoBuiltin)
     }
 
-    /// Returns the token ids that end a text: those of `generation_config.json`, else those of
-    /// `config.json`, else the tokenizer's `<|endoftext|>`. Empty if none of them names any.
+    /// Returns the token ids that end a text: from `generation_config.json`, else `config.json`,
+    /// else the tokenizer's `<|endoftext|>`; empty if none is set.
     #[must_use]
     pub fn end_of_text(&self) -> Vec<u32> {
         if let Some(ids) = self.generation_config.end_of_text() {
@@ -329,7 +330,7 @@ impl ModelFiles {
     /// form.
     ///
     /// # Errors
-    /// [`TemplateError::Syntax`] naming the file and line at fault.
+    /// [`TemplateError::Syntax`] with file and line.
     pub fn chat(&self, given: Option<ChatTemplate>) -> Result<ChatTemplate, TemplateError> {
         let template = match (given, &self.chat_template) {
             (Some(given), _) => given,
@@ -350,7 +351,8 @@ impl ModelFiles {
     }
 }
 
-/// Returns a model's own chat template: a file of its own wins over the one in `tokenizer_config.json`.
+/// Returns a model's own chat template: a separate file takes precedence over
+/// `tokenizer_config.json`.
 fn chat_template(
     directory: &Path,
     config: &TokenizerConfig,
@@ -391,7 +393,7 @@ fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     })
 }
 
-/// Checks that a file which a library opens by its path can be read.
+/// Checks that a file can be read before a library opens it by path.
 fn check_regular(path: &Path) -> Result<(), SourceError> {
     let opened = regular_file::open(path).map(drop);
     opened.map_err(|source| SourceError::Io {
@@ -400,8 +402,8 @@ fn check_regular(path: &Path) -> Result<(), SourceError> {
     })
 }
 
-/// Checks that the model has an embedding for every token: it may have more (vocabularies are
-/// padded), but not fewer.
+/// Checks that the model has an embedding for every token. It may have more, since vocabularies are
+/// padded.
 fn check_vocabulary(
     file: &str,
     tokenizer: &Tokenizer,
@@ -441,7 +443,7 @@ mod tests {
             hub("openai-community/gpt2-xl", None)
         );
         assert_eq!(parse("gpt2@refs/pr/3"), hub("gpt2", Some("refs/pr/3")));
-        // The tests' working directory is the package's, which has a directory `src`.
+        // Tests run in the package's directory, which contains `src`.
         assert_eq!(parse("src"), ModelSource::Directory("src".into()));
         for text in ["builtin", "gpt2", "org/name@v1.0", "src/model"] {
             assert_eq!(parse(text).to_string(), text);
@@ -451,14 +453,14 @@ mod tests {
     #[test]
     fn a_name_of_nothing_is_refused_with_the_reason() {
         for (text, reason) in [
-            ("", "nor the form of a hub id"),
+            ("", "nor a valid hub id"),
             ("./no-such-directory", "no such directory"),
             ("models/gpt2/fine-tuned", "no such directory"),
             ("Cargo.toml", "a file, not a directory"),
-            ("my model", "nor the form of a hub id"),
-            ("org/", "nor the form of a hub id"),
-            ("gpt2@", "not a revision"),
-            ("gpt2@../../x", "not a revision"),
+            ("my model", "nor a valid hub id"),
+            ("org/", "nor a valid hub id"),
+            ("gpt2@", "not a valid revision"),
+            ("gpt2@../../x", "not a valid revision"),
         ] {
             let error = text.parse::<ModelSource>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! One tensor of a checkpoint, in its file.
+//! A view of one tensor in its checkpoint file.
 
 use candle_core::DType;
 

@@ -1,4 +1,4 @@
-//! `tokenizer_config.json`: the chat template and the special tokens that it writes.
+//! `tokenizer_config.json`: the chat template and its special tokens.
 
 use serde::Deserialize;
 
@@ -27,7 +27,7 @@ struct NamedTemplate {
     template: String,
 }
 
-/// A token's text, alone or in an object with flags for the tokenizer.
+/// A token's text: a string, or an object with flags for the tokenizer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum TokenText {
@@ -52,7 +52,7 @@ impl TokenizerConfig {
         from_json(bytes)
     }
 
-    /// Returns the chat template; of several, the one named `default`.
+    /// Returns the chat template; if there are several, the one named `default`.
     #[must_use]
     pub fn chat_template(&self) -> Option<&str> {
         match self.chat_template.as_ref()? {

@@ -1,8 +1,8 @@
 //! The tensors of a checkpoint, by GPT-2's names, in memory-mapped safetensors files.
 //!
-//! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the
-//! binary itself, for the built-in model). Names are taken with and without the `transformer.`
-//! prefix; tensors the model has no use for (`attn.bias`, ...) are ignored.
+//! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the binary
+//! itself, for the built-in model). Names are accepted with and without the `transformer.` prefix;
+//! tensors that the model does not use (`attn.bias`, ...) are ignored.
 
 mod error;
 
@@ -22,7 +22,7 @@ pub use super::tensor::TensorView;
 use crate::kernels::widen::widen;
 use crate::regular_file;
 
-/// The largest `model.safetensors.index.json`, in bytes.
+/// Maximum size of `model.safetensors.index.json`, in bytes.
 const LARGEST_INDEX: u64 = 64 << 20;
 
 /// The bytes of a file.
@@ -62,10 +62,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors` of a directory, or all shards its index names.
+    /// Maps `model.safetensors` of a directory, or all shards named by its index.
     ///
     /// # Errors
-    /// [`WeightsError`] naming the file.
+    /// [`WeightsError`] with the file.
     pub fn open(directory: &Path) -> Result<Self, WeightsError> {
         let index = directory.join("model.safetensors.index.json");
         let single = directory.join("model.safetensors");
@@ -133,7 +133,7 @@ impl Checkpoint {
         Ok(Self { files, tensors })
     }
 
-    /// Returns the type that the token embeddings are stored in, as most of the model is.
+    /// Returns the stored type of the token embeddings, which most of the model shares.
     #[must_use]
     pub fn dtype(&self) -> Option<DType> {
         let entry = self.tensors.get("wte.weight")?;
@@ -143,7 +143,7 @@ impl Checkpoint {
     /// Returns a tensor by its name without prefix.
     ///
     /// # Errors
-    /// [`WeightsError`] if it is missing, or of another shape or an unsupported type.
+    /// [`WeightsError`] if it is missing, or has a different shape or an unsupported type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, WeightsError> {
         let (entry, dtype) = self.find(name, shape)?;
         let bytes = self.files[entry.file].bytes.as_ref();
@@ -228,12 +228,12 @@ impl Checkpoint {
     pub fn release_pages(&self) {
         for file in &self.files {
             if let FileBytes::Mapped(mapped) = &file.bytes {
-                // SAFETY: of a read-only mapping of a file this only drops pages that are read
-                // again from the file when they are needed.
+                // SAFETY: the mapping of the file is read-only, so this only drops pages that are
+                // read from the file again on access.
                 #[allow(unsafe_code)]
                 let released = unsafe { mapped.unchecked_advise(UncheckedAdvice::DontNeed) };
                 if let Err(error) = released {
-                    tracing::debug!(%error, file = file.name, "its pages stay in memory");
+                    tracing::debug!(%error, file = file.name, "pages of mapped weights not released");
                 }
             }
         }
@@ -270,8 +270,7 @@ impl Checkpoint {
     /// layer beyond `n_layer`.
     ///
     /// # Errors
-    /// The first [`WeightsError`] of [`tensor`](Self::tensor) over all of them, or
-    /// [`WeightsError::FurtherLayer`].
+    /// The first [`WeightsError`] of [`tensor`](Self::tensor), or [`WeightsError::FurtherLayer`].
     pub fn validate(&self, config: &Gpt2Config) -> Result<(), WeightsError> {
         let (n, inner) = (config.n_embd, config.n_inner);
         self.tensor("wte.weight", &[config.vocab_size, n])?;
@@ -300,7 +299,8 @@ impl Checkpoint {
         self.check_layers(config.n_layer)
     }
 
-    /// Checks that no tensor belongs to a layer beyond `n_layer`: such a model would be cut short.
+    /// Checks that no tensor belongs to a layer beyond `n_layer`: such a model would run without
+    /// its last layers.
     fn check_layers(&self, n_layer: usize) -> Result<(), WeightsError> {
         let layer = |name: &str| {
             let (layer, _) = name.strip_prefix("h.")?.split_once('.')?;
@@ -375,13 +375,13 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     if names.is_empty() {
         return Err(WeightsError::Index {
             file,
-            reason: "it names no shards".to_owned(),
+            reason: "it does not name any shards".to_owned(),
         });
     }
     Ok(names.into_iter().collect())
 }
 
-/// `wte` of a model whose output projection is not tied to it, read row by row from the mapped file:
+/// `wte` of a model whose output projection is separate. Rows are read from the mapped file, so
 /// only the pages of tokens in use become resident.
 pub struct Embedding {
     bytes: FileBytes,

@@ -1,14 +1,14 @@
-//! A buffer that refuses to grow beyond a limit, for text whose length only its writer knows.
+//! A buffer with a size limit, for text of unknown length.
 
 use std::fmt;
 use std::io;
 
-/// Text of at most `limit` bytes; a write beyond it fails and the text stays as it was.
+/// Text of at most `limit` bytes; a write beyond the limit fails and leaves the text unchanged.
 #[derive(Debug)]
 pub(super) struct Bounded {
     text: Vec<u8>,
     limit: usize,
-    /// Writes of nothing, which take time too: there may be as many as bytes.
+    /// Number of empty writes. They take time too, so they share the limit on bytes.
     empty: usize,
 }
 
@@ -22,7 +22,7 @@ impl Bounded {
         }
     }
 
-    /// Returns the text; what is not UTF-8 becomes U+FFFD.
+    /// Returns the text, with U+FFFD for invalid UTF-8.
     pub(super) fn into_text(self) -> String {
         String::from_utf8(self.text)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())

@@ -1,13 +1,13 @@
-//! Where a long text can be cut so that its parts have the tokens of the whole.
+//! Finds places where a long text can be split without changing its tokens.
 //!
-//! The tokenizer library takes up to 400 times a text in memory while it encodes it, so long ones are encoded in
-//! parts of [`PART`] bytes. GPT-2's pre-tokenizer splits a text into runs of letters, of digits, of other
-//! characters and of white space, with a space joined to what follows and contractions (`'s`) apart (Radford
-//! et al. 2019). A split is certain where one run meets another, whatever stands around it, except
-//! after white space, which looks ahead, and after an apostrophe. Which run a character belongs to is asked of
-//! the pre-tokenizer itself.
+//! The tokenizer library needs up to 400 times the size of a text to encode it, so long texts are
+//! encoded in parts of about [`PART`] bytes. GPT-2's pre-tokenizer splits a text into runs of
+//! letters, of digits, of other characters and of white space, with a space joined to the next run
+//! and contractions (`'s`) separate (Radford et al. 2019). The boundary between two runs is a split
+//! in every context, except after white space, which looks ahead, and after an apostrophe. The
+//! pre-tokenizer itself decides which run a character belongs to.
 //!
-//! Nothing here may cut a text of a tokenizer that is not known to split like this: its texts stay whole.
+//! A text must never be cut for a tokenizer that is not known to split in this way.
 
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
@@ -15,22 +15,22 @@ use tokenizers::{
     OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer as Inner,
 };
 
-/// Bytes of a part, but for the way to the next cut.
+/// Minimum bytes of a part; it extends to the next certain split.
 pub(super) const PART: usize = 64 << 10;
-/// Characters that are looked at for a cut before the part gets longer.
+/// Maximum characters searched for a split at a time, before the part is extended.
 const LOOKED_AT: usize = 4096;
 
-/// How a tokenizer's texts can be cut.
+/// The rules for cutting a tokenizer's texts.
 pub(super) struct Cuts {
     pre_tokenizer: PreTokenizerWrapper,
-    /// Texts of tokens that are found before a text is split.
+    /// Texts of added tokens, which are matched before a text is split.
     added: Vec<String>,
-    /// The places of tokens are those in the part too.
+    /// Whether the offsets of tokens within a part are valid.
     keeps_places: bool,
 }
 
 impl Cuts {
-    /// Returns how; `None` if a tokenizer's texts have to stay whole.
+    /// Returns the rules of a tokenizer; `None` if its texts must not be cut.
     pub(super) fn of(tokenizer: &Inner) -> Option<Self> {
         let pre_tokenizer = tokenizer.get_pre_tokenizer()?.clone();
         let PreTokenizerWrapper::ByteLevel(split) = &pre_tokenizer else {
@@ -44,7 +44,7 @@ impl Cuts {
             .all(|token| !token.lstrip && !token.rstrip && !token.single_word);
         let keeps_places = match tokenizer.get_post_processor() {
             None => true,
-            // Where it trims, the first token of a text is a case of its own.
+            // With trimming, the first token of a text would be a special case.
             Some(PostProcessorWrapper::ByteLevel(places)) => {
                 !places.trim_offsets || !places.add_prefix_space
             }
@@ -57,7 +57,7 @@ impl Cuts {
         })
     }
 
-    /// Returns whether the places of tokens can be told from those in the parts.
+    /// Returns whether token offsets in the text follow from offsets in the parts.
     pub(super) fn keeps_places(&self) -> bool {
         self.keeps_places
     }
@@ -79,7 +79,8 @@ impl Cuts {
         })
     }
 
-    /// Returns the first certain split from `length` bytes on; the end if there is none.
+    /// Returns the first certain split at or after `length` bytes; the end of the text if there is
+    /// none.
     fn cut(&self, text: &str, length: usize) -> usize {
         let mut from = length;
         while from < text.len() {
@@ -100,7 +101,7 @@ impl Cuts {
         text.len()
     }
 
-    /// Returns whether a text is split between these two wherever they stand.
+    /// Returns whether a text is split between these two characters in every context.
     fn is_split(&self, before: char, next: char) -> bool {
         let may_contract = before == '\'' && !next.is_whitespace();
         if before.is_whitespace() || may_contract || is_same_run(before, next) {
@@ -126,7 +127,8 @@ impl Cuts {
     }
 }
 
-/// Returns whether two characters are of the same run for certain: there is no need to ask.
+/// Returns whether two characters certainly belong to the same run, which saves a call of the
+/// pre-tokenizer.
 fn is_same_run(before: char, next: char) -> bool {
     before == next
         || (before.is_ascii_alphabetic() && next.is_ascii_alphabetic())

@@ -1,14 +1,15 @@
-//! What a text may look like: JSON, a regular expression, one of several texts, or a grammar.
+//! Grammars that constrain generated text: JSON, a regular expression, one of several texts, or a
+//! context-free grammar.
 //!
-//! By the `llguidance` library, which knows for every point of a text which tokens may follow. A
-//! [`GrammarSource`] is what a request asks for; [`Grammars`], one for each model, makes a
-//! [`Grammar`] of it that the engine can follow, or says why it can't. All generations of one
-//! grammar share what was compiled and nothing that changes: how much one of them may cost
-//! depends on itself alone.
+//! The `llguidance` library computes which tokens may follow at every point of a text. A
+//! [`GrammarSource`] comes from a request; [`Grammars`], one per model, compiles it to a
+//! [`Grammar`] that the engine can follow, or returns an error. All generations of one grammar
+//! share the compiled form but no mutable state, so the cost limits of one generation do not depend
+//! on others.
 //!
-//! Compiling takes milliseconds, for large schemas more: never on a thread that serves others. The
-//! [`GrammarCompiler`] does it for requests, a few at a time. It
-//! must never fetch anything: a schema that refers to another by its address is refused.
+//! Compiling takes milliseconds, or longer for large schemas, so it must not run on the threads of
+//! the front end; the [`GrammarCompiler`] compiles for requests, a few at a time. It must never
+//! fetch anything: a schema that refers to another by address is refused.
 
 mod compiler;
 mod expression;
@@ -34,18 +35,18 @@ use self::expression::Shape;
 pub use self::message::reason;
 use super::Tokenizer;
 
-/// Grammars kept for the next request that asks for the same.
+/// Number of compiled grammars in the cache.
 const CACHED: usize = 32;
 
-/// The keyword under which a schema has the library's own settings.
+/// The schema keyword for the library's own settings.
 const OPTIONS: &str = "x-guidance";
 
-/// Stack of a thread that works on grammars. The library's depth follows that of expressions, whose
-/// length the request's limits bound; what is not used takes no memory.
+/// Stack of a thread that works on grammars. The library's recursion depth follows that of
+/// expressions, whose length is bounded by the request's limits; unused stack takes no memory.
 pub const STACK: usize = 64 << 20;
 
-/// What one grammar may cost, so that an absurd one is refused, or ends its own generation, and
-/// does nothing to others. A schema of 100 kB stays well below each.
+/// Returns the cost limits of one grammar: an excessive grammar is refused, or ends its own
+/// generation, without affecting others. A schema of 100 kB stays well below each limit.
 fn limits() -> ParserLimits {
     ParserLimits {
         // About 40 MB.
@@ -59,18 +60,18 @@ fn limits() -> ParserLimits {
     }
 }
 
-/// What a text is to be.
+/// The description of a grammar in a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GrammarSource {
-    /// A JSON object of any content.
+    /// A JSON object with any content.
     JsonObject,
     /// JSON that follows this JSON schema.
     JsonSchema(String),
-    /// A text that matches a regular expression from its beginning to its end.
+    /// A text that matches a regular expression as a whole.
     Regex(String),
-    /// One of these.
+    /// One of these texts.
     Choice(Vec<String>),
-    /// What a context-free grammar in llguidance's dialect of Lark derives.
+    /// A text derived by a context-free grammar in llguidance's dialect of Lark.
     Lark(String),
 }
 
@@ -81,21 +82,21 @@ impl GrammarSource {
         match self {
             Self::JsonObject => 0,
             Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
-            // An empty one takes something too.
+            // An empty choice has a cost too.
             Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
         }
     }
 
-    /// How long its regular expressions are, all of a schema's together, or its context-free
-    /// grammar with its terminals put into each other. The cost of compiling them grows with the
-    /// square of it.
+    /// Returns the length of its regular expressions: all of a schema's together, or those of its
+    /// context-free grammar with the terminals expanded. The cost of compiling grows with the
+    /// square of the length.
     #[must_use]
     pub fn expression_bytes(&self) -> usize {
         match self {
             Self::JsonObject | Self::Choice(_) => 0,
             Self::Regex(text) => text.len(),
             Self::Lark(text) => lark::expression_bytes(text),
-            // What is no JSON is refused with a reason when it is compiled.
+            // Invalid JSON is refused with a reason when it is compiled.
             Self::JsonSchema(text) => {
                 serde_json::from_str(text).map_or(0, |schema| schema::expression_bytes(&schema))
             }
@@ -114,14 +115,14 @@ impl GrammarSource {
             Self::Regex(regex) => {
                 let regex = without_anchors(regex);
                 if regex.is_empty() {
-                    return Err(GrammarError("it matches nothing but no text".to_owned()));
+                    return Err(GrammarError("it matches only the empty text".to_owned()));
                 }
                 Shape::of(regex).check()?;
                 GrammarWithLexer::from_regex(regex)
             }
             Self::Choice(choices) => {
                 if choices.is_empty() {
-                    return Err(GrammarError("there is nothing to choose from".to_owned()));
+                    return Err(GrammarError("the list of choices is empty".to_owned()));
                 }
                 // A terminal, in capitals, is one regular expression; strings are written as in JSON.
                 let choices = choices.iter().map(|choice| json!(choice).to_string());
@@ -135,12 +136,12 @@ impl GrammarSource {
     }
 }
 
-/// JSON without whitespace between its parts, unless the schema's `x-guidance` says otherwise:
-/// so it is clear where it ends, and no model can go on with blanks for ever.
+/// Creates a grammar of JSON without whitespace between tokens, unless the schema's `x-guidance`
+/// sets it. Then the end of a text is unambiguous, and a model can't generate whitespace forever.
 fn json_schema(schema: Value) -> GrammarWithLexer {
     let mut schema = match schema {
         Value::Object(schema) => schema,
-        // `true` allows everything.
+        // `true` allows any JSON.
         Value::Bool(true) => Map::new(),
         other => return GrammarWithLexer::from_json_schema(other),
     };
@@ -152,7 +153,8 @@ fn json_schema(schema: Value) -> GrammarWithLexer {
     GrammarWithLexer::from_json_schema(Value::Object(schema))
 }
 
-/// Returns a regular expression for a whole text needs no anchors at its ends, and the library knows none.
+/// Removes the anchors at the ends of a regular expression: it always matches the whole text, and
+/// the library does not support anchors.
 fn without_anchors(regex: &str) -> &str {
     let regex = regex.strip_prefix('^').unwrap_or(regex);
     match regex.strip_suffix('$') {
@@ -168,7 +170,7 @@ fn without_anchors(regex: &str) -> &str {
     }
 }
 
-/// Why a grammar can't be followed; for the person who wrote it.
+/// Reason why a grammar can't be followed, for its author.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct GrammarError(String);
@@ -186,7 +188,7 @@ pub struct Grammar(Arc<Compiled>);
 
 struct Compiled {
     source: GrammarSource,
-    /// At the beginning of a text. Never moved on.
+    /// A matcher at the start of a text; it never advances.
     matcher: Mutex<Matcher>,
     end_of_text: Arc<[u32]>,
     special: Arc<[u32]>,
@@ -197,7 +199,7 @@ impl Grammar {
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         let matcher = &self.0.matcher;
-        // Deep: what it learns on its way is its own.
+        // A deep clone, so that lexer states it adds are not shared.
         matcher
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -210,7 +212,7 @@ impl Grammar {
         &self.0.end_of_text
     }
 
-    /// Returns the tokens that no grammar derives, those that end a text among them.
+    /// Returns the tokens that no grammar derives, including those that end a text.
     #[must_use]
     pub fn special(&self) -> &[u32] {
         &self.0.special
@@ -229,19 +231,20 @@ impl PartialEq for Grammar {
     }
 }
 
-/// Makes grammars for one model. What it needs of the tokenizer is prepared with the first one.
+/// Compiles grammars for one model. The tokenizer's vocabulary is prepared with the first grammar.
 pub struct Grammars {
     tokenizer: Arc<Tokenizer>,
     vocab_size: usize,
     end_of_text: Arc<[u32]>,
     special: Arc<[u32]>,
     factory: OnceLock<Result<ParserFactory, GrammarError>>,
-    /// The last used first.
+    /// Cached grammars, the most recently used first.
     cached: Mutex<VecDeque<Grammar>>,
 }
 
 impl Grammars {
-    /// Creates the grammars of a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    /// Creates the grammars of a model with `vocab_size` tokens; the tokens `end_of_text` end a
+    /// text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
         let ids = u32::try_from(vocab_size).unwrap_or(u32::MAX);
@@ -259,10 +262,10 @@ impl Grammars {
         }
     }
 
-    /// Returns the grammar of a description, made or still known.
+    /// Returns the grammar of a description, compiled or from the cache.
     ///
     /// # Errors
-    /// Why it can't be followed.
+    /// The reason why it can't be followed.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
         if let Some(grammar) = self.known(source) {
             return Ok(grammar);
@@ -282,7 +285,7 @@ impl Grammars {
         Ok(grammar)
     }
 
-    /// Returns the grammar of a description that was asked for lately.
+    /// Returns the grammar of a description if it is cached.
     #[must_use]
     pub fn known(&self, source: &GrammarSource) -> Option<Grammar> {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,8 +311,8 @@ impl Grammars {
         Ok(factory)
     }
 
-    /// Returns the bytes of all tokens but special ones. Of those that begin with FF, which is in no
-    /// UTF-8, the library would think that they are special.
+    /// Returns the bytes of all tokens except special ones. Tokens that begin with FF, which does
+    /// not occur in UTF-8, are omitted too, because the library would treat them as special.
     fn trie(&self) -> TokTrie {
         let ids = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);
         let words: Vec<Vec<u8>> = (0..ids)
@@ -335,7 +338,7 @@ fn make(factory: &ParserFactory, source: &GrammarSource) -> Result<Matcher, Gram
         .create_parser(source.top_level()?)
         .map_err(|error| GrammarError::told(&error))?;
     let mut matcher = Matcher::new(Ok(parser));
-    // A grammar from which nothing can be derived shows at its first token.
+    // A grammar that derives no text fails at its first token.
     matcher
         .deep_clone()
         .compute_mask_or_eos()
@@ -349,7 +352,7 @@ fn make(factory: &ParserFactory, source: &GrammarSource) -> Result<Matcher, Gram
     Ok(matcher)
 }
 
-/// Does something on a thread whose stack suffices for the deepest expression.
+/// Runs work on a thread whose stack suffices for the deepest expression.
 fn with_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, GrammarError> {
     let failed = |why: String| GrammarError(format!("it could not be compiled: {why}"));
     std::thread::scope(|scope| {
@@ -363,7 +366,7 @@ fn with_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Gramma
     })
 }
 
-/// The model's tokens as the library wants them.
+/// The model's tokens in the library's interface.
 struct Vocabulary {
     trie: TokTrie,
     tokenizer: Arc<Tokenizer>,

@@ -1,4 +1,4 @@
-//! What grammars allow, token by token.
+//! Tests of what grammars allow, token by token.
 
 use super::message::MAX_REASON;
 use super::*;
@@ -22,7 +22,7 @@ fn schema(schema: &Value) -> GrammarSource {
     GrammarSource::JsonSchema(schema.to_string())
 }
 
-/// Returns whether a text follows a grammar to its end, and whether nothing can follow it.
+/// Returns whether a text satisfies a grammar, and whether no token can follow it.
 fn follows(grammar: &Grammar, text: &str) -> (bool, bool) {
     let mut matcher = grammar.matcher();
     for id in tokenizer().encode(text, false).unwrap() {
@@ -121,8 +121,11 @@ fn what_can_not_be_followed_says_why() {
     let cases = [
         (regex("a("), "unclosed group"),
         (regex("a(?=b)"), "look-around"),
-        (regex("^$"), "no text"),
-        (GrammarSource::Choice(Vec::new()), "nothing to choose from"),
+        (regex("^$"), "only the empty text"),
+        (
+            GrammarSource::Choice(Vec::new()),
+            "list of choices is empty",
+        ),
         (GrammarSource::JsonSchema("{".to_owned()), "not JSON"),
         (schema(&json!(3)), "an object, `true` or `false`"),
         (schema(&json!({"type": "strin"})), "strin"),
@@ -142,7 +145,7 @@ fn what_can_not_be_followed_says_why() {
         (schema(&json!(false)), "false"),
         (
             schema(&json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]})),
-            "no text can follow it to its end",
+            "no text can satisfy it",
         ),
         (lark("start: nothing"), "nothing"),
         (lark("start: <|endoftext|>"), "special token"),
@@ -248,7 +251,7 @@ fn what_the_longest_expressions_cost_is_bounded() {
     }
 }
 
-/// Rules of which each refers to the next.
+/// Returns rules that each refer to the next.
 fn chain(length: usize, prefix: &str, start: &str) -> String {
     let lines = (0..length).map(|n| format!("{prefix}{n}: \"a\" {prefix}{}?\n", n + 1));
     let last = format!("{prefix}{length}: \"b\"\n");
@@ -292,7 +295,7 @@ fn a_grammar_asked_for_again_is_still_known() {
     assert_eq!(
         first,
         grammars.compile(&regex("a")).unwrap(),
-        "equal, though made anew"
+        "equal, though compiled again"
     );
 }
 

@@ -1,27 +1,28 @@
-//! Special tokens that people write, apart from those that a template writes.
+//! Tells special tokens in a template from the same text in messages.
 //!
-//! A chat template makes one text of its own special tokens and of what people said. In it,
-//! `<|endoftext|>` is the special token where the template wrote it, and text like any other where
-//! a message has it. So a [`Guard`] marks messages before they are rendered: in each place where a
-//! special token could begin in a message, or go on from what stands before it, comes a character
-//! that no text has. What a mark splits is no special token; [`Guard::encode`] takes the marks out
-//! again. Templates see messages otherwise unchanged, so they can trim, compare and split them.
+//! A chat template writes its own special tokens and the content of messages into one text.
+//! `<|endoftext|>` must be a special token if the template wrote it, and plain text if a message
+//! contains it. So a [`Guard`] marks messages before they are rendered: it inserts a reserved
+//! character wherever a special token could begin in a message or continue into it. Text that a
+//! mark splits is not a special token; [`Guard::encode`] removes the marks again. Messages are
+//! otherwise unchanged, so that templates can trim, compare and split them.
 //!
-//! The marks are noncharacters, which Unicode reserves for such inner use; a message's own become
-//! U+FFFD. A special token of a single character cannot be split; no model is known to have one.
+//! The marks are noncharacters, which Unicode reserves for internal use; noncharacters in a message
+//! become U+FFFD. A special token of a single character cannot be split; no model is known to have
+//! one.
 
 use super::tokenizer::{TextError, Tokenizer};
 
-/// Splits what would be a special token.
+/// Mark that splits a would-be special token.
 const MARK: char = '\u{FDD0}';
-/// For the caller's use: stands where a template puts the end of a text.
+/// Marks the end of a text in a template's output; inserted by callers.
 pub(super) const END: char = '\u{FDD1}';
 
-/// Knows a model's special tokens; see the module.
+/// A guard against a model's special tokens in messages; see the module docs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Guard {
     special: Vec<String>,
-    /// The characters they begin with.
+    /// First characters of the special tokens.
     first: Vec<char>,
 }
 
@@ -35,10 +36,10 @@ impl Guard {
         Self { special, first }
     }
 
-    /// Marks a text that a template will be given.
+    /// Marks a text before it is passed to a template.
     pub(super) fn protect(&self, text: &str) -> String {
         let text = text.replace([MARK, END], "\u{fffd}");
-        // White space at the ends may be trimmed, so what counts is what stands next to it.
+        // White space at the ends may be trimmed, so the text without it decides.
         let core = text.trim();
         let Some((before, after)) = text.split_once(core).filter(|_| !core.is_empty()) else {
             return text;
@@ -58,7 +59,7 @@ impl Guard {
         marked
     }
 
-    /// Returns whether a special token stands at the beginning of `text`, or could if more followed.
+    /// Returns whether `text` begins with a special token, or could with more text.
     fn may_begin(&self, text: Option<&str>) -> bool {
         text.is_some_and(|text| self.special.iter().any(|token| agree(text, token)))
     }
@@ -71,7 +72,7 @@ impl Guard {
         })
     }
 
-    /// Returns the token ids of a rendered text: special tokens are those that no mark splits.
+    /// Returns the token ids of a rendered text; only special tokens without marks are special.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -83,7 +84,7 @@ impl Guard {
             let piece = piece.unwrap_or_default().replace(MARK, "");
             tokenizer.encode(&piece, false)
         };
-        // Bytes at which each character begins, and the end.
+        // Byte offset of each character, and of the end.
         let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
         let at = |char: usize| starts.get(char).copied().unwrap_or(text.len());
         let mut ids = Vec::new();
@@ -100,12 +101,12 @@ impl Guard {
     }
 }
 
-/// Returns a text without marks, for people.
+/// Returns a text without marks, for messages.
 pub(super) fn unmarked(text: &str) -> String {
     text.replace([MARK, END], "")
 }
 
-/// Returns whether two texts are the same as far as both go.
+/// Returns whether one of two texts is a prefix of the other.
 fn agree(a: &str, b: &str) -> bool {
     a.starts_with(b) || b.starts_with(a)
 }
@@ -154,7 +155,7 @@ mod tests {
     }
 
     proptest! {
-        /// However special tokens are cut up over messages and template, they come to nothing.
+        /// Checks special tokens split in any way over messages and template.
         #[test]
         fn no_message_becomes_part_of_a_special_token(
             text in "(<|\\||endoftext|im_|start|end|>| |a|<\\|im_end\\|>){0,12}",

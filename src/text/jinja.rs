@@ -1,5 +1,5 @@
-//! Jinja as the chat templates of Hugging Face's models expect it: the environment that
-//! transformers renders them in, without Python.
+//! The Jinja environment that chat templates of Hugging Face models expect: that of transformers,
+//! without Python.
 
 use std::error::Error as _;
 use std::fmt::Write as _;
@@ -15,21 +15,21 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 
 use super::bounded::Bounded;
 
-/// What one rendering may cost: about as many instructions, or 64 times as many bytes (64 MB). Enough
-/// for thousands of messages; a template that loops without end, or doubles a string again and again,
-/// fails within a blink.
+/// Fuel of one rendering: about this many instructions, or 64 times as many bytes (64 MB). This is
+/// enough for thousands of messages; a template with an endless loop, or one that doubles a string
+/// repeatedly, fails quickly.
 const FUEL: u64 = 1_000_000;
-/// Bytes of a list or map as text. The fuel of the library is charged after such a text is written, and
-/// lists that share their elements are short while their text is not.
+/// Maximum bytes of a list or map as text. The library charges fuel only after it has written the
+/// text, and a short list with shared elements can have a long text.
 const MAX_VALUE_BYTES: usize = 4 << 20;
-/// Bytes of what a template says with `raise_exception`.
+/// Maximum bytes of a message of `raise_exception`.
 const MAX_RAISED_BYTES: usize = 64 << 10;
-/// Fuel for each 64 bytes of JSON, as the library charges its own serializer.
+/// Fuel per 64 bytes of JSON, the same as for the library's own serializer.
 const FUEL_PER_JSON: u64 = 16;
-/// Bytes in the format of a time.
+/// Maximum bytes of a time format.
 const MAX_TIME_FORMAT: usize = 256;
 
-/// What a template said with `raise_exception`; the source of the error it caused.
+/// The message of a template's `raise_exception`, as the source of the error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Raised(String);
@@ -37,7 +37,7 @@ struct Raised(String);
 /// Returns an environment without templates.
 ///
 /// # Errors
-/// Never in practice: only strange delimiters are refused.
+/// Never in practice, since the delimiters are valid.
 pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     let mut syntax = SyntaxConfig::builder();
@@ -51,7 +51,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Calls one of the methods that values have in Python.
+/// Calls a method that a value has in Python.
 fn python_method(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -59,13 +59,15 @@ fn python_method(
     args: &[Value],
 ) -> Result<Value, Error> {
     if let Some(format) = value.as_str().filter(|_| method == "format") {
-        // The library charges for a text when it is written; a width makes it as long as it says.
+        // The library charges fuel only when a text is written, but a width in a format can make it
+        // arbitrarily long.
         state.consume_fuel(numbers(format) / 64)?;
     }
     unknown_method_callback(state, value, method, args)
 }
 
-/// Returns the sum of all numbers in a format: what it can write beside its arguments, in characters.
+/// Returns the sum of all numbers in a format: the maximum number of characters it adds to its
+/// arguments.
 fn numbers(format: &str) -> u64 {
     let runs = format.split(|character: char| !character.is_ascii_digit());
     let numbers = runs.filter(|run| !run.is_empty());
@@ -73,7 +75,7 @@ fn numbers(format: &str) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
 
-/// Writes a value as the library does, lists and maps only up to a limit.
+/// Writes a value like the library, but lists and maps only up to a limit.
 fn write_value(
     out: &mut Output<'_>,
     state: &mut State<'_, '_>,
@@ -85,14 +87,14 @@ fn write_value(
     Ok(out.write_str(&bounded_text(value, MAX_VALUE_BYTES)?)?)
 }
 
-/// Returns a value as text, if it is not longer than a limit.
+/// Returns a value as text, unless it exceeds a limit in bytes.
 fn bounded_text(value: &Value, limit: usize) -> Result<String, Error> {
     let mut text = Bounded::new(limit);
     write!(text, "{value}").map_err(|_| Error::from(ErrorKind::OutOfFuel))?;
     Ok(text.into_text())
 }
 
-/// Returns the message with which the template itself refused its input, if it did.
+/// Returns the message of `raise_exception`, if the error comes from it.
 pub(super) fn raised(error: &Error) -> Option<&str> {
     let mut source = error.source();
     while let Some(error) = source {
@@ -104,8 +106,8 @@ pub(super) fn raised(error: &Error) -> Option<&str> {
     None
 }
 
-/// Makes blocks that do nothing of `{% generation %}` and `{% endgeneration %}`, with which
-/// templates tell trainers where answers are.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark answers for training, with
+/// blocks that have no effect.
 pub(super) fn without_generation_tags(template: &str) -> String {
     let mut changed = String::with_capacity(template.len());
     let mut rest = template;
@@ -133,7 +135,7 @@ fn raise_exception(message: Value) -> Result<Value, Error> {
     Err(error.with_source(Raised(message)))
 }
 
-/// Returns the local time, as C's `strftime` writes it.
+/// Returns the local time in the format of C's `strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
     if format.len() > MAX_TIME_FORMAT {
         let message = format!("strftime_now: a format can be at most {MAX_TIME_FORMAT} bytes long");
@@ -147,7 +149,8 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Implements Python's `json.dumps`, with its keyword arguments. Jinja's own filter would write for HTML.
+/// Implements Python's `json.dumps`, with its keyword arguments. Jinja's own filter would escape
+/// for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "the form filters have")]
 fn tojson(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
@@ -175,7 +178,7 @@ fn tojson(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<String
     })
 }
 
-/// Returns the bytes of JSON that the rendering can still afford.
+/// Returns the maximum bytes of JSON that the remaining fuel allows.
 fn json_limit(state: &State<'_, '_>) -> usize {
     let left = state.fuel_levels().map_or(FUEL, |(_, left)| left);
     usize::try_from(left.saturating_mul(64) / FUEL_PER_JSON)
@@ -184,7 +187,7 @@ fn json_limit(state: &State<'_, '_>) -> usize {
 
 fn no_json(error: serde_json::Error) -> Error {
     if error.is_io() {
-        // The buffer is full; nothing else can fail to write into memory.
+        // The buffer is full, which is the only way in which a write to memory fails.
         return ErrorKind::OutOfFuel.into();
     }
     Error::new(ErrorKind::BadSerialization, "tojson").with_source(error)
@@ -213,11 +216,11 @@ fn dump(
     Ok(json.into_text())
 }
 
-/// JSON on one line with Python's separators.
+/// A formatter for JSON on one line, with Python's separators.
 struct OneLine {
-    /// Between elements.
+    /// Separator between elements.
     item: String,
-    /// Between a key and its value.
+    /// Separator between a key and its value.
     key: String,
 }
 
@@ -253,7 +256,7 @@ impl Formatter for OneLine {
     }
 }
 
-/// Escapes in JSON, where such characters stand in strings alone.
+/// Escapes non-ASCII characters in JSON, which occur only within strings.
 fn escape_non_ascii(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for character in json.chars() {
@@ -348,13 +351,13 @@ mod tests {
             doubled("'ab'", "n.x ~ n.x", "{{ n.x }}"),
             doubled("'ab'", "n.x + n.x", ""),
             doubled("'ab'", "n.x.replace('a', 'aaa')", ""),
-            // Short, and their text is not.
+            // Short lists with long texts.
             doubled("[1]", "[n.x, n.x]", "{{ n.x }}"),
             doubled("[1]", "[n.x, n.x]", "{% set y %}{{ n.x }}{% endset %}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson }}"),
             doubled("[1]", "[n.x, n.x]", "{{ n.x | tojson(sort_keys=true) }}"),
             doubled("[1]", "[n.x, n.x]", "{{ raise_exception(n.x) }}"),
-            // An indent of nothing is written once for each level, on each level.
+            // An empty indent is written once for each level, on each level.
             "{% set n = namespace(x=[1]) %}{% for i in range(3000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson(indent=0) }}"
                 .to_owned(),
             "{{ '{:1000000000}'.format(1) }}".to_owned(),

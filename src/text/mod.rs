@@ -1,16 +1,15 @@
-//! Between text and tokens, on the front end's side: the tokenizer, the prompts of conversations,
-//! and the way back from a stream of tokens to text that may be shown.
+//! Conversion between text and tokens, for the front end: the tokenizer, prompts of conversations,
+//! and text from a stream of tokens.
 //!
-//! - [`tokenizer`]: GPT-2's byte-level BPE, both ways; `cuts` is where long texts are cut.
-//! - [`template`]: chat templates; `jinja` is the language they are written in, `guard` keeps
-//!   special tokens in messages apart from the template's, `bounded` ends what a template writes
-//!   without end.
-//! - [`stream`]: the incremental detokenizer of one generation, with the span of each token; [`utf8`] is how
-//!   tokens become characters.
+//! - [`tokenizer`]: GPT-2's byte-level BPE, in both directions; `cuts` splits long texts.
+//! - [`template`]: chat templates; `jinja` is their language, `guard` tells special tokens in
+//!   messages from the template's, `bounded` limits their output.
+//! - [`stream`]: the incremental detokenizer of one generation, with the span of each token;
+//!   [`utf8`] decodes tokens to characters.
 //! - [`stop`]: stop strings in a stream of text.
-//! - [`grammar`]: what a text may look like, and which tokens may follow in it.
+//! - [`grammar`]: grammars for text, and the tokens that they allow.
 //!
-//! Nothing here knows of HTTP, the engine or a model. No input may make it panic.
+//! This module must never know about HTTP, the engine or a model, and no input may make it panic.
 
 #![cfg_attr(
     not(test),

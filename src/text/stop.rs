@@ -1,30 +1,30 @@
 //! Stop strings in a text that arrives in pieces.
 //!
-//! The text ends with the first stop string that is complete, that is, with the one that ends
-//! first; if several end at the same character, the longest counts. This does not depend on how
-//! the text is cut into pieces. Text that may be the beginning of a stop string is held back
-//! until it is clear that it is not.
+//! The text ends with the stop string that is complete first; if several end at the same character,
+//! the longest counts. The result does not depend on how the text is split into pieces. Text that
+//! may be the beginning of a stop string is held back until it can no longer become one.
 
 /// Looks for several stop strings in one stream of text.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     stops: Vec<String>,
     include_stop: bool,
-    /// The longest end of the text so far that begins a stop string.
+    /// The longest suffix of the text so far that is a prefix of a stop string.
     held: String,
 }
 
-/// What one piece of text brought.
+/// The result of one piece of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     /// Text that may be shown now.
     pub text: String,
-    /// A stop string is complete: nothing comes after `text`.
+    /// Whether a stop string is complete, so that nothing follows `text`.
     pub stopped: bool,
 }
 
 impl StopMatcher {
-    /// Creates a matcher for non-empty stop strings; `include_stop`: the one that matches is shown.
+    /// Creates a matcher for non-empty stop strings; with `include_stop`, the text includes the
+    /// matching one.
     #[must_use]
     pub fn new(stops: &[String], include_stop: bool) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty());
@@ -35,7 +35,7 @@ impl StopMatcher {
         }
     }
 
-    /// Takes the next piece of text.
+    /// Matches the next piece of text.
     pub fn push(&mut self, text: &str) -> Shown {
         let mut seen = std::mem::take(&mut self.held);
         seen.push_str(text);
@@ -53,12 +53,12 @@ impl StopMatcher {
         }
     }
 
-    /// Returns the text that was held back, when no more comes.
+    /// Returns the text that was held back, once the text has ended.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Returns where the stop string that ends first starts and ends.
+    /// Returns start and end of the stop string that ends first.
     fn first_complete(&self, text: &str) -> Option<(usize, usize)> {
         let found = self.stops.iter().filter_map(|stop| {
             text.find(stop.as_str())
@@ -67,7 +67,7 @@ impl StopMatcher {
         found.min_by_key(|&(start, end)| (end, start))
     }
 
-    /// Returns where the longest end of `text` starts that is the beginning of a stop string.
+    /// Returns the start of the longest suffix of `text` that is a prefix of a stop string.
     fn first_begun(&self, text: &str) -> usize {
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = text.len().saturating_sub(longest.saturating_sub(1));
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(run(&["b", "ab"], true, &["xabc"]), ("xab".into(), true));
     }
 
-    /// The definition, word for word, over the whole text.
+    /// Applies the definition literally to the whole text.
     fn naive(stops: &[String], include_stop: bool, text: &str) -> (String, bool) {
         for (end, _) in text.char_indices().chain([(text.len(), ' ')]) {
             let longest = stops

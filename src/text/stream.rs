@@ -1,20 +1,22 @@
-//! The incremental detokenizer: tokens in, text that may be shown out, with each token's span of it.
+//! The incremental detokenizer: turns tokens into text that may be shown, with the span of each
+//! token.
 //!
-//! Bytes of an incomplete character are held back, and text that may become a stop string. A token is held
-//! back with its text, so that it is reported together with it, and a token behind a stop string never is.
-//! All pieces together are exactly the text of the whole, and the spans partition it.
+//! Bytes of an incomplete character and text that may become a stop string are held back. A token
+//! is reported together with its text, and a token after a stop string is never reported. All
+//! pieces together are exactly the whole text, and the spans partition it.
 
 use std::collections::VecDeque;
 
 use super::stop::StopMatcher;
 use super::utf8::{TextPosition, Utf8Decoder};
 
-/// Turns one generation's tokens into text. `T` is the caller's token, which is given back with its span.
+/// Turns one generation's tokens into text. `T` is the caller's token, which is returned with its
+/// span.
 #[derive(Debug, Clone)]
 pub struct TextStream<T = ()> {
     decoder: Utf8Decoder,
     stops: StopMatcher,
-    /// The text given out so far.
+    /// The text shown so far.
     shown: String,
     /// Tokens not reported yet.
     held: VecDeque<HeldToken<T>>,
@@ -22,14 +24,14 @@ pub struct TextStream<T = ()> {
     released: usize,
 }
 
-/// What one token adds to what can be shown.
+/// The text and tokens that one token adds to the shown text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextPiece<T = ()> {
     /// New text.
     pub text: String,
     /// Tokens whose whole text is now shown.
     pub tokens: Vec<SpannedToken<T>>,
-    /// Set if a stop string is complete: nothing comes after `text`.
+    /// Set if a stop string is complete, so that nothing follows `text`.
     pub stopped: Option<ShownTokens>,
 }
 
@@ -41,11 +43,11 @@ pub struct SpannedToken<T> {
     /// Its part of the text. Empty for a token without bytes, and for the first tokens of a character that
     /// several share.
     pub text: String,
-    /// Characters of text before it.
+    /// Number of characters before it.
     pub offset: usize,
 }
 
-/// The text given out, as tokens: what a session keeps of it.
+/// The shown text as tokens, for a session's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownTokens {
     /// Number of whole tokens.
@@ -59,12 +61,12 @@ struct HeldToken<T> {
     token: T,
     start: TextPosition,
     end: TextPosition,
-    /// It ends within a character, whose text may still become part of it.
+    /// Whether it ends within a character that a later token may complete.
     open: bool,
 }
 
 impl<T> HeldToken<T> {
-    /// Returns the token with the part of its text that lies in `shown`.
+    /// Returns the token with the part of its text that is in `shown`.
     fn show(self, shown: &str) -> SpannedToken<T> {
         let end = self.end.bytes.min(shown.len());
         let text = shown.get(self.start.bytes..end).unwrap_or_default();
@@ -98,7 +100,7 @@ impl<T> TextStream<T> {
         }
     }
 
-    /// Takes the next token and the bytes it adds to the text: none if it is not shown.
+    /// Adds the next token and its bytes, which are empty if the token has no text.
     pub fn push(&mut self, token: T, bytes: &[u8]) -> TextPiece<T> {
         let start = self.decoder.position();
         let text = self.decoder.push(bytes);
@@ -116,8 +118,8 @@ impl<T> TextStream<T> {
         self.piece(found.text, found.stopped)
     }
 
-    /// Gives out all that was held back when no more text comes. An incomplete character is U+FFFD and belongs
-    /// to the last token. Tokens without bytes may follow.
+    /// Returns everything that was held back, once the text has ended. An incomplete character is
+    /// U+FFFD and belongs to the last token. Tokens without bytes may follow.
     pub fn finish(&mut self) -> TextPiece<T> {
         let was_pending = self.decoder.is_pending();
         let mut found = self.stops.push(&self.decoder.finish());
@@ -131,25 +133,25 @@ impl<T> TextStream<T> {
         self.piece(found.text, found.stopped)
     }
 
-    /// Returns the text given out so far.
+    /// Returns the text shown so far.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.shown
     }
 
-    /// Returns the text given out.
+    /// Returns the shown text.
     #[must_use]
     pub fn into_text(self) -> String {
         self.shown
     }
 
-    /// Returns the text given out so far, as tokens.
+    /// Returns the text shown so far, as tokens.
     #[must_use]
     pub fn shown_tokens(&self) -> ShownTokens {
         let end = self.shown.len();
         let shown = || self.held.iter().filter(|held| held.start.bytes < end);
         match shown().find(|held| held.end.bytes > end) {
-            // The tokens with the beginning of its first character go with it.
+            // Tokens with earlier bytes of its first character are partial too.
             Some(partial) => {
                 let start = partial.start.bytes;
                 let whole = shown().take_while(|held| held.start.bytes < start);
@@ -180,7 +182,7 @@ impl<T> TextStream<T> {
         }
     }
 
-    /// Removes the tokens whose whole text has been given out.
+    /// Removes and returns the tokens whose whole text has been shown.
     fn release(&mut self) -> Vec<SpannedToken<T>> {
         let settled = |held: &HeldToken<T>| !held.open && held.end.bytes <= self.shown.len();
         let count = self.held.iter().take_while(|held| settled(held)).count();
@@ -189,7 +191,7 @@ impl<T> TextStream<T> {
         released.map(|held| held.show(&self.shown)).collect()
     }
 
-    /// Removes all tokens that are part of the text given out, which has ended.
+    /// Removes and returns all tokens in the shown text, which has ended.
     fn release_shown(&mut self) -> Vec<SpannedToken<T>> {
         let end = self.shown.len();
         let held = std::mem::take(&mut self.held).into_iter();

@@ -1,9 +1,9 @@
-//! From a conversation to the prompt a model continues.
+//! Renders a conversation to the prompt that a model continues.
 //!
-//! A model's chat template is a Jinja program that comes with its tokenizer and writes the
-//! messages the way the model was trained on them. GPT-2 itself was never trained on any. For such
-//! a model there is a plain form, which a model that only continues texts goes on with: what the
-//! system says stands as a paragraph of its own, what others say begins with their name.
+//! A model's chat template is a Jinja program that comes with its tokenizer and formats messages as
+//! in the model's training. GPT-2 itself was not trained on conversations. For such a model there
+//! is a plain form, which a model that only continues text can follow: a system message is a
+//! separate paragraph, and other messages begin with the speaker's name.
 //!
 //! ```text
 //! You tell fairy tales.
@@ -13,13 +13,12 @@
 //! Assistant:
 //! ```
 //!
-//! A model like that has no token for the end of its turn: it would go on and write the user's next
-//! words too. So with the plain form a text also ends where another one would begin to speak
+//! Such a model does not have a token for the end of its turn: it would continue with the user's
+//! next message. So with the plain form a text also ends where another speaker would begin
 //! ([`ChatTemplate::stops`]).
 //!
-//! Special tokens written in a message are plain text; see [`guard`](super::guard). A template is a
-//! program from elsewhere: whatever it does, it must fail with a [`TemplateError`], in bounded time
-//! and memory.
+//! Special tokens written in a message are plain text; see [`guard`](super::guard). A template is
+//! untrusted code: it must run in bounded time and memory, and fail only with a [`TemplateError`].
 
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
@@ -34,7 +33,7 @@ use super::tokenizer::{TextError, Tokenizer};
 /// The plain form.
 const PLAIN: &str = r#"{%- for message in messages -%}
     {%- if message.tool_calls or message.role in ['tool', 'function'] -%}
-        {{- raise_exception("this model has no chat template of its own, and the plain form has no tools: messages are of system, developer, user and assistant") -}}
+        {{- raise_exception("this model does not have its own chat template, and the plain form does not support tools: the role of a message must be system, developer, user or assistant") -}}
     {%- elif message.role == 'user' -%}
         {{- (message.name or 'User') ~ ': ' -}}
     {%- elif message.role == 'assistant' -%}
@@ -45,32 +44,32 @@ const PLAIN: &str = r#"{%- for message in messages -%}
 {%- if add_generation_prompt -%}
     {{- 'Assistant:' -}}
 {%- endif -%}"#;
-/// The name of a template inside the environment, and in messages with a line's number.
+/// Name of the template in the environment, and in messages with a line number.
 const NAME: &str = "chat template";
-/// Users whose names end an answer in the plain form, at most: the last ones.
+/// Maximum number of user names that end an answer in the plain form; the last ones are used.
 const MAX_NAMED_STOPS: usize = 8;
-/// Bytes in such a name at most.
+/// Maximum bytes of such a name.
 const MAX_NAMED_STOP_BYTES: usize = 64;
-/// Bytes of a prompt: so many, and so many times those of the messages.
+/// Maximum bytes of a prompt: a constant, plus a multiple of the bytes of the messages.
 const MAX_RENDERED: (usize, usize) = (1 << 20, 8);
-/// What a message costs beside its texts, in bytes of text.
+/// Cost of a message in addition to its texts, in bytes of text.
 const MESSAGE_BYTES: usize = 64;
 
-/// Why there is no prompt.
+/// Error of rendering a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// The template is not one.
-    #[error("{origin} is not a chat template: {reason}")]
+    /// The template is not valid.
+    #[error("{origin} is not a valid chat template: {reason}")]
     Syntax {
-        /// Where it comes from.
+        /// Source of the template.
         origin: String,
-        /// What is wrong, and where.
+        /// The fault and its place.
         reason: String,
     },
     /// The template refuses the messages.
     #[error("the chat template refuses these messages: {0}")]
     Refused(String),
-    /// The template went wrong.
+    /// The template failed.
     #[error("the chat template failed on these messages: {0}")]
     Failed(String),
     /// The template takes too many steps, or too much memory for values.
@@ -78,15 +77,15 @@ pub enum TemplateError {
         "the chat template takes too many steps for these messages; send fewer or shorter ones"
     )]
     TooLong,
-    /// The template writes too much.
+    /// The template's output is too long.
     #[error(
-        "the chat template makes more than {limit} bytes of these messages; send fewer or shorter ones"
+        "the chat template renders more than {limit} bytes for these messages; send fewer or shorter ones"
     )]
     TooLarge {
-        /// Bytes that it may make of them.
+        /// Maximum bytes of output for these messages.
         limit: usize,
     },
-    /// The last message is not where it could be continued.
+    /// The last message is not shown, so it can't be continued.
     #[error(
         "the chat template does not show the last message, so `continue_final_message` has nothing to continue"
     )]
@@ -96,16 +95,16 @@ pub enum TemplateError {
     Tokenize(#[from] TextError),
 }
 
-/// A template that has not been read yet.
+/// A template before parsing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateSource {
-    /// Where it comes from, for messages.
+    /// Source of the template, for messages.
     pub origin: String,
-    /// The program.
+    /// Text of the template.
     pub text: String,
 }
 
-/// What templates call the model's tokens; empty where it has none.
+/// The model's tokens by their names in templates; empty if the model does not have the token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateTokens {
     /// `bos_token`.
@@ -122,15 +121,15 @@ pub struct TemplateTokens {
 pub enum Role {
     /// Instructions for the whole conversation.
     System,
-    /// The newer name of `System`.
+    /// Newer name of `System`.
     Developer,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
     /// Result of a tool.
     Tool,
-    /// The older name of `Tool`.
+    /// Older name of `Tool`.
     Function,
 }
 
@@ -150,7 +149,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// Returns how much there is to render, in bytes: its texts, and something for the message itself.
+    /// Returns the size of a message for limits, in bytes: its texts, and a constant for the
+    /// message itself.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let texts = [
@@ -163,7 +163,7 @@ impl Message {
     }
 }
 
-/// Returns about how long a JSON value is as text, in bytes.
+/// Returns the approximate length of a JSON value as text, in bytes.
 fn json_bytes(json: &serde_json::Value) -> usize {
     use serde_json::Value as Json;
     let inner: usize = match json {
@@ -178,22 +178,22 @@ fn json_bytes(json: &serde_json::Value) -> usize {
     inner + 8
 }
 
-/// Where the prompt ends.
+/// The end of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// With the beginning of an assistant's message.
+    /// At the beginning of an assistant's message.
     Answer,
-    /// Within the last message, which goes on.
+    /// Within the last message, which the model continues.
     Continue,
     /// After the last message.
     Closed,
 }
 
-/// Makes prompts of conversations.
+/// Renders prompts from conversations.
 pub struct ChatTemplate {
     environment: Environment<'static>,
     origin: String,
-    /// It tells developers from systems.
+    /// Whether the template distinguishes `developer` from `system`.
     knows_developers: bool,
     is_plain: bool,
     tokens: TemplateTokens,
@@ -201,13 +201,13 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// What `origin` is of the plain form.
+    /// The [`origin`](Self::origin) of the plain form.
     pub const PLAIN: &'static str = "plain";
 
-    /// Reads a template. It is of no model yet: see [`for_model`](Self::for_model).
+    /// Parses a template, which has to be bound to a model with [`for_model`](Self::for_model).
     ///
     /// # Errors
-    /// [`TemplateError::Syntax`] naming origin and line.
+    /// [`TemplateError::Syntax`] with origin and line.
     pub fn parse(source: TemplateSource) -> Result<Self, TemplateError> {
         let TemplateSource { origin, text } = source;
         let text = jinja::without_generation_tags(&text);
@@ -235,7 +235,7 @@ impl ChatTemplate {
     /// Returns the plain form.
     ///
     /// # Errors
-    /// Never in practice: it is a template like others.
+    /// Never in practice, since the template is valid.
     pub fn plain() -> Result<Self, TemplateError> {
         let source = TemplateSource {
             origin: Self::PLAIN.to_owned(),
@@ -247,7 +247,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Creates the template for a model of this tokenizer and these tokens.
+    /// Binds the template to a model's tokenizer and tokens.
     #[must_use]
     pub fn for_model(self, tokenizer: &Tokenizer, tokens: TemplateTokens) -> Self {
         Self {
@@ -276,7 +276,7 @@ impl ChatTemplate {
         Ok(Self::tokenize(tokenizer, &self.render(messages, ending)?)?)
     }
 
-    /// Returns the token ids of a prompt's text, as [`render`](Self::render) made it.
+    /// Returns the token ids of a text from [`render`](Self::render).
     ///
     /// # Errors
     /// [`TextError::Encode`] if the tokenizer fails.
@@ -284,14 +284,14 @@ impl ChatTemplate {
         Guard::encode(tokenizer, rendered)
     }
 
-    /// Returns whether it is the plain form, whose cost is known: it grows with the messages.
+    /// Returns whether this is the plain form, whose cost is proportional to the messages.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.is_plain
     }
 
-    /// Returns the texts that end an answer besides those of the request: where another one begins to
-    /// speak, in a form that has no token for it.
+    /// Returns the stop strings of the plain form, in addition to those of the request: the
+    /// beginnings of other speakers' messages.
     #[must_use]
     pub fn stops(&self, messages: &[Message]) -> Vec<String> {
         if !self.is_plain {
@@ -305,7 +305,7 @@ impl ChatTemplate {
             }
             speakers.push(name);
         }
-        // Of two that end together the longer one counts, so no empty line is left behind.
+        // Of two that end together the longer one counts, so an empty line does not remain.
         let lines = speakers.into_iter().flat_map(|speaker| {
             let next = format!("\n{speaker}:");
             [format!("\n{next}"), next]
@@ -313,11 +313,10 @@ impl ChatTemplate {
         lines.collect()
     }
 
-    /// Returns the prompt's text, with messages guarded: for [`tokenize`](Self::tokenize).
+    /// Renders the text of a prompt, with guarded messages, for [`tokenize`](Self::tokenize).
     ///
     /// # Errors
-    /// [`TemplateError`] if the template refuses the messages, fails on them, or makes too much of
-    /// them.
+    /// [`TemplateError`] if the template refuses the messages, fails on them, or exceeds a limit.
     pub fn render(&self, messages: &[Message], ending: Ending) -> Result<String, TemplateError> {
         let (least, times) = MAX_RENDERED;
         let given: usize = messages.iter().map(Message::bytes).sum();
@@ -351,11 +350,11 @@ impl ChatTemplate {
         }
     }
 
-    /// Returns a message as templates know it.
+    /// Returns a message as a template's value.
     fn message(&self, message: &Message, is_continued: bool) -> Value {
         let mut content = self.guard.protect(&message.content);
         if is_continued {
-            // What becomes of the blank tells whether the template trims.
+            // The space shows whether the template trims.
             content.extend([END, ' ']);
         }
         let role = match message.role {
@@ -379,7 +378,7 @@ impl ChatTemplate {
         Value::from_pairs(fields)
     }
 
-    /// Returns a message's JSON, all its texts guarded.
+    /// Returns a message's JSON with all texts guarded.
     fn json(&self, json: &serde_json::Value) -> Value {
         use serde_json::Value as Json;
         match json {
@@ -400,8 +399,8 @@ impl ChatTemplate {
     }
 }
 
-/// Returns the text up to where the last message ends. White space at its end is kept if the template
-/// keeps what it is given, else trimmed as the template would.
+/// Returns the text up to the end of the last message. White space at its end is kept or trimmed,
+/// as the template does.
 fn cut_at_end(rendered: &str) -> Option<String> {
     let (head, tail) = rendered.rsplit_once(END)?;
     let keeps = tail.starts_with(' ');

@@ -1,4 +1,4 @@
-//! Chat templates as models have them, rendered and tokenized.
+//! Tests of models' chat templates, rendered and tokenized.
 
 use std::sync::LazyLock;
 
@@ -96,7 +96,7 @@ fn the_plain_form_is_a_dialogue_that_a_text_goes_on_with() {
             .concat()
     );
     let tool = [say(Role::Tool, "42")];
-    assert!(refused(&plain(), &tool, Ending::Answer).contains("has no tools"));
+    assert!(refused(&plain(), &tool, Ending::Answer).contains("does not support tools"));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn special_tokens_are_the_templates_and_never_the_messages() {
         tokenizer.decode(&ids),
         format!("<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")
     );
-    // Without any in the messages, the text is tokenized as a whole.
+    // Without special tokens in the messages, the text is tokenized as a whole.
     let ids = template(CHATML).encode(tokenizer, &conversation(), Ending::Answer);
     let text = rendered(&template(CHATML), &conversation(), Ending::Answer);
     assert_eq!(ids.unwrap(), tokenizer.encode(&text, true).unwrap());

@@ -1,7 +1,7 @@
-//! GPT-2's byte-level BPE (Radford et al. 2019), by the `tokenizers` library.
+//! GPT-2's byte-level BPE (Radford et al. 2019), implemented by the `tokenizers` library.
 //!
-//! A token is a string of bytes, not of characters: [`Tokenizer::token_bytes`] is the truth, and
-//! text is what many of them decode to together.
+//! A token is a string of bytes, not of characters: [`Tokenizer::token_bytes`] is exact, while text
+//! comes from decoding several tokens together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -13,17 +13,17 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::cuts::{Cuts, PART};
 
-/// GPT-2's one special token.
+/// GPT-2's only special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The largest token id, as that of a model's vocabulary.
+/// The largest token id, the same as for a model's vocabulary.
 const LARGEST_ID: u32 = (1 << 24) - 1;
 
 /// Error of loading a tokenizer or of tokenizing a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
-    /// The tokenizer's files are not what they should be.
-    #[error("{file} is not a tokenizer that can be used: {reason}")]
+    /// The tokenizer's files are not valid.
+    #[error("{file} is not a usable tokenizer: {reason}")]
     Load {
         /// The file.
         file: String,
@@ -35,28 +35,28 @@ pub enum TextError {
     Encode(String),
 }
 
-/// A token and the characters of the text it stands for.
+/// A token and its range of characters in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenSpan {
     /// Token id.
     pub id: u32,
     /// Its first character, counted in characters from the start of the text.
     pub start: usize,
-    /// The character after its last one.
+    /// End of its characters, exclusive.
     pub end: usize,
 }
 
 /// A model's tokenizer. Encoding runs on the calling thread alone.
 pub struct Tokenizer {
-    /// Takes special tokens written in a text for what they are.
+    /// Encodes special tokens in a text as special tokens.
     parsing: Inner,
-    /// Takes them for plain text.
+    /// Encodes special tokens in a text as plain text.
     plain: Inner,
-    /// The bytes each id stands for; empty where an id stands for nothing.
+    /// The bytes of each token id; empty for unused ids.
     bytes: Vec<Box<[u8]>>,
     special: Vec<u32>,
     end_of_text: Option<u32>,
-    /// How long texts are cut, where they can be.
+    /// Rules for cutting long texts; `None` if they must not be cut.
     cuts: Option<Cuts>,
 }
 
@@ -64,7 +64,7 @@ impl Tokenizer {
     /// Reads the content of a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`TextError::Load`] if it is not one of a byte-level BPE.
+    /// [`TextError::Load`] if it is not a byte-level BPE.
     pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
         let file = "tokenizer.json";
         checked(file, || {
@@ -76,7 +76,7 @@ impl Tokenizer {
     /// Reads `vocab.json` and `merges.txt`, as OpenAI published them.
     ///
     /// # Errors
-    /// [`TextError::Load`] if one is missing or not what it should be.
+    /// [`TextError::Load`] if a file is missing or not valid.
     pub fn from_vocab_and_merges(vocab: &Path, merges: &Path) -> Result<Self, TextError> {
         let file = vocab.display().to_string();
         let names = (vocab.to_str(), merges.to_str());
@@ -99,24 +99,26 @@ impl Tokenizer {
     }
 
     fn new(mut parsing: Inner, file: &str) -> Result<Self, TextError> {
-        // A model's window is the scheduler's business, and a batch has no padding.
+        // The scheduler enforces the context length, and batches are not padded.
         parsing.with_padding(None);
         parsing.with_truncation(None).map_err(|e| load(file, e))?;
         let ModelWrapper::BPE(bpe) = parsing.get_model() else {
             return Err(load(file, "its model is not of type BPE"));
         };
         if bpe.dropout.is_some() {
-            // It leaves merges out at random, for training. Here the same text has the same tokens.
+            // Dropout omits merges at random, for training. Here the same text must have the same
+            // tokens.
             let mut bpe = bpe.clone();
             bpe.dropout = None;
             parsing.with_model(bpe);
         }
         if parsing.get_decoder().is_none() {
-            return Err(load(file, "it has no decoder, expected ByteLevel"));
+            return Err(load(file, "it does not have a decoder, expected ByteLevel"));
         }
         let added = parsing.get_added_tokens_decoder();
         let ids = parsing.get_vocab(true).into_values().max().unwrap_or(0);
-        // One entry for each id up to the last one: a single absurd id would take all memory.
+        // The table has one entry for each id up to the last, so a single absurd id would exhaust
+        // memory.
         if ids > LARGEST_ID {
             let reason = format!("it has the token id {ids}; the largest possible is {LARGEST_ID}");
             return Err(load(file, reason));
@@ -174,7 +176,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the parts of a text; all of it where it can't be cut.
+    /// Returns the parts of a text; the whole text if it can't be cut.
     fn parts<'a>(
         cuts: Option<&'a Cuts>,
         text: &'a str,
@@ -185,7 +187,7 @@ impl Tokenizer {
         parts.into_iter().flatten().chain(whole)
     }
 
-    /// As [`encode`](Self::encode), with the place of every token in the text.
+    /// Encodes like [`encode`](Self::encode), with the range of every token in the text.
     ///
     /// # Errors
     /// [`TextError::Encode`] if the library fails.
@@ -231,21 +233,21 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Returns the bytes a token stands for; a special token stands for its name. `None` if there is no
-    /// such token.
+    /// Returns the bytes of a token; for a special token, its name. `None` if the token does not
+    /// exist.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         self.bytes.get(id as usize).map(AsRef::as_ref)
     }
 
-    /// Returns a token as the vocabulary writes it, with `Ġ` for a space at its beginning. `None` if
-    /// there is no such token.
+    /// Returns a token in the vocabulary's notation, with `Ġ` for a leading space. `None` if the
+    /// token does not exist.
     #[must_use]
     pub fn token_name(&self, id: u32) -> Option<String> {
         self.parsing.id_to_token(id)
     }
 
-    /// Returns whether a token is a special one, as end-of-text is.
+    /// Returns whether a token is special, like end-of-text.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
@@ -272,13 +274,13 @@ impl Tokenizer {
     }
 }
 
-/// Loads a tokenizer. The library panics on some files that contradict themselves.
+/// Loads a tokenizer, and catches panics of the library on some inconsistent files.
 fn checked(
     file: &str,
     load_it: impl FnOnce() -> Result<Tokenizer, TextError>,
 ) -> Result<Tokenizer, TextError> {
     catch_unwind(AssertUnwindSafe(load_it))
-        .unwrap_or_else(|_| Err(load(file, "the tokenizers library failed on it")))
+        .unwrap_or_else(|_| Err(load(file, "the tokenizers library failed")))
 }
 
 fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
@@ -288,8 +290,8 @@ fn load(file: &str, reason: impl std::fmt::Display) -> TextError {
     }
 }
 
-/// Inverts GPT-2's printable stand-in for every byte: which byte a character below U+0144
-/// stands for. Bytes that print as themselves do; the others, in order, take U+0100 and up.
+/// Returns the byte of each character below U+0144, the inverse of GPT-2's printable encoding of
+/// bytes. Printable bytes encode as themselves; the others, in order, as U+0100 and up.
 pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut alphabet = vec![None; 0x144];
@@ -308,13 +310,13 @@ pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     alphabet
 }
 
-/// Returns the bytes of a token as the vocabulary writes it.
+/// Returns the bytes of a token in the vocabulary's notation.
 fn token_bytes(token: &str, alphabet: &[Option<u8>]) -> Box<[u8]> {
     let mut bytes = Vec::with_capacity(token.len());
     for character in token.chars() {
         match alphabet.get(character as usize).copied().flatten() {
             Some(byte) => bytes.push(byte),
-            // Not written in the byte alphabet: it stands for itself.
+            // The token is not written in the byte alphabet, so it is literal text.
             None => return token.as_bytes().into(),
         }
     }
@@ -339,7 +341,7 @@ mod tests {
         assert_eq!(&*token_bytes("âĢ", &byte_alphabet()), b"\xe2\x80");
     }
 
-    /// Pieces of texts that GPT-2's pre-tokenizer treats in ways of their own.
+    /// Returns pieces of text that GPT-2's pre-tokenizer treats specially.
     fn pieces() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
             "a",
@@ -421,7 +423,7 @@ mod tests {
             assert!(longest < Some(130), "{unit:?}: {longest:?}");
             assert_eq!(cuts.parts(&text, 100).collect::<String>(), text);
         }
-        // White space looks ahead, and one run is one word.
+        // White space looks ahead, and a run can't be split.
         for unit in [" ", "a", "'"] {
             let text = unit.repeat(2000);
             assert_eq!(cuts.parts(&text, 100).count(), 1, "{unit:?}");
@@ -447,14 +449,11 @@ mod tests {
     #[test]
     fn files_that_contradict_themselves_are_refused() {
         let refused = |model| of_model(model).err().map(|error| error.to_string());
-        // The library cuts the prefix off each token of a merge, whether it has it or not.
+        // The library strips the prefix from each token of a merge, even from tokens without it.
         let prefix = r#"{"type": "BPE", "continuing_subword_prefix": "long",
             "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}"#;
         let said = refused(prefix).expect("an error");
-        assert!(
-            said.contains("the tokenizers library failed on it"),
-            "{said}"
-        );
+        assert!(said.contains("the tokenizers library failed"), "{said}");
         let words = r#"{"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}"#;
         let said = refused(words).expect("an error");
         assert!(said.contains("its model is not of type BPE"), "{said}");

@@ -1,14 +1,14 @@
-//! Puts UTF-8 text together from tokens, which are bytes and may end within a character.
+//! Assembles UTF-8 text from tokens, whose bytes may end within a character.
 //!
-//! The text is what [`String::from_utf8_lossy`] makes of all the bytes. A character belongs to the token
-//! that completes it; the tokens before that one add nothing.
+//! The text equals [`String::from_utf8_lossy`] of all bytes. A character belongs to the token that
+//! completes it; earlier tokens with some of its bytes add no text.
 
 /// A position in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct TextPosition {
-    /// Bytes of text before it.
+    /// Number of bytes before it.
     pub bytes: usize,
-    /// Characters of text before it.
+    /// Number of characters before it.
     pub chars: usize,
 }
 
@@ -16,7 +16,7 @@ pub struct TextPosition {
 #[derive(Debug, Clone, Default)]
 pub struct Utf8Decoder {
     end: TextPosition,
-    /// Bytes of a character that is not complete; at most 3.
+    /// Bytes of an incomplete character; at most 3.
     pending: Vec<u8>,
 }
 
@@ -33,8 +33,8 @@ impl Utf8Decoder {
         !self.pending.is_empty()
     }
 
-    /// Takes the bytes of the next token and returns the characters they complete. Bytes that can't become a
-    /// character are U+FFFD.
+    /// Adds the bytes of the next token and returns the characters that they complete. Invalid
+    /// bytes become U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::with_capacity(self.pending.len());
@@ -58,7 +58,7 @@ impl Utf8Decoder {
         text
     }
 
-    /// Returns the rest of the text when there are no more tokens: an incomplete character is U+FFFD.
+    /// Returns the rest of the text after the last token: U+FFFD if a character is incomplete.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned();
         self.advance(&text);

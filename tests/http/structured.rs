@@ -294,7 +294,7 @@ async fn what_can_not_be_followed_is_refused_with_field_and_reason() {
         (
             json!({"guided_choice": []}),
             "guided_choice",
-            "nothing to choose",
+            "list of choices is empty",
         ),
         (json!({"guided_choice": "a"}), "guided_choice", "sequence"),
         (

@@ -249,7 +249,7 @@ fn an_index_has_to_name_shards_that_are_there() {
 
     let index = "model.safetensors.index.json";
     for (weight_map, words) in [
-        (json!({}), "names no shards"),
+        (json!({}), "does not name any shards"),
         (
             json!({"wte.weight": "../model.safetensors"}),
             "not a safetensors file in the same",

@@ -236,7 +236,7 @@ fn what_the_hub_does_not_have_is_named() {
     let fixture = Fixture::new();
     let endpoint = fixture.hub.endpoint();
     let message = pull(&fixture.settings(), "org/huge", None).unwrap_err();
-    assert_eq!(message, format!("{endpoint} has no model `org/huge`"));
+    assert_eq!(message, format!("model `org/huge` not found at {endpoint}"));
     let message = pull(&fixture.settings(), "org/tiny", Some("v9")).unwrap_err();
     assert_names(&message, &["`org/tiny`", "no revision `v9`", &endpoint]);
 }

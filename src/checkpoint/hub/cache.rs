@@ -1,10 +1,10 @@
 //! The cache directory of one model, in the layout that all Hugging Face tools share:
 //!
 //! ```text
-//! models--org--name/refs/main                      the commit a branch or tag stands for
+//! models--org--name/refs/main                      commit of a branch or tag
 //! models--org--name/snapshots/<commit>/config.json -> ../../blobs/<etag>
-//! models--org--name/blobs/<etag>                   content; `<etag>.incomplete` while it arrives
-//! .locks/models--org--name/<etag>.lock             held by the process that fetches a blob
+//! models--org--name/blobs/<etag>                   content; `<etag>.incomplete` during the download
+//! .locks/models--org--name/<etag>.lock             held by the process that is downloading the blob
 //! ```
 //!
 //! A file appears under its name only when it is complete. This module never talks to the hub.
@@ -51,13 +51,13 @@ impl ModelCache {
         self.directory.join("refs").join(revision)
     }
 
-    /// Returns the commit that a branch or tag stood for when it was last fetched.
+    /// Returns the commit of a branch or tag when it was last fetched.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         let commit = regular_file::read(&self.reference(revision), LARGEST_REFERENCE).ok()?;
         Some(String::from_utf8(commit).ok()?.trim().to_owned())
     }
 
-    /// Records the commit that a branch or tag stands for. Readers find the old one or the new one.
+    /// Records the commit of a branch or tag atomically: readers see either the old or the new one.
     pub(super) fn point_to(&self, revision: &str, commit: &str) -> io::Result<()> {
         if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
@@ -69,26 +69,28 @@ impl ModelCache {
         std::fs::rename(&written, &path)
     }
 
-    /// Waits until no other process fetches a blob, and excludes others until the lock is dropped.
-    /// `None` where the file system has no locks.
+    /// Waits until no other process is downloading a blob, and excludes other processes until the
+    /// lock is dropped. `None` if the file system does not support locks.
     pub(super) fn lock(&self, etag: &str) -> io::Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
         loop {
             let mut options = OpenOptions::new();
-            // Users that share a cache wait for each other's locks: `huggingface_hub`'s mode.
+            // The mode of `huggingface_hub`, so that users who share a cache can lock each other's
+            // files.
             let options = options.read(true).append(true).create(true).mode(0o664);
             let file = options.open(&path)?;
             let locked = match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
-                    tracing::info!(etag, "waiting for another process that downloads this file");
+                    tracing::info!(etag, "waiting for another process to download this file");
                     file.lock()
                 }
                 Err(TryLockError::Error(error)) => Err(error),
                 Ok(()) => Ok(()),
             };
             match locked {
-                // A lock on a file that its last holder removed excludes no other process.
+                // A lock on a file that was removed by its last holder does not exclude other
+                // processes.
                 Ok(()) if file.metadata()?.nlink() == 0 => (),
                 Ok(()) => return Ok(Some(file)),
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(None),
@@ -98,8 +100,8 @@ impl ModelCache {
         }
     }
 
-    /// Creates the file that a blob is downloaded to. Under a lock it has a fixed name, so that the next
-    /// process can resume it; without one the name is unique.
+    /// Creates the file that a blob is downloaded to. Under a lock its name is fixed, so that the
+    /// next process can resume the download; without a lock it is unique.
     pub(super) fn partial(&self, etag: &str, locked: bool) -> io::Result<PathBuf> {
         let blob = self.blob(etag);
         create_parent(&blob)?;
@@ -126,7 +128,7 @@ impl ModelCache {
         let up = "../".repeat(file.split('/').count() + 1);
         match symlink(format!("{up}blobs/{etag}"), &pointer) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // On a file system without links the blob itself becomes the file.
+            // On a file system without symbolic links, the blob itself becomes the file.
             Err(_) => std::fs::rename(self.blob(etag), &pointer),
             Ok(()) => Ok(()),
         }

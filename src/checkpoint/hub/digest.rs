@@ -1,7 +1,7 @@
 //! Checksums in a file's `ETag`.
 //!
-//! The hub uses the Git object id of a file in Git, and the SHA-256 of a large file. Other forms, as
-//! mirrors have them, are ignored.
+//! The hub uses the Git object id of a file in Git, and the SHA-256 of a large file. Other forms,
+//! which some mirrors send, are ignored.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ pub(super) fn matches(etag: &str, path: &Path) -> io::Result<bool> {
     }
     let mut contexts = match etag.len() {
         64 => vec![Context::new(&SHA256)],
-        // A mirror that has no Git repository names a file by the SHA-1 of its content alone.
+        // A mirror without a Git repository uses the SHA-1 of the content alone.
         40 => vec![git_object(path)?, Context::new(&SHA1_FOR_LEGACY_USE_ONLY)],
         _ => return Ok(true),
     };

@@ -16,7 +16,8 @@ use super::http::{Hub, Metadata};
 use super::progress::Progress;
 use super::retry::Retry;
 
-/// Maximum size in bytes of a file whose length is unknown: large files have one.
+/// Maximum size in bytes of a file whose length is unknown; the hub sends the length of large
+/// files.
 const MAX_UNANNOUNCED: u64 = 1 << 30;
 
 /// A file to fetch.
@@ -33,7 +34,7 @@ impl Download<'_> {
     /// Downloads the file to `partial`, then renames it to `blob`.
     pub(super) async fn run(self, partial: PathBuf, blob: PathBuf) -> Result<(), FetchError> {
         let mut partial = Partial::open(partial)?;
-        // A file of unknown length can't be known to be complete.
+        // Completeness can't be determined for a file of unknown length.
         if self.metadata.size.is_none_or(|size| partial.length > size) {
             partial.clear()?;
         }
@@ -44,14 +45,11 @@ impl Download<'_> {
                 break;
             }
             partial.clear()?;
-            // The partial download may be the corrupt part.
+            // The resumed part may be the corrupt one.
             if !resumed {
                 return Err(FetchError::Corrupt);
             }
-            tracing::warn!(
-                file = self.file,
-                "discarding a partial download that is corrupt"
-            );
+            tracing::warn!(file = self.file, "discarding a corrupt partial download");
         }
         partial.become_whole(blob)?;
         self.progress.finish();
@@ -61,7 +59,7 @@ impl Download<'_> {
     /// Resumes where a connection broke, until the file is complete.
     async fn complete(&self, partial: &mut Partial) -> Result<(), FetchError> {
         let mut retry = Retry::new();
-        // Only a length that no earlier attempt reached is progress; bytes fetched again are not.
+        // Only bytes beyond the longest earlier attempt count as progress.
         let mut furthest = partial.length;
         loop {
             match self.append(partial).await {
@@ -136,7 +134,7 @@ fn first_byte(answer: &reqwest::Response) -> Option<u64> {
 struct Partial {
     path: PathBuf,
     file: File,
-    /// Its bytes so far.
+    /// Bytes written so far.
     length: u64,
 }
 

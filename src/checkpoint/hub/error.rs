@@ -1,5 +1,5 @@
-//! Errors of fetching a model: of a single request ([`FetchError`]), and in terms of what the user
-//! can do ([`HubError`]).
+//! Errors of fetching a model: of a single request ([`FetchError`]), and for the user, with a
+//! remedy ([`HubError`]).
 
 use std::error::Error;
 use std::io;
@@ -17,8 +17,8 @@ use crate::checkpoint::weights::WeightsError;
 /// Error of fetching a model from the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// The hub has no public repository of this name.
-    #[error("{endpoint} has no model `{id}`")]
+    /// The hub does not have a public repository of this name.
+    #[error("model `{id}` not found at {endpoint}")]
     NoModel {
         /// The hub.
         endpoint: String,
@@ -26,7 +26,7 @@ pub enum HubError {
         id: String,
     },
     /// The repository has no such branch, tag or commit.
-    #[error("the model `{id}` has no revision `{revision}` at {endpoint}")]
+    #[error("revision `{revision}` of the model `{id}` not found at {endpoint}")]
     NoRevision {
         /// The hub.
         endpoint: String,
@@ -36,7 +36,7 @@ pub enum HubError {
         revision: String,
     },
     /// The repository lacks a file that its index of shards names.
-    #[error("the model `{id}` has no file {file} at {endpoint}")]
+    #[error("file {file} of the model `{id}` not found at {endpoint}")]
     NoFile {
         /// The hub.
         endpoint: String,
@@ -45,7 +45,7 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The hub requires a token, or another one.
+    /// The hub requires a token, or a different one.
     #[error(
         "{endpoint} requires authentication for `{id}` ({reason}): the model is private, gated or \
          does not exist; set HF_TOKEN to a token that can read it"
@@ -81,7 +81,7 @@ pub enum HubError {
         /// What went wrong.
         reason: String,
     },
-    /// Downloads are disabled and the cache does not have the complete model.
+    /// Downloads are disabled, and the model is not completely cached.
     #[error("`{id}` is not in the cache {cache}, and HF_HUB_OFFLINE disables downloads")]
     Offline {
         /// The model, with its revision.
@@ -116,7 +116,7 @@ pub enum HubError {
     /// The repository lacks a file.
     #[error(transparent)]
     Incomplete(#[from] IncompleteModel),
-    /// The index of the shards can't be used.
+    /// The index of shards can't be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A file of the cache can't be written or read.
@@ -167,7 +167,7 @@ pub(super) enum FetchError {
     Redirects(usize),
     #[error("{0}")]
     Malformed(String),
-    #[error("the response holds another range of the file than the one requested")]
+    #[error("the response has a different range of the file than requested")]
     Range,
     #[error("{found} bytes, expected {expected}")]
     Incomplete { found: u64, expected: u64 },
@@ -180,7 +180,7 @@ pub(super) enum FetchError {
 }
 
 impl From<reqwest::Error> for FetchError {
-    /// Wraps a client error without its URL: that of the content network is a secret.
+    /// Wraps a client error without its URL, because the URLs of the content network are secret.
     fn from(error: reqwest::Error) -> Self {
         Self::Client(error.without_url())
     }
@@ -209,7 +209,7 @@ impl FetchError {
         }
     }
 
-    /// Returns the pause that the hub asks for.
+    /// Returns the pause that the hub requests.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -242,7 +242,7 @@ impl Pull<'_> {
                 message,
                 ..
             } => {
-                // The content network has reasons of its own, such as a URL that has expired.
+                // The content network sends its own errors, for example for an expired URL.
                 let is_hub = !of_file || code.is_some() || message.is_some();
                 let message = message.unwrap_or_else(|| status.to_string());
                 let refused = is_hub.then(|| self.refused(status, code.as_deref(), message));
@@ -267,8 +267,8 @@ impl Pull<'_> {
         }
     }
 
-    /// Returns the error about the model or the token; `None` if the response is about neither. The
-    /// hub responds 404 to several errors and distinguishes them by a header.
+    /// Returns the error if the model or the token is at fault, else `None`. The hub responds 404
+    /// to several errors and distinguishes them by a header.
     fn refused(&self, status: StatusCode, code: Option<&str>, reason: String) -> Option<HubError> {
         let (endpoint, id) = (self.settings.endpoint.clone(), self.id.to_owned());
         match (status, code) {

@@ -1,8 +1,9 @@
 //! The part of the hub's HTTP protocol that fetching a model needs: the files of a revision, a
 //! file's metadata, and its content from a byte offset.
 //!
-//! Redirects are followed here and not by the HTTP client: the metadata of a large file is in the
-//! redirect to the content network, and the token must never be sent there. Responses are bounded.
+//! Redirects are followed here and not by the HTTP client, because the metadata of a large file is
+//! in the redirect to the content network, to which the token must never be sent. Responses are
+//! bounded.
 
 use std::time::Duration;
 
@@ -93,7 +94,7 @@ impl Hub {
         let commit = description.sha.unwrap_or_default();
         // It becomes the name of a directory.
         if commit.len() != REPO_COMMIT_LENGTH || !commit.chars().all(|c| c.is_ascii_hexdigit()) {
-            return Err(FetchError::malformed("it names no commit"));
+            return Err(FetchError::malformed("the commit is missing or malformed"));
         }
         let files = description.siblings.into_iter().map(|file| file.rfilename);
         Ok(Revision {
@@ -116,7 +117,7 @@ impl Hub {
             let linked = text(headers, &LINKED_ETAG);
             let next = redirect(&response)?;
             match next {
-                // A repository that was renamed, or small files on another path of the hub.
+                // A renamed repository, or a small file at another path of the hub.
                 Some(next) if linked.is_none() && self.is_own(&next) => url = next,
                 next => return Metadata::read(headers, next.is_some()),
             }
@@ -149,7 +150,7 @@ impl Hub {
     /// Sends one request. The token goes to the hub's own host only.
     async fn request(&self, method: Method, url: &Url, from: u64) -> Result<Response, FetchError> {
         let request = self.client.request(method, url.clone());
-        // Lengths and ranges are those of the file, not of a compressed form.
+        // Lengths and ranges must be those of the file, not of its compressed form.
         let mut request = request.header(header::ACCEPT_ENCODING, "identity");
         if let Some(token) = self.token.as_ref().filter(|_| self.is_own(url)) {
             request = request.header(header::AUTHORIZATION, token.clone());
@@ -183,7 +184,7 @@ impl Hub {
     /// Returns the endpoint with further path segments, encoded.
     fn url<'a>(&self, path: impl Iterator<Item = &'a str>) -> Url {
         let mut url = self.endpoint.clone();
-        // Always there: the scheme was checked to be HTTP's.
+        // Always succeeds, since the scheme was checked.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
         }
@@ -192,7 +193,8 @@ impl Hub {
 }
 
 impl Metadata {
-    /// `redirected` means that the length in `headers` is that of a redirect.
+    /// Reads metadata from response headers. `redirected`: the length in `headers` is that of the
+    /// redirect itself.
     fn read(headers: &HeaderMap, redirected: bool) -> Result<Self, FetchError> {
         let etag = text(headers, &LINKED_ETAG).or_else(|| text(headers, &header::ETAG));
         let etag = etag.as_deref().map(plain).unwrap_or_default();
@@ -245,7 +247,7 @@ fn redirect(response: &Response) -> Result<Option<Url>, FetchError> {
     let location = text(response.headers(), &header::LOCATION);
     let next = location.and_then(|location| response.url().join(&location).ok());
     let next = next.filter(is_http);
-    let lost = || FetchError::malformed("it redirects to no HTTP address");
+    let lost = || FetchError::malformed("the redirect is not to an HTTP address");
     next.ok_or_else(lost).map(Some)
 }
 

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Creates a bar that is drawn if `visible` and if standard error is a terminal.
+    /// Creates a bar that is shown if `visible` is set and standard error is a terminal.
     pub(super) fn new(visible: bool, file: &str) -> Self {
         let target = if visible {
             ProgressDrawTarget::stderr()

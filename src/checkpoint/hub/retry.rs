@@ -1,4 +1,4 @@
-//! Retries: how many, and the pauses between them.
+//! Number of retries, and pauses between them.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::error::FetchError;
 /// Maximum retries without progress, with growing pauses: 1.4 s in total.
 const RETRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Maximum pause that a hub may ask for; a longer one is left to the user.
+/// Maximum pause accepted from a hub; a longer one is reported as an error.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Maximum attempts in total, for a hub that breaks every connection after a few bytes.
 const MAX_ATTEMPTS: u32 = 200;
@@ -30,8 +30,8 @@ impl Retry {
         }
     }
 
-    /// Creates retries that give up before a pause that would end after `time`: the last error says
-    /// more than a timeout would.
+    /// Creates retries that give up before a pause that would end after `time`, because the last
+    /// error is more informative than a timeout.
     pub(super) fn within(time: Duration) -> Self {
         Self {
             deadline: Instant::now().checked_add(time),
@@ -71,7 +71,7 @@ impl Retry {
             return Err(error);
         }
         self.in_a_row += 1;
-        tracing::debug!(%error, ?pause, "request to the hub failed, trying again");
+        tracing::debug!(%error, ?pause, "request to the hub failed, retrying");
         tokio::time::sleep(pause).await;
         Ok(())
     }
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(attempts(429, Some(0)).await, 4);
         assert_eq!(attempts(404, None).await, 1);
         assert_eq!(attempts(429, Some(3600)).await, 1);
-        // Longer than there is time.
+        // Longer than the remaining time.
         assert_eq!(attempts(429, Some(12)).await, 1);
     }
 

@@ -1,12 +1,12 @@
-//! Addresses of the hub and its cache, and the token: the environment variables that all Hugging
-//! Face tools share.
+//! Addresses of the hub and its cache, and the token, from the environment variables that all
+//! Hugging Face tools share.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// Default of the two timeouts in seconds, that of `huggingface_hub`.
+/// Default of the two timeouts, in seconds; the same as in `huggingface_hub`.
 const TIMEOUT_SECONDS: u64 = 10;
 
 /// An access token of the hub; its `Debug` form does not show it.
@@ -37,7 +37,7 @@ impl fmt::Debug for HubToken {
 pub struct HubSettings {
     /// The hub's address.
     pub endpoint: String,
-    /// The token sent to the hub, and to no other host.
+    /// The token, sent only to the hub's host.
     pub token: Option<HubToken>,
     /// The directory of the cache.
     pub cache_dir: PathBuf,
@@ -100,8 +100,8 @@ impl HubSettings {
     }
 }
 
-/// Replaces a leading `~` of a path by the user's directory: configuration files of services,
-/// unlike shells, leave it as it is.
+/// Replaces a leading `~` of a path with the user's home directory, since configuration files of
+/// services, unlike shells, do not expand it.
 fn expand(path: &str, user: &Path) -> PathBuf {
     match path.strip_prefix("~/") {
         Some(rest) => user.join(rest),

@@ -1,6 +1,6 @@
-//! Why a checkpoint is not used: messages for the person who chose it.
+//! Errors of checkpoints, with messages for the operator.
 
-/// Why a checkpoint's weights can't be used.
+/// Error of a checkpoint's weights.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// A file can't be opened or mapped.
@@ -11,7 +11,7 @@ pub enum WeightsError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A file is not in the safetensors format, or is cut short.
+    /// A file is not in the safetensors format, or is truncated.
     #[error("{file} is not a complete safetensors file ({bytes} bytes): {reason}")]
     Format {
         /// The file.
@@ -21,7 +21,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// `model.safetensors.index.json` can't be understood.
+    /// `model.safetensors.index.json` is not valid.
     #[error("{file} is not an index of safetensors shards: {reason}")]
     Index {
         /// The file.
@@ -29,17 +29,17 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor the model needs is in none of the files.
+    /// A required tensor is missing from all files.
     #[error("the tensor `{tensor}` of shape {expected:?} is missing from {files}")]
     Missing {
-        /// The tensor, by its name without prefix.
+        /// Name of the tensor, without prefix.
         tensor: String,
-        /// The shape it should have.
+        /// Expected shape.
         expected: Vec<usize>,
         /// The files that were searched.
         files: String,
     },
-    /// A tensor has another shape than the configuration asks for.
+    /// The shape of a tensor does not match the configuration.
     #[error("{file}: the tensor `{tensor}` has the shape {found:?}, expected {expected:?}")]
     Shape {
         /// The file it is in.
@@ -48,7 +48,7 @@ pub enum WeightsError {
         tensor: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The shape the configuration asks for.
+        /// Shape required by the configuration.
         expected: Vec<usize>,
     },
     /// A tensor has a type that is not supported.
@@ -61,7 +61,7 @@ pub enum WeightsError {
         /// Its type.
         found: String,
     },
-    /// There are more layers than the configuration says.
+    /// The checkpoint has more layers than the configuration.
     #[error(
         "{file}: the tensor `{tensor}` belongs to layer {layer}, but `n_layer` in config.json is {n_layer} \
          (layers 0 to {}): the files belong to different models", n_layer - 1
@@ -73,18 +73,18 @@ pub enum WeightsError {
         tensor: String,
         /// Its layer, from 0.
         layer: usize,
-        /// Layers that the configuration says.
+        /// Number of layers in the configuration.
         n_layer: usize,
     },
-    /// The same tensor twice.
+    /// A tensor occurs twice.
     #[error("{file}: duplicate tensor `{tensor}` (with and without a prefix, or in two shards)")]
     Twice {
-        /// The file it is in the second time.
+        /// File of the second occurrence.
         file: String,
-        /// The tensor, by its name without prefix.
+        /// Name of the tensor, without prefix.
         tensor: String,
     },
-    /// A tensor has NaN or infinity in it.
+    /// A tensor contains NaN or infinity.
     #[error(
         "{file}: the tensor `{tensor}` is {value} at {index:?}; weights must be finite numbers"
     )]
@@ -93,9 +93,9 @@ pub enum WeightsError {
         file: String,
         /// The tensor.
         tensor: String,
-        /// Its first such value.
+        /// The first value that is not finite.
         value: String,
-        /// Where that is, in each dimension.
+        /// Index of that value in each dimension.
         index: Vec<usize>,
     },
     /// A token id outside the vocabulary.
@@ -103,7 +103,7 @@ pub enum WeightsError {
     TokenId {
         /// The id.
         id: u32,
-        /// Ids are below this.
+        /// Number of token ids.
         vocab_size: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! Compiles grammars off the front end's threads, in bounded lanes.
+//! Compiles grammars outside the front end's threads, in bounded lanes.
 
 use std::sync::Arc;
 
@@ -8,26 +8,27 @@ use crate::lane::{Lane, LaneError};
 use crate::resources::background::Priority;
 use crate::text::Tokenizer;
 
-/// Grammars compiled at a time in each lane: the cores are the engine's.
+/// Grammars compiled at a time in each lane; the cores are left to the engine.
 const AT_A_TIME: usize = 1;
-/// Grammars that are compiled or wait in each lane.
+/// Maximum grammars being compiled or waiting in each lane.
 const MAX_PENDING: usize = 32;
-/// Bytes of a description, and of the expressions in it, that are compiled in a few milliseconds.
+/// Maximum bytes of a description, and of the expressions in it, that compile in a few
+/// milliseconds.
 const QUICK: (usize, usize) = (8 << 10, 256);
 
-/// Why there is no grammar of a description.
+/// Error of compiling a description.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// It can't be followed.
+    /// The grammar can't be followed.
     #[error(transparent)]
     Grammar(#[from] GrammarError),
-    /// It was not compiled.
+    /// The grammar was not compiled.
     #[error(transparent)]
     Lane(#[from] LaneError),
 }
 
-/// Compiles grammars on threads that leave the cores to the engine, a few at a time: small ones do not
-/// wait for large ones.
+/// Compiles grammars on background threads, a few at a time, so that the cores are left to the
+/// engine. Small grammars do not wait for large ones.
 pub struct GrammarCompiler {
     grammars: Arc<Grammars>,
     quick: Lane,
@@ -35,7 +36,8 @@ pub struct GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// Creates the compiler of a model of `vocab_size` tokens, of which `end_of_text` end a text.
+    /// Creates the compiler of a model with `vocab_size` tokens; the tokens `end_of_text` end a
+    /// text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, end_of_text: &[u32]) -> Self {
         let lane = || Lane::new("other grammars wait to be compiled", AT_A_TIME, MAX_PENDING);
@@ -46,10 +48,11 @@ impl GrammarCompiler {
         }
     }
 
-    /// Compiles a grammar for a tenant, or takes the one that is still known.
+    /// Compiles a grammar for a tenant, or returns it from the cache.
     ///
     /// # Errors
-    /// [`CompileError`] if it can't be followed, too many are waiting, or the compiler itself fails.
+    /// [`CompileError`] if the grammar can't be followed, too many are waiting, or the compiler
+    /// itself fails.
     pub async fn compile(
         &self,
         source: GrammarSource,

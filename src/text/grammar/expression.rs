@@ -1,30 +1,29 @@
-//! How much work a regular expression makes, before the library compiles it.
+//! Bounds the cost of a regular expression before the library compiles it.
 //!
-//! Of a sequence of parts that may each be left out, the library holds every rest: that takes memory and
-//! time with the square of their number, a gigabyte for 16 kB of `.?`. And what can only go on in one way is
-//! written out, byte by byte. Both are counted here; what is no regular expression is for the library to
-//! say.
+//! For a sequence of optional parts the library stores every suffix, which takes memory and time
+//! quadratic in their number: a gigabyte for 16 kB of `.?`. It also expands mandatory text byte by
+//! byte. Both are counted here; the library itself reports an expression that is not valid.
 
 use regex_syntax::hir::{Hir, HirKind};
 
 use super::GrammarError;
 
-/// Parts of one expression that may be left out.
+/// Maximum optional parts of one expression.
 const MAX_OPTIONAL: usize = 1024;
-/// Bytes of the shortest text that matches.
-const MAX_LEAST: usize = 8192;
+/// Bytes of the shortest matching text.
+const MAX_SHORTEST_MATCH: usize = 8192;
 
-/// What makes an expression expensive.
+/// The measures that make an expression expensive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// Parts that may be left out.
+    /// Number of optional parts.
     pub optional: usize,
-    /// Bytes of the shortest text that matches.
+    /// Bytes of the shortest matching text.
     pub least: usize,
 }
 
 impl Shape {
-    /// Returns the shape of an expression; that of nothing if it is none.
+    /// Returns the shape of an expression; an empty shape if it is not valid.
     pub(super) fn of(regex: &str) -> Self {
         let mut parser = regex_syntax::ParserBuilder::new().utf8(false).build();
         let Ok(hir) = parser.parse(regex) else {
@@ -36,20 +35,20 @@ impl Shape {
         }
     }
 
-    /// Checks that it is not too expensive.
+    /// Checks the shape against the limits.
     ///
     /// # Errors
-    /// What there is too much of, and the limit.
+    /// The measure that exceeds its limit, with both.
     pub(super) fn check(self) -> Result<(), GrammarError> {
         if self.optional > MAX_OPTIONAL {
             return Err(GrammarError(format!(
-                "an expression can have at most {MAX_OPTIONAL} parts that may be left out (`?`, `*`, `{{0,…}}`), got {}",
+                "an expression can have at most {MAX_OPTIONAL} optional parts (`?`, `*`, `{{0,…}}`), got {}",
                 self.optional
             )));
         }
-        if self.least > MAX_LEAST {
+        if self.least > MAX_SHORTEST_MATCH {
             return Err(GrammarError(format!(
-                "the shortest text that matches an expression can have at most {MAX_LEAST} bytes, got {}",
+                "the shortest text that matches an expression can have at most {MAX_SHORTEST_MATCH} bytes, got {}",
                 self.least
             )));
         }
@@ -57,7 +56,7 @@ impl Shape {
     }
 }
 
-/// Counts the parts that may be left out. The parser bounds how deep they are.
+/// Counts the optional parts. The parser bounds their depth.
 fn optional(hir: &Hir) -> usize {
     let own = usize::from(hir.properties().minimum_len() == Some(0));
     match hir.kind() {

@@ -1,9 +1,9 @@
-//! What of a grammar in Lark is looked at before the library compiles it: how long its terminals are once
-//! they are put into each other, schemas within it, and special tokens.
+//! Checks of a Lark grammar before the library compiles it: the length of its expanded terminals,
+//! embedded schemas, and special tokens.
 //!
-//! A terminal is one regular expression, so one that names others twice is as long as both together: a
-//! kilobyte of them can stand for more than memory holds. Nothing here judges a grammar: what is not one
-//! is for the library to say.
+//! A terminal is one regular expression into which the terminals that it names are expanded, so a
+//! kilobyte of terminals that each name another twice can exceed memory. The library itself reports
+//! a grammar that is not valid.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::expression::Shape;
 use super::{GrammarError, schema};
 
-/// Where it makes no difference any more how long an expression is.
+/// Length at which counting saturates; far beyond every limit.
 const ENDLESS: usize = 1 << 24;
 
 /// A lexical unit of a grammar and its byte range.
@@ -52,19 +52,19 @@ enum Kind<'a> {
     NewLine,
 }
 
-/// Returns the bytes of a grammar's text, or of its longest terminal with those it names put in, if that
-/// is more.
+/// Returns the length in bytes of a grammar's text, or that of its longest expanded terminal if
+/// that is more.
 pub(super) fn expression_bytes(text: &str) -> usize {
     let (longest, _) = terminals(&lexemes(text));
     longest.max(text.len())
 }
 
-/// Returns the bytes of the longest terminal with those it names put in, and the greatest number of parts
-/// in one that may be left out.
+/// Returns the length in bytes of the longest expanded terminal, and the maximum number of optional
+/// parts in one terminal.
 fn terminals(parts: &[Lexeme]) -> (usize, usize) {
     let definitions = definitions(parts);
     let places: HashMap<&str, usize> = definitions.iter().map(|(name, _)| *name).zip(0..).collect();
-    // Each once all that it names are known: those that name themselves never are.
+    // A terminal is expanded once all that it names are known; recursive terminals never are.
     let mut waiting: Vec<usize> = Vec::with_capacity(definitions.len());
     let mut named_by: HashMap<usize, Vec<usize>> = HashMap::new();
     for (place, (_, body)) in definitions.iter().enumerate() {
@@ -84,7 +84,7 @@ fn terminals(parts: &[Lexeme]) -> (usize, usize) {
         if let Some((name, body)) = definitions.get(place) {
             let size = size(body, &sizes);
             sizes.insert(name, size);
-            // Rules are not put into each other.
+            // Rules are not expanded.
             if is_terminal(name) {
                 longest = longest.max(size.bytes);
                 optional = optional.max(size.optional);
@@ -106,11 +106,11 @@ fn terminals(parts: &[Lexeme]) -> (usize, usize) {
     }
 }
 
-/// How much a part stands for.
+/// The expanded size of a part.
 #[derive(Debug, Clone, Copy, Default)]
 struct Size {
     bytes: usize,
-    /// Parts that may be left out.
+    /// Number of optional parts.
     optional: usize,
 }
 
@@ -126,7 +126,7 @@ impl Size {
 /// Returns the grammar with the schemas in it prepared.
 ///
 /// # Errors
-/// If one of them can't be followed, or it names a special token.
+/// If a schema can't be followed, or the grammar names a special token.
 pub(super) fn prepare(text: &str) -> Result<String, GrammarError> {
     let parts = lexemes(text);
     let (_, optional) = terminals(&parts);
@@ -136,15 +136,15 @@ pub(super) fn prepare(text: &str) -> Result<String, GrammarError> {
     let mut done = 0;
     for part in parts {
         match part.kind {
-            // `<[…]>` are tokens by number.
+            // `<[…]>` names tokens by id.
             Kind::Token(name) if !name.starts_with("<[") => {
                 let name: String = name.chars().take(60).collect();
                 return Err(GrammarError(format!(
-                    "{name} is a special token; no text that follows a grammar has any"
+                    "{name} is a special token, which a grammar can't use"
                 )));
             }
             Kind::Schema(json) => {
-                // What is not JSON is for the library to say.
+                // The library itself reports invalid JSON.
                 let Ok(mut schema) = serde_json::from_str::<Value>(json) else {
                     continue;
                 };
@@ -160,9 +160,9 @@ pub(super) fn prepare(text: &str) -> Result<String, GrammarError> {
     Ok(prepared)
 }
 
-/// Terminals and rules with what they stand for.
+/// Returns the terminals and rules with their definitions.
 fn definitions<'a, 'p>(parts: &'p [Lexeme<'a>]) -> Vec<(&'a str, &'p [Lexeme<'a>])> {
-    // A name at the beginning of a line with a colon after it in that line begins one.
+    // A definition begins with a name at the start of a line, followed by a colon in that line.
     let mut heads = Vec::new();
     let mut at_line = true;
     for (at, part) in parts.iter().enumerate() {
@@ -182,15 +182,15 @@ fn definitions<'a, 'p>(parts: &'p [Lexeme<'a>]) -> Vec<(&'a str, &'p [Lexeme<'a>
         .collect()
 }
 
-/// How much a definition stands for, with what is known of those it names.
+/// Returns the expanded size of a definition, given the sizes of the names in it.
 fn size(body: &[Lexeme], known: &HashMap<&str, Size>) -> Size {
-    // The sums of the groups that are open, and the last part, which what follows may repeat.
+    // The sums of the open groups, and the last part, to which a repetition may apply.
     let mut open: Vec<Size> = Vec::new();
     let (mut sum, mut last) = (Size::default(), Size::default());
     for (at, part) in body.iter().enumerate() {
         let bytes = |bytes| Size { bytes, optional: 0 };
         last = match part.kind {
-            // It is in the sum once already.
+            // The part is already counted once.
             Kind::Symbol('{' | '~') => {
                 sum.add(last, repeated(body.get(at + 1..).unwrap_or_default()) - 1);
                 continue;
@@ -233,7 +233,7 @@ fn size(body: &[Lexeme], known: &HashMap<&str, Size>) -> Size {
     sum
 }
 
-/// How often the numbers at the beginning repeat what stands before them, at most.
+/// Returns the maximum count of the repetition at the beginning of `rest`.
 fn repeated(rest: &[Lexeme]) -> usize {
     let numbers = rest.iter().take(5).map(|part| part.kind);
     let numbers =
@@ -245,7 +245,7 @@ fn repeated(rest: &[Lexeme]) -> usize {
     numbers.max().unwrap_or(1).max(1)
 }
 
-/// Returns the parts of a grammar, without blanks and comments.
+/// Returns the lexemes of a grammar, without white space and comments.
 fn lexemes(text: &str) -> Vec<Lexeme<'_>> {
     let mut parts = Vec::new();
     let mut at = 0;
@@ -271,7 +271,8 @@ fn lexemes(text: &str) -> Vec<Lexeme<'_>> {
     parts
 }
 
-/// Returns the part at the beginning of `rest`, which begins with `first`: its bytes, and what it is.
+/// Returns the length in bytes and the kind of the lexeme at the beginning of `rest`, whose first
+/// character is `first`.
 fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     let run = |is: fn(char) -> bool| rest.find(|c| !is(c)).unwrap_or(rest.len());
     let line = || rest.find('\n').unwrap_or(rest.len());
@@ -304,7 +305,7 @@ fn part(first: char, rest: &str) -> (usize, Option<Kind<'_>>) {
     }
 }
 
-/// Returns the schema that follows a `%` which ends at `at`, if that is one of `%json`.
+/// Returns the schema that follows a `%` ending at `at`, if the directive is `%json`.
 fn schema_after(text: &str, at: usize) -> Option<Lexeme<'_>> {
     let json = text.get(at..)?.strip_prefix("json")?;
     let blank = json.len() - json.trim_start().len();
@@ -392,7 +393,7 @@ mod tests {
         let refused = prepare("start: %json {\"multipleOf\": -1}").unwrap_err();
         let message = "`multipleOf` must be greater than 0, got -1";
         assert!(refused.to_string().contains(message), "{refused}");
-        // Not JSON: for the library to say.
+        // The library reports invalid JSON.
         assert!(prepare("start: %json {").is_ok());
     }
 }

@@ -1,20 +1,19 @@
-//! What the library says of a grammar that it can't follow, in the words of this server.
+//! Translates the library's errors about grammars into messages for the user.
 //!
-//! The library speaks of its own parts: extension biases, fuel, registries, references in a form of its
-//! own. Here each of its messages about a schema becomes a sentence that names the keyword as it stands
-//! in the schema. What it says of an expression or a grammar in Lark is about the text that was sent,
-//! and stays as it is.
+//! The library's messages refer to its internals: extension biases, fuel, registries, its own form
+//! of references. Each message about a schema is rewritten to name the keyword in the schema.
+//! Messages about an expression or a Lark grammar concern the user's text and are unchanged.
 
-/// Characters of a reason that are told.
+/// Maximum characters of a reason.
 pub(super) const MAX_REASON: usize = 400;
-/// What the library puts before references that are relative to the schema.
+/// Prefix that the library adds to references relative to the schema.
 const BASE: &str = "json-schema:///";
-/// What the library says where no JSON follows a schema.
+/// Prefix of the library's messages about schemas that no JSON satisfies.
 const NOTHING: &str = "Unsatisfiable schema: ";
-/// Before what it says of a schema within a grammar in Lark.
+/// Prefix of the library's messages about a schema in a Lark grammar.
 const NESTED: &str = "failed to compile JSON schema: ";
 
-/// Where the library stops because something has become too large.
+/// Parts of the library's messages about exceeded limits.
 const TOO_COMPLEX: [&str; 9] = [
     "lexer error: ",
     "parser error: ",
@@ -27,7 +26,7 @@ const TOO_COMPLEX: [&str; 9] = [
     "DNF too large",
 ];
 
-/// Keywords of schemas that the library names without marking them.
+/// Schema keywords that the library does not quote.
 const KEYWORDS: [&str; 15] = [
     "anyOf",
     "oneOf",
@@ -46,15 +45,15 @@ const KEYWORDS: [&str; 15] = [
     "prefixItems",
 ];
 
-/// Returns one of the library's messages as it is told to the person who wrote the grammar.
+/// Returns the message for the grammar's author that corresponds to a message of the library.
 #[must_use]
 pub fn reason(message: &str) -> String {
-    // What the library says where it fails itself is for its authors.
+    // The library's own failures are of no use to the grammar's author.
     if message.contains("panic: ") && message.contains("\n<backtrace>") {
         tracing::warn!(message, "grammar library failed");
-        return "the grammar library failed on it".to_owned();
+        return "the grammar library failed".to_owned();
     }
-    // It appends its state in tags, and the place of a schema as it calls it.
+    // The library appends its state in tags, and its own name of the schema's location.
     let end = [
         "\n<state>",
         "\n<non-verbose/>",
@@ -68,7 +67,7 @@ pub fn reason(message: &str) -> String {
     .unwrap_or(message.len());
     let said = message.get(..end).unwrap_or(message);
     let (place, said) = match said.split_once(NESTED) {
-        // The lines that follow show where in the grammar it stands.
+        // The lines that follow show the place in the grammar.
         Some((place, said)) => (place, said.lines().next().unwrap_or(said)),
         None => ("", said),
     };
@@ -87,11 +86,11 @@ fn shortened(told: &str) -> String {
 
 fn in_our_words(said: &str) -> Option<String> {
     if said == "NoExtensionBias" {
-        let why = "no text can follow it to its end: it refers to itself without end, or parts of it \
+        let why = "no text can satisfy it: it refers to itself without end, or parts of it \
                    exclude each other";
         return Some(why.to_owned());
     }
-    // What follows is the expression, in the library's own notation.
+    // The rest is the expression, in the library's own notation.
     if said.contains("Unable to determine if regex is empty") {
         let why =
             "its regular expressions are too complex to tell whether any text matches them all";
@@ -109,35 +108,35 @@ fn in_our_words(said: &str) -> Option<String> {
     reference(said).or_else(|| keyword(said))
 }
 
-/// Part of why no JSON follows a schema.
+/// Returns one step of the reason why no JSON satisfies a schema.
 fn nothing(part: &str) -> Option<String> {
     let part = part.trim_end_matches(": ");
     if part.is_empty() {
         return None;
     }
     if let Some(name) = within(part, "required property '", "' is unsatisfiable") {
-        return Some(format!("the required property {name:?} allows nothing"));
+        return Some(format!("the required property {name:?} has no valid value"));
     }
     if part.starts_with("Regex is empty") {
-        let why = "no string has its `pattern`, `format`, `minLength` and `maxLength` together";
+        let why = "no string satisfies `pattern`, `format`, `minLength` and `maxLength` together";
         return Some(why.to_owned());
     }
     if let Some(value) = within(part, "Constant ", " doesn't match length constraints") {
         return Some(format!(
-            "the constant {value} does not have the length that `minLength` and `maxLength` ask for"
+            "the constant {value} does not have a length within `minLength` and `maxLength`"
         ));
     }
     Some(match part {
         "schema is false" => "one of its schemas is `false`".to_owned(),
         "incompatible types" => {
-            "schemas that must be followed together (`allOf`, `$ref`, `type`, `enum`, `const`) have no type in common"
+            "schemas that must be satisfied together (`allOf`, `$ref`, `type`, `enum`, `const`) have no type in common"
                 .to_owned()
         }
         "incompatible boolean values" => "a value must be both true and false".to_owned(),
         "required item is unsatisfiable" => {
-            "the items that `minItems` asks for allow nothing".to_owned()
+            "the items required by `minItems` have no valid value".to_owned()
         }
-        "All options in anyOf are unsatisfiable" => "each schema of `anyOf` allows nothing".to_owned(),
+        "All options in anyOf are unsatisfiable" => "no schema of `anyOf` can be satisfied".to_owned(),
         "No options in anyOf" => "`anyOf` is empty".to_owned(),
         "minProperties > maxProperties" => {
             "`minProperties` is greater than `maxProperties`".to_owned()
@@ -145,11 +144,11 @@ fn nothing(part: &str) -> Option<String> {
         "required > maxProperties" => {
             "`required` has more names than `maxProperties` allows".to_owned()
         }
-        part => marked(&part.replace("is unsatisfiable but", "allows nothing, and")),
+        part => marked(&part.replace("is unsatisfiable but", "can't be satisfied, and")),
     })
 }
 
-/// Messages about references and addresses.
+/// Rewrites messages about references and addresses.
 fn reference(said: &str) -> Option<String> {
     const FAILED: &str = "' is not present in a registry and retrieving it failed";
     const INSIDE: &str = "refer to a part of the schema, such as \"#/$defs/name\"";
@@ -164,14 +163,14 @@ fn reference(said: &str) -> Option<String> {
         said.strip_prefix("circular references with sibling keys are not supported: ")
     {
         return Some(format!(
-            "`$ref` is {:?} and leads back to itself beside other keywords; put these into the schema that it refers to",
+            "`$ref` is {:?}, which refers back to itself and has other keywords beside it; move these into the schema that it refers to",
             own(uri)
         ));
     }
     if let Some(pointer) = within(said, "Pointer '", "' does not exist") {
         let pointer = format!("#{pointer}");
         return Some(format!(
-            "`$ref` is {pointer:?}, which leads to nothing in the schema; {INSIDE}"
+            "`$ref` is {pointer:?}, which does not exist in the schema; {INSIDE}"
         ));
     }
     for (begin, end) in [
@@ -181,7 +180,7 @@ fn reference(said: &str) -> Option<String> {
     ] {
         if let Some(part) = within(said, begin, end) {
             return Some(format!(
-                "`$ref` has {:?}, which leads to nothing in the schema; {INSIDE}",
+                "`$ref` has {:?}, which does not exist in the schema; {INSIDE}",
                 own(part)
             ));
         }
@@ -210,7 +209,7 @@ fn reference(said: &str) -> Option<String> {
     })
 }
 
-/// Messages about one keyword.
+/// Rewrites messages about one keyword.
 fn keyword(said: &str) -> Option<String> {
     if let Some(listed) = said.strip_prefix("Unimplemented keys: ") {
         let keys: Vec<String> = serde_json::from_str(listed).ok()?;
@@ -259,7 +258,7 @@ fn keyword(said: &str) -> Option<String> {
     }
     if let Some(rest) = said.strip_prefix("patternProperty regexes ") {
         return Some(format!(
-            "two expressions of `patternProperties` can match the same name: {}",
+            "two expressions of `patternProperties` match the same name: {}",
             rest.trim_end_matches(" are not disjoint")
         ));
     }
@@ -275,7 +274,7 @@ fn keyword(said: &str) -> Option<String> {
         }
         "schema too large" => "the schema is too large".to_owned(),
         "Schema intersection stack level exceeded" => {
-            "its schemas are nested too deeply where they are put together (`allOf`, `$ref`)".to_owned()
+            "its schemas are nested too deeply when combined (`allOf`, `$ref`)".to_owned()
         }
         "type must be a string" | "type must be a string or array of strings" => {
             "`type` must be a string or a list of strings".to_owned()
@@ -290,18 +289,18 @@ fn keyword(said: &str) -> Option<String> {
             format!("`{name}` must be a list")
         }
         said if said.starts_with("oneOf constraints are not supported") => {
-            "`oneOf` can be followed only if its schemas exclude each other by their types or by constants; use `anyOf`"
+            "`oneOf` is supported only if its schemas exclude each other by type or by constants; use `anyOf`"
                 .to_owned()
         }
         said if said.starts_with("min/maxProperties only supported when") => {
-            "`minProperties` and `maxProperties` can be followed only if all of `properties` are `required`"
+            "`minProperties` and `maxProperties` are supported only if all of `properties` are `required`"
                 .to_owned()
         }
         _ => return None,
     })
 }
 
-/// Returns the text between two others, the first of which begins it.
+/// Returns the text between a prefix and the next occurrence of `end`.
 fn within<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let rest = text.strip_prefix(begin)?;
     if end.is_empty() {
@@ -310,7 +309,7 @@ fn within<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     rest.find(end).and_then(|at| rest.get(..at))
 }
 
-/// Marks keywords as they are marked in all messages.
+/// Quotes keywords in backticks, like all messages.
 fn marked(text: &str) -> String {
     let words = text.split(' ').map(|word| {
         let name = word.split('[').next().unwrap_or(word);

@@ -1,4 +1,4 @@
-//! What is told of grammars that can't be followed.
+//! Tests of the messages about grammars that can't be followed.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::super::{GrammarSource, Grammars};
 use super::*;
 use crate::text::Tokenizer;
 
-/// Words that only the library's authors know, or that stand for its own parts.
+/// Words for the library's internals, which messages must not contain.
 const FOREIGN: [&str; 22] = [
     "NoExtension",
     "retriev",
@@ -39,24 +39,24 @@ fn reasons_are_told_without_the_librarys_own_state() {
     assert_eq!(reason("no such rule\n<state>\nTokens"), "no such rule");
     assert_eq!(reason("two\nlines\n<non-verbose/>"), "two\nlines");
     let nothing = reason("NoExtensionBias");
-    assert!(nothing.starts_with("no text can follow it"), "{nothing}");
+    assert!(nothing.starts_with("no text can satisfy it"), "{nothing}");
     let undecided = reason("Unable to determine if regex is empty:  (And (And [a] [b]))");
     assert!(!undecided.contains("And"), "{undecided}");
     let long = reason(&"é".repeat(1000));
     assert!(long.ends_with('…') && long.chars().count() == MAX_REASON);
 }
 
-/// Returns a schema for a property that must be there.
+/// Returns a schema with a required property.
 fn within(of: &Value) -> Value {
     json!({"type": "object", "properties": {"a": of}, "required": ["a"]})
 }
 
-/// References, and what is told of them.
+/// Returns faulty references and parts of their messages.
 fn references() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!({"$ref": "#"}),
-            "`$ref` is \"#\", which leads back to itself",
+            "`$ref` is \"#\", which refers back to itself",
         ),
         (
             json!({"$ref": "http://example.com/a.json"}),
@@ -68,10 +68,10 @@ fn references() -> Vec<(Value, &'static str)> {
         ),
         (
             within(&json!({"$ref": "#/$defs/none"})),
-            "`$ref` is \"#/$defs/none\", which leads to nothing",
+            "`$ref` is \"#/$defs/none\", which does not exist",
         ),
         (json!({"$ref": "#none"}), "`$ref` is \"#none\""),
-        (json!({"$ref": "#/%ff"}), "leads to nothing"),
+        (json!({"$ref": "#/%ff"}), "does not exist"),
         (json!({"$ref": "http://["}), "not a valid URI"),
         (json!({"$ref": 3}), "`$ref` must be a string, got 3"),
         (
@@ -85,7 +85,7 @@ fn references() -> Vec<(Value, &'static str)> {
     ]
 }
 
-/// Schemas that nothing can follow.
+/// Returns schemas that can't be satisfied.
 fn contradictions() -> Vec<(Value, &'static str)> {
     vec![
         (
@@ -106,7 +106,7 @@ fn contradictions() -> Vec<(Value, &'static str)> {
         ),
         (
             within(&json!({"type": "array", "minItems": 3, "maxItems": 2})),
-            "the required property \"a\" allows nothing",
+            "the required property \"a\" has no valid value",
         ),
         (
             json!({"allOf": [{"type": "string"}, {"type": "integer"}]}),
@@ -114,17 +114,17 @@ fn contradictions() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({"type": "string", "pattern": "^a$", "minLength": 2}),
-            "no string has its `pattern`",
+            "no string satisfies `pattern`",
         ),
         (
             json!({"const": "abc", "type": "string", "maxLength": 2}),
-            "does not have the length",
+            "does not have a length",
         ),
         (json!(false), "one of its schemas is `false`"),
     ]
 }
 
-/// Keywords with values that they can't have, or that can't be followed.
+/// Returns keywords with values that are not valid or not supported.
 fn keywords() -> Vec<(Value, &'static str)> {
     vec![
         (json!({"not": {"type": "string"}}), "`not` is not supported"),
@@ -167,15 +167,15 @@ fn keywords() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({"oneOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]}),
-            "`oneOf` can be followed only if",
+            "`oneOf` is supported only if",
         ),
         (
             json!({"type": "object", "patternProperties": {"a": {}, "b": {}}}),
-            "can match the same name: /a/ and /b/",
+            "match the same name: /a/ and /b/",
         ),
         (
             json!({"type": "object", "properties": {"a": {}}, "minProperties": 2}),
-            "`minProperties` and `maxProperties` can be followed only if",
+            "`minProperties` and `maxProperties` are supported only if",
         ),
         (
             json!({"x-guidance": {"json_allowed_escapes": "x"}, "type": "string", "minLength": 1}),
@@ -192,7 +192,7 @@ fn what_is_wrong_with_a_schema_is_told_in_our_words() {
     let grammars = Grammars::new(tokenizer, 8192, &[8191]);
     let mut wrong = Vec::new();
     for (schema, part) in [references(), contradictions(), keywords()].concat() {
-        // By itself, and within a grammar in Lark.
+        // By itself, and within a Lark grammar.
         let lark = format!("start: \"a\" inner\ninner: %json {schema}");
         for source in [
             GrammarSource::JsonSchema(schema.to_string()),

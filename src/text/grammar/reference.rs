@@ -1,7 +1,7 @@
-//! References of a schema that lead back to themselves with nothing to follow on the way.
+//! Detects references of a schema that form a cycle without any items or properties in between.
 //!
-//! The library accepts them and then has no text to allow. One that leads back by way of an item or a
-//! property is an ordinary recursive schema.
+//! The library accepts them, but then no token is allowed. A cycle through an item or a property is
+//! an ordinary recursive schema.
 
 use std::collections::HashSet;
 
@@ -19,13 +19,13 @@ pub(super) const DATA: [&str; 6] = [
     "$comment",
 ];
 
-/// Checks that each `$ref` within the schema leads to something other than references.
+/// Checks that each `$ref` in the schema ends in something other than a reference.
 ///
 /// # Errors
-/// The reference that does not.
+/// The first reference that does not.
 pub(super) fn check(root: &Value) -> Result<(), GrammarError> {
     let mut found = Vec::new();
-    // With addresses of their own, parts of a schema mean something else by the same reference.
+    // A part of a schema with its own `$id` resolves the same reference differently.
     if !collect(root, true, &mut found) {
         return Ok(());
     }
@@ -39,7 +39,7 @@ pub(super) fn check(root: &Value) -> Result<(), GrammarError> {
             }
             if !way.insert(at) {
                 return Err(GrammarError(format!(
-                    "`$ref` is {reference:?}, which leads back to itself with nothing to follow on the way; a schema can refer to itself in its items or properties"
+                    "`$ref` is {reference:?}, which refers back to itself directly; a schema can refer to itself only within its items or properties"
                 )));
             }
             let pointer = at.strip_prefix('#');
@@ -85,7 +85,7 @@ mod tests {
         ] {
             let refused = check(&schema).expect_err(&schema.to_string()).to_string();
             assert!(
-                refused.contains("leads back to itself") && refused.contains("`$ref` is \"#"),
+                refused.contains("refers back to itself") && refused.contains("`$ref` is \"#"),
                 "{refused}"
             );
         }

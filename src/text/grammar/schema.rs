@@ -1,13 +1,13 @@
-//! What of a JSON schema is changed or refused before the library compiles it, so that every schema that
-//! is accepted is followed.
+//! Adjusts or refuses parts of a JSON schema before the library compiles it, so that every accepted
+//! schema is followed exactly.
 //!
-//! The library holds bounds as 64-bit floats, and those of integers as 64-bit integers made of these. So
-//! a bound that a float can't hold would be another one, and one beyond 64 bits the last one there is.
-//! Here a bound that cannot be held is moved inwards to the next that can be: what is generated is always
-//! within the bounds that were asked for. Where nothing is left, the bound is refused by name.
+//! The library stores bounds as 64-bit floats, and converts those of integers to 64-bit integers. A
+//! bound that a float can't represent would change, and one beyond 64 bits would saturate.
+//! Therefore such a bound is moved inwards to the next representable one, so that generated values
+//! are always within the requested bounds. If no value is left, the bound is refused by name.
 //!
-//! Nothing here compiles anything. Data in a schema (`const`, `enum`, `default`, `examples`) is not taken
-//! for a schema.
+//! This module does not compile schemas. Data in a schema (`const`, `enum`, `default`, `examples`)
+//! must not be treated as a schema.
 
 mod bounds;
 
@@ -19,12 +19,12 @@ use super::GrammarError;
 use super::expression::Shape;
 use super::reference::{self, DATA};
 
-/// The longest text, list or object, in its parts: no answer has as many bytes.
+/// Maximum length of a text, list or object; more than the bytes of any response.
 const LONGEST: u64 = 1 << 27;
-/// Digits of a `multipleOf`: following one takes a state for each remainder.
+/// Maximum digits of a `multipleOf`, which takes one state per remainder.
 const MAX_MULTIPLE_DIGITS: usize = 5;
 
-/// Keywords whose values are schemas by name.
+/// Keywords whose values are objects of named schemas.
 const NAMED: [&str; 5] = [
     "properties",
     "patternProperties",
@@ -32,13 +32,13 @@ const NAMED: [&str; 5] = [
     "definitions",
     "dependentSchemas",
 ];
-/// Keywords by which the library puts several schemas into one.
+/// Keywords for which the library combines several schemas into one.
 const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"];
 
-/// Checks a schema, and changes bounds that can't be held into ones that can.
+/// Checks a schema, and moves bounds that can't be represented inwards.
 ///
 /// # Errors
-/// The keyword that can't be followed, its value, and what would do.
+/// The keyword that can't be followed, its value, and the supported values.
 pub(super) fn prepare(schema: &mut Value) -> Result<(), GrammarError> {
     options(schema)?;
     reference::check(schema)?;
@@ -70,7 +70,7 @@ pub(super) fn expression_bytes(schema: &Value) -> usize {
     }
 }
 
-/// Checks the library's own settings, which it reads without saying where they stand.
+/// Checks the library's own settings, because the library's errors would not name them.
 fn options(schema: &Value) -> Result<(), GrammarError> {
     let Some(options) = schema.get(super::OPTIONS) else {
         return Ok(());
@@ -83,10 +83,10 @@ fn options(schema: &Value) -> Result<(), GrammarError> {
     read.map(drop).map_err(|error| refuse(&error.to_string()))
 }
 
-/// What has been seen of a whole schema.
+/// Facts collected over a whole schema.
 #[derive(Default)]
 struct Whole {
-    /// Each `multipleOf`, as digits and the number of those behind the point.
+    /// Each `multipleOf`, as its digits and its number of decimal places.
     multiples: Vec<(u64, u32)>,
     combines: bool,
 }
@@ -167,7 +167,7 @@ impl Whole {
         Ok(())
     }
 
-    /// Where schemas are put into one, so are their `multipleOf`, with 32 bits of digits.
+    /// Checks that the `multipleOf` of combined schemas can be combined too, in 32 bits.
     fn check_multiples(&self) -> Result<(), GrammarError> {
         if !self.combines || self.multiples.len() < 2 {
             return Ok(());
@@ -184,14 +184,15 @@ impl Whole {
         match product {
             Some(_) => Ok(()),
             None => Err(GrammarError(format!(
-                "its {} different `multipleOf` can't be followed beside `allOf`, `anyOf`, `oneOf`, `$ref` or `patternProperties`: they have too many digits together",
+                "its {} different `multipleOf` can't be combined with `allOf`, `anyOf`, `oneOf`, `$ref` or `patternProperties`: they have too many digits together",
                 self.multiples.len()
             ))),
         }
     }
 }
 
-/// Returns a number as digits and how many of them stand behind the point; `None` if it has too many.
+/// Returns a number as its digits and its number of decimal places; `None` if it has too many
+/// digits.
 fn decimal(number: &Number) -> Option<(u64, u32)> {
     let text = number.to_string();
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((&text, "0"));
@@ -207,8 +208,8 @@ fn decimal(number: &Number) -> Option<(u64, u32)> {
     Some((coefficient, u32::try_from(behind).ok()?))
 }
 
-/// Returns whether the library finds the same digits in a number. It multiplies the float by ten until nothing
-/// stands behind the point, and so makes other numbers of some, such as 0.07.
+/// Returns whether the library reads the same digits from a number. It multiplies the float by ten
+/// until it has no fraction, which changes some numbers, such as 0.07.
 fn is_followed(multiple: &Number, (coefficient, behind): (u64, u32)) -> bool {
     let Some(mut value) = multiple.as_f64() else {
         return false;
@@ -221,12 +222,12 @@ fn is_followed(multiple: &Number, (coefficient, behind): (u64, u32)) -> bool {
     multiplied == behind && value == coefficient as f64
 }
 
-/// Digits of a number without the zeros at its end.
+/// Returns the number of digits without trailing zeros.
 fn significant(number: u64) -> usize {
     number.to_string().trim_end_matches('0').len()
 }
 
-/// Returns whether only integers are numbers of this type.
+/// Returns whether a type allows integers but no other numbers.
 fn is_integer(of_type: Option<&Value>) -> bool {
     let is = |value: &Value, name: &str| value.as_str() == Some(name);
     match of_type {
@@ -238,7 +239,7 @@ fn is_integer(of_type: Option<&Value>) -> bool {
     }
 }
 
-/// Regular expressions.
+/// Checks regular expressions.
 fn expressions(keywords: &Map<String, Value>) -> Result<(), GrammarError> {
     if let Some(pattern) = keywords.get("pattern").and_then(Value::as_str) {
         Shape::of(pattern).check()?;
@@ -254,7 +255,7 @@ fn expressions(keywords: &Map<String, Value>) -> Result<(), GrammarError> {
     Ok(())
 }
 
-/// Numbers of characters, items or properties.
+/// Checks and adjusts lengths: numbers of characters, items or properties.
 fn lengths(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
     let too_long = |value: &Value| value.as_f64().is_some_and(|length| length > LONGEST as f64);
     for name in ["minLength", "minItems", "minProperties"] {
@@ -272,14 +273,14 @@ fn lengths(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
     Ok(())
 }
 
-/// Checks that the numbers in data are the numbers that the library will allow.
+/// Checks that the library allows exactly the numbers in data.
 fn constant(name: &str, data: &Value) -> Result<(), GrammarError> {
     let exact = |number: &Number| match (number.as_i64(), number.as_u64()) {
         (Some(integer), _) => {
             let integer = i128::from(integer);
             integer >= INTEGERS.0 && (integer as f64) as i128 == integer
         }
-        // Beyond 64 bits with a sign it is a float, and so written.
+        // Beyond signed 64 bits the library treats it as a float, and writes it as one.
         (None, Some(_)) => false,
         (None, None) => true,
     };
@@ -348,7 +349,7 @@ mod tests {
                 json!({"minimum": i64::MIN, "maximum": i64::MAX}),
                 json!({"minimum": i64::MIN + 1024, "maximum": i64::MAX}),
             ),
-            // 2^53 + 1 is held by no float.
+            // A float can't represent 2^53 + 1.
             (
                 json!({"minimum": 9_007_199_254_740_993_i64, "maximum": 9_007_199_254_740_999_i64}),
                 json!({"minimum": 9_007_199_254_740_994_i64, "maximum": 9_007_199_254_740_998_i64}),

@@ -1,25 +1,26 @@
-//! Numeric bounds of a schema, moved inwards to those that the grammar library holds exactly.
+//! Moves numeric bounds of a schema inwards to ones that the grammar library represents exactly.
 
 use serde_json::{Map, Number, Value};
 
 use crate::text::grammar::GrammarError;
 
-/// Floats hold every integer up to this one.
+/// Floats represent every integer up to this one.
 pub(super) const EXACT: i128 = 1 << 53;
-/// Integers that can be bounds of integers. The library negates the least.
+/// The least and greatest bound of integers. The library negates the least.
 pub(super) const INTEGERS: (i128, i128) = (i64::MIN as i128 + 1024, i64::MAX as i128);
-/// From here on an integer has as many digits as the greatest, and needs a bound on the other side.
+/// From here on an integer has as many digits as the greatest, so it needs a bound on the other
+/// side.
 const MANY_DIGITS: i128 = 1_000_000_000_000_000_000;
 
-/// A bound as it stands in a schema.
+/// A bound in a schema.
 #[derive(Debug, Clone)]
 struct Bound {
     name: &'static str,
     /// Its value.
     number: Number,
-    /// Its value, towards minus infinity.
+    /// Its value, rounded towards minus infinity.
     floor: i128,
-    /// It has a part behind the point.
+    /// Whether it has a fraction.
     fraction: bool,
     exclusive: bool,
 }
@@ -34,7 +35,7 @@ impl Bound {
             (integer, false)
         } else {
             let value = number.as_f64()?;
-            // Saturates, far out of range.
+            // The conversion saturates far out of range.
             (value.floor() as i128, value.fract() != 0.0)
         };
         Some(Self {
@@ -49,7 +50,7 @@ impl Bound {
     /// Returns the bounds of a schema on one side.
     fn of(keywords: &Map<String, Value>, names: [&'static str; 2]) -> Vec<Self> {
         let [inclusive, exclusive] = names;
-        // In older drafts it says how the other one is meant.
+        // In older drafts a boolean makes the other bound exclusive.
         let is_exclusive = keywords.get(exclusive) == Some(&Value::Bool(true));
         let number = |name: &str| match keywords.get(name) {
             Some(Value::Number(number)) => Some(number),
@@ -72,7 +73,7 @@ impl Bound {
         self.floor.saturating_sub(i128::from(below))
     }
 
-    /// Returns whether a float holds it and the integers beside it.
+    /// Returns whether floats represent it and the neighbouring integers.
     fn is_held(&self) -> bool {
         self.floor.unsigned_abs() < EXACT.unsigned_abs() - 1
     }
@@ -81,7 +82,7 @@ impl Bound {
 const LOWER: [&str; 2] = ["minimum", "exclusiveMinimum"];
 const UPPER: [&str; 2] = ["maximum", "exclusiveMaximum"];
 
-/// Bounds of integers, up to 64 bits.
+/// Adjusts the bounds of integers, up to 64 bits.
 pub(super) fn integer_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
     let (lower, upper) = (Bound::of(keywords, LOWER), Bound::of(keywords, UPPER));
     if lower.iter().chain(&upper).all(Bound::is_held) {
@@ -109,7 +110,7 @@ pub(super) fn integer_bounds(keywords: &mut Map<String, Value>) -> Result<(), Gr
         && from.least() <= to.greatest()
     {
         return Err(GrammarError(format!(
-            "no integer from {} (`{}`) to {} (`{}`) can be followed: beyond {EXACT} only some can",
+            "no integer from {} (`{}`) to {} (`{}`) can be represented: beyond {EXACT} only some can",
             from.least(),
             from.name,
             to.greatest(),
@@ -127,7 +128,7 @@ pub(super) fn integer_bounds(keywords: &mut Map<String, Value>) -> Result<(), Gr
     Ok(())
 }
 
-/// Bounds of numbers of any kind, up to where floats hold every integer.
+/// Adjusts the bounds of numbers of any kind, up to where floats represent every integer.
 pub(super) fn number_bounds(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
     let (lower, upper) = (Bound::of(keywords, LOWER), Bound::of(keywords, UPPER));
     let refuse = |bound: &Bound| {
@@ -148,12 +149,12 @@ pub(super) fn number_bounds(keywords: &mut Map<String, Value>) -> Result<(), Gra
     {
         return refuse(bound);
     }
-    // What is left beyond it says less than the last that can be held.
+    // A bound beyond the last representable one has no effect.
     for (bounds, names, last) in [(lower, LOWER, -EXACT), (upper, UPPER, EXACT)] {
         if bounds.iter().any(|bound| !bound.is_held()) {
             let narrower = bounds.iter().find(|bound| bound.is_held());
             match narrower {
-                // The other one of the two is the narrower one.
+                // The other of the two is narrower.
                 Some(kept) => {
                     let dropped = names.into_iter().filter(|name| *name != kept.name);
                     dropped.for_each(|name| drop(keywords.remove(name)));
@@ -165,7 +166,7 @@ pub(super) fn number_bounds(keywords: &mut Map<String, Value>) -> Result<(), Gra
     Ok(())
 }
 
-/// Puts an inclusive bound in place of those there are, if there are any or is to be one.
+/// Replaces the bounds on one side by an inclusive one, if there are any or one is to be set.
 fn set(keywords: &mut Map<String, Value>, names: [&'static str; 2], bound: Option<i128>) {
     let Some(bound) = bound.and_then(|bound| i64::try_from(bound).ok()) else {
         return;
@@ -175,7 +176,7 @@ fn set(keywords: &mut Map<String, Value>, names: [&'static str; 2], bound: Optio
     keywords.insert(inclusive.to_owned(), Value::from(bound));
 }
 
-/// Returns the next integer that a float holds, upwards; the greatest of 64 bits stands for itself.
+/// Rounds up to the next integer that a float represents; the greatest of 64 bits is unchanged.
 fn held_above(integer: i128) -> i128 {
     let float = integer as f64;
     let float = if (float as i128) < integer {
@@ -186,7 +187,7 @@ fn held_above(integer: i128) -> i128 {
     (float as i128).min(INTEGERS.1)
 }
 
-/// Returns the next integer that a float holds, downwards; the greatest of 64 bits stands for itself.
+/// Rounds down to the next integer that a float represents; the greatest of 64 bits is unchanged.
 fn held_below(integer: i128) -> i128 {
     if integer == INTEGERS.1 {
         return integer;
