@@ -41,7 +41,7 @@ impl LaneError {
     }
 }
 
-/// Bounds one kind of work, in units of its own (bytes, or pieces).
+/// Bounds one kind of work, in its own units (bytes, or pieces).
 pub struct Lane(Arc<LaneState>);
 
 struct LaneState {

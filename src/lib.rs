@@ -1,7 +1,7 @@
 //! Skald, an HTTP text-generation server for GPT-2 class language models.
 //!
-//! The way of a request: [`http`] validates and tokenizes, [`engine`] runs it in a batch
-//! with others, the front end turns the tokens back into text and streams it.
+//! The path of a request: [`http`] validates and tokenizes it, [`engine`] runs it in a batch with
+//! others, and the front end turns the tokens back into text and streams it.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -9,23 +9,23 @@
 //! | [`config`] | settings: flags > environment > file > defaults |
 //! | [`resources`] | compute threads and memory that the process may use |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
-//! | [`recency`], [`moving_average`] | orders of use, averages of measurements |
+//! | [`recency`], [`moving_average`] | order of use, averages of measurements |
 //! | [`panics`] | panics in the logs |
 //! | [`regular_file`] | opens files that hold models and sessions |
-//! | [`shown_url`] | what messages show of a URL |
+//! | [`shown_url`] | redaction of URLs in messages |
 //! | [`tls`] | the HTTP clients' TLS |
 //! | [`http`] | the front end: dialects, errors, streams, health, the contract |
-//! | [`serving`] | the one start-up: from settings to a running engine, and what is served |
+//! | [`serving`] | start-up, from settings to a running engine |
 //! | [`keys`] | API keys: the file, scopes, limits |
-//! | [`request`] | what every dialect's request becomes, and its validation |
+//! | [`request`] | the validated request of every dialect |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
-//! | [`session`] | named histories that clients go on with: turns, files, KV blocks on disk |
+//! | [`session`] | named histories that clients extend: turns, files, KV blocks on disk |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
 //! | [`lane`] | bounded lanes for work outside the engine |
-//! | [`fair`] | tenants, and fair shares between them of what is bounded |
+//! | [`fair`] | tenants, and the fair sharing of bounded resources |
 //! | [`model`] | the architectures: GPT-2's forward pass |
-//! | [`checkpoint`] | where a model comes from, its files and their content |
-//! | [`backend`] | what computes a model's layers: the kernels, or candle's own operations |
+//! | [`checkpoint`] | the source of a model, its files and their content |
+//! | [`backend`] | the computation of a model's layers: the kernels, or candle's own operations |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
 //! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, backend -> kernels`.

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Weight of a new measurement.
 const WEIGHT: f64 = 0.2;
 
-/// An average in which older measurements count less: each new one weighs a fifth.
+/// An exponential moving average: each new measurement has a weight of a fifth.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MovingAverage(Option<f64>);
 
 impl MovingAverage {
-    /// Takes in a measurement; the first one is the average.
+    /// Adds a measurement; the first one is the average.
     pub fn add(&mut self, measurement: f64) {
         let before = self.0.unwrap_or(measurement);
         self.0 = Some(before + WEIGHT * (measurement - before));
@@ -23,7 +23,7 @@ impl MovingAverage {
     }
 }
 
-/// A [`MovingAverage`] that threads share. Of measurements taken at the same moment one may be lost.
+/// A [`MovingAverage`] shared by threads. Of two simultaneous measurements, one may be lost.
 #[derive(Debug)]
 pub struct SharedAverage(AtomicU64);
 
@@ -34,7 +34,7 @@ impl Default for SharedAverage {
 }
 
 impl SharedAverage {
-    /// Takes in a measurement; the first one is the average.
+    /// Adds a measurement; the first one is the average.
     pub fn add(&self, measurement: f64) {
         let mut average = MovingAverage(self.get());
         average.add(measurement);

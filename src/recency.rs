@@ -1,12 +1,12 @@
-//! Things in the order of their use, the least recently used first.
+//! Items in order of use, least recently used first.
 
 use std::collections::BTreeMap;
 
-/// The place of a thing in an order, by which it is found again.
+/// The position of an item in the order, by which it can be found again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LastUse(u64);
 
-/// Things in the order of their use.
+/// Items in order of use.
 #[derive(Debug, Clone)]
 pub struct Recency<T> {
     by_use: BTreeMap<u64, T>,
@@ -23,59 +23,59 @@ impl<T> Default for Recency<T> {
 }
 
 impl<T> Recency<T> {
-    /// Adds a thing as the most recently used one.
+    /// Adds an item as the most recently used one.
     pub fn push(&mut self, thing: T) -> LastUse {
         self.clock += 1;
         self.by_use.insert(self.clock, thing);
         LastUse(self.clock)
     }
 
-    /// Removes a thing.
+    /// Removes an item.
     pub fn remove(&mut self, last_use: LastUse) -> Option<T> {
         self.by_use.remove(&last_use.0)
     }
 
-    /// Makes a thing the most recently used one; `None` if it is not there.
+    /// Makes an item the most recently used one; `None` if it does not exist.
     pub fn touch(&mut self, last_use: LastUse) -> Option<LastUse> {
         let thing = self.remove(last_use)?;
         Some(self.push(thing))
     }
 
-    /// Returns the least recently used thing.
+    /// Returns the least recently used item.
     #[must_use]
     pub fn oldest(&self) -> Option<&T> {
         self.by_use.values().next()
     }
 
-    /// Removes the least recently used thing.
+    /// Removes the least recently used item.
     pub fn pop_oldest(&mut self) -> Option<T> {
         self.by_use.pop_first().map(|(_, thing)| thing)
     }
 
-    /// Removes the most recently used thing.
+    /// Removes the most recently used item.
     pub fn pop_newest(&mut self) -> Option<T> {
         self.by_use.pop_last().map(|(_, thing)| thing)
     }
 
-    /// Returns all things, the least recently used first.
+    /// Returns all items, least recently used first.
     #[must_use]
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.by_use.values()
     }
 
-    /// Returns the thing of a use.
+    /// Returns the item at a position.
     #[must_use]
     pub fn get(&self, last_use: LastUse) -> Option<&T> {
         self.by_use.get(&last_use.0)
     }
 
-    /// Returns the number of things.
+    /// Returns the number of items.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_use.len()
     }
 
-    /// Returns whether there are none.
+    /// Returns whether there are no items.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_use.is_empty()

@@ -1,12 +1,12 @@
-//! What every dialect's request becomes: [`GenerateRequest`].
+//! The validated request of every dialect: [`GenerateRequest`].
 //!
 //! A dialect fills a [`RequestDraft`] (everything optional, nothing checked across fields) after
-//! checking the ranges its own specification gives its own fields. [`Limits::admit`] applies the
-//! model's defaults and the server's limits and is the only place that makes a
-//! [`GenerateRequest`], which is never changed after that. So a validated request can't be confused
+//! checking its own fields against the ranges in its specification. [`Limits::admit`] applies the
+//! model's defaults and the server's limits. It is the only function that creates a
+//! [`GenerateRequest`], which never changes afterwards, so a validated request can't be confused
 //! with a received one.
 //!
-//! Nothing here may know a wire format, and nothing here may touch the engine.
+//! This module must never know a wire format or access the engine.
 
 mod beam;
 mod deadline;
@@ -63,7 +63,7 @@ pub struct StopConditions {
     pub stop_strings: Vec<String>,
 }
 
-/// What the engine returns.
+/// The kind of output that the engine returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
     /// The tokens that follow the prompt.
@@ -73,22 +73,22 @@ pub enum Output {
     Embedding,
 }
 
-/// Which log-probabilities are reported. They are those of the model's own distribution, before
-/// any penalty, temperature or filter.
+/// The log-probabilities to report, under the model's own distribution, before any penalty,
+/// temperature or filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogprobsWanted {
-    /// Number of most likely tokens to report beside each token.
+    /// Number of most likely tokens to report for each generated token.
     pub top: usize,
     /// Whether the tokens of the prompt are reported too (each given those before it).
     pub prompt: bool,
-    /// Number of most likely tokens to report beside each token of the prompt.
+    /// Number of most likely tokens to report for each token of the prompt.
     pub prompt_top: usize,
     /// Whether the rank of each token of the prompt among all tokens is reported.
     pub prompt_ranks: bool,
 }
 
 impl LogprobsWanted {
-    /// Returns the same without those of the prompt.
+    /// Returns the same settings without log-probabilities of the prompt.
     fn without_prompt(self) -> Self {
         Self {
             top: self.top,
@@ -97,10 +97,10 @@ impl LogprobsWanted {
     }
 }
 
-/// A validated request, which the engine can run as it is.
+/// A validated request, ready for the engine.
 ///
-/// Its fields can be read through [`Deref`] and never written: only [`Limits::admit`] makes one, and
-/// [`GenerateRequest::choices`] copies it.
+/// Its fields can be read through [`Deref`] but never written: only [`Limits::admit`] creates one,
+/// and [`GenerateRequest::choices`] copies it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest(RequestFields);
 
@@ -109,17 +109,17 @@ pub struct GenerateRequest(RequestFields);
 pub struct RequestFields {
     /// Name of the request.
     pub id: RequestId,
-    /// Token ids of the session that the request continues. The context is these and then the prompt.
+    /// Token ids of the session that the request continues; the prompt follows them in the context.
     pub history: Vec<u32>,
-    /// Token ids, each below the vocabulary's size; empty only after a history.
+    /// Token ids of the prompt, each below the vocabulary size; empty only after a history.
     pub prompt: Vec<u32>,
-    /// How tokens are sampled.
+    /// Sampling parameters.
     pub sampling: SamplingParams,
     /// The search for the most likely texts that replaces sampling.
     pub beams: Option<BeamParams>,
-    /// When generation ends.
+    /// Conditions that end generation.
     pub stop: StopConditions,
-    /// What happens when the context reaches the model's window.
+    /// Behaviour when the context reaches the model's window.
     pub overflow: Overflow,
     /// The tenant that the request belongs to.
     pub tenant: Tenant,
@@ -128,15 +128,15 @@ pub struct RequestFields {
     pub share: Tenant,
     /// Order among waiting requests, regardless of their tenants: lower values begin earlier.
     pub priority: i32,
-    /// Whether its keys and values are worth keeping beyond the KV cache, for a session.
+    /// Whether its keys and values are exported on eviction, for a session.
     pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
     /// The grammar that the text must follow.
     pub grammar: Option<Grammar>,
-    /// What the engine returns.
+    /// Kind of output that the engine returns.
     pub output: Output,
-    /// When the answer is due.
+    /// Deadline of the answer.
     pub deadline: Option<Deadline>,
 }
 
@@ -149,9 +149,9 @@ impl Deref for GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// Returns the requests for `count` choices of one prompt of the HTTP request `id`, of which `before`
-    /// choices belong to other prompts: equal but for names and seeds. Only the first scores the prompt,
-    /// whose score is the same in all of them.
+    /// Returns the requests for `count` choices of one prompt of the HTTP request `id`, after
+    /// `before` choices of other prompts. They are equal except for names and seeds, and only the
+    /// first scores the prompt, since the score is the same in all of them.
     pub fn choices(
         &self,
         id: &RequestId,
@@ -172,8 +172,8 @@ impl GenerateRequest {
 
 /// Returns the tokens that can still be generated after `context` tokens; `None` is unlimited.
 ///
-/// The last generated token needs no position of its own, but a session that continues would need
-/// it, so the bound is the one users expect: prompt + completion <= window.
+/// The last generated token does not need a position, but a continued session would, so the bound
+/// is the one that users expect: prompt + completion <= window.
 #[must_use]
 pub fn window_room(context_length: usize, context: usize, overflow: Overflow) -> Option<usize> {
     (overflow != Overflow::Slide).then(|| context_length.saturating_sub(context))

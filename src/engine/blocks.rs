@@ -6,11 +6,12 @@
 //! - *idle*: not held, but its content is known and can be reused;
 //! - *unused*: its content is not known.
 //!
-//! A full block is identified by the whole token prefix up to its end ([`PrefixId`]); it is found by
-//! its parent's prefix and its own tokens, compared exactly. (The idea is vLLM's automatic prefix
-//! caching.) The last, partial block of a finished sequence is known by its tokens: a sequence that
-//! extends all of them takes the block over, and one that shares only a part of a block's tokens gets a
-//! copy. Only full blocks are shared, and known content is never overwritten.
+//! A full block is identified by the whole token prefix up to its end ([`PrefixId`]); it is found
+//! by its parent's prefix and its own tokens, compared exactly. (The idea is vLLM's automatic
+//! prefix caching.) The last, partial block of a finished sequence is known by its tokens: a
+//! sequence that extends all of them takes the block over, and a sequence that shares only some of
+//! a block's tokens gets a copy. Only full blocks are shared, and known content is never
+//! overwritten.
 //!
 //! The accounts are ahead of the memory: [`take_moves`](BlockPool::take_moves) returns the changes that
 //! the memory still needs, in order.
@@ -79,11 +80,11 @@ struct Block {
     content: Option<Content>,
     /// Prefix that ends with its content, if it is full.
     prefix: Option<PrefixId>,
-    /// Whether its content is to be exported on eviction.
+    /// Whether its content is exported on eviction.
     keep: bool,
     /// Whether its content has been exported.
     stored: bool,
-    /// Place in `BlockPool::idle` while it is idle.
+    /// Position in `BlockPool::idle` while it is idle.
     idle_since: LastUse,
 }
 
@@ -161,8 +162,8 @@ impl BlockPool {
         Some((block, prefix))
     }
 
-    /// Returns the block with the longest common beginning with `tokens` after a prefix, without holding
-    /// it.
+    /// Returns the block with the longest common prefix with `tokens` after `parent`, without
+    /// holding it.
     #[must_use]
     pub fn find_tail(&self, parent: PrefixId, tokens: &[u32]) -> Option<Tail> {
         let nearest = self.index.nearest(parent, tokens)?;
@@ -273,9 +274,9 @@ impl BlockPool {
         (entry.keep, entry.stored) = (true, true);
     }
 
-    /// Removes a reference. Without references a block is idle if its content is known, else unused. The
-    /// blocks of a sequence are released from the last to the first, so that the ends of prefixes are
-    /// evicted before their beginnings.
+    /// Removes a reference. A block without references is idle if its content is known, else
+    /// unused. The blocks of a sequence are released from the last to the first, so that the ends
+    /// of prefixes are evicted before their beginnings.
     ///
     /// # Panics
     /// If the block is not held: the accounts are wrong, and continuing would mix contexts.
@@ -332,7 +333,7 @@ impl BlockPool {
         }
     }
 
-    /// Publishes content. Known content that is a beginning of it is dropped.
+    /// Publishes content, and drops known content that is a prefix of it.
     fn learn(&mut self, block: BlockId, content: Content) {
         if let Some(beginning) = self.index.beginning(&content) {
             self.take_over(beginning);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::moving_average::MovingAverage;
 
-/// Minimum tokens of a step that tells the cost of a prefill token.
+/// Minimum tokens of a step from which the cost of a prefill token can be measured.
 const TELLING_TOKENS: usize = 16;
 
 /// The token budget of steps, adapted to their measured cost.
@@ -50,7 +50,7 @@ impl StepBudget {
             Some(seconds) if streams > 0 => {
                 #[allow(clippy::cast_sign_loss)] // times are not negative
                 let affordable = (self.target.as_secs_f64() / seconds) as usize;
-                // The streams' own tokens count; prefill must make progress all the same.
+                // The streams' own tokens count, but prefill must still make progress.
                 affordable.clamp(
                     (streams + TELLING_TOKENS).min(self.max_tokens),
                     self.max_tokens,
@@ -74,7 +74,7 @@ mod tests {
         }
         assert_eq!(budget.tokens(3), 100);
         assert_eq!(budget.tokens(0), 512);
-        // A decode of a single row is no measure of what a prompt's tokens cost.
+        // The decode of a single row does not measure the cost of a prompt's tokens.
         budget.measured(1, Duration::from_secs(1));
         assert_eq!(budget.tokens(3), 100);
     }

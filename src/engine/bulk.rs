@@ -1,12 +1,13 @@
 //! Many requests of one client, such as the inputs of an embeddings request, submitted in turn.
 //!
 //! A single request is refused if the queue is full, so that its client can try another server. Two
-//! thousand requests of one client would fill the queue, so that the last of them, and those of all other
-//! clients, were refused. So the requests of a [`Bulk`] wait for their turn: all bulks together have at
-//! most half the queue's number of requests in flight, and at most the tokens of two steps. They do not
-//! take places of the queue. Tenants share the turns by tokens ([`Turns`](crate::fair::Turns)).
+//! thousand requests of one client would fill the queue, and the rest of them, like those of all
+//! other clients, would be refused. So the requests of a [`Bulk`] wait for their turn: all bulks
+//! together have at most half the queue's number of requests in flight, and at most the tokens of
+//! two steps. They do not take places in the queue. Tenants share the turns by tokens
+//! ([`Turns`](crate::fair::Turns)).
 //!
-//! It must never hold a turn that it does not use.
+//! A bulk must never hold a turn that it does not use.
 
 use super::event::GenerateError;
 use super::handle::{EngineHandle, Generation};
@@ -24,8 +25,8 @@ impl EngineHandle {
     /// Admits a client of a tenant with many requests.
     ///
     /// # Errors
-    /// [`GenerateError::QueueFull`] if there are as many bulks as the queue has places and the tenant has
-    /// its share of them.
+    /// [`GenerateError::QueueFull`] if the number of bulks has reached the queue's limit and the
+    /// tenant has its share of them.
     pub fn bulk(&self, share: Tenant) -> Result<Bulk, GenerateError> {
         let place = self.bulks.bulks.try_hold(share, 1);
         let place = place.ok_or_else(|| GenerateError::QueueFull {

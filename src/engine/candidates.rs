@@ -1,34 +1,34 @@
-//! What may be drawn from a row: the sampler's fifth step.
+//! The candidates to sample from a row: the sampler's fifth step.
 //!
 //! The order of the filters is the [sampler](super::sampler)'s. None of them sorts the row: the
-//! candidates that can matter are found by the greatest weights of blocks of 64 tokens, and only
-//! those are looked at more closely. What is kept is what a full sort would keep.
+//! greatest weights of blocks of 64 tokens narrow down the candidates that can matter, and only
+//! those are examined. The result is the same as with a full sort.
 
 use std::cmp::Ordering;
 
 use crate::kernels::rows;
 use crate::request::SamplingParams;
 
-/// A token that may be drawn.
+/// A token that can be sampled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub id: u32,
-    /// After temperature, less the highest: at most 0.
+    /// Logit after temperature, relative to the highest; at most 0.
     pub logit: f32,
     pub weight: f32,
 }
 
-/// The weights of a row, and what helps to find the great ones.
+/// The weights of a row, with sums and maxima of blocks to find the greatest.
 #[derive(Debug, Default)]
 pub(super) struct Distribution {
     weights: Vec<f32>,
-    /// Of the weights of 64 tokens each.
+    /// Sum of the weights of each block of 64 tokens.
     sums: Vec<f64>,
     greatest: Vec<f32>,
 }
 
 impl Distribution {
-    /// Replaces logits by `(logit - highest) / temperature` and takes `exp` of them as weights.
+    /// Replaces logits with `(logit - highest) / temperature`, and computes their `exp` as weights.
     pub fn weigh(&mut self, logits: &mut [f32], highest: f32, temperature: f32) {
         rows::weigh(logits, highest, 1.0 / temperature, &mut self.weights);
         rows::block_sums(&self.weights, &mut self.sums);
@@ -38,7 +38,7 @@ impl Distribution {
         self.sums.iter().sum()
     }
 
-    /// Walks all tokens in order of id to the one `u` falls on.
+    /// Returns the token at `u` of the cumulative weights of all tokens, in order of id.
     pub fn walk(&self, u: f64) -> Option<u32> {
         let threshold = u * self.total();
         let mut sum = 0.0;
@@ -64,8 +64,8 @@ impl Distribution {
         u32::try_from(drawn?).ok()
     }
 
-    /// Returns the tokens that the filters leave, in order of id. `logits` are those given to
-    /// [`weigh`](Self::weigh).
+    /// Returns the tokens that remain after the filters, in order of id. `logits` are those passed
+    /// to [`weigh`](Self::weigh).
     pub fn filtered(&mut self, logits: &[f32], params: &SamplingParams) -> Vec<Candidate> {
         rows::greatest_of_blocks(&self.weights, &mut self.greatest);
         let mut total = self.total();
@@ -109,7 +109,7 @@ impl Distribution {
         candidates
     }
 
-    /// Returns the `k` tokens of the highest logits; weights that vanish are left out.
+    /// Returns the `k` tokens with the highest logits, without those whose weight is 0.
     fn top_k(&self, logits: &[f32], k: usize) -> Vec<Candidate> {
         let floor = rows::floor_of_greatest(&self.greatest, k).max(f32::MIN_POSITIVE);
         let mut candidates = self.at_least(logits, floor);
@@ -123,9 +123,10 @@ impl Distribution {
         candidates
     }
 
-    /// Returns the heaviest tokens, enough that their weights reach `wanted`, and perhaps more.
+    /// Returns the tokens with the greatest weights, at least enough for their sum to reach
+    /// `wanted`.
     fn at_least_a_share(&self, logits: &[f32], wanted: f64) -> Vec<Candidate> {
-        // From a thousandth of the highest weight on in steps of a factor 32.
+        // Floors from a thousandth of the highest weight down, in steps of a factor of 32.
         let floors = (2..).map(|n| 2f32.powi(-5 * n).max(f32::MIN_POSITIVE));
         for floor in floors {
             let candidates = self.at_least(logits, floor);
@@ -171,7 +172,7 @@ fn keep_share(candidates: &mut Vec<Candidate>, rank: impl Fn(&Candidate) -> f32,
             (lo.min(r), hi.max(r))
         });
     let scale = BUCKETS as f32 / (highest - lowest).max(f32::MIN_POSITIVE);
-    #[allow(clippy::cast_sign_loss)] // `lowest` is the lowest
+    #[allow(clippy::cast_sign_loss)] // no rank is below `lowest`
     let bucket = |c: &Candidate| (((rank(c) - lowest) * scale) as usize).min(BUCKETS - 1);
     let mut weights = [0.0f64; BUCKETS];
     for candidate in candidates.iter() {
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(with(&|p| p.typical_p = 0.7), [1, 3]);
     }
 
-    /// A walk over blocks goes to where a plain one goes.
+    /// Compares a walk over blocks with a plain one.
     #[test]
     fn a_walk_reaches_every_token_and_no_other() {
         let mut logits: Vec<f32> = (0..150).map(|i| (i % 7) as f32).collect();
@@ -266,7 +267,7 @@ mod tests {
     }
 
     proptest! {
-        /// The bucketed selection equals a full sort.
+        /// Compares the bucketed selection with a full sort.
         #[test]
         fn a_nucleus_is_the_shortest_run_of_a_full_sort(
             logits in prop::collection::vec(-20f32..20.0, 1..300), top_p in 0.01f32..0.99,
@@ -288,7 +289,7 @@ mod tests {
     }
 
     proptest! {
-        /// So is the selection by blocks.
+        /// Compares the selection by blocks with a full sort.
         #[test]
         fn the_k_highest_are_those_of_a_full_sort(
             logits in prop::collection::vec(-8i8..8, 1..400), k in 1usize..50,

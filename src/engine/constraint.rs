@@ -1,7 +1,7 @@
 //! The grammar of one request and its state after the text so far.
 //!
-//! The mask of allowed tokens is a function of grammar and text alone, whichever thread computes it
-//! (`masks`). It must never depend on logits: those are the sampler's business.
+//! The mask of allowed tokens is a function of grammar and text alone, so any thread can compute it
+//! (`masks`). It must never depend on logits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -47,7 +47,7 @@ impl Constraint {
     fn mask(&mut self) -> Result<Mask, GenerateError> {
         let matcher = self.matcher.get_or_insert_with(|| self.grammar.matcher());
         let mut mask = Mask::from(matcher.compute_mask_or_eos().map_err(failed)?);
-        // A grammar can name tokens by their number.
+        // A grammar can name tokens by id, end-of-text tokens included.
         let may_end = matcher.is_stopped() || matcher.is_accepting().map_err(failed)?;
         let ends = self.grammar.end_of_text();
         for &token in self.grammar.special() {
@@ -58,8 +58,8 @@ impl Constraint {
         Ok(mask)
     }
 
-    /// Returns the mask of the next token without the `banned` tokens. They stay allowed if nothing
-    /// else is: a text that has to end then ends.
+    /// Returns the mask of the next token without the `banned` tokens. They stay allowed if no
+    /// other token is, so that a text that must end can end.
     pub fn allowed(&mut self, banned: &[u32]) -> Result<Mask, GenerateError> {
         self.prepare();
         let mask = self.next.take().unwrap_or(Ok(Mask::new()))?;

@@ -1,7 +1,7 @@
 //! Export and import of KV blocks.
 //!
-//! The engine does not know where exported blocks are stored. A block is named by the prefix that it
-//! ends, so it can be found again from the tokens alone.
+//! The engine does not know where exported blocks are stored. A block is identified by the prefix
+//! that ends with it, so it can be found again from the tokens alone.
 
 use super::blocks::PrefixId;
 use super::commands::{Command, Exchange};
@@ -43,8 +43,8 @@ impl EngineHandle {
     /// [`kv_block_bytes`](super::EngineStatus::kv_block_bytes) long (an incomplete last block is ignored).
     /// The blocks before them must be in the cache.
     ///
-    /// Returns the number of the blocks that are in the cache now: fewer if earlier blocks are missing, or
-    /// if running requests and this import need all room.
+    /// Returns the number of the blocks that are in the cache afterwards: fewer if earlier blocks
+    /// are missing, or if running requests leave too little room.
     ///
     /// # Errors
     /// [`GenerateError::EngineGone`] if the worker has ended.

@@ -3,8 +3,8 @@
 use super::event::{GenerateError, TokenLogprob};
 use crate::kernels::rows;
 
-/// Returns the log-probability of one token, and of the `top` most likely ones (the lower id first among
-/// equals).
+/// Returns the log-probabilities of one token and of the `top` most likely tokens, the lower id
+/// first among equals.
 #[must_use]
 pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (TokenLogprob, Vec<TokenLogprob>) {
     let logprob = logprob_of(logits);
@@ -24,7 +24,7 @@ pub fn ranked(logits: &[f32], n: usize) -> Result<Vec<TokenLogprob>, GenerateErr
     Ok(best.map(logprob_of(logits)).collect())
 }
 
-/// Returns the log-probabilities of all tokens.
+/// Returns a function from tokens to their log-probabilities.
 fn logprob_of(logits: &[f32]) -> impl Fn(u32) -> TokenLogprob {
     let normalizer = rows::log_sum_exp(logits);
     move |id| TokenLogprob {

@@ -1,10 +1,11 @@
 //! The thread that computes the masks of allowed tokens while the model computes the logits.
 //!
-//! The mask of a token is known only once the token before it is, and needed only when the logits are
-//! there. So the worker lends the constraints of a step to this thread before its forward pass and takes
-//! them back after it. Where a draft is accepted, the next mask is computed when its token is sampled.
+//! The mask of a token depends on the token before it, and is needed only once the logits are
+//! computed. So the worker lends the constraints of a step to this thread before its forward pass
+//! and takes them back afterwards. After an accepted draft token, the worker computes the next mask
+//! when it samples.
 //!
-//! It must never decide whose constraints a step needs: that is the worker's business.
+//! This module must never decide which constraints a step needs; the worker does.
 
 use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 
@@ -15,15 +16,16 @@ use crate::text::grammar::STACK;
 /// Constraints of a step, with the requests that they belong to.
 pub(super) type LentConstraints = Vec<(SequenceId, Constraint)>;
 
-/// Handle of the thread, which sleeps while no masks are wanted and ends with the handle.
+/// Handle of the thread, which sleeps while no masks are requested and ends when the handle is
+/// dropped.
 pub(super) struct Masks {
     jobs: Sender<LentConstraints>,
     done: Receiver<LentConstraints>,
 }
 
 impl Masks {
-    /// Starts the thread. Must not be called on a thread that is bound to a core: it would inherit the
-    /// binding.
+    /// Starts the thread. Must not be called on a thread that is pinned to a core, because the new
+    /// thread would inherit the pinning.
     ///
     /// # Errors
     /// If the thread can't be started.
@@ -54,7 +56,7 @@ impl Masks {
         self.jobs.send(lent).map_err(|SendError(lent)| lent)
     }
 
-    /// Waits for the constraints that were lent; none if the thread is gone.
+    /// Waits for the lent constraints and returns them; none if the thread is gone.
     pub fn take_back(&self) -> LentConstraints {
         self.done.recv().unwrap_or_default()
     }

@@ -21,8 +21,9 @@ impl MeanPool {
         }
     }
 
-    /// Adds the hidden states of positions from `first_position` on, `[rows, hidden_width]`. Positions
-    /// that were added before, as they are computed again after a preemption, are skipped.
+    /// Adds the hidden states of positions from `first_position` on, `[rows, hidden_width]`.
+    /// Positions that were added before are skipped, because a preempted sequence computes them
+    /// again.
     pub fn add(&mut self, first_position: usize, hidden: &[f32]) {
         let known = self.positions.saturating_sub(first_position);
         for row in hidden.chunks_exact(self.sum.len()).skip(known) {

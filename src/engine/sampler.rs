@@ -1,30 +1,31 @@
-//! From a row of logits to one token.
+//! Samples one token from a row of logits.
 //!
-//! The draw is specified, so that a seed gives the same tokens everywhere the logits are the
-//! same. In this order:
+//! Sampling is specified exactly, so that a seed gives the same tokens wherever the logits are the
+//! same. The steps, in order:
 //!
 //! 1. repetition penalty: for every token in prompt or output once, a positive logit is divided
 //!    by it, a negative one multiplied (Keskar et al. 2019, <https://arxiv.org/abs/1909.05858>);
 //! 2. frequency and presence penalty: `logit -= count * frequency + (count > 0) * presence`,
 //!    counted over generated tokens (OpenAI);
-//! 3. `logit += logit_bias`; tokens that may not be drawn yet (`min_tokens`), or that the
-//!    request's grammar forbids, get -inf;
-//! 4. temperature 0: the highest logit, the lowest id among equals. Else every logit becomes
-//!    `(logit - highest) * (1 / temperature)`, and its weight is `exp` of that (`kernels::math`);
-//! 5. `top_k`: the k highest logits; `top_p`: the shortest run from the highest whose weights
-//!    reach that share (Holtzman et al. 2019, <https://arxiv.org/abs/1904.09751>); `min_p`:
-//!    weights of at least that share of the highest; `typical_p`: the shortest run from the one
-//!    whose surprise is nearest to the entropy that reaches that share (Meister et al. 2022,
-//!    <https://arxiv.org/abs/2202.00666>). Each works on what the one before left; among equals
-//!    the lower id goes first;
+//! 3. `logit += logit_bias`; tokens that can't be sampled yet (`min_tokens`), or that the request's
+//!    grammar forbids, get -inf;
+//! 4. at temperature 0, the token with the highest logit, the lowest id among equals. Otherwise
+//!    every logit becomes `(logit - highest) * (1 / temperature)`, and its weight is `exp` of that
+//!    (`kernels::math`);
+//! 5. `top_k`: the k highest logits; `top_p`: the shortest run from the highest whose weights reach
+//!    that share (Holtzman et al. 2019, <https://arxiv.org/abs/1904.09751>); `min_p`: weights of at
+//!    least that share of the highest; `typical_p`: the shortest run from the one whose surprise is
+//!    nearest to the entropy that reaches that share (Meister et al. 2022,
+//!    <https://arxiv.org/abs/2202.00666>). Each filter applies to the tokens that the previous one
+//!    kept; among equals the lower id comes first;
 //! 6. the n-th token (from 0) of a request takes 64 bits at word position `2 n` of the `ChaCha20`
 //!    stream whose 256-bit key is the seed in little endian, then zeros; their upper 53 bits over
-//!    2^53 are `u`. The tokens left are walked in order of id, and the first whose running sum of
-//!    weights (in f64) exceeds `u` times the whole sum is drawn. Without any filter the walk goes
-//!    first over the sums of 64 tokens each (`rows::block_sums`), then within one.
+//!    2^53 are `u`. The remaining tokens are walked in order of id, and the first whose running sum
+//!    of weights (in f64) exceeds `u` times the total is sampled. Without filters the walk goes
+//!    first over the sums of 64 tokens each (`rows::block_sums`), then within one of these blocks.
 //!
-//! A sampler must never look at another request's row, and its work is a function of its
-//! arguments alone: a preempted or resumed request draws what it would have drawn.
+//! A sampler must never read another request's row, and its result is a function of its arguments
+//! alone, so a preempted request samples the same tokens when it resumes.
 
 use std::collections::HashMap;
 
@@ -36,36 +37,36 @@ use super::event::GenerateError;
 use crate::kernels::rows;
 use crate::request::SamplingParams;
 
-/// Draws the tokens of one request.
+/// Samples the tokens of one request.
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha20Rng,
-    /// How often each token was generated.
+    /// Number of occurrences of each generated token.
     generated: HashMap<u32, u32>,
-    /// Every token of prompt and output once; kept only where the repetition penalty needs it.
+    /// The distinct tokens of prompt and output; empty without a repetition penalty.
     seen: Vec<u32>,
     is_seen: Vec<bool>,
 }
 
-/// Memory for drawing from one row, kept from draw to draw.
+/// Working memory for sampling from one row, reused from row to row.
 #[derive(Debug, Default)]
 pub struct Scratch {
     logits: Vec<f32>,
     distribution: Distribution,
 }
 
-/// Which tokens may be drawn.
+/// The tokens that may be sampled.
 #[derive(Debug, Clone, Copy)]
 pub enum Allowed<'a> {
-    /// All but these.
+    /// All except these.
     AllBut(&'a [u32]),
     /// Those whose bit is set: bit `id % 32` of word `id / 32`.
     Only(&'a [u32]),
 }
 
 impl Allowed<'_> {
-    /// Returns the one token that may be drawn, if it is only one.
+    /// Returns the only allowed token, if exactly one is allowed.
     fn single(self) -> Option<u32> {
         let Self::Only(mask) = self else {
             return None;
@@ -75,7 +76,7 @@ impl Allowed<'_> {
         (word.is_power_of_two() && set.next().is_none()).then(|| 32 * n + word.trailing_zeros())
     }
 
-    /// Gives all other tokens -inf.
+    /// Sets the logits of all other tokens to -inf.
     fn apply(self, row: &mut [f32]) {
         match self {
             Self::AllBut(banned) => {
@@ -111,7 +112,7 @@ impl Sampler {
         sampler
     }
 
-    /// Takes note of a generated token.
+    /// Records a generated token, for the penalties.
     pub fn accept(&mut self, token: u32) {
         *self.generated.entry(token).or_default() += 1;
         self.see(token);
@@ -126,12 +127,12 @@ impl Sampler {
         }
     }
 
-    /// Draws the `n`-th token of the request (from 0) from its own row of logits, one that is
-    /// `allowed`.
+    /// Samples the `n`-th token of the request (from 0) from its own row of logits, among the
+    /// `allowed` tokens.
     ///
     /// # Errors
     /// [`GenerateError::NotFinite`] if the model's logits hold NaN or infinity,
-    /// [`GenerateError::NoCandidates`] if nothing may be drawn.
+    /// [`GenerateError::NoCandidates`] if no token can be sampled.
     pub fn sample(
         &mut self,
         logits: &[f32],
@@ -144,7 +145,7 @@ impl Sampler {
             return highest(logits).map(|(id, _)| id);
         }
         if let Some(only) = allowed.single() {
-            // Whatever its weight.
+            // The only allowed token is sampled regardless of its weight.
             return if rows::all_finite(logits) {
                 Ok(only)
             } else {
@@ -174,7 +175,7 @@ impl Sampler {
         drawn.ok_or(GenerateError::NoCandidates)
     }
 
-    /// Returns whether steps 1 to 3 have anything to do.
+    /// Returns whether steps 1 to 3 change any logit.
     fn penalizes(&self) -> bool {
         let params = &self.params;
         !self.seen.is_empty()
@@ -183,13 +184,13 @@ impl Sampler {
             || !params.logit_bias.is_empty()
     }
 
-    /// Returns whether step 5 has anything to do.
+    /// Returns whether step 5 has any filter.
     fn filters(&self) -> bool {
         let params = &self.params;
         params.top_k > 0 || params.top_p < 1.0 || params.min_p > 0.0 || params.typical_p < 1.0
     }
 
-    /// Steps 1 to 3, but for what is banned.
+    /// Applies steps 1 to 3, except for forbidden tokens.
     fn penalize(&self, logits: &mut [f32]) {
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
@@ -199,7 +200,7 @@ impl Sampler {
                 } else {
                     *logit * penalty
                 };
-                // A tiny penalty makes a logit huge, but what the model gave was a number.
+                // A tiny penalty can make a finite logit overflow, which is not the model's fault.
                 *logit = if logit.is_finite() {
                     penalized.clamp(f32::MIN, f32::MAX)
                 } else {
@@ -229,7 +230,7 @@ impl Sampler {
     }
 }
 
-/// Returns the token of the highest logit and the logit, of a row as the model gave it.
+/// Returns the token with the highest logit, and that logit, of a row from the model.
 fn highest(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     if !rows::all_finite(logits) {
         return Err(GenerateError::NotFinite);
@@ -237,7 +238,8 @@ fn highest(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     highest_of(logits)
 }
 
-/// Returns the token of the highest logit and the logit; some may be negative infinity, but not all.
+/// Returns the token with the highest logit, and that logit; some but not all may be negative
+/// infinity.
 fn highest_of(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
     rows::argmax(logits)
         .filter(|&(_, highest)| highest > f32::NEG_INFINITY)
@@ -245,7 +247,7 @@ fn highest_of(logits: &[f32]) -> Result<(u32, f32), GenerateError> {
         .ok_or(GenerateError::NoCandidates)
 }
 
-/// Walks tokens in order of id to the one `u` falls on.
+/// Returns the candidate at `u` of the cumulative weights, in order of id.
 fn pick(candidates: &[Candidate], u: f64) -> Option<u32> {
     let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
     let threshold = u * total;
@@ -257,7 +259,7 @@ fn pick(candidates: &[Candidate], u: f64) -> Option<u32> {
     drawn.or(candidates.last()).map(|candidate| candidate.id)
 }
 
-/// Parameters that change nothing, for tests of single ones.
+/// Returns neutral parameters, for tests of a single one.
 #[cfg(test)]
 pub(super) fn params() -> SamplingParams {
     SamplingParams {
@@ -278,7 +280,7 @@ pub(super) fn params() -> SamplingParams {
 mod tests {
     use super::*;
 
-    /// Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at ids 3, 1, 4, 0, 2.
+    /// Returns logits with probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at ids 3, 1, 4, 0, 2.
     fn halves() -> Vec<f32> {
         [0.0625f32, 0.25, 0.0625, 0.5, 0.125].map(f32::ln).to_vec()
     }

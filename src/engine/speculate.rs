@@ -1,39 +1,41 @@
-//! Guessing the next tokens from a sequence's own history, to verify several in one pass.
+//! Drafts the next tokens from a sequence's own history, so that one pass verifies several.
 //!
-//! Prompt lookup (Saxena 2023, <https://github.com/apoorvumang/prompt-lookup-decoding>): where the
-//! last three tokens stood before, what followed them then is proposed now. A pass over few rows
-//! costs hardly more than one over a single row, because it is bound by reading the weights; so a
-//! right guess is a token gained for nothing. Every guess is checked against the token really
-//! drawn in its place, so the output is the same, bit for bit, with or without.
+//! Prompt lookup (Saxena 2023, <https://github.com/apoorvumang/prompt-lookup-decoding>): if the
+//! last three tokens have occurred before, the tokens that followed them are the draft. A pass over
+//! a few rows takes hardly longer than one over a single row, because it is bound by reading the
+//! weights, so an accepted draft token costs almost nothing. A draft token is accepted only if it
+//! equals the token sampled in its place, so the output is the same bit for bit with and without
+//! drafts.
 //!
 //! Pure bookkeeping over one sequence's tokens; it must never influence the sampled tokens.
 
 use std::collections::HashMap;
 
-/// Tokens that have to agree before what followed them is proposed.
+/// Number of tokens that must match before a draft is proposed.
 const MATCH: usize = 3;
 
-/// Tokens proposed at most.
+/// Maximum tokens of a draft.
 pub const MAX_DRAFT: usize = 7;
 
-/// Steps without a proposal after misses in a row: doubled with each, up to this.
+/// Maximum pause, in steps, after consecutive rejected drafts; the pause doubles with each of them.
 const LONGEST_PAUSE: u32 = 32;
 
-/// Proposes continuations of one sequence.
+/// Proposes drafts for one sequence.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Drafter {
-    /// Where the token after each run of [`MATCH`] tokens stands, the last place of each run.
+    /// Position after the last occurrence of each run of [`MATCH`] tokens.
     after: HashMap<[u32; MATCH], usize>,
-    /// Tokens taken into `after`.
+    /// Number of tokens indexed in `after`.
     known: usize,
-    /// Steps to let pass before the next proposal.
+    /// Steps to skip before the next draft.
     pause: u32,
-    /// The next pause.
+    /// Length of the next pause, in steps.
     next_pause: u32,
 }
 
 impl Drafter {
-    /// Returns a draft of at most `limit` tokens after `tokens`. `tokens` only ever grows between calls.
+    /// Returns a draft of at most `limit` tokens after `tokens`, which must only grow between
+    /// calls.
     pub fn draft(&mut self, tokens: &[u32], limit: usize) -> Vec<u32> {
         self.learn(tokens);
         if self.pause > 0 {
@@ -48,7 +50,7 @@ impl Drafter {
         tokens[start..end].to_vec()
     }
 
-    /// Says how many tokens of a proposal were right.
+    /// Records how many tokens of a draft were accepted.
     pub fn judge(&mut self, proposed: usize, right: usize) {
         if proposed == 0 {
             return;

@@ -17,7 +17,7 @@ pub struct EngineStatus {
     pub silence: Duration,
     /// Sequences in the batch.
     pub running: usize,
-    /// Requests that wait to run: in the queue, or preempted.
+    /// Requests waiting to run: in the queue, or preempted.
     pub waiting: usize,
     /// Tenants with requests in the queue.
     pub tenants_waiting: usize,
@@ -25,7 +25,7 @@ pub struct EngineStatus {
     pub stalled: usize,
     /// KV blocks held by running requests.
     pub kv_blocks_used: usize,
-    /// KV blocks held by no request whose content can be reused.
+    /// KV blocks that are not held, but whose content can be reused.
     pub kv_blocks_cached: usize,
     /// KV blocks in total.
     pub kv_blocks: usize,
@@ -39,26 +39,28 @@ pub struct EngineStatus {
     pub drafted: usize,
     /// Draft tokens accepted.
     pub accepted: usize,
-    /// Prompt tokens of requests that began to run, session histories and cached tokens included.
+    /// Prompt tokens of requests that have begun to run, including session histories and cached
+    /// tokens.
     pub prompt_tokens: usize,
-    /// Those of them that were looked up in the prefix cache. Requests for embeddings or for the
-    /// prompt's log-probabilities compute the whole prompt.
+    /// Prompt tokens looked up in the prefix cache. Requests for embeddings or for the prompt's
+    /// log-probabilities compute the whole prompt.
     pub cache_queried_tokens: usize,
-    /// Those of them that were found there.
+    /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
-    /// Running requests that had to give their KV blocks back.
+    /// Preemptions of running requests for their KV blocks.
     pub preemptions: usize,
-    /// Running requests that gave their place to another tenant with less than its share.
+    /// Running requests that yielded their place to another tenant with less than its share.
     pub yields: usize,
-    /// KV blocks of sessions handed on to be stored when they were evicted.
+    /// KV blocks of sessions exported to be stored when they were evicted.
     pub evicted_blocks: usize,
     /// KV blocks of sessions dropped at eviction because the store was behind.
     pub lost_blocks: usize,
-    /// Requests that begin to run per second while others wait, once that was so.
+    /// Requests that begin to run per second while others wait; `None` before the first
+    /// measurement.
     pub begun_per_second: Option<f64>,
-    /// Cost of prefill, once a prompt was read.
+    /// Cost of prefill, in seconds per token; `None` before the first prompt.
     pub prefill_seconds_per_token: Option<f64>,
 }
 

@@ -1,15 +1,15 @@
-//! A bounded amount whose pieces are given back on drop.
+//! A bounded amount whose parts are released on drop.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Shares;
 use crate::request::Tenant;
 
-/// [`Shares`] whose pieces are given back when they are dropped. Cheap to clone.
+/// [`Shares`] whose parts are released when they are dropped. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Holds(Arc<Mutex<Shares>>);
 
-/// A piece of [`Holds`], given back when it is dropped.
+/// A part of [`Holds`], released when it is dropped.
 #[derive(Debug)]
 pub struct Hold {
     holds: Holds,
@@ -18,13 +18,13 @@ pub struct Hold {
 }
 
 impl Holds {
-    /// Creates an amount of which no piece is held.
+    /// Creates an amount that is not held yet.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Mutex::new(Shares::new(limit))))
     }
 
-    /// Returns a piece of this size if [`Shares::try_add`] gives it.
+    /// Holds a part of this size if [`Shares::try_add`] allows it.
     #[must_use]
     pub fn try_hold(&self, tenant: Tenant, amount: usize) -> Option<Hold> {
         self.shares().try_add(tenant, amount).then(|| Hold {
@@ -34,7 +34,7 @@ impl Holds {
         })
     }
 
-    /// Returns the sum of all pieces that are held.
+    /// Returns the sum of all held parts.
     #[must_use]
     pub fn total(&self) -> usize {
         self.shares().total()

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Tenant;
 
-/// An item's position among those of its tenant: by priority, then preempted items, the last one first,
-/// then returned ones, then the others, each in order of arrival.
+/// An item's position among those of its tenant: by priority, then preempted items, most recent
+/// first, then returned items, then all others, both in order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
     priority: i32,
@@ -21,7 +21,7 @@ enum Entry {
     Arrived(u64),
 }
 
-/// A tenant's position among those with waiting items.
+/// A tenant's position among the tenants with waiting items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     /// Priority of the tenant's first item.
@@ -51,19 +51,19 @@ pub struct Waiting<T> {
     position: Position,
 }
 
-/// A queue of items of several tenants. Of the items with the lowest priority value, those of the tenant
-/// with the least service come first.
+/// A queue of items of several tenants. Among the items with the lowest priority value, those of
+/// the tenant with the least service come first.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     accounts: BTreeMap<Tenant, Account<T>>,
     /// The tenants with waiting items.
     order: BTreeSet<Rank>,
-    /// Service at which an unknown tenant begins.
+    /// Initial service of a new tenant.
     level: u64,
     /// Number of the next entry.
     next: u64,
     len: usize,
-    /// Number of items that were preempted or have returned.
+    /// Number of preempted or returned items.
     resumed: usize,
 }
 
@@ -93,7 +93,7 @@ impl<T> FairQueue<T> {
         self.len == 0
     }
 
-    /// Returns the number of items that were preempted or have returned.
+    /// Returns the number of preempted or returned items.
     #[must_use]
     pub fn resumed(&self) -> usize {
         self.resumed
@@ -190,14 +190,15 @@ impl<T> FairQueue<T> {
         self.next
     }
 
-    /// Returns whether a tenant has no waiting item.
+    /// Returns whether a tenant does not have a waiting item.
     fn joins(&self, tenant: Tenant) -> bool {
         let account = self.accounts.get(&tenant);
         account.is_none_or(|account| account.waiting.is_empty())
     }
 
-    /// Raises the service of a tenant without waiting items to the least of the waiting tenants: it was
-    /// not kept waiting, so it is not owed the difference. In an empty queue no tenant is owed anything.
+    /// Raises the service of a tenant without waiting items to the least of the waiting tenants: it
+    /// did not wait, so it is not owed the difference. In an empty queue, no tenant is owed any
+    /// service.
     fn lift(&mut self, tenant: Tenant) {
         if !self.joins(tenant) {
             return;
@@ -336,7 +337,7 @@ mod tests {
         queue.charge(busy, 1000);
         queue.push(idle, 0, 1);
         assert_eq!(queue.service(idle), 1000);
-        // It returns with its debt.
+        // The tenant returns with its debt.
         queue.push(greedy, 0, 2);
         assert_eq!(queue.service(greedy), 5000);
         assert_eq!(queue.remove(|&item| item == 1), Some(1));
@@ -357,8 +358,8 @@ mod tests {
     }
 
     proptest! {
-        /// The service of two tenants that always wait differs by the largest cost of an item at most,
-        /// while others come and go; and those that have gone are removed.
+        /// Checks that the service of two tenants that always wait differs by at most the largest
+        /// cost of an item, while others come and go, and that tenants without items are removed.
         #[test]
         fn tenants_that_wait_get_the_same_service(
             costs in prop::collection::vec((1usize..100, 1usize..100, 0u8..20), 1..400),

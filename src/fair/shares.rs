@@ -1,14 +1,14 @@
-//! A bounded amount of which no tenant can take the shares of all others.
+//! A bounded amount in which every tenant gets its share.
 
 use std::collections::HashMap;
 
 use super::Tenant;
 
-/// A limited amount, of which tenants hold parts.
+/// A limited amount, parts of which tenants hold.
 ///
-/// A single tenant can hold all of it. When it is used up, a tenant still gets more while it holds less than
-/// its share: the limit divided by the number of tenants that hold a part, itself included. So `k` tenants
-/// hold at most `limit * (1 + 1/2 + … + 1/k)`, and one piece each.
+/// A single tenant can hold all of it. When it is used up, a tenant still gets more while it holds
+/// less than its share: the limit divided by the number of tenants that hold a part, itself
+/// included. So `k` tenants hold at most `limit * (1 + 1/2 + … + 1/k)`, plus one part each.
 #[derive(Debug)]
 pub struct Shares {
     limit: usize,
@@ -17,7 +17,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Creates an amount of which no part is held.
+    /// Creates an amount that is not held yet.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -27,7 +27,7 @@ impl Shares {
         }
     }
 
-    /// Returns the sum of all parts that are held.
+    /// Returns the sum of all held parts.
     #[must_use]
     pub fn total(&self) -> usize {
         self.total
@@ -50,8 +50,8 @@ impl Shares {
         self.held.iter().map(|(tenant, held)| (*tenant, *held))
     }
 
-    /// Gives a tenant an amount if it fits the limit or the tenant's share; a tenant that holds nothing
-    /// always gets its first. Returns whether it was given.
+    /// Adds to a tenant's part if the limit or the tenant's share allows it; a tenant's first part
+    /// is always allowed. Returns whether it was added.
     #[must_use]
     pub fn try_add(&mut self, tenant: Tenant, amount: usize) -> bool {
         let own = self.of(tenant);
@@ -64,13 +64,13 @@ impl Shares {
         false
     }
 
-    /// Gives a tenant an amount, even beyond the limit.
+    /// Adds to a tenant's part, even beyond the limit.
     pub fn add(&mut self, tenant: Tenant, amount: usize) {
         self.total += amount;
         *self.held.entry(tenant).or_default() += amount;
     }
 
-    /// Takes back an amount that was given.
+    /// Removes an amount from a tenant's part.
     pub fn remove(&mut self, tenant: Tenant, amount: usize) {
         self.total = self.total.saturating_sub(amount);
         if let Some(held) = self.held.get_mut(&tenant) {
@@ -92,7 +92,7 @@ mod tests {
         Tenant::of_key(&[n])
     }
 
-    /// Adds pieces of 1 until none is given.
+    /// Adds parts of 1 until one is refused.
     fn fill(shares: &mut Shares, tenant: Tenant) -> usize {
         (0..1000).take_while(|_| shares.try_add(tenant, 1)).count()
     }
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(fill(&mut shares, tenant(0)), 12);
         assert_eq!(fill(&mut shares, tenant(1)), 6);
         assert_eq!(fill(&mut shares, tenant(2)), 4);
-        // The first has more than its share until the others have gone.
+        // The first tenant holds more than its share until the others have released theirs.
         shares.remove(tenant(0), 3);
         assert_eq!(fill(&mut shares, tenant(0)), 0);
         shares.remove(tenant(1), 6);

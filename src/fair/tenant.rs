@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The holder of one API key. Sessions belong to a tenant, and the time to an answer does not tell one
-/// tenant what another has asked.
+/// The owner of one API key. Sessions belong to a tenant, and response times do not reveal one
+/// tenant's prompts to another.
 ///
 /// A hash of the key, so that it can be part of file names and logs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 
 use super::{FairQueue, Tenant};
 
-/// A semaphore whose next waiter is the longest-waiting one of the tenant that was given the fewest units.
-/// Cheap to clone.
+/// A semaphore whose next waiter is the longest-waiting one of the tenant that has received the
+/// fewest units. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Mutex<State>>);
 
@@ -23,7 +23,7 @@ struct Waiter {
     granted: oneshot::Sender<Turn>,
 }
 
-/// Units in use, given back when this is dropped.
+/// Units in use, released when this is dropped.
 #[derive(Debug)]
 pub struct Turn {
     turns: Turns,
@@ -40,10 +40,11 @@ impl Turns {
         })))
     }
 
-    /// Waits for units, at most as many as the semaphore has. Lower priority values come first. Within one
-    /// tenant and priority the order is that of arrival, even if a later waiter wants fewer units.
+    /// Waits for units, capped at the size of the semaphore. Lower priority values come first.
+    /// Within one tenant and priority, waiters are served in order of arrival, even if a later one
+    /// needs fewer units.
     ///
-    /// Dropping the future leaves the queue.
+    /// Dropping the future removes the waiter from the queue.
     pub async fn wait(&self, tenant: Tenant, priority: i32, units: usize) -> Turn {
         let leaving = Leaving(self);
         let (granted, turn) = oneshot::channel();
@@ -59,7 +60,7 @@ impl Turns {
         turn
     }
 
-    /// Gives the free units to the next waiters.
+    /// Grants the free units to the next waiters.
     fn grant(&self) {
         loop {
             let (waiter, turn) = {
@@ -73,7 +74,8 @@ impl Turns {
                 };
                 (next, turn)
             };
-            // Dropping the turn of a waiter that has left takes the lock and grants to the next.
+            // Dropping the turn of a waiter that has left takes the lock, and grants the units to
+            // the next one.
             if waiter.granted.send(turn).is_err() {
                 return;
             }
@@ -99,7 +101,8 @@ impl State {
     }
 }
 
-/// Removes a waiter that has left from the queue, on drop. There can then be enough units for a later one.
+/// Removes a waiter that has left from the queue on drop, after which the units may suffice for a
+/// later one.
 struct Leaving<'a>(&'a Turns);
 
 impl Drop for Leaving<'_> {
@@ -160,7 +163,7 @@ mod tests {
         let mut stays = Box::pin(turns.wait(tenant(0), 0, 1));
         assert!((&mut leaves).now_or_never().is_none());
         assert!((&mut stays).now_or_never().is_none());
-        // It was granted its turn and leaves before it sees it.
+        // The waiter is granted its turn, but leaves before it receives it.
         drop(running);
         drop(leaves);
         assert!(stays.now_or_never().is_some());

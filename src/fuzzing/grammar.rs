@@ -1,7 +1,7 @@
 //! Schemas, regular expressions, choices and grammars.
 //!
-//! The first byte of an input says which, the second which of the tokens that are possible come. The
-//! time and memory of compiling and following one count too: the fuzzer's programs measure them.
+//! The first byte of an input chooses the kind, the second the tokens among those allowed. The
+//! fuzzer's programs also measure the time and memory of compiling and following a grammar.
 
 use std::sync::LazyLock;
 
@@ -11,13 +11,13 @@ use crate::engine::{Constraint, GenerateError};
 use crate::request::Limits;
 use crate::text::{GrammarSource, Grammars};
 
-/// Tokens of a text at most.
+/// Maximum tokens of a text.
 const LONGEST: usize = 40;
-/// Bytes of a reason why a grammar is refused or a text ends.
+/// Maximum bytes of the reason why a grammar is refused or a text ends.
 const REASON: usize = 4096;
 
-/// A grammar is refused with a reason, or there are texts of the tokens it allows: each of these is
-/// accepted, and a text that is complete is what was asked for.
+/// Checks that a grammar is refused with a reason, or that the tokens it allows are accepted and
+/// every complete text satisfies it.
 pub(super) fn run(bytes: &[u8]) {
     static GRAMMARS: LazyLock<(Grammars, Limits)> = LazyLock::new(|| {
         let tokenizer = tiny::real_tokenizer();
@@ -60,11 +60,11 @@ fn follow(mut constraint: Constraint, source: &GrammarSource, seed: u8) {
             .collect();
         assert!(
             !allowed.is_empty(),
-            "nothing may follow {:?}",
+            "no token may follow {:?}",
             String::from_utf8_lossy(&text)
         );
         let ends = constraint.end_of_text();
-        // A text that may end does in half of all cases.
+        // A text that may end does so in half of all cases.
         let end = allowed
             .iter()
             .find(|id| ends.contains(id) && choices.below(2) == 0);
@@ -84,7 +84,7 @@ fn follow(mut constraint: Constraint, source: &GrammarSource, seed: u8) {
     }
 }
 
-/// A text may end because following its grammar costs too much, for no other reason.
+/// Checks that a text ended early only because following its grammar costs too much.
 fn costly(error: &GenerateError) {
     let reason = error.to_string();
     assert!(reason.len() <= REASON);
@@ -102,11 +102,11 @@ fn costly(error: &GenerateError) {
     assert!(is_limit, "{reason}");
 }
 
-/// A text that ends is UTF-8, and what its kind of grammar says.
+/// Checks that a complete text is UTF-8 and satisfies its grammar.
 fn check_whole(source: &GrammarSource, text: Vec<u8>) {
     let text = match String::from_utf8(text) {
         Ok(text) => text,
-        // A grammar can say bytes.
+        // A Lark grammar can derive arbitrary bytes.
         Err(_) if matches!(source, GrammarSource::Lark(_)) => return,
         Err(error) => panic!("{error}"),
     };

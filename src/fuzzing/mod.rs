@@ -38,7 +38,7 @@ pub const TARGETS: [(&str, Target); 9] = [
 /// Returns the target with this name.
 ///
 /// # Panics
-/// If there is no such target.
+/// If the target does not exist.
 #[must_use]
 pub fn target(name: &str) -> Target {
     let known = TARGETS.iter().find(|(known, _)| *known == name);

@@ -54,8 +54,8 @@ struct Server {
     engine: EngineHandle,
 }
 
-/// Checks that a body is answered or refused with a short client error, and that a request leaves nothing
-/// behind.
+/// Checks that a body is answered or refused with a short client error, and that a request releases
+/// all resources.
 pub(super) fn run(bytes: &[u8]) {
     static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
     let Some((endpoint, body)) = bytes.split_first() else {
@@ -90,7 +90,8 @@ impl Server {
         }
     }
 
-    /// Sends a request and checks its answer; returns the JSON of one that is whole.
+    /// Sends a request and checks its response; returns the JSON of a response that is not a
+    /// stream.
     fn call(&self, method: &str, path: &str, body: Vec<u8>) -> Value {
         let request = Request::builder().method(method).uri(path);
         let request = request.header(header::HOST, "localhost");
@@ -127,18 +128,21 @@ impl Server {
         let begun = Instant::now();
         loop {
             let status = self.engine.status();
-            assert!(status.alive, "the worker is gone");
+            assert!(status.alive, "the worker has ended");
             let requests = status.running + status.waiting + status.stalled;
             if requests == 0 && status.kv_blocks_used == 0 {
                 return;
             }
-            assert!(begun.elapsed() < PATIENCE, "something is left: {status:?}");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "resources are still in use: {status:?}"
+            );
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 }
 
-/// Serves a tiny model, with limits that let no input take long.
+/// Serves a tiny model, with limits that keep every input short.
 fn serving() -> Serving {
     let settings = ServingSettings {
         model: "fuzzed".to_owned(),

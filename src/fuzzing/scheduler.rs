@@ -1,5 +1,5 @@
-//! The scheduler and its blocks: a history of operations, with the accounts and the contents of the
-//! memory checked after each.
+//! The scheduler and its blocks: runs a history of operations, and checks the accounts and the
+//! contents of the memory after each.
 //!
 //! An input is four bytes of settings, then operations of a byte and their arguments, a byte each.
 
@@ -8,7 +8,7 @@ use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::scheduler::StepLimits;
 use crate::engine::scheduler::histories::{self, Action, TENANTS, WINDOW};
 
-/// Operations of one history.
+/// Maximum operations of one history.
 const LONGEST: usize = 200;
 
 pub(super) fn run(bytes: &[u8]) {
@@ -65,8 +65,8 @@ fn action(input: &mut Input) -> Action {
     }
 }
 
-/// At least `least` and fewer than `end` tokens of two kinds, so that beginnings are often shared: as
-/// many as one byte says, in the pattern of another.
+/// Returns at least `least` and fewer than `end` tokens of two kinds, so that prefixes are often
+/// shared. One byte gives their number, another their pattern.
 fn tokens(input: &mut Input, least: usize, end: usize) -> Vec<u32> {
     let count = least + input.below(end - least);
     let pattern = input.byte();

@@ -5,12 +5,12 @@
 use super::input::{Choices, Input};
 use crate::text::{SpannedToken, StopMatcher, TextStream};
 
-/// Text beyond this is cut: what is checked takes its square.
+/// Maximum bytes of text, since the checks take time quadratic in it.
 const LONGEST: usize = 2048;
 const MAX_STOPS: usize = 16;
 
-/// Whatever the pieces, the text ends at the first stop string, no more is held back than may begin one, and
-/// the tokens' spans partition the text.
+/// Checks that, for any split into pieces, the text ends at the first stop string, only a possible
+/// beginning of one is held back, and the tokens' spans partition the text.
 pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let choices = input.byte();
@@ -43,10 +43,10 @@ fn cut(text: &str, stops: &[String], include_stop: bool) -> (String, bool) {
     (text.to_owned(), false)
 }
 
-/// Returns the text that a stream shows of tokens of up to four bytes, or of one byte each where `seed` is 0,
-/// and checks that the tokens' spans partition it.
+/// Returns the text that a stream shows of tokens of up to four bytes, or of one byte each if
+/// `seed` is 0, and checks that the tokens' spans partition it.
 fn of_tokens(bytes: &[u8], stops: &[String], include_stop: bool, seed: u8) -> (String, bool) {
-    // Of a character that is not complete up to three bytes are held back.
+    // Up to three bytes of an incomplete character are held back.
     let held = stops.iter().map(String::len).max().unwrap_or(0) + 3;
     let mut choices = Choices::of(seed);
     let mut stream = TextStream::new(stops, include_stop);
@@ -73,7 +73,7 @@ fn of_tokens(bytes: &[u8], stops: &[String], include_stop: bool, seed: u8) -> (S
             );
             return (shown, true);
         }
-        // A character that replaces bytes is no shorter than these.
+        // A replacement character is at least as long as the bytes that it replaces.
         assert!(
             shown.len() + held >= pushed,
             "{} bytes are held back",
@@ -102,7 +102,7 @@ fn check_spans(tokens: &[SpannedToken<usize>], shown: &str) {
     assert_eq!(text, shown, "the spans are not a partition of the text");
 }
 
-/// What a matcher shows of the text in pieces.
+/// Returns the text that a matcher shows of the text in pieces.
 fn of_pieces(text: &str, stops: &[String], include_stop: bool, seed: u8) -> (String, bool) {
     let mut matcher = StopMatcher::new(stops, include_stop);
     let mut choices = Choices::of(seed);

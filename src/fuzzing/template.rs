@@ -1,18 +1,18 @@
-//! Chat templates and the messages that they are given.
+//! Chat templates and messages.
 //!
-//! An input is a template, a zero byte, and what the last message says.
+//! An input is a template, a zero byte, and the content of the last message.
 
 use super::tiny;
 use crate::resources::background::{self, Priority};
 use crate::text::ChatTemplate;
 use crate::text::template::{Ending, Message, Role, TemplateSource, TemplateTokens};
 
-/// Bytes of a prompt: so many, and so many times those of the messages.
+/// Maximum bytes of a prompt: a constant, plus a multiple of the bytes of the messages.
 const LIMIT: (usize, usize) = (1 << 20, 8);
-/// Bytes of a message of the template to a client, before it is cut.
+/// Maximum bytes of a template's error message, before it is truncated for the client.
 const MESSAGE: usize = 8 << 20;
 
-/// Runs an input on a thread like those that the server renders templates on.
+/// Runs an input on a thread like the ones on which the server renders templates.
 pub(super) fn run(bytes: &[u8]) {
     let bytes = bytes.to_vec();
     let done = background::spawn("template", Priority::Normal, move || check(&bytes));
@@ -20,8 +20,8 @@ pub(super) fn run(bytes: &[u8]) {
     done.expect("no panic");
 }
 
-/// A template is refused, or it makes a prompt of bounded length or a message of it; and the plain form
-/// makes no special tokens of what messages say.
+/// Checks that a template is refused, or renders a prompt or an error of bounded length, and that
+/// the plain form never turns content of messages into special tokens.
 fn check(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |&byte| byte == 0);
     let mut part = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();

@@ -1,7 +1,7 @@
-//! A tokenizer's files, and texts for one.
+//! The files of a tokenizer, and texts for one.
 //!
-//! The first byte of an input says which: `tokenizer.json`; `vocab.json`, a zero byte and `merges.txt`;
-//! or a text for the tokenizer of the built-in model.
+//! The first byte of an input chooses the kind: `tokenizer.json`; `vocab.json`, a zero byte and
+//! `merges.txt`; or a text for the tokenizer of the built-in model.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::input::Scratch;
 use super::tiny;
 use crate::text::{TextError, Tokenizer};
 
-/// Texts that a tokenizer that was accepted has to deal with.
+/// Texts that every accepted tokenizer must encode.
 const TEXTS: [&str; 4] = [
     "",
     "ab c",
@@ -38,7 +38,7 @@ fn vocabulary_and_merges(file: &[u8]) -> Result<Tokenizer, TextError> {
     Tokenizer::from_vocab_and_merges(&paths[0], &paths[1])
 }
 
-/// What a tokenizer makes of a text are tokens that it knows, in the order of the text.
+/// Checks that an accepted tokenizer encodes a text to known tokens, in the order of the text.
 fn accepted(tokenizer: Result<Tokenizer, TextError>) {
     let Ok(tokenizer) = tokenizer else {
         return;
@@ -73,7 +73,8 @@ fn accepted(tokenizer: Result<Tokenizer, TextError>) {
     assert_eq!(tokenizer.token_bytes(tokenizer.vocab_size() as u32), None);
 }
 
-/// A text comes back as it was, and its tokens cover it from the first character to the last.
+/// Checks that a text decodes unchanged, and that its tokens cover it from the first character to
+/// the last.
 fn roundtrip(text: &str) {
     let tokenizer = tiny::real_tokenizer();
     for parse_special in [false, true] {
@@ -84,7 +85,7 @@ fn roundtrip(text: &str) {
         assert!(parse_special || !ids.iter().any(|&id| tokenizer.is_special(id)));
         let mut end = 0;
         for span in &spans {
-            // Tokens that are parts of one character all have its place.
+            // Tokens that are parts of one character all have its range.
             assert!(span.start <= end && end <= span.end, "{span:?} after {end}");
             end = span.end;
         }

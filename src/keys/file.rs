@@ -78,7 +78,7 @@ impl KeyFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`KeyFileError`] naming file, line and fault.
+    /// [`KeyFileError`] with file, line and fault.
     pub fn read(file: &Path) -> Result<Self, KeyFileError> {
         let failed = |source| KeyFileError::Read {
             file: file.to_owned(),

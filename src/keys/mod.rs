@@ -7,13 +7,13 @@
 //! | [`file`] | the file: read, edited, replaced |
 //! | `parse` | parses the text of the file |
 //! | [`bucket`] | a token bucket of an amount per minute |
-//! | [`usage`] | how much of its limits one key has used |
+//! | [`usage`] | the usage of one key's limits |
 //!
 //! Clients send a secret of 256 random bits. It can't be guessed, so a fast hash protects it as well as a
 //! slow one would protect a password, and checking a key costs a request almost no time.
 //!
-//! A secret must never leave [`Secret`] except for the one time that it is shown to its owner. Nothing here
-//! reads the clock: callers pass the time.
+//! A secret must never leave [`Secret`] except when it is shown to its owner once. This module does
+//! not read the clock: callers pass the time.
 
 pub mod bucket;
 mod digits;

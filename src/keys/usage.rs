@@ -1,8 +1,8 @@
 //! The usage of one key's limits: requests, tokens, and concurrent requests.
 //!
-//! The prompt's tokens are taken before a request runs and must be left; generated tokens are taken as they
-//! are sampled, even beyond the limit, since their number is not known beforehand. A key that has overdrawn
-//! waits until the debt is paid off.
+//! The prompt's tokens are taken before a request runs, and must be available; generated tokens are
+//! taken as they are sampled, even beyond the limit, since their number is not known beforehand. A
+//! key that has overdrawn waits until the debt is paid off.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
-//! The moment until which a request is to be answered.
+//! The deadline of a request.
 
 use std::time::{Duration, Instant};
 
-/// A request's own timeout, counted from its arrival.
+/// A request's own timeout, measured from its arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
     at: Instant,
@@ -19,7 +19,7 @@ impl Deadline {
         }
     }
 
-    /// Returns the moment.
+    /// Returns the time of the deadline.
     #[must_use]
     pub fn at(self) -> Instant {
         self.at
@@ -31,7 +31,7 @@ impl Deadline {
         self.timeout
     }
 
-    /// Returns whether it is over.
+    /// Returns whether the deadline has passed.
     #[must_use]
     pub fn has_passed(self) -> bool {
         Instant::now() >= self.at

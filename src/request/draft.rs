@@ -1,4 +1,4 @@
-//! A request as its dialect read it, before [`Limits::admit`](super::Limits::admit).
+//! A request as read by its dialect, before [`Limits::admit`](super::Limits::admit).
 
 use super::{
     BeamParams, Deadline, LogprobsWanted, Output, Overflow, RequestId, SamplingOverrides,
@@ -6,23 +6,23 @@ use super::{
 };
 use crate::text::Grammar;
 
-/// A request as its dialect read it: each field checked against the dialect's own range, nothing filled
-/// in yet.
+/// A request as read by its dialect: each field is checked against the dialect's own range, but
+/// defaults are not filled in yet.
 #[derive(Debug, Clone)]
 pub struct RequestDraft {
     /// Name of the request.
     pub id: RequestId,
-    /// The dialect's name of the prompt, for messages.
+    /// The dialect's name for the prompt, in messages.
     pub prompt_field: &'static str,
-    /// The dialect's name of the number of tokens to generate, for messages.
+    /// The dialect's name for the number of tokens to generate, in messages.
     pub max_tokens_field: &'static str,
-    /// How the dialect samples by default.
+    /// Sampling style of the dialect.
     pub style: SamplingStyle,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
     /// The sampling fields that the request sets.
     pub sampling: SamplingOverrides,
-    /// Maximum tokens to generate where neither the request nor the model sets one.
+    /// Maximum tokens to generate if neither the request nor the model sets it.
     pub default_max_tokens: usize,
     /// See [`StopConditions::min_tokens`](super::StopConditions::min_tokens).
     pub min_tokens: usize,
@@ -32,7 +32,7 @@ pub struct RequestDraft {
     pub frequency_penalty: f32,
     /// See [`SamplingParams::logit_bias`](super::SamplingParams::logit_bias).
     pub logit_bias: Vec<(u32, f32)>,
-    /// Random where `None`.
+    /// Seed; random if `None`.
     pub seed: Option<u64>,
     /// See [`RequestFields::beams`](super::RequestFields::beams).
     pub beams: Option<BeamParams>,
@@ -40,11 +40,11 @@ pub struct RequestDraft {
     pub stop_tokens: Vec<u32>,
     /// Texts that end the generation, given by the request.
     pub stop_strings: Vec<String>,
-    /// Texts that end the generation, given by the chat template; not limited.
+    /// Texts that end the generation, given by the chat template; exempt from limits.
     pub template_stops: Vec<String>,
     /// Whether generation continues after an end-of-text token.
     pub ignore_end_of_text: bool,
-    /// What happens when the context reaches the model's window.
+    /// Behaviour when the context reaches the model's window.
     pub overflow: Overflow,
     /// Token ids of the session that the request continues; `None` without a session.
     pub history: Option<Vec<u32>>,
@@ -61,14 +61,14 @@ pub struct RequestDraft {
     /// The grammar that the text must follow. Its source has passed
     /// [`Limits::check_grammar`](super::Limits::check_grammar).
     pub grammar: Option<Grammar>,
-    /// What the engine returns.
+    /// Kind of output that the engine returns.
     pub output: Output,
-    /// When the answer is due.
+    /// Deadline of the answer.
     pub deadline: Option<Deadline>,
 }
 
 impl RequestDraft {
-    /// Returns a draft that sets no field: `default_max_tokens` tokens after `prompt`.
+    /// Returns a draft without optional fields: `default_max_tokens` tokens after `prompt`.
     #[must_use]
     pub fn new(
         id: RequestId,
@@ -107,7 +107,7 @@ impl RequestDraft {
         }
     }
 
-    /// Returns a draft that asks for the embedding of `input`.
+    /// Returns a draft for the embedding of `input`.
     #[must_use]
     pub fn embedding(id: RequestId, input: Vec<u32>) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl RequestDraft {
         }
     }
 
-    /// Returns the number of tokens of context that generation starts from.
+    /// Returns the number of context tokens before generation.
     pub(super) fn context(&self) -> usize {
         self.history.as_ref().map_or(0, Vec::len) + self.prompt.len()
     }

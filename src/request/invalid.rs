@@ -1,22 +1,23 @@
-//! Why a request is refused before it reaches the engine, and how messages write numbers.
+//! Errors of requests that are refused before they reach the engine, and the format of numbers in
+//! messages.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// Why a request was refused before it reached the engine.
+/// Error of a request that is refused before it reaches the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct InvalidRequest {
     /// The field at fault, by the dialect's name.
     pub field: String,
-    /// Names the field, its value and the limit, for the person who sent the request.
+    /// Message for the client with the field, its value and the limit.
     pub message: String,
     /// Whether prompt and completion together exceed the model's window.
     pub context_length_exceeded: bool,
 }
 
 impl InvalidRequest {
-    /// Creates a refusal that concerns one field.
+    /// Creates the error of one field.
     #[must_use]
     pub fn new(field: &str, message: String) -> Self {
         Self {
@@ -26,7 +27,7 @@ impl InvalidRequest {
         }
     }
 
-    /// Creates a refusal of what does not fit the model's window.
+    /// Creates the error of a request that does not fit the model's window.
     pub(super) fn context_length(field: &str, message: String) -> Self {
         Self {
             context_length_exceeded: true,
@@ -34,14 +35,14 @@ impl InvalidRequest {
         }
     }
 
-    /// Returns the refusal of the `n`-th element, where the field is a list.
+    /// Returns the error for the `n`-th element of the field, which is a list.
     #[must_use]
     pub fn of_element(self, n: usize) -> Self {
         let element = format!("{}[{n}]", self.field);
         self.renamed(element)
     }
 
-    /// Returns the refusal with the field called by another name.
+    /// Returns the error with another name for the field.
     #[must_use]
     pub fn renamed(self, field: String) -> Self {
         let (old, new) = (format!("`{}`", self.field), format!("`{field}`"));
@@ -53,10 +54,10 @@ impl InvalidRequest {
     }
 }
 
-/// Checks that a number lies in a range; the message names field, value and range.
+/// Checks that a number is in a range; the message has field, value and range.
 ///
 /// # Errors
-/// [`InvalidRequest`] if it does not, or is not a number.
+/// [`InvalidRequest`] if it is out of range or NaN.
 pub fn in_range<T: PartialOrd + fmt::Debug>(
     field: &str,
     value: T,
@@ -76,7 +77,7 @@ pub fn in_range<T: PartialOrd + fmt::Debug>(
     ))
 }
 
-/// Returns a number as errors show it: `0.5`, `2`, `1e-300`. Without an exponent, floats can take
+/// Formats a number for messages: `0.5`, `2`, `1e-300`. Without an exponent, floats can take
 /// hundreds of digits.
 #[must_use]
 pub fn short<T: fmt::Debug>(number: T) -> String {

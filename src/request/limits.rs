@@ -1,4 +1,4 @@
-//! What requests may ask for, and the only way from a draft to a request.
+//! The limits of requests, and the only way from a draft to a request.
 
 mod beams;
 mod window;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::text::GrammarSource;
 
-/// Everything that limits what a request may ask of this server and its model; reported at `/info`.
+/// All limits of a request on this server and model; reported at `/info`.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// The model's window: maximum positions of a context.
@@ -24,7 +24,7 @@ pub struct Limits {
     pub max_stop_strings: usize,
     /// Maximum bytes of a stop string.
     pub max_stop_string_bytes: usize,
-    /// Maximum of most likely tokens reported beside each token.
+    /// Maximum most likely tokens reported for each token.
     pub max_top_logprobs: usize,
     /// Maximum tokens that a request can generate with [`Overflow::Slide`](super::Overflow::Slide).
     pub max_tokens: usize,
@@ -36,7 +36,7 @@ pub struct Limits {
     pub max_expression_bytes: usize,
     /// Maximum choices generated per prompt to return the best of.
     pub max_best_of: usize,
-    /// Maximum temperature, where the dialect has no lower limit.
+    /// Maximum temperature, unless the dialect has a lower limit.
     pub max_temperature: f64,
     /// Maximum repetition penalty.
     pub max_repetition_penalty: f64,
@@ -82,14 +82,14 @@ impl Limits {
         }
     }
 
-    /// Checks a draft against the model and the server, fills in what it leaves out, and makes
-    /// the request that the engine runs.
+    /// Checks a draft against the model and the server, fills in defaults, and creates the request
+    /// that the engine runs.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, its value and the limit.
+    /// [`InvalidRequest`] with the field, its value and the limit.
     pub fn admit(&self, mut draft: RequestDraft) -> Result<GenerateRequest, InvalidRequest> {
         let max_tokens = self.check(&draft)?;
-        // The engine searches them for each token.
+        // Sorted for the engine, which searches them for each token.
         draft.stop_tokens.sort_unstable();
         draft.stop_tokens.dedup();
         draft.stop_strings.append(&mut draft.template_stops);
@@ -129,7 +129,7 @@ impl Limits {
         }))
     }
 
-    /// Checks a draft and returns the maximum of tokens to generate for it.
+    /// Checks a draft and returns its maximum number of tokens to generate.
     fn check(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
         self.check_tokens(draft)?;
         self.check_stops(draft)?;
@@ -164,7 +164,7 @@ impl Limits {
         Ok(max_tokens)
     }
 
-    /// Checks the fields of sampling, whichever dialect they came from.
+    /// Checks the sampling fields of any dialect.
     fn check_sampling(&self, sampling: &SamplingOverrides) -> Result<(), InvalidRequest> {
         sampling.check()?;
         let temperature = sampling.temperature.unwrap_or(0.0);
@@ -191,7 +191,7 @@ impl Limits {
     /// Checks the size of a grammar before it is compiled.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, its size and the limit.
+    /// [`InvalidRequest`] with the field, its size and the limit.
     pub fn check_grammar(&self, field: &str, source: &GrammarSource) -> Result<(), InvalidRequest> {
         let bytes = source.bytes();
         if bytes > self.max_grammar_bytes {
@@ -220,7 +220,7 @@ impl Limits {
     /// a maximum of `generated` tokens; `field` is that of the choices.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, the tokens and the limit.
+    /// [`InvalidRequest`] with the field, the tokens and the limit.
     pub fn check_total(
         &self,
         field: &str,
@@ -244,7 +244,7 @@ impl Limits {
     /// Checks the number of log-probabilities that an answer can have.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, their number and the limit.
+    /// [`InvalidRequest`] with the field, their number and the limit.
     pub fn check_logprobs(&self, field: &str, count: usize) -> Result<(), InvalidRequest> {
         if count <= self.max_answer_logprobs {
             return Ok(());
@@ -261,7 +261,7 @@ impl Limits {
     /// Checks the length of the text that an answer repeats or decodes from token ids.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, the bytes and the limit.
+    /// [`InvalidRequest`] with the field, the bytes and the limit.
     pub fn check_text(&self, field: &str, bytes: usize) -> Result<(), InvalidRequest> {
         if bytes <= self.max_answer_text_bytes {
             return Ok(());

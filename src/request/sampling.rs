@@ -1,4 +1,4 @@
-//! Sampling: what may be left out, and what a request has once everything is filled in.
+//! Sampling parameters: optional fields, and the complete parameters of a request.
 //!
 //! [`SamplingOverrides`] is read from a model's `generation_config.json`, reported at `/info`, given to
 //! `skald generate` as flags, and made by every dialect from its own fields. The dialects' wire types
@@ -13,7 +13,7 @@ use super::invalid::{InvalidRequest, in_range, short};
 
 /// The sampling defaults of the model's `generation_config.json`, which requests override; null where the
 /// model sets none and the endpoint's own default applies.
-// Requests, flags and the model's file all say the same of a field, so one description serves for all.
+// Requests, flags and the model's file share the descriptions of fields.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Args, Serialize, Deserialize, ToSchema)]
 #[schema(as = SamplingFacts)]
 pub struct SamplingOverrides {
@@ -44,17 +44,17 @@ pub struct SamplingOverrides {
     pub max_new_tokens: Option<usize>,
 }
 
-/// How a dialect samples where neither the request nor the model's defaults decide.
+/// A dialect's sampling if neither the request nor the model's defaults set it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SamplingStyle {
-    /// At temperature 1, as OpenAI.
+    /// Samples at temperature 1, like OpenAI.
     Sample,
-    /// The most likely token, as TGI.
+    /// Takes the most likely token, like TGI.
     Greedy,
 }
 
-/// How the next token is sampled from the logits. The order of the steps and the random generator are
-/// specified in [`crate::engine::sampler`].
+/// The parameters for sampling the next token from the logits. [`crate::engine::sampler`] specifies
+/// the order of the steps and the random generator.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
@@ -74,17 +74,17 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted from the logits of generated tokens as many times as they occurred.
     pub frequency_penalty: f32,
-    /// Token ids and what is added to their logits.
+    /// Token ids with the values added to their logits.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Determines the random numbers of this request, alone.
+    /// Seed of the random numbers, which depend on nothing else.
     pub seed: u64,
 }
 
 impl SamplingOverrides {
-    /// Checks every field that is set against the values a sampler can work with.
+    /// Checks every field that is set against its valid range.
     ///
     /// # Errors
-    /// [`InvalidRequest`] naming the field, its value and the range.
+    /// [`InvalidRequest`] with the field, its value and the range.
     pub fn check(&self) -> Result<(), InvalidRequest> {
         if let Some(temperature) = self.temperature {
             finite_at_least_zero("temperature", temperature)?;
@@ -106,8 +106,8 @@ impl SamplingOverrides {
         }
     }
 
-    /// Fills in what is left out: from the model's defaults, then from the dialect's style. Fields that
-    /// no model sets (penalties of presence and frequency, bias, seed) are 0.
+    /// Fills in missing fields from the model's defaults, then from the dialect's style. Fields
+    /// that a model can't set (presence and frequency penalty, bias, seed) are 0.
     pub(super) fn over(&self, defaults: &Self, style: SamplingStyle) -> SamplingParams {
         let sampled = match self.do_sample {
             Some(sampled) => sampled,
@@ -134,7 +134,7 @@ impl SamplingOverrides {
         }
     }
 
-    /// Returns whether a field is set that matters for sampling only.
+    /// Returns whether a field is set that only affects sampling.
     fn asks_for_sampling(&self) -> bool {
         self.temperature.is_some()
             || self.top_k.is_some()
@@ -178,7 +178,7 @@ fn effective_temperature(temperature: f32) -> f32 {
     }
 }
 
-/// Returns a random seed of 53 bits, which every JSON reader gives back exactly.
+/// Returns a random seed of 53 bits, which every JSON parser preserves exactly.
 pub(super) fn random_seed() -> u64 {
     (uuid::Uuid::new_v4().as_u64_pair().0 >> 11).max(1)
 }

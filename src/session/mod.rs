@@ -22,7 +22,7 @@
 //! | `dir` | histories in a directory that servers can share |
 //! | [`postgres`] | histories in a database, for servers on many machines |
 //! | `history`, `sealed` | the format of history files, and the detection of damage |
-//! | [`snapshots`] | evicted KV blocks on disk, and their way back into the cache |
+//! | [`snapshots`] | evicted KV blocks on disk, and their restoration to the cache |
 //!
 //! This module must not know a wire format, and must not touch the model or the KV cache except
 //! through the engine's handle.

@@ -1,4 +1,4 @@
-//! Evicted KV blocks of sessions on disk, and their way back into the cache.
+//! Evicted KV blocks of sessions on disk, and their restoration to the cache.
 //!
 //! A block is named by its prefix id, the hash of its tenant and all tokens up to its end. So a file
 //! can be found only with exactly these tokens and this tenant, sessions with a common prefix share

@@ -1,9 +1,9 @@
 //! The interface of session stores. There are three implementations: [`memory`](super::memory),
 //! [`dir`](super::dir) and [`postgres`](super::postgres).
 //!
-//! A store knows nothing of turns within this process: [`queue`](super::queue) ensures that one turn
-//! at a time requests a session here. A store must exclude the other processes that share it: while a
-//! session is held, either no other process changes it, or the holder's write fails.
+//! A store does not know about turns within this process: [`queue`](super::queue) ensures that one
+//! turn at a time requests a session here. A store must exclude the other processes that share it:
+//! while a session is held, either no other process changes it, or the holder's write fails.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -238,7 +238,7 @@ fn what_the_hub_does_not_have_is_named() {
     let message = pull(&fixture.settings(), "org/huge", None).unwrap_err();
     assert_eq!(message, format!("model `org/huge` not found at {endpoint}"));
     let message = pull(&fixture.settings(), "org/tiny", Some("v9")).unwrap_err();
-    assert_names(&message, &["`org/tiny`", "no revision `v9`", &endpoint]);
+    assert_names(&message, &["`org/tiny`", "revision `v9`", &endpoint]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::index::Content;
 use super::{BLOCK_SIZE, BlockId, BlockPool, PrefixId};
 
 impl BlockPool {
-    /// Content of every known block.
+    /// Returns the content of every known block.
     pub fn contents(&self) -> impl Iterator<Item = (BlockId, PrefixId, &[u32])> {
         let contents = self.index.contents();
         contents.map(|(content, block)| (block, content.parent, content.tokens.as_slice()))

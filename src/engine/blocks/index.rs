@@ -1,7 +1,7 @@
 //! The index of known content: which block holds which tokens after which prefix.
 //!
-//! The content is ordered like words in a dictionary, that of one parent together. So the block with the
-//! longest common beginning with some tokens is found at once: it is the entry before or after their place.
+//! Content is ordered lexicographically, grouped by parent. So the block with the longest common
+//! prefix with given tokens is the entry just before or after their position.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ impl Content {
     }
 }
 
-/// A block that shares a beginning with the tokens looked for.
+/// A block that shares a prefix with the tokens of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Nearest {
     pub block: BlockId,
@@ -38,7 +38,7 @@ pub(super) struct Nearest {
     pub common: usize,
 }
 
-/// All known content. No partial content is the beginning of another one.
+/// All known content. Partial content is never a prefix of other content.
 #[derive(Debug, Default)]
 pub(super) struct ContentIndex {
     known: BTreeMap<Content, BlockId>,
@@ -61,8 +61,8 @@ impl ContentIndex {
         self.known.clear();
     }
 
-    /// Returns the block with the longest common beginning with `tokens` after `parent`, if any token is
-    /// common.
+    /// Returns the block with the longest common prefix with `tokens` after `parent`, if it is not
+    /// empty.
     pub fn nearest(&self, parent: PrefixId, tokens: &[u32]) -> Option<Nearest> {
         let wanted = Content::new(parent, tokens);
         let before = self.known.range(..=wanted).next_back();
@@ -84,7 +84,7 @@ impl ContentIndex {
         content.begins(next).then_some(block)
     }
 
-    /// Returns the block of the known partial content that is the beginning of this one.
+    /// Returns the block of the known partial content that is a prefix of this one.
     pub fn beginning(&self, content: &Content) -> Option<BlockId> {
         let (before, &block) = self.known.range(..content).next_back()?;
         let is_beginning = before.tokens.as_slice().len() < BLOCK_SIZE && before.begins(content);

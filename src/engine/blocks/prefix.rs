@@ -1,4 +1,4 @@
-//! Names of prefixes, and the tokens of one block.
+//! Prefix ids, and the tokens of one block.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,7 +10,8 @@ use crate::request::Tenant;
 /// Name of an exact sequence of whole blocks of tokens from the start of a tenant's context: a chain of
 /// BLAKE3 hashes, so that it means the same in every process and can name a file.
 ///
-/// Finding two sequences with the same name takes 2^64 hashes, and both would belong to the finder.
+/// Finding two sequences with the same name takes 2^64 hashes, and both would be of the same
+/// tenant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PrefixId([u8; 16]);
 
@@ -76,7 +77,7 @@ impl fmt::Debug for PrefixId {
     }
 }
 
-/// Up to one block of tokens, ordered like words in a dictionary.
+/// Up to one block of tokens, ordered lexicographically.
 #[derive(Clone, Copy)]
 pub(super) struct BlockTokens {
     tokens: [u32; BLOCK_SIZE],
@@ -97,7 +98,7 @@ impl BlockTokens {
     }
 }
 
-/// Returns the length of the common beginning of two runs of tokens.
+/// Returns the length of the common prefix of two runs of tokens.
 pub fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

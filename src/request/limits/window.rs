@@ -1,10 +1,10 @@
-//! What fits the model's window.
+//! Checks that requests fit the model's window.
 
 use super::Limits;
 use crate::request::{InvalidRequest, Overflow, RequestDraft, window_room};
 
 impl Limits {
-    /// Returns the maximum of tokens to generate after the draft's context.
+    /// Returns the maximum number of tokens to generate after the draft's context.
     pub(super) fn fit_window(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
         let max_tokens = self.wanted_tokens(draft);
         if max_tokens > self.max_tokens {
@@ -30,7 +30,7 @@ impl Limits {
         Ok(max_tokens.min(room))
     }
 
-    /// Returns the refusal of a draft that does not fit the window because of `field`.
+    /// Returns the error of a draft that does not fit the window because of `field`.
     fn too_long(&self, field: &str, draft: &RequestDraft, max_tokens: usize) -> InvalidRequest {
         let (context_length, prompt) = (self.context_length, draft.prompt.len());
         // Clients recognize the first words, which are OpenAI's.
@@ -74,7 +74,8 @@ impl Limits {
         ))
     }
 
-    /// Returns the maximum of tokens that the request asks for, or else the model, or else the dialect.
+    /// Returns the maximum tokens to generate that the request sets, else the model, else the
+    /// dialect.
     fn wanted_tokens(&self, draft: &RequestDraft) -> usize {
         let of_model = self.defaults.max_new_tokens;
         draft
@@ -84,8 +85,9 @@ impl Limits {
             .unwrap_or(draft.default_max_tokens)
     }
 
-    /// Returns how many prompt tokens, at least 1, fit the window beside the tokens to generate. A default
-    /// of those claims half the window at most, and [`Overflow::Slide`] claims nothing.
+    /// Returns the number of prompt tokens, at least 1, that fit the window with the tokens to
+    /// generate. Tokens to generate by default take at most half the window, and with
+    /// [`Overflow::Slide`] none of it.
     #[must_use]
     pub fn prompt_room(&self, draft: &RequestDraft) -> usize {
         let wanted = self.wanted_tokens(draft);
