@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::json::{JsonError, TokenIds, from_json};
 
 /// Maximum of every size, of the number of layers and of the vocabulary.
-const LARGEST: usize = 1 << 24;
+const MAX_SIZE: usize = 1 << 24;
 
 /// Error of a `config.json`.
 #[derive(Debug, thiserror::Error)]
@@ -166,8 +166,8 @@ impl Raw {
             ("n_head", self.n_head),
             ("n_inner", self.n_inner.unwrap_or(1)),
         ] {
-            if value == 0 || value > LARGEST {
-                let expected = format!("expected 1 to {LARGEST}");
+            if value == 0 || value > MAX_SIZE {
+                let expected = format!("expected 1 to {MAX_SIZE}");
                 return refuse(field, value.to_string(), &expected);
             }
         }
@@ -238,9 +238,9 @@ mod tests {
     #[test]
     fn the_parameters_of_the_largest_shape_are_counted() {
         let largest = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_inner"];
-        let config = parse(&largest.map(|field| (field, LARGEST.into()))).unwrap_err();
+        let config = parse(&largest.map(|field| (field, MAX_SIZE.into()))).unwrap_err();
         assert!(config.contains("`n_head`"), "{config}");
-        let shape = largest.map(|field| (field, LARGEST.into()));
+        let shape = largest.map(|field| (field, MAX_SIZE.into()));
         let shape = [&shape[..], &[("n_head", 1.into())]].concat();
         assert_eq!(parse(&shape).unwrap().parameters(), usize::MAX);
     }

@@ -25,7 +25,7 @@ use crate::text::{ChatTemplate, TextError, Tokenizer};
 
 /// Maximum size of a file other than weights, in bytes; tokenizers with large vocabularies take 40
 /// MB.
-const LARGEST: u64 = 256 << 20;
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Error of locating or opening a model.
 #[derive(Debug, thiserror::Error)]
@@ -387,7 +387,7 @@ fn read_json<T: Default>(
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
-    regular_file::read(path, LARGEST).map_err(|source| SourceError::Io {
+    regular_file::read(path, MAX_FILE_BYTES).map_err(|source| SourceError::Io {
         file: path.display().to_string(),
         source,
     })

@@ -23,7 +23,7 @@ use crate::kernels::widen::widen;
 use crate::regular_file;
 
 /// Maximum size of `model.safetensors.index.json`, in bytes.
-const LARGEST_INDEX: u64 = 64 << 20;
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The bytes of a file.
 #[derive(Clone)]
@@ -356,7 +356,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let file = index.display().to_string();
-    let bytes = regular_file::read(index, LARGEST_INDEX).map_err(|source| WeightsError::Io {
+    let bytes = regular_file::read(index, MAX_INDEX_BYTES).map_err(|source| WeightsError::Io {
         file: file.clone(),
         source,
     })?;

@@ -70,7 +70,7 @@ pub struct Tail {
     pub block: BlockId,
     /// Number of tokens in common.
     pub tokens: usize,
-    /// Whether the block has no other tokens and is not held, so that it can be taken over.
+    /// Whether the block contains no further tokens and is not held, so that it can be taken over.
     pub whole: bool,
 }
 

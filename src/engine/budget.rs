@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::moving_average::MovingAverage;
 
 /// Minimum tokens of a step from which the cost of a prefill token can be measured.
-const TELLING_TOKENS: usize = 16;
+const MIN_MEASURED_TOKENS: usize = 16;
 
 /// The token budget of steps, adapted to their measured cost.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl StepBudget {
 
     /// Records the cost of a step.
     pub fn measured(&mut self, tokens: usize, took: Duration) {
-        if tokens < TELLING_TOKENS {
+        if tokens < MIN_MEASURED_TOKENS {
             return;
         }
         self.seconds_per_token
@@ -52,7 +52,7 @@ impl StepBudget {
                 let affordable = (self.target.as_secs_f64() / seconds) as usize;
                 // The streams' own tokens count, but prefill must still make progress.
                 affordable.clamp(
-                    (streams + TELLING_TOKENS).min(self.max_tokens),
+                    (streams + MIN_MEASURED_TOKENS).min(self.max_tokens),
                     self.max_tokens,
                 )
             }

@@ -18,7 +18,7 @@ const MATCH: usize = 3;
 pub const MAX_DRAFT: usize = 7;
 
 /// Maximum pause, in steps, after consecutive rejected drafts; the pause doubles with each of them.
-const LONGEST_PAUSE: u32 = 32;
+const MAX_PAUSE: u32 = 32;
 
 /// Proposes drafts for one sequence.
 #[derive(Debug, Clone, Default)]
@@ -51,14 +51,14 @@ impl Drafter {
     }
 
     /// Records how many tokens of a draft were accepted.
-    pub fn judge(&mut self, proposed: usize, right: usize) {
+    pub fn judge(&mut self, proposed: usize, accepted: usize) {
         if proposed == 0 {
             return;
         }
-        if right > 0 {
+        if accepted > 0 {
             self.next_pause = 0;
         } else {
-            self.next_pause = (2 * self.next_pause).clamp(1, LONGEST_PAUSE);
+            self.next_pause = (2 * self.next_pause).clamp(1, MAX_PAUSE);
             self.pause = self.next_pause;
         }
     }

@@ -12,9 +12,9 @@ use crate::request::Limits;
 use crate::text::{GrammarSource, Grammars};
 
 /// Maximum tokens of a text.
-const LONGEST: usize = 40;
+const MAX_TOKENS: usize = 40;
 /// Maximum bytes of the reason why a grammar is refused or a text ends.
-const REASON: usize = 4096;
+const MAX_REASON_BYTES: usize = 4096;
 
 /// Checks that a grammar is refused with a reason, or that the tokens it allows are accepted and
 /// every complete text satisfies it.
@@ -40,7 +40,7 @@ pub(super) fn run(bytes: &[u8]) {
         return;
     }
     match grammars.compile(&source) {
-        Err(error) => assert!(error.to_string().len() <= REASON),
+        Err(error) => assert!(error.to_string().len() <= MAX_REASON_BYTES),
         Ok(grammar) => follow(Constraint::new(grammar), &source, seed),
     }
 }
@@ -49,7 +49,7 @@ fn follow(mut constraint: Constraint, source: &GrammarSource, seed: u8) {
     let tokenizer = tiny::real_tokenizer();
     let mut choices = Choices::of(seed);
     let mut text = Vec::new();
-    for _ in 0..LONGEST {
+    for _ in 0..MAX_TOKENS {
         let mask = match constraint.allowed(&[]) {
             Ok(mask) => mask,
             Err(error) => return costly(&error),
@@ -87,7 +87,7 @@ fn follow(mut constraint: Constraint, source: &GrammarSource, seed: u8) {
 /// Checks that a text ended early only because following its grammar costs too much.
 fn costly(error: &GenerateError) {
     let reason = error.to_string();
-    assert!(reason.len() <= REASON);
+    assert!(reason.len() <= MAX_REASON_BYTES);
     let limits = [
         "limit",
         "too many",

@@ -9,7 +9,7 @@ use crate::engine::scheduler::StepLimits;
 use crate::engine::scheduler::histories::{self, Action, TENANTS, WINDOW};
 
 /// Maximum operations of one history.
-const LONGEST: usize = 200;
+const MAX_OPERATIONS: usize = 200;
 
 pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
@@ -22,7 +22,7 @@ pub(super) fn run(bytes: &[u8]) {
     };
     let share = input.flag();
     let mut actions = Vec::new();
-    while !input.is_empty() && actions.len() < LONGEST {
+    while !input.is_empty() && actions.len() < MAX_OPERATIONS {
         actions.push(action(&mut input));
     }
     histories::run(limits, max_step_tokens, blocks, share, actions);

@@ -6,7 +6,7 @@ use super::input::{Choices, Input};
 use crate::text::{SpannedToken, StopMatcher, TextStream};
 
 /// Maximum bytes of text, since the checks take time quadratic in it.
-const LONGEST: usize = 2048;
+const MAX_TEXT_BYTES: usize = 2048;
 const MAX_STOPS: usize = 16;
 
 /// Checks that, for any split into pieces, the text ends at the first stop string, only a possible
@@ -22,7 +22,7 @@ pub(super) fn run(bytes: &[u8]) {
             line => stops.push(String::from_utf8_lossy(line).into_owned()),
         }
     }
-    let bytes = input.take(LONGEST);
+    let bytes = input.take(MAX_TEXT_BYTES);
     let text = String::from_utf8_lossy(bytes);
     let expected = cut(&text, &stops, include_stop);
     assert_eq!(of_tokens(bytes, &stops, include_stop, 0), expected);

@@ -17,7 +17,7 @@
 //! | [`prefetch`] | prefetching of memory that is read next |
 //!
 //! Kernels work on slices and shapes. They must never know about sequences, sessions or requests,
-//! and every output element must be reduced in one fixed order, whatever the number of rows: that
+//! and every output element must be reduced in one fixed order, regardless of the number of rows: that
 //! is what makes a request's tokens independent of the batch it runs in.
 
 // A kernel's body is compiled once per instruction set, so it has to be inlined into the function

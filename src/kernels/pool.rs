@@ -99,7 +99,7 @@ struct Upcoming {
 impl Upcoming {
     /// Maximum bytes that a thread prefetches: what fits its second-level cache beside the
     /// activations.
-    const MOST: usize = 512 << 10;
+    const MAX_BYTES: usize = 512 << 10;
     /// Bytes prefetched between two checks for work.
     const STRIDE: usize = 256;
 
@@ -107,7 +107,7 @@ impl Upcoming {
     fn of_thread(&self, me: usize, threads: usize) -> std::ops::Range<usize> {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let start = self.address.load(Ordering::Relaxed) + bytes / threads * me;
-        start..start + (bytes / threads).min(Self::MOST)
+        start..start + (bytes / threads).min(Self::MAX_BYTES)
     }
 
     /// Prefetches the next few lines.

@@ -1,4 +1,4 @@
-//! Hexadecimal digits, of which ids, secrets and hashes consist.
+//! Hexadecimal digits, the form of ids, secrets and hashes.
 
 use std::fmt::Write;
 

@@ -28,7 +28,7 @@ use super::parse::{self, Fault};
 use crate::regular_file;
 
 /// Maximum size of the file in bytes: some ten thousand keys.
-const LARGEST: u64 = 4 << 20;
+const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Permissions of a new file.
 const MODE: u32 = 0o600;
 /// The beginning of a new file.
@@ -84,7 +84,7 @@ impl KeyFile {
             file: file.to_owned(),
             source,
         };
-        let bytes = regular_file::read(file, LARGEST).map_err(failed)?;
+        let bytes = regular_file::read(file, MAX_FILE_BYTES).map_err(failed)?;
         let text = String::from_utf8(bytes);
         let text = text.map_err(|_| failed(io::Error::other("it is not UTF-8")))?;
         Self::parse(text).map_err(|fault| KeyFileError::Malformed {

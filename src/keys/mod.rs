@@ -97,7 +97,7 @@ impl Keys {
     /// Reads the keys in a file.
     ///
     /// # Errors
-    /// [`KeyFileError`] naming file, line and fault.
+    /// [`KeyFileError`] with file, line and fault.
     pub fn load(file: PathBuf, now: Instant) -> Result<Self, KeyFileError> {
         let accounts = Accounts::default().reloaded(KeyFile::read(&file)?.keys, now);
         Ok(Self {

@@ -210,7 +210,7 @@ fn limit(field: &str, value: &Value) -> Result<NonZeroU32, FaultAt> {
     };
     number.and_then(NonZeroU32::new).ok_or_else(|| {
         let reason = format!(
-            "`{field}` is {}; it must be a whole number from 1 to {}; without the line there is no limit",
+            "`{field}` is {}; it must be a whole number from 1 to {}; leave the line out for no limit",
             shown(value.get_ref()),
             u32::MAX
         );

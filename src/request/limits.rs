@@ -142,7 +142,7 @@ impl Limits {
             return Err(InvalidRequest::new(
                 "logprobs",
                 format!(
-                    "at most {} of the most likely tokens can be reported per token, got {top}",
+                    "at most {} most likely tokens can be reported per token, got {top}",
                     self.max_top_logprobs
                 ),
             ));
@@ -232,7 +232,7 @@ impl Limits {
                 return Err(InvalidRequest::new(
                     field,
                     format!(
-                        "with this `{field}` all {what} {tokens} tokens together; at most {} are possible",
+                        "with this `{field}`, all {what} {tokens} tokens in total; the limit is {}",
                         self.max_request_tokens
                     ),
                 ));
@@ -252,7 +252,7 @@ impl Limits {
         Err(InvalidRequest::new(
             field,
             format!(
-                "`{field}` asks for up to {count} log-probabilities in one answer; at most {} are possible: ask for fewer choices, tokens or likely tokens",
+                "`{field}` requests up to {count} log-probabilities in one answer; the limit is {}: request fewer choices, tokens or top tokens",
                 self.max_answer_logprobs
             ),
         ))
@@ -269,7 +269,7 @@ impl Limits {
         Err(InvalidRequest::new(
             field,
             format!(
-                "the text of `{field}` in the answer has {bytes} bytes; at most {} are possible",
+                "the text of `{field}` in the answer has {bytes} bytes; the limit is {}",
                 self.max_answer_text_bytes
             ),
         ))
@@ -287,7 +287,7 @@ impl Limits {
         Err(InvalidRequest::new(
             "session_id",
             format!(
-                "a session can have at most {} tokens; this one has {history}, and {prompt} new prompt tokens and {max_tokens} tokens to generate exceed that: rewind it, ask for fewer, or begin another",
+                "a session can have at most {} tokens, but its {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed that: rewind it, generate fewer tokens, or start another session",
                 self.max_session_tokens
             ),
         ))

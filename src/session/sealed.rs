@@ -28,7 +28,7 @@ pub(super) const UNFINISHED: &str = "tmp";
 const HEADER: usize = 56;
 const CHECKSUM: usize = 32;
 /// Size of the largest file that is read, in bytes: far above any history or block.
-const LARGEST: u64 = 1 << 30;
+const MAX_FILE_BYTES: u64 = 1 << 30;
 /// Bytes of a file other than its content.
 pub(super) const OVERHEAD: usize = HEADER + CHECKSUM;
 
@@ -100,7 +100,7 @@ impl Seal {
 
     /// Reads the content of a file; `None` if the file does not exist.
     pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Unreadable> {
-        let mut bytes = match regular_file::read(path, LARGEST) {
+        let mut bytes = match regular_file::read(path, MAX_FILE_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) if regular_file::is_another_kind(&error) => {

@@ -8,7 +8,7 @@ use std::io;
 pub(super) struct Bounded {
     text: Vec<u8>,
     limit: usize,
-    /// Number of empty writes. They take time too, so they share the limit on bytes.
+    /// Number of empty writes; at most `limit`, since they take time too.
     empty: usize,
 }
 

@@ -18,7 +18,7 @@ use tokenizers::{
 /// Minimum bytes of a part; it extends to the next certain split.
 pub(super) const PART: usize = 64 << 10;
 /// Maximum characters searched for a split at a time, before the part is extended.
-const LOOKED_AT: usize = 4096;
+const MAX_SEARCHED: usize = 4096;
 
 /// The rules for cutting a tokenizer's texts.
 pub(super) struct Cuts {
@@ -90,13 +90,13 @@ impl Cuts {
             let before = text.get(..from).and_then(|text| text.chars().next_back());
             let mut before = before.unwrap_or(' ');
             let after = text.get(from..).unwrap_or_default();
-            for (at, next) in after.char_indices().take(LOOKED_AT) {
+            for (at, next) in after.char_indices().take(MAX_SEARCHED) {
                 if self.is_split(before, next) && !self.is_in_added(text, from + at) {
                     return from + at;
                 }
                 before = next;
             }
-            from += length.max(LOOKED_AT);
+            from += length.max(MAX_SEARCHED);
         }
         text.len()
     }

@@ -177,7 +177,7 @@ pub struct GrammarError(String);
 
 impl GrammarError {
     /// Returns the library's message in Skald's terms.
-    fn told(error: &impl fmt::Display) -> Self {
+    fn from_library(error: &impl fmt::Display) -> Self {
         Self(reason(&format!("{error:#}")))
     }
 }
@@ -305,7 +305,7 @@ impl Grammars {
         let slices = SlicedBiasComputer::general_slices();
         let mut factory =
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
-                .map_err(|error| GrammarError::told(&error))?;
+                .map_err(|error| GrammarError::from_library(&error))?;
         factory.quiet();
         *factory.limits_mut() = limits();
         Ok(factory)
@@ -336,15 +336,15 @@ impl Grammars {
 fn make(factory: &ParserFactory, source: &GrammarSource) -> Result<Matcher, GrammarError> {
     let parser = factory
         .create_parser(source.top_level()?)
-        .map_err(|error| GrammarError::told(&error))?;
+        .map_err(|error| GrammarError::from_library(&error))?;
     let mut matcher = Matcher::new(Ok(parser));
     // A grammar that derives no text fails at its first token.
     matcher
         .deep_clone()
         .compute_mask_or_eos()
-        .map_err(|error| GrammarError::told(&error))?;
+        .map_err(|error| GrammarError::from_library(&error))?;
     if let Some(error) = matcher.get_error() {
-        return Err(GrammarError::told(&error));
+        return Err(GrammarError::from_library(&error));
     }
     for warning in matcher.grammar_warnings() {
         tracing::debug!(warning, "a grammar");

@@ -46,7 +46,7 @@ impl Guard {
         };
         let mut marked = String::with_capacity(text.len() + 8);
         marked.push_str(before);
-        if self.may_go_on(core) {
+        if self.may_continue(core) {
             marked.push(MARK);
         }
         for (at, character) in core.char_indices() {
@@ -65,7 +65,7 @@ impl Guard {
     }
 
     /// Returns whether `text` could be the rest, or a middle part, of a special token.
-    fn may_go_on(&self, text: &str) -> bool {
+    fn may_continue(&self, text: &str) -> bool {
         self.special.iter().any(|token| {
             let mut rests = token.char_indices().skip(1);
             rests.any(|(at, _)| token.get(at..).is_some_and(|rest| agree(text, rest)))

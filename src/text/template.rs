@@ -138,13 +138,13 @@ pub enum Role {
 pub struct Message {
     /// Author of the message.
     pub role: Role,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
-    /// Who of those with the same role.
+    /// Name that tells apart authors with the same role.
     pub name: Option<String>,
-    /// What an assistant asked tools for.
+    /// Tool calls of an assistant's message.
     pub tool_calls: Option<serde_json::Value>,
-    /// Which of these a tool answers.
+    /// Id of the tool call that a tool's message answers.
     pub tool_call_id: Option<String>,
 }
 

@@ -17,7 +17,7 @@ use super::cuts::{Cuts, PART};
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The largest token id, the same as for a model's vocabulary.
-const LARGEST_ID: u32 = (1 << 24) - 1;
+const MAX_ID: u32 = (1 << 24) - 1;
 
 /// Error of loading a tokenizer or of tokenizing a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -119,8 +119,8 @@ impl Tokenizer {
         let ids = parsing.get_vocab(true).into_values().max().unwrap_or(0);
         // The table has one entry for each id up to the last, so a single absurd id would exhaust
         // memory.
-        if ids > LARGEST_ID {
-            let reason = format!("it has the token id {ids}; the largest possible is {LARGEST_ID}");
+        if ids > MAX_ID {
+            let reason = format!("it has the token id {ids}; the largest possible is {MAX_ID}");
             return Err(load(file, reason));
         }
         let alphabet = byte_alphabet();

@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::regular_file;
 
 /// Size of the largest file that is read, in bytes. A certificate chain has a few kilobytes.
-const LARGEST_FILE: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// One of the two files of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +209,7 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
 }
 
 fn read_file(kind: IdentityFile, path: &Path) -> Result<Vec<u8>, IdentityError> {
-    regular_file::read(path, LARGEST_FILE).map_err(|source| IdentityError::Read {
+    regular_file::read(path, MAX_FILE_BYTES).map_err(|source| IdentityError::Read {
         kind,
         path: path.to_owned(),
         source,

@@ -150,7 +150,7 @@ fn an_embedding_is_asked_for_within_the_window_and_draws_nothing() {
     assert_eq!(element.field, "input[7]");
     assert_eq!(
         element.message,
-        "`input[7]` has 1025 tokens; the model's context is 1024 tokens"
+        "`input[7]` has 1025 tokens; the model's maximum context length is 1024 tokens"
     );
     let empty = limits()
         .admit(embedding(&[]))

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::regular_file;
 
 /// Maximum size of a file that names a commit, in bytes.
-const LARGEST_REFERENCE: u64 = 4096;
+const MAX_REFERENCE_BYTES: u64 = 4096;
 
 /// The cache of one model.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl ModelCache {
 
     /// Returns the commit of a branch or tag when it was last fetched.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
-        let commit = regular_file::read(&self.reference(revision), LARGEST_REFERENCE).ok()?;
+        let commit = regular_file::read(&self.reference(revision), MAX_REFERENCE_BYTES).ok()?;
         Some(String::from_utf8(commit).ok()?.trim().to_owned())
     }
 

@@ -12,7 +12,7 @@ use crate::kernels::kv::BLOCK_SIZE;
 use crate::kernels::prefetch::prefetch;
 
 /// Vectors of scores or columns that a single row keeps in registers.
-const ALONE: usize = 4;
+const SINGLE_ROW_VECTORS: usize = 4;
 
 /// The running softmax of the unit's rows.
 struct Softmax<V> {
@@ -270,7 +270,7 @@ unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
             row += R;
         }
         while row < job.rows {
-            tile.add::<E, 1, ALONE>(row);
+            tile.add::<E, 1, SINGLE_ROW_VECTORS>(row);
             row += 1;
         }
     }

@@ -39,20 +39,20 @@ impl Limits {
             0 if field == draft.prompt_field => InvalidRequest::context_length(
                 field,
                 format!(
-                    "{limit}, prompt and completion together; `{field}` has {prompt} (`overflow: \"slide\"` goes past it)"
+                    "{limit}, prompt and completion together, but `{field}` has {prompt}; shorten it, or set `overflow` to \"slide\""
                 ),
             ),
             0 => InvalidRequest::context_length(
                 field,
                 format!(
-                    "{limit}; the prompt ({prompt}) and `{field}` ({max_tokens}) together exceed it: ask for fewer, \
+                    "{limit}; the prompt ({prompt}) and `{field}` ({max_tokens}) together exceed it: generate fewer tokens, \
                      or set `overflow` to \"stop\" or \"slide\""
                 ),
             ),
             history => InvalidRequest::context_length(
                 "session_id",
                 format!(
-                    "{limit}; the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it (`overflow: \"slide\"` goes past it)"
+                    "{limit}, but the session's {history} tokens, {prompt} new prompt tokens and {max_tokens} tokens to generate exceed it; rewind the session, generate fewer tokens, or set `overflow` to \"slide\""
                 ),
             ),
         }
@@ -66,7 +66,7 @@ impl Limits {
         Err(InvalidRequest::context_length(
             draft.prompt_field,
             format!(
-                "`{}` has {} tokens; the model's context is {} tokens",
+                "`{}` has {} tokens; the model's maximum context length is {} tokens",
                 draft.prompt_field,
                 draft.prompt.len(),
                 self.context_length

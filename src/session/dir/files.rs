@@ -7,7 +7,7 @@
 //! and the file `lost` marks the loss until the session has a history again.
 //!
 //! The directory of a tokenizer is created once, at startup. If it is missing later, its file system
-//! is no longer mounted, and nothing must be created in its place. Everything here blocks.
+//! is no longer mounted, and nothing must be created in its place. All functions block.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};

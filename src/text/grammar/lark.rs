@@ -14,7 +14,7 @@ use super::expression::Shape;
 use super::{GrammarError, schema};
 
 /// Length at which counting saturates; far beyond every limit.
-const ENDLESS: usize = 1 << 24;
+const SATURATED: usize = 1 << 24;
 
 /// A lexical unit of a grammar and its byte range.
 struct Lexeme<'a> {
@@ -39,7 +39,7 @@ fn is_terminal(name: &str) -> bool {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind<'a> {
-    /// The name of a rule or terminal.
+    /// Name of a rule or terminal.
     Name(&'a str),
     /// A string or a regular expression.
     Expression(&'a str),
@@ -102,7 +102,7 @@ fn terminals(parts: &[Lexeme]) -> (usize, usize) {
     if known == definitions.len() {
         (longest, optional)
     } else {
-        (ENDLESS, ENDLESS)
+        (SATURATED, SATURATED)
     }
 }
 
@@ -117,9 +117,9 @@ struct Size {
 impl Size {
     fn add(&mut self, other: Self, times: usize) {
         let more = other.bytes.saturating_mul(times);
-        self.bytes = self.bytes.saturating_add(more).min(ENDLESS);
+        self.bytes = self.bytes.saturating_add(more).min(SATURATED);
         let more = other.optional.saturating_mul(times);
-        self.optional = self.optional.saturating_add(more).min(ENDLESS);
+        self.optional = self.optional.saturating_add(more).min(SATURATED);
     }
 }
 
@@ -349,12 +349,12 @@ mod tests {
             )
         };
         assert_eq!(expression_bytes(&doubling(10)), 4 << 10);
-        assert_eq!(expression_bytes(&doubling(40)), ENDLESS);
+        assert_eq!(expression_bytes(&doubling(40)), SATURATED);
         for (text, bytes) in [
             ("start: A\nA: \"0123456789\" | /[a-z]+/ // \"\n", 41),
             ("start: A\nA: (\"ab\" B){100}\nB: \"c\"\n", 700),
             ("start: A\nA: (\"ab\" B)~2..50\nB: /x\\/y/\n", 500),
-            ("start: A\nA: A A\n", ENDLESS),
+            ("start: A\nA: A A\n", SATURATED),
             // Rules are not.
             ("start: a a\na: b b\nb: c c\nc: \"x\"\n", 32),
         ] {

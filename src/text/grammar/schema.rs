@@ -20,7 +20,7 @@ use super::expression::Shape;
 use super::reference::{self, DATA};
 
 /// Maximum length of a text, list or object; more than the bytes of any response.
-const LONGEST: u64 = 1 << 27;
+const MAX_LENGTH: u64 = 1 << 27;
 /// Maximum digits of a `multipleOf`, which takes one state per remainder.
 const MAX_MULTIPLE_DIGITS: usize = 5;
 
@@ -257,17 +257,21 @@ fn expressions(keywords: &Map<String, Value>) -> Result<(), GrammarError> {
 
 /// Checks and adjusts lengths: numbers of characters, items or properties.
 fn lengths(keywords: &mut Map<String, Value>) -> Result<(), GrammarError> {
-    let too_long = |value: &Value| value.as_f64().is_some_and(|length| length > LONGEST as f64);
+    let too_long = |value: &Value| {
+        value
+            .as_f64()
+            .is_some_and(|length| length > MAX_LENGTH as f64)
+    };
     for name in ["minLength", "minItems", "minProperties"] {
         if let Some(value) = keywords.get(name).filter(|value| too_long(value)) {
             return Err(GrammarError(format!(
-                "`{name}` is {value}; it can be at most {LONGEST}"
+                "`{name}` is {value}; it can be at most {MAX_LENGTH}"
             )));
         }
     }
     for name in ["maxLength", "maxItems", "maxProperties"] {
         if let Some(value) = keywords.get_mut(name).filter(|value| too_long(value)) {
-            *value = Value::from(LONGEST);
+            *value = Value::from(MAX_LENGTH);
         }
     }
     Ok(())
@@ -449,7 +453,7 @@ mod tests {
     fn lengths_end_where_answers_do() {
         becomes(
             json!({"maxLength": u64::MAX, "maxItems": 1e30}),
-            json!({"maxLength": LONGEST, "maxItems": LONGEST}),
+            json!({"maxLength": MAX_LENGTH, "maxItems": MAX_LENGTH}),
         );
         refused(
             json!({"minItems": 4_294_967_296_u64}),
