@@ -347,7 +347,7 @@ fn make(factory: &ParserFactory, source: &GrammarSource) -> Result<Matcher, Gram
         return Err(GrammarError::from_library(&error));
     }
     for warning in matcher.grammar_warnings() {
-        tracing::debug!(warning, "a grammar");
+        tracing::debug!(warning, "grammar compiled with a warning");
     }
     Ok(matcher)
 }

@@ -84,7 +84,7 @@ impl LayerKv {
             // On the CPU, read in place.
             let mut blocks = storage.as_slice()?.chunks_exact(self.shape.block_stride());
             let Some(block) = blocks.nth(block as usize) else {
-                bail!("the KV cache has no block {block}");
+                bail!("block {block} is out of range of the KV cache");
             };
             append(bytes, block, of);
         } else {
@@ -192,7 +192,7 @@ mod tests {
                 }
             }
             let refused = cache.read_block(3, &mut bytes);
-            assert_refused(refused, "the KV cache has no block 3");
+            assert_refused(refused, "block 3 is out of range of the KV cache");
             let refused = cache.write_block(3, &bytes[1..]);
             assert_refused(refused, "shape mismatch on target dim");
             let size = KvCache::block_bytes(dtype, 2, 2, head_width);

@@ -229,7 +229,7 @@ pub fn check_outputs(outputs: &[u32], x: &[f32], n_in: usize, n_out: usize) -> R
         );
     }
     if let Some(output) = outputs.iter().find(|&&output| output as usize >= n_out) {
-        bail!("token id {output} is outside of the vocabulary of {n_out}");
+        bail!("token id {output} is outside the vocabulary ({n_out} tokens)");
     }
     Ok(())
 }

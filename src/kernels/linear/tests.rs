@@ -156,7 +156,7 @@ fn the_weights_of_an_output_are_those_it_was_packed_from() {
                 assert!((found - expected).abs() <= tolerance, "{shape:?} {dtype:?}");
             }
             let refused = linear.add_weights_of(&[shape.1 as u32], &mut vec![0.0; shape.0]);
-            assert_refused(refused, "is outside of the vocabulary");
+            assert_refused(refused, "is outside the vocabulary");
             let refused = linear.add_weights_of(&[0], &mut []);
             assert_refused(refused, "can't be added to 0 values");
         }
