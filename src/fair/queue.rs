@@ -112,7 +112,7 @@ impl<T> FairQueue<T> {
         account.map_or(self.level, |account| account.service)
     }
 
-    /// Adds an item behind the others of its tenant and priority.
+    /// Adds an item after the others of its tenant and priority.
     pub fn push(&mut self, tenant: Tenant, priority: i32, item: T) {
         if self.joins(tenant) {
             self.lift(tenant);
@@ -129,7 +129,7 @@ impl<T> FairQueue<T> {
         self.insert(tenant, Position { priority, entry }, item);
     }
 
-    /// Adds an item that has waited before, behind the preempted items of its tenant and priority.
+    /// Adds an item that has waited before, after the preempted items of its tenant and priority.
     pub fn push_returned(&mut self, tenant: Tenant, priority: i32, item: T) {
         let entry = Entry::Returned(self.number());
         self.lift(tenant);

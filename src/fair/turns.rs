@@ -40,9 +40,9 @@ impl Turns {
         })))
     }
 
-    /// Waits for units, capped at the size of the semaphore. Lower priority values come first.
-    /// Within one tenant and priority, waiters are served in order of arrival, even if a later one
-    /// needs fewer units.
+    /// Waits for units, which must not exceed the size of the semaphore. Lower priority values come
+    /// first. Within one tenant and priority, waiters are served in order of arrival, even if a
+    /// later one needs fewer units.
     ///
     /// Dropping the future removes the waiter from the queue.
     pub async fn wait(&self, tenant: Tenant, priority: i32, units: usize) -> Turn {
