@@ -222,7 +222,7 @@ mod tests {
         candidates.iter().map(|c| c.id).collect()
     }
 
-    /// Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at ids 3, 1, 4, 0, 2.
+    /// Returns logits with probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625 at ids 3, 1, 4, 0, 2.
     fn halves() -> Vec<f32> {
         [0.0625f32, 0.25, 0.0625, 0.5, 0.125].map(f32::ln).to_vec()
     }
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(with(&|p| p.top_p = 0.9), [0, 1, 3, 4]);
         assert_eq!(with(&|p| p.top_p = 0.01), [3]);
         assert_eq!(with(&|p| p.min_p = 0.2), [1, 3, 4]);
-        // Entropy is 1.875 bits; surprises are 1, 2, 3, 4, 4: the nearest is the token of 2.
+        // The entropy is 1.875 bits and the surprises are 1, 2, 3, 4, 4, so the token of 2 bits is nearest.
         assert_eq!(with(&|p| p.typical_p = 0.2), [1]);
         assert_eq!(with(&|p| p.typical_p = 0.7), [1, 3]);
     }
