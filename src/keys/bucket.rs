@@ -1,6 +1,7 @@
 //! A token bucket that holds the amount of one minute and fills evenly.
 //!
-//! Whole numbers throughout, so that after the wait that a refusal names, the amount is exactly there.
+//! All arithmetic is on integers, so that the requested amount is available exactly after the wait
+//! that a refusal gives.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -8,12 +9,12 @@ use std::time::{Duration, Instant};
 /// Units of an amount of 1. In a nanosecond a bucket of N per minute gets N units.
 const UNITS: i128 = 60_000_000_000;
 
-/// The rest of an amount per minute. It can be overdrawn; then nothing can be taken until the debt is paid
-/// off.
+/// The remainder of an amount per minute. It can be overdrawn, and then refuses every amount until
+/// the debt is paid off.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     per_minute: NonZeroU32,
-    /// The rest in units; negative if overdrawn.
+    /// Remaining amount in units; negative if overdrawn.
     level: i128,
     /// The time of that level.
     at: Instant,
@@ -41,7 +42,7 @@ impl Bucket {
         }
     }
 
-    /// Changes the amount per minute. The used amount stays used.
+    /// Changes the amount per minute. The amount already used is unchanged.
     pub fn resize(&mut self, per_minute: NonZeroU32, now: Instant) {
         self.fill(now);
         self.level += capacity(per_minute) - capacity(self.per_minute);

@@ -51,11 +51,11 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// What a key permits.
+/// A permission of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyScope {
-    /// Everything a client needs: generate, embed, tokenize, use sessions, read about the model.
+    /// All client endpoints: generate, embed, tokenize, use sessions, read about the model.
     Generate,
     /// `/metrics`.
     Metrics,
@@ -101,7 +101,7 @@ pub struct Key {
     pub name: KeyName,
     /// Hash of its secret.
     pub hash: SecretHash,
-    /// What the key permits.
+    /// Permissions of the key.
     pub scopes: Vec<KeyScope>,
     /// The limits of the key.
     pub limits: KeyLimits,
@@ -112,7 +112,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// Returns whether the key permits what needs this scope.
+    /// Returns whether the key has this scope.
     #[must_use]
     pub fn has(&self, scope: KeyScope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&KeyScope::Admin)

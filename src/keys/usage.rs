@@ -85,7 +85,7 @@ fn seconds(wait: Duration) -> String {
     format!("{}.{}s", tenths / 10, tenths % 10)
 }
 
-/// The rest of a key's limits; `None` without a limit.
+/// The remainder of a key's limits; `None` without a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Levels {
     /// Requests per minute.
@@ -271,7 +271,7 @@ impl Usage {
         }
     }
 
-    /// Returns the rest of each limit.
+    /// Returns the remainder of each limit.
     #[must_use]
     pub fn levels(&self, now: Instant) -> Levels {
         let mut state = self.state();

@@ -51,7 +51,7 @@ impl Queue {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a turn, waiting for earlier ones if `if_busy` says so.
+    /// Begins a turn; `if_busy` decides whether to wait for earlier ones.
     ///
     /// # Errors
     /// [`SessionError::Busy`] or [`SessionError::TooManyWait`].
@@ -67,7 +67,7 @@ impl Queue {
                 deleted: AtomicBool::new(false),
             })
         }));
-        // Its drop removes the slot if no other request uses it.
+        // Dropping it removes the slot if no other request uses it.
         let mut current = TurnGuard {
             queue: Arc::clone(self),
             key: key.clone(),

@@ -87,8 +87,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Returns the blocks of the positions `start..start + len`; the first row sees positions from
-    /// `visible` on.
+    /// Returns the blocks of the positions `start..start + len`; `visible` is the first position
+    /// that the first row sees.
     ///
     /// # Safety
     /// The unit's table must reach all of these positions.

@@ -10,7 +10,7 @@ use super::GrammarError;
 
 /// Maximum optional parts of one expression.
 const MAX_OPTIONAL: usize = 1024;
-/// Bytes of the shortest matching text.
+/// Maximum bytes of the shortest matching text.
 const MAX_SHORTEST_MATCH: usize = 8192;
 
 /// The measures that make an expression expensive.
@@ -38,7 +38,7 @@ impl Shape {
     /// Checks the shape against the limits.
     ///
     /// # Errors
-    /// The measure that exceeds its limit, with both.
+    /// The measure that exceeds its limit, with value and limit.
     pub(super) fn check(self) -> Result<(), GrammarError> {
         if self.optional > MAX_OPTIONAL {
             return Err(GrammarError(format!(
