@@ -9,7 +9,7 @@ pub(super) const MAX_REASON: usize = 400;
 /// Prefix that the library adds to references relative to the schema.
 const BASE: &str = "json-schema:///";
 /// Prefix of the library's messages about schemas that no JSON satisfies.
-const NOTHING: &str = "Unsatisfiable schema: ";
+const UNSATISFIABLE: &str = "Unsatisfiable schema: ";
 /// Prefix of the library's messages about a schema in a Lark grammar.
 const NESTED: &str = "failed to compile JSON schema: ";
 
@@ -71,7 +71,7 @@ pub fn reason(message: &str) -> String {
         Some((place, said)) => (place, said.lines().next().unwrap_or(said)),
         None => ("", said),
     };
-    let told = in_our_words(said).unwrap_or_else(|| said.to_owned());
+    let told = translated(said).unwrap_or_else(|| said.to_owned());
     shortened(&format!("{place}{told}"))
 }
 
@@ -84,7 +84,7 @@ fn shortened(told: &str) -> String {
     shown
 }
 
-fn in_our_words(said: &str) -> Option<String> {
+fn translated(said: &str) -> Option<String> {
     if said == "NoExtensionBias" {
         let why = "no text can satisfy it: it refers to itself without end, or parts of it \
                    exclude each other";
@@ -101,15 +101,18 @@ fn in_our_words(said: &str) -> Option<String> {
             "it is too complex; use fewer or shorter expressions, alternatives and repetitions";
         return Some(why.to_owned());
     }
-    if said.starts_with(NOTHING) {
-        let parts: Vec<_> = said.split(NOTHING).filter_map(nothing).collect();
+    if said.starts_with(UNSATISFIABLE) {
+        let parts: Vec<_> = said
+            .split(UNSATISFIABLE)
+            .filter_map(unsatisfiable)
+            .collect();
         return Some(format!("no JSON can satisfy it: {}", parts.join(": ")));
     }
     reference(said).or_else(|| keyword(said))
 }
 
 /// Returns one step of the reason why no JSON satisfies a schema.
-fn nothing(part: &str) -> Option<String> {
+fn unsatisfiable(part: &str) -> Option<String> {
     let part = part.trim_end_matches(": ");
     if part.is_empty() {
         return None;
