@@ -36,7 +36,7 @@ enum Form {
 
 /// Generate text
 ///
-/// One JSON object, or with `"stream": true` server-sent events as `/generate_stream` has them.
+/// Returns one JSON object, or with `"stream": true` the server-sent events of `/generate_stream`.
 #[utoipa::path(
     post,
     path = "/generate",
@@ -62,12 +62,12 @@ pub(super) async fn generate(
 
 /// Generate text as a stream
 ///
-/// Server-sent events, `data: {event}`: one for each token, the last with `generated_text` and,
-/// if asked for, `details`. The `text` of the tokens that are not special adds up to the text;
-/// a token that ends within a character has none, the one that completes it has the character.
-/// If generation fails after the stream began, `data: {"error", "error_type"}` ends it. A silent
-/// stream sends `: keep-alive`. A client that goes away cancels the request. `stream` in the body
-/// is not looked at.
+/// Returns server-sent events, `data: {event}`: one per token, the last with `generated_text` and, if
+/// requested, `details`. Concatenating the `text` of all tokens that are not special gives the whole
+/// text; a token that ends within a character has an empty `text`, and the token that completes the
+/// character has it whole. If the generation fails after the stream has begun, the last event is
+/// `data: {"error", "error_type"}`. A silent stream sends `: keep-alive`. Disconnecting cancels the
+/// request. `stream` in the body is ignored.
 #[utoipa::path(
     post,
     path = "/generate_stream",
@@ -90,9 +90,9 @@ pub(super) async fn generate_stream(
     answer(&app, &scope, body, Form::Stream).await
 }
 
-/// Generate text, as hosted inference endpoints have it
+/// Generate text (hosted inference endpoints' path)
 ///
-/// As `/generate`, but without `"stream": true` the answer is a list of one.
+/// Like `/generate`, but without `"stream": true` the answer is a list with one element.
 #[utoipa::path(
     post,
     path = "/",
