@@ -1,4 +1,4 @@
-//! What one source sets: the command line with the environment, or a file.
+//! The settings of one source: the command line with the environment, or a file.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;

@@ -76,14 +76,14 @@ type Waiting = BTreeMap<(Instant, u64), CancellationToken>;
 struct State {
     ordinary: usize,
     reserved: usize,
-    /// Those that have to give way and still have their places.
+    /// Number of connections that are being closed and still have their places.
     leaving: usize,
     next: u64,
-    /// Those that wait, by group, longest first.
+    /// Waiting connections by group, longest first.
     waiting: [Waiting; Group::ALL.len()],
-    /// Requests that are open beyond the first of each connection.
+    /// Number of open requests beyond the first of each connection.
     further: usize,
-    /// The connections that have such requests, by the number of their requests.
+    /// Connections with such requests, by the number of their requests.
     crowded: BTreeMap<(usize, u64), CancellationToken>,
 }
 
