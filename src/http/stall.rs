@@ -42,7 +42,10 @@ struct ConnectionState {
     /// Time since when a write to the socket waits for room.
     blocked: Mutex<Option<Instant>>,
     /// Bodies over HTTP/2 that have not ended.
-    bodies: Mutex<Vec<Weak<Slot
+    bodies: Mutex<Vec<Weak<Slot>>>,
+    /// Number of requests whose answers have not ended.
+    open: AtomicUsize,
+    /// Whether the connection was closed because its client stopped reading.
     closed: AtomicBool,
 }
 
