@@ -7,7 +7,7 @@ use clap::ValueEnum;
 pub enum Device {
     /// Skald's kernels.
     Cpu,
-    /// Candle's own operations, in f32 with threads of their own: slower, for comparison.
+    /// Candle's own operations, in f32 with their own threads: slower, for comparison.
     Candle,
 }
 

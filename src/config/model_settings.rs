@@ -28,7 +28,7 @@ pub struct ModelSettings {
         default_value = "auto"
     )]
     pub dtype: Dtype,
-    /// Where the model is computed
+    /// Backend that computes the model
     #[arg(
         help_heading = "Model",
         long,
