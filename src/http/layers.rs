@@ -156,7 +156,7 @@ pub(super) fn span(request: &Request<Body>) -> Span {
 pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Span) {
     let status = response.status().as_u16();
     let latency_ms = latency.as_secs_f64() * 1e3;
-    tracing::debug!(status, latency_ms, "answered");
+    tracing::debug!(status, latency_ms, "request answered");
 }
 
 #[cfg(test)]

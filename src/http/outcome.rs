@@ -25,7 +25,7 @@ pub(super) enum Outcome {
     Cancelled,
     /// The client stopped reading before the end of the answer.
     Stalled,
-    /// The request was not valid: a 4xx other than 429.
+    /// The request was refused: a 4xx other than 429.
     ClientError,
     /// A queue was full: 429.
     Overloaded,

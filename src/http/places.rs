@@ -69,7 +69,7 @@ struct PlaceTable {
     changed: Notify,
 }
 
-/// Waiting connections, by the time since when they wait.
+/// Waiting connections, by the start of their wait.
 type Waiting = BTreeMap<(Instant, u64), CancellationToken>;
 
 #[derive(Default)]
@@ -414,7 +414,7 @@ mod tests {
         Places::new(Connections { limit, reserved }, ConnectionCounts::default())
     }
 
-    /// Returns a connection that ends when it has to give way.
+    /// Returns a connection that ends when it is evicted.
     fn until_evicted(place: Place) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move { place.evicted().await })
     }
@@ -467,7 +467,7 @@ mod tests {
         let half_sent = places.take().await;
         assert!(half_sent.is_reserved());
         let half_sent = until_evicted(half_sent);
-        // Waits until the other one had its time.
+        // Waits until the grace time of the other one has passed.
         let probe = places.take().await;
         half_sent.await.unwrap();
         assert!(probe.is_reserved() && !first.evicted.is_cancelled());

@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Makes all entries as if they had been without progress for a while.
+    /// Moves the last progress of all entries into the past.
     fn age(room: &Room, held: &mut [RoomEntry]) {
         for held in held {
             let mut state = room.state();
@@ -201,7 +201,7 @@ mod tests {
         let of_few = Arc::default();
         let mut few = [room.hold(tenant(1), counted(&of_few))];
         assert!(few[0].grow(20));
-        // None has waited for long: there is no room.
+        // All entries have made progress recently, so none is evicted.
         let mut new = room.hold(tenant(1), || ());
         assert!(!new.grow(30));
         drop(new);

@@ -1,4 +1,4 @@
-//! Clients that stop reading: ends an answer of which the client reads nothing for `--stall-timeout`.
+//! Clients that stop reading: ends an answer if its client reads nothing for `--stall-timeout`.
 //!
 //! hyper polls an answer when its connection has room, and otherwise waits, forever if necessary. A
 //! [`StallClock`] watches one connection in two places:

@@ -51,7 +51,7 @@ pub(super) enum StopStrings {
     None,
     /// One stop string.
     One(String),
-    /// A list of stop strings, each of which ends the generation.
+    /// A list of stop strings; each ends the generation.
     Many(Vec<String>),
 }
 

@@ -58,7 +58,7 @@ pub(in crate::http) struct Details {
     best_of_sequences: Option<Vec<BestOfSequence>>,
 }
 
-/// One of the other texts of `best_of`.
+/// A text of `best_of` other than the best.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct BestOfSequence {
     /// The text.
@@ -92,7 +92,7 @@ pub(in crate::http) struct Token {
     special: bool,
 }
 
-/// One event of a stream.
+/// An event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"index": 1, "token": {"id": 444, "text": " there", "logprob": -0.51, "special": false}, "generated_text": null, "details": null}))]
 pub(in crate::http) struct StreamEvent {

@@ -42,12 +42,12 @@ enum Form {
     path = "/generate",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The text, or its events", content(
             (GenerateAnswer = "application/json"),
             (GenerateEvent = "text/event-stream"),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -73,11 +73,11 @@ pub(super) async fn generate(
     path = "/generate_stream",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The events", content(
             (GenerateEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -98,12 +98,12 @@ pub(super) async fn generate_stream(
     path = "/",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The text, or its events", content(
             (Vec<GenerateAnswer> = "application/json"),
             (GenerateEvent = "text/event-stream"),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
