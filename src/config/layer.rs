@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_laid_over_another() {
+    fn a_layer_overrides_another() {
         let file =
             "max-batch = 7\nmax-queue = 8\nlog-prompts = true\nallowed-host = [\"a\", \"b\"]\n";
         let below = Layer::from_toml("below.toml".as_ref(), file).expect("valid");

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_variable_is_found_with_the_nearest() {
+    fn an_unknown_variable_is_reported_with_the_nearest_name() {
         let variables = ["SKALD_MAX_BATHC", "SKALD_MODEL", "SKALD_TEST_X", "HOME"];
         let unknown = unknown_variables(variables.into_iter().map(str::to_owned));
         let nearest = Some("SKALD_MAX_BATCH".to_owned());

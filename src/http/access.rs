@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_on_loopback_answers_to_its_machine_only() {
+    fn a_server_on_loopback_accepts_only_hosts_of_its_machine() {
         let none = Access::default();
         for own in [
             "localhost",
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_elsewhere_answers_to_its_address_and_a_wildcard_to_all() {
+    fn a_server_accepts_its_own_address_and_on_a_wildcard_any_address() {
         let none = Access::default();
         assert!(allows(&none, "10.0.0.1:8080", "10.0.0.1"));
         assert!(allows(&none, "[::ffff:10.0.0.1]", "10.0.0.1"));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_settings_that_the_command_line_takes_are_advised() {
+    fn only_valid_settings_are_advised() {
         let long = "a".repeat(300);
         for (host, advised) in [
             ("evil.example", true),
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_named_are_let_in() {
+    fn allowed_hosts_are_accepted() {
         let named = access(&["skald", "*.svc.example"], &[]);
         assert!(allows(&named, "skald:8080", "0.0.0.0"));
         assert!(allows(&named, "a.svc.example", "127.0.0.1"));
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_the_server_itself_and_of_named_origins_may_call() {
+    fn pages_of_the_server_and_of_allowed_origins_are_accepted() {
         let own: Authority = "localhost:8080".parse().unwrap();
         let none = Access::default();
         assert!(none.allows_origin("http://localhost:8080", Some(&own)));

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_panics_is_an_internal_error_and_gives_its_place_back() {
+    async fn a_panic_is_an_internal_error_and_frees_its_place() {
         let admission = Admission::new(ByteSize::mib(1)).of(Tenant::ANONYMOUS);
         let panics = || -> () { panic!("injected") };
         let failures = [

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_field_is_the_one_at_fault() {
+    fn an_error_names_the_missing_field() {
         let refused = parse::<Needy>(b"{}").unwrap_err();
         assert_eq!(
             serde_json::to_value(refused.openai()).unwrap()["error"],
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_says_where() {
+    fn errors_in_json_name_line_and_column() {
         let message = message("{\"n\": 1,\n \"nested\": }");
         assert!(message.contains("line 2 column 12"), "{message}");
         assert!(self::message("{\"n\": 1} x").contains("line 1"));
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn null_and_unknown_fields_are_no_error() {
+    fn null_and_unknown_fields_are_accepted() {
         let sample: Sample = parse(br#"{"n": null, "nested": null, "colour": 3}"#).unwrap();
         assert!(sample.nested.is_none());
         let sample: Sample = parse(br#"{"nested": {"ratio": 1}}"#).unwrap();

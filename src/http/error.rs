@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_of_its_own_is_rounded_up() {
+    fn a_retry_delay_is_rounded_up() {
         let busy = ApiError::busy("busy", Duration::from_millis(2100)).answer("/");
         assert_eq!(busy.headers()[header::RETRY_AFTER], "3");
         assert_eq!(busy.headers()["retry-after-ms"], "2100");

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_a_bearer_token_or_a_header_of_its_own() {
+    fn a_key_is_a_bearer_token_or_a_separate_header() {
         let of = |lines: &[_]| shown(&headers(lines)).unwrap().map(<[u8]>::to_vec);
         let key = Some(b"key".to_vec());
         assert_eq!(of(&[("authorization", "Bearer key")]), key);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_the_tenant_is_who_shows_the_same_key() {
+    fn without_keys_requests_with_the_same_token_are_one_tenant() {
         let of = |lines: &[_]| tenant(&headers(lines), &Meter::default()).unwrap();
         assert_eq!(
             of(&[("authorization", "Bearer key")]),
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_of_the_contract_has_its_needs() {
+    fn every_documented_route_has_a_permission() {
         let contract = crate::http::openapi();
         for path in contract.paths.paths.keys() {
             let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");

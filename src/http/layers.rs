@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_short_plain_names_are_taken_over() {
+    fn only_short_plain_ids_are_accepted() {
         assert!(is_loggable("req-1:a.b/c=@"));
         assert!(!is_loggable(""));
         assert!(!is_loggable(&"a".repeat(129)));

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_in_a_handler_is_an_error_of_its_request_alone() {
+    async fn a_panic_in_a_handler_fails_only_its_request() {
         let router = panicking();
         for path in ["/v1/completions", "/generate"] {
             let (status, body) = ask(&router, Request::post(path)).await;

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_never_asked_give_way_first_and_those_in_the_reserve_last() {
+    fn connections_without_requests_are_evicted_first_and_reserved_ones_last() {
         let start = Instant::now();
         let now = start + Duration::from_secs(60);
         let ago = |seconds: u64| start + Duration::from_secs(60 - seconds);
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_connection_takes_the_place_of_one_that_waits() {
+    async fn a_new_connection_evicts_a_waiting_one() {
         let places = places(1, 0);
         let half_sent = until_evicted(places.take().await);
         let new = places.take().await;
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn busy_connections_stay_and_the_reserve_is_passed_on() {
+    async fn busy_connections_stay_and_reserved_places_are_reused() {
         let places = places(1, 1);
         let first = Arc::new(places.take().await);
         let busy = first.request();
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_files_the_first_that_waits_gives_way_at_once() {
+    async fn without_file_descriptors_a_waiting_connection_is_evicted_at_once() {
         let places = places(2, 1);
         let fresh = until_evicted(places.take().await);
         places.make_room();
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_with_the_most_requests_ends_when_there_are_too_many() {
+    async fn with_too_many_requests_the_connection_with_the_most_is_evicted() {
         let places = places(10, 0);
         let mut connections = Vec::new();
         for _ in 0..3 {

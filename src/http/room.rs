@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_with_the_most_gives_up_what_waited_longest() {
+    fn the_oldest_entry_of_the_largest_share_is_evicted() {
         let room = Room::new(ByteSize::b(100));
         let of_many = Arc::default();
         let mut many: Vec<_> = (0..4)

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn two_at_once_are_refused_by_name() {
+    fn two_constraints_are_refused_by_name() {
         for (fields, first, second) in [
             (
                 json!({"guided_json": {}, "guided_regex": "a"}),

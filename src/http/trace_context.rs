@@ -82,14 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn versions_to_come_may_have_more() {
+    fn future_versions_may_add_fields() {
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01")).is_some());
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01-what-else")).is_some());
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01x")).is_none());
     }
 
     #[test]
-    fn what_is_malformed_is_ignored() {
+    fn malformed_headers_are_ignored() {
         let zeros = "00000000000000000000000000000000";
         for traceparent in [
             String::new(),
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn two_parents_are_none() {
+    fn two_parents_are_ignored() {
         let parent = format!("00-{TRACE}-{SPAN}-01");
         let twice = headers(&[("traceparent", &parent), ("traceparent", &parent)]);
         assert_eq!(caller(&twice), None);
     }
 
     #[test]
-    fn states_are_joined_and_a_malformed_one_is_dropped_alone() {
+    fn states_are_joined_and_a_malformed_one_is_ignored() {
         let parent = format!("00-{TRACE}-{SPAN}-01");
         let state = |lines: &[&str]| {
             let mut all = vec![("traceparent", parent.as_str())];

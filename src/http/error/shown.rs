@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_value_is_cut_and_what_stands_around_it_stays() {
+    fn a_long_value_is_truncated_and_the_text_around_it_is_kept() {
         assert_eq!(shown("short"), "short");
         assert_eq!(shown(&"é".repeat(200)), "é".repeat(200));
         assert_eq!(shown(&"é".repeat(201)), format!("{}…", "é".repeat(200)));

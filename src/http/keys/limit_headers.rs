@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_openai_does() {
+    fn durations_have_the_format_of_openai() {
         for (milliseconds, text) in [
             (0, "0ms"),
             (120, "120ms"),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn only_limits_that_a_key_has_are_told() {
+    fn only_the_limits_of_a_key_are_reported() {
         let mut headers = HeaderMap::new();
         tell(&Levels::default(), &mut headers);
         assert!(headers.is_empty());

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_sent_where_it_is_asked_for() {
+    fn open_metrics_is_sent_if_requested() {
         for accept in [
             "application/openmetrics-text",
             "Application/OpenMetrics-Text; Version=1.0.0; charset=utf-8",
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn all_others_are_sent_the_format_of_prometheus() {
+    fn the_default_is_the_format_of_prometheus() {
         assert_eq!(Format::accepted(&HeaderMap::new()), Format::Prometheus);
         for accept in [
             "",
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn several_accept_headers_are_one() {
+    fn several_accept_headers_are_combined() {
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]);
         let mut both = headers;
         both.append(

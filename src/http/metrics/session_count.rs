@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_store_that_hangs_is_asked_once_and_the_last_count_is_told() {
+    async fn a_hanging_store_is_asked_once_and_the_last_count_is_returned() {
         let sessions = SessionCount::default();
         assert_eq!(sessions.read_from(async { Some(3) }).await, Some(3));
         let (answer, hangs) = oneshot::channel::<Option<usize>>();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_count_that_failed_or_panicked_leaves_none_and_is_tried_again() {
+    async fn a_failed_count_returns_none_and_is_retried() {
         let sessions = SessionCount::default();
         assert_eq!(sessions.read_from(async { Some(3) }).await, Some(3));
         assert_eq!(sessions.read_from(async { None }).await, None);
