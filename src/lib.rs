@@ -1,31 +1,31 @@
 //! Skald, an HTTP text-generation server for GPT-2 class language models.
 //!
-//! The path of a request: [`http`] validates and tokenizes it, [`engine`] runs it in a batch with
-//! others, and the front end turns the tokens back into text and streams it.
+//! [`http`] validates and tokenizes a request, [`engine`] runs it in a batch with others, and [`http`]
+//! decodes the tokens to text and streams it.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`config`] | settings: flags > environment > file > defaults |
-//! | [`resources`] | compute threads and memory that the process may use |
+//! | [`resources`] | limits of compute threads and memory |
 //! | [`telemetry`] | logs, and traces to an OpenTelemetry collector |
-//! | [`recency`], [`moving_average`] | order of use, averages of measurements |
-//! | [`panics`] | panics in the logs |
+//! | [`recency`], [`moving_average`] | orders of use, averages of measurements |
+//! | [`panics`] | logs panics |
 //! | [`regular_file`] | opens files that hold models and sessions |
-//! | [`shown_url`] | redaction of URLs in messages |
+//! | [`shown_url`] | URLs in messages, without secrets |
 //! | [`tls`] | the HTTP clients' TLS |
-//! | [`http`] | the front end: dialects, errors, streams, health, the contract |
-//! | [`serving`] | start-up, from settings to a running engine |
+//! | [`http`] | the front end: dialects, errors, streams, health, the API description |
+//! | [`serving`] | the only start-up: from settings to a running engine |
 //! | [`keys`] | API keys: the file, scopes, limits |
-//! | [`request`] | the validated request of every dialect |
+//! | [`request`] | the validated request that every dialect creates |
 //! | [`text`] | tokenizer, incremental detokenizer, stop strings |
-//! | [`session`] | named histories that clients extend: turns, files, KV blocks on disk |
+//! | [`session`] | named histories that clients continue: turns, files, KV blocks on disk |
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
 //! | [`lane`] | bounded lanes for work outside the engine |
-//! | [`fair`] | tenants, and the fair sharing of bounded resources |
+//! | [`fair`] | tenants, and their fair shares of limited resources |
 //! | [`model`] | the architectures: GPT-2's forward pass |
-//! | [`checkpoint`] | the source of a model, its files and their content |
-//! | [`backend`] | the computation of a model's layers: the kernels, or candle's own operations |
+//! | [`checkpoint`] | sources, files and content of models |
+//! | [`backend`] | computation of a model's layers by the kernels or by candle's own operations |
 //! | [`kernels`] | the compute kernels, as candle custom ops |
 //!
 //! Dependencies point one way: `cli -> http -> serving, keys -> session -> request, text, engine -> model -> checkpoint, backend -> kernels`.

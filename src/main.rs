@@ -17,8 +17,8 @@ fn main() -> ExitCode {
     Cli::parse_arguments().run()
 }
 
-/// Makes a write beyond the limit on the size of a file (`ulimit -f`) fail, as it does on a full disk. Without a
-/// handler the signal would end the process, and leave unfinished files behind.
+/// Makes writes beyond the limit of the file size (`ulimit -f`) fail as they do on a full disk. Without a
+/// handler, the signal would end the process and leave unfinished files.
 fn survive_file_size_limit() -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     let _context = runtime.enter();

@@ -29,22 +29,22 @@ use crate::session::{Fingerprint, SessionConfig, SessionError, Sessions, tokeniz
 use crate::text::template::{TemplateError, TemplateSource};
 use crate::text::{ChatTemplate, GrammarCompiler, Tokenizer};
 
-/// Which model is served, and how.
+/// Settings of the model, the engine and the sessions.
 #[derive(Clone)]
 pub struct ServingSettings {
-    /// `builtin`, a directory, or a hub id.
+    /// Source of the model: `builtin`, a directory, or a hub id.
     pub model: String,
-    /// Name that clients call the model by; `None` is its own.
+    /// Name of the model for clients; `None` is its own.
     pub served_model_name: Option<String>,
-    /// How weights are held.
+    /// Precision of the weights.
     pub dtype: Dtype,
-    /// What computes the model.
+    /// Backend that computes the model.
     pub device: Device,
-    /// How keys and values are held.
+    /// Precision of the KV cache.
     pub kv_dtype: KvPrecision,
     /// Number of compute threads.
     pub threads: NonZeroUsize,
-    /// Memory for the KV cache; `None` fits it to the memory limit.
+    /// Memory for the KV cache; `None` derives it from the memory limit.
     pub kv_memory: Option<ByteSize>,
     /// Limit on the memory of the process.
     pub memory_limit: Option<Sourced<ByteSize>>,
@@ -84,7 +84,7 @@ pub enum ServingError {
     ModelTemplate(#[source] TemplateError),
     /// The device can't compute in the precision of the settings.
     #[error(
-        "`dtype` {dtype} is not available with `device` candle, which computes in f32: set `dtype` to          f32 or auto, or `device` to cpu"
+        "`dtype` {dtype} is not available with `device` candle, which computes in f32: set `dtype` to f32 or auto, or `device` to cpu"
     )]
     DeviceDtype {
         /// The setting.
@@ -93,12 +93,12 @@ pub enum ServingError {
     /// The weights can't be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The model's first forward pass gives nothing to sample from.
+    /// The model's first forward pass gives no valid distribution.
     #[error("`model` {model} can't be served")]
     Trial {
         /// The setting.
         model: String,
-        /// What the forward pass gave.
+        /// Problem of the forward pass.
         source: Box<TrialError>,
     },
     /// The directory for KV blocks can't be used.
@@ -121,7 +121,7 @@ pub enum ServingError {
 pub struct Serving {
     /// Runs the requests.
     pub engine: EngineHandle,
-    /// Stores what clients continue.
+    /// Stores the sessions.
     pub sessions: Sessions,
     /// Converts text to token ids and back.
     pub tokenizer: Arc<Tokenizer>,
@@ -138,27 +138,27 @@ pub struct Serving {
 /// Facts about a model for clients.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
-    /// Name that clients call the model by.
+    /// Name of the model for clients.
     pub id: String,
-    /// Value of `--model`, by which clients can call the model too.
+    /// Value of `--model`, which clients can use as name too.
     pub source: String,
     /// The model's sizes and tokens.
     pub spec: ModelSpec,
     /// Precision of the weights: `f32`, `bf16` or `q8`.
     pub dtype: String,
-    /// What computes the model: `cpu` or `candle`.
+    /// Backend that computes the model: `cpu` or `candle`.
     pub device: &'static str,
     /// The instruction set of the kernels, or `candle`.
     pub isa: String,
-    /// OpenAI's `system_fingerprint`: changes whenever the same request could give another answer.
+    /// OpenAI's `system_fingerprint`: changes whenever the same request could give a different answer.
     pub fingerprint: String,
     /// OpenAI's `created`: the time at which the model was loaded.
     pub created: SystemTime,
 }
 
 impl ModelInfo {
-    /// Returns whether a client that asks for this name means this model. TGI serves one model by any
-    /// name; its guide uses `tgi`, and `huggingface_hub` sends `dummy` if it was given an address.
+    /// Returns whether the name refers to this model. TGI ignores the name; its guide uses `tgi`, and
+    /// `huggingface_hub` sends `dummy` if it has an address instead of a name.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
         name == self.id || name == self.source || name == "tgi" || name == "dummy"
@@ -166,10 +166,10 @@ impl ModelInfo {
 }
 
 impl Serving {
-    /// Fetches, loads and starts the model; blocks.
+    /// Fetches, loads and starts the model. Blocks the thread.
     ///
     /// # Errors
-    /// [`ServingError`], in the words of the settings.
+    /// [`ServingError`], which refers to the settings by name.
     pub fn load(settings: &ServingSettings) -> Result<Self, ServingError> {
         // Checked before the model is fetched.
         let chat = settings.chat_template.as_deref().map(chat_template);
@@ -179,10 +179,10 @@ impl Serving {
         Self::start(settings, &source, files, chat)
     }
 
-    /// Loads and starts the model of these files; blocks. `chat` replaces the model's own template.
+    /// Loads and starts the model in these files. Blocks the thread. `chat` replaces the model's own template.
     ///
     /// # Errors
-    /// [`ServingError`], in the words of the settings.
+    /// [`ServingError`], which refers to the settings by name.
     pub fn start(
         settings: &ServingSettings,
         source: &ModelSource,
@@ -289,7 +289,7 @@ impl ServingSettings {
         chosen
     }
 
-    /// Starts what computes the model.
+    /// Starts the backend that computes the model.
     fn backend(&self, on_disk: Option<DType>) -> Result<Box<dyn Backend>, ServingError> {
         match (self.device, self.dtype) {
             (Device::Cpu, _) => {
@@ -305,7 +305,7 @@ impl ServingSettings {
         }
     }
 
-    /// Returns how the kernels hold weights; `auto` is the checkpoint's own precision.
+    /// Returns the precision of the weights in the kernels; `auto` is the checkpoint's own.
     fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,

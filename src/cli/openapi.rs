@@ -1,4 +1,4 @@
-//! `skald openapi`: prints the HTTP contract, generated from the code that serves it.
+//! `skald openapi`: prints the API description, generated from the code that implements it.
 
 use clap::Args;
 

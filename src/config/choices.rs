@@ -1,13 +1,13 @@
-//! The settings that choose one of a few.
+//! Settings with a fixed set of values.
 
 use clap::ValueEnum;
 
-/// What computes the model.
+/// Backend that computes the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
     /// Skald's kernels.
     Cpu,
-    /// Candle's own operations, in f32 with threads of their own: slower, for comparison.
+    /// Candle's own operations, in f32 with their own threads: slower, for comparison.
     Candle,
 }
 
@@ -22,7 +22,7 @@ impl Device {
     }
 }
 
-/// How weights are held.
+/// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     /// The checkpoint's own precision: f32 stays f32, f16 and bf16 run as bf16.
@@ -35,7 +35,7 @@ pub enum Dtype {
     Q8,
 }
 
-/// How keys and values are held.
+/// Precision of the keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvPrecision {
     /// f32 with f32 weights, bf16 with others.
@@ -58,13 +58,13 @@ pub enum GenerationDefaults {
 /// When tokens are drafted and verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Speculation {
-    /// Where it is faster: with few streams, whose texts repeat themselves.
+    /// If it is faster: with few streams, whose texts repeat themselves.
     Auto,
     /// Never.
     Off,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Human-readable on a terminal, JSON otherwise.

@@ -109,9 +109,9 @@ fn assignment(argument: &Arg) -> String {
     }
 }
 
-/// To write the file anew, run this test with `SKALD_TEST_WRITE=1`.
+/// Compares the file with the declarations. With `SKALD_TEST_WRITE=1`, writes the file instead.
 #[test]
-fn the_documented_file_is_made_of_the_declarations() {
+fn the_documented_file_matches_the_declarations() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/skald.toml");
     let example = example();
     if std::env::var_os("SKALD_TEST_WRITE").is_some() {

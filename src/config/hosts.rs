@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_host_is_refused_with_an_example() {
+    fn an_invalid_host_is_refused_with_an_example() {
         for wrong in [
             "", "http://a", "a:80", "a/b", "*.", "a..b", "*a", "a b", "ä",
         ] {

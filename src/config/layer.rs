@@ -1,4 +1,4 @@
-//! What one source sets: the command line with the environment, or a file.
+//! The settings of one source: the command line with the environment, or a file.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_laid_over_another() {
+    fn a_layer_overrides_another() {
         let file =
             "max-batch = 7\nmax-queue = 8\nlog-prompts = true\nallowed-host = [\"a\", \"b\"]\n";
         let below = Layer::from_toml("below.toml".as_ref(), file).expect("valid");

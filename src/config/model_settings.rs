@@ -7,7 +7,7 @@ use clap::Args;
 use super::choices::{Device, Dtype, GenerationDefaults};
 use super::values::thread_count;
 
-/// The model and how it is computed.
+/// The model and its computation.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ModelSettings {
     /// The model: `builtin` (a small model that tells fairy tales), a directory in the Hugging Face layout,
@@ -28,7 +28,7 @@ pub struct ModelSettings {
         default_value = "auto"
     )]
     pub dtype: Dtype,
-    /// Where the model is computed
+    /// Backend that computes the model
     #[arg(
         help_heading = "Model",
         long,

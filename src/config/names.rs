@@ -1,4 +1,4 @@
-//! The names of settings, and which of them was meant.
+//! The names of settings, and the nearest valid name for a misspelled one.
 
 use clap::{Args, Command};
 
@@ -24,12 +24,12 @@ pub(super) fn nearest(name: &str, names: &[String]) -> Option<String> {
     (best.0 > 0.75).then(|| best.1.clone())
 }
 
-/// Returns the `SKALD_*` variables that set nothing, each with the most similar known variable.
+/// Returns the unknown `SKALD_*` variables, each with the most similar known variable.
 #[must_use]
 pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<(String, Option<String>)> {
     let mut known: Vec<String> = names().iter().map(|name| variable(name)).collect();
     known.push("SKALD_CONFIG".to_owned());
-    // Of `skald bench`, which can share an environment with the server.
+    // Used by `skald bench`, which can share an environment with the server.
     known.push("SKALD_BENCH_API_KEY".to_owned());
     variables
         .filter(|name| name.starts_with("SKALD_") && !name.starts_with("SKALD_TEST_"))
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_variable_is_found_with_the_nearest() {
+    fn an_unknown_variable_is_reported_with_the_nearest_name() {
         let variables = ["SKALD_MAX_BATHC", "SKALD_MODEL", "SKALD_TEST_X", "HOME"];
         let unknown = unknown_variables(variables.into_iter().map(str::to_owned));
         let nearest = Some("SKALD_MAX_BATCH".to_owned());

@@ -19,14 +19,14 @@ use super::values::{
 /// The server's settings.
 ///
 /// A field's documentation is its help and its text in `config/skald.toml`; its flag is its key in a file.
-/// Where the default depends on the machine, the model or another setting, the field is optional and its
+/// If the default depends on the machine, the model or another setting, the field is optional and its
 /// documentation says what happens without it.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Settings {
-    /// The model and how it is computed.
+    /// The model and its computation.
     #[command(flatten)]
     pub model: ModelSettings,
-    /// The name that clients call the model by [default: the name it comes with]
+    /// Name of the model for clients [default: the model's own name]
     #[arg(
         help_heading = "Model",
         long,
@@ -44,7 +44,7 @@ pub struct Settings {
         value_name = "TEMPLATE"
     )]
     pub chat_template: Option<String>,
-    /// Memory for the KV cache, taken from the system as it is used [default: 1GiB, or half of what the
+    /// Memory for the KV cache, allocated as it is used [default: 1GiB, or half of what the
     /// memory limit leaves beside the weights if that is less]
     ///
     /// All requests and sessions share it. GPT-2 (124M) needs 72 KiB a token in f32, the built-in model
@@ -78,8 +78,8 @@ pub struct Settings {
         default_value = "64"
     )]
     pub max_batch: usize,
-    /// Maximum tokens in a step, at least max-batch; long prompts are prefilled in chunks of what the
-    /// streams leave of it
+    /// Maximum tokens in a step, at least max-batch; long prompts are prefilled in chunks that use the rest
+    /// of each step
     ///
     /// A smaller value keeps running streams smoother, a larger one prefills prompts faster.
     #[arg(
@@ -135,8 +135,8 @@ pub struct Settings {
         default_value = "30s"
     )]
     pub queue_timeout: Duration,
-    /// Share cached prefixes of prompts between tenants (API keys); the time to the first token then tells
-    /// one tenant what another has asked
+    /// Share cached prefixes of prompts between tenants (API keys); the time to the first token can then
+    /// reveal to one tenant which prompts another has sent
     #[arg(
         help_heading = "Engine",
         long,

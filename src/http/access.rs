@@ -1,16 +1,18 @@
-//! Which hosts a request may name, and which web pages may call.
+//! The hosts that requests may name, and the web pages that may send requests.
 //!
-//! Without API keys the server belongs to its machine, but a browser on it carries the requests of
-//! any page. Two headers that no page can forge tell them apart. `Host`: a page whose own name was
-//! rebound to this machine's address (DNS rebinding) names that one, so names must be known. An IP
-//! address can't be rebound. `Origin`: a page of another origin is refused before its request does
-//! anything, whether or not the browser would let it read the answer.
+//! Without API keys the server trusts its machine, but a browser on that machine sends the requests of any
+//! web page. Two headers that pages can't forge distinguish these requests:
 //!
-//! With API keys any host may be named: a page that was rebound knows no key, and browsers add none. Pages
-//! of other origins are refused all the same, so that `--cors-origin` alone says which may call.
+//! - `Host`: a page whose host name was rebound to this machine's address (DNS rebinding) sends that
+//!   name, so only known names are accepted. An IP address can't be rebound.
+//! - `Origin`: a page of another origin is refused before its request has any effect, whether or not the
+//!   browser would let it read the answer.
 //!
-//! Programs send no `Origin` and name the address that they connect to, so they notice nothing.
-//! Nothing here may depend on a client's address: a proxy's is everyone's.
+//! With API keys any host is accepted: a rebound page has no key, and browsers don't add one. Pages of
+//! other origins are still refused, so that `--cors-origin` alone decides which are allowed.
+//!
+//! Other programs are unaffected, because they send no `Origin` and name the address that they connect to.
+//! Nothing here may depend on a client's address: behind a proxy, all clients have the same.
 
 pub(super) mod check;
 
@@ -30,22 +32,22 @@ use crate::config::{AllowedHost, CorsOrigin};
 use crate::keys::Keys;
 use crate::session::Sharing;
 
-/// How long browsers may remember the answer to a preflight.
+/// Time for which browsers may cache the answer to a preflight.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(600);
 
-/// The hosts and origins that are let in beside the machine's own, and the keys that requests need.
+/// The hosts and origins that are allowed besides the machine's own, and the API keys.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// Hosts that requests may name.
     pub hosts: Vec<AllowedHost>,
-    /// Origins whose pages may call.
+    /// Origins whose pages may send requests.
     pub origins: Vec<CorsOrigin>,
-    /// API keys; without any, requests need none.
+    /// API keys; `None` if requests need none.
     pub keys: Option<Arc<Keys>>,
 }
 
 impl Access {
-    /// Returns which tenants have shares of their own: each, if the server checks their keys.
+    /// Returns whether each tenant has its own share, which requires that the server checks keys.
     #[must_use]
     pub fn sharing(&self) -> Sharing {
         match self.keys {
@@ -55,7 +57,7 @@ impl Access {
     }
 }
 
-/// Where the server listens: an extension of each request.
+/// The address that the server listens on: an extension of each request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listening {
     /// The address, which may be a wildcard.
@@ -64,7 +66,7 @@ pub(super) struct Listening {
     pub tls: bool,
 }
 
-/// A request that came when all places for connections were taken: an extension of it.
+/// Marks a request that arrived when all places for connections were taken: an extension of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NoPlace;
 
@@ -89,8 +91,8 @@ impl Host {
         Self::Name(name.to_ascii_lowercase())
     }
 
-    /// Returns whether only this machine can be meant. Browsers resolve `localhost` and what is below
-    /// it themselves.
+    /// Returns whether the host can only be this machine. Browsers resolve `localhost` and its subdomains
+    /// themselves.
     fn is_local(&self) -> bool {
         match self {
             Self::Ip(address) => address.is_loopback(),
@@ -100,7 +102,7 @@ impl Host {
 }
 
 impl Access {
-    /// Returns whether requests to this host are served by a server that listens there.
+    /// Returns whether a server with this listening address serves requests to this host.
     fn allows_host(&self, host: &Host, listening: Option<IpAddr>) -> bool {
         if host.is_local() || self.keys.is_some() {
             return true;
@@ -116,18 +118,18 @@ impl Access {
         }
     }
 
-    /// Returns whether pages of this origin may call a server that they know by this authority.
+    /// Returns whether pages of this origin may send requests to a server at this authority.
     fn allows_origin(&self, origin: &str, authority: Option<&Authority>) -> bool {
         let host = origin.split_once("://").map(|(_, host)| host);
         let same = authority.zip(host).is_some_and(|(authority, host)| {
-            // The scheme may be another where a proxy ends TLS.
+            // The scheme can differ behind a proxy that terminates TLS.
             authority.as_str().eq_ignore_ascii_case(host)
         });
         same || self.origins.iter().any(|allowed| allowed.is(origin))
     }
 
-    /// Returns the layer that answers preflights and lets pages of the allowed origins read answers;
-    /// `None` where there are none.
+    /// Returns the layer that answers preflights and allows pages of the allowed origins to read answers;
+    /// `None` without such origins.
     pub(super) fn cors(&self) -> Option<CorsLayer> {
         if self.origins.is_empty() {
             return None;
@@ -150,7 +152,7 @@ impl Access {
     }
 }
 
-/// Headers that pages may read.
+/// Returns the headers that pages may read.
 fn exposed() -> Vec<HeaderName> {
     let own = [
         HeaderName::from_static("x-request-id"),
@@ -171,7 +173,7 @@ fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {
     {
         return Err(foreign_host(authority.host()));
     }
-    // Sent once by every browser; more are a client's own doing, and each must be allowed.
+    // Browsers send it once. If another client sends several, each must be allowed.
     for origin in request.headers().get_all(header::ORIGIN) {
         let origin = String::from_utf8_lossy(origin.as_bytes());
         if !access.allows_origin(&origin, authority.as_ref()) {
@@ -184,12 +186,12 @@ fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Returns what a request is addressed to: the authority of its target, else its `Host`. `None` in
-/// HTTP/1.0, which needs neither and which no browser speaks.
+/// Returns the host and port of a request: the authority of its target, otherwise its `Host`. `None` in
+/// HTTP/1.0, which requires neither and which browsers do not use.
 fn authority(request: &Request) -> Result<Option<Authority>, ApiError> {
     let header = host_header(request.headers())?;
     if let Some(target) = request.uri().authority() {
-        // HTTP/1.1 wants the header even so.
+        // HTTP/1.1 requires the header nevertheless.
         if header.is_none() && request.version() == Version::HTTP_11 {
             return Err(missing_host());
         }
@@ -243,7 +245,7 @@ fn missing_host() -> ApiError {
     ApiError::broken_head("the request has no Host header; it must have one")
 }
 
-/// Returns whether an authority that names no user has a port that can be one, or none.
+/// Returns whether an authority without a user has a valid port or none.
 fn has_valid_port(authority: &Authority) -> bool {
     let port = authority.as_str().strip_prefix(authority.host());
     match port.and_then(|port| port.strip_prefix(':')) {
@@ -252,14 +254,14 @@ fn has_valid_port(authority: &Authority) -> bool {
     }
 }
 
-/// Refuses a host; says how to let it in if the setting takes it.
+/// Returns the error for a host, with advice to allow it if the setting accepts it.
 fn foreign_host(host: &str) -> ApiError {
     let parsed = host.parse();
     let can_be_allowed = matches!(parsed, Ok(AllowedHost::Name(_) | AllowedHost::Ip(_)));
     ApiError::foreign_host(host, can_be_allowed)
 }
 
-/// Refuses an origin; says how to let it in if the setting takes it.
+/// Returns the error for an origin, with advice to allow it if the setting accepts it.
 fn foreign_origin(origin: &str) -> ApiError {
     let parsed = origin.parse::<CorsOrigin>();
     let can_be_allowed = parsed.is_ok_and(|parsed| parsed != CorsOrigin::Any && parsed.is(origin));
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_on_loopback_answers_to_its_machine_only() {
+    fn a_server_on_loopback_accepts_only_hosts_of_its_machine() {
         let none = Access::default();
         for own in [
             "localhost",
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_elsewhere_answers_to_its_address_and_a_wildcard_to_all() {
+    fn a_server_accepts_its_own_address_and_on_a_wildcard_any_address() {
         let none = Access::default();
         assert!(allows(&none, "10.0.0.1:8080", "10.0.0.1"));
         assert!(allows(&none, "[::ffff:10.0.0.1]", "10.0.0.1"));
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_settings_that_the_command_line_takes_are_advised() {
+    fn only_valid_settings_are_advised() {
         let long = "a".repeat(300);
         for (host, advised) in [
             ("evil.example", true),
@@ -386,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_are_named_are_let_in() {
+    fn allowed_hosts_are_accepted() {
         let named = access(&["skald", "*.svc.example"], &[]);
         assert!(allows(&named, "skald:8080", "0.0.0.0"));
         assert!(allows(&named, "a.svc.example", "127.0.0.1"));
@@ -395,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_the_server_itself_and_of_named_origins_may_call() {
+    fn pages_of_the_server_and_of_allowed_origins_are_accepted() {
         let own: Authority = "localhost:8080".parse().unwrap();
         let none = Access::default();
         assert!(none.allows_origin("http://localhost:8080", Some(&own)));

@@ -1,10 +1,10 @@
 //! Admission of work outside the engine: parsing bodies, tokenizing, rendering templates.
 //!
-//! Each kind has a [`Lane`]. Small inputs never wait behind large ones, which run on threads below the
-//! priority of the compute threads.
+//! Each kind has a [`Lane`]. Small inputs never wait behind large ones, which run on threads with a lower
+//! priority than the compute threads.
 //!
-//! Nothing here may run on a front-end thread but what takes a millisecond. What has begun goes on when
-//! its client leaves, and keeps its place until it is through.
+//! Work on a front-end thread must not take longer than about a millisecond. Work that has started
+//! continues when its client disconnects, and keeps its place until it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use crate::lane::{Lane, LaneError};
 use crate::request::Tenant;
 use crate::resources::background::Priority;
 
-/// Bodies up to this many bytes are parsed where they arrive: half a millisecond.
+/// Maximum bytes of a body that is parsed on the front-end thread: half a millisecond.
 pub(super) const PARSE_INLINE: usize = 64 << 10;
-/// Texts up to this many bytes are tokenized where they arrive: a millisecond or so.
+/// Maximum bytes of a text that is tokenized on the front-end thread: about a millisecond.
 pub(super) const TOKENIZE_INLINE: usize = 8 << 10;
-/// Inputs beyond this many bytes are large.
+/// Bytes beyond which an input is large.
 const LARGE: usize = 64 << 10;
 
-/// Inputs of medium size in work at a time, and pending, in bytes.
+/// Maximum bytes of medium inputs that are processed at a time, and that are pending.
 const MEDIUM: (usize, usize) = (512 << 10, 16 << 20);
-/// Large inputs in work at a time, in bytes.
+/// Maximum bytes of large inputs that are processed at a time.
 const LARGE_AT_A_TIME: usize = 4 << 20;
-/// Templates rendered at a time, and pending.
+/// Maximum templates that are rendered at a time, and that are pending.
 const TEMPLATES: (usize, usize) = (2, 128);
-/// How long the rendering of one template may take. Its steps and memory are bounded too, but not the
-/// time of a single step.
+/// Maximum time to render a template. Its steps and memory are bounded too, but not the time of a single
+/// step.
 const RENDER_TIME: Duration = Duration::from_secs(5);
 
-/// The lanes of the front end, as one tenant enters them; cheap to clone.
+/// The lanes of the front end, for one tenant; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Admission {
     lanes: Arc<Lanes>,
@@ -47,17 +47,17 @@ struct Lanes {
 }
 
 impl Admission {
-    /// Creates the lanes; `max_pending` are the bytes of large inputs that run or wait.
+    /// Creates the lanes; `max_pending` is the maximum bytes of large inputs that run or wait.
     pub(super) fn new(max_pending: ByteSize) -> Self {
         let (medium, medium_pending) = MEDIUM;
         let (templates, templates_pending) = TEMPLATES;
         let max_pending = usize::try_from(max_pending.as_u64()).unwrap_or(usize::MAX);
-        let bytes = "bytes of other requests are being parsed or tokenized, or wait for it";
+        let bytes = "bytes of other requests are being parsed or tokenized, or waiting for it";
         let lanes = Lanes {
             medium: Lane::new(bytes, medium, medium_pending),
             large: Lane::new(bytes, LARGE_AT_A_TIME, max_pending),
             templates: Lane::new(
-                "other conversations wait for the chat template",
+                "other conversations are waiting for the chat template",
                 templates,
                 templates_pending,
             ),
@@ -68,14 +68,14 @@ impl Admission {
         }
     }
 
-    /// Returns the same lanes, as another tenant enters them.
+    /// Returns the same lanes for another tenant.
     pub(super) fn of(&self, share: Tenant) -> Self {
         let lanes = Arc::clone(&self.lanes);
         Self { lanes, share }
     }
 
-    /// Runs work on an input of so many bytes: at once if they are at most `inline`, else off the
-    /// front-end threads when there is room.
+    /// Runs work on an input of `bytes` bytes: immediately if at most `inline`, otherwise off the
+    /// front-end threads once its lane has room.
     ///
     /// # Errors
     /// 429 if too much is pending; an internal error if the work panics.
@@ -100,7 +100,7 @@ impl Admission {
         Ok(place.run("skald-large", Priority::Low, work).await?)
     }
 
-    /// Renders a chat template, which is a program from elsewhere.
+    /// Renders a chat template, which is an untrusted program.
     ///
     /// # Errors
     /// 429 if too many are pending; 400 if it takes too long; an internal error if it panics.
@@ -110,7 +110,7 @@ impl Admission {
     ) -> Result<T, ApiError> {
         let templates = &self.lanes.templates;
         let place = tokio::time::timeout(RENDER_TIME, templates.enter(self.share, 1)).await;
-        // Templates that don't come to an end keep their places.
+        // Templates that never end keep their places.
         let place = place.unwrap_or_else(|_| Err(templates.busy()))?;
         let rendering = place.run("skald-template", Priority::Normal, work);
         match tokio::time::timeout(RENDER_TIME, rendering).await {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_panics_is_an_internal_error_and_gives_its_place_back() {
+    async fn a_panic_is_an_internal_error_and_frees_its_place() {
         let admission = Admission::new(ByteSize::mib(1)).of(Tenant::ANONYMOUS);
         let panics = || -> () { panic!("injected") };
         let failures = [

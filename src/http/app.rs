@@ -1,7 +1,7 @@
-//! What every handler shares: the settings of the front end, and whether a model is being served.
+//! The state that all handlers share: the settings of the front end, and whether a model is served.
 //!
-//! The state only moves forward: loading -> ready -> leaving -> draining, or loading -> failed. Nothing here
-//! may know a wire format.
+//! The state only moves forward: loading -> ready -> leaving -> draining, or loading -> failed. This module
+//! must not know a wire format.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -23,28 +23,28 @@ use crate::serving::Serving;
 /// The settings of the front end.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpConfig {
-    /// How long requests are still accepted, while the server says that it is not ready, after it
-    /// was asked to stop.
+    /// Time for which requests are accepted after the server was asked to stop, while it reports that it
+    /// is not ready.
     pub drain_delay: Duration,
-    /// How long streams in flight may go on after the server was asked to stop.
+    /// Maximum time for which streams in flight continue after that.
     pub drain_timeout: Duration,
-    /// A stream that is silent for so long sends a comment, so that proxies keep it open.
+    /// Interval of comments in a silent stream, so that proxies keep it open.
     pub keep_alive: Duration,
-    /// How long a client may take nothing of an answer before the answer is ended.
+    /// Maximum time for which a client can read none of its answer before the answer is ended.
     pub stall_timeout: Duration,
-    /// How long the worker may have work and make no step before the server counts as broken.
+    /// Maximum time for which the worker can have work but make no step before the server counts as broken.
     pub watchdog_timeout: Duration,
-    /// How long a client may take to send the head of a request; also how long a connection may
-    /// stay open unused.
+    /// Maximum time to send the head of a request; also the time after which an unused connection is
+    /// closed.
     pub header_timeout: Duration,
-    /// How long a client may take to send the body of a request.
+    /// Maximum time to send the body of a request.
     pub body_timeout: Duration,
-    /// The largest body of a request.
+    /// Maximum size of a request body.
     pub max_body: ByteSize,
-    /// Bytes of large requests that may be parsed and tokenized, or wait for it; also bytes of bodies that have
-    /// not arrived as a whole, and of whole answers that their clients have not read.
+    /// Maximum bytes of large requests that are parsed or tokenized or wait for it; also of bodies that are
+    /// arriving, and of whole answers that clients have not read.
     pub max_pending: ByteSize,
-    /// How many connections may be open.
+    /// Limits of open connections.
     pub connections: Connections,
     /// Whether prompts and answers are logged.
     pub log_prompts: bool,
@@ -68,16 +68,17 @@ impl Default for HttpConfig {
     }
 }
 
-/// Where the server is on its way from start to stop.
+/// Stage of the server between start and stop.
 #[derive(Clone)]
 pub(super) enum State {
     /// The model is being loaded.
     Loading,
-    /// Requests are welcome.
+    /// Requests are served.
     Ready(Arc<Serving>),
-    /// Requests are still served, but not asked for: routers are to send them elsewhere.
+    /// Requests are still served, but the server reports that it is not ready, so that routers send them
+    /// elsewhere.
     Leaving(Arc<Serving>),
-    /// No new generations; those in flight finish. `None` if the model was never there.
+    /// New generations are refused; those in flight finish. `None` if the model was never loaded.
     Draining(Option<Arc<Serving>>),
     /// The model could not be loaded.
     Failed(String),
@@ -101,18 +102,17 @@ struct Inner {
 #[derive(Clone)]
 pub struct App(Arc<Inner>);
 
-/// Kept by a generating request until its last byte is made: the drain waits for it.
+/// Held by a generating request until the last byte of its answer exists; the drain waits for it.
 pub(super) struct InFlight(#[expect(dead_code, reason = "held for its drop")] TaskTrackerToken);
 
 impl App {
-    /// Creates a front end without a model: alive, not ready.
+    /// Creates a front end without a model, which is alive but not ready.
     #[must_use]
     pub fn new(config: HttpConfig) -> Self {
         Self::with(config, Access::default(), None)
     }
 
-    /// Creates one that lets in further hosts and origins, and makes a span of every request if there
-    /// is a tracer.
+    /// Creates a front end with access rules, and with a span for every request if there is a tracer.
     #[must_use]
     pub fn with(config: HttpConfig, access: Access, tracer: Option<SdkTracer>) -> Self {
         Self(Arc::new(Inner {
@@ -129,23 +129,23 @@ impl App {
         }))
     }
 
-    /// Returns its settings.
+    /// Returns the settings.
     #[must_use]
     pub fn config(&self) -> &HttpConfig {
         &self.0.config
     }
 
-    /// Returns the admission of a tenant's work outside the engine.
+    /// Returns the admission for a tenant's work outside the engine.
     pub(super) fn admission(&self, share: Tenant) -> Admission {
         self.0.admission.of(share)
     }
 
-    /// Returns the room for answers that are not read.
+    /// Returns the room for answers that clients have not read.
     pub(super) fn unread(&self) -> &Room {
         &self.0.unread
     }
 
-    /// Returns the room for bodies that have not arrived as a whole.
+    /// Returns the room for bodies that are arriving.
     pub(super) fn receiving(&self) -> &Room {
         &self.0.receiving
     }
@@ -165,13 +165,13 @@ impl App {
         &self.0.observations
     }
 
-    /// Returns the number of stored sessions, as far as it is known.
+    /// Returns the last known number of stored sessions.
     pub(super) fn session_count(&self) -> &SessionCount {
         &self.0.sessions
     }
 
-    /// Records that the model is loaded: generations are accepted from now on. If the server was asked to stop
-    /// meanwhile, the engine is stopped instead.
+    /// Records that the model is loaded: generations are accepted from now on. Stops the engine instead if
+    /// the server was asked to stop meanwhile.
     pub fn ready(&self, serving: Serving) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Loading) {
@@ -181,7 +181,7 @@ impl App {
         }
     }
 
-    /// Records that the model can't be loaded; readiness probes get `why`.
+    /// Records that the model can't be loaded; readiness probes report `why`.
     pub fn fail(&self, why: String) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Loading) {
@@ -189,8 +189,7 @@ impl App {
         }
     }
 
-    /// Not ready from now on, though requests are still served. Returns whether they were welcome
-    /// until now.
+    /// Makes readiness probes fail, while requests are still served. Returns whether the server was ready.
     pub fn leave(&self) -> bool {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         let State::Ready(serving) = &*state else {
@@ -200,7 +199,7 @@ impl App {
         true
     }
 
-    /// No new generations from now on.
+    /// Refuses new generations from now on.
     pub fn drain(&self) {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         *state = match &*state {
@@ -221,14 +220,14 @@ impl App {
             .clone()
     }
 
-    /// Returns whether the server is about to stop: connections are then closed after the next answer, so
-    /// that clients that keep them open come to another server.
+    /// Returns whether the server is about to stop. Connections are then closed after the next answer, so
+    /// that clients that keep them open connect to another server.
     pub(super) fn is_stopping(&self) -> bool {
         let state = self.0.state.read().unwrap_or_else(PoisonError::into_inner);
         matches!(*state, State::Leaving(_) | State::Draining(_))
     }
 
-    /// Returns the model, for what does not generate: also while draining.
+    /// Returns the model for a request that does not generate, even while draining.
     pub(super) fn serving(&self) -> Result<Arc<Serving>, ApiError> {
         match self.state() {
             State::Ready(serving) | State::Leaving(serving) | State::Draining(Some(serving)) => {
@@ -240,14 +239,14 @@ impl App {
         }
     }
 
-    /// Returns the model, for a tenant's generation; hold on to [`InFlight`] until its end.
+    /// Returns the model for a tenant's generation, which must hold the [`InFlight`] until its end.
     pub(super) fn begin(&self, share: Tenant) -> Result<(Arc<Serving>, InFlight), ApiError> {
-        // Counted before the state is read: a drain that begins in between waits for us.
+        // Counted before the state is read, so that a drain that begins in between waits for it.
         let in_flight = InFlight(self.0.in_flight.token());
         match self.state() {
             State::Ready(serving) | State::Leaving(serving) => {
                 self.check_worker(&serving)?;
-                // Before its prompt is tokenized: refusing has to cost next to nothing.
+                // Before the prompt is tokenized, so that a refusal costs next to nothing.
                 serving.engine.check_queue(share)?;
                 Ok((serving, in_flight))
             }
@@ -260,7 +259,7 @@ impl App {
     /// Checks that the worker makes steps.
     ///
     /// # Errors
-    /// Why it can't serve a request.
+    /// If the worker has stopped or is stuck.
     pub(super) fn check_worker(&self, serving: &Serving) -> Result<(), ApiError> {
         let status = serving.engine.status();
         let limit = self.config().watchdog_timeout;
@@ -273,7 +272,7 @@ impl App {
         }
     }
 
-    /// Waits until no generation is in flight; only after [`App::drain`].
+    /// Waits until no generation is in flight. May only be called after [`App::drain`].
     pub(super) async fn drained(&self) {
         self.0.in_flight.wait().await;
     }

@@ -1,8 +1,8 @@
-//! Reading a JSON body.
+//! Reads JSON bodies.
 //!
-//! The content type does not matter: `curl -d` says it sends a form. Broken JSON names line and
-//! column; a value of the wrong type names the field, the value and what was expected. Unknown
-//! fields are ignored, because clients send more than any server knows.
+//! The content type is ignored, because `curl -d` declares a form. Errors in the syntax name line and
+//! column; errors in a value name the field, the value and the expected type. Unknown fields are
+//! ignored, because clients send fields for many servers.
 
 use std::error::Error;
 use std::fmt;
@@ -29,10 +29,10 @@ use super::keys::Meter;
 use super::room::{Room, RoomEntry};
 use crate::request::Tenant;
 
-/// Bytes that a request takes whose body has not arrived, beside those of the body: its task, and its part of
-/// the connection (27 KiB measured).
+/// Memory in bytes of a request whose body is arriving, besides the body: its task, and its part of the
+/// connection (27 KiB measured).
 const OPEN: usize = 32 << 10;
-/// When a client that was refused is to come back: bodies arrive within `--body-timeout`.
+/// Suggested delay before a retry; bodies arrive within `--body-timeout`.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// A JSON object from the request body.
@@ -51,10 +51,10 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for JsonBody<T> {
     }
 }
 
-/// Returns the bytes of a body.
+/// Reads the bytes of a body.
 ///
 /// # Errors
-/// If it is too large, does not arrive in time or as a whole, or too much of others has not arrived.
+/// If it is too large, does not arrive in time or completely, or too many other bodies are arriving.
 async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let limit = app.config().max_body;
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -73,7 +73,7 @@ async fn read(request: Request, app: &App) -> Result<Bytes, ApiError> {
         .unwrap_or_else(|_| Err(ApiError::timeout(body_timeout)))
 }
 
-/// Collects the frames of a body. What has arrived is counted while more is waited for.
+/// Collects the frames of a body. Their bytes count towards the room while more are awaited.
 async fn collect(
     body: Body,
     chunked: bool,
@@ -132,7 +132,7 @@ async fn collect(
     }
 }
 
-/// Returns whether a body could not be read because of what was sent, rather than because no more was.
+/// Returns whether a body could not be read because its encoding is malformed, rather than because it ended.
 fn is_malformed(error: &(dyn Error + 'static)) -> bool {
     let causes = iter::successors(Some(error), |error| (*error).source());
     causes
@@ -148,7 +148,7 @@ fn is_malformed(error: &(dyn Error + 'static)) -> bool {
 /// Parses a JSON object.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// If it is not valid; the error names the place and the reason.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::broken_body(
@@ -184,12 +184,12 @@ fn describe(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// Returns the field that serde says is missing.
+/// Returns the field that serde reports as missing.
 fn missing_field(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
-/// serde writes out all digits of a number, hundreds of them for a small one.
+/// Shortens the number in one of serde's messages, which writes hundreds of digits for a small number.
 fn short_float(message: &str) -> String {
     let shortened = [
         "invalid type: floating point `",
@@ -204,7 +204,7 @@ fn short_float(message: &str) -> String {
     shortened.unwrap_or_else(|| message.to_owned())
 }
 
-/// serde names Rust's types; people who send JSON know numbers and integers.
+/// Replaces the names of Rust's types in one of serde's messages by those of JSON.
 fn plain(message: &str) -> String {
     const NAMES: [(&str, &str); 6] = [
         ("expected f64", "expected a number"),
@@ -221,7 +221,7 @@ fn plain(message: &str) -> String {
         })
 }
 
-/// A JSON object and nothing else: serde would also take a list of the fields' values.
+/// A value that must be a JSON object; serde alone would also accept a list of the fields' values.
 pub(super) struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -242,7 +242,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// For `#[serde(deserialize_with)]` on an optional field that is an object.
+/// Deserializes an optional field that is an object, for `#[serde(deserialize_with)]`.
 pub(super) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -251,7 +251,7 @@ where
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
 }
 
-/// For `#[serde(deserialize_with)]` on an optional field that is a list of objects.
+/// Deserializes an optional field that is a list of objects, for `#[serde(deserialize_with)]`.
 pub(super) fn objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
 where
     D: Deserializer<'de>,
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_field_is_the_one_at_fault() {
+    fn an_error_names_the_missing_field() {
         let refused = parse::<Needy>(b"{}").unwrap_err();
         assert_eq!(
             serde_json::to_value(refused.openai()).unwrap()["error"],
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_says_where() {
+    fn errors_in_json_name_line_and_column() {
         let message = message("{\"n\": 1,\n \"nested\": }");
         assert!(message.contains("line 2 column 12"), "{message}");
         assert!(self::message("{\"n\": 1} x").contains("line 1"));
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn null_and_unknown_fields_are_no_error() {
+    fn null_and_unknown_fields_are_accepted() {
         let sample: Sample = parse(br#"{"n": null, "nested": null, "colour": 3}"#).unwrap();
         assert!(sample.nested.is_none());
         let sample: Sample = parse(br#"{"nested": {"ratio": 1}}"#).unwrap();

@@ -1,8 +1,7 @@
-//! One connection, from the handshake to its end: protocol, timeouts, and what its requests need to
-//! know of it.
+//! One connection, from the handshake to its end: protocol, timeouts, and the facts that its requests need.
 //!
-//! It ends when its client ends it, when it is not used for `header_timeout` (a head that does not
-//! arrive counts as not used), when its place is needed for another, and when the server stops.
+//! It ends when its client closes it, when it is unused for `header_timeout` (including a head that does
+//! not arrive), when its place is needed for another connection, and when the server stops.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -33,21 +32,20 @@ use super::places::{self, Place};
 use super::stall::StallClock;
 use super::transport::{Exchange, Phase, Transport, Wire};
 
-/// How often a client of HTTP/2 is asked whether it is still there, and how long it may take to say
-/// so.
+/// Interval of pings to HTTP/2 clients, and maximum time for their answers.
 const PING: Duration = Duration::from_secs(20);
-/// The longest head of a request in HTTP/1, in bytes; longer ones are answered 431.
+/// Maximum bytes of a request head in HTTP/1; longer heads are answered with 431.
 const LONGEST_HEAD: usize = 64 << 10;
-/// Requests at a time in one connection of HTTP/2: the least that RFC 9113 (6.5.2) recommends.
+/// Maximum concurrent requests in an HTTP/2 connection: the minimum that RFC 9113 (6.5.2) recommends.
 const STREAMS: u32 = 100;
-/// How long a connection that is not used any more may take to end in HTTP/2's own way.
+/// Maximum time for the graceful shutdown of an unused connection.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Bytes of one answer that may wait for a client of HTTP/2 beside those that it has a window for.
+/// Maximum bytes of an answer that are buffered beyond the window of an HTTP/2 client.
 const SEND_BUFFER: usize = 64 * 1024;
-/// A comment in a stream of events: clients pass over it.
+/// A comment in a stream of events, which clients ignore.
 const COMMENT: &[u8] = b":\n\n";
 
-/// A connection, and all that it needs.
+/// A connection and its context.
 pub(super) struct Connection {
     pub router: Router,
     pub app: App,
@@ -60,7 +58,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Serves the connection until it ends or has to give way.
+    /// Serves the connection until it ends or its place is needed.
     pub(super) async fn serve(self, socket: TcpStream) {
         let (place, client) = (Arc::clone(&self.place), self.client);
         tokio::select! {
@@ -71,7 +69,7 @@ impl Connection {
 
     async fn run(self, socket: TcpStream) {
         let client = self.client;
-        // Every event is small and wanted at once.
+        // Events are small and must be sent immediately.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%client, %error, "TCP_NODELAY not set");
         }
@@ -123,8 +121,8 @@ impl Connection {
         }
     }
 
-    /// Begins to answer a request. Called when its head is there, so that what the client sends
-    /// next is understood; the future is polled later.
+    /// Begins to answer a request. The work before the future is done as soon as the head has arrived, so
+    /// that the bytes that follow are interpreted correctly; the future is polled later.
     fn answer(
         &self,
         exchange: &Arc<Exchange>,
@@ -141,7 +139,7 @@ impl Connection {
             extensions.insert(NoPlace);
         }
         let version = request.version();
-        // In HTTP/2 each stream has ends of its own.
+        // In HTTP/2 each stream ends separately.
         let exchange = (version < Version::HTTP_2).then(|| Arc::clone(exchange));
         if let Some(exchange) = &exchange {
             exchange.set(Phase::Receiving);
@@ -174,7 +172,7 @@ impl Connection {
                 } else {
                     Phase::Answering
                 });
-                // HTTP/2 has no header for that, and is told when the last streams have ended.
+                // HTTP/2 has no such header; its clients are notified when the last streams have ended.
                 if is_unread || is_reserved || app.is_stopping() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(header::CONNECTION, close);
@@ -213,12 +211,12 @@ fn protocols(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// The body of a request, which notes when it is there as a whole.
+/// The body of a request, which records its complete arrival.
 struct Received {
     body: Incoming,
     exchange: Option<Arc<Exchange>>,
     noted: Arc<places::Request>,
-    /// The phase after that.
+    /// The phase after the body has arrived.
     whole: Phase,
 }
 
@@ -257,11 +255,11 @@ impl HttpBody for Received {
     }
 }
 
-/// The body of an answer: its request is over when it is made.
+/// The body of an answer; its request ends when the body is dropped.
 struct Sent {
     body: Body,
     exchange: Option<Arc<Exchange>>,
-    /// Comments may be sent between its frames.
+    /// Whether the body is a stream of events, between which comments may be sent.
     is_events: bool,
     _noted: Arc<places::Request>,
 }

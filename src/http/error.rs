@@ -1,10 +1,10 @@
-//! The one place where an error becomes an HTTP answer.
+//! The only place where an error becomes an HTTP answer.
 //!
 //! Handlers of every dialect fail with an [`ApiError`]. It leaves the handler as a response
 //! extension; [`render`], the layer around all routes, knows the path and so the dialect, and
 //! writes the body: OpenAI's error object under `/v1`, TGI's `{error, error_type}` elsewhere.
 //! In a stream that has begun, the dialect sends [`ApiError::openai`] or [`ApiError::native_event`]
-//! as its last event. Nothing else may decide on a status.
+//! as its last event. Nothing else may choose a status.
 
 mod constructors;
 mod conversions;
@@ -31,7 +31,7 @@ pub(super) struct ApiError {
     message: String,
     /// The field at fault.
     param: Option<String>,
-    /// When to come back, where it depends on more than the kind.
+    /// Suggested delay before a retry, if it depends on more than the kind.
     retry_after: Option<Duration>,
 }
 
@@ -43,16 +43,16 @@ pub(super) struct OpenAiError {
     error: OpenAiErrorBody,
 }
 
-/// The error, for people and for programs.
+/// The error, for humans and programs.
 #[derive(Debug, Serialize, ToSchema)]
 struct OpenAiErrorBody {
-    /// For people: names field, value and limit.
+    /// Message for humans: names field, value and limit.
     message: String,
     /// `invalid_request_error`, `rate_limit_exceeded` or `server_error`.
     r#type: &'static str,
-    /// The field at fault, if it is one field's.
+    /// The invalid field, if there is exactly one.
     param: Option<String>,
-    /// For programs: `context_length_exceeded`, `model_not_found`, `not_found`,
+    /// Code for programs: `context_length_exceeded`, `model_not_found`, `not_found`,
     /// `method_not_allowed`, `request_timeout`, `timeout`, `request_too_large`,
     /// `rate_limit_exceeded`, `queue_timeout`, `session_busy`, `session_exists`, `session_limit`, `session_taken_over`,
     /// `session_state_unknown`, `session_store_unavailable`, `model_loading`,
@@ -66,9 +66,9 @@ struct OpenAiErrorBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"error": "`top_p` must be above 0 and at most 1, got 2", "error_type": "validation"}))]
 pub(super) struct NativeError {
-    /// For people: names field, value and limit.
+    /// Message for humans: names field, value and limit.
     error: String,
-    /// For programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
+    /// Code for programs: `validation`, `not_found`, `method_not_allowed`, `timeout`, `too_large`,
     /// `conflict`, `session_limit`, `session_state_unknown`, `overloaded`, `unavailable`,
     /// `generation`, `incomplete_generation`, `host_not_allowed`, `origin_not_allowed`,
     /// `priority_not_allowed`, `connection_limit`, `unauthorized`, `insufficient_scope`,
@@ -106,8 +106,8 @@ impl ApiError {
         }
     }
 
-    /// Returns the error object of the TGI dialect in a stream that has begun: what cuts it short has one
-    /// name there, and it is too late to go elsewhere.
+    /// Returns the error object of the TGI dialect in a stream that has begun. All errors that end a stream
+    /// early have the same type there, because it is too late for the client to try another server.
     pub(super) fn native_event(&self) -> NativeError {
         let cut_short = matches!(self.kind, Kind::Draining | Kind::Unavailable);
         NativeError {
@@ -130,7 +130,7 @@ impl ApiError {
         if let Some(after) = self.retry_after() {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
-            // Official OpenAI clients look at this one first.
+            // Official OpenAI clients read this header first.
             headers.insert(
                 HeaderName::from_static("retry-after-ms"),
                 HeaderValue::from(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
@@ -141,8 +141,7 @@ impl ApiError {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if matches!(self.kind, Kind::SessionUnknown | Kind::Deadline) {
-            // They would send a turn again that may have been kept, or ask again for what they no
-            // longer want.
+            // A retry would repeat a turn that may have been stored, or a request past its deadline.
             let headers = response.headers_mut();
             let name = HeaderName::from_static("x-should-retry");
             headers.insert(name, HeaderValue::from_static("false"));
@@ -152,7 +151,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// Returns a placeholder that [`render`] writes out.
+    /// Returns a placeholder that [`render`] replaces.
     fn into_response(self) -> Response {
         let mut response = self.kind.answer().status.into_response();
         response.extensions_mut().insert(self);
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_of_its_own_is_rounded_up() {
+    fn a_retry_delay_is_rounded_up() {
         let busy = ApiError::busy("busy", Duration::from_millis(2100)).answer("/");
         assert_eq!(busy.headers()[header::RETRY_AFTER], "3");
         assert_eq!(busy.headers()["retry-after-ms"], "2100");

@@ -1,7 +1,7 @@
-//! Checks of single fields against the range their dialect gives them.
+//! Checks single fields against the ranges of their dialect.
 //!
-//! Every message names the field, the value that came and the range. What concerns several fields
-//! or the model is checked by [`Limits::admit`](crate::request::Limits::admit), not here.
+//! Every message names the field, the value and the range. Conditions on several fields or on the model
+//! are checked by [`Limits::admit`](crate::request::Limits::admit), not here.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -45,7 +45,7 @@ pub(super) fn above_zero(
         .transpose()
 }
 
-/// Returns an integer in a range, as a count.
+/// Returns an integer in a range as a count.
 pub(super) fn integer(
     field: &str,
     value: Option<i64>,
@@ -87,20 +87,20 @@ pub(super) fn at_least(
         })
 }
 
-/// The lowest and the highest `priority`.
+/// Range of `priority`.
 const PRIORITIES: RangeInclusive<i64> = -1000..=1000;
 
-/// Returns the priority of a request with this `priority`; 0 where it is left out.
+/// Returns the value of `priority`; 0 if it is left out.
 pub(super) fn priority(given: Option<i64>) -> Result<i32, InvalidRequest> {
     let priority = in_range("priority", given.unwrap_or(0), PRIORITIES)?;
     #[expect(clippy::cast_possible_truncation, reason = "in a small range")]
     Ok(priority as i32)
 }
 
-/// The shortest and the longest `timeout`, in seconds: a millisecond, a day.
+/// Range of `timeout` in seconds: from a millisecond to a day.
 const TIMEOUTS: RangeInclusive<f64> = 0.001..=86_400.0;
 
-/// Returns the deadline of a request with this `timeout`, in seconds from now.
+/// Returns the deadline for a `timeout` in seconds, counted from now.
 pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, InvalidRequest> {
     let Some(seconds) = timeout else {
         return Ok(None);
@@ -119,7 +119,7 @@ pub(super) fn deadline(timeout: Option<f64>) -> Result<Option<Deadline>, Invalid
     ))
 }
 
-/// Returns the error for something another server has and this one does not.
+/// Returns the error for a feature of other servers that is not supported.
 pub(super) fn unsupported(field: &str, value: impl Display, why: &str) -> ApiError {
     ApiError::invalid(
         field,

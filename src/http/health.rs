@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz`, `/health` and `/info`: for orchestrators, load balancers and people.
+//! `/livez`, `/readyz`, `/health` and `/info`: for orchestrators, load balancers and users.
 
 use axum::Json;
 use axum::extract::State;
@@ -15,18 +15,18 @@ use crate::engine::EngineLimits;
 use crate::request::{Limits, SamplingOverrides, SessionId};
 use crate::serving::Serving;
 
-/// How the server is.
+/// State of the server.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"status": "ok"}))]
 pub(super) struct Health {
     /// `ok`, `loading`, `draining`, `failed`, `worker stopped`, or `worker stalled`.
     status: &'static str,
-    /// Why it can't serve requests.
+    /// Reason why the server can't serve requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
-/// Whether only a restart helps.
+/// Statuses that only a restart can change.
 const BROKEN: [&str; 2] = ["worker stopped", "worker stalled"];
 
 fn health_of(app: &App) -> Health {
@@ -43,7 +43,7 @@ fn health_of(app: &App) -> Health {
     };
     match app.check_worker(serving) {
         Ok(()) => Health { status, error },
-        // A server that stops ends its worker itself.
+        // A server that is stopping ends its worker itself.
         Err(_) if status == "draining" && !serving.engine.status().alive => {
             Health { status, error }
         }
@@ -70,17 +70,18 @@ fn answer(health: Health, good: bool) -> Response {
     response
 }
 
-/// Is the process alive?
+/// Liveness
 ///
-/// Also while the model is loaded and while the server drains. Not if the inference worker has
-/// stopped, or has work and makes no step for `--watchdog-timeout`: then only a restart helps.
+/// Returns 200 while the model is loading and while the server drains, too. Returns 503 if the inference
+/// worker has stopped, or has work but has made no step for `--watchdog-timeout`: the server must then
+/// be restarted.
 #[utoipa::path(
     get,
     path = "/livez",
     tag = "server",
     responses(
         (status = 200, description = "Alive", body = Health),
-        (status = 503, description = "To be restarted", body = Health),
+        (status = 503, description = "The server must be restarted", body = Health),
     ),
 )]
 pub(super) async fn livez(State(app): State<App>) -> Response {
@@ -126,163 +127,165 @@ pub(super) async fn health(State(app): State<App>) -> Response {
     readyz(State(app)).await
 }
 
-/// What this server is, serves and accepts.
+/// Facts about the server, its model and its limits.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Info {
-    /// The served model's name, where TGI has it.
+    /// TGI's field: name of the served model.
     model_id: String,
-    /// How its weights are held, where TGI has it.
+    /// TGI's field: precision of the weights.
     model_dtype: String,
-    /// The longest prompt, where TGI has it.
+    /// TGI's field: maximum tokens of a prompt.
     max_input_tokens: usize,
-    /// Prompt and text together, where TGI has it.
+    /// TGI's field: maximum tokens of prompt and text together.
     max_total_tokens: usize,
-    /// Requests that run or wait, where TGI has it.
+    /// TGI's field: maximum running and waiting requests.
     max_concurrent_requests: usize,
-    /// `best_of`, where TGI has it.
+    /// TGI's field: maximum `best_of`.
     max_best_of: usize,
-    /// Stop strings, where TGI has it.
+    /// TGI's field: maximum stop strings of a request.
     max_stop_sequences: usize,
-    /// What the model is for, where TGI has it: always `text-generation`.
+    /// TGI's field: task of the model, always `text-generation`.
     model_pipeline_tag: &'static str,
-    /// The program's name.
+    /// Name of the program.
     server: &'static str,
-    /// Its version.
+    /// Version of the program.
     version: &'static str,
     /// The model.
     model: ModelFacts,
-    /// What requests may ask for.
+    /// Limits of requests.
     limits: LimitFacts,
-    /// What a request that leaves sampling fields out gets.
+    /// Defaults of sampling fields that a request leaves out.
     sampling_defaults: SamplingOverrides,
-    /// What this build can do.
+    /// Optional features of this build.
     features: Vec<&'static str>,
-    /// The engine at this moment.
+    /// Current state of the engine.
     engine: EngineFacts,
 }
 
 /// The model.
 #[derive(Debug, Serialize, ToSchema)]
 struct ModelFacts {
-    /// Its name.
+    /// Name of the model.
     id: String,
     /// Always `gpt2`.
     architecture: &'static str,
     /// Number of weights.
     parameters: u64,
-    /// How they are held: `f32`, `bf16` or `q8`.
+    /// Precision of the weights: `f32`, `bf16` or `q8`.
     dtype: String,
-    /// What computes the model: `cpu`, Skald's kernels, or `candle`, candle's own operations.
+    /// Backend of the computation: `cpu` (Skald's kernels) or `candle` (candle's own operations).
     device: &'static str,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     n_layer: usize,
     /// Attention heads per block.
     n_head: usize,
-    /// Width.
+    /// Width of the hidden states.
     n_embd: usize,
-    /// Positions of the context.
+    /// Context length in tokens.
     n_positions: usize,
-    /// Token ids are below this.
+    /// Number of token ids.
     vocab_size: usize,
-    /// The end-of-text tokens.
+    /// Ids of the end-of-text tokens.
     end_of_text: Vec<u32>,
-    /// Where the chat template comes from; `plain` where the model has none.
+    /// Source of the chat template; `plain` if the model has none.
     chat_template: String,
-    /// Changes whenever the same seed could give another text.
+    /// Fingerprint that changes whenever the same seed could give a different text.
     fingerprint: String,
-    /// When it was made available, in seconds since 1970.
+    /// Time at which the model was loaded, in seconds since 1970.
     created: u64,
 }
 
-/// What requests may ask for.
+/// Limits of requests.
 #[derive(Debug, Serialize, ToSchema)]
 struct LimitFacts {
-    /// Prompt and text together, in tokens.
+    /// Maximum tokens of prompt and text together.
     max_context_tokens: usize,
-    /// Tokens one request can generate with `overflow: "slide"`.
+    /// Maximum tokens generated by a request with `overflow: "slide"`.
     max_tokens: usize,
-    /// Choices over all prompts of a request.
+    /// Maximum choices over all prompts of a request.
     max_choices: usize,
-    /// Choices generated per prompt to return the best of (`best_of`).
+    /// Maximum choices generated per prompt to select the best from (`best_of`).
     max_best_of_choices: usize,
-    /// Stop strings.
+    /// Maximum stop strings of a request.
     max_stop_strings: usize,
-    /// Bytes in one of them.
+    /// Maximum bytes of a stop string.
     max_stop_string_bytes: usize,
-    /// Most likely tokens reported in each place.
+    /// Maximum of the most likely tokens reported per position.
     max_top_logprobs: usize,
-    /// Bytes in a schema, a regular expression or another grammar.
+    /// Maximum bytes of a schema, a regular expression or another grammar.
     max_grammar_bytes: usize,
-    /// Bytes in all regular expressions of a schema together, in one expression, or in a
+    /// Maximum bytes of all regular expressions of a schema together, of one expression, or of a
     /// context-free grammar.
     max_expression_bytes: usize,
-    /// `temperature`, outside `/v1`, where OpenAI's limit of 2 holds.
+    /// Maximum `temperature` outside `/v1`, which has OpenAI's maximum of 2.
     max_temperature: f64,
-    /// `repetition_penalty`.
+    /// Maximum `repetition_penalty`.
     max_repetition_penalty: f64,
-    /// Inputs of a request for embeddings.
+    /// Maximum inputs of a request for embeddings.
     max_embedding_inputs: usize,
-    /// Tokens of all of them together.
+    /// Maximum tokens of all inputs of a request for embeddings.
     max_embedding_tokens: usize,
-    /// Tokens of the prompts of one request, and tokens to generate, each over all choices.
+    /// Maximum prompt tokens of a request, and maximum tokens to generate, each over all choices.
     max_request_tokens: usize,
-    /// Log-probabilities in one answer, those of the most likely tokens in each place included.
+    /// Maximum log-probabilities in an answer, including those of the most likely tokens per position.
     max_answer_logprobs: usize,
-    /// Bytes of text that one answer repeats or makes of token ids.
+    /// Maximum bytes of text that an answer repeats or decodes from token ids.
     max_answer_text_bytes: usize,
-    /// Tokens of a session's history.
+    /// Maximum tokens of a session's history.
     max_session_tokens: usize,
-    /// Characters in the name of a session.
+    /// Maximum characters of a session name.
     max_session_id_characters: usize,
-    /// Requests in the batch.
+    /// Maximum requests in the batch.
     max_batch_requests: usize,
-    /// Requests that may wait for a place in it; more get a 429.
+    /// Maximum requests waiting for the batch; more are answered with 429.
     max_queue_requests: usize,
-    /// Seconds a request may wait for a place; one that would wait longer gets a 429.
+    /// Maximum seconds a request waits for the batch; requests that would wait longer are answered
+    /// with 429.
     queue_timeout_seconds: f64,
-    /// Tokens in one step; longer prompts are read in chunks.
+    /// Maximum tokens in one step; longer prompts are prefilled in chunks.
     max_step_tokens: usize,
-    /// Sessions kept in memory, one of more than 2,048 tokens counting once for every 2,048; beyond that
-    /// the least recently used is forgotten. Null where they are on disk or in a database.
+    /// Maximum sessions in memory, each counted once per 2,048 tokens or part of it; beyond that the
+    /// least recently used session is deleted. Null if sessions are on disk or in a database.
     max_sessions: Option<usize>,
-    /// Sessions one API key may have; null for no limit.
+    /// Maximum sessions per API key; null for no limit.
     max_sessions_per_key: Option<usize>,
-    /// A session that is not used for so long is deleted; null for never.
+    /// Seconds after which an unused session is deleted; null for never.
     session_ttl_seconds: Option<f64>,
-    /// Bytes in the body of a request.
+    /// Maximum bytes of a request body.
     max_body_bytes: u64,
-    /// Seconds a client may go without reading any of its response before the response is ended.
+    /// Maximum seconds a client may read nothing of its response before the response is ended.
     stall_timeout_seconds: f64,
-    /// Bytes of large requests that may be parsed and tokenized, or wait for it; more get a 429.
+    /// Maximum bytes of large requests being parsed or tokenized, or waiting for it; more are answered
+    /// with 429.
     max_pending_bytes: u64,
-    /// Seconds a client may take to send the head of a request.
+    /// Maximum seconds to send the head of a request.
     header_timeout_seconds: f64,
-    /// Seconds it may take to send the body.
+    /// Maximum seconds to send the body of a request.
     body_timeout_seconds: f64,
 }
 
-/// The engine at this moment.
+/// Current state of the engine.
 #[derive(Debug, Serialize, ToSchema)]
 struct EngineFacts {
-    /// The worker is there.
+    /// Whether the inference worker is running.
     alive: bool,
     /// Requests in the batch.
     running: usize,
-    /// Requests that wait, also for their sessions.
+    /// Waiting requests, including those waiting for a session.
     waiting: usize,
-    /// KV blocks that running requests hold.
+    /// KV blocks held by running requests.
     kv_blocks_used: usize,
-    /// KV blocks whose content can be used again.
+    /// KV blocks with reusable content not held by any request.
     kv_blocks_cached: usize,
-    /// KV blocks in all.
+    /// KV blocks in total.
     kv_blocks: usize,
-    /// Stored sessions; null where the store does not answer.
+    /// Stored sessions; null if the store does not answer.
     sessions: Option<usize>,
     /// Forward passes since the start.
     steps: usize,
-    /// Tokens guessed from the requests' own texts since the start.
+    /// Draft tokens proposed since the start.
     drafted_tokens: usize,
-    /// How many of them were right.
+    /// Draft tokens accepted since the start.
     accepted_tokens: usize,
 }
 
@@ -326,7 +329,7 @@ impl Info {
     }
 }
 
-/// What this build can do.
+/// Optional features of this build.
 const FEATURES: &[&str] = &[
     "completions",
     "embeddings",
@@ -344,7 +347,7 @@ const FEATURES: &[&str] = &[
 
 impl LimitFacts {
     fn of(app: &App, serving: &Serving) -> Self {
-        // Taken apart whole, so that no limit is forgotten here.
+        // Destructured completely, so that a new limit cannot be forgotten.
         let Limits {
             context_length,
             vocab_size: _,

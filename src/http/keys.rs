@@ -1,11 +1,10 @@
-//! API keys at the door, where the server has any: which key a request shows, whether it may do what is
-//! asked, and what is left of its limits.
+//! Checks API keys, if the server has any: the key of a request, its scopes, and its limits.
 //!
-//! [`check`](check::check) is a layer within that of errors. What it learns of a request goes on as an extension: the
-//! [`Meter`], which counts the tokens. A key's place among its concurrent requests is held by the answer's
-//! body, so it is free when the answer has ended or its client has gone.
+//! [`check`](check::check) is a layer inside that of errors. It passes the request's [`Meter`], which counts
+//! tokens, on as an extension. The body of the answer holds the request's place among the key's concurrent
+//! requests, so the place is free once the answer has ended or its client has disconnected.
 //!
-//! A key must never be in an error, a log line or a span; its name is.
+//! Errors, log lines and spans must never contain a key, only its name.
 
 pub(super) mod check;
 pub(super) mod limit_headers;
@@ -22,10 +21,10 @@ use crate::request::{GenerateRequest, Tenant};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// What a route needs.
+/// Permission that a route requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// No key: it is asked by orchestrators, and tells nothing.
+    /// No key: orchestrators use the route, and it reveals nothing.
     Nothing,
     /// Any key.
     Key,
@@ -33,7 +32,7 @@ pub(super) enum Needs {
     Scope(KeyScope),
 }
 
-/// What each route needs, by its template.
+/// Permission that each route requires, by its template.
 const ROUTES: [(&str, Needs); 26] = {
     use KeyScope::{Generate, Metrics};
     use Needs::{Key, Nothing, Scope};
@@ -68,8 +67,9 @@ const ROUTES: [(&str, Needs); 26] = {
 };
 
 impl Needs {
-    /// Returns what the route of this template needs. Without a route, any key: whether a path exists is
-    /// told only to those who have one. A route that was forgotten in the table is the administrator's.
+    /// Returns the permission that the route of this template requires. A path without a route requires
+    /// any key, so that only clients with a key learn which paths exist. A route missing in the table
+    /// requires the administrator's scope.
     pub(super) fn of(route: Option<&str>) -> Self {
         let Some(route) = route else {
             return Self::Key;
@@ -79,10 +79,10 @@ impl Needs {
     }
 }
 
-/// Returns the key that a request shows, as a bearer token or as `X-Api-Key`.
+/// Returns the key of a request, from `Authorization: Bearer` or `X-Api-Key`.
 ///
 /// # Errors
-/// If it shows two different ones.
+/// If the request has two different keys.
 pub(super) fn shown(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
     let bearer = headers.get_all(header::AUTHORIZATION).iter();
     let bearer = bearer.filter_map(|value| {
@@ -101,11 +101,11 @@ pub(super) fn shown(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
     Ok(first)
 }
 
-/// Returns the tenant of a request: of its key where the server checks keys, else of whatever it shows as
-/// one.
+/// Returns the tenant of a request: that of its key if the server checks keys, otherwise one derived from
+/// the unchecked key.
 ///
 /// # Errors
-/// If it shows two different keys.
+/// If the request has two different keys.
 pub(super) fn tenant(headers: &HeaderMap, meter: &Meter) -> Result<Tenant, ApiError> {
     match &meter.0 {
         Some(account) => Ok(account.tenant()),
@@ -113,34 +113,36 @@ pub(super) fn tenant(headers: &HeaderMap, meter: &Meter) -> Result<Tenant, ApiEr
     }
 }
 
-/// Counts the tokens of a request for its key: an extension of each request that shows one.
+/// Counts the tokens of a request for its key: an extension of each request with a key.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Meter(Option<Arc<Account>>);
 
 impl Meter {
-    /// Returns that of a request.
+    /// Returns the meter of a request.
     pub(super) fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
 
-    /// Returns the tenant whose share of the server the request uses. Without keys clients could invent
-    /// tenants, and get a further share with each: all requests have one.
+    /// Returns the tenant whose share of the server the request uses. If the server checks no keys, all
+    /// requests have the same one, because clients could get further shares by inventing tenants.
     pub(super) fn share(&self) -> Tenant {
         let account = self.0.as_ref();
         account.map_or(Tenant::ANONYMOUS, |account| account.tenant())
     }
 
-    /// Returns whether the request may set `priority`: without keys every request may.
+    /// Returns whether the request may set a `priority` below 0. If the server checks no keys, every
+    /// request may.
     pub(super) fn may_prioritize(&self) -> bool {
         self.0
             .as_ref()
             .is_none_or(|account| account.key.may_prioritize)
     }
 
-    /// Takes the tokens of the prompts, of which `per_prompt` requests each have the same.
+    /// Takes the tokens of the prompts from the key's limit. Each prompt is shared by `per_prompt`
+    /// requests and is counted once.
     ///
     /// # Errors
-    /// If the key has not as many left.
+    /// If the limit has too few tokens left.
     pub(super) fn take_prompts(
         &self,
         requests: &[GenerateRequest],
@@ -159,7 +161,7 @@ impl Meter {
         })
     }
 
-    /// Takes a token that was generated.
+    /// Counts a generated token.
     pub(super) fn generated(&self) {
         if let Some(account) = &self.0 {
             account.usage.take_generated(1, Instant::now());
@@ -167,7 +169,7 @@ impl Meter {
     }
 }
 
-/// Tokens of prompts that were taken: put back when this is dropped, unless a request began to run.
+/// Prompt tokens taken from a limit; returned on drop, unless a request has started.
 #[derive(Debug)]
 pub(super) struct Charge {
     account: Option<Arc<Account>>,
@@ -176,7 +178,7 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Notes that the prompts are being read.
+    /// Keeps the tokens, because a request has started.
     pub(super) fn keep(&self) {
         if let Some(account) = &self.account
             && !self.kept.swap(true, Ordering::Relaxed)
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_a_bearer_token_or_a_header_of_its_own() {
+    fn a_key_is_a_bearer_token_or_a_separate_header() {
         let of = |lines: &[_]| shown(&headers(lines)).unwrap().map(<[u8]>::to_vec);
         let key = Some(b"key".to_vec());
         assert_eq!(of(&[("authorization", "Bearer key")]), key);
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn without_keys_the_tenant_is_who_shows_the_same_key() {
+    fn without_keys_requests_with_the_same_token_are_one_tenant() {
         let of = |lines: &[_]| tenant(&headers(lines), &Meter::default()).unwrap();
         assert_eq!(
             of(&[("authorization", "Bearer key")]),
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_of_the_contract_has_its_needs() {
+    fn every_documented_route_has_a_permission() {
         let contract = crate::http::openapi();
         for path in contract.paths.paths.keys() {
             let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");

@@ -1,8 +1,8 @@
-//! What wraps every request: its name, its trace, its span in the log.
+//! Layers around every request: its id, its trace, its span in the log.
 //!
-//! Each answer carries `X-Request-Id`: the client's own if it sent one that is fit to be logged,
-//! a new one otherwise. The span bears it too, and the id of the trace, so every log line of the
-//! request does, also those written while the answer is streamed.
+//! Each answer has an `X-Request-Id`: the client's own if it can safely be logged, otherwise a new one. The
+//! span has this id and that of the trace, so all log lines of the request have them, including those
+//! written while the answer is streamed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -26,35 +26,35 @@ use crate::session::SessionKey;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
-/// The longest `X-Request-Id` taken over from a client, in bytes.
+/// Maximum bytes of an `X-Request-Id` that is accepted from a client.
 const MAX_REQUEST_ID: usize = 128;
 
-/// The name a request has in logs and in its answer.
+/// The id of a request in logs and in its answer.
 #[derive(Clone)]
 struct ShownId(RequestId);
 
-/// What a generating handler needs to know of the request besides its body.
+/// The context of a generating request besides its body.
 pub(super) struct Scope {
-    /// The name of the request.
+    /// Id of the request.
     pub id: RequestId,
-    /// Whose it is.
+    /// Tenant that owns the request's sessions.
     pub tenant: Tenant,
-    /// The tenant whose share of the server it uses.
+    /// Tenant whose share of the server the request uses.
     pub share: Tenant,
-    /// Permission for a `priority` below 0.
+    /// Whether the request may set a `priority` below 0.
     pub may_prioritize: bool,
-    /// Its trace.
+    /// Trace of the request.
     pub trace: RequestTrace,
-    /// Admission of what is to be done for it outside the engine.
+    /// Admission for the request's work outside the engine.
     pub admission: Admission,
-    /// What its tokens are counted by.
+    /// Counter of the request's tokens.
     pub meter: Meter,
     session: Option<HeaderValue>,
 }
 
 impl Scope {
-    /// Returns the session of the request: `session_id` of the body, else the `X-Session-Id` header (set
-    /// by clients behind a proxy that routes by it).
+    /// Returns the session of the request: `session_id` of the body, otherwise the `X-Session-Id` header
+    /// (for proxies that route by it).
     pub(super) fn session(&self, body: Option<&str>) -> Result<Option<SessionKey>, ApiError> {
         let header = self.session.as_ref().map(HeaderValue::as_bytes);
         let header = header.map(String::from_utf8_lossy);
@@ -62,10 +62,10 @@ impl Scope {
         name.map(|name| self.session_key(name)).transpose()
     }
 
-    /// Returns the priority of a request with this `priority` field.
+    /// Returns the value of the `priority` field.
     ///
     /// # Errors
-    /// If it is out of range, or below 0 without the permission.
+    /// If it is out of range, or below 0 without permission.
     pub(super) fn priority(&self, given: Option<i64>) -> Result<i32, ApiError> {
         let priority = priority(given)?;
         if priority < 0 && !self.may_prioritize {
@@ -74,7 +74,7 @@ impl Scope {
         Ok(priority)
     }
 
-    /// Returns the tenant's session of this name.
+    /// Returns the key of the tenant's session with this name.
     pub(super) fn session_key(&self, name: &str) -> Result<SessionKey, ApiError> {
         Ok(SessionKey {
             tenant: self.tenant,
@@ -103,7 +103,7 @@ impl FromRequestParts<App> for Scope {
     }
 }
 
-/// Returns the outermost layer: names the request, begins its trace, and puts the name on the answer.
+/// Gives the request an id, begins its trace, and adds the id to the answer; the outermost layer.
 pub(super) async fn name_request(
     State(app): State<App>,
     mut request: Request,
@@ -126,14 +126,14 @@ pub(super) async fn name_request(
     response
 }
 
-/// Short, and of characters that mean nothing to a terminal, a log parser or a shell.
+/// Returns whether an id is short, and without special characters of terminals, log parsers and shells.
 fn is_loggable(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.:@/+=".contains(c);
     !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.chars().all(allowed)
 }
 
-/// Returns the span of a request in the log. Its level is that of errors, so that no filter that lets a line
-/// through takes the request's name off it.
+/// Returns the span of a request in the log. Its level is `error`, so that a filter that shows a line also
+/// shows the request's id.
 pub(super) fn span(request: &Request<Body>) -> Span {
     let id = request.extensions().get::<ShownId>();
     let trace = request.extensions().get::<RequestTrace>();
@@ -151,11 +151,12 @@ pub(super) fn span(request: &Request<Body>) -> Span {
     )
 }
 
-/// Logs how a request was answered; probes, which come every few seconds, at a lower level.
+/// Logs the status and latency of an answer; those of probes, which arrive every few seconds, at a lower
+/// level.
 pub(super) fn answered(response: &HttpResponse<Body>, latency: Duration, _: &Span) {
     let status = response.status().as_u16();
     let latency_ms = latency.as_secs_f64() * 1e3;
-    tracing::debug!(status, latency_ms, "answered");
+    tracing::debug!(status, latency_ms, "request answered");
 }
 
 #[cfg(test)]
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_short_plain_names_are_taken_over() {
+    fn only_short_plain_ids_are_accepted() {
         assert!(is_loggable("req-1:a.b/c=@"));
         assert!(!is_loggable(""));
         assert!(!is_loggable(&"a".repeat(129)));

@@ -3,39 +3,39 @@
 //! It turns the request of any dialect into a [`GenerateRequest`](crate::request::GenerateRequest),
 //! hands it to the engine, and turns the tokens that come back into that dialect's answer.
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
 //! | `app` | shared state: settings, and whether a model is served |
 //! | `serve` | the listener, and the graceful stop |
-//! | `places`, `connection`, `transport` | how many connections there may be, each of them, and its bytes |
-//! | `access` | which hosts and origins are let in |
-//! | `keys` | API keys: what each may do, and how much of it |
+//! | `places`, `connection`, `transport` | the limit of connections, one connection, and its bytes |
+//! | `access` | allowed hosts and origins |
+//! | `keys` | API keys: scopes and limits |
 //! | `layers` | request ids, spans in the log |
-//! | `admission` | how much is done at a time outside the engine, and where |
-//! | `room` | how much memory clients can make the server keep |
-//! | `request_trace`, `trace_context` | the trace of a request, and the caller's that it is a part of |
+//! | `admission` | limits of work outside the engine |
+//! | `room` | limits of memory for slow clients |
+//! | `request_trace`, `trace_context` | the trace of a request, and the caller's span |
 //! | `path_name` | the name in a path |
 //! | `body`, `fields`, `wire` | reading and checking JSON |
-//! | `error` | the one place where an error becomes an answer |
-//! | `structured` | what a text must look like, in every dialect |
-//! | `generation` | the one path from a request to text |
+//! | `error` | the only place where an error becomes an answer |
+//! | `structured` | constraints on the text, in every dialect |
+//! | `generation` | the only path from a request to text |
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
-//! | `timeline` | what happened to each generation, and when |
-//! | `outcome` | how each request ended |
+//! | `timeline` | the events of each generation and their times |
+//! | `outcome` | the outcome of each request |
 //! | `respond`, `renderer` | from admitted requests to an answer, in the endpoint's dialect |
 //! | `sse` | streams of events |
-//! | `stall`, `unread` | clients that stop reading, and what is kept for them |
-//! | `waiting` | how long a request may wait for its place, and for its answer |
+//! | `stall`, `unread` | clients that stop reading, and memory for their answers |
+//! | `waiting` | timeouts of the queue and of requests |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
-//! | `session_reset` | how a client learns that its session begins anew |
+//! | `session_reset` | the report that a session starts anew |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
-//! | `probes` | what routers ask: `/model_info`, `/server_info`, `/get_load`, `/ping` |
-//! | `openapi`, `documented_errors` | the contract |
+//! | `probes` | endpoints for routers: `/model_info`, `/server_info`, `/get_load`, `/ping` |
+//! | `openapi`, `documented_errors` | the API description |
 //!
-//! The front end never touches a tensor and never blocks its threads; it spawns nothing that
-//! outlives a request, because dropping the request's future is how a client cancels.
+//! The front end never touches a tensor and never blocks its threads. It spawns no task for a generation
+//! that outlives its request, because dropping the request's future is what cancels it.
 
 #![cfg_attr(
     not(test),
@@ -113,7 +113,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openai::embeddings::embeddings))
         .routes(routes!(openai::chat::completions))
         .routes(routes!(openai::models::list))
-        // Described in `openapi::Contract`: names of models have slashes, paths there have not.
+        // Described in `openapi::Contract`: names of models can have slashes, which OpenAPI's paths can't express.
         .route("/v1/models/{*id}", axum::routing::get(openai::models::get))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::get, sessions::delete))
@@ -141,12 +141,12 @@ pub fn router(app: App) -> Router {
     layered(plain, app)
 }
 
-/// Puts around routes what every request goes through.
+/// Wraps routes in the layers of every request.
 fn layered(plain: Router<App>, app: App) -> Router {
     let router = plain
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
-        // From here on the last is the outermost.
+        // From here on, the last layer is the outermost.
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn_with_state(app.clone(), unread::bound))
         .layer(middleware::from_fn_with_state(
@@ -157,7 +157,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
             app.clone(),
             error::render::render,
         ));
-    // Around the layer that writes errors: pages are to read those too.
+    // Around the layer that renders errors, so that pages can read those too.
     let router = match app.access().cors() {
         Some(cors) => router.layer(cors),
         None => router,
@@ -167,7 +167,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
             app.clone(),
             access::check::check,
         ))
-        // Once more, for what is refused here.
+        // A second time, for the errors of the layers in between.
         .layer(middleware::from_fn_with_state(
             app.clone(),
             error::render::render,
@@ -192,7 +192,7 @@ fn layered(plain: Router<App>, app: App) -> Router {
         .with_state(app)
 }
 
-/// Returns the contract of all endpoints.
+/// Returns the API description of all endpoints.
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut contract = routes().into_openapi();
@@ -201,7 +201,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 async fn no_such_path(request: Request) -> ApiError {
-    // It has an address in place of a path.
+    // Its target is an address rather than a path.
     if request.method() == Method::CONNECT {
         return ApiError::not_found(
             "CONNECT is not supported: this server is not a proxy; see GET /openapi.json",
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_in_a_handler_is_an_error_of_its_request_alone() {
+    async fn a_panic_in_a_handler_fails_only_its_request() {
         let router = panicking();
         for path in ["/v1/completions", "/generate"] {
             let (status, body) = ask(&router, Request::post(path)).await;

@@ -1,4 +1,4 @@
-//! The contract: the OpenAPI document made from the handlers and types themselves.
+//! The API description: the OpenAPI document generated from the handlers and types themselves.
 
 use std::sync::LazyLock;
 
@@ -16,12 +16,12 @@ use super::native::answer::BestOfSequence;
 use super::outcome::PROBES;
 use crate::keys::KeyScope;
 
-/// What the document says of the server as a whole.
+/// The parts of the document that describe the server as a whole.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Skald",
-        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are JSON whatever their content type says; unknown fields are ignored; every known field may be null. Every answer carries `X-Request-Id`: the client's own if it sent one of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, a new one otherwise; only a head that is not valid HTTP (400) or too large (431) is answered without it and without a body. Answers with 429 and 503 carry `Retry-After`, except those of probes. Any request may be answered 400 for a missing or repeated `Host`, 403 for a host or an origin that is not the server's (but probes and `/metrics` may name any host), and 503 where all connections are in use (but probes). Pages of the origins in `--cors-origin` may call: `OPTIONS` answers their preflights. A server that was started with `--keys` wants an API key with every request but probes, as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`; any host may then be named. Answers to keys with limits say what is left of them: `X-RateLimit-Limit-Requests`, `-Remaining-Requests` and `-Reset-Requests`, the same for `-Tokens`, and `RateLimit-Policy` and `RateLimit`. A request's text depends on its own prompt, parameters and seed and on nothing else.",
+        description = "Text generation with GPT-2 class models.\n\nTwo dialects, one engine: OpenAI's under `/v1`, text-generation-inference's elsewhere. Bodies are parsed as JSON regardless of their content type; unknown fields are ignored; every known field may be null. Every answer has the header `X-Request-Id`: the client's own value if it consists of at most 128 of the characters `A-Z a-z 0-9 - _ . : @ / + =`, otherwise a new one. Only a request head that is not valid HTTP (400) or too large (431) is answered without it and without a body. Answers with status 429 or 503 have `Retry-After`, except those of probes. Any request can be answered with 400 for a missing or repeated `Host`, with 403 for a host or an origin that the server does not allow (probes and `/metrics` accept any host), and with 503 if all connections are in use (except probes). Pages of the origins in `--cors-origin` may send requests: `OPTIONS` answers their preflights. A server started with `--keys` requires an API key with every request except probes, as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`; it accepts any host. Answers to keys with limits report the remaining requests and tokens: `X-RateLimit-Limit-Requests`, `-Remaining-Requests` and `-Reset-Requests`, the same for `-Tokens`, and `RateLimit-Policy` and `RateLimit`. A request's text depends only on its own prompt, parameters and seed.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(
@@ -32,7 +32,7 @@ use crate::keys::KeyScope;
         (name = "server", description = "The server itself"),
     ),
     paths(super::openai::models::get),
-    // What nothing else refers to in a way that is found.
+    // Schemas that utoipa does not find by itself.
     components(schemas(NativeError, OpenAiError, BestOfSequence)),
 )]
 pub(super) struct Contract;
@@ -47,25 +47,25 @@ const GENERATING: [&str; 6] = [
     "/v1/embeddings",
 ];
 
-/// What errors mean on one route, by path, method and status, where they mean less than on others of its
-/// kind; no words where it does not answer so.
+/// Descriptions of errors on one route, by path, method and status, where they are narrower than those of
+/// its kind of path; empty if the route never answers with the status.
 const OWN: [(&str, &str, &str, &str); 40] = {
-    const NO_MODEL: &str = "The model named is not the one served (`model_not_found`)";
-    const NO_SESSION: &str = "There is no such session (`not_found`)";
-    const BODY: &str = "The name is not one a session can have, the body is not JSON, or a field has a \
+    const NO_MODEL: &str = "The requested model is not served (`model_not_found`)";
+    const NO_SESSION: &str = "The session does not exist (`not_found`)";
+    const BODY: &str = "The name is not a valid session name, the body is not JSON, or a field has a \
         wrong type or value";
     const SLOW_BODY: &str = "The body did not arrive in time (`request_timeout`)";
     const LARGE_BODY: &str = "The body is too large (`request_too_large`)";
-    const WAITING: &str = "Too many requests wait for their sessions already; see `Retry-After`";
-    const UNKNOWN: &str = "The disk or the database of sessions failed, or it is not known whether the \
-        change was kept (`session_state_unknown`)";
+    const WAITING: &str = "Too many requests are waiting for a session; see `Retry-After`";
+    const UNKNOWN: &str = "The disk or the session database failed, or it is unknown whether the \
+        change was stored (`session_state_unknown`)";
     const LOADING: &str = "The model is being loaded; see `Retry-After`";
-    const AWAY: &str = "The model is being loaded, the server shuts down, or the database of sessions is \
-        away (`session_store_unavailable`), or the session was busy for too long (`queue_timeout`); see \
+    const AWAY: &str = "The model is being loaded, the server is shutting down, the session database is \
+        unavailable (`session_store_unavailable`), or the session was busy for too long (`queue_timeout`); see \
         `Retry-After`";
-    const TURN: &str = "Another request is on the session (`session_busy`), or another server took the \
-        session in the middle of the turn, which is not kept (`session_taken_over`)";
-    const STATELESS: &str = "The model is being loaded, the server shuts down, the request has waited too \
+    const TURN: &str = "Another request is using the session (`session_busy`), or another server took \
+        over the session during the turn, which was discarded (`session_taken_over`)";
+    const STATELESS: &str = "The model is being loaded, the server is shutting down, the request waited too \
         long for its place (`queue_timeout`), or the inference worker is stuck; see `Retry-After`";
     const SESSION: &str = "/v1/sessions/{id}";
     const FORK: &str = "/v1/sessions/{id}/fork";
@@ -109,7 +109,7 @@ const OWN: [(&str, &str, &str, &str); 40] = {
             "/v1/sessions",
             "get",
             "404",
-            "There is no session `after` (`not_found`)",
+            "The session `after` does not exist (`not_found`)",
         ),
         (SESSION, "get", "404", NO_SESSION),
         (SESSION, "delete", "403", ""),
@@ -118,7 +118,7 @@ const OWN: [(&str, &str, &str, &str); 40] = {
             SESSION,
             "delete",
             "409",
-            "Another server is on the session (`session_busy`), or took it before \
+            "Another server is using the session (`session_busy`), or took it over before \
             it was deleted (`session_taken_over`)",
         ),
         (SESSION, "delete", "500", UNKNOWN),
@@ -129,8 +129,8 @@ const OWN: [(&str, &str, &str, &str); 40] = {
             FORK,
             "post",
             "409",
-            "There is a session of the new name already (`session_exists`), or another \
-            server took it in the middle of the turn (`session_taken_over`)",
+            "A session with the new name exists (`session_exists`), or another server \
+            took it over during the turn (`session_taken_over`)",
         ),
         (FORK, "post", "413", LARGE_BODY),
         (FORK, "post", "429", WAITING),
@@ -148,14 +148,13 @@ const OWN: [(&str, &str, &str, &str); 40] = {
     ]
 };
 
-/// Puts what errors mean on each route in place of what they mean on all of its kind, and adds what is
-/// answered before any route is asked: a host or an origin that is not the server's, a key that is missing
-/// or may not do it.
+/// Replaces the general descriptions of errors with those of each route, and adds the errors of the layers
+/// in front of all routes: a host or origin that is not allowed, a key that is missing or lacks a permission.
 pub(super) fn describe_errors(contract: &mut openapi::OpenApi) {
     const FOREIGN: &str = "The host (`host_not_allowed`) or the page's origin (`origin_not_allowed`) is \
-        not the server's; see `--allowed-host` and `--cors-origin`";
+        not allowed; see `--allowed-host` and `--cors-origin`";
     const FOREIGN_PAGE: &str =
-        "The page's origin (`origin_not_allowed`) is not the server's; see `--cors-origin`";
+        "The page's origin (`origin_not_allowed`) is not allowed; see `--cors-origin`";
     const NO_KEY: &str = "With `--keys`: the API key is missing or not valid (`invalid_api_key`); see `WWW-Authenticate`";
     const NATIVE_NO_KEY: &str = "With `--keys`: the API key is missing or not valid (`unauthorized`); see `WWW-Authenticate`";
     const PRIORITY: &str = "With `--keys`: `priority` is below 0 and the API key lacks the permission \
@@ -168,7 +167,7 @@ pub(super) fn describe_errors(contract: &mut openapi::OpenApi) {
         } else {
             "NativeError"
         };
-        // The one template that the contract writes in another way.
+        // The only template that the API description writes differently.
         let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");
         let needs = Needs::of(Some(&route));
         let methods = [
@@ -211,7 +210,7 @@ pub(super) fn describe_errors(contract: &mut openapi::OpenApi) {
     describe_keys(contract);
 }
 
-/// Puts what errors mean on one route in place of what they mean on all of its kind.
+/// Replaces the general descriptions of errors with those of one route.
 fn narrow(responses: &mut Responses, path: &str, method: &str) {
     let own = OWN.iter().filter(|own| own.0 == path && own.1 == method);
     for (_, _, status, what) in own {
@@ -223,14 +222,14 @@ fn narrow(responses: &mut Responses, path: &str, method: &str) {
     }
 }
 
-/// Adds the two ways to show a key. Neither is needed where the server checks none.
+/// Adds the two ways to send a key. Both are optional, because a server without `--keys` needs none.
 fn describe_keys(contract: &mut openapi::OpenApi) {
     const BEARER: &str = "bearer";
     const HEADER: &str = "apiKey";
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An API key, where the server checks them (`--keys`)"));
-    let header = ApiKeyValue::with_description("X-Api-Key", "The same key in a header of its own");
+        .description(Some("An API key, if the server checks them (`--keys`)"));
+    let header = ApiKeyValue::with_description("X-Api-Key", "The same key in a separate header");
     let components = contract.components.get_or_insert_default();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
     components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
@@ -238,7 +237,7 @@ fn describe_keys(contract: &mut openapi::OpenApi) {
     contract.security = Some(vec![SecurityRequirement::default(), by(BEARER), by(HEADER)]);
 }
 
-/// Adds an answer, or what else one of its status can mean.
+/// Adds an answer, or appends to the description of the one with the same status.
 fn add(responses: &mut Responses, status: &str, what: &str, error: &str) {
     match responses.responses.get_mut(status) {
         Some(RefOr::T(other)) => {
@@ -264,10 +263,10 @@ fn add(responses: &mut Responses, status: &str, what: &str, error: &str) {
     get,
     path = "/openapi.json",
     tag = "server",
-    responses((status = 200, description = "The contract of this server, in OpenAPI 3.1", content_type = "application/json")),
+    responses((status = 200, description = "The API description of this server, in OpenAPI 3.1", content_type = "application/json")),
 )]
 pub(super) async fn document() -> Response {
-    /// The document does not change while the server runs.
+    /// Serialized once: the document does not change while the server runs.
     static JSON: LazyLock<String> = LazyLock::new(|| {
         super::openapi().to_json().unwrap_or_else(|error| {
             tracing::error!(%error, "API description not serialized");

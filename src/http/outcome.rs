@@ -1,9 +1,9 @@
-//! How a request to an API endpoint ended: exactly one outcome for each, counted and told to its trace
-//! when its answer's last byte was handed to the connection or the client went away.
+//! The outcome of a request to an API endpoint: exactly one per request, counted and recorded in its trace
+//! when the last byte of the answer was passed to the connection or the client disconnected.
 //!
-//! A status says how an answer began; a stream can fail after a 200, and a client can leave before
-//! the end. So [`observe`](observe::observe), the layer around all routes, wraps the body. Probes and `/metrics` are
-//! neither counted nor traced. Nothing here may change an answer.
+//! The status only describes the beginning of an answer: a stream can fail after a 200, and a client can
+//! disconnect before the end. Therefore [`observe`](observe::observe), the layer around all routes, wraps the
+//! body. Probes and `/metrics` are neither counted nor traced. Nothing here may change an answer.
 
 pub(super) mod observe;
 
@@ -11,34 +11,34 @@ use std::sync::{Arc, OnceLock};
 
 use axum::http::StatusCode;
 
-/// What is asked every few seconds by orchestrators and Prometheus.
+/// Paths that orchestrators and Prometheus request every few seconds.
 pub(super) const PROBES: [&str; 5] = ["/livez", "/readyz", "/health", "/ping", "/metrics"];
-/// What paths without a route are counted as, so that clients can't make up labels.
+/// Label of all paths without a route, so that clients can't create labels.
 const OTHER: &str = "other";
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The whole answer was sent.
     Success,
-    /// The client went away before it was.
+    /// The client disconnected before the end of the answer.
     Cancelled,
-    /// The client stopped reading before it was.
+    /// The client stopped reading before the end of the answer.
     Stalled,
-    /// The request was at fault: a 4xx but 429.
+    /// The request was refused: a 4xx other than 429.
     ClientError,
     /// A queue was full: 429.
     Overloaded,
     /// A limit of the request's API key was reached: 429.
     RateLimited,
-    /// The model is loading, or the server stops: 503.
+    /// The model is loading, or the server is stopping: 503.
     Unavailable,
     /// A fault of the server, or a generation that failed.
     ServerError,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub(super) const ALL: [Self; 8] = [
         Self::Success,
         Self::Cancelled,
@@ -50,7 +50,7 @@ impl Outcome {
         Self::ServerError,
     ];
 
-    /// Returns its name in `/metrics`.
+    /// Returns the name in `/metrics`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -64,7 +64,7 @@ impl Outcome {
         }
     }
 
-    /// Creates the outcome of an answer with this status whose body is sent whole.
+    /// Returns the outcome of an answer with this status whose body is sent completely.
     pub(super) fn of(status: StatusCode) -> Self {
         match status {
             StatusCode::TOO_MANY_REQUESTS => Self::Overloaded,
@@ -76,18 +76,18 @@ impl Outcome {
     }
 }
 
-/// Where a stream notes its outcome with its last event: an extension of its response. Clients close
-/// the connection when they have read that event, not when the body ends.
+/// The outcome that a stream records with its last event: an extension of its response. Clients close the
+/// connection after reading that event, not at the end of the body.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StreamEnd(Arc<OnceLock<Outcome>>);
 
 impl StreamEnd {
-    /// Notes an outcome, if it is the first one.
+    /// Records an outcome, unless there is one.
     pub(super) fn note(&self, outcome: Outcome) {
         let _ = self.0.set(outcome);
     }
 
-    /// Returns whether the last event was made.
+    /// Returns whether the last event has been rendered.
     pub(super) fn is_noted(&self) -> bool {
         self.0.get().is_some()
     }

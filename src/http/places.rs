@@ -1,17 +1,17 @@
-//! Places for connections: how many may be open, and which gives way when all are taken.
+//! Places for connections: limits the open connections, and chooses which to close when all are taken.
 //!
-//! A connection *waits* until a request is there as a whole, and again when its answers are made;
-//! otherwise it is *busy*. Half-sent heads and bodies, handshakes, and connections that clients keep
-//! open all wait. A new connection takes the place of one that waits, first of those that have never
-//! asked anything. Where all are busy, it gets one of a few reserved places, in which only probes are
-//! answered. Where those are taken too, it stays in the system's queue: a reserved place is soon free.
+//! A connection *waits* until a request has arrived completely, and again once its answers are complete;
+//! otherwise it is *busy*. Half-sent heads and bodies, handshakes, and idle connections all wait. A new
+//! connection takes the place of a waiting one, first of those that have never sent a request. If all are
+//! busy, it gets one of a few reserved places, in which only probes are answered. If those are taken too,
+//! it stays in the system's queue until a reserved place is free, which is soon.
 //!
 //! A connection of HTTP/2 carries many requests, and each takes memory until its client has read its answer.
-//! So requests beyond the first of each connection are counted too, and where there are too many, the
-//! connection with the most is ended.
+//! So requests beyond the first of each connection are counted too, and if there are too many, the
+//! connection with the most is closed.
 //!
-//! So whatever clients do with their connections, a probe is answered. Otherwise a busy connection is never
-//! ended here.
+//! Probes are therefore answered whatever clients do with their connections. Busy connections are not
+//! closed for any other reason here.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,24 +25,24 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::ConnectionCounts;
 use crate::resources::Connections;
 
-/// Kinds of connections that wait, those that give way first at the front.
+/// Groups of waiting connections, in the order in which they are closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Group {
-    /// Has not sent the head of a request yet.
+    /// Connections that have not sent the head of a request yet.
     Fresh,
-    /// Is kept open between requests.
+    /// Connections kept open between requests.
     Idle,
-    /// Has a reserved place.
+    /// Connections in reserved places.
     Reserved,
-    /// Is sending the body of a request.
+    /// Connections that are sending the body of a request.
     Receiving,
 }
 
 impl Group {
     const ALL: [Self; 4] = [Self::Fresh, Self::Idle, Self::Reserved, Self::Receiving];
 
-    /// How long a connection waits undisturbed: what a client needs that sends its request at once.
-    /// Probes come from nearby, and bodies take longer than heads.
+    /// Returns the time for which a waiting connection is not closed, enough for a client that sends its
+    /// request immediately. Probes come from nearby, and bodies take longer than heads.
     fn grace(self) -> Duration {
         match self {
             Self::Fresh | Self::Idle => Duration::from_secs(1),
@@ -52,12 +52,12 @@ impl Group {
     }
 }
 
-/// Requests that may be open at a time beyond the first of each connection. One whose client does not read
-/// takes 6 KiB.
+/// Maximum open requests beyond the first of each connection. A request whose client does not read takes
+/// 6 KiB.
 const FURTHER_REQUESTS: usize = 8192;
 
-/// All places; cheap to clone. One lock, held for a few map operations when a connection comes, goes,
-/// begins or ends being busy.
+/// All places; cheap to clone. Uses one lock, held for a few map operations when a connection opens, closes,
+/// or changes between waiting and busy.
 #[derive(Clone)]
 pub(super) struct Places(Arc<PlaceTable>);
 
@@ -65,25 +65,25 @@ struct PlaceTable {
     limits: Connections,
     counts: ConnectionCounts,
     state: Mutex<State>,
-    /// A place was given back, or could be taken from its connection.
+    /// Signalled when a place is free or can be taken from its connection.
     changed: Notify,
 }
 
-/// Connections that wait, by the moment since when.
+/// Waiting connections, by the start of their wait.
 type Waiting = BTreeMap<(Instant, u64), CancellationToken>;
 
 #[derive(Default)]
 struct State {
     ordinary: usize,
     reserved: usize,
-    /// Those that have to give way and still have their places.
+    /// Number of connections that are being closed and still have their places.
     leaving: usize,
     next: u64,
-    /// Those that wait, by group, longest first.
+    /// Waiting connections by group, longest first.
     waiting: [Waiting; Group::ALL.len()],
-    /// Requests that are open beyond the first of each connection.
+    /// Number of open requests beyond the first of each connection.
     further: usize,
-    /// The connections that have such requests, by the number of their requests.
+    /// Connections with such requests, by the number of their requests.
     crowded: BTreeMap<(usize, u64), CancellationToken>,
 }
 
@@ -98,8 +98,8 @@ impl State {
         }
     }
 
-    /// Makes the first connection give way that has waited for long enough, if there is one. Those in
-    /// reserved places do only where these are `full`.
+    /// Closes the first connection that has waited long enough, and returns whether there is one. Closes
+    /// those in reserved places only if these are `full`.
     fn evict(&mut self, now: Instant, full: bool) -> bool {
         for group in Group::ALL {
             if group == Group::Reserved && !full {
@@ -117,7 +117,7 @@ impl State {
         false
     }
 
-    /// Makes a connection give way, unless it has to already.
+    /// Closes a connection, unless it is already being closed.
     fn end(&mut self, connection: &CancellationToken) -> bool {
         let is_new = !connection.is_cancelled();
         connection.cancel();
@@ -125,8 +125,8 @@ impl State {
         is_new
     }
 
-    /// Notes that a connection has another number of open requests. Where too many are open, makes the
-    /// connection with the most give way; returns whether one has to.
+    /// Records a change of a connection's number of open requests. If too many are open, closes the
+    /// connection with the most; returns whether it does.
     fn count(&mut self, connection: (u64, &CancellationToken), before: usize, now: usize) -> bool {
         let (id, token) = connection;
         if self.crowded.remove(&(before, id)).is_some() {
@@ -147,7 +147,7 @@ impl State {
             }
     }
 
-    /// Returns when the next connection has waited for long enough.
+    /// Returns the time at which the next connection has waited long enough.
     fn next_due(&self) -> Option<Instant> {
         let firsts = self.waiting.iter().zip(Group::ALL);
         let due = |(waiting, group): (&Waiting, Group)| {
@@ -167,7 +167,7 @@ impl Places {
         }))
     }
 
-    /// Waits for a place for a connection that has just come.
+    /// Waits for a place for a new connection.
     pub(super) async fn take(&self) -> Place {
         loop {
             let changed = self.0.changed.notified();
@@ -197,8 +197,8 @@ impl Places {
         }
     }
 
-    /// Makes a connection that waits give way, however short it has waited: the process has no file
-    /// left.
+    /// Closes a waiting connection, however short it has waited, because the process has no file
+    /// descriptor left.
     pub(super) fn make_room(&self) {
         let mut state = self.0.state();
         for group in Group::ALL {
@@ -249,7 +249,7 @@ impl PlaceTable {
     }
 }
 
-/// A connection's place; given back when it is dropped.
+/// A connection's place; freed on drop.
 pub(super) struct Place {
     shared: Arc<PlaceTable>,
     id: u64,
@@ -258,30 +258,30 @@ pub(super) struct Place {
     usage: Mutex<Usage>,
 }
 
-/// What a connection does.
+/// Activity of a connection.
 struct Usage {
-    /// The group it is in between requests.
+    /// Group of the connection between requests.
     group: Group,
-    /// The group it waits in, and since when; `None` while it is busy.
+    /// Group in which the connection waits, and since when; `None` while it is busy.
     waits: Option<(Group, Instant)>,
-    /// Requests that have not arrived as a whole.
+    /// Number of requests that are arriving.
     receiving: usize,
-    /// Requests that have.
+    /// Number of requests that have arrived completely.
     serving: usize,
 }
 
 impl Place {
-    /// Returns whether only probes are answered in it.
+    /// Returns whether the place is reserved for probes.
     pub(super) fn is_reserved(&self) -> bool {
         self.is_reserved
     }
 
-    /// Waits until the connection has to give way.
+    /// Waits until the connection must be closed.
     pub(super) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 
-    /// Notes a request whose head has arrived. It is over when what is returned is dropped.
+    /// Records a request whose head has arrived. The request ends when the returned value is dropped.
     pub(super) fn request(self: &Arc<Self>) -> Request {
         self.update(|usage| {
             usage.receiving += 1;
@@ -295,8 +295,8 @@ impl Place {
         }
     }
 
-    /// Waits until the connection has been without a request for this long. Looks once in that time,
-    /// so it may be twice as long.
+    /// Waits until the connection has been without a request for this time. Checks once per `limit`, so it
+    /// can take up to twice as long.
     pub(super) async fn unused_for(&self, limit: Duration) {
         let mut pause = limit;
         loop {
@@ -312,7 +312,7 @@ impl Place {
         }
     }
 
-    /// Changes what the connection does, and lets it wait in the group that this makes it one of.
+    /// Changes the connection's activity, and moves it to the group of waiting connections that results.
     fn update(&self, change: impl FnOnce(&mut Usage)) {
         let mut usage = self.usage();
         let before = usage.receiving + usage.serving;
@@ -339,7 +339,7 @@ impl Place {
         if let Some((group, since)) = before {
             state.group(group).remove(&(since, self.id));
         }
-        // One that has to give way does so once.
+        // A connection is closed only once.
         if let Some((group, since)) = usage.waits
             && !self.evicted.is_cancelled()
         {
@@ -414,13 +414,13 @@ mod tests {
         Places::new(Connections { limit, reserved }, ConnectionCounts::default())
     }
 
-    /// Returns a connection that ends when it has to give way.
+    /// Returns a connection that ends when it is evicted.
     fn until_evicted(place: Place) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move { place.evicted().await })
     }
 
     #[test]
-    fn those_that_never_asked_give_way_first_and_those_in_the_reserve_last() {
+    fn connections_without_requests_are_evicted_first_and_reserved_ones_last() {
         let start = Instant::now();
         let now = start + Duration::from_secs(60);
         let ago = |seconds: u64| start + Duration::from_secs(60 - seconds);
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_connection_takes_the_place_of_one_that_waits() {
+    async fn a_new_connection_evicts_a_waiting_one() {
         let places = places(1, 0);
         let half_sent = until_evicted(places.take().await);
         let new = places.take().await;
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn busy_connections_stay_and_the_reserve_is_passed_on() {
+    async fn busy_connections_stay_and_reserved_places_are_reused() {
         let places = places(1, 1);
         let first = Arc::new(places.take().await);
         let busy = first.request();
@@ -467,7 +467,7 @@ mod tests {
         let half_sent = places.take().await;
         assert!(half_sent.is_reserved());
         let half_sent = until_evicted(half_sent);
-        // Waits until the other one had its time.
+        // Waits until the grace time of the other one has passed.
         let probe = places.take().await;
         half_sent.await.unwrap();
         assert!(probe.is_reserved() && !first.evicted.is_cancelled());
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_files_the_first_that_waits_gives_way_at_once() {
+    async fn without_file_descriptors_a_waiting_connection_is_evicted_at_once() {
         let places = places(2, 1);
         let fresh = until_evicted(places.take().await);
         places.make_room();
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_with_the_most_requests_ends_when_there_are_too_many() {
+    async fn with_too_many_requests_the_connection_with_the_most_is_evicted() {
         let places = places(10, 0);
         let mut connections = Vec::new();
         for _ in 0..3 {

@@ -1,7 +1,7 @@
-//! What routers and platforms ask a server about itself, in the words of those they were made for:
-//! SGLang's `/model_info`, `/server_info` (by their older names too) and `/get_load`, and `/ping`.
+//! Endpoints by which routers and platforms query a server: SGLang's `/model_info`, `/server_info` (also
+//! by their older names) and `/get_load`, and SageMaker's `/ping`.
 //!
-//! Only facts of this server; fields of SGLang that have no meaning here are left out.
+//! SGLang's fields without a meaning here are left out.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,19 +16,19 @@ use super::health;
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::serving::Serving;
 
-/// The served model, as SGLang describes its own.
+/// The served model, in SGLang's format.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"model_path": "openai-community/gpt2", "tokenizer_path": "openai-community/gpt2", "is_generation": true, "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))]
 pub(super) struct ModelDescription {
-    /// What `--model` names: `builtin`, a directory or a hub id.
+    /// Value of `--model`: `builtin`, a directory or a hub id.
     model_path: String,
-    /// Where its tokenizer comes from: the same.
+    /// Source of the tokenizer, always the same as `model_path`.
     tokenizer_path: String,
-    /// Always true: the model generates text.
+    /// Whether the model generates text, always true.
     is_generation: bool,
-    /// `model_type` of its configuration.
+    /// `model_type` of the model's configuration.
     model_type: &'static str,
-    /// `architectures` of its configuration.
+    /// `architectures` of the model's configuration.
     architectures: Vec<&'static str>,
 }
 
@@ -45,35 +45,35 @@ impl ModelDescription {
     }
 }
 
-/// The server, as SGLang describes its own.
+/// The server, in SGLang's format.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"version": "0.1.0", "model_path": "openai-community/gpt2", "tokenizer_path": "openai-community/gpt2", "served_model_name": "gpt2", "dtype": "f32", "context_length": 1024, "max_running_requests": 64, "max_queued_requests": 256, "max_prefill_tokens": 512, "max_total_num_tokens": 65536, "page_size": 16, "dp_size": 1, "tp_size": 1}))]
 pub(super) struct ServerDescription {
-    /// The version of Skald.
+    /// Version of Skald.
     version: &'static str,
-    /// What `--model` names.
+    /// Value of `--model`.
     model_path: String,
-    /// The same.
+    /// Source of the tokenizer, always the same as `model_path`.
     tokenizer_path: String,
-    /// The name to use as `model`.
+    /// Name of the model in requests.
     served_model_name: String,
-    /// How the weights are held: `f32`, `bf16` or `q8`.
+    /// Precision of the weights: `f32`, `bf16` or `q8`.
     dtype: String,
-    /// The model's context, in tokens.
+    /// Context length in tokens.
     context_length: usize,
-    /// Requests in the batch, at most.
+    /// Maximum requests in the batch.
     max_running_requests: usize,
-    /// Requests that may wait for a place in it; more get a 429.
+    /// Maximum requests waiting for the batch; more are answered with 429.
     max_queued_requests: usize,
-    /// Tokens in one step, at most.
+    /// Maximum tokens in one step.
     max_prefill_tokens: usize,
-    /// Tokens whose keys and values the KV cache has room for.
+    /// Capacity of the KV cache in tokens.
     max_total_num_tokens: usize,
-    /// Tokens in a KV block.
+    /// Tokens per KV block.
     page_size: usize,
-    /// Always 1: a server has one engine.
+    /// Number of engines, always 1.
     dp_size: usize,
-    /// Always 1: a model is on one machine.
+    /// Number of machines that share the model, always 1.
     tp_size: usize,
 }
 
@@ -99,17 +99,17 @@ impl ServerDescription {
     }
 }
 
-/// What an engine has to do at this moment.
+/// Current load of an engine.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"dp_rank": 0, "num_reqs": 3, "num_waiting_reqs": 1, "num_tokens": 208}))]
 pub(super) struct EngineLoad {
-    /// Always 0: there is one engine.
+    /// Index of the engine, always 0.
     dp_rank: usize,
-    /// Requests that run or wait.
+    /// Running and waiting requests.
     num_reqs: usize,
-    /// Requests that wait, also for their sessions.
+    /// Waiting requests, including those waiting for a session.
     num_waiting_reqs: usize,
-    /// Tokens in the KV blocks that running requests hold, in whole blocks.
+    /// Capacity in tokens of the KV blocks held by running requests.
     num_tokens: usize,
 }
 
@@ -126,7 +126,7 @@ impl EngineLoad {
     }
 }
 
-/// What is the model? As SGLang is asked
+/// Model information (SGLang)
 #[utoipa::path(
     get,
     path = "/model_info",
@@ -137,7 +137,7 @@ pub(super) async fn model_info(State(app): State<App>) -> Result<Json<ModelDescr
     Ok(Json(ModelDescription::of(&*app.serving()?)))
 }
 
-/// The older name of `/model_info`
+/// Model information (SGLang's older path)
 #[utoipa::path(
     get,
     path = "/get_model_info",
@@ -148,7 +148,7 @@ pub(super) async fn get_model_info(state: State<App>) -> Result<Json<ModelDescri
     model_info(state).await
 }
 
-/// What is the server? As SGLang is asked
+/// Server information (SGLang)
 #[utoipa::path(
     get,
     path = "/server_info",
@@ -161,7 +161,7 @@ pub(super) async fn server_info(
     Ok(Json(ServerDescription::of(&*app.serving()?)))
 }
 
-/// The older name of `/server_info`
+/// Server information (SGLang's older path)
 #[utoipa::path(
     get,
     path = "/get_server_info",
@@ -179,7 +179,7 @@ pub(super) async fn get_server_info(
     get,
     path = "/get_load",
     tag = "server",
-    responses((status = 200, description = "The load of the one engine", body = Vec<EngineLoad>), NativeLookupErrors),
+    responses((status = 200, description = "The load of the engine", body = Vec<EngineLoad>), NativeLookupErrors),
 )]
 pub(super) async fn get_load(State(app): State<App>) -> Result<Json<Vec<EngineLoad>>, ApiError> {
     Ok(Json(vec![EngineLoad::of(&*app.serving()?)]))

@@ -4,8 +4,8 @@ use super::app::App;
 use crate::request::GenerateRequest;
 use crate::text::Tokenizer;
 
-/// Logs the prompt of each request as the model reads it, if prompts are logged. Requests that have
-/// one in common repeat it.
+/// Logs the prompt of each request as the model sees it, if prompts are logged. A prompt that several
+/// requests share is repeated.
 pub(super) fn prompts(app: &App, tokenizer: &Tokenizer, requests: &[GenerateRequest]) {
     if !app.config().log_prompts {
         return;
@@ -17,7 +17,7 @@ pub(super) fn prompts(app: &App, tokenizer: &Tokenizer, requests: &[GenerateRequ
     }
 }
 
-/// Logs the text that a generation has given out.
+/// Logs the text that a generation returned.
 pub(super) fn answer(generation: usize, text: &str) {
     tracing::info!(generation, text, "answer");
 }

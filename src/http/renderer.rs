@@ -1,11 +1,11 @@
-//! The interface by which an endpoint renders what its generations report, in its dialect.
+//! The interface by which an endpoint renders the steps of its generations in its dialect.
 
 use super::error::ApiError;
 use super::generation::{CompletedGeneration, GenerationStep};
 use axum::response::Response;
 use axum::response::sse::Event;
 
-/// How an endpoint renders what its generations report.
+/// Renders the steps of an endpoint's generations.
 pub(super) trait Renderer: Send + 'static {
     /// Returns whether the request asks for a stream.
     fn streams(&self) -> bool;
@@ -22,6 +22,6 @@ pub(super) trait Renderer: Send + 'static {
     /// Renders the answer to a request that does not stream.
     ///
     /// # Errors
-    /// If there is nothing to answer with, which is a fault of the server.
+    /// If there is no generation, which is a fault of the server.
     fn whole(self, generations: Vec<CompletedGeneration>) -> Result<Response, ApiError>;
 }

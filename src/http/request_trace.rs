@@ -6,10 +6,10 @@
 //!   └ queue ──┐└ prefill ──┐└ decode ─────────────────┐
 //! ```
 //!
-//! The children are made when a generation is over, of the moments in its
-//! [`Timeline`](super::timeline::Timeline): the worker makes no spans. Attributes follow the semantic
-//! conventions of OpenTelemetry for HTTP and generative AI. Prompts and answers must never be among
-//! them. Without a collector, and for a request that is not sampled, there is no span to make.
+//! The children are created when a generation has ended, from the times in its
+//! [`Timeline`](super::timeline::Timeline): the worker creates no spans. Attributes follow OpenTelemetry's
+//! semantic conventions for HTTP and generative AI. They must never contain prompts and answers. Without
+//! a collector, and for requests that are not sampled, no spans are created.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use super::trace_context;
 use crate::request::{GenerateRequest, Output, RequestId};
 
 const CACHED: &str = "gen_ai.usage.cache_read.input_tokens";
-/// The longest text of an attribute that a client has written, in characters.
+/// Maximum characters of a client's text in an attribute.
 const MAX_TEXT: usize = 256;
 
 /// The trace of a request; cheap to clone. Its span ends with the last clone.
@@ -39,46 +39,46 @@ pub(super) struct RequestTrace {
     span: Option<Arc<RequestSpan>>,
 }
 
-/// The trace of one of the generations of a request.
+/// The trace of a generation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct GenerationTrace {
     request: RequestTrace,
-    /// Which of them, from 0.
+    /// Index of the generation in its request, from 0.
     pub index: usize,
 }
 
 #[derive(Debug)]
 struct RequestSpan {
     tracer: SdkTracer,
-    /// Has the span.
+    /// Context that owns the span.
     context: Context,
-    /// The same moment by two clocks: spans have the time of day, but what lies between their
-    /// moments must not depend on a clock that is set.
+    /// The same moment by two clocks: spans have the time of day, but their durations must not depend on a
+    /// clock that can be set.
     began: Instant,
     began_at: SystemTime,
     totals: Mutex<Totals>,
 }
 
-/// What is known of the request as a whole when it is over.
+/// Totals over all generations of the request.
 #[derive(Debug, Default)]
 struct Totals {
     status: Option<StatusCode>,
     outcome: Option<Outcome>,
     error: Option<&'static str>,
-    /// The engine accepted it.
+    /// Whether the engine accepted the request.
     ran: bool,
     input_tokens: usize,
     output_tokens: usize,
-    /// By index.
+    /// Finish reasons with the indices of their generations.
     finish_reasons: Vec<(usize, &'static str)>,
-    /// Of the generation that was first.
+    /// Time in the queue of the first generation to start.
     in_queue: Option<Duration>,
     first_token: Option<Duration>,
 }
 
 impl RequestTrace {
-    /// Begins the trace of a request whose head has arrived. Its span is made by `tracer`, as a child
-    /// of the caller's.
+    /// Begins the trace of a request whose head has arrived, with a span from `tracer` that is a child of the
+    /// caller's.
     pub(super) fn begin(tracer: Option<&SdkTracer>, request: &Request, id: &RequestId) -> Self {
         let caller = trace_context::caller(request.headers());
         let trace_id = caller.as_ref().map(SpanContext::trace_id);
@@ -116,13 +116,13 @@ impl RequestTrace {
         }
     }
 
-    /// Returns the id of the trace that the request is a part of, if it has one.
+    /// Returns the id of the request's trace, if it has one.
     pub(super) fn id(&self) -> Option<TraceId> {
         self.trace_id
     }
 
-    /// Notes what the request asks the engine for. Each `per_prompt` of `requests` have a prompt in
-    /// common, which is counted once.
+    /// Records the parameters of the requests to the engine. Each prompt is shared by `per_prompt` of
+    /// `requests` and counted once.
     pub(super) fn asks(&self, model: &str, requests: &[GenerateRequest], per_prompt: usize) {
         let (Some(span), [first, ..]) = (&self.span, requests) else {
             return;
@@ -154,14 +154,14 @@ impl RequestTrace {
         }
     }
 
-    /// Notes with which status the answer begins.
+    /// Records the status of the answer.
     pub(super) fn answered(&self, status: StatusCode) {
         if let Some(span) = &self.span {
             span.totals().status = Some(status);
         }
     }
 
-    /// Notes how the request ended. Its span ends with the last clone of this.
+    /// Records the outcome of the request. Its span ends when the last clone is dropped.
     pub(super) fn ended(&self, outcome: Outcome) {
         if let Some(span) = &self.span {
             span.totals().outcome = Some(outcome);
@@ -180,7 +180,7 @@ impl TimelineTrace for GenerationTrace {
             return;
         };
         span.totals().add(timeline);
-        // A request can have 2048 of them.
+        // A request can have 2048 embeddings.
         if timeline.output() == Output::Embedding {
             return;
         }
@@ -314,7 +314,7 @@ impl Totals {
     }
 }
 
-/// Returns the name of a request's span: method and route, of which there are few.
+/// Returns the name of a request's span: method and route, so that the number of names is small.
 fn name(request: &Request) -> String {
     let method = known_method(request.method());
     let method = if method == OTHER { "HTTP" } else { method };
@@ -365,7 +365,7 @@ fn attributes(request: &Request, id: &RequestId) -> Vec<KeyValue> {
     attributes
 }
 
-/// What semantic conventions call a method that is not one of HTTP's.
+/// The semantic conventions' name for an unknown method.
 const OTHER: &str = "_OTHER";
 
 fn known_method(method: &Method) -> &'static str {
@@ -418,7 +418,7 @@ fn fail(context: &Context, error: impl Into<Cow<'static, str>>) {
     let span = context.span();
     let error: Cow<'static, str> = error.into();
     span.set_attribute(KeyValue::new("error.type", error));
-    // No description: messages of errors can quote what the client sent.
+    // No description, because errors can quote the client's input.
     span.set_status(Status::error(""));
 }
 
@@ -430,7 +430,7 @@ fn count(key: &'static str, value: usize) -> KeyValue {
     KeyValue::new(key, i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-/// Returns the number as it was written: 0.7, not 0.699999988.
+/// Returns the attribute with the number as the client wrote it: 0.7, not 0.699999988.
 fn number(key: &'static str, value: f32) -> KeyValue {
     let written = value.to_string().parse();
     KeyValue::new(key, written.unwrap_or_else(|_| f64::from(value)))

@@ -1,6 +1,6 @@
-//! Submits the requests of one HTTP request and answers in the endpoint's dialect, at once or as a stream.
+//! Submits the engine's requests of one HTTP request, and answers as a whole or as a stream.
 //!
-//! The form of the answer is up to the [`Renderer`]. Nothing here may know a wire format.
+//! The [`Renderer`] decides the format of the answer. This module must not know a wire format.
 
 use axum::response::Response;
 use futures_util::future::try_join_all;

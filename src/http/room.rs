@@ -1,9 +1,9 @@
-//! Memory that waits for clients: bodies that have not arrived and answers that have not been read. It is
-//! counted, shared between tenants, and bounded by giving up what has waited longest.
+//! Memory that depends on slow clients: bodies that are arriving, and answers that have not been read. It
+//! is counted, shared fairly between tenants, and bounded.
 //!
-//! Where the room is full, the entry that has made no progress for the longest goes, of those that belong to
-//! the tenant with the most bytes. So neither a client that sends or reads nothing can keep others out, nor
-//! can one key another. Nothing here may wait, or know what an entry is.
+//! When the room is full, it evicts the entry without progress for the longest time among those of the
+//! tenant with the most bytes. So neither clients that send or read nothing nor other keys can take all of
+//! it. This module must not wait, and must not know what an entry stands for.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,22 +13,22 @@ use bytesize::ByteSize;
 
 use crate::request::Tenant;
 
-/// How long an entry without progress stays undisturbed: clients that send and read as fast as they can make
-/// progress more often.
+/// Time for which an entry without progress is not evicted: clients that send and read as fast as they can
+/// make progress more often.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A limited number of bytes; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Room(Arc<Mutex<State>>);
 
-/// The bytes of one request or answer, given back when it is dropped.
+/// The bytes of one request or answer, freed on drop.
 pub(super) struct RoomEntry {
     room: Room,
     share: Tenant,
     key: Key,
 }
 
-/// When an entry made progress last, and its number.
+/// Time of an entry's last progress, and its number.
 type Key = (Instant, u64);
 
 struct State {
@@ -46,7 +46,7 @@ struct Share {
 
 struct Entry {
     bytes: usize,
-    /// Lets go of what the entry stands for. Called at most once, under the room's lock.
+    /// Releases the resource that the entry stands for. Called at most once, under the room's lock.
     give_up: Box<dyn FnOnce() + Send>,
 }
 
@@ -61,8 +61,8 @@ impl Room {
         })))
     }
 
-    /// Holds nothing yet, in a tenant's share. `give_up` is called where the room is needed; it must be short
-    /// and not come back to the room.
+    /// Creates an empty entry in a tenant's share. `give_up` is called to evict it; it must be short and must
+    /// not use the room.
     pub(super) fn hold(&self, share: Tenant, give_up: impl FnOnce() + Send + 'static) -> RoomEntry {
         let mut state = self.state();
         state.next += 1;
@@ -87,10 +87,10 @@ impl Room {
 }
 
 impl RoomEntry {
-    /// Notes progress: so many bytes more. Others are given up to make room; returns whether there is room.
+    /// Records progress and adds `bytes`. Evicts other entries to make room, and returns whether there is room.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let mut state = self.room.state();
-        // One that was given up has nothing any more.
+        // An evicted entry holds nothing.
         let Some(mut entry) = state.take(self.share, self.key) else {
             return false;
         };
@@ -103,7 +103,7 @@ impl RoomEntry {
         state.total <= state.limit
     }
 
-    /// Notes progress without more bytes.
+    /// Records progress without further bytes.
     pub(super) fn touch(&mut self) {
         let mut state = self.room.state();
         if let Some(entry) = state.take(self.share, self.key) {
@@ -116,7 +116,7 @@ impl RoomEntry {
 impl Drop for RoomEntry {
     fn drop(&mut self) {
         let entry = self.room.state().take(self.share, self.key);
-        // After the lock: what it captured may be large.
+        // After the lock is released, because its captured values can be large.
         drop(entry);
     }
 }
@@ -141,8 +141,8 @@ impl State {
         entry
     }
 
-    /// Gives up the entry without progress for the longest, of the share with the most bytes; `false` if that
-    /// has not been for long.
+    /// Evicts the entry without progress for the longest time in the share with the most bytes; `false` if
+    /// its last progress is too recent.
     fn give_up_one(&mut self, now: Instant) -> bool {
         let most = self.shares.iter().max_by_key(|(_, share)| share.bytes);
         let Some((of, key)) = most.and_then(|(of, share)| {
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Makes all entries as if they had been without progress for a while.
+    /// Moves the last progress of all entries into the past.
     fn age(room: &Room, held: &mut [RoomEntry]) {
         for held in held {
             let mut state = room.state();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_with_the_most_gives_up_what_waited_longest() {
+    fn the_oldest_entry_of_the_largest_share_is_evicted() {
         let room = Room::new(ByteSize::b(100));
         let of_many = Arc::default();
         let mut many: Vec<_> = (0..4)
@@ -201,7 +201,7 @@ mod tests {
         let of_few = Arc::default();
         let mut few = [room.hold(tenant(1), counted(&of_few))];
         assert!(few[0].grow(20));
-        // None has waited for long: there is no room.
+        // All entries have made progress recently, so none is evicted.
         let mut new = room.hold(tenant(1), || ());
         assert!(!new.grow(30));
         drop(new);

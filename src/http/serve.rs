@@ -1,12 +1,15 @@
 //! The server: accepts connections until it is told to stop, then drains.
 //!
-//! A stop goes in this order: not ready at once; for `drain_delay` requests are served as before, so
-//! that routers see it before a client does; then no new generations, though connections are still
-//! accepted, so that probes and clients are told so; streams in flight finish, or after
-//! `drain_timeout` end with an error event; connections close; the engine stops.
+//! A stop has these steps:
 //!
-//! From the beginning of a stop each answer over HTTP/1 closes its connection: a client that keeps
-//! its connections open would otherwise never ask its balancer for another server.
+//! 1. The server reports that it is not ready. For `drain_delay` it serves requests as before, so that
+//!    routers notice before clients do.
+//! 2. New generations are refused. Connections are still accepted, so that probes and clients get an answer.
+//! 3. Streams in flight finish, or end with an error event after `drain_timeout`.
+//! 4. Connections close, and the engine stops.
+//!
+//! From the beginning of a stop each answer over HTTP/1 closes its connection, because a client that keeps
+//! its connections open would otherwise never be balanced to another server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,21 +28,21 @@ use super::app::{App, State};
 use super::connection::Connection;
 use super::places::Places;
 
-/// How long the last bytes may take to reach clients once generation is over.
+/// Maximum time to send the last bytes to clients after all generations have ended.
 const FLUSH: Duration = Duration::from_secs(2);
-/// How long sessions may take to reach the disk once generation is over.
+/// Maximum time to store sessions after all generations have ended.
 const SAVE: Duration = Duration::from_secs(10);
-/// Pause after a failure to accept (out of file descriptors, say).
+/// Pause after a connection could not be accepted, such as without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Where connections come from, and whether they are encrypted.
+/// The socket that accepts connections, and their encryption.
 pub struct Listener {
     socket: TcpListener,
     tls: Option<TlsAcceptor>,
 }
 
 impl Listener {
-    /// Creates a listener whose connections are encrypted if there is an acceptor for them.
+    /// Creates a listener, whose connections are encrypted if there is an acceptor.
     #[must_use]
     pub fn new(socket: TcpListener, tls: Option<TlsAcceptor>) -> Self {
         Self { socket, tls }
@@ -87,7 +90,7 @@ pub async fn run(
         ending: CancellationToken::new(),
         abort: CancellationToken::new(),
     };
-    // Whatever ends this function also ends the connections.
+    // The connections end whenever this function ends.
     let _abort = server.abort.clone().drop_guard();
 
     tokio::select! {
@@ -126,7 +129,7 @@ pub async fn run(
         serving.engine.stop();
     }
     drop(listener);
-    // Not until the streams that were just ended have written their error events.
+    // The cancelled streams still have to write their error events.
     let _ = timeout(FLUSH, app.drained()).await;
     if let Some(serving) = &serving
         && timeout(SAVE, serving.sessions.saved()).await.is_err()
@@ -147,16 +150,16 @@ struct Server {
     listening: Listening,
     tls: Option<TlsAcceptor>,
     places: Places,
-    /// All that are open.
+    /// Tasks of the open connections.
     connections: TaskTracker,
-    /// Cancelled when connections are to end with their last answers.
+    /// Cancelled when connections must end after their last answers.
     ending: CancellationToken,
-    /// Cancelled when they are to end at once.
+    /// Cancelled when connections must end immediately.
     abort: CancellationToken,
 }
 
 impl Server {
-    /// Accepts connections for ever.
+    /// Accepts connections forever.
     async fn accept(&self, listener: &TcpListener) {
         loop {
             match listener.accept().await {
@@ -170,7 +173,7 @@ impl Server {
         }
     }
 
-    /// Serves a connection on a task of its own, once it has a place.
+    /// Serves a connection on its own task, once it has a place.
     async fn serve(&self, socket: TcpStream, client: SocketAddr) {
         let connection = Connection {
             router: self.router.clone(),

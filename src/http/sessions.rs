@@ -1,5 +1,4 @@
-//! `/v1/sessions`: what the server remembers of each conversation; branching off from it, taking
-//! some of it back, forgetting it.
+//! `/v1/sessions`: lists, shows, forks, rewinds and deletes sessions.
 
 use std::sync::Arc;
 
@@ -23,33 +22,33 @@ use super::wire::optional_word;
 use crate::request::SessionId;
 use crate::session::{IfBusy, SessionInfo, SessionKey};
 
-/// Sessions in one page of the list at most, and by default.
+/// Maximum and default number of sessions in one page of the list.
 const PAGE: usize = 1000;
 
-/// All sessions.
+/// A page of the list of sessions.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SessionList {
     /// Always `list`.
     object: &'static str,
-    /// The last used first.
+    /// The sessions, most recently used first.
     data: Vec<SessionSummary>,
     /// Whether more sessions follow.
     has_more: bool,
 }
 
-/// Which part of the list.
+/// Query parameters of the list of sessions.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Maximum number of sessions to return.
     #[param(minimum = 1, maximum = 1000, default = 1000)]
     limit: Option<i64>,
-    /// Those after this session.
+    /// Name of the session after which the page begins.
     after: Option<String>,
 }
 
 impl Page {
-    /// From the parameters of a query; those of other names are passed over.
+    /// Creates it from the parameters of a query; ignores unknown parameters.
     fn of(given: &[(String, String)]) -> Result<Self, ApiError> {
         let only = |name| {
             let mut values = given.iter().filter(|(given, _)| given == name);
@@ -77,14 +76,14 @@ impl Page {
     }
 }
 
-/// A new session that begins as another one.
+/// A new session with the beginning of another session's history.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"id": "bedtime-2", "at": 120}))]
 pub(super) struct ForkBody {
-    /// Its name; there must be none of that name.
+    /// Name of the new session; it must not exist.
     #[schema(pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     id: String,
-    /// Number of the other's tokens to begin with. Default: all.
+    /// Number of tokens to copy from the beginning of the history. Default: all.
     #[schema(minimum = 0)]
     at: Option<i64>,
 }
@@ -101,44 +100,45 @@ pub(super) struct RewindBody {
     if_busy: Option<IfBusy>,
 }
 
-/// Summary of a session.
+/// A session without its history.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"id": "bedtime-1", "object": "session", "token_count": 120, "cached_tokens": 112, "kv_resident": true, "created": 1_764_000_000, "last_used": 1_764_000_060, "busy": false}))]
 pub(super) struct SessionSummary {
-    /// Its name.
+    /// Name of the session.
     id: String,
     /// Always `session`.
     object: &'static str,
-    /// Tokens of its history.
+    /// Tokens of the history.
     token_count: usize,
-    /// How many of them a continuation would find in the KV cache now.
+    /// Tokens of the history that are now in the KV cache.
     cached_tokens: usize,
-    /// The KV cache has all full blocks of what it goes on from: nothing needs to be computed again.
+    /// Whether the KV cache has all full blocks of the history, so that a continuation need not compute
+    /// them again.
     kv_resident: bool,
-    /// When its first request ended, in seconds since 1970.
+    /// End of the first request, in seconds since 1970.
     created: u64,
-    /// When its last request ended, in seconds since 1970.
+    /// End of the last request, in seconds since 1970.
     last_used: u64,
-    /// A request is on it.
+    /// Whether a request is using the session.
     busy: bool,
 }
 
 /// A session with its history.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Session<'a> {
-    /// In short.
+    /// The session without its history.
     #[serde(flatten)]
     summary: SessionSummary,
-    /// Its history as text.
+    /// The history as text.
     text: String,
-    /// Its history as token ids.
+    /// The history as token ids.
     tokens: &'a [u32],
 }
 
 /// A deleted session.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct DeletedSession {
-    /// Its name.
+    /// Name of the session.
     id: String,
     /// Always `session.deleted`.
     object: &'static str,
@@ -161,9 +161,9 @@ impl From<&SessionInfo> for SessionSummary {
     }
 }
 
-/// List the sessions
+/// List sessions
 ///
-/// Those of this API key, the last used first.
+/// Returns the sessions of this API key, most recently used first.
 #[utoipa::path(
     get,
     path = "/v1/sessions",
@@ -217,16 +217,16 @@ pub(super) async fn get(
     scope.admission.run(bytes, TOKENIZE_INLINE, written).await
 }
 
-/// Forget a session
+/// Delete a session
 ///
-/// A generation that runs on it goes on, but what it makes is not kept.
+/// A running generation on the session continues, but its text is not stored.
 #[utoipa::path(
     delete,
     path = "/v1/sessions/{id}",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
-        (status = 200, description = "The session is forgotten", body = DeletedSession),
+        (status = 200, description = "The session was deleted", body = DeletedSession),
         OpenAiLookupErrors,
         SessionErrors,
     ),
@@ -246,15 +246,15 @@ pub(super) async fn delete(
     }))
 }
 
-/// Branch off a session
+/// Fork a session
 ///
-/// A new session whose history is the first part of another's. What was computed of it is shared.
+/// Creates a session whose history is the beginning of another's. The two share its KV blocks.
 #[utoipa::path(
     post,
     path = "/v1/sessions/{id}/fork",
     tag = "sessions",
     request_body = ForkBody,
-    params(("id" = String, Path, description = "The session to begin as", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("id" = String, Path, description = "Name of the session to fork", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 201, description = "The new session", body = SessionSummary),
         OpenAiErrors,
@@ -275,9 +275,9 @@ pub(super) async fn fork(
     Ok((StatusCode::CREATED, Json(SessionSummary::from(&info))))
 }
 
-/// Take back the end of a session
+/// Rewind a session
 ///
-/// Its next request goes on from what is left.
+/// Removes tokens from the end of the history. The next request continues from the remaining tokens.
 #[utoipa::path(
     post,
     path = "/v1/sessions/{id}/rewind",
@@ -285,7 +285,7 @@ pub(super) async fn fork(
     request_body = RewindBody,
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
-        (status = 200, description = "The session as it is now", body = SessionSummary),
+        (status = 200, description = "The session after the rewind", body = SessionSummary),
         OpenAiErrors,
         SessionErrors,
     ),
@@ -304,7 +304,7 @@ pub(super) async fn rewind(
     Ok(Json(SessionSummary::from(&info)))
 }
 
-/// Returns the session of the name in a path.
+/// Returns the key of the session whose name is in the path.
 fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     let id = named("id", name)?;
     Ok(SessionKey {
@@ -313,7 +313,7 @@ fn key_of(scope: &Scope, name: &str) -> Result<SessionKey, ApiError> {
     })
 }
 
-/// Returns the name of a session, given in `field`.
+/// Returns the session name given in `field`.
 fn named(field: &str, name: &str) -> Result<SessionId, ApiError> {
     SessionId::parse(name).map_err(|invalid| {
         let message = invalid

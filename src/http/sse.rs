@@ -1,7 +1,7 @@
-//! Server-sent events: how a stream of answers goes over the wire.
+//! Sends streamed answers as server-sent events.
 //!
-//! A stream that is silent for a while sends a comment. Headers tell caches and proxies to pass
-//! every event on at once. The content of events is the dialects' business, by way of [`Renderer`].
+//! A silent stream sends comments. Headers tell caches and proxies to forward every event immediately. The
+//! content of events is up to the dialect's [`Renderer`].
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -20,15 +20,15 @@ use super::renderer::Renderer;
 /// Returns an event whose data is `value` as JSON.
 pub(super) fn json(value: &impl Serialize) -> Event {
     Event::default().json_data(value).unwrap_or_else(|error| {
-        // Only a map whose keys are not strings could fail; there is none.
+        // Fails only for maps whose keys are not strings, which no event has.
         tracing::error!(%error, "event not serialized");
         Event::default().comment("an event could not be written")
     })
 }
 
-/// Returns the answer that sends the events of `generations` as they come; `keep_alive` is the longest
-/// silence. Its body owns the generations, so dropping it cancels them, and `in_flight`, so a drain
-/// waits for its end.
+/// Returns the answer that sends the events of `generations` as they occur, and a comment after each
+/// `keep_alive` of silence. Its body owns the generations, so dropping it cancels them, and `in_flight`, so
+/// a drain waits for its end.
 pub(super) fn respond<R: Renderer>(
     generations: Vec<TextGeneration>,
     renderer: R,

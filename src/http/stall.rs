@@ -1,17 +1,16 @@
-//! Clients that stop reading: an answer whose client takes nothing for `--stall-timeout` is ended.
+//! Clients that stop reading: ends an answer if its client reads nothing for `--stall-timeout`.
 //!
-//! hyper asks for more of an answer when its connection has room, and waits otherwise, for ever if
-//! need be. A [`StallClock`] watches one connection from both sides:
+//! hyper polls an answer when its connection has room, and otherwise waits, forever if necessary. A
+//! [`StallClock`] watches one connection in two places:
 //!
-//! - its socket, by [`Clocked`]: a write that has been waiting for room. This is all that can happen
-//!   over HTTP/1, and the connection is closed.
-//! - over HTTP/2 each answer's body, by [`ClockedBody`]: the client keeps reading from the socket,
-//!   but gives a stream no window. Its body is dropped, which frees all that the request holds. The
-//!   connection is closed if nothing else goes on over it, since a stream without a window can't be
-//!   told of its end.
+//! - Its socket, by [`Clocked`]: a write that waits for room. HTTP/1 has only this case, and the
+//!   connection is closed.
+//! - Over HTTP/2 the body of each answer, by [`ClockedBody`]: the client reads from the socket, but gives a
+//!   stream no window. The body is dropped, which frees everything that the request holds. The connection
+//!   is closed if it has no other streams, since a stream without a window can't be ended properly.
 //!
-//! The clock counts only while the client takes nothing; a server that has nothing to send is not
-//! waited for. The engine has set the request aside long before. Nothing here may look into an answer.
+//! The clock runs only while there is something for the client to read. The engine has suspended the
+//! request long before. This module must not inspect answers.
 
 use std::io;
 use std::pin::Pin;
@@ -29,35 +28,35 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes that the system keeps unsent for one connection. Its own limit is megabytes, and a client that
-/// does not read would only be noticed once they are full.
+/// Maximum unsent bytes that the system buffers for a connection. Its default is megabytes, and a client
+/// that does not read would be noticed only when they are full.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 64 * 1024;
 
-/// Watches what the client of one connection takes; cheap to clone.
+/// Watches whether the client of a connection reads; cheap to clone.
 #[derive(Clone)]
 pub(super) struct StallClock(Arc<ConnectionState>);
 
 struct ConnectionState {
     timeout: Duration,
-    /// Since when a write to the socket waits for room.
+    /// Time since when a write to the socket waits for room.
     blocked: Mutex<Option<Instant>>,
-    /// Bodies of HTTP/2 that may still be sent.
+    /// Bodies over HTTP/2 that have not ended.
     bodies: Mutex<Vec<Weak<Slot>>>,
-    /// Requests that are not answered to the end.
+    /// Number of requests whose answers have not ended.
     open: AtomicUsize,
-    /// The connection is closed because its client took nothing.
+    /// Whether the connection was closed because its client stopped reading.
     closed: AtomicBool,
 }
 
-/// Tells a request whether its client stopped reading: an extension of each request.
+/// Reports whether the client stopped reading: an extension of each request.
 #[derive(Clone)]
 pub(super) struct Reader {
     connection: Arc<ConnectionState>,
     stalled: Arc<AtomicBool>,
 }
 
-/// Counted as long as a request is not answered to the end.
+/// Counts a request as open until its answer has ended.
 struct Open(Arc<ConnectionState>);
 
 /// The body of one answer over HTTP/2, which its stream and the clock share.
@@ -66,11 +65,11 @@ struct Slot {
     reader: Reader,
 }
 
-/// How far a body is.
+/// State of a body.
 struct Sending {
-    /// `None` once it was dropped.
+    /// The body; `None` once it has been dropped.
     body: Option<(Body, Open)>,
-    /// Since when the client has taken nothing; `None` while it waits for the server.
+    /// Time since when the client has read nothing; `None` while it waits for the server.
     since: Option<Instant>,
 }
 
@@ -102,7 +101,7 @@ impl StallClock {
         }
     }
 
-    /// Counts a request, and tells it of its [`Reader`].
+    /// Counts a request, and gives it a [`Reader`].
     pub(super) fn begin<B>(&self, request: &mut Request<B>) -> Exchange {
         let reader = Reader {
             connection: Arc::clone(&self.0),
@@ -116,8 +115,7 @@ impl StallClock {
         }
     }
 
-    /// Drops the bodies whose clients have taken nothing for too long; returns once the connection is
-    /// to be closed.
+    /// Drops bodies that the client has not read for too long. Returns when the connection must be closed.
     pub(super) async fn expired(&self) {
         loop {
             let now = Instant::now();
@@ -141,8 +139,8 @@ impl StallClock {
         }
     }
 
-    /// Drops the bodies that are due at `now` and returns their number; `next` becomes the moment of the
-    /// next one if that is earlier.
+    /// Drops the bodies that are due at `now` and returns their number. Sets `next` to the time of the next
+    /// one if that is earlier.
     fn end_stalled(&self, now: Instant, next: &mut Instant) -> usize {
         let bodies = lock(&self.0.bodies).clone();
         let mut ended = 0;
@@ -166,7 +164,7 @@ impl StallClock {
 
 /// A request that is being answered.
 pub(super) struct Exchange {
-    /// It is a stream of HTTP/2.
+    /// Whether the request is a stream of HTTP/2.
     is_stream: bool,
     open: Open,
     reader: Reader,
@@ -198,7 +196,7 @@ impl Exchange {
 }
 
 impl Reader {
-    /// Returns whether the answer was ended because its client took nothing of it.
+    /// Returns whether the answer was ended because its client stopped reading.
     pub(super) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed) || self.connection.closed.load(Ordering::Relaxed)
     }
@@ -275,7 +273,7 @@ impl Clocked {
         &self.stream
     }
 
-    /// Notes how a write went.
+    /// Records the result of a write.
     fn note<T>(&self, written: &Poll<io::Result<T>>) {
         let mut blocked = lock(&self.clock.0.blocked);
         if written.is_pending() {
@@ -331,7 +329,7 @@ impl AsyncWrite for Clocked {
 }
 
 impl Drop for Clocked {
-    /// What a client that stopped reading has not taken is thrown away, or the system would keep it for
+    /// Discards the unsent bytes if the client stopped reading; otherwise the system would keep them for
     /// minutes.
     fn drop(&mut self) {
         if self.clock.0.closed.load(Ordering::Relaxed) {

@@ -1,6 +1,6 @@
-//! What the contract says of events: each is one of the stream's own, or the error that ends it.
+//! Schemas of the events of streams: each event is one of the stream's own, or the error that ends it.
 //!
-//! These types are only described, never made: the streams write their events and errors themselves.
+//! These types are never constructed: the streams write their events and errors themselves.
 
 use serde::Serialize;
 use utoipa::ToSchema;

@@ -1,8 +1,8 @@
-//! The fields by which a request says what its text must look like, in both dialects.
+//! The fields by which a request constrains its text, in both dialects.
 //!
-//! OpenAI's `response_format`, vLLM's `guided_…` and `structured_outputs`, TGI's `grammar`: all
-//! become one [`Description`], which is compiled before the request goes to the engine, so that
-//! one that can't be followed is refused with the name of its field.
+//! OpenAI's `response_format`, vLLM's `guided_…` and `structured_outputs`, and TGI's `grammar` all
+//! become one [`Description`]. It is compiled before the request reaches the engine, so that an invalid
+//! one is refused with the name of its field.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,9 +20,9 @@ use crate::text::grammar::{CompileError, Grammar, GrammarSource};
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"type": "json_schema", "json_schema": {"name": "person", "schema": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150}}, "required": ["name", "age"], "additionalProperties": false}}}))]
 pub(super) struct ResponseFormat {
-    /// `text`, `json_object` or `json_schema`.
+    /// Type of the format: `text`, `json_object` or `json_schema`.
     pub r#type: String,
-    /// With `json_schema`.
+    /// The schema; required with `json_schema`.
     #[serde(default, deserialize_with = "object")]
     pub json_schema: Option<JsonSchemaFormat>,
 }
@@ -39,41 +39,41 @@ pub(super) struct JsonSchemaFormat {
     /// The JSON schema.
     #[schema(value_type = Object)]
     pub schema: Option<Value>,
-    /// Accepted: schemas are always followed to the letter.
+    /// Accepted, not used: schemas are always enforced strictly.
     #[expect(dead_code, reason = "read to check its type")]
     pub strict: Option<bool>,
 }
 
-/// vLLM's newer spelling of the `guided_…` fields; one of them.
+/// vLLM's newer form of the `guided_…` fields; exactly one field may be given.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct StructuredOutputs {
-    /// As `guided_json`.
+    /// Same as `guided_json`.
     #[schema(value_type = Option<Object>)]
     pub json: Option<Value>,
-    /// As `guided_regex`.
+    /// Same as `guided_regex`.
     pub regex: Option<String>,
-    /// As `guided_choice`.
+    /// Same as `guided_choice`.
     pub choice: Option<Vec<String>>,
-    /// As `guided_grammar`.
+    /// Same as `guided_grammar`.
     pub grammar: Option<String>,
-    /// True: any JSON object.
+    /// Whether the text must be a JSON object.
     pub json_object: Option<bool>,
 }
 
-/// What TGI calls a grammar: `{"type": "json", "value": schema}`, `{"type": "regex", "value":
+/// Grammar of the text in TGI's format: `{"type": "json", "value": schema}`, `{"type": "regex", "value":
 /// "…"}` or `{"type": "json_schema", "value": {"name": …, "schema": …}}`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"type": "regex", "value": "(red|green) [0-9]{1,2}"}))]
 pub(super) struct NativeGrammar {
-    /// `json`, `regex` or `json_schema`.
+    /// Type of the grammar: `json`, `regex` or `json_schema`.
     pub r#type: String,
-    /// A JSON schema (an object, or one written as a string), a regular expression, or an object
+    /// A JSON schema (an object, or a string that contains one), a regular expression, or an object
     /// with a `schema`.
     #[schema(value_type = Object)]
     pub value: Option<Value>,
 }
 
-/// All the fields of OpenAI's dialect, as a request has them.
+/// The grammar fields of a request in OpenAI's dialect.
 #[derive(Debug, Default)]
 pub(super) struct GrammarFields {
     pub response_format: Option<ResponseFormat>,
@@ -84,7 +84,7 @@ pub(super) struct GrammarFields {
     pub structured_outputs: Option<StructuredOutputs>,
 }
 
-/// What a text is to be, and the field that says so.
+/// A constraint on the text, and the field that describes it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Description {
     field: String,
@@ -99,7 +99,7 @@ impl Description {
         }
     }
 
-    /// Creates a JSON schema: an object, or one written as a string.
+    /// Creates the description of a JSON schema, an object or a string that contains one.
     fn schema(field: &str, schema: Value) -> Result<Self, InvalidRequest> {
         let text = match schema {
             Value::String(text) => text,
@@ -108,7 +108,7 @@ impl Description {
                 return Err(InvalidRequest::new(
                     field,
                     format!(
-                        "`{field}` must be a JSON schema, an object or one as a string, got {}",
+                        "`{field}` must be a JSON schema, either an object or a string that contains one, got {}",
                         shown(&other.to_string())
                     ),
                 ));
@@ -117,10 +117,10 @@ impl Description {
         Ok(Self::new(field, GrammarSource::JsonSchema(text)))
     }
 
-    /// Makes the grammar.
+    /// Compiles the grammar.
     ///
     /// # Errors
-    /// If it is too large or can't be followed, naming the field.
+    /// If it is too large or not valid; the error names the field.
     pub(super) async fn compile(
         self,
         serving: &Serving,
@@ -131,14 +131,14 @@ impl Description {
         let compiled = serving.grammars.compile(source, share).await;
         compiled.map_err(|error| match error {
             CompileError::Grammar(error) => {
-                ApiError::invalid(&field, format!("`{field}` can't be followed: {error}"))
+                ApiError::invalid(&field, format!("`{field}` can't be compiled: {error}"))
             }
             CompileError::Lane(error) => error.into(),
         })
     }
 }
 
-/// Compiles the grammar a tenant's request describes, if it does.
+/// Compiles the grammar of a tenant's request, if it has one.
 ///
 /// # Errors
 /// As [`Description::compile`].
@@ -154,10 +154,10 @@ pub(super) async fn compile(
 }
 
 impl GrammarFields {
-    /// Returns the description that the text must follow; `None` without one.
+    /// Returns the description of the constraint; `None` without one.
     ///
     /// # Errors
-    /// If a field is not what it should be, or more than one says something.
+    /// If a field is not valid, or more than one is given.
     pub(super) fn description(self) -> Result<Option<Description>, InvalidRequest> {
         let guided = StructuredOutputs {
             json: self.guided_json,
@@ -183,7 +183,9 @@ impl GrammarFields {
             let (first, second) = (&first.field, &second.field);
             return Err(InvalidRequest::new(
                 second,
-                format!("`{second}` can't be combined with `{first}`: a text follows one of them"),
+                format!(
+                    "`{second}` can't be combined with `{first}`: a text can have only one constraint"
+                ),
             ));
         }
         Ok(first)
@@ -208,7 +210,7 @@ impl ResponseFormat {
             ) => Description::schema(SCHEMA, schema).map(Some),
             ("json_schema", _) => Err(InvalidRequest::new(
                 SCHEMA,
-                format!("`{SCHEMA}` must be there with `response_format.type` \"json_schema\""),
+                format!("`{SCHEMA}` is required with `response_format.type` \"json_schema\""),
             )),
             (other, _) => Err(wrong_type(
                 "response_format.type",
@@ -247,10 +249,10 @@ impl StructuredOutputs {
 }
 
 impl NativeGrammar {
-    /// Returns the description that the text must follow.
+    /// Returns the description of the constraint.
     ///
     /// # Errors
-    /// If it is not what it should be.
+    /// If a field is not valid.
     pub(super) fn description(self) -> Result<Description, InvalidRequest> {
         const VALUE: &str = "grammar.value";
         match (self.r#type.as_str(), self.value) {
@@ -379,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn two_at_once_are_refused_by_name() {
+    fn two_constraints_are_refused_by_name() {
         for (fields, first, second) in [
             (
                 json!({"guided_json": {}, "guided_regex": "a"}),

@@ -1,18 +1,18 @@
-//! W3C Trace Context: the span of the caller that a request is a part of.
+//! W3C Trace Context: the caller's span, of which the request is a part.
 //!
-//! Stricter than the SDK's propagator, which takes ids that are too short: a header that is not
-//! well-formed is as good as none, as the standard says, and never an error.
+//! Stricter than the SDK's propagator, which accepts ids that are too short. A malformed header is ignored,
+//! as the standard requires, and is never an error.
 
 use std::str::FromStr;
 
 use axum::http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-/// The length of `00-{trace id}-{span id}-{flags}`.
+/// Length of `00-{trace id}-{span id}-{flags}` in bytes.
 const LENGTH: usize = 55;
 
-/// Returns the caller's span by `traceparent` and `tracestate`, if there is exactly one well-formed
-/// `traceparent`. A malformed `tracestate` is dropped alone.
+/// Returns the caller's span from `traceparent` and `tracestate`, if there is exactly one well-formed
+/// `traceparent`. A malformed `tracestate` is ignored.
 pub(super) fn caller(headers: &HeaderMap) -> Option<SpanContext> {
     let mut parents = headers.get_all("traceparent").iter();
     let (Some(parent), None) = (parents.next(), parents.next()) else {
@@ -29,7 +29,7 @@ fn parse(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     let mut fields = text.get(..LENGTH)?.split('-');
     let mut field = |digits| fields.next().filter(|field| is_hex(field, digits));
     let (version, trace, span, flags) = (field(2)?, field(32)?, field(16)?, field(2)?);
-    // Versions to come may add fields at the end.
+    // Future versions may add fields at the end.
     let rest = text.get(LENGTH..)?;
     let is_known = match version {
         "00" => rest.is_empty(),
@@ -43,7 +43,7 @@ fn parse(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     is_valid.then_some((trace_id, span_id, flags))
 }
 
-/// So many lower-case hexadecimal digits.
+/// Returns whether a text consists of this number of lower-case hexadecimal digits.
 fn is_hex(text: &str, digits: usize) -> bool {
     let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     text.len() == digits && text.bytes().all(is_digit)
@@ -82,14 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn versions_to_come_may_have_more() {
+    fn future_versions_may_add_fields() {
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01")).is_some());
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01-what-else")).is_some());
         assert!(of(&format!("cc-{TRACE}-{SPAN}-01x")).is_none());
     }
 
     #[test]
-    fn what_is_malformed_is_ignored() {
+    fn malformed_headers_are_ignored() {
         let zeros = "00000000000000000000000000000000";
         for traceparent in [
             String::new(),
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn two_parents_are_none() {
+    fn two_parents_are_ignored() {
         let parent = format!("00-{TRACE}-{SPAN}-01");
         let twice = headers(&[("traceparent", &parent), ("traceparent", &parent)]);
         assert_eq!(caller(&twice), None);
     }
 
     #[test]
-    fn states_are_joined_and_a_malformed_one_is_dropped_alone() {
+    fn states_are_joined_and_a_malformed_one_is_ignored() {
         let parent = format!("00-{TRACE}-{SPAN}-01");
         let state = |lines: &[&str]| {
             let mut all = vec![("traceparent", parent.as_str())];

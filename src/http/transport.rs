@@ -1,17 +1,17 @@
 //! The bytes of a connection, plain or encrypted, and how their two directions end.
 //!
 //! A client that has sent its whole request may close its sending side and still wait for the answer
-//! (a half-close, as `nc -N` does). To the server that looks the same as a client that has gone away,
-//! whose request must be cancelled at once. Bytes that are sent to it tell them apart: the system of a
-//! client that has gone answers them with a reset. HTTP/1.1 has one message that every client passes
-//! over before an answer, `100 Continue`, and streams of events have comments. So [`Transport`] sends
-//! the one, asks the body for the other, and looks for the reset.
+//! (a half-close, as `nc -N` does). To the server that looks like a client that has disconnected, whose
+//! request must be cancelled immediately. Sending bytes distinguishes the two: the system of a
+//! disconnected client answers with a reset. HTTP/1.1 has a message that every client ignores before an
+//! answer, `100 Continue`, and streams of events have comments. So [`Transport`] sends the former, requests
+//! the latter from the body, and checks for a reset.
 //!
 //! A connection that is closed while the client is still sending is reset, and the client loses the
-//! answer that explains why. So after an answer to a request that was not read to its end,
-//! [`Transport`] goes on reading for a while before it closes (as nginx's lingering close does).
+//! answer that explains why. So after an answer to a request that was not read to its end, [`Transport`]
+//! continues reading for a while before it closes (like nginx's lingering close).
 //!
-//! Nothing here knows a request; `connection` tells what the exchange is at.
+//! This module does not know requests; `connection` sets the phase of the exchange.
 
 use std::future::Future;
 use std::io;
@@ -28,28 +28,29 @@ use tokio_rustls::server::TlsStream;
 
 use super::stall::Clocked;
 
-/// What is sent to find out whether a client is still there.
+/// The message that detects whether a client is still connected.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Time after which a reset is looked for the first time; doubled up to [`SLOWEST_LOOK`].
+/// Time until the first check for a reset; doubled for each further one, up to [`SLOWEST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_millis(10);
-/// Longest time between two looks.
+/// Longest time between two checks.
 const SLOWEST_LOOK: Duration = Duration::from_secs(1);
-/// Time after which something is sent again: the client may have gone since.
+/// Time after which another message is sent, because the client may have disconnected since.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// How often a request's handler is let go on before the end of what its client sends is taken for
-/// the end of the body too: it has been handed the rest, but has not looked yet.
+/// Number of polls that the request's handler gets to read the rest of the body before the end of the
+/// client's bytes counts as the end of the body too.
 const TURNS: u8 = 4;
-/// How long a client may go on sending after it was answered.
+/// Maximum time for which a client's bytes are read after its answer.
 const LINGER: Duration = Duration::from_secs(10);
-/// How many bytes it may send in that time.
+/// Maximum bytes that are read in that time.
 const LINGER_BYTES: usize = 64 << 20;
 
-/// What the exchange on an HTTP/1 connection is at; shared between the connection and its bytes, which
-/// one task polls.
+/// State of the exchange on an HTTP/1 connection; shared between the connection and its transport, which the
+/// same task polls.
 #[derive(Debug, Default)]
 pub(super) struct Exchange {
     phase: AtomicU8,
-    /// The client sends no more, and a stream should send something to see whether it is there.
+    /// Whether the client has ended its sending side, and a stream should send a comment to detect whether
+    /// it is still connected.
     asks: AtomicBool,
 }
 
@@ -57,19 +58,18 @@ pub(super) struct Exchange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    /// No request: the end of what the client sends is the end of the connection. So it stays on
-    /// connections of HTTP/2.
+    /// No request: the end of the client's bytes ends the connection. The only phase of HTTP/2 connections.
     Open = 0,
     /// A request whose body has not been read to its end.
     Receiving = 1,
     /// A whole request, without an answer yet.
     Awaited = 2,
-    /// The same in HTTP/1.0, which does not know `100 Continue`.
+    /// The same in HTTP/1.0, which has no `100 Continue`.
     AwaitedPlainly = 3,
     /// The answer has begun.
     Answering = 4,
-    /// The answer has begun, though the request was not read to its end: the connection is closed
-    /// after it.
+    /// The answer has begun, although the request was not read to its end; the connection is closed after
+    /// the answer.
     Unread = 5,
 }
 
@@ -89,8 +89,8 @@ impl Exchange {
         }
     }
 
-    /// Returns, once each time, whether a stream should send something to see whether its client is
-    /// still there.
+    /// Returns whether a stream should send a comment to detect whether its client is still connected, and
+    /// resets the flag.
     pub(super) fn asks(&self) -> bool {
         self.asks.swap(false, Ordering::AcqRel)
     }
@@ -115,7 +115,7 @@ impl Wire {
 pub(super) struct Transport {
     wire: Wire,
     exchange: Arc<Exchange>,
-    /// All that was written was handed to the system, so other bytes may follow.
+    /// Whether all written bytes were passed to the system, so that a message may follow.
     is_flushed: bool,
     /// Set while a client that has ended its sending side waits for an answer.
     watch: Option<Watch>,
@@ -124,14 +124,14 @@ pub(super) struct Transport {
     linger: Option<Linger>,
 }
 
-/// Looks for the reset of a client that has gone.
+/// Checks for the reset of a client that has disconnected.
 struct Watch {
     next: Pin<Box<Sleep>>,
     pause: Duration,
     asked: Instant,
 }
 
-/// Reading on after the answer.
+/// State of reading after the answer.
 struct Linger {
     until: Pin<Box<Sleep>>,
     bytes: usize,
@@ -149,8 +149,8 @@ impl Transport {
         }
     }
 
-    /// Waits until the client sends no more. Pending while it waits for an answer; ready when it is gone, or has
-    /// nothing to wait for.
+    /// Polls for the end of the client's bytes. Pending while the client waits for an answer; ready if it has
+    /// disconnected, or has no answer to wait for.
     fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.exchange.phase();
         match phase {
@@ -195,8 +195,8 @@ impl Transport {
         }
     }
 
-    /// Writes the message that every client passes over. Does nothing while other bytes are underway:
-    /// they tell as much.
+    /// Writes the message that every client ignores. Does nothing while other bytes are unsent, because they
+    /// detect a disconnected client too.
     fn poll_continue(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_flushed {
             return Poll::Ready(Ok(()));
@@ -207,12 +207,12 @@ impl Transport {
             }
             Poll::Ready(Ok(_)) => Pin::new(&mut self.wire).poll_flush(context),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            // No room: the client has not read what it was sent.
+            // No room, because the client has not read earlier bytes.
             Poll::Pending => Poll::Ready(Ok(())),
         }
     }
 
-    /// Reads and forgets what the client still sends, within bounds.
+    /// Reads and discards the client's further bytes, within limits.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| Linger {
             until: Box::pin(tokio::time::sleep(LINGER)),

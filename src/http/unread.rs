@@ -1,12 +1,11 @@
-//! Answers that are made and not yet sent: how much memory they may take, and in what pieces they go.
+//! Limits the memory of answers that have not been sent, and splits them into pieces.
 //!
-//! A whole answer stays in memory until its client has taken the last of it, which is up to the client. So
-//! its bytes are counted from the moment it is made until the connection has them. Where there is no room
-//! for more, the answers that clients have not read for the longest are cut off ([`Room`]); an answer that is
-//! made is never refused, because the work is done and its turn may be kept. A stream makes its events one by
-//! one as its client reads, and is not counted.
+//! A whole answer stays in memory until its client has read it. So its bytes are counted from its creation
+//! until the connection has them. If the [`Room`] is full, the answers that clients have not read for the
+//! longest time are cut off. A finished answer is never refused, because its work is done and its turn may
+//! be stored. Streams are not counted, because they create their events one by one as the client reads.
 //!
-//! Nothing here may look into an answer.
+//! This module must not inspect answers.
 
 use std::io;
 use std::pin::Pin;
@@ -23,14 +22,14 @@ use super::app::App;
 use super::keys::Meter;
 use super::room::RoomEntry;
 
-/// Largest piece of an answer handed to a connection at once, in bytes: what a client takes is seen piece by
-/// piece, and no more than this is out of reach when an answer is dropped.
+/// Maximum bytes of a piece of an answer that is passed to a connection: progress is seen piece by piece, and
+/// at most one piece remains in the connection when an answer is dropped.
 const PIECE: usize = 16 << 10;
-/// Answers up to this many bytes are not counted: the requests that are open at a time are
-/// ([`Places`](super::places::Places)).
+/// Maximum bytes of an answer that is not counted; [`Places`](super::places::Places) limits the number of
+/// open requests.
 const SMALL: u64 = 4 << 10;
 
-/// Returns the layer that counts whole answers, and cuts all into pieces.
+/// Counts whole answers, and splits all answers into pieces.
 pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
     let share = Meter::of(request.extensions()).share();
     let response = next.run(request).await;
@@ -41,14 +40,14 @@ pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) 
         let mut held = app.unread().hold(share, move || {
             *given_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
         });
-        // With room or without it.
+        // The answer is sent even if there is no room.
         let _ = held.grow(usize::try_from(bytes).unwrap_or(usize::MAX));
         held
     });
     response.map(|body| Body::new(Pieces { body, held, rest }))
 }
 
-/// What is left of a frame; `None` once it was given up.
+/// The rest of a frame; `None` once it has been evicted.
 struct Rest(Arc<Mutex<Option<Bytes>>>);
 
 impl Default for Rest {
@@ -57,10 +56,10 @@ impl Default for Rest {
     }
 }
 
-/// How a frame goes on.
+/// The continuation of a frame.
 enum Piece {
     Next(Bytes),
-    /// There is nothing left of it.
+    /// The frame has ended.
     End,
     GivenUp,
 }
@@ -79,7 +78,7 @@ impl Rest {
             None => Piece::GivenUp,
             Some(rest) if rest.is_empty() => Piece::End,
             Some(rest) if rest.len() <= PIECE => Piece::Next(std::mem::take(rest)),
-            // A copy: a part of the answer would keep all of it.
+            // Copied, because a slice would keep the whole answer in memory.
             Some(rest) => Piece::Next(Bytes::copy_from_slice(&rest.split_to(PIECE))),
         }
     }
@@ -93,7 +92,7 @@ impl Rest {
 /// The body of an answer, in pieces.
 struct Pieces {
     body: Body,
-    /// The room that the answer takes.
+    /// Entry of the answer in the room.
     held: Option<RoomEntry>,
     rest: Rest,
 }
@@ -115,7 +114,7 @@ impl HttpBody for Pieces {
                     return Poll::Ready(Some(Err(axum::Error::new(unread))));
                 }
                 Piece::Next(piece) => {
-                    // Not under the lock of `rest`, which is taken under the room's.
+                    // Outside the lock of `rest`, which is taken under the room's.
                     if let Some(held) = held {
                         held.touch();
                     }

@@ -1,5 +1,5 @@
-//! How long a request may wait: for its place in the batch (`--queue-timeout`), and for its whole answer
-//! (its own `timeout`). Both are kept by the front end, so they hold also if the worker is stuck.
+//! Timeouts of waiting requests: for a place in the batch (`--queue-timeout`), and for the whole answer (the
+//! request's own `timeout`). The front end enforces both, so they hold even if the worker is stuck.
 
 use std::pin::pin;
 
@@ -9,10 +9,10 @@ use super::error::ApiError;
 use crate::request::{Deadline, Tenant};
 use crate::serving::Serving;
 
-/// Does `work` before the deadline.
+/// Runs `work` until the deadline.
 ///
 /// # Errors
-/// Its own, or that the deadline came first.
+/// The error of `work`, or that of the deadline if it is reached first.
 pub(super) async fn before<T>(
     deadline: Option<Deadline>,
     work: impl Future<Output = Result<T, ApiError>>,
@@ -24,10 +24,10 @@ pub(super) async fn before<T>(
     done.unwrap_or_else(|_| Err(ApiError::past_deadline(deadline.timeout())))
 }
 
-/// Does `work` for a tenant, which has to begin to run within the queue's timeout.
+/// Runs `work` for a tenant, which must start within the queue's timeout.
 ///
 /// # Errors
-/// Its own, or that it has not begun in time.
+/// The error of `work`, or that of the timeout if it has not started in time.
 pub(super) async fn begun_in_time<T>(
     serving: &Serving,
     share: Tenant,

@@ -1,6 +1,6 @@
-//! Fields that both dialects have, as they come over the wire.
+//! Fields that both dialects share, as they are sent.
 //!
-//! Deserialized by hand where serde's untagged enums would only say "did not match any variant".
+//! Deserialized by hand where serde's untagged enums would only report "did not match any variant".
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 
 use crate::request::{InvalidRequest, in_range};
 
-/// Deserializes an enum by way of a string: for a number in its place, `serde_json` would report broken
-/// JSON. For `#[serde(deserialize_with)]`.
+/// Deserializes an enum from a string, for `#[serde(deserialize_with)]`. Deserialized directly, a number
+/// in its place would be reported as broken JSON by `serde_json`.
 pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -23,7 +23,7 @@ where
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
-/// An enum that is read by way of a string, as by [`word`].
+/// An enum deserialized from a string by [`word`].
 pub(super) struct Word<T>(pub T);
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Word<T> {
@@ -32,7 +32,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Word<T> {
     }
 }
 
-/// As [`word`], for a field that may be left out or null.
+/// Deserializes like [`word`], for a field that may be left out or null.
 pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -41,17 +41,17 @@ where
     Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|Word(value)| value))
 }
 
-/// One string, or a list of strings, that end the generation.
+/// One stop string, or a list of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, ToSchema, Serialize)]
 #[serde(untagged)]
 pub(super) enum StopStrings {
-    /// None.
+    /// No stop strings.
     #[default]
     #[serde(skip)]
     None,
-    /// One.
+    /// One stop string.
     One(String),
-    /// Any of these.
+    /// A list of stop strings; each ends the generation.
     Many(Vec<String>),
 }
 
@@ -91,14 +91,14 @@ impl<'de> Deserialize<'de> for StopStrings {
     }
 }
 
-/// Bias added to the logits of tokens: a map from token id to a number from -100 to 100, or a
-/// list of pairs `[id, number]`.
+/// Biases added to the logits of tokens: a map from token ids to numbers from -100 to 100, or a list
+/// of pairs `[id, number]`.
 #[derive(Debug, Clone, Default, PartialEq, ToSchema)]
 #[schema(value_type = BTreeMap<String, f64>, example = json!({"257": -100, "318": 2.5}))]
 pub(super) struct LogitBias(BTreeMap<u32, f64>);
 
 impl LogitBias {
-    /// Ids and biases, lowest id first.
+    /// Returns ids and biases, lowest id first.
     pub(super) fn checked(self) -> Result<Vec<(u32, f32)>, InvalidRequest> {
         let check = |(id, bias)| {
             in_range(&format!("logit_bias.{id}"), bias, -100.0..=100.0)?;

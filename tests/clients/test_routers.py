@@ -245,7 +245,7 @@ def test_cache_aware_asks_servers_to_tokenize_and_is_answered(binary, environmen
         asked = [
             entry["status"]
             for entry in entries
-            if entry["message"] == "answered" and entry["span"]["path"] == "/tokenize"
+            if entry["message"] == "request answered" and entry["span"]["path"] == "/tokenize"
         ]
         assert asked and set(asked) == {200}, asked
 

@@ -315,7 +315,7 @@ async fn what_can_not_be_followed_is_refused_with_field_and_reason() {
         (
             json!({"response_format": {"type": "json_schema"}}),
             "response_format.json_schema.schema",
-            "must be there",
+            "is required",
         ),
         (
             json!({"response_format": named(json!({"type": "string", "minLength": 3, "maxLength": 1}))}),
@@ -325,7 +325,7 @@ async fn what_can_not_be_followed_is_refused_with_field_and_reason() {
         (
             json!({"structured_outputs": {"regex": "["}}),
             "structured_outputs.regex",
-            "can't be followed",
+            "can't be compiled",
         ),
         (
             json!({"guided_json": {}, "guided_regex": "a"}),

@@ -86,7 +86,7 @@ pub struct Bench {
     /// Model to request [default: the first that the server lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Sent as a bearer token
+    /// API key, sent as a bearer token
     #[arg(
         long,
         env = "SKALD_BENCH_API_KEY",
@@ -97,7 +97,7 @@ pub struct Bench {
     /// Requests in flight; with --rate, the maximum [default: 1; with --rate unlimited]
     #[arg(short, long, value_name = "N", value_parser = concurrency, help_heading = "Load")]
     concurrency: Option<NonZeroUsize>,
-    /// Requests that arrive each second, on average
+    /// Mean arrivals of requests per second
     #[arg(long, value_name = "R", value_parser = rate, help_heading = "Load")]
     rate: Option<f64>,
     /// Requests to send [default: 100]

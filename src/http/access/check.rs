@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use super::{NoPlace, admit};
 use crate::http::app::App;
 
-/// Returns the layer that refuses requests which name no host or a foreign one, come from pages of a foreign
-/// origin, or have no place.
+/// Refuses requests without a host or to a foreign one, from pages of a foreign origin, or without a
+/// place for their connection.
 pub(in crate::http) async fn check(
     State(app): State<App>,
     request: Request,

@@ -1,4 +1,4 @@
-//! The errors that handlers and layers make themselves, each with its message.
+//! The errors that handlers and layers create themselves, each with its message.
 
 use std::any::Any;
 use std::time::Duration;
@@ -200,7 +200,7 @@ impl ApiError {
         Self::new(Kind::Internal, message)
     }
 
-    /// Returns the answer for a panic in a handler, for the layer that catches them.
+    /// Returns the answer for a panic in a handler, for the layer that catches panics.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the signature of tower-http's panic handlers"
@@ -230,8 +230,8 @@ impl ApiError {
     }
 }
 
-/// Returns how requests are served that are refused now. A value that is too long to be repeated can't be
-/// advised.
+/// Returns the advice to start the server with a flag that allows the value, unless the value is too long to
+/// repeat.
 fn advice(flag: &str, value: &str, can_be_allowed: bool) -> String {
     if can_be_allowed && value.len() <= SHOWN {
         format!("; to serve them, start the server with {flag} {value}")

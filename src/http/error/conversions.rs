@@ -83,7 +83,7 @@ impl From<LaneError> for ApiError {
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         if let SessionError::Database(reason) = &error {
-            // Not for clients: it names tables and roles.
+            // Hidden from clients, because it names tables and roles.
             tracing::error!(reason, "session database failed");
         }
         let (kind, param) = match &error {

@@ -78,7 +78,7 @@ pub(super) struct KindAnswer {
 }
 
 impl KindAnswer {
-    /// `type` in the OpenAI dialect, which follows from the status.
+    /// Returns `type` in the OpenAI dialect, which depends on the status.
     pub(super) fn openai_type(&self) -> &'static str {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_exceeded",
@@ -89,7 +89,7 @@ impl KindAnswer {
 }
 
 impl Kind {
-    /// Returns how the kind is answered: the only table of statuses, types and codes.
+    /// Returns the answer to the kind, from the only table of statuses, types and codes.
     #[rustfmt::skip]
     pub(super) fn answer(self) -> KindAnswer {
         use StatusCode as S;
@@ -130,8 +130,8 @@ impl Kind {
             Self::Draining          => (S::SERVICE_UNAVAILABLE,   "shutting_down",             "unavailable",           RETRY_GONE),
             Self::Unavailable       => (S::SERVICE_UNAVAILABLE,   "unavailable",               "unavailable",           RETRY_GONE),
         };
-        // TGI tells what it could read but refuses, and what failed while generating, by statuses
-        // that OpenAI does not use.
+        // TGI has statuses that OpenAI does not use for requests that are well-formed but not valid, and for
+        // failed generations.
         let native_status = match self {
             Self::Invalid | Self::ContextLength => S::UNPROCESSABLE_ENTITY,
             Self::Generation => S::FAILED_DEPENDENCY,

@@ -1,4 +1,4 @@
-//! The layer that writes errors out in the dialect of the path.
+//! The layer that renders errors in the dialect of the path.
 
 use axum::extract::{Request, State};
 use axum::http::header;
@@ -8,8 +8,8 @@ use axum::response::Response;
 use super::ApiError;
 use crate::http::app::App;
 
-/// Returns the layer around all routes that writes errors out in the dialect of the path. Errors quote what
-/// clients sent, so the log has their kind only, unless prompts may be logged.
+/// Renders errors in the dialect of the path; the layer around all routes. Errors quote the input of
+/// clients, so only their kind is logged, unless prompts may be logged.
 pub(in crate::http) async fn render(
     State(app): State<App>,
     request: Request,
@@ -20,7 +20,7 @@ pub(in crate::http) async fn render(
     let status = response.status();
     let error = match response.extensions_mut().remove::<ApiError>() {
         Some(error) => error,
-        // Our own answers with such a status are JSON (`/health`, say).
+        // Handlers' own answers with such a status are JSON (such as that of `/health`).
         None if (status.is_client_error() || status.is_server_error()) && !is_json(&response) => {
             ApiError::foreign(status)
         }
@@ -28,7 +28,7 @@ pub(in crate::http) async fn render(
     };
     let mut answer = error.answer(&path);
     answer.extensions_mut().insert(error.outcome());
-    // What layers within have put on it: `Allow`, and what is left of a key's limits.
+    // Headers of inner layers: `Allow`, and the rest of a key's limits.
     let mut kept = std::mem::take(response.headers_mut());
     for of_the_body in [header::CONTENT_LENGTH, header::CONTENT_TYPE] {
         kept.remove(of_the_body);

@@ -1,8 +1,8 @@
-//! Text that is cut short, so that an answer is not as long as the request.
+//! Truncates text in errors, so that an answer is not as long as the request.
 
-/// Characters of a client's own value that an error repeats.
+/// Maximum characters of a client's value that an error repeats.
 pub(super) const SHOWN: usize = 200;
-/// Characters of a whole message from its beginning and from its end, if it is longer than both.
+/// Characters at the beginning and the end of a message that are kept if it is longer than both.
 const MESSAGE: (usize, usize) = (800, 200);
 
 /// Returns the first characters of a value that a client sent.
@@ -10,8 +10,7 @@ pub(in crate::http) fn shown(value: &str) -> String {
     abridged(value.to_owned(), SHOWN, 0)
 }
 
-/// Returns a message about a value that a client sent, the value cut short: what stands before and after
-/// it says what was wrong.
+/// Truncates the value that a message quotes; the text around the value describes the error.
 pub(in crate::http) fn shown_within(message: &str) -> String {
     abridged(message.to_owned(), SHOWN, SHOWN)
 }
@@ -19,7 +18,7 @@ pub(in crate::http) fn shown_within(message: &str) -> String {
 /// Returns a text without its middle if it has more than `head` and `tail` characters.
 fn abridged(text: String, head: usize, tail: usize) -> String {
     let byte = |character: Option<(usize, char)>| character.map_or(text.len(), |(at, _)| at);
-    // Where it is ASCII, as most are, its length says whether anything is to be done.
+    // A text with so few bytes cannot have more characters.
     if text.len() <= head + tail {
         return text;
     }
@@ -34,7 +33,7 @@ fn abridged(text: String, head: usize, tail: usize) -> String {
     }
 }
 
-/// Returns a whole message, cut short whatever got into it.
+/// Returns a message, truncated regardless of its content.
 pub(super) fn message(text: String) -> String {
     let (head, tail) = MESSAGE;
     abridged(text, head, tail)
@@ -45,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_value_is_cut_and_what_stands_around_it_stays() {
+    fn a_long_value_is_truncated_and_the_text_around_it_is_kept() {
         assert_eq!(shown("short"), "short");
         assert_eq!(shown(&"é".repeat(200)), "é".repeat(200));
         assert_eq!(shown(&"é".repeat(201)), format!("{}…", "é".repeat(200)));

@@ -1,4 +1,4 @@
-//! The layer that lets in requests with a key that may do what they ask.
+//! The layer that checks API keys.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::http::error::ApiError;
 use crate::http::outcome::StreamEnd;
 use crate::keys::{Account, KeyScope, Keys, Place};
 
-/// Returns the layer that lets in requests with a key that may do what they ask.
+/// Refuses requests without a valid key, without the route's scope, or beyond the key's limits.
 pub(in crate::http) async fn check(
     State(app): State<App>,
     mut request: Request,
@@ -80,7 +80,7 @@ fn authenticate(keys: &Keys, headers: &HeaderMap, needs: Needs) -> Result<Arc<Ac
     }
 }
 
-/// Returns an answer that holds its request's place until it has ended.
+/// Returns the answer with a body that holds the request's place until it has ended.
 fn held(response: Response, place: Option<Place>) -> Response {
     if place.is_none() || response.body().is_end_stream() {
         return response;
@@ -111,7 +111,7 @@ impl HttpBody for BodyWithPlace {
             && !self.body.is_end_stream()
             && !self.end.as_ref().is_some_and(StreamEnd::is_noted);
         if !goes_on {
-            // Before the last frame goes out: its client may come again the moment that it has read it.
+            // Before the last frame is sent: the client can send its next request as soon as it has read it.
             self.place = None;
         }
         Poll::Ready(frame)

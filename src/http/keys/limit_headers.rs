@@ -1,4 +1,4 @@
-//! The headers that tell a client what is left of its key's limits.
+//! The headers that report the rest of a key's limits.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::keys::usage::Levels;
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LEFT: HeaderName = HeaderName::from_static("ratelimit");
-/// Limit, what is left of it, and when it is whole again, as OpenAI names them.
+/// OpenAI's headers for a limit, its rest, and the time until it is complete again.
 const REQUESTS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-requests"),
     HeaderName::from_static("x-ratelimit-remaining-requests"),
@@ -21,8 +21,8 @@ const TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
 
-/// Adds what is left of each limit to an answer: in OpenAI's headers, which clients read, and in those of
-/// the IETF's draft (draft-ietf-httpapi-ratelimit-headers-10), which also have the concurrent requests.
+/// Adds the rest of each limit to an answer: in OpenAI's headers, which clients read, and in those of the
+/// IETF's draft (draft-ietf-httpapi-ratelimit-headers-10), which include concurrent requests.
 pub(super) fn tell(levels: &Levels, headers: &mut HeaderMap) {
     let mut policy = Vec::new();
     let mut left = Vec::new();
@@ -57,7 +57,7 @@ fn insert(headers: &mut HeaderMap, name: &HeaderName, value: &str) {
     }
 }
 
-/// Writes a time as OpenAI does: `120ms`, `8.64s`, `6m0s`.
+/// Formats a duration like OpenAI: `120ms`, `8.64s`, `6m0s`.
 fn until_whole(time: Duration) -> String {
     let milliseconds = time.as_nanos().div_ceil(1_000_000);
     if milliseconds < 1000 {
@@ -72,7 +72,7 @@ fn until_whole(time: Duration) -> String {
     }
 }
 
-/// Returns all headers that tell of limits, for pages that may read them.
+/// Returns all headers about limits, which pages may read.
 pub(in crate::http) fn headers() -> impl Iterator<Item = HeaderName> {
     [REQUESTS, TOKENS]
         .into_iter()
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_openai_does() {
+    fn durations_have_the_format_of_openai() {
         for (milliseconds, text) in [
             (0, "0ms"),
             (120, "120ms"),
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn only_limits_that_a_key_has_are_told() {
+    fn only_the_limits_of_a_key_are_reported() {
         let mut headers = HeaderMap::new();
         tell(&Levels::default(), &mut headers);
         assert!(headers.is_empty());

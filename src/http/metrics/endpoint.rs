@@ -9,16 +9,16 @@ use super::format::Format;
 use crate::http::app::App;
 use crate::http::error::{ApiError, NativeError};
 
-/// The metrics, for Prometheus
+/// Metrics for Prometheus
 ///
-/// In the Prometheus text format, or in that of `OpenMetrics` where the `Accept` header asks for it.
-/// Also while the model is loaded (with `skald_up` 0) and while the server drains. Series whose names
-/// begin with `vllm:` are those that dashboards and routers made for vLLM look for.
+/// Returns the Prometheus text format, or `OpenMetrics` if the `Accept` header prefers it. Available
+/// while the model is loading (with `skald_up` 0) and while the server drains. Series whose names begin
+/// with `vllm:` serve dashboards and routers made for vLLM.
 #[utoipa::path(
     get,
     path = "/metrics",
     tag = "server",
-    params(("Accept" = Option<String>, Header, description = "`application/openmetrics-text` for OpenMetrics; quality values are heeded")),
+    params(("Accept" = Option<String>, Header, description = "`application/openmetrics-text` for OpenMetrics; quality values are respected")),
     responses(
         (
             status = 200,

@@ -1,8 +1,8 @@
 //! Every metric: its name, its type, its help, and vLLM's name for it where it has one.
 //!
-//! `skald_…` are Skald's own names. Those that mean the same in vLLM appear once more as `vllm:…`,
-//! with the label `model_name`: dashboards, routers and autoscalers look for these. What is not
-//! known (no model yet, a session store that is away) is left out.
+//! Skald's own names begin with `skald_`. Metrics that mean the same in vLLM appear a second time as
+//! `vllm:…`, with the label `model_name`, which dashboards, routers and autoscalers look for. Unknown
+//! values (no model yet, session store unreachable) are left out.
 
 use std::fmt;
 
@@ -23,15 +23,15 @@ use crate::serving::{ModelInfo, Serving};
 use crate::session::snapshots::Snapshots;
 use crate::telemetry;
 
-/// What a scrape is written from.
+/// Sources of the values of a scrape.
 pub(super) struct Scrape<'a> {
-    /// What the front end counted.
+    /// Counts and histograms of the front end.
     pub observations: &'a Observations,
-    /// The API keys, where the server checks any.
+    /// The API keys, if the server checks them.
     pub keys: Option<&'a Keys>,
-    /// The model, if it is there.
+    /// The model, once it is loaded.
     pub serving: Option<&'a Serving>,
-    /// Stored sessions, if their number is known.
+    /// Number of stored sessions, if known.
     pub sessions: Option<usize>,
 }
 
@@ -39,7 +39,7 @@ impl Scrape<'_> {
     /// Returns all metrics in a format.
     ///
     /// # Errors
-    /// None but a fault of the encoder.
+    /// Only if the encoder fails.
     pub(super) fn encode(&self, format: Format) -> Result<String, fmt::Error> {
         let families = self.families();
         let mut text = String::new();
@@ -73,20 +73,20 @@ impl Scrape<'_> {
         families.observations(self.observations);
         if let Some(keys) = self.keys {
             let refusals = &self.observations.key_refusals;
-            let help = "Requests refused for their API key or a limit of it";
+            let help = "Requests refused because of their API key or its limits";
             families.skald("key_refusals", help, refusals.clone());
             for (name, help, counted) in keys::counters(keys) {
                 families.skald(name, help, counted);
             }
         }
-        let help = "Log lines not written because standard error failed or was not read";
+        let help = "Log lines lost because standard error failed or was not read";
         let lost = telemetry::lost_log_lines();
         families.skald("log_lines_lost", help, Reading::Counter(lost));
         families
     }
 }
 
-/// A value read off at the scrape.
+/// A value read at the time of the scrape.
 #[derive(Debug, Clone, Copy)]
 enum Reading {
     Gauge(usize),
@@ -123,7 +123,7 @@ impl EncodeMetric for Reading {
 /// The families of one scrape.
 struct Families {
     skald: Registry,
-    /// Empty while there is no model whose name its label could give.
+    /// Empty until the model is loaded, because its label needs the model's name.
     vllm: Registry,
     has_model: bool,
 }
@@ -139,19 +139,19 @@ impl Families {
         }
     }
 
-    /// One of Skald's own.
+    /// Adds a metric under Skald's name.
     fn skald(&mut self, name: &str, help: &str, metric: impl Metric) {
         self.skald.register(name, help, metric);
     }
 
-    /// One of vLLM's.
+    /// Adds a metric under vLLM's name.
     fn vllm(&mut self, name: &str, help: &str, metric: impl Metric) {
         if self.has_model {
             self.vllm.register(format!("vllm:{name}"), help, metric);
         }
     }
 
-    /// One of Skald's own that vLLM has by another name.
+    /// Adds a metric under both Skald's and vLLM's name.
     fn both(&mut self, name: &str, vllm: &str, help: &str, metric: impl Metric + Clone) {
         self.skald(name, help, metric.clone());
         self.vllm(vllm, help, metric);
@@ -171,7 +171,7 @@ impl Families {
 
     fn engine(&mut self, status: &EngineStatus) {
         use Reading::{Counter, Gauge};
-        // Taken apart whole, so that no figure is forgotten here.
+        // Destructured completely, so that a new field cannot be forgotten.
         let EngineStatus {
             alive: _,
             silence,
@@ -205,16 +205,16 @@ impl Families {
             help,
             Gauge(running),
         );
-        let help = "Requests in the queue, and preempted ones";
+        let help = "Queued and preempted requests";
         self.both(
             "requests_waiting",
             "num_requests_waiting",
             help,
             Gauge(waiting),
         );
-        let help = "Requests set aside because their clients do not read";
+        let help = "Requests suspended because their clients do not read";
         self.skald("requests_stalled", help, Gauge(stalled));
-        let help = "Time since the last forward pass while there is work";
+        let help = "Time since the last forward pass, 0 while idle";
         let silence = Reading::Real(silence.as_secs_f64());
         self.skald("step_silence_seconds", help, silence);
         self.skald("steps", "Forward passes", Counter(steps));
@@ -225,7 +225,7 @@ impl Families {
             help,
             Reading::Histogram(step_tokens),
         );
-        let help = "Prompt tokens of requests that began to run, cached tokens included";
+        let help = "Prompt tokens of started requests, cached tokens included";
         self.both(
             "prompt_tokens",
             "prompt_tokens",
@@ -262,7 +262,7 @@ impl Families {
             "Draft tokens accepted",
             Counter(accepted),
         );
-        let help = "Preemptions of running requests for want of KV blocks";
+        let help = "Running requests preempted for lack of KV blocks";
         self.both("preemptions", "num_preemptions", help, Counter(preemptions));
         self.shares(status);
         self.kv_blocks(status);
@@ -289,18 +289,18 @@ impl Families {
         );
         let help = "KV blocks held by running requests";
         self.skald("kv_blocks_used", help, Gauge(status.kv_blocks_used));
-        let help = "KV blocks held by no request whose content can be reused";
+        let help = "KV blocks with reusable content not held by any request";
         self.skald("kv_blocks_cached", help, Gauge(status.kv_blocks_cached));
-        let help = "KV blocks of sessions handed on to be stored at eviction";
+        let help = "Evicted KV blocks of sessions passed to the store";
         self.skald("kv_evicted_blocks", help, Counter(status.evicted_blocks));
-        let help = "KV blocks of sessions dropped at eviction because the store was behind";
+        let help = "Evicted KV blocks of sessions dropped because the store was behind";
         self.skald("kv_lost_blocks", help, Counter(status.lost_blocks));
     }
 
-    /// What vLLM has of the engine that Skald's own names put another way.
+    /// Adds the engine metrics that vLLM expresses differently from Skald.
     fn vllm_only(&mut self, status: &EngineStatus) {
         let usage = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
-        let help = "Share of the KV blocks held by running requests, from 0 to 1";
+        let help = "Fraction of the KV blocks held by running requests, from 0 to 1";
         self.vllm("kv_cache_usage_perc", help, Reading::Real(usage));
         let labels = [
             ("block_size", BLOCK_SIZE),
@@ -316,7 +316,7 @@ impl Families {
             self.skald("sessions", "Stored sessions", Gauge(sessions));
         }
         let waiting = serving.sessions.waiting();
-        let help = "Requests waiting for their sessions";
+        let help = "Requests waiting for a session";
         self.skald("sessions_waiting", help, Gauge(waiting));
         let snapshots = serving.sessions.snapshots();
         let stored = snapshots.map_or(0, Snapshots::len);
@@ -333,14 +333,14 @@ impl Families {
             refused,
         } = counts.clone();
         self.skald("connections", "Open connections", open);
-        let help = "Connections closed for a new one while they waited for a request";
+        let help = "Waiting connections closed to make room for new ones";
         self.skald("connections_evicted", help, evicted);
         let help = "Requests refused because all connections were in use";
         self.skald("connections_refused", help, refused);
     }
 
     fn observations(&mut self, observations: &Observations) {
-        // Taken apart whole, so that nothing is forgotten here.
+        // Destructured completely, so that a new field cannot be forgotten.
         let Observations {
             connections,
             start_time,
@@ -354,12 +354,12 @@ impl Families {
             prompt_tokens,
             generated_tokens,
         } = observations;
-        let help = "Unix time of the start of the process";
+        let help = "Start time of the process in Unix time";
         self.skald("start_time_seconds", help, Reading::Real(*start_time));
         self.connections(connections);
         let help = "HTTP requests by route and outcome";
         self.skald("requests", help, requests.clone());
-        let help = "Generations by the reason for their end";
+        let help = "Finished generations by finish reason";
         self.vllm("request_success", help, generations.clone());
         let mut histogram = |name, vllm, help, histogram: &Histogram| {
             self.both(name, vllm, help, histogram.clone());
@@ -371,7 +371,7 @@ impl Families {
         let help = "Time from submission to the first token";
         histogram(name, name, help, time_to_first_token);
         let name = "inter_token_latency_seconds";
-        let help = "Time between steps that brought a generation tokens";
+        let help = "Time between the steps that gave a generation tokens";
         histogram(name, name, help, inter_token_latency);
         let (skald, vllm) = ("request_duration_seconds", "e2e_request_latency_seconds");
         let help = "Time from submission to the end of a generation";

@@ -1,4 +1,4 @@
-//! Which text format a scraper is sent, by its `Accept` header.
+//! Choice of the text format by the scraper's `Accept` header.
 
 use axum::http::{HeaderMap, header};
 use prometheus_client::encoding::prometheus_text;
@@ -13,9 +13,9 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Returns the format that an `Accept` header prefers: `OpenMetrics` where it is named and
-    /// accepted no less than plain text, Prometheus's otherwise. A scraper that accepts neither gets
-    /// the latter too, as from Prometheus's own client libraries.
+    /// Returns the format that an `Accept` header prefers: `OpenMetrics` if it is named and its quality
+    /// is at least that of plain text, otherwise Prometheus's format. A scraper that accepts neither
+    /// also gets the latter, as from Prometheus's own client libraries.
     pub(super) fn accepted(headers: &HeaderMap) -> Self {
         let values = headers.get_all(header::ACCEPT).iter();
         let ranges: Vec<MediaRange> = values
@@ -84,8 +84,8 @@ impl<'a> MediaRange<'a> {
     }
 }
 
-/// Returns the highest quality among the most specific of the ranges to which `specificity` gives a
-/// number; 0 if there are none.
+/// Returns the highest quality among the most specific ranges for which `specificity` returns a
+/// number; 0 without such a range.
 fn quality(ranges: &[MediaRange], specificity: impl Fn(&MediaRange) -> Option<u8>) -> f32 {
     let matching = ranges
         .iter()
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_sent_where_it_is_asked_for() {
+    fn open_metrics_is_sent_if_requested() {
         for accept in [
             "application/openmetrics-text",
             "Application/OpenMetrics-Text; Version=1.0.0; charset=utf-8",
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn all_others_are_sent_the_format_of_prometheus() {
+    fn the_default_is_the_format_of_prometheus() {
         assert_eq!(Format::accepted(&HeaderMap::new()), Format::Prometheus);
         for accept in [
             "",
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn several_accept_headers_are_one() {
+    fn several_accept_headers_are_combined() {
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static("*/*"))]);
         let mut both = headers;
         both.append(

@@ -1,5 +1,5 @@
-//! What each API key has used, by its name. The names are those of the file, so clients can't make up
-//! series.
+//! Usage of each API key, labelled with its name. The names come from the key file, so clients can't
+//! create series.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -31,7 +31,7 @@ pub(super) fn counters(keys: &Keys) -> [(&'static str, &'static str, ByKey); 3] 
     [
         (
             "key_requests",
-            "Requests let in by API key",
+            "Accepted requests by API key",
             by_key(|totals| totals.requests),
         ),
         (

@@ -2,14 +2,14 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`observations`] | what the front end counts: requests, and the histograms of generations |
+//! | [`observations`] | the front end's counts of requests and histograms of generations |
 //! | [`families`] | every metric by name, type and help, with vLLM's name for it where it has one |
-//! | [`keys`] | what each API key has used |
-//! | [`format`] | which of the two text formats a scraper is sent |
+//! | [`keys`] | usage of each API key |
+//! | [`format`] | choice between the two text formats |
 //! | [`session_count`] | the number of stored sessions, without waiting for a slow store |
 //!
-//! Engine figures are read from [`EngineStatus`](crate::engine::EngineStatus) when they are asked
-//! for. A scrape must answer at any time, also while the model loads or is gone, and must never wait
+//! Engine values are read from [`EngineStatus`](crate::engine::EngineStatus) at the scrape. A scrape
+//! must be answered at any time, even while the model is loading or has failed, and must never wait
 //! for the engine or for a session store.
 
 pub(super) mod endpoint;

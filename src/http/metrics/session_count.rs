@@ -1,8 +1,8 @@
-//! The number of stored sessions, for those who must not wait for it.
+//! The number of stored sessions, for requests that must not wait for it.
 //!
-//! Counting reads a directory or asks a database, which can be slow, hang or be away. So it goes on
-//! beside the request that asks for it: one count at a time, however many ask, and each waits a
-//! little and then takes the last number known.
+//! Counting reads a directory or queries a database, which can be slow, hang or fail. It therefore runs
+//! on a task of its own: one count at a time, however many requests need it. Each of them waits
+//! briefly and then uses the last known number.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,10 @@ use tokio::time::timeout;
 
 use crate::serving::Serving;
 
-/// How long a reader waits for the count that is under way.
+/// Longest wait for the running count.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// The last number counted; cheap to clone.
+/// The last count; cheap to clone.
 #[derive(Debug, Clone)]
 pub(in crate::http) struct SessionCount {
     /// `None` before the first count, and after one that failed.
@@ -33,7 +33,7 @@ impl Default for SessionCount {
     }
 }
 
-/// Marks that no count is under way when it is dropped.
+/// Marks on drop that no count is running.
 struct Counting(Arc<AtomicBool>);
 
 impl Drop for Counting {
@@ -43,8 +43,8 @@ impl Drop for Counting {
 }
 
 impl SessionCount {
-    /// Returns the number of stored sessions, or the last one known where counting takes long;
-    /// `None` if there is none.
+    /// Returns the number of stored sessions, or the last known number if counting takes long;
+    /// `None` if it is unknown.
     pub(in crate::http) async fn read(&self, serving: &Arc<Serving>) -> Option<usize> {
         let serving = Arc::clone(serving);
         self.read_from(async move {
@@ -64,7 +64,7 @@ impl SessionCount {
         if !self.counting.swap(true, Ordering::Acquire) {
             let counting = Counting(Arc::clone(&self.counting));
             let sender = Arc::clone(&self.known);
-            // Outlives the request on purpose: one that is given up for each scrape would pile up.
+            // Outlives the request on purpose: counts abandoned at each scrape would pile up.
             tokio::spawn(async move {
                 let count = count.await;
                 drop(counting);
@@ -83,13 +83,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_store_that_hangs_is_asked_once_and_the_last_count_is_told() {
+    async fn a_hanging_store_is_asked_once_and_the_last_count_is_returned() {
         let sessions = SessionCount::default();
         assert_eq!(sessions.read_from(async { Some(3) }).await, Some(3));
         let (answer, hangs) = oneshot::channel::<Option<usize>>();
         let hanging = async move { hangs.await.unwrap() };
         assert_eq!(sessions.read_from(hanging).await, Some(3));
-        // Not asked again meanwhile.
+        // The store is not asked again meanwhile.
         let unasked = async { panic!("asked twice") };
         assert_eq!(sessions.read_from(unasked).await, Some(3));
         answer.send(Some(4)).unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_count_that_failed_or_panicked_leaves_none_and_is_tried_again() {
+    async fn a_failed_count_returns_none_and_is_retried() {
         let sessions = SessionCount::default();
         assert_eq!(sessions.read_from(async { Some(3) }).await, Some(3));
         assert_eq!(sessions.read_from(async { None }).await, None);

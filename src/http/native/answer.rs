@@ -20,36 +20,36 @@ use crate::http::sse;
 use crate::request::GenerateRequest;
 use crate::text::Tokenizer;
 
-/// The answer to a request that does not stream.
+/// The answer to a request without streaming.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"generated_text": " there was a king"}))]
 pub(in crate::http) struct GenerateAnswer {
-    /// The text, with the stop string that ended it, if one did.
+    /// The text, including the stop string that ended it, if any.
     generated_text: String,
-    /// True where the session begins anew because its stored history could not be read; else absent.
+    /// True if the session starts anew because its stored history could not be read; otherwise absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Present if requested.
+    /// Details; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Details>,
 }
 
-/// How the text came about.
+/// Details of a generated text.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Details {
-    /// `length`, `eos_token` or `stop_sequence`.
+    /// Finish reason: `length`, `eos_token` or `stop_sequence`.
     finish_reason: &'static str,
-    /// Tokens generated, the end-of-text token included.
+    /// Number of generated tokens, including the end-of-text token.
     generated_tokens: usize,
-    /// Tokens of the prompt that were in the KV cache already, a session's history included.
+    /// Prompt tokens found in the KV cache, including those of a session's history.
     cached_tokens: usize,
-    /// The seed the text was drawn with; null if it was not drawn.
+    /// Seed of the sampling; null for greedy decoding.
     seed: Option<u64>,
     /// The prompt's tokens; empty unless `decoder_input_details`.
     prefill: Vec<PrefillToken>,
     /// The generated tokens.
     tokens: Vec<Token>,
-    /// The most likely tokens in the place of each, if requested.
+    /// The most likely tokens at each position, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Vec<Token>>>,
     /// The other texts of `best_of`.
@@ -58,12 +58,12 @@ pub(in crate::http) struct Details {
     best_of_sequences: Option<Vec<BestOfSequence>>,
 }
 
-/// One of the other texts of `best_of`.
+/// A text of `best_of` other than the best.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct BestOfSequence {
-    /// Its text.
+    /// The text.
     generated_text: String,
-    /// How it came about.
+    /// Details of the text.
     #[serde(flatten)]
     details: Details,
 }
@@ -73,9 +73,9 @@ pub(in crate::http) struct BestOfSequence {
 pub(in crate::http) struct PrefillToken {
     /// Token id.
     id: u32,
-    /// Its text.
+    /// Text of the token.
     text: String,
-    /// Its log-probability given the tokens before it; null for the first.
+    /// Log-probability of the token given those before it; null for the first.
     logprob: Option<f32>,
 }
 
@@ -84,46 +84,47 @@ pub(in crate::http) struct PrefillToken {
 pub(in crate::http) struct Token {
     /// Token id.
     id: u32,
-    /// Its part of the text; the name of a special token, which is no part of it.
+    /// The token's part of the text; the name of a special token, which is not part of the text.
     text: String,
-    /// Its log-probability under the model's own distribution; null if it is not finite.
+    /// Log-probability under the model's own distribution; null if it is not finite.
     logprob: f32,
-    /// A special token, such as end-of-text.
+    /// Whether the token is special, such as end-of-text.
     special: bool,
 }
 
-/// One event of a stream.
+/// An event of a stream.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"index": 1, "token": {"id": 444, "text": " there", "logprob": -0.51, "special": false}, "generated_text": null, "details": null}))]
 pub(in crate::http) struct StreamEvent {
-    /// The number of the token, from 1.
+    /// Number of the token, from 1.
     index: usize,
     /// The token.
     token: Token,
-    /// The most likely tokens in its place, if requested.
+    /// The most likely tokens at its position, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     top_tokens: Option<Vec<Token>>,
     /// The whole text; only in the last event.
     generated_text: Option<String>,
-    /// True in every event where the session begins anew because its stored history could not be read; else absent.
+    /// True in every event if the session starts anew because its stored history could not be read;
+    /// otherwise absent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     history_lost: bool,
-    /// Present in the last event, if requested.
+    /// Details; only in the last event, if requested.
     details: Option<StreamDetails>,
 }
 
-/// How a streamed text came about.
+/// Details of a streamed text.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct StreamDetails {
-    /// `length`, `eos_token` or `stop_sequence`.
+    /// Finish reason: `length`, `eos_token` or `stop_sequence`.
     finish_reason: &'static str,
-    /// Tokens generated, the end-of-text token included.
+    /// Number of generated tokens, including the end-of-text token.
     generated_tokens: usize,
-    /// Tokens of the prompt, a session's history included.
+    /// Prompt tokens, including those of a session's history.
     input_length: usize,
-    /// How many of them were in the KV cache already.
+    /// Prompt tokens found in the KV cache.
     cached_tokens: usize,
-    /// The seed the text was drawn with; null if it was not drawn.
+    /// Seed of the sampling; null for greedy decoding.
     seed: Option<u64>,
 }
 
@@ -131,7 +132,7 @@ pub(in crate::http) struct StreamDetails {
 struct AnswerWriter {
     tokenizer: Arc<Tokenizer>,
     options: ResponseOptions,
-    /// Seed of each generation; none where the most likely token is always taken.
+    /// Seed of each generation; `None` for greedy decoding.
     seeds: Vec<Option<u64>>,
     history_lost: bool,
 }
@@ -205,17 +206,17 @@ impl AnswerWriter {
         }
     }
 
-    /// Returns the answer made of all texts of `best_of`.
+    /// Returns the answer with all texts of `best_of`.
     ///
     /// # Errors
-    /// Never: there is at least one text.
+    /// If `completed` is empty, which never happens.
     fn answer(&self, completed: &[CompletedGeneration]) -> Result<GenerateAnswer, ApiError> {
         // The first generation scores the prompt for all.
         let scores = completed.first();
         let scores = scores.map(|first| first.prompt.logprobs.as_slice());
         let scores = scores.unwrap_or_default();
         let mut ranked: Vec<(usize, &CompletedGeneration)> = completed.iter().enumerate().collect();
-        // Stable: of equals the first wins.
+        // Stable, so the first of several equal texts wins.
         ranked.sort_by(|(_, a), (_, b)| b.finish.mean_logprob.total_cmp(&a.finish.mean_logprob));
         let mut sequences = ranked
             .into_iter()
@@ -341,7 +342,7 @@ impl Renderer for NativeRenderer {
     }
 }
 
-/// Returns TGI's name of a reason.
+/// Returns TGI's name of a finish reason.
 fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

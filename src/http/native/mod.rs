@@ -36,18 +36,18 @@ enum Form {
 
 /// Generate text
 ///
-/// One JSON object, or with `"stream": true` server-sent events as `/generate_stream` has them.
+/// Returns one JSON object, or with `"stream": true` the server-sent events of `/generate_stream`.
 #[utoipa::path(
     post,
     path = "/generate",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The text, or its events", content(
             (GenerateAnswer = "application/json"),
             (GenerateEvent = "text/event-stream"),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -62,22 +62,22 @@ pub(super) async fn generate(
 
 /// Generate text as a stream
 ///
-/// Server-sent events, `data: {event}`: one for each token, the last with `generated_text` and,
-/// if asked for, `details`. The `text` of the tokens that are not special adds up to the text;
-/// a token that ends within a character has none, the one that completes it has the character.
-/// If generation fails after the stream began, `data: {"error", "error_type"}` ends it. A silent
-/// stream sends `: keep-alive`. A client that goes away cancels the request. `stream` in the body
-/// is not looked at.
+/// Returns server-sent events, `data: {event}`: one per token, the last with `generated_text` and, if
+/// requested, `details`. Concatenating the `text` of all tokens that are not special gives the whole
+/// text; a token that ends within a character has an empty `text`, and the token that completes the
+/// character has it whole. If the generation fails after the stream has begun, the last event is
+/// `data: {"error", "error_type"}`. A silent stream sends `: keep-alive`. Disconnecting cancels the
+/// request. `stream` in the body is ignored.
 #[utoipa::path(
     post,
     path = "/generate_stream",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The events", content(
             (GenerateEvent = "text/event-stream", example = json!("data: {\"index\":1,\"token\":{\"id\":444,\"text\":\" there\",\"logprob\":-0.51,\"special\":false},\"generated_text\":null,\"details\":null}\n\ndata: {\"index\":2,\"token\":{\"id\":306,\"text\":\" was\",\"logprob\":-0.12,\"special\":false},\"generated_text\":\" there was\",\"details\":null}\n\n")),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),
@@ -90,20 +90,20 @@ pub(super) async fn generate_stream(
     answer(&app, &scope, body, Form::Stream).await
 }
 
-/// Generate text, as hosted inference endpoints have it
+/// Generate text (hosted inference endpoints' path)
 ///
-/// As `/generate`, but without `"stream": true` the answer is a list of one.
+/// Like `/generate`, but without `"stream": true` the answer is a list with one element.
 #[utoipa::path(
     post,
     path = "/",
     tag = "native",
     request_body = GenerateBody,
-    params(("X-Session-Id" = Option<String>, Header, description = "The session, where the body names none", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
+    params(("X-Session-Id" = Option<String>, Header, description = "Session of the request, if the body has no `session_id`", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
         (status = 200, description = "The text, or its events", content(
             (Vec<GenerateAnswer> = "application/json"),
             (GenerateEvent = "text/event-stream"),
-        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` where the session begins anew because its stored history could not be read"))),
+        ), headers(("X-Skald-Session-Reset" = Option<String>, description = "`history-lost` if the session starts anew because its stored history could not be read"))),
         NativeErrors,
         NativeSessionErrors,
     ),

@@ -1,4 +1,4 @@
-//! The body of the native dialect's requests, and how it becomes requests to the engine.
+//! The body of the native dialect's requests, and its conversion to requests to the engine.
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -14,7 +14,7 @@ use crate::request::{LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, 
 use crate::serving::Serving;
 use crate::session::IfBusy;
 
-/// `max_new_tokens` where it is left out.
+/// Default of `max_new_tokens`.
 const DEFAULT_MAX_NEW_TOKENS: usize = 100;
 
 /// A prompt and how to continue it. Unknown fields are ignored.
@@ -23,14 +23,14 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 100;
 pub(in crate::http) struct GenerateBody {
     /// The prompt. Must not be empty, unless it continues a session.
     pub inputs: String,
-    /// How to generate.
+    /// Parameters of the generation.
     #[serde(default, deserialize_with = "object")]
     pub parameters: Option<Parameters>,
-    /// Answer with server-sent events.
+    /// Whether to answer with server-sent events.
     #[schema(default = false)]
     pub stream: Option<bool>,
-    /// Continue (or start) this session: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. The
-    /// session keeps prompt and text, and the next request's `inputs` are appended to them.
+    /// Session to continue or start: 1 to 128 of the characters `A-Z a-z 0-9 - _ . : @`. The session
+    /// stores prompt and text, and the next request's `inputs` are appended to them.
     /// Default: the `X-Session-Id` header.
     #[schema(example = "bedtime-1", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")]
     pub session_id: Option<String>,
@@ -42,58 +42,58 @@ pub(in crate::http) struct GenerateBody {
     pub overflow: Option<Overflow>,
 }
 
-/// How to generate. Every field may be left out or null. Sampling fields left out take the model's
-/// defaults (`generation_config.json`), then those here.
+/// Parameters of the generation. Every field may be left out or null. The defaults of sampling fields
+/// are the model's (`generation_config.json`), then those given here.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::http) struct Parameters {
-    /// Tokens to generate at most.
+    /// Maximum tokens to generate.
     #[schema(minimum = 1, default = 100)]
     pub max_new_tokens: Option<i64>,
-    /// False: always the most likely token. True: draw. Left out: setting `temperature`, `top_k`,
-    /// `top_p` or `typical_p` turns drawing on, otherwise the model's own default decides, which
-    /// where there is none is false.
+    /// Whether to sample; false always takes the most likely token. Default: true if `temperature`,
+    /// `top_k`, `top_p` or `typical_p` is given, otherwise the model's default, otherwise false.
     pub do_sample: Option<bool>,
-    /// Divides the logits.
+    /// Divisor of the logits.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub temperature: Option<f64>,
-    /// Sample only from the K most likely tokens.
+    /// Number of the most likely tokens to sample from.
     #[schema(minimum = 1)]
     pub top_k: Option<i64>,
-    /// Only the most likely tokens whose probabilities add up to this; 1 is off.
+    /// Probability mass of the most likely tokens to sample from; 1 turns this off.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
-    /// Locally typical sampling: probability mass kept; 1 is off.
+    /// Probability mass kept by locally typical sampling; 1 turns it off.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     pub typical_p: Option<f64>,
-    /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is none.
+    /// Divisor of positive and factor of negative logits of tokens in the prompt or output; 1 turns
+    /// this off.
     #[schema(exclusive_minimum = 0, maximum = 100)]
     pub repetition_penalty: Option<f64>,
-    /// Subtracted from the logits of generated tokens once per occurrence.
+    /// Amount subtracted from the logit of a generated token for each of its occurrences.
     #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
-    /// 64 bits. Default: a random one, which `details` names.
+    /// Seed of the sampling, 64 bits. Default: a random seed, which `details` reports.
     #[schema(minimum = 1, format = "uint64")]
     pub seed: Option<u64>,
-    /// Texts that end the generation, and are part of its text: at most 16, of at most 1024 bytes
-    /// each; none may be empty.
+    /// Stop strings, which end the generation and are included in its text: at most 16, each of 1 to
+    /// 1024 bytes.
     pub stop: Option<StopStrings>,
-    /// Generates this number of texts and returns the one with the highest mean log-probability, the
-    /// others in `details`. Needs drawing; not with streams.
+    /// Number of texts to generate. The one with the highest mean log-probability is returned, the
+    /// others in `details`. Requires sampling; not available with streams.
     #[schema(minimum = 1, maximum = 20, default = 1)]
     pub best_of: Option<i64>,
-    /// Report each token, the finish reason, and the seed.
+    /// Whether to report each token, the finish reason, and the seed.
     #[schema(default = false)]
     pub details: Option<bool>,
-    /// Report the prompt's tokens too (implies `details`); not with streams.
+    /// Whether to report the prompt's tokens too (implies `details`); not available with streams.
     #[schema(default = false)]
     pub decoder_input_details: Option<bool>,
-    /// The prompt comes first in the text.
+    /// Whether the text begins with the prompt.
     #[schema(default = false)]
     pub return_full_text: Option<bool>,
-    /// Keep only this number of tokens from the end of the prompt.
+    /// Number of tokens to keep from the end of the prompt.
     #[schema(minimum = 1)]
     pub truncate: Option<i64>,
-    /// Report this number of the most likely tokens in each place.
+    /// Number of the most likely tokens to report at each position.
     #[schema(minimum = 1, maximum = 20)]
     pub top_n_tokens: Option<i64>,
     /// Not supported; false is accepted.
@@ -109,8 +109,8 @@ pub(in crate::http) struct Parameters {
     /// last event of a stream. Default: no limit.
     #[schema(minimum = 0.001, maximum = 86400)]
     pub timeout: Option<f64>,
-    /// Waiting requests with a lower value begin earlier, regardless of their API key. A value below 0
-    /// requires a key with that permission; otherwise the request is refused with 403
+    /// Priority in the queue: requests with a lower value start earlier, regardless of their API key. A
+    /// value below 0 requires a key with that permission; otherwise the request is refused with 403
     /// `priority_not_allowed`.
     #[schema(minimum = -1000, maximum = 1000, default = 0)]
     pub priority: Option<i64>,
@@ -122,15 +122,14 @@ pub(super) struct ResponseOptions {
     pub prompt: Vec<u32>,
     /// The prompt's text, with `return_full_text`; else empty.
     pub full_text_prefix: String,
-    /// The answer has `details`.
+    /// Whether the answer has `details`.
     pub details: bool,
-    /// The answer has `top_tokens`.
+    /// Whether the answer has `top_tokens`.
     pub top_tokens: bool,
 }
 
 impl GenerateBody {
-    /// Checks all fields, tokenizes the prompt, and creates the requests to the engine: one for each of
-    /// `best_of`.
+    /// Checks all fields, tokenizes the prompt, and creates the `best_of` requests to the engine.
     ///
     /// # Errors
     /// The first field that is not valid.
@@ -183,7 +182,7 @@ impl GenerateBody {
             return Err(ApiError::invalid(
                 "best_of",
                 format!(
-                    "`best_of` {best_of} needs sampling, or all texts are the same: set `do_sample`"
+                    "`best_of` {best_of} needs sampling, otherwise all texts are the same; set `do_sample`"
                 ),
             ));
         }

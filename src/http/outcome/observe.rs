@@ -17,14 +17,14 @@ use crate::http::metrics::Observations;
 use crate::http::request_trace::RequestTrace;
 use crate::http::stall::Reader;
 
-/// Returns the layer that counts each request once, by the template of its route.
+/// Counts each request once, by the template of its route.
 pub(in crate::http) async fn observe(
     State(app): State<App>,
     request: Request,
     next: Next,
 ) -> Response {
     let endpoint = request.extensions().get::<MatchedPath>();
-    // As in the API description, which has no wildcards: `/v1/models/{id}`.
+    // Written as in the API description, which has no wildcards: `/v1/models/{id}`.
     let endpoint = endpoint.map_or(OTHER, MatchedPath::as_str);
     let endpoint = endpoint.replace("{*", "{");
     if PROBES.contains(&endpoint.as_str()) {
@@ -60,21 +60,21 @@ pub(in crate::http) async fn observe(
     })
 }
 
-/// A request that is still to be counted: as cancelled if it is dropped before it ended.
+/// A request that has not been counted yet; counted as cancelled if dropped before its end.
 struct Pending {
     observations: Arc<Observations>,
     endpoint: String,
-    /// Its span ends with this, after the generations in the body have.
+    /// Trace of the request; its span ends when this is dropped, after those of the generations in the body.
     trace: RequestTrace,
-    /// Whether its client reads.
+    /// Reports whether the client stopped reading.
     reader: Option<Reader>,
-    /// What the stream itself notes comes first.
+    /// Outcome recorded by the stream, which takes precedence.
     stream: StreamEnd,
     counted: bool,
 }
 
 impl Pending {
-    /// Counts the request, if it was not counted before.
+    /// Counts the request, unless it has been counted.
     fn end(&mut self, outcome: Outcome) {
         if !self.counted {
             self.counted = true;
@@ -97,11 +97,11 @@ impl Drop for Pending {
     }
 }
 
-/// The body of an answer, watched to its end.
+/// The body of an answer, observed to its end.
 struct Observed {
     body: Body,
     pending: Pending,
-    /// The outcome if it is sent whole.
+    /// The outcome if the body is sent completely.
     outcome: Outcome,
 }
 
@@ -117,8 +117,8 @@ impl HttpBody for Observed {
         let outcome = self.outcome;
         match &frame {
             Some(Err(_)) => self.pending.end(Outcome::ServerError),
-            // Counted before the last frame goes out: after it the connection need not ask again,
-            // and the client may look at `/metrics`.
+            // Counted before the last frame is sent: afterwards the connection may not poll again, and the
+            // client may read `/metrics`.
             Some(Ok(_)) if self.body.is_end_stream() || self.pending.stream.noted().is_some() => {
                 self.pending.end(outcome);
             }

@@ -1,6 +1,6 @@
-//! `/tokenize` and `/detokenize`, as llama.cpp's server, TGI and vLLM have them.
+//! `/tokenize` and `/detokenize` in the formats of llama.cpp's server, TGI and vLLM.
 //!
-//! The field that holds the text decides on the dialect of the answer: `content` is llama.cpp's,
+//! The field that holds the text selects the format of the answer: `content` is llama.cpp's,
 //! `inputs` TGI's, `prompt` and `messages` vLLM's ([`vllm`]). Nothing here generates or waits for the
 //! engine, so a draining server still answers.
 
@@ -28,8 +28,8 @@ use crate::request::InvalidRequest;
 use crate::serving::Serving;
 use crate::text::{TextError, TokenSpan, Tokenizer};
 
-/// What to tokenize, in exactly one of `content` (for an answer as llama.cpp gives it), `inputs` (as
-/// TGI does), and `prompt` or `messages` (as vLLM does).
+/// The text to tokenize, in exactly one of `content` (for an answer in llama.cpp's format), `inputs`
+/// (TGI's), and `prompt` or `messages` (vLLM's).
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(example = json!({"content": "Once upon a time", "with_pieces": true}))]
 pub(super) struct TokenizeBody {
@@ -39,35 +39,35 @@ pub(super) struct TokenizeBody {
     inputs: Option<String>,
     /// The text, in place of `content`.
     prompt: Option<String>,
-    /// A conversation, in place of `content`: its tokens are those of the prompt that
-    /// `/v1/chat/completions` makes of it.
+    /// A conversation, in place of `content`: tokenized as the prompt that `/v1/chat/completions`
+    /// renders from it.
     #[serde(default, deserialize_with = "objects")]
     #[schema(value_type = Option<Vec<MessageField>>, min_items = 1)]
     messages: Option<Vec<MessageField>>,
-    /// Add the tokens the model wants at the beginning of a text: GPT-2 wants none, so this
-    /// changes nothing.
+    /// Whether to add the model's special tokens at the beginning of the text. GPT-2 has none, so this
+    /// has no effect.
     #[expect(dead_code, reason = "read to check its type")]
     #[schema(default = false)]
     add_special: Option<bool>,
-    /// Report the text of each token too; only with `content`.
+    /// Whether to report the text of each token too; only with `content`.
     #[schema(default = false)]
     with_pieces: Option<bool>,
-    /// `<|endoftext|>` in the text is the special token; otherwise it is text like any other. In
-    /// `messages` it always is text.
+    /// Whether `<|endoftext|>` in the text is the special token rather than plain text. In `messages` it
+    /// is always plain text.
     #[schema(default = true)]
     parse_special: Option<bool>,
-    /// The name of the served model; any other is 404. Read only with `prompt` and `messages`.
+    /// Name of the served model; any other is answered with 404. Read only with `prompt` and `messages`.
     model: Option<String>,
-    /// As `add_special`, in vLLM's words.
+    /// vLLM's name for `add_special`.
     #[expect(dead_code, reason = "read to check its type")]
     add_special_tokens: Option<bool>,
-    /// Report each token as the vocabulary writes it; only with `prompt` and `messages`.
+    /// Whether to report each token as written in the vocabulary; only with `prompt` and `messages`.
     #[schema(default = false)]
     return_token_strs: Option<bool>,
-    /// Begin an assistant's message; only with `messages`.
+    /// Whether to begin an assistant's message; only with `messages`.
     #[schema(default = true)]
     add_generation_prompt: Option<bool>,
-    /// Continue the last message instead of beginning another; only with `messages`.
+    /// Whether to continue the last message instead of beginning another; only with `messages`.
     #[schema(default = false)]
     continue_final_message: Option<bool>,
     /// Not supported: an empty list is accepted.
@@ -87,7 +87,7 @@ pub(super) enum Tokenized {
     Vllm(CountedTokens),
 }
 
-/// Tokens, and no other field.
+/// A list of tokens.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListedTokens {
@@ -111,11 +111,11 @@ pub(super) enum ListedToken {
 pub(super) struct TokenPiece {
     /// Token id.
     id: u32,
-    /// Its text, or its bytes if they are not whole UTF-8.
+    /// Text of the token, or its bytes if they are not valid UTF-8.
     piece: Piece,
 }
 
-/// Text, or bytes that are none.
+/// Text, or bytes that are not valid UTF-8.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Piece {
@@ -131,11 +131,11 @@ pub(super) enum Piece {
 pub(super) struct PlacedToken {
     /// Token id.
     id: u32,
-    /// The characters it stands for; a character that several tokens share is reported with each.
+    /// The token's characters; a character that spans several tokens is reported with each.
     text: String,
-    /// Characters of the text before it.
+    /// Number of characters before the token.
     start: usize,
-    /// Characters of the text up to its end.
+    /// Number of characters up to the end of the token.
     stop: usize,
 }
 
@@ -185,7 +185,8 @@ pub(super) async fn tokenize_text(
     }
 }
 
-/// Returns an answer about so many tokens; a long one is made and written off the front-end threads.
+/// Returns the answer that `work` creates for this number of tokens; a long answer is created and
+/// serialized off the front-end threads.
 ///
 /// # Errors
 /// If too much is being done already.
@@ -199,7 +200,7 @@ async fn answer<T: Serialize>(
     written.await
 }
 
-/// Whose answer is asked for, and of what.
+/// The format of the answer, and the text to tokenize.
 enum Form {
     LlamaCpp(String),
     Tgi(String),
@@ -207,10 +208,10 @@ enum Form {
 }
 
 impl TokenizeBody {
-    /// Takes out what to tokenize.
+    /// Takes the text to tokenize out of the body.
     ///
     /// # Errors
-    /// If there is nothing, or more than one thing.
+    /// If the body has no such field, or more than one.
     fn form(&mut self) -> Result<Form, ApiError> {
         let forms = [
             ("content", self.content.take().map(Form::LlamaCpp)),
@@ -234,7 +235,7 @@ impl TokenizeBody {
         match given.as_slice() {
             [(first, _), (second, _), ..] => Err(ApiError::invalid(
                 second,
-                format!("`{first}` and `{second}` are both given: they ask for different answers"),
+                format!("`{first}` and `{second}` can't be combined: they select different formats of the answer"),
             )),
             _ => given.into_iter().next().map(|(_, form)| form).ok_or_else(|| {
                 ApiError::invalid(
@@ -260,7 +261,7 @@ fn pieces(tokenizer: &Tokenizer, ids: Vec<u32>) -> Vec<ListedToken> {
     ids.into_iter().map(piece).collect()
 }
 
-/// Tokens with their places.
+/// Returns tokens with their positions in the text.
 ///
 /// # Errors
 /// If the tokenizer fails.
@@ -270,7 +271,7 @@ fn placed(
     parse_special: bool,
 ) -> Result<Vec<PlacedToken>, TextError> {
     let spans = tokenizer.encode_spans(text, parse_special)?;
-    // Bytes at which each character begins, and the end.
+    // Byte offsets of the characters, and of the end.
     let mut starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
     starts.push(text.len());
     let at = |char: usize| starts.get(char).copied().unwrap_or(text.len());
@@ -292,22 +293,22 @@ fn placed(
 pub(super) struct DetokenizeBody {
     /// Token ids.
     tokens: Vec<u32>,
-    /// The name of the served model; any other is 404. Default: the served one.
+    /// Name of the served model; any other is answered with 404. Default: the served model.
     model: Option<String>,
 }
 
-/// The text of tokens, under the name each dialect gives it.
+/// The text of tokens, under the field names of both formats.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"content": "Once upon a time", "prompt": "Once upon a time"}))]
 pub(super) struct Detokenized {
-    /// Special tokens by name; a replacement character for bytes that are not whole UTF-8. For
-    /// clients of llama.cpp.
+    /// The text, with special tokens by name and replacement characters for bytes that are not valid
+    /// UTF-8. For clients of llama.cpp.
     content: String,
-    /// The same, for clients of vLLM.
+    /// The same text, for clients of vLLM.
     prompt: String,
 }
 
-/// Turn tokens into text
+/// Detokenize tokens
 #[utoipa::path(
     post,
     path = "/detokenize",
@@ -335,7 +336,7 @@ pub(super) async fn detokenize(
     Ok(scope.admission.run(bytes, TOKENIZE_INLINE, work).await??)
 }
 
-/// Checks that all ids are tokens, and their text not too long for an answer.
+/// Checks that all ids are token ids, and that their text is not too long for an answer.
 fn check_ids(ids: &[u32], serving: &Serving) -> Result<(), InvalidRequest> {
     let mut bytes = 0_usize;
     for (place, &id) in ids.iter().enumerate() {

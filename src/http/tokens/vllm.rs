@@ -1,5 +1,5 @@
-//! `/tokenize` as vLLM has it. Routers that place requests by what a server has cached ask it this way
-//! (`cache_aware` of vllm-router does, before each request).
+//! `/tokenize` in vLLM's format. Routers that send requests where their prefix is cached use it, as
+//! `cache_aware` of vllm-router does before each request.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::http::openai::shared::check_model;
 use crate::serving::Serving;
 use crate::text::Tokenizer;
 
-/// What to tokenize.
+/// The text to tokenize.
 pub(super) enum Source {
     /// A text.
     Prompt(String),
@@ -24,24 +24,24 @@ pub(super) enum Source {
     Messages(Vec<MessageField>),
 }
 
-/// Tokens, and how many the model can take.
+/// Tokens, their number, and the model's context length.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"count": 4, "max_model_len": 1024, "tokens": [2467, 664, 258, 517], "token_strs": ["Once", "\u{120}upon", "\u{120}a", "\u{120}time"]}))]
 pub(in crate::http) struct CountedTokens {
     /// Number of tokens.
     count: usize,
-    /// The model's context, in tokens.
+    /// Context length of the model in tokens.
     max_model_len: usize,
     /// Token ids.
     tokens: Vec<u32>,
-    /// Each token as the vocabulary writes it; null unless requested.
+    /// Each token as written in the vocabulary; null unless requested.
     token_strs: Option<Vec<String>>,
 }
 
 /// Returns the tokens of a text or conversation.
 ///
 /// # Errors
-/// If another model is named, or the messages are not as `/v1/chat/completions` takes them.
+/// If the model is not the served one, or the messages are not valid for `/v1/chat/completions`.
 pub(super) async fn count(
     admission: &Admission,
     serving: &Serving,
