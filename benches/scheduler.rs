@@ -123,10 +123,10 @@ fn passing_over(queue: u64) -> f64 {
             let tokens = (0..900).chain([5000 + id as u32; 30]).collect();
             scheduler.add(Sequence::new(SequenceId(id), tokens, WINDOW, true));
         }
-        for chunk in scheduler.plan(STEP_TOKENS, |_| true) {
+        for chunk in scheduler.plan(STEP_TOKENS, true, |_| true) {
             scheduler.computed(&chunk);
         }
-        let (plan, took) = timed(|| scheduler.plan(STEP_TOKENS, |_| true));
+        let (plan, took) = timed(|| scheduler.plan(STEP_TOKENS, true, |_| true));
         assert_eq!(plan.len(), 1, "all others wait");
         took.as_secs_f64() * 1e6
     });
@@ -272,7 +272,7 @@ impl Sessions {
         let scheduler = &mut self.scheduler;
         let ((plan, moves), planning) = timed(|| {
             (
-                scheduler.plan(STEP_TOKENS, |_| true),
+                scheduler.plan(STEP_TOKENS, true, |_| true),
                 scheduler.take_moves(),
             )
         });

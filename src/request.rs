@@ -12,11 +12,13 @@ mod beam;
 mod deadline;
 mod draft;
 mod id;
+mod inspection;
 mod invalid;
 mod limits;
 mod sampling;
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -25,6 +27,7 @@ pub use self::beam::{BeamParams, EarlyStopping};
 pub use self::deadline::Deadline;
 pub use self::draft::RequestDraft;
 pub use self::id::{RequestId, SessionId};
+pub use self::inspection::{AttentionWanted, EmbeddingWanted, InspectionWanted, NeuronsWanted};
 pub use self::invalid::{InvalidRequest, in_range, short};
 pub use self::limits::Limits;
 pub use self::sampling::{SamplingOverrides, SamplingParams, SamplingStyle};
@@ -64,13 +67,26 @@ pub struct StopConditions {
 }
 
 /// The kind of output that the engine returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Output {
     /// The tokens that follow the prompt.
     #[default]
     Text,
     /// The mean of the prompt's hidden states after the last layer norm. No token is sampled.
     Embedding,
+    /// What the stages of the pass over the prompt compute. No token is generated.
+    Inspection(Arc<InspectionWanted>),
+}
+
+impl Output {
+    /// Returns what an inspection shows.
+    #[must_use]
+    pub fn inspection(&self) -> Option<&Arc<InspectionWanted>> {
+        match self {
+            Self::Inspection(wanted) => Some(wanted),
+            Self::Text | Self::Embedding => None,
+        }
+    }
 }
 
 /// The log-probabilities to report, under the model's own distribution, before any penalty,

@@ -96,7 +96,7 @@ impl Machine {
     }
 
     fn step(&mut self) -> Vec<Chunk> {
-        let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
+        let plan = self.scheduler.plan(self.max_step_tokens, true, |_| true);
         for change in self.scheduler.take_moves() {
             if let BlockMove::Copy(BlockCopy { from, to }) = change {
                 self.memory[to.0 as usize] = self.memory[from.0 as usize];

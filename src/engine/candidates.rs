@@ -18,6 +18,19 @@ pub(super) struct Candidate {
     pub weight: f32,
 }
 
+/// A filter of sampling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// The most likely tokens.
+    TopK,
+    /// The most likely tokens that reach a share.
+    TopP,
+    /// The tokens that reach a share of the most likely one.
+    MinP,
+    /// The most typical tokens that reach a share.
+    TypicalP,
+}
+
 /// The weights of a row, with sums and maxima of blocks to find the greatest.
 #[derive(Debug, Default)]
 pub(super) struct Distribution {
@@ -34,7 +47,8 @@ impl Distribution {
         rows::block_sums(&self.weights, &mut self.sums);
     }
 
-    fn total(&self) -> f64 {
+    /// Returns the sum of all weights.
+    pub fn total(&self) -> f64 {
         self.sums.iter().sum()
     }
 
@@ -83,16 +97,29 @@ impl Distribution {
             };
             candidates = self.at_least(logits, floor);
         }
-        if params.top_p < 1.0 {
-            let wanted = f64::from(params.top_p) * total;
-            keep_share(&mut candidates, |c| -c.logit, wanted);
+        narrow(&mut candidates, total, params, |_, _| ());
+        candidates
+    }
+
+    /// Returns what [`filtered`](Self::filtered) returns, and gives what each filter that is set leaves.
+    /// Without filters, all tokens with a weight are left.
+    pub fn filtered_in_steps(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        mut step: impl FnMut(Filter, &[Candidate]),
+    ) -> Vec<Candidate> {
+        rows::greatest_of_blocks(&self.weights, &mut self.greatest);
+        let mut total = self.total();
+        let mut candidates;
+        if (1..logits.len()).contains(&params.top_k) {
+            candidates = self.top_k(logits, params.top_k);
+            total = total_weight(&candidates);
+            step(Filter::TopK, &candidates);
+        } else {
+            candidates = self.at_least(logits, f32::MIN_POSITIVE);
         }
-        if params.min_p > 0.0 {
-            candidates.retain(|c| c.weight >= params.min_p);
-        }
-        if params.typical_p < 1.0 {
-            keep_typical(&mut candidates, params.typical_p);
-        }
+        narrow(&mut candidates, total, params, step);
         candidates
     }
 
@@ -140,6 +167,29 @@ impl Distribution {
     }
 }
 
+/// Applies the filters after `top_k` to candidates of a `total` weight, and gives what each that is set
+/// leaves.
+fn narrow(
+    candidates: &mut Vec<Candidate>,
+    total: f64,
+    params: &SamplingParams,
+    mut step: impl FnMut(Filter, &[Candidate]),
+) {
+    if params.top_p < 1.0 {
+        let wanted = f64::from(params.top_p) * total;
+        keep_share(candidates, |c| -c.logit, wanted);
+        step(Filter::TopP, candidates);
+    }
+    if params.min_p > 0.0 {
+        candidates.retain(|c| c.weight >= params.min_p);
+        step(Filter::MinP, candidates);
+    }
+    if params.typical_p < 1.0 {
+        keep_typical(candidates, params.typical_p);
+        step(Filter::TypicalP, candidates);
+    }
+}
+
 /// Keeps the shortest run of candidates, from the one whose surprise is nearest to the entropy,
 /// that reaches a share of their weight.
 fn keep_typical(candidates: &mut Vec<Candidate>, share: f32) {
@@ -153,7 +203,7 @@ fn keep_typical(candidates: &mut Vec<Candidate>, share: f32) {
     keep_share(candidates, distance, f64::from(share) * total);
 }
 
-fn total_weight(candidates: &[Candidate]) -> f64 {
+pub(super) fn total_weight(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::inspection::Inspection;
 use crate::request::StopConditions;
 
 /// A token with its log-probability under the model's own distribution.
@@ -51,6 +52,8 @@ pub struct PromptReport {
     pub logprobs: Vec<Option<PromptToken>>,
     /// If requested, the mean of the context's hidden states after `ln_f`, `[n_embd]`.
     pub embedding: Option<Vec<f32>>,
+    /// If requested, what the stages of the pass computed.
+    pub inspection: Option<Box<Inspection>>,
     /// Set if no token is to be generated (`max_tokens` 0).
     pub finish: Option<FinishReason>,
 }

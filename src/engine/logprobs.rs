@@ -48,7 +48,7 @@ pub fn rank(logits: &[f32], token: u32) -> usize {
 }
 
 /// Returns the ids of the `n` highest logits, the highest first, the lower id first among equals.
-fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
+pub(super) fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
         return Vec::new();
     }

@@ -13,10 +13,11 @@
 //! - [`sampler`] turns logits into a token, `candidates` holds the tokens that its filters keep;
 //!   [`logprobs`] computes log-probabilities.
 //! - `constraint` follows a request's grammar, `masks` is the thread that computes the tokens it allows.
+//! - [`inspection`] is what an inspection finds: the stages of a pass as plain numbers.
 //! - `pooling` computes the mean of a sequence's hidden states, its embedding; `values` reads tensors.
 //! - [`admission`] holds the limits, `queue` the places in front of the batch and their estimated waits.
 //! - [`bulk`] submits many requests of one client, each in its turn.
-//! - `budget` limits the tokens of a step, `speculate` drafts tokens from a sequence's own history.
+//! - `budget` limits the tokens of a step, `inspection_share` the time of inspections, `speculate` drafts tokens from a sequence's own history.
 //! - [`handle`] is the front end's side, `commands` its messages to the worker, [`exchange`] the import and
 //!   eviction of keys and values.
 //! - [`status`] is published by the worker once a step; `heartbeat` records the time of its last step.
@@ -38,6 +39,8 @@ pub mod event;
 pub mod exchange;
 pub mod handle;
 mod heartbeat;
+pub mod inspection;
+mod inspection_share;
 pub mod logprobs;
 mod masks;
 mod pooling;
@@ -70,6 +73,7 @@ pub use event::{
 };
 pub use exchange::EvictedBlock;
 pub use handle::{EngineHandle, Generation};
+pub use inspection::Inspection;
 pub use status::EngineStatus;
 
 use crate::kernels::kv::KvDtype;

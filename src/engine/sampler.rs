@@ -27,6 +27,8 @@
 //! A sampler must never read another request's row, and its result is a function of its arguments
 //! alone, so a preempted request samples the same tokens when it resumes.
 
+mod trace;
+
 use std::collections::HashMap;
 
 use rand_chacha::ChaCha20Rng;
@@ -36,6 +38,8 @@ use super::candidates::{Candidate, Distribution};
 use super::event::GenerateError;
 use crate::kernels::rows;
 use crate::request::SamplingParams;
+
+pub use self::trace::{SamplingStep, SamplingTrace};
 
 /// Samples the tokens of one request.
 #[derive(Debug)]
@@ -192,6 +196,13 @@ impl Sampler {
 
     /// Applies steps 1 to 3, except for forbidden tokens.
     fn penalize(&self, logits: &mut [f32]) {
+        self.penalize_repetition(logits);
+        self.penalize_occurrence(logits);
+        self.bias(logits);
+    }
+
+    /// Applies step 1.
+    fn penalize_repetition(&self, logits: &mut [f32]) {
         let penalty = self.params.repetition_penalty;
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
@@ -208,6 +219,10 @@ impl Sampler {
                 };
             }
         }
+    }
+
+    /// Applies step 2.
+    fn penalize_occurrence(&self, logits: &mut [f32]) {
         let (presence, frequency) = (self.params.presence_penalty, self.params.frequency_penalty);
         if presence != 0.0 || frequency != 0.0 {
             for (&token, &count) in &self.generated {
@@ -216,6 +231,10 @@ impl Sampler {
                 }
             }
         }
+    }
+
+    /// Applies step 3, except for forbidden tokens.
+    fn bias(&self, logits: &mut [f32]) {
         for &(token, bias) in &self.params.logit_bias {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit += bias;

@@ -66,6 +66,8 @@ pub struct Chunk {
     pub drafted: usize,
     /// Whether the tokens reach the end of the context, so that the next one can be sampled.
     pub completes: bool,
+    /// Whether the tokens need a pass of their own, which is observed.
+    pub observed: bool,
 }
 
 /// All waiting and running sequences and the blocks they hold.
@@ -81,6 +83,8 @@ pub struct Scheduler {
     blocks: BlockPool,
     /// Whether blocks ran out in the current plan.
     is_short: bool,
+    /// Whether the current plan may have a chunk that is observed.
+    may_observe: bool,
     preemptions: usize,
     yields: usize,
 }
@@ -96,6 +100,7 @@ impl Scheduler {
             stalled: Vec::new(),
             blocks: BlockPool::new(blocks),
             is_short: false,
+            may_observe: false,
             preemptions: 0,
             yields: 0,
         }
@@ -140,7 +145,14 @@ impl Scheduler {
     /// Returns the number of running sequences that have one pending token.
     #[must_use]
     pub fn decoding(&self) -> usize {
-        self.running.iter().filter(|s| s.pending() == 1).count()
+        self.running.iter().filter(|s| s.decodes()).count()
+    }
+
+    /// Returns the number of running sequences whose passes are observed.
+    #[must_use]
+    pub fn inspecting(&self) -> usize {
+        let observed = self.running.iter();
+        observed.filter(|s| s.observed_from.is_some()).count()
     }
 
     /// Returns a running sequence.
@@ -199,14 +211,21 @@ impl Scheduler {
 
     /// Plans the next step, of at most `max_tokens` tokens; decodes are always planned, prefill gets the
     /// rest, but at least one block. `ready` returns whether a request's client has room for the events
-    /// of a step; a request that is not ready is set aside, without blocks, until it is.
-    pub fn plan(&mut self, max_tokens: usize, ready: impl Fn(SequenceId) -> bool) -> Vec<Chunk> {
+    /// of a step; a request that is not ready is set aside, without blocks, until it is. At most one chunk
+    /// is observed, and none unless `may_observe`.
+    pub fn plan(
+        &mut self,
+        max_tokens: usize,
+        may_observe: bool,
+        ready: impl Fn(SequenceId) -> bool,
+    ) -> Vec<Chunk> {
         self.set_aside(&ready);
         self.bring_back(&ready);
         for sequence in &mut self.running {
             sequence.draft.clear();
         }
         self.is_short = false;
+        self.may_observe = may_observe;
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         self.plan_decodes(&mut plan);
         let prefill = max_tokens.saturating_sub(plan.len());
@@ -232,7 +251,7 @@ impl Scheduler {
         let mut spare = self.limits.speculative_rows.saturating_sub(plan.len());
         if plan
             .iter()
-            .any(|chunk| chunk.tokens > 1 || !chunk.completes)
+            .any(|chunk| chunk.tokens > 1 || !chunk.completes || chunk.observed)
         {
             return;
         }
@@ -262,7 +281,7 @@ impl Scheduler {
     fn plan_decodes(&mut self, plan: &mut Vec<Chunk>) {
         let mut next = 0;
         while let Some(sequence) = self.running.get(next) {
-            if sequence.pending() != 1 {
+            if !sequence.decodes() {
                 next += 1;
                 continue;
             }
@@ -470,6 +489,7 @@ impl Sequence {
             tokens,
             drafted: 0,
             completes: tokens == self.pending(),
+            observed: self.is_observed(),
         }
     }
 }

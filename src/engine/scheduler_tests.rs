@@ -30,7 +30,7 @@ impl DerefMut for Fixed {
 
 impl Fixed {
     fn plan(&mut self, ready: impl Fn(SequenceId) -> bool) -> Vec<Chunk> {
-        self.scheduler.plan(self.max_step_tokens, ready)
+        self.scheduler.plan(self.max_step_tokens, true, ready)
     }
 }
 

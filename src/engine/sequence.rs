@@ -55,6 +55,8 @@ pub struct Sequence {
     context_length: usize,
     /// Whether cached prefixes may stand in for its first tokens (not if their logits are wanted).
     pub(super) may_reuse: bool,
+    /// The position from which on its passes are observed, apart from those of other sequences.
+    pub(super) observed_from: Option<usize>,
     /// What its contexts start from: whose it is.
     pub(super) root: PrefixId,
     /// What is computed of it is worth keeping beyond the pool.
@@ -90,6 +92,7 @@ impl Sequence {
             beam: None,
             context_length,
             may_reuse,
+            observed_from: None,
             root: PrefixId::root(Tenant::ANONYMOUS),
             keep: false,
             share: Tenant::ANONYMOUS,
@@ -114,6 +117,15 @@ impl Sequence {
     #[must_use]
     pub fn with_keep(self, keep: bool) -> Self {
         Self { keep, ..self }
+    }
+
+    /// Sets the position from which on its passes are observed. Its tokens must fit the window.
+    #[must_use]
+    pub fn with_observed_from(self, observed_from: Option<usize>) -> Self {
+        Self {
+            observed_from,
+            ..self
+        }
     }
 
     /// Sets its tenant and priority.
@@ -187,6 +199,18 @@ impl Sequence {
         self.draft = self.drafter.draft(&self.tokens, limit.min(room));
     }
 
+    /// Returns whether its next token is sampled after one pending token.
+    #[must_use]
+    pub fn decodes(&self) -> bool {
+        self.pending() == 1 && self.observed_from.is_none()
+    }
+
+    /// Returns whether the pass over its next token is observed.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.observed_from.is_some_and(|from| self.computed >= from)
+    }
+
     /// Returns the tokens the next one depends on.
     #[must_use]
     pub fn context(&self) -> &[u32] {
@@ -220,11 +244,12 @@ impl Sequence {
     }
 
     /// Returns the part of its context that it may find in the cache. Its last token is always left to
-    /// compute: it is the one whose logits are wanted.
+    /// compute: it is the one whose logits are wanted. So are those whose pass is observed.
     pub(super) fn reusable(&self) -> &[u32] {
         let context = self.context();
         if self.may_reuse {
-            &context[..context.len().saturating_sub(1)]
+            let end = context.len().saturating_sub(1);
+            &context[..self.observed_from.map_or(end, |from| from.min(end))]
         } else {
             &[]
         }

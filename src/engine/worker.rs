@@ -5,13 +5,15 @@
 //! or error in the pass fails all requests in it, one in sampling only its own request;
 //! the loop goes on. It must never wait for a client.
 //!
-//! `beams` is what it does for searches, `outputs` how it reads a pass's result, `exchange` what moves
+//! `beams` is what it does for searches, `observed` the passes that an `inspector` records, `outputs` how it reads a pass's result, `exchange` what moves
 //! in the KV memory beside the passes.
 
 mod active;
 mod batch;
 mod beams;
 mod exchange;
+mod inspector;
+mod observed;
 mod outputs;
 mod requests;
 mod sample;
@@ -31,6 +33,7 @@ use super::budget::StepBudget;
 use super::commands::Command;
 use super::event::GenerateError;
 use super::heartbeat::Heartbeat;
+use super::inspection_share::InspectionShare;
 use super::masks::{LentConstraints, Masks};
 use super::queue::BeginRate;
 use super::scheduler::{Chunk, Scheduler, StepLimits};
@@ -59,6 +62,7 @@ pub(super) struct Worker {
     published: Arc<Published>,
     heartbeat: Arc<Heartbeat>,
     masks: Masks,
+    inspection_share: InspectionShare,
 }
 
 impl Worker {
@@ -88,6 +92,7 @@ impl Worker {
             published,
             heartbeat,
             masks,
+            inspection_share: InspectionShare::default(),
         }
     }
 
@@ -150,28 +155,43 @@ impl Worker {
             active.check_clients();
         }
         let active = &self.active;
-        let plan = self.scheduler.plan(tokens, |id| {
+        let others = self.scheduler.running() - self.scheduler.inspecting();
+        let may_observe = self.inspection_share.is_due(others);
+        let plan = self.scheduler.plan(tokens, may_observe, |id| {
             active.get(&id).is_some_and(|active| active.can_receive())
         });
         self.limit_stalled();
         if plan.is_empty() {
+            self.inspection_share.others_are_idle();
             std::thread::sleep(STALL_PAUSE);
             return false;
         }
         if self.carry_out_moves() {
-            self.run_pass(plan);
+            self.run_passes(plan);
         }
         true
     }
 
+    /// Runs a plan: one pass over all chunks but the observed one, which has a pass of its own.
+    fn run_passes(&mut self, plan: Vec<Chunk>) {
+        self.note_begun(&plan);
+        let (observed, plan): (Vec<_>, Vec<_>) = plan.into_iter().partition(|chunk| chunk.observed);
+        if !plan.is_empty() {
+            self.run_pass(plan);
+        }
+        for chunk in observed {
+            self.run_observed(&chunk);
+        }
+    }
+
     /// Runs the model over a plan, and hands out what comes of it.
     fn run_pass(&mut self, plan: Vec<Chunk>) {
-        self.note_begun(&plan);
         let lent = self.lend_constraints(&plan);
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
         let tokens = plan.iter().map(|chunk| chunk.tokens).sum();
         self.budget.measured(tokens, started.elapsed());
+        self.inspection_share.others_ran(started.elapsed());
         if lent {
             let constraints = self.masks.take_back();
             self.return_constraints(constraints);
@@ -233,18 +253,20 @@ impl Worker {
     }
 
     fn forward(&self, plan: &[Chunk]) -> candle_core::Result<(StepBatch, Outputs)> {
-        if let Some(hook) = &self.config.step_hook {
-            let ids: Vec<_> = plan
-                .iter()
-                .filter_map(|chunk| self.active.get(&chunk.request))
-                .map(|active| active.request.id.clone())
-                .collect();
-            hook(&ids);
-        }
+        self.call_step_hook(plan);
         let mut step = build(plan, &self.scheduler, &self.active);
         let batch = std::mem::take(&mut step.batch);
         let outputs = self.model.forward(batch, &self.kv)?;
         Ok((step, outputs))
+    }
+
+    fn call_step_hook(&self, plan: &[Chunk]) {
+        if let Some(hook) = &self.config.step_hook {
+            let requests = plan.iter();
+            let requests = requests.filter_map(|chunk| self.active.get(&chunk.request));
+            let ids: Vec<_> = requests.map(|active| active.request.id.clone()).collect();
+            hook(&ids);
+        }
     }
 
     /// Updates the statistics that are read from other state, not counted.

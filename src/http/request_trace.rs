@@ -181,7 +181,7 @@ impl TimelineTrace for GenerationTrace {
         };
         span.totals().add(timeline);
         // A request can have 2048 embeddings.
-        if timeline.output() == Output::Embedding {
+        if *timeline.output() == Output::Embedding {
             return;
         }
         let stages = timeline.stages();
@@ -264,7 +264,7 @@ impl Totals {
         self.first_token = sooner(self.first_token, timeline.first_token_time());
         self.error = self.error.or(failure(timeline.ending()));
         self.ran = true;
-        if timeline.output() == Output::Text {
+        if *timeline.output() == Output::Text {
             self.output_tokens += timeline.generated();
             let finish = finish_reason(timeline.ending());
             self.finish_reasons.push((timeline.index(), finish));

@@ -90,7 +90,7 @@ impl Submitted {
             id: request.id.clone(),
             trace: Arc::new(trace),
             log_span: Span::current(),
-            output: request.output,
+            output: request.output.clone(),
             prompt_tokens: request.history.len() + request.prompt.len(),
             at: Instant::now(),
         }
@@ -177,7 +177,7 @@ impl Timeline {
         self.ended = Some(now);
         self.log(now);
         self.observations.generation(&GenerationReport {
-            output: self.submitted.output,
+            output: self.submitted.output.clone(),
             ending,
             prompt_tokens: self.submitted.prompt_tokens,
             generated_tokens: self.generated,
@@ -202,8 +202,8 @@ impl Timeline {
     }
 
     /// Returns the kind of output.
-    pub(super) fn output(&self) -> Output {
-        self.submitted.output
+    pub(super) fn output(&self) -> &Output {
+        &self.submitted.output
     }
 
     /// Returns how it ended.
@@ -298,6 +298,15 @@ impl Timeline {
                 prompt_read_ms = self.prompt_read.map(ms),
                 total_ms = ms(ended),
                 "embedding finished"
+            ),
+            Output::Inspection(_) => tracing::info!(
+                generation = self.index(),
+                outcome = self.ending.as_str(),
+                prompt_tokens,
+                cached_tokens = self.cached_tokens,
+                queue_ms = self.first_step.map(ms),
+                total_ms = ms(ended),
+                "inspection finished"
             ),
         }
     }

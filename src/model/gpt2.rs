@@ -7,13 +7,16 @@
 //! The model sees a batch, never a sequence, session or request, and the kernels guarantee that a
 //! row's result depends on its own tokens alone, bit for bit.
 
-use std::sync::Arc;
+mod parts;
+
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result, Tensor};
 
 use super::batch::{Batch, Outputs};
 use super::layers::{LoadError, Loader, Vocabulary, chain, extend_with_row, select_rows};
 use super::spec::ModelSpec;
+use super::stage::{Observe, Stage, unobserved};
 use crate::backend::{Attention, Backend, LayerNorm, Linear};
 use crate::checkpoint::{Gpt2Config, ModelFiles};
 use crate::kernels::Pool;
@@ -31,6 +34,8 @@ pub struct Gpt2 {
     vocabulary: Vocabulary,
     /// `[n_positions * n_embd]`
     wpe: Vec<f32>,
+    /// Norms of the token embeddings, once an inspection needs them.
+    embedding_norms: OnceLock<Vec<f32>>,
     h: Vec<Block>,
     ln_f: Box<dyn LayerNorm>,
 }
@@ -62,31 +67,28 @@ impl Gpt2 {
     pub fn forward(&self, mut batch: Batch, kv: &KvCache) -> Result<Outputs> {
         let logits_rows = std::mem::take(&mut batch.logits_rows);
         let hidden_rows = std::mem::take(&mut batch.hidden_rows);
-        let x = self.hidden_states(batch, kv, |_, _| Ok(()))?; // [rows, n_embd]
+        let x = self.blocks(batch, kv, &mut unobserved)?; // [rows, n_embd]
+        let x = self.ln_f.forward(&x)?; // [rows, n_embd] -> [rows, n_embd]
         let hidden = select_rows(&x, &hidden_rows, &self.device)?; // -> [hidden_rows, n_embd]
         let sampled = select_rows(&x, &logits_rows, &self.device)?; // -> [logits_rows, n_embd]
         let logits = self.vocabulary.logits(&sampled)?; // -> [logits_rows, vocab_size]
         Ok(Outputs { logits, hidden })
     }
 
-    /// Computes the forward pass up to and including `ln_f`: `[rows, n_embd]`. Calls `observe` with
-    /// the number and the input of every block, the published hidden states.
+    /// Computes the residual stream after the last block, `[rows, n_embd]`, and writes all rows' keys and
+    /// values into the cache. `observe` is called with every stage.
     ///
     /// # Errors
     /// If the batch does not fit the model or the cache, or `observe` fails.
-    pub fn hidden_states(
-        &self,
-        batch: Batch,
-        kv: &KvCache,
-        mut observe: impl FnMut(usize, &Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
+    pub fn blocks(&self, batch: Batch, kv: &KvCache, observe: &mut Observe<'_>) -> Result<Tensor> {
         let mut x = self.embed(&batch.ids, &batch.positions)?; // [rows, n_embd]
         let plan = AttentionPlan::new(batch.spans, batch.ids.len(), self.config.n_head)?;
+        observe(Stage::Residual(0), &x)?;
         for (i, block) in self.h.iter().enumerate() {
-            observe(i, &x)?;
-            x = block.forward(&x, kv.layer(i)?, &plan)?; // [rows, n_embd] -> [rows, n_embd]
+            x = block.forward(i, &x, kv.layer(i)?, &plan, observe)?; // [rows, n_embd] -> [rows, n_embd]
+            observe(Stage::Residual(i + 1), &x)?;
         }
-        self.ln_f.forward(&x) // [rows, n_embd] -> [rows, n_embd]
+        Ok(x)
     }
 
     /// Computes `wte[ids] + wpe[positions]`: `[rows, n_embd]`.
@@ -103,32 +105,53 @@ impl Gpt2 {
 
 impl Block {
     /// Computes `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`.
-    fn forward(&self, x: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
-        let x = self.attn.forward(&self.ln_1.forward(x)?, x, kv, plan)?; // [rows, n_embd]
-        self.mlp.forward(&self.ln_2.forward(&x)?, &x) // [rows, n_embd]
+    fn forward(
+        &self,
+        i: usize,
+        x: &Tensor,
+        kv: &LayerKv,
+        plan: &AttentionPlan,
+        observe: &mut Observe<'_>,
+    ) -> Result<Tensor> {
+        // Queries, keys, values: [rows, n_embd] -> [rows, 3*n_embd]
+        let qkv = self.attn.qkv(&self.ln_1.forward(x)?)?;
+        observe(Stage::Qkv(i), &qkv)?;
+        let x = self.attn.forward(&qkv, x, kv, plan)?; // [rows, n_embd]
+        observe(Stage::Attended(i), &x)?;
+        let a = self.mlp.neurons(&self.ln_2.forward(&x)?)?; // [rows, n_inner]
+        observe(Stage::Neurons(i), &a)?;
+        self.mlp.forward(&a, &x) // [rows, n_embd]
     }
 }
 
 impl SelfAttention {
+    /// Computes the queries, keys and values of normalized rows.
+    fn qkv(&self, x: &Tensor) -> Result<Tensor> {
+        self.c_attn.forward(x, Epilogue::None) // [rows, n_embd] -> [rows, 3*n_embd]
+    }
+
     /// Computes causal multi-head attention over each row's own context, added to `residual`.
     fn forward(
         &self,
-        x: &Tensor,
+        qkv: &Tensor,
         residual: &Tensor,
         kv: &LayerKv,
         plan: &AttentionPlan,
     ) -> Result<Tensor> {
-        let qkv = self.c_attn.forward(x, Epilogue::None)?; // [rows, n_embd] -> [rows, 3*n_embd]
-        let y = self.attention.forward(&qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
+        let y = self.attention.forward(qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
         self.c_proj.forward(&y, Epilogue::Add(residual)) // [rows, n_embd] -> [rows, n_embd]
     }
 }
 
 impl Mlp {
-    /// Computes `c_proj(gelu(c_fc(x)))`, added to `residual`.
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let a = self.c_fc.forward(x, Epilogue::Gelu)?; // [rows, n_embd] -> [rows, n_inner]
-        self.c_proj.forward(&a, Epilogue::Add(residual)) // [rows, n_inner] -> [rows, n_embd]
+    /// Computes `gelu(c_fc(x))` of normalized rows.
+    fn neurons(&self, x: &Tensor) -> Result<Tensor> {
+        self.c_fc.forward(x, Epilogue::Gelu) // [rows, n_embd] -> [rows, n_inner]
+    }
+
+    /// Computes `c_proj(a)`, added to `residual`.
+    fn forward(&self, a: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.c_proj.forward(a, Epilogue::Add(residual)) // [rows, n_inner] -> [rows, n_embd]
     }
 }
 
@@ -168,6 +191,7 @@ impl Gpt2 {
                 vocab_size,
             },
             wpe,
+            embedding_norms: OnceLock::new(),
             h,
             ln_f: loader.layer_norm("ln_f", n_embd, config.layer_norm_epsilon)?,
             spec: spec(&config, files.end_of_text()),
@@ -257,6 +281,7 @@ fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
         kv_heads: config.n_head,
         head_width: config.head_dim(),
         hidden_width: config.n_embd,
+        inner_width: config.n_inner,
         parameters: config.parameters() as u64,
         end_of_text,
     }

@@ -8,6 +8,9 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
 use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight};
 
+/// Embeddings that are widened at once.
+const EMBEDDINGS: usize = 256;
+
 /// Error of loading a model.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -113,6 +116,37 @@ impl Vocabulary {
             None => self.projection.add_weights_of(ids, x),
             Some(embedding) => embedding.add_rows(ids, x).map_err(candle_core::Error::wrap),
         }
+    }
+
+    /// Computes the dot products of rows with all token embeddings:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`.
+    pub fn embedding_products(&self, x: &Tensor) -> Result<Tensor> {
+        if self.embedding.is_none() {
+            return self.projection.forward(x, Epilogue::None);
+        }
+        let (rows, width) = x.dims2()?;
+        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut products = vec![0.0; rows * self.vocab_size];
+        self.for_embeddings(width, |id, embedding| {
+            for (row, x) in values.chunks_exact(width).enumerate() {
+                let dot: f32 = x.iter().zip(embedding).map(|(a, b)| a * b).sum();
+                products[row * self.vocab_size + id] = dot;
+            }
+        })?;
+        Tensor::from_vec(products, (rows, self.vocab_size), x.device())
+    }
+
+    /// Gives every token's embedding, `[width]` each.
+    pub fn for_embeddings(&self, width: usize, mut take: impl FnMut(usize, &[f32])) -> Result<()> {
+        let ids: Vec<u32> = (0..self.vocab_size as u32).collect();
+        for ids in ids.chunks(EMBEDDINGS) {
+            let mut rows = vec![0.0; ids.len() * width];
+            self.add_embeddings(ids, &mut rows)?;
+            for (&id, row) in ids.iter().zip(rows.chunks_exact(width)) {
+                take(id as usize, row);
+            }
+        }
+        Ok(())
     }
 
     /// Computes the logits of rows: `[rows, hidden_width] -> [rows, vocab_size]`.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`spec`] | sizes and token ids of a model, for the rest of the program |
 //! | [`batch`] | the rows of a forward pass, and its results |
+//! | [`stage`] | the stages of a pass, for observers |
 //! | [`gpt2`] | GPT-2 |
 //! | `layers` | code shared by the architectures |
 //! | [`trial`] | the trial forward pass before a model is served |
@@ -14,14 +15,16 @@ pub mod batch;
 pub mod gpt2;
 mod layers;
 pub mod spec;
+pub mod stage;
 pub mod trial;
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
 use self::batch::{Batch, Outputs};
 use self::gpt2::Gpt2;
 pub use self::layers::LoadError;
 pub use self::spec::ModelSpec;
+use self::stage::Observe;
 use crate::backend::Backend;
 use crate::checkpoint::ModelFiles;
 use crate::kernels::Pool;
@@ -92,6 +95,124 @@ impl Model {
     pub fn forward(&self, batch: Batch, kv: &KvCache) -> Result<Outputs> {
         match self {
             Self::Gpt2(model) => model.forward(batch, kv),
+        }
+    }
+    /// Runs one forward pass over the rows of a batch for what an observer sees of it: writes their keys
+    /// and values into the cache, and computes no logits.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model or the cache, or `observe` fails.
+    pub fn forward_observed(
+        &self,
+        batch: Batch,
+        kv: &KvCache,
+        observe: &mut Observe<'_>,
+    ) -> Result<()> {
+        match self {
+            Self::Gpt2(model) => model.blocks(batch, kv, observe).map(drop),
+        }
+    }
+
+    /// Returns the embeddings of tokens: `[ids, hidden_width]`.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary.
+    pub fn token_embeddings(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        match self {
+            Self::Gpt2(model) => model.token_embeddings(ids),
+        }
+    }
+
+    /// Returns the embeddings that are added for positions, `[positions, hidden_width]`; `None` if the model
+    /// has none.
+    ///
+    /// # Errors
+    /// If a position is outside the window.
+    pub fn position_embeddings(&self, positions: &[u32]) -> Result<Option<Vec<f32>>> {
+        match self {
+            Self::Gpt2(model) => model.position_embeddings(positions).map(Some),
+        }
+    }
+
+    /// Computes the logits that states of the residual stream would give if the model ended there:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`. After the last block they are the model's logits.
+    ///
+    /// # Errors
+    /// If `states` has another width.
+    pub fn read_off(&self, states: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gpt2(model) => model.read_off(states),
+        }
+    }
+
+    /// Computes how far directions of the residual stream push each token, before the final norm:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// If `directions` has another width.
+    pub fn push(&self, directions: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gpt2(model) => model.push(directions),
+        }
+    }
+
+    /// Computes the dot products of rows with all token embeddings:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// If `rows` has another width.
+    pub fn embedding_products(&self, rows: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gpt2(model) => model.embedding_products(rows),
+        }
+    }
+
+    /// Returns the Euclidean norms of all token embeddings, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// If the embeddings can't be read.
+    pub fn embedding_norms(&self) -> Result<&[f32]> {
+        match self {
+            Self::Gpt2(model) => model.embedding_norms(),
+        }
+    }
+
+    /// Returns the Euclidean norm of the output weights of every neuron of a block: `[inner_width]`.
+    ///
+    /// # Errors
+    /// If there is no such block.
+    pub fn neuron_norms(&self, block: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Gpt2(model) => model.neuron_norms(block),
+        }
+    }
+
+    /// Returns what neurons of a block write into the residual stream at activation 1:
+    /// `[neurons, hidden_width]`.
+    ///
+    /// # Errors
+    /// If there is no such block or neuron.
+    pub fn neuron_outputs(&self, block: usize, neurons: &[usize]) -> Result<Vec<f32>> {
+        match self {
+            Self::Gpt2(model) => model.neuron_outputs(block, neurons),
+        }
+    }
+
+    /// Returns the bytes of the weights that a block's attention and its feed-forward network read.
+    ///
+    /// # Errors
+    /// If there is no such block.
+    pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
+        match self {
+            Self::Gpt2(model) => model.block_bytes(block),
+        }
+    }
+
+    /// Returns the bytes of the output projection.
+    #[must_use]
+    pub fn projection_bytes(&self) -> usize {
+        match self {
+            Self::Gpt2(model) => model.projection_bytes(),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! A request as read by its dialect, before [`Limits::admit`](super::Limits::admit).
 
+use std::sync::Arc;
+
 use super::{
-    BeamParams, Deadline, LogprobsWanted, Output, Overflow, RequestId, SamplingOverrides,
-    SamplingStyle, Tenant,
+    BeamParams, Deadline, InspectionWanted, LogprobsWanted, Output, Overflow, RequestId,
+    SamplingOverrides, SamplingStyle, Tenant,
 };
 use crate::text::Grammar;
 
@@ -114,6 +116,16 @@ impl RequestDraft {
             prompt_field: "input",
             output: Output::Embedding,
             ..Self::new(id, input, 0, SamplingStyle::Greedy)
+        }
+    }
+
+    /// Returns a draft that asks for an inspection of the pass over `tokens`.
+    #[must_use]
+    pub fn inspection(id: RequestId, tokens: Vec<u32>, wanted: InspectionWanted) -> Self {
+        Self {
+            prompt_field: "text",
+            output: Output::Inspection(Arc::new(wanted)),
+            ..Self::new(id, tokens, 0, SamplingStyle::Sample)
         }
     }
 

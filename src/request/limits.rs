@@ -147,9 +147,9 @@ impl Limits {
                 ),
             ));
         }
-        let max_tokens = match draft.output {
+        let max_tokens = match &draft.output {
             Output::Text => self.fit_window(draft)?,
-            Output::Embedding => self.fit_input(draft)?,
+            Output::Embedding | Output::Inspection(_) => self.fit_input(draft)?,
         };
         if draft.min_tokens > max_tokens {
             return Err(InvalidRequest::new(

@@ -16,6 +16,7 @@ use skald::kernels::{Isa, Pool};
 use skald::model::Model;
 use skald::model::batch::Batch;
 use skald::model::gpt2::Gpt2;
+use skald::model::stage::Stage;
 
 use crate::model::{embedding, engine, files, gpt2, greedy, prompt, run, run_all, sampled};
 
@@ -108,13 +109,22 @@ fn the_hidden_states_are_the_references_layer_by_layer() {
     let ids: Vec<u32> = ids.to_vec1().expect("ids");
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
     let mut states = Vec::new();
-    let last = model
-        .hidden_states(whole(&ids, 0), &kv, |_, x| {
+    let observe = &mut |stage, x: &Tensor| {
+        if let Stage::Residual(_) = stage {
             states.push(x.clone());
-            Ok(())
-        })
-        .expect("a pass");
-    states.push(last);
+        }
+        Ok(())
+    };
+    model.blocks(whole(&ids, 0), &kv, observe).expect("a pass");
+    // The last published state is the one after `ln_f`.
+    let last = states.pop().expect("a state");
+    let hidden = Batch {
+        hidden_rows: (0..ids.len() as u32).collect(),
+        ..whole(&ids, 0)
+    };
+    let normalized = model.forward(hidden, &kv).expect("a pass").hidden;
+    assert_eq!(last.dims(), normalized.dims());
+    states.push(normalized);
     let expected = &references["case0.hidden"];
     assert_eq!(states.len(), expected.dim(0).expect("layers"));
     for (layer, state) in states.iter().enumerate() {
@@ -128,9 +138,11 @@ fn one_pass_gives_the_hidden_states_and_the_logits_of_the_rows_asked_for() {
     let Model::Gpt2(model) = gpt2();
     let ids: Vec<u32> = (1..20).collect();
     let kv = model.kv_cache(KvDtype::F32, 64).expect("a cache");
-    let all = model
-        .hidden_states(whole(&ids, 0), &kv, |_, _| Ok(()))
-        .expect("a pass");
+    let every = Batch {
+        hidden_rows: (0..19).collect(),
+        ..whole(&ids, 0)
+    };
+    let all = model.forward(every, &kv).expect("a pass").hidden;
     let batch = Batch {
         hidden_rows: vec![3, 4, 11],
         logits_rows: vec![18],

@@ -4,6 +4,7 @@ mod beams;
 mod embeddings;
 mod exactness;
 mod failures;
+mod inspection;
 mod invariance;
 mod model;
 #[path = "../support/pace.rs"]

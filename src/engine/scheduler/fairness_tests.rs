@@ -65,7 +65,7 @@ impl Machine {
 
     /// Runs a step; returns the tokens that each sequence got.
     fn step(&mut self) -> Vec<(u64, usize)> {
-        let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
+        let plan = self.scheduler.plan(self.max_step_tokens, true, |_| true);
         for chunk in &plan {
             let end = chunk.first_position + chunk.tokens;
             let start = self.scheduler.sequence(chunk.id).expect("it runs").start;

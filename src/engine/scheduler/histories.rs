@@ -213,7 +213,7 @@ impl Machine {
 
     /// A step as the worker does it. `right` of the guesses are so, then comes `token`.
     fn step(&mut self, ready: impl Fn(SequenceId) -> bool, right: usize, token: u32) -> Vec<Chunk> {
-        let plan = self.scheduler.plan(self.max_step_tokens, ready);
+        let plan = self.scheduler.plan(self.max_step_tokens, true, ready);
         self.carry_out_moves();
         self.check_contents();
         for chunk in &plan {
@@ -425,7 +425,7 @@ impl Machine {
             Action::Import { nth, fails } => self.import(nth, fails),
             Action::Abort => {
                 // The moves of a plan are made even if its pass fails.
-                let plan = self.scheduler.plan(self.max_step_tokens, |_| true);
+                let plan = self.scheduler.plan(self.max_step_tokens, true, |_| true);
                 self.carry_out_moves();
                 for chunk in plan {
                     self.remove(chunk.request);

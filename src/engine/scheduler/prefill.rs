@@ -75,7 +75,7 @@ impl Scheduler {
     /// Returns the running sequences in prefill.
     fn reading(&self) -> Vec<Reading> {
         let mut groups: Vec<Reading> = Vec::new();
-        for sequence in self.running.iter().rev().filter(|s| s.pending() > 1) {
+        for sequence in self.running.iter().rev().filter(|s| !s.decodes()) {
             let (share, priority) = (sequence.share, sequence.priority);
             let its = |group: &&mut Reading| (group.share, group.priority) == (share, priority);
             match groups.iter_mut().find(its) {
@@ -96,7 +96,10 @@ impl Scheduler {
         let Some(at) = self.running.iter().position(|s| s.id == id) else {
             return 0;
         };
-        let tokens = self.running[at].pending().min(budget);
+        let tokens = self.next_tokens(&self.running[at], plan, budget);
+        if tokens == 0 {
+            return 0;
+        }
         let Ok(at) = self.reserve(at, tokens, plan) else {
             return 0;
         };
@@ -129,14 +132,31 @@ impl Scheduler {
         };
         let mut sequence = next.item;
         attach(&mut self.blocks, &mut sequence, &cached);
-        let tokens = sequence.pending().min(budget);
+        let tokens = self.next_tokens(&sequence, plan, budget);
         self.running.push(sequence);
+        if tokens == 0 {
+            return Some(Admission::Began(0));
+        }
         match self.reserve(self.running.len() - 1, tokens, plan) {
             Ok(at) => {
                 self.push_chunk(plan, at, tokens);
                 Some(Admission::Began(tokens))
             }
             Err(_) => Some(Admission::NoRoom(None)),
+        }
+    }
+
+    /// Returns the number of next tokens of a sequence that the step computes, of `budget`: a chunk is
+    /// observed whole or not at all, is at most a block then, and is the only such one of its step.
+    fn next_tokens(&self, sequence: &Sequence, plan: &[Chunk], budget: usize) -> usize {
+        let tokens = sequence.pending().min(budget);
+        match sequence.observed_from {
+            None => tokens,
+            Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
+            Some(_) if self.may_observe && !plan.iter().any(|chunk| chunk.observed) => {
+                tokens.min(BLOCK_SIZE)
+            }
+            Some(_) => 0,
         }
     }
 

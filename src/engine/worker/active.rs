@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::inspector::Inspector;
 use crate::engine::beam::Hypothesis;
 use crate::engine::beams::Beams;
 use crate::engine::constraint::Constraint;
@@ -51,6 +52,8 @@ pub(super) struct Active {
     reported_prompt: bool,
     /// Sum of its hidden states, if an embedding is requested.
     pub pool: Option<MeanPool>,
+    /// What its pass computes, if an inspection is requested; taken out while it is recorded.
+    pub inspector: Option<Box<Inspector>>,
 }
 
 impl Active {
@@ -64,10 +67,12 @@ impl Active {
     ) -> Self {
         let constraint = request.grammar.clone().map(Constraint::new);
         let sampler = Sampler::new(request.sampling.clone(), tokens, model.vocab_size);
-        let pool = match request.output {
-            Output::Text => None,
+        let pool = match &request.output {
+            Output::Text | Output::Inspection(_) => None,
             Output::Embedding => Some(MeanPool::new(model.hidden_width)),
         };
+        let inspected = request.output.inspection().cloned();
+        let inspector = inspected.map(|wanted| Box::new(Inspector::new(wanted, model)));
         let prompt_logprobs = if request.logprobs.prompt {
             vec![None; request.prompt.len()]
         } else {
@@ -89,6 +94,7 @@ impl Active {
             prompt_logprobs,
             reported_prompt: false,
             pool,
+            inspector,
         }
     }
 
@@ -135,7 +141,7 @@ impl Active {
 
     /// Returns whether a cached prefix can be used: it has neither logits nor hidden states.
     pub fn reuses_cache(&self) -> bool {
-        !self.request.logprobs.prompt && self.request.output == Output::Text
+        !self.request.logprobs.prompt && self.request.output != Output::Embedding
     }
 
     /// Returns whether the logits after history token `index` are needed to score the token after it.
@@ -181,6 +187,10 @@ impl Active {
             cached_tokens: self.cached_tokens.unwrap_or(0),
             logprobs: std::mem::take(&mut self.prompt_logprobs),
             embedding,
+            inspection: self
+                .inspector
+                .take()
+                .map(|record| Box::new(record.finish())),
             finish,
         };
         self.send(TokenEvent::Prefilled(report), at);

@@ -31,6 +31,8 @@ impl Worker {
         let keep = active.request.keep_kv && self.config.evicted.is_some();
         let sequence = Sequence::new(id, tokens, spec.context_length, active.reuses_cache());
         let sequence = sequence.with_root(root).with_keep(keep);
+        let inspected = active.request.output.inspection();
+        let sequence = sequence.with_observed_from(inspected.map(|wanted| wanted.observed_from()));
         let (share, priority) = (active.request.share, active.request.priority);
         let mut sequence = sequence.with_share(share, priority);
         active.beams = Beams::new(&active.request, &mut sequence, max_tokens);

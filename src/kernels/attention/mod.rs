@@ -34,6 +34,7 @@
 //! | `unit` | operands of a unit of work |
 //! | `kernel` | arithmetic of a unit, for all instruction sets |
 //! | `vector` | sixteen f32 lanes, implemented by `avx512`, `avx2` and `portable` |
+//! | `weights` | attention weights of one row, for inspections |
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,6 +46,7 @@ mod portable;
 mod shape;
 mod unit;
 mod vector;
+mod weights;
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ use self::plan::Unit;
 pub use self::shape::AttentionShape;
 use self::unit::UnitJob;
 use self::vector::Element;
+pub use self::weights::weights;
 use super::kv::{BLOCK_SIZE, KvShape, LayerKv};
 use super::shared_slice::SharedSlice;
 use super::storage::contiguous;

@@ -18,15 +18,17 @@
 //! | `span` | the mapping from rows of a step to blocks |
 //! | `write` | writing the rows' keys and values |
 //! | `blocks` | copying, reading and writing single blocks |
+//! | `keys` | the keys of one context as a matrix, for inspections |
 
 mod blocks;
+mod keys;
 mod shape;
 mod span;
 mod write;
 
 use std::alloc::{Layout as Allocation, alloc_zeroed};
 
-use candle_core::{Device, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::bf16;
 
 pub use self::shape::{BLOCK_SIZE, KvDtype, KvShape};
@@ -114,6 +116,16 @@ impl LayerKv {
         &self.tensor
     }
 
+    /// Returns the precision of the keys and values.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        if self.tensor.dtype() == DType::BF16 {
+            KvDtype::Bf16
+        } else {
+            KvDtype::F32
+        }
+    }
+
     /// Returns the sizes.
     #[must_use]
     pub fn shape(&self) -> KvShape {
@@ -152,8 +164,6 @@ fn zeroed<T: Zeroable>(len: usize) -> Result<Vec<T>> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     fn shape(blocks: usize, heads: usize, head_width: usize) -> KvShape {

@@ -58,7 +58,7 @@ impl Limits {
         }
     }
 
-    /// Checks that the input of an embedding fits the window; no token is generated after it.
+    /// Checks that an input that is only read fits the window; no token is generated after it.
     pub(super) fn fit_input(&self, draft: &RequestDraft) -> Result<usize, InvalidRequest> {
         if draft.prompt.len() <= self.context_length {
             return Ok(0);

@@ -1,0 +1,119 @@
+//! The result of an inspection: what the stages of a forward pass computed, as plain numbers.
+//!
+//! Rows are the positions that were asked for, in order. All values are f32 as the kernels give them.
+
+use std::time::Duration;
+
+use super::event::TokenLogprob;
+use super::sampler::SamplingTrace;
+
+/// What was asked for; the rest is `None` or empty.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Inspection {
+    /// Embeddings.
+    pub embedding: Option<EmbeddingRows>,
+    /// Norms of the residual stream.
+    pub residual: Option<ResidualNorms>,
+    /// Attention of single heads, by block, then head.
+    pub attention: Vec<HeadAttention>,
+    /// Neurons, by block.
+    pub neurons: Vec<BlockNeurons>,
+    /// Readings of the logit lens: one per state of the residual stream, the embedding first.
+    pub lens: Vec<LensReading>,
+    /// Logits after the last position, `[vocab_size]`.
+    pub logits: Option<Vec<f32>>,
+    /// What each filter of sampling removed after the last position.
+    pub sampling: Option<SamplingTrace>,
+    /// Time and bytes of each stage, in order.
+    pub costs: Vec<StageCost>,
+}
+
+/// Embeddings of the rows.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EmbeddingRows {
+    /// Token embeddings, `[rows, hidden_width]`.
+    pub tokens: Vec<f32>,
+    /// Position embeddings, `[rows, hidden_width]`; `None` if the model adds none.
+    pub positions: Option<Vec<f32>>,
+    /// Per row the tokens with the nearest embeddings, by cosine, the nearest first, without itself.
+    pub nearest: Vec<Vec<(u32, f32)>>,
+}
+
+/// Euclidean norms of the residual stream.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ResidualNorms {
+    /// Per state, the embedding first: `[rows]`.
+    pub states: Vec<Vec<f32>>,
+    /// Of what each block's attention adds: `[rows]`.
+    pub attention_writes: Vec<Vec<f32>>,
+    /// Of what each block's feed-forward network adds: `[rows]`.
+    pub mlp_writes: Vec<Vec<f32>>,
+}
+
+/// The attention of one head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadAttention {
+    /// Block.
+    pub layer: usize,
+    /// Query head.
+    pub head: usize,
+    /// Weights, row by row: the row of position `p` has `p + 1`.
+    pub weights: Vec<f32>,
+    /// Queries, keys and values of the rows, if asked for.
+    pub qkv: Option<HeadQkv>,
+}
+
+/// Queries, keys and values of one head, `[rows, head_width]` each.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct HeadQkv {
+    /// Queries.
+    pub q: Vec<f32>,
+    /// Keys.
+    pub k: Vec<f32>,
+    /// Values.
+    pub v: Vec<f32>,
+}
+
+/// The neurons of one block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockNeurons {
+    /// Block.
+    pub layer: usize,
+    /// Per row the number of neurons with an activation above 0.
+    pub active: Vec<usize>,
+    /// Per row the neurons that write most, the strongest first.
+    pub strongest: Vec<Vec<Neuron>>,
+}
+
+/// One neuron at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neuron {
+    /// Its number in the block.
+    pub neuron: usize,
+    /// Its activation.
+    pub activation: f32,
+    /// Norm of what it adds to the residual stream.
+    pub write: f32,
+    /// The tokens that it pushes most, the first most.
+    pub promotes: Vec<u32>,
+}
+
+/// The next token as read off a state of the residual stream.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LensReading {
+    /// Per row the most likely tokens, the most likely first.
+    pub top: Vec<Vec<TokenLogprob>>,
+    /// Per row the entropy in bits.
+    pub entropy: Vec<f32>,
+}
+
+/// The cost of one stage, over all chunks of the pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageCost {
+    /// Its name: `embedding`, `attention.N`, `mlp.N`.
+    pub stage: String,
+    /// Time that it took.
+    pub time: Duration,
+    /// Bytes of weights, keys and values that it read.
+    pub bytes: usize,
+}

@@ -1,0 +1,72 @@
+//! The share of the worker's time that inspections get beside other requests.
+//!
+//! An observed pass computes far more per token than others do, so tokens are no measure of it. After one
+//! that took some time beside `n` other running requests, these run for `n` times as long before the next
+//! one. Pure arithmetic over measured times.
+
+use std::time::Duration;
+
+/// Maximum requests that are counted beside an inspection, so that it always makes progress.
+const COUNTED: u32 = 16;
+
+/// The time that inspections owe to other requests.
+#[derive(Debug, Default)]
+pub(super) struct InspectionShare {
+    owed: Duration,
+}
+
+impl InspectionShare {
+    /// Returns whether an observed pass may run now, beside `others` running requests.
+    pub fn is_due(&mut self, others: usize) -> bool {
+        if others == 0 {
+            self.owed = Duration::ZERO;
+        }
+        self.owed.is_zero()
+    }
+
+    /// Records an observed pass beside `others` running requests.
+    pub fn observed(&mut self, took: Duration, others: usize) {
+        let counted = u32::try_from(others).map_or(COUNTED, |others| others.min(COUNTED));
+        self.owed = self.owed.saturating_add(took.saturating_mul(counted));
+    }
+
+    /// Records a pass of other requests, or a step in which none could run.
+    pub fn others_ran(&mut self, took: Duration) {
+        self.owed = self.owed.saturating_sub(took);
+    }
+
+    /// Records that no other request can run.
+    pub fn others_are_idle(&mut self) {
+        self.owed = Duration::ZERO;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_others_run_as_long_each_before_the_next() {
+        let mut share = InspectionShare::default();
+        assert!(share.is_due(2));
+        share.observed(10 * MS, 2);
+        share.others_ran(19 * MS);
+        assert!(!share.is_due(2));
+        share.others_ran(5 * MS);
+        assert!(share.is_due(2));
+        // An unused allowance is not saved up.
+        share.observed(10 * MS, 1);
+        assert!(!share.is_due(1));
+        assert!(share.is_due(0));
+    }
+
+    #[test]
+    fn however_many_others_there_are_it_makes_progress() {
+        let mut share = InspectionShare::default();
+        share.observed(10 * MS, 1000);
+        share.others_ran(160 * MS);
+        assert!(share.is_due(1000));
+    }
+}

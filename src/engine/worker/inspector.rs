@@ -1,0 +1,502 @@
+//! Records the stages of the pass over one request's prompt, chunk by chunk.
+//!
+//! A row is recorded once: rows that are computed again after a preemption give the same values and are
+//! skipped. It must never change what the pass computes.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::engine::event::TokenLogprob;
+use crate::engine::inspection::{
+    BlockNeurons, EmbeddingRows, HeadAttention, HeadQkv, Inspection, LensReading, Neuron,
+    ResidualNorms, StageCost,
+};
+use crate::engine::logprobs;
+use crate::engine::sampler::{Allowed, Sampler};
+use crate::engine::values::with_values;
+use crate::kernels::attention::weights;
+use crate::kernels::kv::{KvCache, SequenceSpan};
+use crate::kernels::rows;
+use crate::model::stage::Stage;
+use crate::model::{Model, ModelSpec};
+use crate::request::{AttentionWanted, GenerateRequest, InspectionWanted};
+
+/// Number of tokens shown that a neuron pushes most.
+const PROMOTED: usize = 4;
+
+/// The record of one request.
+pub(super) struct Inspector {
+    wanted: Arc<InspectionWanted>,
+    /// Positions before this are recorded.
+    recorded: usize,
+    found: Inspection,
+    /// Norms of the neurons' output weights, per block of `wanted`, once computed.
+    neuron_norms: Vec<Vec<f32>>,
+}
+
+/// One chunk of the pass, and what observes it.
+pub(super) struct ChunkObserver<'a> {
+    inspector: &'a mut Inspector,
+    model: &'a Model,
+    kv: &'a KvCache,
+    request: &'a GenerateRequest,
+    /// The chunk's place in the cache; its rows are all of the batch.
+    span: SequenceSpan,
+    /// Rows that were recorded before.
+    skipped: usize,
+    /// The residual stream that the next stage adds to.
+    before: Option<Tensor>,
+    qkv: Option<Tensor>,
+    clock: Instant,
+}
+
+impl Inspector {
+    /// Creates an empty record of what a request asks for.
+    pub fn new(wanted: Arc<InspectionWanted>, spec: &ModelSpec) -> Self {
+        let mut found = Inspection::default();
+        if wanted.embedding.is_some() {
+            found.embedding = Some(EmbeddingRows::default());
+        }
+        if wanted.residual {
+            found.residual = Some(ResidualNorms {
+                states: vec![Vec::new(); spec.layers + 1],
+                attention_writes: vec![Vec::new(); spec.layers],
+                mlp_writes: vec![Vec::new(); spec.layers],
+            });
+        }
+        if wanted.lens.is_some() {
+            found.lens = vec![LensReading::default(); spec.layers + 1];
+        }
+        if let Some(attention) = &wanted.attention {
+            found.attention = heads(attention);
+        }
+        if let Some(neurons) = &wanted.neurons {
+            let blocks = neurons.layers.iter();
+            let empty = |&layer: &usize| BlockNeurons {
+                layer,
+                active: Vec::new(),
+                strongest: Vec::new(),
+            };
+            found.neurons = blocks.map(empty).collect();
+        }
+        found.costs = costs(spec.layers);
+        Self {
+            recorded: wanted.observed_from(),
+            neuron_norms: vec![Vec::new(); found.neurons.len()],
+            wanted,
+            found,
+        }
+    }
+
+    /// Returns the observer of a chunk whose rows are those of `span`.
+    pub fn chunk<'a>(
+        &'a mut self,
+        model: &'a Model,
+        kv: &'a KvCache,
+        request: &'a GenerateRequest,
+        span: SequenceSpan,
+    ) -> ChunkObserver<'a> {
+        ChunkObserver {
+            skipped: self.recorded.saturating_sub(span.first_position),
+            inspector: self,
+            model,
+            kv,
+            request,
+            span,
+            before: None,
+            qkv: None,
+            clock: Instant::now(),
+        }
+    }
+
+    /// Returns the record.
+    pub fn finish(self) -> Inspection {
+        self.found
+    }
+}
+
+/// Returns an entry for every head that is asked for.
+fn heads(wanted: &AttentionWanted) -> Vec<HeadAttention> {
+    let all = wanted.layers.iter().flat_map(|&layer| {
+        wanted.heads.iter().map(move |&head| HeadAttention {
+            layer,
+            head,
+            weights: Vec::new(),
+            qkv: wanted.qkv.then(HeadQkv::default),
+        })
+    });
+    all.collect()
+}
+
+fn costs(layers: usize) -> Vec<StageCost> {
+    let names = (0..layers).flat_map(|i| [format!("attention.{i}"), format!("mlp.{i}")]);
+    let all = ["embedding".to_owned()].into_iter().chain(names);
+    let empty = |stage| StageCost {
+        stage,
+        time: Duration::ZERO,
+        bytes: 0,
+    };
+    all.map(empty).collect()
+}
+
+impl ChunkObserver<'_> {
+    /// Records a stage of the chunk's rows.
+    ///
+    /// # Errors
+    /// If the model or the cache can't give what is asked for.
+    pub fn observe(&mut self, stage: Stage, values: &Tensor) -> Result<()> {
+        self.count(stage)?;
+        match stage {
+            Stage::Residual(i) => {
+                self.residual(i, values)?;
+                self.before = Some(values.clone());
+            }
+            Stage::Qkv(_) => self.qkv = Some(values.clone()),
+            Stage::Attended(i) => {
+                self.attention(i)?;
+                let writes = self.writes(values)?;
+                if let Some(norms) = &mut self.inspector.found.residual {
+                    norms.attention_writes[i].extend(writes);
+                }
+                self.before = Some(values.clone());
+            }
+            Stage::Neurons(i) => self.neurons(i, values)?,
+        }
+        // What is recorded is not part of the next stage's time.
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Marks the chunk's rows as recorded.
+    pub fn end(self) {
+        let end = self.span.first_position + self.span.rows.len();
+        let recorded = &mut self.inspector.recorded;
+        *recorded = end.max(*recorded);
+    }
+
+    /// Returns the rows of the batch that were not recorded before.
+    fn new_rows(&self) -> Range<usize> {
+        self.skipped.min(self.span.rows.len())..self.span.rows.len()
+    }
+
+    /// Returns the new rows that are to be shown.
+    fn shown(&self) -> Range<usize> {
+        let Range { start, end } = self.inspector.wanted.rows;
+        let to_row = |position: usize| position.saturating_sub(self.span.first_position);
+        let new = self.new_rows();
+        let start = to_row(start).max(new.start).min(new.end);
+        start..to_row(end).min(new.end).max(start)
+    }
+
+    /// Adds the time since the last stage, and the bytes that this one read.
+    fn count(&mut self, stage: Stage) -> Result<()> {
+        let spec = self.model.spec();
+        let rows = self.span.rows.len();
+        let (place, bytes) = match stage {
+            Stage::Residual(0) => (0, 2 * rows * spec.hidden_width * size_of::<f32>()),
+            Stage::Residual(i) => (2 * i, self.model.block_bytes(i - 1)?.1),
+            Stage::Qkv(i) => (2 * i + 1, 0),
+            Stage::Attended(i) => {
+                let positions = self.span.first_position + rows;
+                let width = 2 * spec.kv_heads * spec.head_width;
+                let element = self.kv.layer(i)?.dtype().dtype().size_in_bytes();
+                let weights = self.model.block_bytes(i)?.0;
+                (2 * i + 1, weights + positions * width * element)
+            }
+            Stage::Neurons(i) => (2 * i + 2, 0),
+        };
+        if let Some(cost) = self.inspector.found.costs.get_mut(place) {
+            cost.time += self.clock.elapsed();
+            cost.bytes += bytes;
+        }
+        Ok(())
+    }
+
+    /// Records a state of the residual stream, after block `i - 1`.
+    fn residual(&mut self, i: usize, x: &Tensor) -> Result<()> {
+        let shown = self.shown();
+        if i == 0 {
+            self.embedding(shown.clone())?;
+        } else {
+            let writes = self.writes(x)?;
+            if let Some(norms) = &mut self.inspector.found.residual {
+                norms.mlp_writes[i - 1].extend(writes);
+            }
+        }
+        if let Some(norms) = &mut self.inspector.found.residual {
+            norms.states[i].extend(row_norms(&rows_of(x, shown.clone())?)?);
+        }
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let is_last_state = i == self.model.spec().layers;
+        if let Some(top) = self.inspector.wanted.lens {
+            let logits = self.model.read_off(&rows_of(x, shown.clone())?)?;
+            let vocab_size = self.model.spec().vocab_size;
+            let lens = &mut self.inspector.found.lens[i];
+            let readings = with_values(&logits, |logits| {
+                let rows = logits.chunks_exact(vocab_size);
+                rows.map(|row| read(row, top)).collect::<Result<Vec<_>>>()
+            })??;
+            for (tokens, entropy) in readings {
+                lens.top.push(tokens);
+                lens.entropy.push(entropy);
+            }
+        }
+        if is_last_state && self.ends_with(&shown) {
+            self.last_logits(x, shown.end - 1)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether these rows end with the prompt's last.
+    fn ends_with(&self, rows: &Range<usize>) -> bool {
+        self.span.first_position + rows.end == self.request.prompt.len()
+    }
+
+    /// Records the logits after the last position, and how a token is sampled from them.
+    fn last_logits(&mut self, x: &Tensor, row: usize) -> Result<()> {
+        let wanted = &self.inspector.wanted;
+        if !wanted.logits && wanted.sampling.is_none() {
+            return Ok(());
+        }
+        let logits = self.model.read_off(&rows_of(x, row..row + 1)?)?;
+        let logits = with_values(&logits, <[f32]>::to_vec)?;
+        if let Some(sampled) = wanted.sampling {
+            let tokens = &self.request.prompt;
+            let before = tokens.len().saturating_sub(sampled);
+            let params = self.request.sampling.clone();
+            let mut sampler = Sampler::new(params, &tokens[..before], logits.len());
+            tokens[before..]
+                .iter()
+                .for_each(|&token| sampler.accept(token));
+            let trace = sampler.trace(&logits, sampled, Allowed::AllBut(&[]));
+            self.inspector.found.sampling = Some(trace.map_err(candle_core::Error::wrap)?);
+        }
+        if self.inspector.wanted.logits {
+            self.inspector.found.logits = Some(logits);
+        }
+        Ok(())
+    }
+
+    /// Records the embeddings of rows.
+    fn embedding(&mut self, shown: Range<usize>) -> Result<()> {
+        let Some(wanted) = self.inspector.wanted.embedding else {
+            return Ok(());
+        };
+        let positions =
+            self.span.first_position + shown.start..self.span.first_position + shown.end;
+        let Some(ids) = self.request.prompt.get(positions.clone()) else {
+            return Ok(());
+        };
+        let tokens = self.model.token_embeddings(ids)?;
+        let nearest = if wanted.nearest == 0 || ids.is_empty() {
+            vec![Vec::new(); ids.len()]
+        } else {
+            self.nearest(ids, &tokens, wanted.nearest)?
+        };
+        let positions: Vec<u32> = positions.map(|position| position as u32).collect();
+        let positions = self.model.position_embeddings(&positions)?;
+        if let Some(found) = &mut self.inspector.found.embedding {
+            found.tokens.extend(tokens);
+            found.nearest.extend(nearest);
+            if let Some(positions) = positions {
+                found.positions.get_or_insert_default().extend(positions);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the tokens with the embeddings nearest to those of `ids`, `[ids, hidden_width]`.
+    fn nearest(&self, ids: &[u32], embeddings: &[f32], n: usize) -> Result<Vec<Vec<(u32, f32)>>> {
+        let width = self.model.spec().hidden_width;
+        let rows = Tensor::from_slice(embeddings, (ids.len(), width), &Device::Cpu)?;
+        let products = self.model.embedding_products(&rows)?;
+        let norms = self.model.embedding_norms()?;
+        with_values(&products, |products| {
+            let rows = ids.iter().zip(products.chunks_exact(norms.len()));
+            let nearest = rows.map(|(&id, products)| {
+                let own = norms.get(id as usize).copied().unwrap_or_default();
+                let cosines = products.iter().zip(norms).map(|(&product, &norm)| {
+                    let both = own * norm;
+                    if both > 0.0 { product / both } else { 0.0 }
+                });
+                let others = (0u32..).zip(cosines).filter(|(other, _)| *other != id);
+                greatest(others.collect(), n, |&(_, cosine)| cosine)
+            });
+            nearest.collect()
+        })
+    }
+
+    /// Returns the norms of what was added to the residual stream since the state before, for the shown
+    /// rows; nothing if they are not asked for.
+    fn writes(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let shown = self.shown();
+        match &self.before {
+            Some(before) if self.inspector.wanted.residual && !shown.is_empty() => {
+                let (x, before) = (rows_of(x, shown.clone())?, rows_of(before, shown)?);
+                row_norms(&(x - before)?)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Records the attention of the wanted heads of a block, whose keys are in the cache.
+    fn attention(&mut self, block: usize) -> Result<()> {
+        let Some(qkv) = self.qkv.take() else {
+            return Ok(());
+        };
+        let is_map = matches!(&self.inspector.wanted.attention, Some(wanted) if wanted.map);
+        let (new, shown) = (self.new_rows(), self.shown());
+        let weighed = if is_map { new } else { shown.clone() };
+        let spec = self.model.spec();
+        let (width, heads, kv_heads) = (spec.head_width, spec.heads, spec.kv_heads);
+        let row_width = (heads + 2 * kv_heads) * width;
+        let layer = self.kv.layer(block)?;
+        let (first, table) = (self.span.first_position, &self.span.block_table);
+        let positions = first + self.span.rows.len();
+        let found = self.inspector.found.attention.iter_mut();
+        for head in found.filter(|head| head.layer == block) {
+            let kv_head = head.head * kv_heads / heads;
+            let keys = layer.keys(kv_head, table, positions)?;
+            let at = |n: usize| n * width..(n + 1) * width;
+            with_values(&qkv, |qkv| {
+                for (n, row) in qkv.chunks_exact(row_width).enumerate() {
+                    let query = &row[at(head.head)];
+                    if weighed.contains(&n) {
+                        let seen = &keys[..(first + n + 1) * width];
+                        head.weights.extend(weights(query, seen, layer.dtype()));
+                    }
+                    if shown.contains(&n)
+                        && let Some(qkv) = &mut head.qkv
+                    {
+                        qkv.q.extend_from_slice(query);
+                        qkv.k.extend_from_slice(&row[at(heads + kv_head)]);
+                        qkv.v
+                            .extend_from_slice(&row[at(heads + kv_heads + kv_head)]);
+                    }
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Records the strongest neurons of a block.
+    fn neurons(&mut self, block: usize, activations: &Tensor) -> Result<()> {
+        let shown = self.shown();
+        let Some(wanted) = &self.inspector.wanted.neurons else {
+            return Ok(());
+        };
+        let place = wanted.layers.iter().position(|&layer| layer == block);
+        let Some(place) = place.filter(|_| !shown.is_empty()) else {
+            return Ok(());
+        };
+        let top = wanted.top;
+        if self.inspector.neuron_norms[place].is_empty() {
+            self.inspector.neuron_norms[place] = self.model.neuron_norms(block)?;
+        }
+        let norms = &self.inspector.neuron_norms[place];
+        let rows = rows_of(activations, shown)?;
+        let (active, mut strongest): (Vec<usize>, Vec<Vec<Neuron>>) = with_values(&rows, |rows| {
+            let rows = rows.chunks_exact(norms.len());
+            rows.map(|row| strongest(row, norms, top)).unzip()
+        })?;
+        for neurons in &mut strongest {
+            self.promote(block, neurons)?;
+        }
+        let found = &mut self.inspector.found.neurons[place];
+        found.active.extend(active);
+        found.strongest.extend(strongest);
+        Ok(())
+    }
+
+    /// Fills in the tokens that neurons push most.
+    fn promote(&self, block: usize, neurons: &mut [Neuron]) -> Result<()> {
+        let spec = self.model.spec();
+        let numbers: Vec<usize> = neurons.iter().map(|neuron| neuron.neuron).collect();
+        let mut directions = self.model.neuron_outputs(block, &numbers)?;
+        for (neuron, direction) in neurons
+            .iter()
+            .zip(directions.chunks_exact_mut(spec.hidden_width))
+        {
+            if neuron.activation < 0.0 {
+                direction.iter_mut().for_each(|x| *x = -*x);
+            }
+        }
+        let shape = (neurons.len(), spec.hidden_width);
+        let pushes = self
+            .model
+            .push(&Tensor::from_vec(directions, shape, &Device::Cpu)?)?;
+        with_values(&pushes, |pushes| {
+            for (neuron, pushes) in neurons.iter_mut().zip(pushes.chunks_exact(spec.vocab_size)) {
+                neuron.promotes = logprobs::most_likely(pushes, PROMOTED);
+            }
+        })
+    }
+}
+
+/// Returns a range of the rows of `x`.
+fn rows_of(x: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+    x.narrow(0, rows.start, rows.len())?.contiguous()
+}
+
+/// Returns the Euclidean norm of every row: `[rows]`.
+fn row_norms(x: &Tensor) -> Result<Vec<f32>> {
+    let width = x.dim(1)?.max(1);
+    with_values(x, |values| values.chunks_exact(width).map(norm).collect())
+}
+
+/// Returns the Euclidean norm of a vector.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the precision of the values"
+)]
+fn norm(vector: &[f32]) -> f32 {
+    let squares: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
+    squares.sqrt() as f32
+}
+
+/// Returns the most likely tokens of a row of logits, and the entropy in bits.
+fn read(logits: &[f32], top: usize) -> Result<(Vec<TokenLogprob>, f32)> {
+    let tokens = logprobs::ranked(logits, top).map_err(candle_core::Error::wrap)?;
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (mut logits, mut weights) = (logits.to_vec(), Vec::new());
+    rows::weigh(&mut logits, highest, 1.0, &mut weights);
+    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+    let products = weights
+        .iter()
+        .zip(&logits)
+        .filter(|(weight, _)| **weight > 0.0);
+    let mean: f64 = products
+        .map(|(&weight, &logit)| f64::from(weight) * f64::from(logit))
+        .sum();
+    #[expect(clippy::cast_possible_truncation, reason = "at most 24 bits")]
+    let entropy = ((total.ln() - mean / total) / std::f64::consts::LN_2) as f32;
+    Ok((tokens, entropy))
+}
+
+/// Returns the number of active neurons of a row, and the ones that write most.
+fn strongest(activations: &[f32], norms: &[f32], top: usize) -> (usize, Vec<Neuron>) {
+    let active = activations.iter().filter(|&&a| a > 0.0).count();
+    let neurons = activations.iter().zip(norms).enumerate();
+    let neurons = neurons.map(|(neuron, (&activation, &norm))| Neuron {
+        neuron,
+        activation,
+        write: activation.abs() * norm,
+        promotes: Vec::new(),
+    });
+    (
+        active,
+        greatest(neurons.collect(), top, |neuron| neuron.write),
+    )
+}
+
+/// Returns the `n` greatest, the greatest first, the earlier ones first among equals.
+fn greatest<T>(mut all: Vec<T>, n: usize, by: impl Fn(&T) -> f32) -> Vec<T> {
+    all.sort_by(|a, b| by(b).total_cmp(&by(a)));
+    all.truncate(n);
+    all
+}

@@ -1,0 +1,69 @@
+//! Passes of their own, for requests that inspect them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use tracing::error;
+
+use super::Worker;
+use super::active::Active;
+use super::batch::build;
+use super::inspector::Inspector;
+use crate::engine::event::GenerateError;
+use crate::engine::scheduler::Chunk;
+use crate::panics;
+
+impl Worker {
+    /// Runs the model over a chunk whose stages are recorded. A failure ends its request alone.
+    pub(super) fn run_observed(&mut self, chunk: &Chunk) {
+        let active = self.active.get_mut(&chunk.request);
+        let Some(mut inspector) = active.and_then(|active| active.inspector.take()) else {
+            return;
+        };
+        let started = Instant::now();
+        let pass = catch_unwind(AssertUnwindSafe(|| self.observe(chunk, &mut inspector)));
+        let others = self.scheduler.running() - self.scheduler.inspecting();
+        self.inspection_share.observed(started.elapsed(), others);
+        let failure = match pass {
+            Ok(Ok(())) => return self.take_observed(chunk, inspector),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panics::message(&*panic).to_owned(),
+        };
+        error!(%failure, "an inspection failed");
+        self.fail(chunk.request, GenerateError::StepFailed(failure));
+    }
+
+    fn observe(&self, chunk: &Chunk, inspector: &mut Inspector) -> candle_core::Result<()> {
+        let plan = std::slice::from_ref(chunk);
+        self.call_step_hook(plan);
+        let batch = build(plan, &self.scheduler, &self.active).batch;
+        let request = self
+            .active
+            .get(&chunk.request)
+            .map(|active| &active.request);
+        let (Some(request), Some(span)) = (request, batch.spans.first().cloned()) else {
+            return Ok(());
+        };
+        let mut observer = inspector.chunk(&self.model, &self.kv, request, span);
+        self.model
+            .forward_observed(batch, &self.kv, &mut |stage, x| observer.observe(stage, x))?;
+        observer.end();
+        Ok(())
+    }
+
+    /// Records that a chunk is computed; after the last one the request ends.
+    fn take_observed(&mut self, chunk: &Chunk, inspector: Box<Inspector>) {
+        self.status.steps += 1;
+        self.status.step_tokens.observe(chunk.tokens);
+        self.scheduler.computed(chunk);
+        let Some(active) = self.active.get_mut(&chunk.request) else {
+            return;
+        };
+        active.inspector = Some(inspector);
+        if chunk.completes {
+            self.published.offer(&self.status);
+            Active::report_prompt(active, Instant::now());
+            self.finish(chunk.request);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The stages of a forward pass, as it reports them to an observer.
+//!
+//! Observing never changes what is computed: the observer gets the tensors that the next stage reads.
+
+use candle_core::{Result, Tensor};
+
+/// What was computed. Blocks count from 0; `rows` are those of the batch, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The residual stream before block `i`, the embedding for 0; after the last block for `i` = the number
+    /// of blocks: `[rows, hidden_width]`.
+    Residual(usize),
+    /// Queries, keys and values of a block: `[rows, (heads + 2 * kv_heads) * head_width]`.
+    Qkv(usize),
+    /// The residual stream after a block's attention was added. The rows' keys and values are in the cache:
+    /// `[rows, hidden_width]`.
+    Attended(usize),
+    /// Activations of the neurons of a block's feed-forward network: `[rows, inner_width]`.
+    Neurons(usize),
+}
+
+/// Called with every stage, in order; an error ends the pass.
+pub type Observe<'a> = dyn FnMut(Stage, &Tensor) -> Result<()> + 'a;
+
+/// The observer of a pass that is not looked at.
+///
+/// # Errors
+/// None.
+pub fn unobserved(_: Stage, _: &Tensor) -> Result<()> {
+    Ok(())
+}
