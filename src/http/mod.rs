@@ -28,6 +28,7 @@
 //! | `waiting` | timeouts of the queue and of requests |
 //! | `native` | `/generate`, `/generate_stream`, `/` |
 //! | `openai` | `/v1/completions`, `/v1/chat/completions`, `/v1/embeddings`, `/v1/models` |
+//! | `inspect` | `/v1/inspect`: the values of each stage of a pass |
 //! | `session_reset` | the report that a session starts anew |
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
@@ -57,6 +58,7 @@ mod error;
 mod fields;
 mod generation;
 mod health;
+mod inspect;
 mod keys;
 mod layers;
 mod metrics;
@@ -111,6 +113,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(native::root))
         .routes(routes!(openai::completions::completions))
         .routes(routes!(openai::embeddings::embeddings))
+        .routes(routes!(inspect::inspect))
         .routes(routes!(openai::chat::completions))
         .routes(routes!(openai::models::list))
         // Described in `openapi::Contract`: names of models can have slashes, which OpenAPI's paths can't express.

@@ -27,6 +27,7 @@ use crate::keys::KeyScope;
     tags(
         (name = "native", description = "The dialect of text-generation-inference, with sessions"),
         (name = "openai", description = "The dialect of OpenAI"),
+        (name = "inspect", description = "What the model computes on the way to a token"),
         (name = "sessions", description = "Conversations the server remembers"),
         (name = "tokens", description = "Text to tokens and back"),
         (name = "server", description = "The server itself"),
@@ -38,13 +39,14 @@ use crate::keys::KeyScope;
 pub(super) struct Contract;
 
 /// Paths that take a `priority`.
-const GENERATING: [&str; 6] = [
+const GENERATING: [&str; 7] = [
     "/",
     "/generate",
     "/generate_stream",
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/embeddings",
+    "/v1/inspect",
 ];
 
 /// Descriptions of errors on one route, by path, method and status, where they are narrower than those of

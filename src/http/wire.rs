@@ -24,6 +24,7 @@ where
 }
 
 /// An enum deserialized from a string by [`word`].
+#[derive(Debug)]
 pub(super) struct Word<T>(pub T);
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Word<T> {

@@ -28,7 +28,8 @@ impl InvalidRequest {
     }
 
     /// Creates the error of a request that does not fit the model's window.
-    pub(super) fn context_length(field: &str, message: String) -> Self {
+    #[must_use]
+    pub fn context_length(field: &str, message: String) -> Self {
         Self {
             context_length_exceeded: true,
             ..Self::new(field, message)

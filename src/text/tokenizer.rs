@@ -5,6 +5,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
 
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::ModelWrapper;
@@ -12,6 +15,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::cuts::{Cuts, PART};
+use super::merges::{Merge, Merges};
 
 /// GPT-2's only special token.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -58,6 +62,8 @@ pub struct Tokenizer {
     end_of_text: Option<u32>,
     /// Rules for cutting long texts; `None` if they must not be cut.
     cuts: Option<Cuts>,
+    /// The vocabulary's merges, once an inspection needs them.
+    merges: OnceLock<Merges>,
 }
 
 impl Tokenizer {
@@ -142,6 +148,7 @@ impl Tokenizer {
             plain,
             bytes,
             special,
+            merges: OnceLock::new(),
         })
     }
 
@@ -247,6 +254,17 @@ impl Tokenizer {
         self.parsing.id_to_token(id)
     }
 
+    /// Returns the merges that make a token of its bytes, in order; none for a special token.
+    #[must_use]
+    pub fn merges(&self, id: u32) -> Vec<Merge> {
+        match self.token_bytes(id) {
+            Some(bytes) if !self.is_special(id) => {
+                self.merges.get_or_init(|| merges(&self.parsing)).of(bytes)
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Returns whether a token is special, like end-of-text.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
@@ -310,6 +328,29 @@ pub(crate) fn byte_alphabet() -> Vec<Option<u8>> {
     alphabet
 }
 
+/// Returns the merges of a tokenizer's vocabulary.
+fn merges(inner: &Inner) -> Merges {
+    let ModelWrapper::BPE(bpe) = inner.get_model() else {
+        return Merges::new(std::iter::empty());
+    };
+    // The library keeps them private, but writes them.
+    let written = serde_json::to_value(bpe).unwrap_or_default();
+    let pairs = written.get("merges").and_then(Value::as_array);
+    let alphabet = byte_alphabet();
+    let pairs = pairs.into_iter().flatten().filter_map(|pair| {
+        let (left, right) = match pair {
+            Value::String(pair) => pair.split_once(' ')?,
+            Value::Array(pair) => match pair.as_slice() {
+                [left, right] => (left.as_str()?, right.as_str()?),
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some((token_bytes(left, &alphabet), token_bytes(right, &alphabet)))
+    });
+    Merges::new(pairs)
+}
+
 /// Returns the bytes of a token in the vocabulary's notation.
 fn token_bytes(token: &str, alphabet: &[Option<u8>]) -> Box<[u8]> {
     let mut bytes = Vec::with_capacity(token.len());
@@ -330,6 +371,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn merges_end_with_the_token_itself() {
+        let json = include_bytes!("../../assets/fairy-tales/tokenizer.json");
+        let tokenizer = Tokenizer::from_json(json).unwrap();
+        for id in [0, 257, 664, 1543, 8190] {
+            let bytes = tokenizer.token_bytes(id).unwrap();
+            let merges = tokenizer.merges(id);
+            let last = merges.last().map(|merge| merge.parts.concat());
+            assert_eq!(merges.len(), bytes.len() - 1, "{id}");
+            assert_eq!(last.unwrap_or_else(|| bytes.to_vec()), bytes, "{id}");
+            assert!(merges.iter().all(|merge| merge.parts.concat() == bytes));
+        }
+        assert!(tokenizer.merges(8191).is_empty());
+        assert!(tokenizer.merges(9000).is_empty());
+    }
 
     #[test]
     fn the_byte_alphabet_covers_every_byte_once() {

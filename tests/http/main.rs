@@ -21,6 +21,7 @@ mod fair;
 mod faults;
 mod fields;
 mod grammar_bounds;
+mod inspect;
 mod key_limits;
 mod keys;
 mod limits;

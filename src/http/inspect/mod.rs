@@ -1,0 +1,118 @@
+//! `POST /v1/inspect`: what each stage of the forward pass over a text computed.
+//!
+//! An inspection is a request to the engine like any other: it waits in the same queue, under the same keys
+//! and limits. It must never return a value that the kernels did not compute, and its answer is bounded
+//! whatever is asked for.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `request` | the body, and the request to the engine that it becomes |
+//! | `answer` | the answer |
+//! | `values` | arrays of numbers, in Base64 or as JSON |
+
+mod answer;
+mod request;
+mod values;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use self::answer::InspectAnswer;
+use self::request::InspectBody;
+use super::admission::TOKENIZE_INLINE;
+use super::app::App;
+use super::body::JsonBody;
+use super::documented_errors::OpenAiErrors;
+use super::error::ApiError;
+use super::fields::deadline;
+use super::layers::Scope;
+use super::metrics::Observations;
+use super::prompt_log;
+use super::timeline::{Ending, Submitted, Timeline};
+use super::waiting::{before, begun_in_time};
+use crate::engine::{FinishReason, GenerateError, Generation, PromptReport, TokenEvent};
+
+/// Inspect a forward pass
+///
+/// Returns what each stage computed for some positions of a text, a list of token ids, or a session: the
+/// tokens and their merges, embeddings, the residual stream, attention weights, neurons, the next token as
+/// read off after each block (the logit lens), the logits, what each filter of sampling removes, and the
+/// time of each stage. The values are those that generating from the same tokens computes, bit for bit but for
+/// attention weights, which the kernels do not store and which are computed again from the same queries and
+/// keys. The pass runs beside other requests and takes no more than its share of the time.
+#[utoipa::path(
+    post,
+    path = "/v1/inspect",
+    tag = "inspect",
+    request_body = InspectBody,
+    responses(
+        (status = 200, description = "The stages", body = InspectAnswer),
+        OpenAiErrors,
+    ),
+)]
+pub(super) async fn inspect(
+    State(app): State<App>,
+    scope: Scope,
+    JsonBody(body): JsonBody<InspectBody>,
+) -> Result<Response, ApiError> {
+    let (serving, _in_flight) = app.begin(scope.share)?;
+    let started = Instant::now();
+    let deadline = deadline(body.timeout)?;
+    let (request, shown) = body.plan(&serving, &scope).await?;
+    prompt_log::prompts(&app, &serving.tokenizer, std::slice::from_ref(&request));
+    scope
+        .trace
+        .asks(&serving.info.id, std::slice::from_ref(&request), 1);
+    let charge = scope
+        .meter
+        .take_prompts(std::slice::from_ref(&request), 1)?;
+    let submitted = Submitted::now(&request, scope.trace.generation(0));
+    let generation = serving.engine.submit(request).await?;
+    let begun = generation.begun();
+    let begun = async {
+        begun.await;
+        charge.keep();
+    };
+    let report = report(generation, submitted, app.observations());
+    let report = begun_in_time(&serving, scope.share, begun, report);
+    let report = before(deadline, report).await?;
+    charge.keep();
+    let values = shown.values();
+    let tokenizer = Arc::clone(&serving.tokenizer);
+    let info = Arc::clone(&serving);
+    let write = move || Json(shown.answer(report, &tokenizer, &info.info)).into_response();
+    let answer = scope.admission.run(values, TOKENIZE_INLINE, write).await?;
+    tracing::info!(
+        total_ms = started.elapsed().as_secs_f64() * 1e3,
+        "inspection answered"
+    );
+    Ok(answer)
+}
+
+/// Waits for the report of the pass.
+async fn report(
+    mut generation: Generation,
+    submitted: Submitted,
+    observations: &Arc<Observations>,
+) -> Result<PromptReport, ApiError> {
+    let mut timeline = Timeline::new(submitted, observations);
+    let timed = generation.next_timed().await;
+    timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));
+    let report = match timed.map(|timed| (timed.event, timed.at)) {
+        Some((TokenEvent::Prefilled(report), at)) => {
+            timeline.prompt(&report, at);
+            Ok(report)
+        }
+        Some((TokenEvent::Failed(error), _)) => Err(error),
+        Some((TokenEvent::Token(_), _)) | None => Err(GenerateError::Incomplete),
+    };
+    timeline.end(match &report {
+        Ok(_) => Ending::Finished(FinishReason::Complete),
+        Err(_) => Ending::Failed,
+    });
+    Ok(report?)
+}
