@@ -58,6 +58,10 @@ fn action(input: &mut Input) -> Action {
         7 => Action::Budget {
             tokens: 1 + input.below(49),
         },
+        8 => Action::Inspect {
+            nth: input.below(256),
+            from: input.below(256),
+        },
         _ => Action::Step {
             token: u32::from(input.flag()),
             stalled: u64::from(input.byte() % 8),

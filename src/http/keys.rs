@@ -49,6 +49,7 @@ const ROUTES: [(&str, Needs); 26] = {
         ("/v1/completions", Scope(Generate)),
         ("/v1/chat/completions", Scope(Generate)),
         ("/v1/embeddings", Scope(Generate)),
+        ("/v1/inspect", Scope(Generate)),
         ("/v1/models", Scope(Generate)),
         ("/v1/models/{*id}", Scope(Generate)),
         ("/v1/sessions", Scope(Generate)),

@@ -51,7 +51,7 @@ const GENERATING: [&str; 7] = [
 
 /// Descriptions of errors on one route, by path, method and status, where they are narrower than those of
 /// its kind of path; empty if the route never answers with the status.
-const OWN: [(&str, &str, &str, &str); 40] = {
+const OWN: [(&str, &str, &str, &str); 42] = {
     const NO_MODEL: &str = "The requested model is not served (`model_not_found`)";
     const NO_SESSION: &str = "The session does not exist (`not_found`)";
     const BODY: &str = "The name is not a valid session name, the body is not JSON, or a field has a \
@@ -74,6 +74,7 @@ const OWN: [(&str, &str, &str, &str); 40] = {
     const REWIND: &str = "/v1/sessions/{id}/rewind";
     const CHAT: &str = "/v1/chat/completions";
     const EMBEDDINGS: &str = "/v1/embeddings";
+    const INSPECT: &str = "/v1/inspect";
     [
         ("/v1/completions", "post", "404", NO_MODEL),
         ("/v1/completions", "post", "409", TURN),
@@ -88,6 +89,13 @@ const OWN: [(&str, &str, &str, &str); 40] = {
             "The embeddings could not be computed",
         ),
         (EMBEDDINGS, "post", "503", STATELESS),
+        (
+            INSPECT,
+            "post",
+            "404",
+            "The requested model is not served (`model_not_found`), or the session does not exist (`not_found`)",
+        ),
+        (INSPECT, "post", "500", "The pass failed"),
         ("/v1/models", "get", "400", ""),
         ("/v1/models", "get", "404", ""),
         ("/v1/models", "get", "500", ""),

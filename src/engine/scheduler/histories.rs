@@ -142,6 +142,21 @@ impl Machine {
         }
     }
 
+    /// Adds a sequence whose pass over a text is observed from a position on.
+    fn inspect(&mut self, nth: usize, from: usize) {
+        let Some((root, text)) = self.text(nth) else {
+            return;
+        };
+        let id = SequenceId(self.next);
+        self.next += 1;
+        let from = from % text.len();
+        let (share, priority) = whose(nth);
+        let sequence = Sequence::new(id, text, WINDOW, true).with_root(root);
+        let sequence = sequence.with_observed_from(Some(from));
+        self.alive.push(id);
+        self.scheduler.add(sequence.with_share(share, priority));
+    }
+
     /// Adds a beam search that goes on from a text, if it can ever run.
     fn search(&mut self, nth: usize, width: usize, max_tokens: usize) {
         let Some((root, mut text)) = self.text(nth) else {
@@ -212,8 +227,24 @@ impl Machine {
     }
 
     /// A step as the worker does it. `right` of the guesses are so, then comes `token`.
-    fn step(&mut self, ready: impl Fn(SequenceId) -> bool, right: usize, token: u32) -> Vec<Chunk> {
-        let plan = self.scheduler.plan(self.max_step_tokens, true, ready);
+    fn step(
+        &mut self,
+        may_observe: bool,
+        ready: impl Fn(SequenceId) -> bool,
+        right: usize,
+        token: u32,
+    ) -> Vec<Chunk> {
+        let plan = self
+            .scheduler
+            .plan(self.max_step_tokens, may_observe, ready);
+        let observed: Vec<_> = plan.iter().filter(|chunk| chunk.observed).collect();
+        assert!(observed.len() <= usize::from(may_observe));
+        assert!(
+            observed
+                .iter()
+                .all(|c| c.tokens <= BLOCK_SIZE && c.drafted == 0)
+        );
+        self.check_observed(&plan);
         self.carry_out_moves();
         self.check_contents();
         for chunk in &plan {
@@ -230,12 +261,33 @@ impl Machine {
                 self.advance(chunk);
                 continue;
             }
+            if chunk.observed {
+                self.remove(chunk.request);
+                continue;
+            }
             let right = chunk.drafted.min(right);
             let draft = &self.scheduler.sequence_of(chunk).unwrap().draft;
             let sampled = [&draft[..right], &[token]].concat();
             self.scheduler.push_sampled(chunk, &sampled);
         }
         plan
+    }
+
+    /// A chunk is observed as a whole or not at all, from the position on that was asked for.
+    fn check_observed(&self, plan: &[Chunk]) {
+        for chunk in plan {
+            let sequence = self.scheduler.sequence_of(chunk).expect("it runs");
+            let Some(from) = sequence.observed_from else {
+                assert!(!chunk.observed);
+                continue;
+            };
+            let end = chunk.first_position + chunk.tokens;
+            assert!(if chunk.observed {
+                chunk.first_position >= from
+            } else {
+                end <= from
+            });
+        }
     }
 
     fn carry_out_moves(&mut self) {
@@ -395,6 +447,10 @@ pub(crate) enum Action {
         /// At least 1.
         tokens: usize,
     },
+    Inspect {
+        nth: usize,
+        from: usize,
+    },
 }
 
 impl Machine {
@@ -415,7 +471,9 @@ impl Machine {
                 keep,
             } => self.fork(nth, cut, &tokens, keep),
             Action::Step { token, stalled } => {
-                self.step(|id| id.0 % 8 != stalled, token as usize % 3, token);
+                let may_observe = stalled % 2 == 0;
+                let ready = |id: SequenceId| id.0 % 8 != stalled;
+                self.step(may_observe, ready, token as usize % 3, token);
             }
             Action::Remove { nth } => {
                 if let Some(&id) = self.alive.get(nth) {
@@ -437,6 +495,7 @@ impl Machine {
                 max_tokens,
             } => self.search(nth, width, max_tokens),
             Action::Budget { tokens } => self.max_step_tokens = tokens,
+            Action::Inspect { nth, from } => self.inspect(nth, from),
         }
         self.scheduler.check();
     }
@@ -462,7 +521,7 @@ pub(crate) fn run(
         if machine.alive.is_empty() {
             break;
         }
-        for chunk in machine.step(|_| true, 1, 0) {
+        for chunk in machine.step(true, |_| true, 1, 0) {
             let is_search = machine.searches.contains_key(&chunk.request);
             if chunk.completes && !is_search {
                 machine.remove(chunk.request);
@@ -503,10 +562,11 @@ mod random {
             1 => (0usize..8).prop_map(|nth| Action::Remove { nth }),
             1 => import.prop_map(|(nth, fails)| Action::Import { nth, fails }),
             1 => Just(Action::Abort),
-            1 => (nth, 1usize..=4, 1usize..=40).prop_map(|(nth, width, max_tokens)| Action::Search {
+            1 => (nth.clone(), 1usize..=4, 1usize..=40).prop_map(|(nth, width, max_tokens)| Action::Search {
                 nth, width, max_tokens
             }),
             1 => (1usize..50).prop_map(|tokens| Action::Budget { tokens }),
+            1 => (nth.clone(), nth.clone()).prop_map(|(nth, from)| Action::Inspect { nth, from }),
         ]
     }
 
