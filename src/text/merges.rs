@@ -6,10 +6,13 @@
 
 use std::collections::HashMap;
 
+/// The bytes of two neighbouring parts.
+pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
+
 /// The merges of a vocabulary, by the bytes of their two parts.
 #[derive(Debug)]
 pub(super) struct Merges {
-    ranks: HashMap<(Box<[u8]>, Box<[u8]>), u32>,
+    ranks: HashMap<Pair, u32>,
 }
 
 /// One merge on the way to a token.
@@ -23,7 +26,7 @@ pub struct Merge {
 
 impl Merges {
     /// Collects merges given in the order of their ranks.
-    pub fn new(pairs: impl Iterator<Item = (Box<[u8]>, Box<[u8]>)>) -> Self {
+    pub fn new(pairs: impl Iterator<Item = Pair>) -> Self {
         let mut ranks = HashMap::new();
         for (pair, rank) in pairs.zip(0..) {
             ranks.entry(pair).or_insert(rank);

@@ -33,6 +33,9 @@ pub struct SamplingStep {
     pub removed: Option<f64>,
 }
 
+/// A step that changes logits.
+type Penalty = fn(&Sampler, &mut [f32]);
+
 impl SamplingStep {
     fn changes(parameter: &'static str, before: &[f32], after: &[f32]) -> Self {
         let changed = before.iter().zip(after);
@@ -114,9 +117,9 @@ impl Sampler {
     }
 
     /// Applies penalties and bias to a row; returns what each of them changed.
-    fn penalties(&self, row: &mut Vec<f32>) -> Vec<SamplingStep> {
+    fn penalties(&self, row: &mut [f32]) -> Vec<SamplingStep> {
         let params = &self.params;
-        let penalties: [(_, _, fn(&Self, &mut [f32])); 3] = [
+        let penalties: [(_, _, Penalty); 3] = [
             (
                 "repetition_penalty",
                 !self.seen.is_empty(),
@@ -132,7 +135,7 @@ impl Sampler {
         let mut steps = Vec::new();
         for (parameter, acts, apply) in penalties {
             if acts {
-                let before = row.clone();
+                let before = row.to_vec();
                 apply(self, row);
                 steps.push(SamplingStep::changes(parameter, &before, row));
             }
@@ -212,7 +215,9 @@ mod tests {
             n in 0usize..500,
         ) {
             let mut sampler = Sampler::new(params, &prompt, logits.len());
-            generated.iter().for_each(|&token| sampler.accept(token));
+            for token in generated {
+                sampler.accept(token);
+            }
             let allowed = Allowed::AllBut(&[]);
             let sampled = sampler.sample(&logits, n, allowed, &mut Scratch::default()).unwrap();
             let trace = sampler.trace(&logits, n, allowed).unwrap();

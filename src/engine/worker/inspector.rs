@@ -270,9 +270,9 @@ impl ChunkObserver<'_> {
             let before = tokens.len().saturating_sub(sampled);
             let params = self.request.sampling.clone();
             let mut sampler = Sampler::new(params, &tokens[..before], logits.len());
-            tokens[before..]
-                .iter()
-                .for_each(|&token| sampler.accept(token));
+            for &token in &tokens[before..] {
+                sampler.accept(token);
+            }
             let trace = sampler.trace(&logits, sampled, Allowed::AllBut(&[]));
             self.inspector.found.sampling = Some(trace.map_err(candle_core::Error::wrap)?);
         }
@@ -423,7 +423,9 @@ impl ChunkObserver<'_> {
             .zip(directions.chunks_exact_mut(spec.hidden_width))
         {
             if neuron.activation < 0.0 {
-                direction.iter_mut().for_each(|x| *x = -*x);
+                for x in direction {
+                    *x = -*x;
+                }
             }
         }
         let shape = (neurons.len(), spec.hidden_width);

@@ -27,7 +27,8 @@ pub(in crate::http) enum Values {
     /// 32-bit floats in little-endian order, in Base64.
     F32(String),
     /// A list of numbers.
-    Values(Vec<f32>),
+    #[serde(rename = "values")]
+    List(Vec<f32>),
 }
 
 /// A matrix.
@@ -48,7 +49,7 @@ impl Encoding {
                 let bytes: Vec<u8> = halves.flatten().collect();
                 Values::F16(BASE64_STANDARD.encode(bytes))
             }
-            Self::Json => Values::Values(numbers),
+            Self::Json => Values::List(numbers),
         }
     }
 
@@ -59,7 +60,7 @@ impl Encoding {
                 let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
                 Values::F32(BASE64_STANDARD.encode(bytes))
             }
-            Self::Json => Values::Values(numbers),
+            Self::Json => Values::List(numbers),
         }
     }
 }
