@@ -5,18 +5,9 @@
 
 const f32 = Math.fround;
 
-const view = new DataView(new ArrayBuffer(4));
-
-/** Returns the bits of a number that is an f32. */
-function bits(x: number): number {
-  view.setFloat32(0, x);
-  return view.getUint32(0);
-}
-
-function fromBits(value: number): number {
-  view.setUint32(0, value >>> 0);
-  return view.getFloat32(0);
-}
+/** One f32 and its bits. */
+const value = new Float32Array(1);
+const bits = new Uint32Array(value.buffer);
 
 /** Returns `a * b + c`, rounded once to f32. */
 export function fma(a: number, b: number, c: number): number {
@@ -44,7 +35,12 @@ const ROUND = 12_582_912;
 const LOG2_E = f32(Math.LOG2E);
 const LN_2_HIGH = f32(355 / 512);
 const LN_2_LOW = f32(-2.1219444e-4);
-const POLYNOMIAL = [1.9875692e-4, 1.3982e-3, 8.333452e-3, 4.1665796e-2, 1.6666665e-1, 0.5].map(f32);
+const P0 = f32(1.9875692e-4);
+const P1 = f32(1.3982e-3);
+const P2 = f32(8.333452e-3);
+const P3 = f32(4.1665796e-2);
+const P4 = f32(1.6666665e-1);
+const P5 = 0.5;
 
 /** Returns the server's `exp`, bit for bit. */
 export function exp(x: number): number {
@@ -57,10 +53,11 @@ export function exp(x: number): number {
   const shifted = fma(x, LOG2_E, ROUND);
   const n = f32(shifted - ROUND);
   const r = fma(n, -LN_2_LOW, fma(n, -LN_2_HIGH, x));
-  let p = POLYNOMIAL[0] ?? 0;
-  for (const coefficient of POLYNOMIAL.slice(1)) {
-    p = fma(p, r, coefficient);
-  }
-  p = f32(fma(p, f32(r * r), r) + 1);
-  return fromBits(bits(p) + (bits(shifted) << 23));
+  const p = fma(fma(fma(fma(fma(P0, r, P1), r, P2), r, P3), r, P4), r, P5);
+  // The low bits of `shifted` are n: moved up, they add n to the exponent.
+  value[0] = shifted;
+  const exponent = (bits[0] ?? 0) << 23;
+  value[0] = fma(p, f32(r * r), r) + 1;
+  bits[0] = (bits[0] ?? 0) + exponent;
+  return value[0];
 }

@@ -121,7 +121,7 @@ function blockSums(weights: Float32Array): Float64Array {
     for (let i = block * BLOCK; i < end; i++) {
       lanes[i % LANES] = (lanes[i % LANES] ?? 0) + (weights[i] ?? 0);
     }
-    for (let width = LANES / 2; width > 0; width /= 2) {
+    for (let width = LANES / 2; width >= 1; width /= 2) {
       for (let i = 0; i < width; i++) {
         lanes[i] = (lanes[i] ?? 0) + (lanes[i + width] ?? 0);
       }
