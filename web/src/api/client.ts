@@ -127,3 +127,8 @@ export async function read(answer: Response, abort: AbortSignal, onText: (text: 
     throw new ConnectionLost();
   }
 }
+
+/** Returns whether this tab has a key. */
+export function hasKey(): boolean {
+  return recall('tab', KEY) !== null;
+}

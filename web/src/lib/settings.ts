@@ -123,9 +123,28 @@ export const defaults = signal<Settings>({
   seed: '',
 });
 
+/** Longest seed, in digits: a number of JavaScript has no more. */
+export const SEED_DIGITS = 15;
+
+/** Returns those settings of a link or a store that can be settings. */
+function valid(values: Partial<Record<keyof Settings, unknown>>): Partial<Settings> {
+  const checked: Partial<Settings> = {};
+  for (const { name, min, max } of SETTINGS) {
+    const value = values[name];
+    if (typeof value === 'number' && Number.isFinite(value)) {
+      checked[name] = Math.min(max, Math.max(min, value));
+    }
+  }
+  const { seed } = values;
+  if (typeof seed === 'string' && /^\d+$/.test(seed) && seed.length <= SEED_DIGITS) {
+    checked.seed = seed;
+  }
+  return checked;
+}
+
 function kept(): Partial<Settings> {
   try {
-    return JSON.parse(recall('tab', KEPT) ?? '{}') as Partial<Settings>;
+    return valid(JSON.parse(recall('tab', KEPT) ?? '{}') as Partial<Settings>);
   } catch {
     return {};
   }
@@ -143,6 +162,11 @@ export const changed = computed(() =>
 
 export function change(values: Partial<Settings>): void {
   chosen.value = { ...chosen.value, ...values };
+}
+
+/** Takes over what a link holds. */
+export function changeTo(values: Partial<Settings>): void {
+  chosen.value = { seed: settings.value.seed, ...valid(values) };
 }
 
 /** Goes back to the model's own settings; the seed stays. */
