@@ -17,11 +17,7 @@ export interface Ending {
  *
  * Rejects with `ConnectionLost` if the answer breaks off, and with an `AbortError` after `abort`.
  */
-export async function generate(
-  body: object,
-  abort: AbortSignal,
-  onTokens: (tokens: Token[]) => void,
-): Promise<Ending> {
+export async function generate(body: object, abort: AbortSignal, onTokens: (tokens: Token[]) => void): Promise<Ending> {
   const request = { ...body, stream: true, logprobs: ALTERNATIVES };
   const answer = await send('POST', '/v1/completions', request, abort);
   let reason: string | undefined;

@@ -12,6 +12,7 @@ const MOST_TOKENS = 96;
 
 /** Where the token looks: the text itself, and a map of each head. */
 export function AttentionPicture({ look }: { look: Look }) {
+  void more.value;
   const weights = attentionOf(look, layer.value, head.value, row.value);
   const chosen = look.ids[row.value] ?? 0;
   return (

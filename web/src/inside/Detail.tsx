@@ -1,6 +1,5 @@
 import { useState } from 'preact/hooks';
 import { copy } from '../lib/say';
-import { known } from '../lib/vocabulary';
 import { info } from '../shell/connection';
 import { AttentionPicture } from './AttentionPicture';
 import { EmbedPicture } from './EmbedPicture';
@@ -24,13 +23,11 @@ const PICTURES: Record<Stage, (props: { look: Look }) => preact.ComponentChild> 
 
 /** The selected stage: a title, two sentences, a picture, and its numbers to take away. */
 export function Detail({ look }: { look: Look }) {
-  void more.value;
-  void known.value;
   const model = info.value?.model;
   const text = stageText(stage.value);
   const Picture = PICTURES[stage.value];
   return (
-    <div class="detail" role="tabpanel" id="stage" aria-labelledby={`tab-${text.id}`} tabIndex={0}>
+    <div class="detail" role="tabpanel" id="stage" aria-label={text.title} tabIndex={0}>
       <div class="why2">
         <h2>{text.title}</h2>
         <p>{model && text.sentences(model)}</p>
@@ -69,6 +66,7 @@ function AsTable({ look }: { look: Look }) {
 }
 
 function Rows({ look }: { look: Look }) {
+  void more.value;
   const { name, columns, rows } = tableOf(stage.value, look);
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="Table">

@@ -3,10 +3,11 @@ import { label } from '../lib/vocabulary';
 import { info } from '../shell/connection';
 import type { Look } from './inspection';
 import { innerOf } from './stages';
-import { layer, row } from './state';
+import { layer, more, row } from './state';
 
 /** The neurons that write most at the token, and what they push towards. */
 export function FeedForwardPicture({ look }: { look: Look }) {
+  void more.value;
   const model = info.value?.model;
   const neurons = look.neurons.get(layer.value);
   const top = neurons?.top.get(row.value) ?? [];

@@ -1,4 +1,4 @@
-import { useEffect } from 'preact/hooks';
+import { useEffect, useRef } from 'preact/hooks';
 import { isCommand } from '../shell/keyboard';
 import { info, link } from '../shell/connection';
 import { allTokens, textBefore } from '../write/story';
@@ -57,7 +57,10 @@ export function Inside() {
       head.value = null;
       const tokens = allTokens();
       if (tokens.length > 0) {
-        lookAtTokens(textBefore(tokens.length), tokens.map(({ id }) => id));
+        lookAtTokens(
+          textBefore(tokens.length),
+          tokens.map(({ id }) => id),
+        );
       } else {
         lookAtText(EXAMPLE);
       }
@@ -92,14 +95,24 @@ function Ask() {
     clearTimeout(timer);
     timer = setTimeout(() => lookAtText(text), REST);
   };
+  const element = useRef<HTMLTextAreaElement>(null);
+  const text = field.value;
+  useEffect(() => {
+    // The end is where tokens are added.
+    const area = element.current;
+    if (area && area !== document.activeElement) {
+      area.scrollLeft = area.scrollWidth;
+    }
+  }, [text]);
   return (
     <div class="ask">
       <textarea
+        ref={element}
         class="field"
         rows={1}
         spellcheck={false}
         aria-label="Text to look into"
-        value={field.value}
+        value={text}
         onInput={(event) => edit(event.currentTarget.value)}
       />
       <button class="btn" onClick={step}>

@@ -32,15 +32,18 @@ export function Loom({ look }: { look: Look }) {
         <div class="loom" style={{ height: `${height}px`, width: `${of.token + width}px` }}>
           <Highlight look={look} of={of} />
           <div class="warp" style={{ width: `${of.token}px`, height: `${height}px` }}>
+            <div class="corner" />
             {look.tokens.map((token, i) => (
               <TokenButton key={look.from + i} row={look.from + i} text={token.text} id={token.id} of={of} i={i} />
             ))}
           </div>
           <div class="weft" style={{ width: `${width}px`, height: `${height}px` }}>
+            <div class="heads">
+              {Array.from({ length: layers.value }, (_, l) => (
+                <LayerButton key={l} layer={l} of={of} />
+              ))}
+            </div>
             <Threads look={look} of={of} />
-            {Array.from({ length: layers.value }, (_, l) => (
-              <LayerButton key={l} layer={l} of={of} />
-            ))}
             {look.tokens.map((_, i) => (
               <Row key={`${look.ids.length} ${look.from + i}`} look={look} i={i} of={of} />
             ))}
@@ -71,8 +74,15 @@ interface TokenProps {
 
 function TokenButton({ row: position, i, text, id, of }: TokenProps) {
   const isChosen = row.value === position;
+  const element = useRef<HTMLButtonElement>(null);
+  useEffect(() => {
+    if (isChosen) {
+      element.current?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    }
+  }, [isChosen]);
   return (
     <button
+      ref={element}
       class="tokb"
       aria-pressed={isChosen}
       aria-label={`Token ${position + 1}, ${shown(text)}`}
@@ -82,7 +92,7 @@ function TokenButton({ row: position, i, text, id, of }: TokenProps) {
     >
       <span class="i">{position + 1}</span>
       <span class="w">{shown(text)}</span>
-      {of.merge > 0 && <span class="id">{id}</span>}
+      {of.merge > 0 && text.length <= 7 && <span class="id">{id}</span>}
     </button>
   );
 }
@@ -136,7 +146,10 @@ function Row({ look, i, of }: { look: Look; i: number; of: Geometry }) {
               top: `${top + 2}px`,
               height: `${of.row - 4}px`,
             }}
-            title={(state[i] ?? []).slice(0, 5).map(([each, p]) => `${label(each)}  ${percent(p)}`).join('\n')}
+            title={(state[i] ?? [])
+              .slice(0, 5)
+              .map(([each, p]) => `${label(each)}  ${percent(p)}`)
+              .join('\n')}
             aria-label={`Layer ${l + 1}, after ${shown(token?.text ?? '')}: ${text}, ${percent(probability)}`}
             onClick={() => {
               const stays = stage.peek() === 'attention' || stage.peek() === 'feedforward';
@@ -188,7 +201,13 @@ function Threads({ look, of }: { look: Look; of: Geometry }) {
   return (
     <>
       {look.from === 0 && (
-        <Canvas class="faint" width={width} height={height} of={[look, head.value, known > 1, theme.value]} draw={draw} />
+        <Canvas
+          class="faint"
+          width={width}
+          height={height}
+          of={[look, head.value, known > 1, theme.value]}
+          draw={draw}
+        />
       )}
       <svg class="threads" width={width} height={height} aria-hidden="true">
         {threads.flat().map((thread, i) => (

@@ -1,7 +1,7 @@
 import { useEffect } from 'preact/hooks';
 import { count, percent } from '../lib/format';
 import { settings, type Name } from '../lib/settings';
-import { known, label } from '../lib/vocabulary';
+import { label } from '../lib/vocabulary';
 import type { Draw } from '../sampler/sampler';
 import { phone } from '../shell/phone';
 import { SettingRow } from '../write/Settings';
@@ -16,7 +16,6 @@ const NAMED = 0.11;
 /** The next token: what the settings leave of the model's distribution, and what the random number picks. */
 export function SamplingPanel({ look }: { look: Look | null }) {
   const now = drawn.value;
-  void known.value;
   useEffect(() => void learnCandidates(), [now]);
   return (
     <aside class="draw" aria-label="The next token">
@@ -29,7 +28,9 @@ export function SamplingPanel({ look }: { look: Look | null }) {
           <Strip now={now} />
         </>
       ) : (
-        <p class="note">{look ? 'The next token follows the last one: show the last tokens.' : 'Write a text to look into.'}</p>
+        <p class="note">
+          {look ? 'The next token follows the last one: show the last tokens.' : 'Write a text to look into.'}
+        </p>
       )}
       <div class="sets">
         {SHOWN.map((name) => (
@@ -117,8 +118,8 @@ function Strip({ now }: { now: Draw }) {
           .map(({ id, begin: left, share }) => (
             <span
               key={id}
-              class={id === now.token ? 'hit' : ''}
-              style={{ left: `${(100 * left).toFixed(2)}%`, width: `calc(${(100 * share).toFixed(2)}% - 1px)` }}
+              class={`${id === now.token ? 'hit' : ''}${share > NAMED ? ' named' : ''}`}
+              style={{ left: `${(100 * left).toFixed(2)}%`, width: `${(100 * share).toFixed(2)}%` }}
             >
               {share > NAMED ? label(id) : ''}
             </span>

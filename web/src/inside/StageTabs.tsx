@@ -8,7 +8,7 @@ export function StageTabs() {
   const of = geometry.value;
   const third = (Math.min(6, layers.value) * (of.gutter + of.cell)) / 3 - 4;
   const widths = [of.token + of.merge - 4, of.numbers - 4, third, third, third];
-  const shown = STAGES.filter(({ id }) => phone.value || id !== 'sampling' || stage.value === 'sampling');
+  const shown = STAGES.filter(({ id }) => phone.value || id !== 'sampling');
   const key = (event: KeyboardEvent): void => {
     const by = event.key === 'ArrowRight' ? 1 : event.key === 'ArrowLeft' ? -1 : 0;
     if (by !== 0) {
@@ -35,7 +35,7 @@ export function StageTabs() {
             id={`tab-${id}`}
             aria-selected={isChosen}
             aria-controls="stage"
-            tabIndex={isChosen ? 0 : -1}
+            tabIndex={isChosen || (i === 0 && !shown.some((each) => each.id === stage.value)) ? 0 : -1}
             style={phone.value || widths[i] === undefined ? {} : { width: `${widths[i]}px` }}
             onClick={() => choose({ stage: id })}
           >

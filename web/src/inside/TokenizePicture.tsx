@@ -26,7 +26,7 @@ export function TokenizePicture({ look }: { look: Look }) {
                 {spaced(part)}
               </u>
             ))}
-            <span>{before ? `pair number ${count(rank + 1)}` : 'single letters'}</span>
+            <span>{rank === null ? 'single letters' : `pair number ${count(rank + 1)}`}</span>
           </div>
         );
       })}

@@ -38,5 +38,5 @@ export function grouped(numbers: Float32Array, most: number): Float32Array {
 /** Returns a length of bar that most numbers fit into. */
 export function limitOf(numbers: Float32Array): number {
   const squares = numbers.reduce((total, number) => total + number * number, 0);
-  return 3 * Math.sqrt(squares / Math.max(1, numbers.length)) || 1;
+  return 2.2 * Math.sqrt(squares / Math.max(1, numbers.length)) || 1;
 }

@@ -8,12 +8,18 @@ import { numbers, tokenBytes, type Values } from './values';
 /** A token id and a number: a probability or a cosine. */
 export type Scored = [number, number];
 
+interface WireToken {
+  id: number;
+  bytes: string;
+  merges: { parts: string[]; rank: number }[];
+}
+
 interface Wire {
   id: string;
   fingerprint: string;
   length: number;
   positions: { from: number; to: number };
-  tokens?: { id: number; bytes: string; merges: { parts: string[]; rank: number }[] }[];
+  tokens?: WireToken[];
   embedding?: {
     wte?: Values;
     wpe?: Values;
@@ -34,10 +40,10 @@ export interface Neuron {
   promotes: number[];
 }
 
-/** How a token came together: its parts after each merge, and the merge's rank. */
+/** How a token came together: its bytes, then its parts after each merge, with the merge's rank. */
 export interface Merge {
   parts: string[];
-  rank: number;
+  rank: number | null;
 }
 
 export interface InspectedToken {
@@ -104,6 +110,15 @@ function readAttention(wire: Wire, into: Attention): void {
   }
 }
 
+function readToken({ id, bytes, merges }: WireToken): InspectedToken {
+  const all = tokenBytes(bytes);
+  const text = textOf(all);
+  teach(id, text);
+  const single: Merge = { parts: [...all].map((byte) => textOf(Uint8Array.of(byte))), rank: null };
+  const merged = merges.map(({ parts, rank }) => ({ parts: parts.map((part) => textOf(tokenBytes(part))), rank }));
+  return { id, text, merges: [single, ...merged] };
+}
+
 /** Looks at a page of a text's rows. */
 export async function lookAt(
   ids: readonly number[],
@@ -128,12 +143,7 @@ export async function lookAt(
   );
   const attention: Attention = new Map();
   readAttention(wire, attention);
-  const tokens = (wire.tokens ?? []).map(({ id, bytes, merges }) => {
-    const text = textOf(tokenBytes(bytes));
-    teach(id, text);
-    const parts = merges.map((merge) => ({ parts: merge.parts.map((part) => textOf(tokenBytes(part))), rank: merge.rank }));
-    return { id, text, merges: parts };
-  });
+  const tokens = (wire.tokens ?? []).map(readToken);
   const lens = wire.lens?.top ?? [];
   const nearest = wire.embedding?.nearest ?? [];
   await learn([...ids, ...lens.flat(2).map(([id]) => id), ...nearest.flat().map(([id]) => id)]);
@@ -186,7 +196,12 @@ function logitsOf(wire: Wire, vocabulary: number): Float32Array {
 
 /** Reads the attention of one row in all layers, if it is not known. */
 export async function readRow(look: Look, row: number, layers: number, abort: AbortSignal): Promise<void> {
-  if (look.attention.get(layers - 1)?.get(0)?.has(row)) {
+  if (
+    look.attention
+      .get(layers - 1)
+      ?.get(0)
+      ?.has(row)
+  ) {
     return;
   }
   const wire = await inspect(

@@ -26,6 +26,11 @@ export function inWords(n: number, digits: number): string {
   return n >= 1e9 ? `${(n / 1e9).toFixed(1)} billion` : `${(n / 1e6).toFixed(digits)} million`;
 }
 
+/** Returns a large number in short: `10.3 M`, `1.6 B`. */
+export function inShort(n: number): string {
+  return n >= 1e9 ? `${(n / 1e9).toFixed(1)} B` : `${(n / 1e6).toFixed(1)} M`;
+}
+
 /** Returns the surprise of a token in bits. */
 export function bitsOf(logprob: number | undefined): number {
   return logprob === undefined ? 0 : -logprob / Math.LN2;

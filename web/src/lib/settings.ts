@@ -108,7 +108,7 @@ const KEPT = 'skald.settings';
 
 /** Returns a new seed, short enough to be read out. */
 export function newSeed(): string {
-  return String(1 + Math.floor(Math.random() * 999_999));
+  return String(1 + Math.floor(Math.random() * 9999));
 }
 
 /** The model's own settings. */
@@ -156,9 +156,7 @@ effect(() => remember('tab', KEPT, JSON.stringify(chosen.value)));
 export const settings = computed<Settings>(() => ({ ...defaults.value, ...chosen.value }));
 
 /** Settings other than the model's own. */
-export const changed = computed(() =>
-  SETTINGS.some(({ name }) => settings.value[name] !== defaults.value[name]),
-);
+export const changed = computed(() => SETTINGS.some(({ name }) => settings.value[name] !== defaults.value[name]));
 
 export function change(values: Partial<Settings>): void {
   chosen.value = { ...chosen.value, ...values };

@@ -1,6 +1,8 @@
 /** Names of sessions, made of the text's first words. */
 
-const LITTLE = new Set('a an and at by for from had in is of on once that the there time to upon was were who with'.split(' '));
+const LITTLE = new Set(
+  'a an and at by for from had in is of on once that the there time to upon was were who with'.split(' '),
+);
 
 /** Returns a name like `king-three-4f2`, unlikely to be taken. */
 export function sessionName(text: string): string {

@@ -12,7 +12,7 @@ interface Detokenized {
 const texts = new Map<number, string>();
 
 /** Grows when texts have arrived. */
-export const known = signal(0);
+const known = signal(0);
 
 async function detokenize(tokens: number[]): Promise<string> {
   return (await post<Detokenized>('/detokenize', { tokens })).content;
@@ -52,13 +52,14 @@ function ending(): string {
   return info.peek()?.features.includes('builtin-model') ? 'end of tale' : 'end of text';
 }
 
-/** Returns a token's text; `…` until it is known. */
+/** Returns a token's text; `…` until it is known. What is shown of it follows when it is. */
 export function tokenText(id: number): string {
+  void known.value;
   if (info.peek()?.model.end_of_text.includes(id)) {
     return ending();
   }
   const text = texts.get(id);
-  return text === undefined ? '…' : text.includes('\ufffd') ? '‹part of a character›' : text;
+  return text === undefined ? '…' : text.includes('\ufffd') ? '‹byte›' : text;
 }
 
 /** Returns a token's text as lists show it. */

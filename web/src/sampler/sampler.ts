@@ -235,14 +235,23 @@ function filter(
   const typicalP = f32(settings.typicalP);
   if (topK >= 1 && topK < row.length) {
     const ids = new Set(highest(row, topK));
-    apply('top-k', atLeast(distribution, VANISHING).filter((candidate) => ids.has(candidate.id)));
+    apply(
+      'top-k',
+      atLeast(distribution, VANISHING).filter((candidate) => ids.has(candidate.id)),
+    );
   }
   if (topP < 1) {
     const wanted = topP * weight;
-    apply('top-p', keepShare(kept ?? atLeastAShare(distribution, wanted), (candidate) => -candidate.logit, wanted));
+    apply(
+      'top-p',
+      keepShare(kept ?? atLeastAShare(distribution, wanted), (candidate) => -candidate.logit, wanted),
+    );
   }
   if (minP > 0) {
-    apply('min-p', (kept ?? atLeast(distribution, minP)).filter((candidate) => candidate.weight >= minP));
+    apply(
+      'min-p',
+      (kept ?? atLeast(distribution, minP)).filter((candidate) => candidate.weight >= minP),
+    );
   }
   if (typicalP < 1) {
     const candidates = kept ?? atLeast(distribution, VANISHING);

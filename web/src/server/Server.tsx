@@ -69,10 +69,14 @@ function Figure({ of }: { of: Described }) {
         <h3>{of.title}</h3>
         <span class="big">
           {value}
-          <small>{unit}</small>
+          <small>{unit.split('**').map((part, i) => (i % 2 ? <b key={i}>{part}</b> : part))}</small>
         </span>
       </div>
-      <canvas ref={canvas} role="img" aria-label={`${of.title}, ${span.value.title.toLowerCase()}: ${value} ${unit}`} />
+      <canvas
+        ref={canvas}
+        role="img"
+        aria-label={`${of.title}, ${span.value.title.toLowerCase()}: ${value} ${unit.replace(/\*/g, '')}`}
+      />
       <figcaption class="note">{of.sentence}</figcaption>
     </figure>
   );

@@ -9,7 +9,7 @@ export interface Described {
   id: string;
   title: string;
   sentence: string;
-  /** The present value, its unit, and a second value. */
+  /** The present value, and its unit with further values between double asterisks. */
   now: (samples: Sample[]) => [value: string, unit: string];
   chart: (samples: Sample[]) => Pick<Chart, 'ticks' | 'tickText' | 'areas' | 'dots' | 'logarithmic'>;
 }
@@ -19,9 +19,19 @@ const SPAN = 4;
 const HIT_SPAN = 12;
 
 const throughput = (samples: Sample[]) =>
-  rate(samples, (sample) => sample.generated, (sample) => sample.time, SPAN);
+  rate(
+    samples,
+    (sample) => sample.generated,
+    (sample) => sample.time,
+    SPAN,
+  );
 const hits = (samples: Sample[]) => {
-  const share = rate(samples, (sample) => sample.hit, (sample) => sample.asked, HIT_SPAN);
+  const share = rate(
+    samples,
+    (sample) => sample.hit,
+    (sample) => sample.asked,
+    HIT_SPAN,
+  );
   return (now: Sample, i: number): number => 100 * share(now, i);
 };
 
@@ -43,10 +53,19 @@ function number(value: number, digits = 0): string {
 }
 
 /** Times as dots, with their median as a line. */
-function times(id: string, title: string, sentence: string, of: (sample: Sample) => Sample['first'], ticks: number[]): Described {
+function times(
+  id: string,
+  title: string,
+  sentence: string,
+  of: (sample: Sample) => Sample['first'],
+  ticks: number[],
+): Described {
   const unitOf = (samples: Sample[]): [string, string] => {
     const [middle, slow] = [quantile(samples, of, 0.5), quantile(samples, of, 0.95)];
-    return [number(middle, 1), Number.isNaN(slow) ? 'ms median' : `ms median, ${number(slow, slow < 100 ? 1 : 0)} at 95 %`];
+    return [
+      number(middle, 1),
+      Number.isNaN(slow) ? 'ms median' : `ms median, **${number(slow, slow < 100 ? 1 : 0)}** at 95 %`,
+    ];
   };
   return {
     id,
@@ -81,7 +100,7 @@ export const CHARTS: readonly Described[] = [
     sentence: 'Running requests share each step of the model; others wait.',
     now: (samples) => [
       number(last(samples, (sample) => sample.running)),
-      `running, ${number(last(samples, (sample) => sample.waiting))} waiting`,
+      `running, **${number(last(samples, (sample) => sample.waiting))}** waiting`,
     ],
     chart: (samples) => ({
       ticks: scale(roundUp(most(samples.map((sample) => sample.running + sample.waiting)), 4)),
@@ -111,9 +130,9 @@ export const CHARTS: readonly Described[] = [
     sentence: 'Computed context in blocks of 16 tokens: in use, cached, free.',
     now: (samples) => [
       number(last(samples, (sample) => sample.used)),
-      `in use, ${number(last(samples, (sample) => sample.cached))} cached, ${number(
+      `in use, **${number(last(samples, (sample) => sample.cached))}** cached, **${number(
         last(samples, (sample) => sample.blocks - sample.used - sample.cached),
-      )} free`,
+      )}** free`,
     ],
     chart: (samples) => ({
       ticks: scale(Math.max(1, samples.at(-1)?.blocks ?? 1)),

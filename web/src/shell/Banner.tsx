@@ -30,7 +30,9 @@ export function Banner() {
   if (forgotten.value && session.value !== null) {
     return (
       <div class="banner" role="alert">
-        <span>The server restarted and no longer has this session. The text is still here; Continue sends it again.</span>
+        <span>
+          The server restarted and no longer has this session. The text is still here; Continue sends it again.
+        </span>
         <span class="sp" />
         {cut ? <GoOn /> : <Close />}
       </div>

@@ -1,4 +1,4 @@
-import { inWords } from '../lib/format';
+import { inShort } from '../lib/format';
 import { phase } from '../write/story';
 import { info, link, needsKey } from './connection';
 import { Mark } from './Mark';
@@ -49,13 +49,21 @@ export function Header() {
       <span class="model">
         {model && (
           <>
-            <b>{model.id}</b> {inWords(model.parameters, 1)} parameters · {model.dtype}
+            <b>{model.id}</b> {inShort(model.parameters)} parameters · {model.dtype}
           </>
         )}
       </span>
       <Status />
       <button class="icon" aria-label={`Switch to ${other} theme`} title="Theme" onClick={switchTheme}>
-        <svg width="18" height="18" viewBox="0 0 18 18" fill="none" stroke="currentColor" stroke-width="1.7" aria-hidden="true">
+        <svg
+          width="18"
+          height="18"
+          viewBox="0 0 18 18"
+          fill="none"
+          stroke="currentColor"
+          stroke-width="1.7"
+          aria-hidden="true"
+        >
           <circle cx="9" cy="9" r="7" />
           <path d="M9 2a7 7 0 0 1 0 14z" fill="currentColor" />
         </svg>

@@ -39,7 +39,11 @@ export function Help() {
         </tbody>
       </table>
       <label class="check">
-        <input type="checkbox" checked={letters.value} onChange={(event) => (letters.value = event.currentTarget.checked)} />
+        <input
+          type="checkbox"
+          checked={letters.value}
+          onChange={(event) => (letters.value = event.currentTarget.checked)}
+        />
         Single letters are commands
       </label>
     </Dialog>

@@ -88,7 +88,12 @@ function Card({ chosen, token }: { chosen: Selection; token: Token }) {
   const look = (event: Event): void => {
     event.preventDefault();
     unselect();
-    lookInto({ text: textBefore(chosen.token + 1), tokens: allTokens().slice(0, chosen.token + 1).map(({ id }) => id) });
+    lookInto({
+      text: textBefore(chosen.token + 1),
+      tokens: allTokens()
+        .slice(0, chosen.token + 1)
+        .map(({ id }) => id),
+    });
     go('inside');
   };
   return (

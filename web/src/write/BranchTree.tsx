@@ -1,6 +1,6 @@
 import { useEffect } from 'preact/hooks';
 import { percent } from '../lib/format';
-import { known, label, learn } from '../lib/vocabulary';
+import { label, learn } from '../lib/vocabulary';
 import { firsts, inOrder, readFirsts, treeOf, type Branch, type Tree } from './branches';
 import { given, open, session } from './story';
 
@@ -26,7 +26,6 @@ export function BranchTree() {
   if (!tree) {
     return null;
   }
-  void known.value;
   return <Drawing tree={tree} />;
 }
 

@@ -29,8 +29,7 @@ export function FirstRun() {
       <div class="empty">
         <h2>{tells ? 'How does the tale begin?' : 'Begin a text'}</h2>
         <p class="lead">
-          Write a first line and the model goes on from there. It has {size},{' '}
-          {tells && 'was trained on fairy tales, '}
+          Write a first line and the model goes on from there. It has {size}, {tells && 'was trained on fairy tales, '}
           and runs on this server. Nothing you write is sent anywhere else.
         </p>
         {arrived.value && (

@@ -22,7 +22,14 @@ export function SeedShare() {
         <label class="vh" for="seed">
           Seed
         </label>
-        <input id="seed" inputMode="numeric" autocomplete="off" value={settings.value.seed} onInput={edit} onBlur={leave} />
+        <input
+          id="seed"
+          inputMode="numeric"
+          autocomplete="off"
+          value={settings.value.seed}
+          onInput={edit}
+          onBlur={leave}
+        />
         <button class="btn sm" onClick={() => change({ seed: newSeed() })}>
           New seed
         </button>

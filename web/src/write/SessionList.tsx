@@ -16,10 +16,13 @@ export function SessionList() {
   return (
     <>
       <div class="two">
-        <button class="btn" onClick={leave(() => {
+        <button
+          class="btn"
+          onClick={leave(() => {
             chatting.value = false;
             newText();
-          })}>
+          })}
+        >
           New text
         </button>
         {hasChat.value && (

@@ -135,7 +135,7 @@ export function knotsOf(id: string | null): Set<number> {
   const knots = new Set<number>();
   const tree = treeOf(id);
   let end = Infinity;
-  for (let up = id; up !== null; ) {
+  for (let up = id; up !== null;) {
     const branch = branches.value.get(up);
     for (const each of tree?.branches ?? []) {
       if (each.parent === up && each.at <= end) {

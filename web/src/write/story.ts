@@ -56,7 +56,10 @@ export function allTokens(): readonly Token[] {
 /** Returns the text before a token, as it was given or generated. */
 export function textBefore(end: number): string {
   const decoder = new TextDecoder();
-  return tokens.slice(0, end).map((token) => decoder.decode(token.bytes, { stream: true })).join('');
+  return tokens
+    .slice(0, end)
+    .map((token) => decoder.decode(token.bytes, { stream: true }))
+    .join('');
 }
 
 /** Returns what the last generation began from. */
