@@ -68,7 +68,7 @@ export function Inside() {
   }, [isKnown]);
   const now = look.value;
   return (
-    <section class="view" id="inside" aria-label="Look inside">
+    <section class="view inside" aria-label="Look inside">
       <h1 class="vh">Look inside</h1>
       <div class="work">
         <Ask />

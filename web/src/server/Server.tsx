@@ -19,7 +19,7 @@ const span = signal<(typeof SPANS)[number]>(SPANS[0]);
 export function Server() {
   useEffect(() => sample(), []);
   return (
-    <section class="view" id="server" aria-label="Server">
+    <section class="view server" aria-label="Server">
       <h1 class="vh">Server</h1>
       <div class="charts">
         <div class="chead">

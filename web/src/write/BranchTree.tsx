@@ -98,7 +98,7 @@ function Row({ branch, depth, isCurrent, y, above, x }: RowProps) {
     <g
       class="row"
       role="treeitem"
-      tabIndex={isCurrent ? 0 : -1}
+      tabindex={isCurrent ? 0 : -1}
       data-id={branch.id}
       aria-level={depth + 1}
       aria-selected={isCurrent}

@@ -53,7 +53,7 @@ export function Write() {
   }, [connected]);
   const isEmpty = phase.value === 'empty';
   return (
-    <section class="view" id="write" aria-label="Write">
+    <section class="view write" aria-label="Write">
       <h1 class="vh">Write</h1>
       <SidePanel class="rail" name="Sessions" as="sessions">
         <SessionList />

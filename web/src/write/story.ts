@@ -137,6 +137,7 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
     ...(echoed > 0 ? { echo: true } : {}),
     ...(info.peek()?.features.includes('overflow-slide') ? { overflow: 'slide' } : {}),
   };
+  const ends = info.peek()?.model.end_of_text ?? [];
   const begun = performance.now();
   let first = 0;
   let made = -echoed;
@@ -145,8 +146,10 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
       if (abort !== controller) {
         return;
       }
-      tokens.push(...arrived);
-      made += arrived.length;
+      // The token that ends a text is not part of it, nor of the session's history.
+      const kept = arrived.filter(({ id: each }, i) => made + i < 0 || !ends.includes(each));
+      tokens.push(...kept);
+      made += kept.length;
       const now = performance.now();
       if (made > 0 && first === 0) {
         first = now;
