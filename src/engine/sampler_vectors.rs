@@ -62,9 +62,7 @@ fn case(number: u32) -> Value {
     let seed = u64::from(numbers.next()) << 32 | u64::from(numbers.next());
     let mut ids = |most: u32| -> Vec<u32> {
         let len = numbers.below(most + 1);
-        (0..len)
-            .map(|_| numbers.below(vocab_size as u32))
-            .collect()
+        (0..len).map(|_| numbers.below(vocab_size as u32)).collect()
     };
     let (prompt, generated) = (ids(9), ids(6));
     let params = SamplingParams {

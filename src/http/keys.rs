@@ -269,10 +269,7 @@ mod tests {
             assert!(listed, "{path} is not in `ROUTES`");
         }
         let of = |method: Method, route| Needs::of(&method, route);
-        assert_eq!(
-            of(Method::GET, Some("/new")),
-            Needs::Scope(KeyScope::Admin)
-        );
+        assert_eq!(of(Method::GET, Some("/new")), Needs::Scope(KeyScope::Admin));
         assert_eq!(of(Method::GET, None), Needs::Key);
         assert_eq!(of(Method::GET, Some("/")), Needs::Nothing);
         assert_eq!(

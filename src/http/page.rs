@@ -34,11 +34,7 @@ macro_rules! file {
             gzip: None,
             path: $path,
             content_type: $content_type,
-            content: include_bytes!(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/web/dist/",
-                $path
-            )),
+            content: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/web/dist/", $path)),
         }
     };
     ($path:literal, $content_type:literal, gzip) => {

@@ -69,7 +69,7 @@ test('another token makes a branch, which the tree shows and leads back from', a
   const branched = await textOf(page);
   assert.notEqual(branched, original);
   assert.equal((await page.textContent('.tk[data-i="18"]')).trim(), word);
-  assert.ok(await page.locator('.tk[data-i="18"].knot').count());
+  assert.ok(await page.locator('.tk[data-i="17"].knot').count());
   await page.waitForFunction((name) => document.querySelector('.tree')?.textContent.includes(name), word);
   assert.match(await page.textContent('.side'), /2 branches/);
   await page.locator('.tree .row').first().click();

@@ -85,7 +85,6 @@ function TokenButton({ row: position, i, text, id, of }: TokenProps) {
       ref={element}
       class="tokb"
       aria-pressed={isChosen}
-      aria-label={`Token ${position + 1}, ${shown(text)}`}
       tabIndex={isChosen ? 0 : -1}
       style={{ top: `${rowY(of, i)}px`, height: `${of.row}px`, lineHeight: `${of.row}px` }}
       onClick={() => choose({ row: position })}

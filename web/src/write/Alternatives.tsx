@@ -107,7 +107,6 @@ function Card({ chosen, token }: { chosen: Selection; token: Token }) {
             key={alternative.id}
             class={`alt${isChosen ? ' is' : ''}`}
             disabled={isGiven}
-            aria-label={`${text}, ${percent(probability)}${isChosen ? ', in the text' : ''}`}
             onClick={() => pick(alternative)}
           >
             <span class="k">{name}</span>
@@ -116,6 +115,7 @@ function Card({ chosen, token }: { chosen: Selection; token: Token }) {
               <i style={{ '--v': `${(100 * probability) / most}%` }} />
             </span>
             <span class="v">{percent(probability)}</span>
+            {isChosen && <span class="vh">in the text</span>}
           </button>
         );
       })}

@@ -21,7 +21,6 @@ export function FirstRun() {
   useEffect(() => field.current?.focus(), []);
   const model = info.value?.model;
   const tells = info.value?.features.includes('builtin-model') ?? true;
-  const size = model ? `${inWords(model.parameters, 0)} parameters` : 'its parameters';
   const examples = tells ? TALES : TEXTS;
   const differs = arrived.value && model && arrived.value.fingerprint !== model.fingerprint;
   return (
@@ -29,8 +28,9 @@ export function FirstRun() {
       <div class="empty">
         <h2>{tells ? 'How does the tale begin?' : 'Begin a text'}</h2>
         <p class="lead">
-          Write a first line and the model goes on from there. It has {size}, {tells && 'was trained on fairy tales, '}
-          and runs on this server. Nothing you write is sent anywhere else.
+          Write a first line and the model goes on from there. It{' '}
+          {model && `has ${inWords(model.parameters, 0)} parameters, `}
+          {tells && 'was trained on fairy tales, '}and runs on this server. Nothing you write is sent anywhere else.
         </p>
         {arrived.value && (
           <p class="lead">

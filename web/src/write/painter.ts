@@ -65,7 +65,7 @@ export class Painter {
 
   private span(token: Token, text: string, i: number, isGiven: boolean): HTMLElement {
     const span = document.createElement('span');
-    span.className = `tk${isGiven ? ' pr' : ''}${text === '\n' ? ' nl' : ''}${this.knots.has(i) ? ' knot' : ''}`;
+    span.className = `tk${isGiven ? ' pr' : ''}${text === '\n' ? ' nl' : ''}${this.knots.has(i + 1) ? ' knot' : ''}`;
     span.dataset['i'] = String(i);
     span.style.setProperty('--e', scale(bitsOf(token.logprob)).toFixed(2));
     span.textContent = text === '\n' ? '↵' : text;
@@ -81,13 +81,13 @@ export class Painter {
     }
   }
 
-  /** Marks the tokens at which branches leave. */
+  /** Marks the tokens before which branches leave. */
   mark(knots: ReadonlySet<number>): void {
     for (const i of this.knots) {
-      this.spans[i]?.classList.remove('knot');
+      this.spans[i - 1]?.classList.remove('knot');
     }
     for (const i of knots) {
-      this.spans[i]?.classList.add('knot');
+      this.spans[i - 1]?.classList.add('knot');
     }
     this.knots = knots;
   }

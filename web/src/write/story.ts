@@ -139,7 +139,8 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
   };
   const ends = info.peek()?.model.end_of_text ?? [];
   const begun = performance.now();
-  let first = 0;
+  /** When the first tokens came, and how many came with it. */
+  let [first, together] = [0, 0];
   let made = -echoed;
   try {
     const ending = await generate(body, controller.signal, (arrived) => {
@@ -152,10 +153,10 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
       made += kept.length;
       const now = performance.now();
       if (made > 0 && first === 0) {
-        first = now;
+        [first, together] = [now, made];
       }
-      if (made > 1) {
-        speed.value = { rate: (1000 * (made - 1)) / Math.max(1, now - first), first: first - begun };
+      if (made > together) {
+        speed.value = { rate: (1000 * (made - together)) / Math.max(1, now - first), first: first - begun };
       }
       draw();
     });
