@@ -7,7 +7,7 @@ import { learn, tokenText } from '../lib/vocabulary';
 import { say } from '../lib/say';
 import { draw } from '../sampler/sampler';
 import { info } from '../shell/connection';
-import { lookAt, readMap, readNeurons, readRow, type Look } from './inspection';
+import { lookAt, PAGE, readMap, readNeurons, readRow, type Look } from './inspection';
 
 export type Stage = 'tokenize' | 'embed' | 'attention' | 'feedforward' | 'lens' | 'sampling';
 
@@ -146,7 +146,7 @@ export function step(): void {
 export function page(by: -1 | 1): void {
   const now = look.peek();
   if (now) {
-    const end = by < 0 ? now.from : Math.min(ids.length, now.to + (now.to - now.from));
+    const end = by < 0 ? now.from : Math.min(ids.length, now.to + PAGE);
     void guarded('text', (signal) => show(end, by < 0 ? end - 1 : now.to, signal));
   }
 }
