@@ -120,7 +120,7 @@ function Row({ look, i, of }: { look: Look; i: number; of: Geometry }) {
   return (
     <>
       {of.merge > 0 && (
-        <span class="mrg" style={{ top: `${top}px`, height: `${of.row}px`, width: `${of.merge}px` }}>
+        <span class={`mrg${parts.join('').length > 9 ? ' clip' : ''}`} style={{ top: `${top}px`, height: `${of.row}px`, width: `${of.merge}px` }}>
           {parts.map((part, k) => (
             <span key={k}>
               {k > 0 && '+'}
@@ -136,7 +136,7 @@ function Row({ look, i, of }: { look: Look; i: number; of: Geometry }) {
         return (
           <button
             key={l}
-            class={`cell${text.length > 7 ? ' long' : ''}`}
+            class={`cell${text.length > 7 ? ' long' : ''}${text.length > 8 ? ' clip' : ''}`}
             tabIndex={-1}
             style={{
               '--p': String(probability),

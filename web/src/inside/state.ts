@@ -26,6 +26,9 @@ export const head = signal<number | null>(null);
 /** Tokens that were sampled here. */
 export const sampled = signal(0);
 
+/** How long a row is pointed out before what is not known of it is asked for, in milliseconds. */
+const REST = 60;
+
 let ids: number[] = [];
 /** The work in progress: on the text, and on what is pointed out in it. The latest of each counts. */
 const working: { text?: AbortController; details?: AbortController } = {};
@@ -156,7 +159,13 @@ export function choose(what: { row?: number; layer?: number; head?: number | nul
   layer.value = what.layer ?? layer.peek();
   head.value = what.head === undefined ? head.peek() : what.head;
   stage.value = what.stage ?? stage.peek();
-  void guarded('details', readDetails);
+  void guarded('details', async (signal) => {
+    // Rows that are only passed on the way to another are not asked for.
+    await new Promise((done) => setTimeout(done, what.row === undefined ? 0 : REST));
+    if (!signal.aborted) {
+      await readDetails(signal);
+    }
+  });
 }
 
 /** Reads the whole map of the head that is chosen. */

@@ -17,6 +17,8 @@ export interface Described {
 /** Samples that a rate is taken over. */
 const SPAN = 4;
 const HIT_SPAN = 12;
+/** Dots of one sample. */
+const MOST_DOTS = 12;
 
 const throughput = (samples: Sample[]) =>
   rate(
@@ -73,7 +75,7 @@ function times(
     sentence,
     now: unitOf,
     chart: (samples) => {
-      const shown: Dot[] = dots(samples, of);
+      const shown: Dot[] = dots(samples, of, MOST_DOTS);
       return {
         ticks,
         tickText: (value) => `${value} ms`,
@@ -103,7 +105,7 @@ export const CHARTS: readonly Described[] = [
       `running, **${number(last(samples, (sample) => sample.waiting))}** waiting`,
     ],
     chart: (samples) => ({
-      ticks: scale(roundUp(most(samples.map((sample) => sample.running + sample.waiting)), 4)),
+      ticks: scale(2 * Math.ceil(roundUp(most(samples.map((sample) => sample.running + sample.waiting)), 4) / 2)),
       tickText: (value) => String(value),
       areas: [
         { points: line(samples, (sample) => sample.running + sample.waiting), fill: 0.08 },

@@ -61,17 +61,22 @@ export function rate(
   };
 }
 
-/** Returns a dot per observation, spread evenly within its bucket; of very many only a part. */
-export function dots(samples: readonly Sample[], times: (sample: Sample) => Times[], most = 24): Dot[] {
-  return samples.flatMap((sample) =>
-    times(sample).flatMap(({ low, high, count }) => {
-      const shown = Math.min(most, count);
-      return Array.from({ length: shown }, (_, i) => ({
-        time: sample.time - (0.5 * (i + 0.5)) / shown,
-        milliseconds: 1000 * within(low, high, (i + 0.5) / shown),
-      }));
-    }),
-  );
+/** Fraction of a turn that spreads points evenly however many there are: the golden ratio's. */
+const TURN = 0.618_034;
+
+/** Returns a dot per observation, somewhere within its bucket; of very many only a part, evenly of all. */
+export function dots(samples: readonly Sample[], times: (sample: Sample) => Times[], most: number): Dot[] {
+  return samples.flatMap((sample) => {
+    const observed = times(sample);
+    const shown = Math.min(
+      most,
+      observed.reduce((total, { count }) => total + count, 0),
+    );
+    return Array.from({ length: shown }, (_, i) => ({
+      time: sample.time - 0.5 * ((i * TURN) % 1),
+      milliseconds: valueAt(observed, (i + 0.5) / shown),
+    }));
+  });
 }
 
 function within(low: number, high: number, share: number): number {
@@ -86,7 +91,13 @@ export function quantile(samples: readonly Sample[], times: (sample: Sample) => 
     const known = counts.get(each.high);
     counts.set(each.high, { ...each, count: each.count + (known?.count ?? 0) });
   }
-  const buckets = [...counts.values()].sort((a, b) => a.high - b.high);
+  return valueAt(
+    [...counts.values()].sort((a, b) => a.high - b.high),
+    share,
+  );
+}
+
+function valueAt(buckets: readonly Times[], share: number): number {
   const wanted = share * buckets.reduce((total, { count }) => total + count, 0);
   let below = 0;
   for (const { low, high, count } of buckets) {
