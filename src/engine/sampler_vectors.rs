@@ -30,6 +30,10 @@ impl Numbers {
         (self.next() >> 8) as f32 / (1 << 24) as f32
     }
 
+    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len() as u32) as usize]
+    }
+
     fn below(&mut self, end: u32) -> u32 {
         (self.next() >> 8) % end
     }
@@ -48,17 +52,16 @@ fn logits(seed: u32, vocab_size: usize) -> Vec<f32> {
 
 fn case(number: u32) -> Value {
     let mut numbers = Numbers(number);
-    let mut one_of = |values: &[f64]| values[numbers.below(values.len() as u32) as usize];
-    let vocab_size = one_of(&[40.0, 1000.0, 8192.0]) as usize;
-    let n = one_of(&[0.0, 1.0, 5.0, 8.0, 300.0]) as usize;
-    let temperature = one_of(&[0.0, 0.3, 0.75, 1.0, 1.6]);
-    let top_k = one_of(&[0.0, 0.0, 1.0, 7.0, 40.0, 500.0]) as usize;
-    let top_p = one_of(&[1.0, 1.0, 0.1, 0.6, 0.92, 0.999]);
-    let min_p = one_of(&[0.0, 0.0, 0.0, 0.02, 0.3]);
-    let typical_p = one_of(&[1.0, 1.0, 0.2, 0.9]);
-    let repetition_penalty = one_of(&[1.0, 1.15, 1.7, 0.8]);
-    let presence_penalty = one_of(&[0.0, 0.0, 0.6, -0.4]);
-    let frequency_penalty = one_of(&[0.0, 0.0, 0.35]);
+    let vocab_size = numbers.one_of(&[40, 1000, 8192]);
+    let n = numbers.one_of(&[0, 1, 5, 8, 300]);
+    let temperature = numbers.one_of(&[0.0, 0.3, 0.75, 1.0, 1.6]);
+    let top_k = numbers.one_of(&[0, 0, 1, 7, 40, 500]);
+    let top_p = numbers.one_of(&[1.0, 1.0, 0.1, 0.6, 0.92, 0.999]);
+    let min_p = numbers.one_of(&[0.0, 0.0, 0.0, 0.02, 0.3]);
+    let typical_p = numbers.one_of(&[1.0, 1.0, 0.2, 0.9]);
+    let repetition_penalty = numbers.one_of(&[1.0, 1.15, 1.7, 0.8]);
+    let presence_penalty = numbers.one_of(&[0.0, 0.0, 0.6, -0.4]);
+    let frequency_penalty = numbers.one_of(&[0.0, 0.0, 0.35]);
     let seed = u64::from(numbers.next()) << 32 | u64::from(numbers.next());
     let mut ids = |most: u32| -> Vec<u32> {
         let len = numbers.below(most + 1);
