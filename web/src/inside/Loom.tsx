@@ -120,7 +120,10 @@ function Row({ look, i, of }: { look: Look; i: number; of: Geometry }) {
   return (
     <>
       {of.merge > 0 && (
-        <span class={`mrg${parts.join('').length > 9 ? ' clip' : ''}`} style={{ top: `${top}px`, height: `${of.row}px`, width: `${of.merge}px` }}>
+        <span
+          class={`mrg${parts.join('').length > 9 ? ' clip' : ''}`}
+          style={{ top: `${top}px`, height: `${of.row}px`, width: `${of.merge}px` }}
+        >
           {parts.map((part, k) => (
             <span key={k}>
               {k > 0 && '+'}

@@ -1,8 +1,9 @@
 /** The six charts: what each shows of the samples. */
 
 import { count } from '../lib/format';
-import { roundUp, type Chart } from './draw';
+import type { Chart } from './draw';
 import type { Sample } from './samples';
+import { roundUp } from './scale';
 import { dots, line, quantile, rate, type Dot } from './series';
 
 export interface Described {

@@ -113,10 +113,3 @@ function runs(points: readonly Point[]): Point[][] {
   }
   return parts.filter((part) => part.length > 0);
 }
-
-/** Returns the end of a scale for values up to `most`: 1, 2, 4 or 5 times a power of ten. */
-export function roundUp(most: number, least: number): number {
-  const wanted = Math.max(most, least);
-  const power = 10 ** Math.floor(Math.log10(wanted));
-  return ([1, 2, 4, 5, 10].find((each) => each * power >= wanted) ?? 10) * power;
-}

@@ -1,6 +1,7 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { bitsOf } from '../lib/format';
 import { answering, ask, refused, stopAnswer, textOfTurn, turns } from './chat';
+import { SessionsButton } from './SessionsButton';
 import { mode, scale } from './surprise';
 
 /** A conversation. */
@@ -26,6 +27,8 @@ export function Chat() {
     <>
       <div class="deskhead">
         <span class="name">Chat</span>
+        <span class="sp" />
+        <SessionsButton />
       </div>
       <div class="sheet">
         <div class="ms chat" data-mode={mode.value} tabIndex={0} role="group" aria-label="Conversation">

@@ -71,8 +71,19 @@ export function Manuscript() {
       }),
     ];
     const stopListening = listen(root, painter);
+    // The card of a token stays beside it.
+    const follow = (): void => {
+      const chosen = selection.peek();
+      const element = chosen && painter.at(chosen.token);
+      if (element) {
+        select(chosen.token, element, chosen.kind);
+      }
+    };
+    const area = scroller.current;
+    area.addEventListener('scroll', follow, { passive: true });
     return () => {
       observer.disconnect();
+      area.removeEventListener('scroll', follow);
       stopListening();
       stops.forEach((stop) => stop());
       unselect();

@@ -14,6 +14,7 @@ import { Manuscript } from './Manuscript';
 import { SeedShare } from './SeedShare';
 import { selection, unselect } from './selection';
 import { SessionList } from './SessionList';
+import { SessionsButton } from './SessionsButton';
 import { Settings } from './Settings';
 import { SidePanel } from './SidePanel';
 import { begin, draft, length, phase, proceed, resume, session, stop } from './story';
@@ -125,16 +126,7 @@ function DeskHead() {
           </span>
         </>
       )}
-      <button
-        class="icon only-phone"
-        aria-label="Sessions"
-        aria-haspopup="dialog"
-        onClick={() => (sheet.value = 'sessions')}
-      >
-        <svg width="18" height="18" fill="none" stroke="currentColor" stroke-width="1.8" aria-hidden="true">
-          <path d="M2 4h14M2 9h14M2 14h9" />
-        </svg>
-      </button>
+      <SessionsButton />
     </div>
   );
 }

@@ -203,12 +203,21 @@ export function stop(): void {
 
 /** Begins a text. */
 export async function begin(text: string): Promise<void> {
-  const id = sessionName(text);
-  const { tokens: ids } = await post<{ tokens: number[] }>('/tokenize', { content: text });
-  become(id, [], ids.length, ids.length);
-  draft.value = '';
-  unsure = false;
-  await write({ id, prompt: ids.length > 0 ? ids : text, echoed: ids.length });
+  if (phase.peek() !== 'empty') {
+    return;
+  }
+  phase.value = 'loading';
+  draft.value = text;
+  try {
+    const id = sessionName(text);
+    const { tokens: ids } = await post<{ tokens: number[] }>('/tokenize', { content: text });
+    become(id, [], ids.length, ids.length);
+    unsure = false;
+    await write({ id, prompt: ids.length > 0 ? ids : text, echoed: ids.length });
+    draft.value = '';
+  } catch (error) {
+    refuse(error);
+  }
 }
 
 /** Makes the server's history what the page shows; returns the tokens that it lacks. */
@@ -325,11 +334,13 @@ export async function open(id: string): Promise<void> {
   try {
     const found = await getSession(id);
     const window = info.peek()?.model.n_positions ?? 1024;
-    const outside = found.tokens.slice(0, -window);
-    const scored = await score(found.tokens.slice(-window));
-    const unscored = outside.map((token) => ({ id: token, bytes: new Uint8Array(), logprob: undefined, top: [] }));
+    const scored: Token[] = [];
+    // The model sees no more than its context at once.
+    for (let first = 0; first < found.tokens.length; first += window) {
+      scored.push(...(await score(found.tokens.slice(first, first + window))));
+    }
     const { prompt, from } = startOf(id);
-    become(id, [...unscored, ...scored], from, prompt);
+    become(id, scored, from, prompt);
     unsure = false;
     speed.value = null;
     phase.value = 'done';
