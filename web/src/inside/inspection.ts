@@ -26,10 +26,9 @@ interface Wire {
     norms: { wte: number[]; wpe: number[]; sum: number[] };
     nearest?: Scored[][];
   };
-  residual?: { norms: number[][]; attention_write: number[][]; mlp_write: number[][] };
   attention?: (Values & { layer: number; head: number; from: number; to: number })[];
   mlp?: { layer: number; active: number[]; top: Neuron[][] }[];
-  lens?: { layers: number; top: Scored[][][]; entropy: number[][] };
+  lens?: { top: Scored[][][] };
   logits?: ({ lse: number } & (Values | { top: Scored[] })) | null;
 }
 
@@ -73,10 +72,8 @@ export interface Look {
   embedding: { wte: Float32Array; wpe: Float32Array; width: number };
   norms: { wte: number[]; wpe: number[]; sum: number[] };
   nearest: Scored[][];
-  residual: { norms: number[][]; attentionWrite: number[][]; mlpWrite: number[][] };
   /** By state (the embedding, then each layer) and row. */
   lens: Scored[][][];
-  entropy: number[][];
   /** Of the last position. */
   logits: Float32Array;
   attention: Attention;
@@ -134,7 +131,7 @@ export async function lookAt(
     {
       tokens: ids,
       positions: { from, to: end },
-      stages: ['tokens', 'embedding', 'residual', 'lens', 'logits', ...(isWhole ? ['attention'] : [])],
+      stages: ['tokens', 'embedding', 'lens', 'logits', ...(isWhole ? ['attention'] : [])],
       embedding: { nearest: NEAREST, values },
       lens: { top: LENS },
       attention: { layers: layersOf(model), form: 'rows' },
@@ -161,13 +158,7 @@ export async function lookAt(
     },
     norms: wire.embedding?.norms ?? { wte: [], wpe: [], sum: [] },
     nearest,
-    residual: {
-      norms: wire.residual?.norms ?? [],
-      attentionWrite: wire.residual?.attention_write ?? [],
-      mlpWrite: wire.residual?.mlp_write ?? [],
-    },
     lens,
-    entropy: wire.lens?.entropy ?? [],
     logits: logitsOf(wire, model.vocab_size),
     attention,
     neurons: new Map(),

@@ -34,7 +34,11 @@ export interface Sample {
   between: Times[];
 }
 
+/** Milliseconds until a server that refused its metrics is asked again. */
+const PAUSE = 10_000;
+
 let samples: Sample[] = [];
+let tried = 0;
 let before: Metrics | undefined;
 
 /** Grows with each sample. */
@@ -81,9 +85,11 @@ function sampleOf(now: Metrics): Sample {
 }
 
 async function take(): Promise<void> {
-  if (paused.peek() || document.hidden) {
+  const isRefused = unreadable.peek() !== '' && performance.now() - tried < PAUSE;
+  if (paused.peek() || document.hidden || isRefused) {
     return;
   }
+  tried = performance.now();
   try {
     const now = parseMetrics(await (await send('GET', '/metrics')).text());
     const restarted = (now.values.get('skald_steps_total') ?? 0) < (before?.values.get('skald_steps_total') ?? 0);

@@ -4,6 +4,8 @@ import { GAP, type Sample, type Times } from './samples';
 
 /** Points of a line. */
 const POINTS = 120;
+/** Dots of a chart. */
+const MOST_DOTS = 1500;
 
 export interface Point {
   time: number;
@@ -66,15 +68,17 @@ const TURN = 0.618_034;
 
 /** Returns a dot per observation, somewhere within its bucket; of very many only a part, evenly of all. */
 export function dots(samples: readonly Sample[], times: (sample: Sample) => Times[], most: number): Dot[] {
-  return samples.flatMap((sample) => {
-    const observed = times(sample);
+  const every = Math.ceil(samples.length / MOST_DOTS);
+  const perSample = Math.max(1, Math.min(most, Math.floor(MOST_DOTS / samples.length)));
+  return samples.flatMap((sample, i) => {
+    const observed = i % every === 0 ? times(sample) : [];
     const shown = Math.min(
-      most,
+      perSample,
       observed.reduce((total, { count }) => total + count, 0),
     );
-    return Array.from({ length: shown }, (_, i) => ({
-      time: sample.time - 0.5 * ((i * TURN) % 1),
-      milliseconds: valueAt(observed, (i + 0.5) / shown),
+    return Array.from({ length: shown }, (_, k) => ({
+      time: sample.time - 0.5 * ((k * TURN) % 1),
+      milliseconds: valueAt(observed, (k + 0.5) / shown),
     }));
   });
 }
