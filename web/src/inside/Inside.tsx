@@ -7,7 +7,20 @@ import { heads, layers } from './geometry';
 import { Loom } from './Loom';
 import { SamplingPanel } from './SamplingPanel';
 import { StageTabs } from './StageTabs';
-import { choose, field, head, layer, look, lookAtText, lookAtTokens, row, step, takeWanted, trouble } from './state';
+import {
+  choose,
+  field,
+  head,
+  layer,
+  look,
+  lookAtText,
+  lookAtTokens,
+  row,
+  sampled,
+  step,
+  takeWanted,
+  trouble,
+} from './state';
 
 const EXAMPLE = 'Once upon a time there was a king who had three';
 
@@ -101,7 +114,7 @@ function Ask() {
     // The end is where tokens are added.
     const area = element.current;
     if (area && area !== document.activeElement) {
-      area.scrollLeft = area.scrollWidth;
+      area.scrollLeft = sampled.peek() > 0 ? area.scrollWidth : 0;
     }
   }, [text]);
   return (
