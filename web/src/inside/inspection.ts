@@ -84,6 +84,8 @@ export interface Look {
 export const PAGE = 64;
 /** Numbers that are sent for the rows of a page, at most. */
 const MOST_VALUES = 64 * 768;
+/** Attention weights that are sent for the rows of a page, at most. */
+const MOST_WEIGHTS = 400_000;
 const NEAREST = 5;
 const LENS = 8;
 const NEURONS = 8;
@@ -120,12 +122,14 @@ function readToken({ id, bytes, merges }: WireToken): InspectedToken {
 export async function lookAt(
   ids: readonly number[],
   end: number,
-  model: { n_layer: number; n_embd: number; vocab_size: number },
+  model: { n_layer: number; n_head: number; n_embd: number; vocab_size: number },
   abort: AbortSignal,
 ): Promise<Look> {
   const from = Math.max(0, end - PAGE);
   const rows = end - from;
-  const isWhole = from === 0;
+  // The attention of all rows at once, where that is not too much; else of the row that is pointed out.
+  const weights = (model.n_layer * model.n_head * rows * (rows + 1)) / 2;
+  const isWhole = from === 0 && weights <= MOST_WEIGHTS;
   const values = rows * model.n_embd <= MOST_VALUES;
   const wire = await inspect(
     {

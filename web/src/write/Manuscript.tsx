@@ -8,7 +8,7 @@ import { knotsOf } from './branches';
 import { focusAlternatives } from './Alternatives';
 import { Painter } from './painter';
 import { select, selection, unselect } from './selection';
-import { allTokens, branch, given, length, phase, revision, session, tokenTextAt } from './story';
+import { allTokens, branch, draft, given, length, phase, revision, session, tokenTextAt } from './story';
 import { mode } from './surprise';
 
 /** How long the pointer rests on a token before its card opens, and is away before it closes. */
@@ -26,6 +26,10 @@ export function Manuscript() {
     const end = sentinel.current;
     if (!root || !end || !scroller.current) {
       return undefined;
+    }
+    // The field in which the text was begun had the focus and is gone.
+    if (document.activeElement === document.body && draft.peek() !== '') {
+      root.focus({ preventScroll: true });
     }
     const painter = new Painter(root);
     let drawn = -1;

@@ -1,11 +1,11 @@
 /** Links to texts: made here, and opened here. */
 
-import { signal } from '@preact/signals';
+import { effect, signal } from '@preact/signals';
 import { copy } from '../lib/say';
 import { changeTo, settings } from '../lib/settings';
 import { decode, encode } from '../lib/share';
 import { info } from '../shell/connection';
-import { draft, lastPrompt, newText } from './story';
+import { draft, lastPrompt, newText, session } from './story';
 
 /** What is to be known about the link that was opened; empty if none was. */
 export const arrived = signal<{ fingerprint: string } | null>(null);
@@ -31,5 +31,12 @@ export async function openShared(): Promise<void> {
     arrived.value = { fingerprint: shared.fingerprint };
   }
 }
+
+// The note is about a text that was not begun yet.
+effect(() => {
+  if (session.value !== null) {
+    arrived.value = null;
+  }
+});
 
 addEventListener('hashchange', () => void openShared());
