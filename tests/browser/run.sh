@@ -9,6 +9,8 @@ cd "$(dirname "$0")"
 
 SKALD=$binary SCREENSHOTS=$pictures node --test --test-concurrency=1 --test-reporter=spec ./*.test.mjs
 
+SKALD=$binary node frames.mjs
+
 # The page's sampler against the server's, 1,000 draws.
 port=$((20000 + RANDOM % 20000))
 "$binary" serve --listen "127.0.0.1:$port" >/dev/null 2>&1 &
