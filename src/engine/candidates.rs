@@ -47,6 +47,12 @@ impl Distribution {
         rows::block_sums(&self.weights, &mut self.sums);
     }
 
+    /// Returns the bits of all weights, for tests.
+    #[cfg(test)]
+    pub(super) fn weight_bits(&self) -> Vec<u32> {
+        self.weights.iter().map(|weight| weight.to_bits()).collect()
+    }
+
     /// Returns the sum of all weights.
     pub fn total(&self) -> f64 {
         self.sums.iter().sum()

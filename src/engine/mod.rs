@@ -46,6 +46,8 @@ mod masks;
 mod pooling;
 mod queue;
 pub mod sampler;
+#[cfg(test)]
+mod sampler_vectors;
 pub mod scheduler;
 pub mod sequence;
 mod speculate;

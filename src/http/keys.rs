@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::error::ApiError;
 use crate::keys::{Account, KeyScope};
@@ -41,6 +41,7 @@ const ROUTES: [(&str, Needs); 27] = {
         ("/readyz", Nothing),
         ("/health", Nothing),
         ("/ping", Nothing),
+        ("/assets/{name}", Nothing),
         ("/openapi.json", Key),
         ("/metrics", Scope(Metrics)),
         ("/", Scope(Generate)),
@@ -71,10 +72,14 @@ impl Needs {
     /// Returns the permission that the route of this template requires. A path without a route requires
     /// any key, so that only clients with a key learn which paths exist. A route missing in the table
     /// requires the administrator's scope.
-    pub(super) fn of(route: Option<&str>) -> Self {
+    pub(super) fn of(method: &Method, route: Option<&str>) -> Self {
         let Some(route) = route else {
             return Self::Key;
         };
+        // The page, which asks for a key itself.
+        if route == "/" && matches!(*method, Method::GET | Method::HEAD) {
+            return Self::Nothing;
+        }
         let known = ROUTES.iter().find(|(path, _)| *path == route);
         known.map_or(Self::Scope(KeyScope::Admin), |(_, needs)| *needs)
     }
@@ -264,7 +269,13 @@ mod tests {
             let listed = ROUTES.iter().any(|(known, _)| *known == route);
             assert!(listed, "{path} is not in `ROUTES`");
         }
-        assert_eq!(Needs::of(Some("/new")), Needs::Scope(KeyScope::Admin));
-        assert_eq!(Needs::of(None), Needs::Key);
+        let of = |method: Method, route| Needs::of(&method, route);
+        assert_eq!(of(Method::GET, Some("/new")), Needs::Scope(KeyScope::Admin));
+        assert_eq!(of(Method::GET, None), Needs::Key);
+        assert_eq!(of(Method::GET, Some("/")), Needs::Nothing);
+        assert_eq!(
+            of(Method::POST, Some("/")),
+            Needs::Scope(KeyScope::Generate)
+        );
     }
 }

@@ -33,6 +33,7 @@
 //! | `sessions`, `tokens` | `/v1/sessions`; `/tokenize`, `/detokenize` |
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
 //! | `probes` | endpoints for routers: `/model_info`, `/server_info`, `/get_load`, `/ping` |
+//! | `page` | the page for people at `GET /` |
 //! | `openapi`, `documented_errors` | the API description |
 //!
 //! The front end never touches a tensor and never blocks its threads. It spawns no task for a generation
@@ -66,6 +67,7 @@ mod native;
 mod openai;
 mod openapi;
 mod outcome;
+mod page;
 mod path_name;
 mod places;
 mod probes;
@@ -136,6 +138,9 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(probes::get_load))
         .routes(routes!(metrics::endpoint::metrics))
         .routes(routes!(openapi::document))
+        // For people, not for programs: not in the contract.
+        .route("/", axum::routing::get(page::index))
+        .route("/assets/{name}", axum::routing::get(page::asset))
 }
 
 /// Returns the whole front end as a service.

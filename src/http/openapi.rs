@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{
@@ -179,14 +179,14 @@ pub(super) fn describe_errors(contract: &mut openapi::OpenApi) {
         };
         // The only template that the API description writes differently.
         let route = path.replace("/v1/models/{id}", "/v1/models/{*id}");
-        let needs = Needs::of(Some(&route));
         let methods = [
-            ("get", &mut item.get),
-            ("post", &mut item.post),
-            ("delete", &mut item.delete),
+            ("get", Method::GET, &mut item.get),
+            ("post", Method::POST, &mut item.post),
+            ("delete", Method::DELETE, &mut item.delete),
         ];
-        for (method, operation) in methods {
+        for (method, verb, operation) in methods {
             let Some(operation) = operation else { continue };
+            let needs = Needs::of(&verb, Some(&route));
             narrow(&mut operation.responses, path, method);
             let mut add = |status, what| add(&mut operation.responses, status, what, error);
             if PROBES.contains(&path.as_str()) {

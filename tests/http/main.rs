@@ -30,6 +30,7 @@ mod native;
 mod native_details;
 mod openai;
 mod overload;
+mod page;
 mod probes;
 mod prompt;
 mod scoring;

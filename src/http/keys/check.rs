@@ -30,7 +30,7 @@ pub(in crate::http) async fn check(
         return next.run(request).await;
     };
     let route = request.extensions().get::<MatchedPath>();
-    let needs = Needs::of(route.map(MatchedPath::as_str));
+    let needs = Needs::of(request.method(), route.map(MatchedPath::as_str));
     if needs == Needs::Nothing {
         return next.run(request).await;
     }
