@@ -33,7 +33,7 @@ pub(super) enum Needs {
 }
 
 /// Permission that each route requires, by its template.
-const ROUTES: [(&str, Needs); 27] = {
+const ROUTES: [(&str, Needs); 28] = {
     use KeyScope::{Generate, Metrics};
     use Needs::{Key, Nothing, Scope};
     [
