@@ -257,6 +257,7 @@ fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
         kv_heads: config.n_head,
         head_width: config.head_dim(),
         hidden_width: config.n_embd,
+        inner_width: config.n_inner,
         parameters: config.parameters() as u64,
         end_of_text,
     }

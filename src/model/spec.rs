@@ -20,6 +20,8 @@ pub struct ModelSpec {
     pub head_width: usize,
     /// Width of the residual stream.
     pub hidden_width: usize,
+    /// Number of neurons in the feed-forward network of a block.
+    pub inner_width: usize,
     /// Number of weights, tied ones counted once.
     pub parameters: u64,
     /// Token ids that end a text.
