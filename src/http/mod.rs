@@ -33,6 +33,7 @@
 //! | `health`, `metrics` | probes, `/info`; `/metrics` |
 //! | `probes` | endpoints for routers: `/model_info`, `/server_info`, `/get_load`, `/ping` |
 //! | `openapi`, `documented_errors` | the API description |
+//! | `docs`, `embedded` | the API description as a page; files embedded in the program |
 //!
 //! The front end never touches a tensor and never blocks its threads. It spawns no task for a generation
 //! that outlives its request, because dropping the request's future is what cancels it.
@@ -52,7 +53,9 @@ mod admission;
 mod app;
 mod body;
 mod connection;
+mod docs;
 mod documented_errors;
+mod embedded;
 mod error;
 mod fields;
 mod generation;
@@ -133,6 +136,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(probes::get_load))
         .routes(routes!(metrics::endpoint::metrics))
         .routes(routes!(openapi::document))
+        .routes(routes!(docs::docs))
+        .routes(routes!(docs::file))
 }
 
 /// Returns the whole front end as a service.
