@@ -181,6 +181,8 @@ struct ModelFacts {
     n_head: usize,
     /// Width of the hidden states.
     n_embd: usize,
+    /// Neurons in the feed-forward network of a block.
+    n_inner: usize,
     /// Context length in tokens.
     n_positions: usize,
     /// Number of token ids.
@@ -314,6 +316,7 @@ impl Info {
                 n_layer: info.spec.layers,
                 n_head: info.spec.heads,
                 n_embd: info.spec.hidden_width,
+                n_inner: info.spec.inner_width,
                 n_positions: info.spec.context_length,
                 vocab_size: info.spec.vocab_size,
                 end_of_text: serving.limits.end_of_text.clone(),

@@ -24,7 +24,8 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Permission that a route requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// No key: orchestrators use the route, and it reveals nothing.
+    /// No key: orchestrators use the route and it reveals nothing, or its answer is the same in every server of
+    /// this version, as the API description is.
     Nothing,
     /// Any key.
     Key,
@@ -33,16 +34,18 @@ pub(super) enum Needs {
 }
 
 /// Permission that each route requires, by its template.
-const ROUTES: [(&str, Needs); 28] = {
+const ROUTES: [(&str, Needs); 30] = {
     use KeyScope::{Generate, Metrics};
-    use Needs::{Key, Nothing, Scope};
+    use Needs::{Nothing, Scope};
     [
         ("/livez", Nothing),
         ("/readyz", Nothing),
         ("/health", Nothing),
         ("/ping", Nothing),
         ("/assets/{name}", Nothing),
-        ("/openapi.json", Key),
+        ("/openapi.json", Nothing),
+        ("/docs", Nothing),
+        ("/docs/{file}", Nothing),
         ("/metrics", Scope(Metrics)),
         ("/", Scope(Generate)),
         ("/generate", Scope(Generate)),

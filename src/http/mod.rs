@@ -35,6 +35,7 @@
 //! | `probes` | endpoints for routers: `/model_info`, `/server_info`, `/get_load`, `/ping` |
 //! | `page` | the page for people at `GET /` |
 //! | `openapi`, `documented_errors` | the API description |
+//! | `docs`, `embedded` | the API description as a page; files embedded in the program |
 //!
 //! The front end never touches a tensor and never blocks its threads. It spawns no task for a generation
 //! that outlives its request, because dropping the request's future is what cancels it.
@@ -54,7 +55,9 @@ mod admission;
 mod app;
 mod body;
 mod connection;
+mod docs;
 mod documented_errors;
+mod embedded;
 mod error;
 mod fields;
 mod generation;
@@ -138,6 +141,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(probes::get_load))
         .routes(routes!(metrics::endpoint::metrics))
         .routes(routes!(openapi::document))
+        .routes(routes!(docs::docs))
+        .routes(routes!(docs::file))
         // For people, not for programs: not in the contract.
         .route("/", axum::routing::get(page::index))
         .route("/assets/{name}", axum::routing::get(page::asset))

@@ -121,6 +121,17 @@ pub(super) struct SessionSummary {
     last_used: u64,
     /// Whether a request is using the session.
     busy: bool,
+    /// Where it was forked; null for a session that began with a request.
+    forked_from: Option<Fork>,
+}
+
+/// Where a session was forked.
+#[derive(Debug, Serialize, ToSchema)]
+struct Fork {
+    /// The session it began as, which may have been deleted or changed since.
+    id: String,
+    /// Number of that session's tokens it began with.
+    at: usize,
 }
 
 /// A session with its history.
@@ -157,6 +168,10 @@ impl From<&SessionInfo> for SessionSummary {
             created: unix_seconds(info.created),
             last_used: unix_seconds(info.last_used),
             busy: info.busy,
+            forked_from: info.forked_from.as_ref().map(|from| Fork {
+                id: from.id.to_string(),
+                at: from.at,
+            }),
         }
     }
 }
@@ -167,6 +182,7 @@ impl From<&SessionInfo> for SessionSummary {
 #[utoipa::path(
     get,
     path = "/v1/sessions",
+    operation_id = "list_sessions",
     tag = "sessions",
     params(Page),
     responses((status = 200, description = "The sessions", body = SessionList), OpenAiLookupErrors),
@@ -193,6 +209,7 @@ pub(super) async fn list(
 #[utoipa::path(
     get,
     path = "/v1/sessions/{id}",
+    operation_id = "get_session",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses((status = 200, description = "The session with its history", body = Session), OpenAiLookupErrors),
@@ -223,6 +240,7 @@ pub(super) async fn get(
 #[utoipa::path(
     delete,
     path = "/v1/sessions/{id}",
+    operation_id = "delete_session",
     tag = "sessions",
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
     responses(
@@ -252,6 +270,7 @@ pub(super) async fn delete(
 #[utoipa::path(
     post,
     path = "/v1/sessions/{id}/fork",
+    operation_id = "fork_session",
     tag = "sessions",
     request_body = ForkBody,
     params(("id" = String, Path, description = "Name of the session to fork", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),
@@ -281,6 +300,7 @@ pub(super) async fn fork(
 #[utoipa::path(
     post,
     path = "/v1/sessions/{id}/rewind",
+    operation_id = "rewind_session",
     tag = "sessions",
     request_body = RewindBody,
     params(("id" = String, Path, description = "The session's name", pattern = "^[A-Za-z0-9_.:@-]{1,128}$")),

@@ -7,12 +7,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 
-use super::history::History;
+use super::history::{History, NewHistory};
 use super::store::{Entry, HeldSession, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
@@ -84,12 +84,8 @@ impl Hold for Guarded<Box<dyn Hold>> {
         checked.unwrap_or(Err(SessionError::Panicked { what: "checked" }))
     }
 
-    async fn write(
-        &self,
-        created: Option<SystemTime>,
-        tokens: Arc<[u32]>,
-    ) -> Result<History, SessionError> {
-        guarded("written", self.0.write(created, tokens)).await
+    async fn write(&self, new: NewHistory) -> Result<History, SessionError> {
+        guarded("written", self.0.write(new)).await
     }
 
     async fn remove(&self) -> Result<bool, SessionError> {
@@ -193,13 +189,9 @@ mod tests {
             self.hold.check()
         }
 
-        async fn write(
-            &self,
-            created: Option<SystemTime>,
-            tokens: Arc<[u32]>,
-        ) -> Result<History, SessionError> {
+        async fn write(&self, new: NewHistory) -> Result<History, SessionError> {
             pass(&self.next, "write");
-            self.hold.write(created, tokens).await
+            self.hold.write(new).await
         }
 
         async fn remove(&self) -> Result<bool, SessionError> {
@@ -235,9 +227,9 @@ mod tests {
         panicked(&held.hold.check());
         held.hold.check().unwrap();
         inject("write");
-        panicked(&held.hold.write(None, [1].into()).await);
+        panicked(&held.hold.write(NewHistory::first([1])).await);
         assert_eq!(store.count().await.unwrap(), 0);
-        held.hold.write(None, [1].into()).await.unwrap();
+        held.hold.write(NewHistory::first([1])).await.unwrap();
         inject("read");
         panicked(&store.read(&keys).await);
         assert_eq!(store.read(&keys).await.unwrap().len(), 1);

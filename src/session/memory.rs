@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::history::History;
+use super::history::{History, NewHistory};
 use super::sharing::Sharing;
 use super::store::{Entry, HeldSession, Hold, Store};
 use super::{IfBusy, SessionError, SessionKey};
@@ -232,12 +232,8 @@ impl Store for Memory {
 
 #[async_trait]
 impl Hold for MemoryHold {
-    async fn write(
-        &self,
-        created: Option<SystemTime>,
-        tokens: Arc<[u32]>,
-    ) -> Result<History, SessionError> {
-        let history = History::used_now(created, tokens);
+    async fn write(&self, new: NewHistory) -> Result<History, SessionError> {
+        let history = new.used_now();
         self.memory.put(&self.key, history.clone());
         Ok(history)
     }
@@ -262,7 +258,7 @@ mod tests {
     }
 
     fn history(tokens: usize) -> History {
-        History::used_now(None, vec![0; tokens].into())
+        NewHistory::first(vec![0; tokens]).used_now()
     }
 
     fn names(memory: &Memory) -> Vec<String> {

@@ -91,6 +91,15 @@ pub enum IfBusy {
     Error,
 }
 
+/// Where a session was branched off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkedFrom {
+    /// Name of the session it began as, which may have been deleted or changed since.
+    pub id: SessionId,
+    /// Number of tokens it began with.
+    pub at: usize,
+}
+
 /// The current state of a session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionInfo {
@@ -108,4 +117,6 @@ pub struct SessionInfo {
     pub last_used: SystemTime,
     /// Whether a turn of this server is running on the session.
     pub busy: bool,
+    /// The session it was forked from, if any.
+    pub forked_from: Option<ForkedFrom>,
 }

@@ -3,7 +3,7 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 8 | the kind of file: `SKALDSES`, `SKALDKVB` |
+//! | 8 | the kind of file: `SKALDSES`, `SKALDORG`, `SKALDKVB` |
 //! | 4 | version of the format; all numbers are little endian |
 //! | 4 | zero |
 //! | 32 | fingerprint of the tokenizer or model that the content depends on |

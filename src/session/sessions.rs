@@ -23,7 +23,7 @@ use super::snapshots::Snapshots;
 use super::store::{Entry, HeldSession, Store};
 use super::sweep::sweep;
 use super::turn::Turn;
-use super::{IfBusy, SessionError, SessionInfo, SessionKey};
+use super::{ForkedFrom, IfBusy, SessionError, SessionInfo, SessionKey};
 use crate::engine::EngineHandle;
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::sequence::context_start;
@@ -343,11 +343,15 @@ impl Sessions {
         if to == *from {
             return Err(exists());
         }
-        let mut turn = self.begin(&to, IfBusy::Wait).await?;
+        let turn = self.begin(&to, IfBusy::Wait).await?;
         if turn.exists() {
             return Err(exists());
         }
-        let stored = turn.end(Some(tokens)).await?;
+        let forked_from = ForkedFrom {
+            id: from.id.clone(),
+            at: tokens.len(),
+        };
+        let stored = turn.fork(forked_from, tokens).await?;
         self.info_after_change(to, stored).await
     }
 
@@ -463,6 +467,7 @@ impl Sessions {
             created: history.created,
             last_used: history.last_used,
             tokens: history.tokens,
+            forked_from: history.forked_from,
         })
     }
 }
@@ -473,6 +478,7 @@ fn empty_history(since: SystemTime) -> History {
         tokens: Arc::from([]),
         created: since,
         last_used: since,
+        forked_from: None,
     }
 }
 

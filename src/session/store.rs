@@ -5,12 +5,11 @@
 //! turn at a time requests a session here. A store must exclude the other processes that share it:
 //! while a session is held, either no other process changes it, or the holder's write fails.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
-use super::history::History;
+use super::history::{History, NewHistory};
 use super::{IfBusy, SessionError, SessionKey};
 use crate::request::Tenant;
 
@@ -73,16 +72,11 @@ pub(super) trait Hold: Send + Sync {
         Ok(())
     }
 
-    /// Replaces the history. On return it is as durable as the store. `created` is the end of the
-    /// session's first turn, `None` if this is the first.
+    /// Replaces the history. On return it is as durable as the store.
     ///
     /// # Errors
     /// If the history was not replaced, or if the outcome is unknown ([`SessionError::Unknown`]).
-    async fn write(
-        &self,
-        created: Option<SystemTime>,
-        tokens: Arc<[u32]>,
-    ) -> Result<History, SessionError>;
+    async fn write(&self, new: NewHistory) -> Result<History, SessionError>;
 
     /// Removes the session; returns whether it had a history.
     async fn remove(&self) -> Result<bool, SessionError>;

@@ -13,7 +13,7 @@ use bytesize::ByteSize;
 use tokio::runtime::{Builder, Runtime};
 
 use super::dir::Directory;
-use super::history::{self, History};
+use super::history::{self, History, NewHistory};
 use super::sealed::UNFINISHED;
 use super::snapshots::{SnapshotConfig, Snapshots};
 use super::store::{HeldSession, Store};
@@ -50,7 +50,11 @@ fn hold(dir: &Path) -> HeldSession {
 fn written(dir: &Path) -> (History, PathBuf) {
     let held = hold(dir);
     let created = Some(UNIX_EPOCH + Duration::from_secs(1));
-    let history = wait(held.hold.write(created, Arc::from(TOKENS))).expect("it is written");
+    let history = wait(held.hold.write(NewHistory {
+        created,
+        ..NewHistory::first(TOKENS)
+    }))
+    .expect("it is written");
     let mut files = files(dir).into_keys();
     let file = files.find(|file| file.ends_with("history"));
     (history, file.expect("the file of the history"))
@@ -101,7 +105,7 @@ fn check_read(dir: &Path, file: &Path, expected: Option<&History>) {
     let aside = file.with_extension("corrupt");
     let aside = fs::read(aside).or_else(|_| fs::read(file.with_extension("foreign")));
     assert_eq!(aside.ok(), held.lost.then_some(content));
-    wait(held.hold.write(None, Arc::from([9]))).expect("it is written");
+    wait(held.hold.write(NewHistory::first([9]))).expect("it is written");
     drop(held);
     let next = hold(dir);
     assert!(!next.lost);

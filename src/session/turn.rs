@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio_util::task::TaskTracker;
 
-use super::SessionError;
-use super::history::History;
+use super::history::{History, NewHistory};
 use super::queue::TurnGuard;
 use super::store::HeldSession;
+use super::{ForkedFrom, SessionError};
 use crate::request::{SessionId, Tenant};
 
 /// The part of a generation's output that was delivered to the client and that the session stores.
@@ -31,6 +31,8 @@ pub struct Turn {
     history_lost: bool,
     /// Tokens that the request adds.
     prompt: Vec<u32>,
+    /// Stored with the session's first turn.
+    forked_from: Option<ForkedFrom>,
     /// Tokens generated after the prompt.
     output: Vec<u32>,
 }
@@ -56,6 +58,7 @@ impl Turn {
             background,
             keeps_kv,
             prompt: Vec::new(),
+            forked_from: None,
             output: Vec::new(),
         }
     }
@@ -154,6 +157,16 @@ impl Turn {
         removed.map(|_| ())
     }
 
+    /// Ends the first turn of a session with a part of another's history.
+    pub(super) async fn fork(
+        mut self,
+        from: ForkedFrom,
+        tokens: Arc<[u32]>,
+    ) -> Result<Option<History>, SessionError> {
+        self.forked_from = Some(from);
+        self.end(Some(tokens)).await
+    }
+
     /// Ends the turn with a new history, or with the old one. Returns the resulting history, if any.
     ///
     /// Once begun, it completes even if the returned future is dropped, as happens when the client
@@ -166,7 +179,7 @@ impl Turn {
             return Ok(None);
         };
         let id = open.guard.key().id.to_string();
-        let mut ending = Box::pin(open.end(tokens));
+        let mut ending = Box::pin(open.end(tokens, self.forked_from.take()));
         if let Some(ended) = (&mut ending).now_or_never() {
             return ended;
         }
@@ -182,7 +195,11 @@ impl Turn {
 }
 
 impl OpenTurn {
-    async fn end(self, tokens: Option<Arc<[u32]>>) -> Result<Option<History>, SessionError> {
+    async fn end(
+        self,
+        tokens: Option<Arc<[u32]>>,
+        forked_from: Option<ForkedFrom>,
+    ) -> Result<Option<History>, SessionError> {
         let Self { held, mut guard } = self;
         let HeldSession {
             history,
@@ -191,8 +208,19 @@ impl OpenTurn {
         } = held;
         let mut result = history;
         if let Some(tokens) = tokens.filter(|_| !guard.is_deleted()) {
-            let created = result.map(|history| history.created);
-            result = match hold.write(created, tokens).await {
+            let new = match result {
+                Some(history) => NewHistory {
+                    created: Some(history.created),
+                    tokens,
+                    forked_from: history.forked_from,
+                },
+                None => NewHistory {
+                    created: None,
+                    tokens,
+                    forked_from,
+                },
+            };
+            result = match hold.write(new).await {
                 Ok(history) => Some(history),
                 Err(_) if guard.is_deleted() => None,
                 Err(error) => return Err(error),

@@ -52,8 +52,20 @@ fn the_contract_is_whole() {
         "/get_server_info",
         "/get_load",
         "/openapi.json",
+        "/docs",
+        "/docs/{file}",
     ] {
         assert!(paths.contains_key(path), "{path} is not described");
+    }
+    let operations = paths
+        .values()
+        .flat_map(|item| item.as_object().unwrap().values());
+    let ids: Vec<&str> = operations
+        .filter_map(|it| it["operationId"].as_str())
+        .collect();
+    for id in &ids {
+        let same = ids.iter().filter(|other| *other == id).count();
+        assert_eq!(same, 1, "{id} is the name of {same} operations");
     }
     let schemas = contract["components"]["schemas"].as_object().unwrap();
     for (name, schema) in schemas {

@@ -30,6 +30,7 @@ async fn probes_and_info_tell_how_the_server_is() {
     assert_eq!(info["model_id"], "fairy-tales");
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(info["model"]["n_layer"], 6);
+    assert_eq!(info["model"]["n_inner"], 1280);
     assert_eq!(info["limits"]["max_context_tokens"], 1024);
     assert_eq!(info["limits"]["max_stop_strings"], 16);
     assert_eq!(info["engine"]["alive"], true);

@@ -8,7 +8,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 
 use super::answer::{Choice, Completion, UsageField, finish_reason};
-use super::logprobs::{Logprobs, PromptLogprobs};
+use super::logprobs::{Logprobs, PromptLogprobs, TokenNames};
 use super::prompt::TokenizedPrompt;
 use super::reply::{PromptScores, Reply};
 use super::request::{Choices, CompletionBody, PreparedCompletion, ResponseOptions};
@@ -90,6 +90,13 @@ impl CompletionRenderer {
         &self.reply.serving
     }
 
+    fn names(&self) -> TokenNames<'_> {
+        TokenNames {
+            tokenizer: &self.serving().tokenizer,
+            form: self.options.token_form,
+        }
+    }
+
     fn completion(&self, choices: Vec<Choice>, usage: UsageField) -> Completion<'_> {
         let info = &self.serving().info;
         Completion {
@@ -127,7 +134,7 @@ impl CompletionRenderer {
             choice.logprobs = self.options.logprobs.map(|top| {
                 let mut logprobs = Logprobs::default();
                 let offsets = prompt.offsets(tokenizer);
-                logprobs.push_prompt(tokenizer, &prompt.ids, &offsets, scores, top);
+                logprobs.push_prompt(self.names(), &prompt.ids, &offsets, scores, top);
                 logprobs
             });
         }
@@ -151,7 +158,7 @@ impl CompletionRenderer {
         if self.options.logprobs.is_some() {
             let logprobs = choice.logprobs.get_or_insert_default();
             let base = self.prompt_chars(generation);
-            logprobs.push(&self.serving().tokenizer, &completed.tokens, base);
+            logprobs.push(self.names(), &completed.tokens, base);
         }
         choice.finish_reason = Some(finish_reason(completed.finish.reason));
         choice.seed = self.reply.seed(generation);
@@ -174,7 +181,7 @@ impl CompletionRenderer {
         let logprobs = wanted.map(|_| {
             let mut logprobs = Logprobs::default();
             let base = self.prompt_chars(generation);
-            logprobs.push(&self.serving().tokenizer, &step.tokens, base);
+            logprobs.push(self.names(), &step.tokens, base);
             logprobs
         });
         (!step.text.is_empty() || logprobs.is_some()).then(|| Choice {

@@ -14,16 +14,21 @@ use crate::text::Tokenizer;
 const LEAST: f32 = -9999.0;
 
 /// Log-probabilities of a choice's tokens, under the model's own distribution (before penalties,
-/// temperature and filters). All four lists are equally long.
+/// temperature and filters). All lists are equally long.
 #[derive(Debug, Default, Serialize, ToSchema)]
-#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 pub(in crate::http) struct Logprobs {
-    /// The tokens as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
+    /// The tokens as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`. With
+    /// `return_tokens_as_token_ids`: `token_id:123`.
     tokens: Vec<String>,
+    /// Ids of `tokens`.
+    token_ids: Vec<u32>,
     /// Their log-probabilities; null for the first token of an echoed prompt.
     token_logprobs: Vec<Option<f32>>,
     /// The most likely tokens in each place, most likely first, and the token itself.
     top_logprobs: Vec<Option<TopLogprobs>>,
+    /// Ids of the tokens in `top_logprobs`, in the same order: an object's keys have none, and tokens of
+    /// equal text are one key to most readers.
+    top_token_ids: Vec<Option<Vec<u32>>>,
     /// Characters before each token, from the start of the prompt.
     text_offset: Vec<usize>,
 }
@@ -43,15 +48,31 @@ impl Serialize for TopLogprobs {
     }
 }
 
-impl TopLogprobs {
-    fn new(tokenizer: &Tokenizer, token: TokenLogprob, top: &[TokenLogprob]) -> Self {
-        let chosen = (!top.iter().any(|other| other.id == token.id)).then_some(&token);
-        Self(
-            top.iter()
-                .chain(chosen)
-                .map(|token| (token_text(tokenizer, token.id), finite(token.logprob)))
-                .collect(),
-        )
+/// How the tokens of an answer are written.
+#[derive(Clone, Copy)]
+pub(super) struct TokenNames<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How each is written.
+    pub form: TokenForm,
+}
+
+/// How a token is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenForm {
+    /// As text.
+    Text,
+    /// As `token_id:123`.
+    Id,
+}
+
+impl TokenNames<'_> {
+    /// Returns the name of a token.
+    pub(super) fn of(self, id: u32) -> String {
+        match self.form {
+            TokenForm::Text => token_text(self.tokenizer, id),
+            TokenForm::Id => format!("token_id:{id}"),
+        }
     }
 }
 
@@ -60,34 +81,55 @@ impl Logprobs {
     /// `offsets` are the characters before each.
     pub(super) fn push_prompt(
         &mut self,
-        tokenizer: &Tokenizer,
+        names: TokenNames<'_>,
         ids: &[u32],
         offsets: &[usize],
         reported: &[Option<PromptToken>],
         top: usize,
     ) {
         for ((&id, &offset), report) in ids.iter().zip(offsets).zip(reported) {
-            self.tokens.push(token_text(tokenizer, id));
-            self.text_offset.push(offset);
-            let report = report.as_ref();
-            self.token_logprobs
-                .push(report.map(|report| finite(report.token.logprob)));
-            self.top_logprobs.push(report.map(|report| {
+            let report = report.as_ref().map(|report| {
                 let top = report.top.get(..top).unwrap_or(&report.top);
-                TopLogprobs::new(tokenizer, report.token, top)
-            }));
+                (report.token, top)
+            });
+            self.push_token(names, id, offset, report);
         }
     }
 
     /// Adds generated tokens; `base` is the number of characters of the prompt.
-    pub(super) fn push(&mut self, tokenizer: &Tokenizer, tokens: &[ShownToken], base: usize) {
+    pub(super) fn push(&mut self, names: TokenNames<'_>, tokens: &[ShownToken], base: usize) {
         for shown in tokens {
-            self.tokens.push(token_text(tokenizer, shown.token.id));
-            self.text_offset.push(base + shown.offset);
-            self.token_logprobs.push(Some(finite(shown.token.logprob)));
-            self.top_logprobs
-                .push(Some(TopLogprobs::new(tokenizer, shown.token, &shown.top)));
+            let report = Some((shown.token, shown.top.as_slice()));
+            self.push_token(names, shown.token.id, base + shown.offset, report);
         }
+    }
+
+    /// Adds a token with its log-probability and the most likely tokens in its place, if they are known.
+    fn push_token(
+        &mut self,
+        names: TokenNames<'_>,
+        id: u32,
+        offset: usize,
+        report: Option<(TokenLogprob, &[TokenLogprob])>,
+    ) {
+        self.tokens.push(names.of(id));
+        self.token_ids.push(id);
+        self.text_offset.push(offset);
+        self.token_logprobs
+            .push(report.map(|(token, _)| finite(token.logprob)));
+        let listed: Option<Vec<TokenLogprob>> = report.map(|(token, top)| {
+            let chosen = (!top.iter().any(|other| other.id == token.id)).then_some(token);
+            top.iter().copied().chain(chosen).collect()
+        });
+        self.top_token_ids.push(
+            listed
+                .as_ref()
+                .map(|listed| listed.iter().map(|token| token.id).collect()),
+        );
+        self.top_logprobs.push(listed.map(|listed| {
+            let named = |token: TokenLogprob| (names.of(token.id), finite(token.logprob));
+            TopLogprobs(listed.into_iter().map(named).collect())
+        }));
     }
 }
 

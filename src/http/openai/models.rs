@@ -53,6 +53,7 @@ impl Model {
 #[utoipa::path(
     get,
     path = "/v1/models",
+    operation_id = "list_models",
     tag = "openai",
     responses((status = 200, description = "The model this server serves", body = ModelList), OpenAiLookupErrors),
 )]
@@ -69,6 +70,7 @@ pub(in crate::http) async fn list(State(app): State<App>) -> Result<Json<ModelLi
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
+    operation_id = "get_model",
     tag = "openai",
     params(("id" = String, Path, description = "The model's name")),
     responses((status = 200, description = "The model", body = Model), OpenAiLookupErrors),

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::beams::{BeamFields, EarlyStoppingField};
+use super::logprobs::TokenForm;
 use super::prompt::{Prompt, TokenizedPrompt};
 use super::shared::{Length, SharedFields, Streaming, Truncation};
 use super::with_shared::WithShared;
@@ -121,6 +122,8 @@ pub(super) struct ResponseOptions {
     pub logprobs: Option<usize>,
     /// Those of the prompt are reported, with this number of the most likely tokens in each place.
     pub prompt_logprobs: Option<usize>,
+    /// How the tokens of `logprobs` are written.
+    pub token_form: TokenForm,
 }
 
 impl ResponseOptions {
@@ -166,7 +169,7 @@ impl CompletionBody {
         let one_choice = session.is_some() && beams.is_none();
         let total = check_total(own.prompts(), choices, serving, one_choice)?;
         let truncation = truncation(&shared, session.is_some())?;
-        let options = own.response_options(serving)?;
+        let options = own.response_options(shared.token_form(), serving)?;
         own.refuse_unsupported()?;
         let mut draft = RequestDraft {
             logprobs: options.logprobs_wanted(),
@@ -303,12 +306,17 @@ impl CompletionRequest {
         fields.checked(choices.best_of, choices.n)
     }
 
-    fn response_options(&self, serving: &Serving) -> Result<ResponseOptions, ApiError> {
+    fn response_options(
+        &self,
+        token_form: TokenForm,
+        serving: &Serving,
+    ) -> Result<ResponseOptions, ApiError> {
         let most = serving.limits.max_top_logprobs;
         Ok(ResponseOptions {
             echo: self.echo.unwrap_or(false),
             logprobs: integer("logprobs", self.logprobs, 0..=most)?,
             prompt_logprobs: integer("prompt_logprobs", self.prompt_logprobs, 0..=most)?,
+            token_form,
         })
     }
 

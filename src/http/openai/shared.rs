@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Error, MapAccess};
 use utoipa::ToSchema;
 
+use super::logprobs::TokenForm;
 use crate::http::body::Object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number};
@@ -76,6 +77,10 @@ pub(in crate::http) struct SharedFields {
     ignore_eos: Option<bool>,
     /// Tokens that end the generation, not contained in the answer.
     stop_token_ids: Option<Vec<u32>>,
+    /// Write the tokens of `logprobs` as `token_id:123` in place of their texts, as vLLM does. Offsets and
+    /// bytes stay those of the texts.
+    #[schema(default = false)]
+    return_tokens_as_token_ids: Option<bool>,
     /// Format of the text. Only one of this, the `guided_…` fields and `structured_outputs` may be given.
     response_format: Option<ResponseFormat>,
     /// The text must be JSON that follows this JSON schema: an object, or one as a string. It has
@@ -187,9 +192,9 @@ impl SharedFields {
             self, key, map, seen,
             model, temperature, top_p, n, stream, stream_options: Object, stop, presence_penalty,
             frequency_penalty, logit_bias, seed, user, top_k, min_p, typical_p, repetition_penalty,
-            min_tokens, ignore_eos, stop_token_ids, response_format: Object, guided_json, guided_regex,
-            guided_choice, guided_grammar, structured_outputs: Object, truncate_prompt_tokens,
-            overflow: Word, timeout, priority,
+            min_tokens, ignore_eos, stop_token_ids, return_tokens_as_token_ids, response_format: Object,
+            guided_json, guided_regex, guided_choice, guided_grammar, structured_outputs: Object,
+            truncate_prompt_tokens, overflow: Word, timeout, priority,
         )
     }
 
@@ -197,6 +202,14 @@ impl SharedFields {
     /// If it asks for a model that is not served.
     pub(super) fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
         check_model(self.model.as_deref(), serving)
+    }
+
+    /// Returns how the tokens of log-probabilities are written.
+    pub(super) fn token_form(&self) -> TokenForm {
+        match self.return_tokens_as_token_ids {
+            Some(true) => TokenForm::Id,
+            _ => TokenForm::Text,
+        }
     }
 
     /// # Errors

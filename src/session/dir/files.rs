@@ -4,7 +4,8 @@
 //! `lock`, which a process locks to change the session (`flock`; the system unlocks it if the process
 //! dies). The digits are the beginning of the tokenizer's fingerprint, so servers with different
 //! tokenizers never share a session. A history that can't be read is set aside in the same directory,
-//! and the file `lost` marks the loss until the session has a history again.
+//! and the file `lost` marks the loss until the session has a history again. A forked session has the
+//! sealed file `origin` beside its history, which servers of earlier versions pass over.
 //!
 //! The directory of a tokenizer is created once, at startup. If it is missing later, its file system
 //! is no longer mounted, and nothing must be created in its place. All functions block.
@@ -26,6 +27,8 @@ pub(super) const TOKENIZER: &str = "tokenizer-";
 pub(super) const ENDING: &str = ".session";
 pub(super) const HISTORY: &str = "history";
 const LOCK: &str = "lock";
+/// Where the session was forked.
+const ORIGIN: &str = "origin";
 /// Marks the loss of a history that was set aside.
 const LOST: &str = "lost";
 /// Maximum attempts to lock a session that other processes keep deleting.
@@ -43,6 +46,7 @@ pub(super) struct Found {
 pub(super) struct SessionDir {
     pub(super) root: PathBuf,
     pub(super) seal: Seal,
+    origin_seal: Seal,
 }
 
 /// A locked session, which no other process can change.
@@ -64,8 +68,11 @@ impl SessionDir {
         let probe = root.join(format!("probe.{}", std::process::id()));
         fs::write(&probe, [])?;
         fs::remove_file(&probe)?;
-        let seal = history::seal(tokenizer);
-        Ok(Self { root, seal })
+        Ok(Self {
+            root,
+            seal: history::seal(tokenizer),
+            origin_seal: history::origin_seal(tokenizer),
+        })
     }
 
     /// Checks that the directory still exists.
@@ -155,8 +162,12 @@ impl SessionDir {
         let Some(content) = self.seal.read(path)? else {
             return Ok(None);
         };
-        let history =
+        let mut history =
             History::decode(&content).ok_or(Unreadable::Corrupt("not a valid session history"))?;
+        // A session whose origin can't be read has all it needs to go on.
+        if let Ok(Some(origin)) = self.origin_seal.read(&path.with_file_name(ORIGIN)) {
+            history.decode_origin(&origin);
+        }
         Ok(Some(history))
     }
 
@@ -164,6 +175,14 @@ impl SessionDir {
     pub fn write(&self, locked: &Locked, history: &History) -> io::Result<()> {
         let path = locked.dir.join(HISTORY);
         let is_new = !path.exists();
+        // Before the history: it belongs to the session of that time only.
+        if let Some(origin) = history.encode_origin() {
+            let path = locked.dir.join(ORIGIN);
+            let is_written = self.origin_seal.read(&path).ok().flatten().as_ref() == Some(&origin);
+            if !is_written {
+                self.origin_seal.write(&path, &origin, true)?;
+            }
+        }
         self.seal.write(&path, &history.encode(), true)?;
         if is_new {
             remove_if_exists(&locked.dir.join(LOST))?;
@@ -178,6 +197,7 @@ impl SessionDir {
     /// Removes a session, and returns whether it had a history.
     pub fn remove(locked: &Locked) -> io::Result<bool> {
         let existed = remove_if_exists(&locked.dir.join(HISTORY))?;
+        remove_if_exists(&locked.dir.join(ORIGIN))?;
         remove_if_exists(&locked.dir.join(LOST))?;
         for entry in fs::read_dir(&locked.dir)?.flatten() {
             if entry.path().extension().is_some_and(|e| e == UNFINISHED) {
@@ -362,6 +382,7 @@ pub(super) mod testing {
             tokens: tokens.into(),
             created: SystemTime::UNIX_EPOCH,
             last_used: SystemTime::now(),
+            forked_from: None,
         }
     }
 

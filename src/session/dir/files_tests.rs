@@ -2,6 +2,8 @@ use std::time::SystemTime;
 
 use super::testing::{history, key, open, put};
 use super::*;
+use crate::session::ForkedFrom;
+use crate::session::history::NewHistory;
 
 #[test]
 fn every_allowed_name_has_its_own_directory() {
@@ -171,7 +173,11 @@ fn a_session_dated_in_the_future_is_not_swept_and_can_be_used() {
     let locked = sessions.lock(&key("a")).unwrap().unwrap();
     let found = sessions.read(&locked).unwrap().history.unwrap();
     assert!(!found.has_expired(ttl));
-    let next = History::used_now(Some(found.created), [1, 2].into());
+    let next = NewHistory {
+        created: Some(found.created),
+        ..NewHistory::first([1, 2])
+    }
+    .used_now();
     assert!(next.last_used >= next.created);
 }
 
@@ -198,4 +204,42 @@ fn only_expired_sessions_are_swept() {
     assert_eq!(sessions.sweep(None).unwrap(), 0);
     assert_eq!(sessions.sweep(Some(Duration::from_secs(50))).unwrap(), 1);
     assert_eq!(sessions.count_all().unwrap(), 2);
+}
+
+#[test]
+fn the_origin_of_a_fork_is_kept_beside_its_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let sessions = open(dir.path());
+    let from = |name: &str, at| {
+        Some(ForkedFrom {
+            id: SessionId::parse(name).unwrap(),
+            at,
+        })
+    };
+    let forked = NewHistory {
+        forked_from: from("source", 2),
+        ..NewHistory::first([1, 2])
+    }
+    .used_now();
+    let locked = sessions.lock(&key("a")).unwrap().unwrap();
+    sessions.write(&locked, &forked).unwrap();
+    assert_eq!(sessions.read(&locked).unwrap().history, Some(forked));
+    // What a server that knows no origins leaves: another session of the same name.
+    let origin = locked.dir.join(ORIGIN);
+    sessions.write(&locked, &history(&[3])).unwrap();
+    assert!(origin.exists());
+    assert_eq!(sessions.peek(&key("a")).unwrap().unwrap().forked_from, None);
+    let again = NewHistory {
+        forked_from: from("other", 1),
+        ..NewHistory::first([1])
+    }
+    .used_now();
+    sessions.write(&locked, &again).unwrap();
+    assert_eq!(sessions.peek(&key("a")).unwrap(), Some(again));
+    // A damaged one takes nothing else with it.
+    fs::write(&origin, b"damaged").unwrap();
+    let found = sessions.peek(&key("a")).unwrap().unwrap();
+    assert_eq!((found.forked_from, &*found.tokens), (None, &[1][..]));
+    assert!(SessionDir::remove(&locked).unwrap());
+    assert!(!locked.dir.exists());
 }

@@ -6,12 +6,12 @@ mod migration;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use self::files::{Locked, SessionDir};
-use super::history::History;
+use super::history::{History, NewHistory};
 use super::queue::busy;
 use super::store::{Entry, HeldSession, Hold, Store};
 use super::{Fingerprint, IfBusy, SessionError, SessionKey};
@@ -160,12 +160,8 @@ impl Store for Directory {
 
 #[async_trait]
 impl Hold for LockedSession {
-    async fn write(
-        &self,
-        created: Option<SystemTime>,
-        tokens: Arc<[u32]>,
-    ) -> Result<History, SessionError> {
-        let history = History::used_now(created, tokens);
+    async fn write(&self, new: NewHistory) -> Result<History, SessionError> {
+        let history = new.used_now();
         let (dir, locked) = (Arc::clone(&self.dir), Arc::clone(&self.locked));
         let written = history.clone();
         let written = blocking(move || dir.write(&locked, &written)).await;

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::failed;
 use super::link::{Fault, jittered};
 use super::rows::{CommitOutcome, DeleteOutcome, Rows, Version};
-use crate::session::history::History;
+use crate::session::history::{History, NewHistory};
 use crate::session::store::Hold;
 use crate::session::{SessionError, SessionKey};
 
@@ -182,12 +182,11 @@ impl Lease {
     /// attempt may have succeeded.
     async fn try_commit(
         &self,
-        is_first: bool,
-        tokens: &[u32],
+        new: &NewHistory,
         in_doubt: &mut bool,
     ) -> Option<Result<(SystemTime, SystemTime), SessionError>> {
         let rows = &self.leases.rows;
-        let committed = rows.commit(&self.key, self.version, is_first, tokens);
+        let committed = rows.commit(&self.key, self.version, new);
         match committed.await {
             Ok(Some(times)) => return Some(Ok(times)),
             Ok(None) => (),
@@ -228,23 +227,20 @@ impl Hold for Lease {
         Ok(())
     }
 
-    async fn write(
-        &self,
-        created: Option<SystemTime>,
-        tokens: Arc<[u32]>,
-    ) -> Result<History, SessionError> {
+    async fn write(&self, new: NewHistory) -> Result<History, SessionError> {
         self.state.ending.store(true, Ordering::SeqCst);
         let begun = Instant::now();
         let mut in_doubt = false;
         loop {
-            let committed = self.try_commit(created.is_none(), &tokens, &mut in_doubt);
+            let committed = self.try_commit(&new, &mut in_doubt);
             match committed.await {
                 Some(Ok((created, last_used))) => {
                     self.end();
                     return Ok(History {
-                        tokens,
+                        tokens: new.tokens,
                         created,
                         last_used,
+                        forked_from: new.forked_from,
                     });
                 }
                 Some(Err(error)) => return Err(error),

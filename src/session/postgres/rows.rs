@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::link::{Fault, Link, Parameter};
 use crate::request::{SessionId, Tenant};
-use crate::session::history::{History, decode_tokens, encode_tokens};
+use crate::session::history::{History, NewHistory, decode_tokens, encode_tokens};
 use crate::session::store::Entry;
-use crate::session::{Fingerprint, SessionKey};
+use crate::session::{Fingerprint, ForkedFrom, SessionKey};
 
 /// The version that a session gets when a turn takes it. No other turn ever has the same.
 pub(super) type Version = i64;
@@ -85,7 +85,7 @@ impl Rows {
                     held_until = clock_timestamp() + make_interval(secs => $5)
                 WHERE tokenizer = $1 AND tenant = $2 AND id = $3
                     AND (holder IS NULL OR holder = $4 OR held_until < clock_timestamp())
-                RETURNING version, tokens, created, last_used
+                RETURNING version, tokens, created, last_used, forked_from, forked_at
             ), made AS (
                 INSERT INTO skald_sessions (tokenizer, tenant, id, version, holder, held_until)
                 SELECT $1, $2, $3, nextval('skald_session_version'), $4,
@@ -94,10 +94,10 @@ impl Rows {
                     SELECT FROM skald_sessions WHERE tokenizer = $1 AND tenant = $2 AND id = $3
                 )
                 ON CONFLICT DO NOTHING
-                RETURNING version, tokens, created, last_used
+                RETURNING version, tokens, created, last_used, forked_from, forked_at
             )
-            SELECT version, tokens, created, last_used FROM taken
-            UNION ALL SELECT version, tokens, created, last_used FROM made";
+            SELECT version, tokens, created, last_used, forked_from, forked_at FROM taken
+            UNION ALL SELECT version, tokens, created, last_used, forked_from, forked_at FROM made";
         let (tenant, id) = (key.tenant.to_string(), key.id.as_str());
         let with: &[Parameter<'_>] = &[
             (&self.tokenizer, Type::BYTEA),
@@ -122,27 +122,31 @@ impl Rows {
         &self,
         key: &SessionKey,
         version: Version,
-        is_first: bool,
-        tokens: &[u32],
+        new: &NewHistory,
     ) -> Result<Option<(SystemTime, SystemTime)>, Fault> {
         let sql = "
             UPDATE skald_sessions
             SET tokens = $5, last_used = statement_timestamp(),
                 created = CASE WHEN $6 THEN statement_timestamp() ELSE created END,
+                forked_from = $9, forked_at = $10,
                 turns = (turns || version)[greatest(1, cardinality(turns) + 2 - $7):],
                 holder = NULL, held_until = NULL
             WHERE tokenizer = $1 AND tenant = $2 AND id = $3 AND version = $4 AND holder = $8
             RETURNING created, last_used";
+        let forked = new.forked_from.as_ref();
+        let forked_at = forked.and_then(|from| i64::try_from(from.at).ok());
         let (tenant, id) = (key.tenant.to_string(), key.id.as_str());
         let with: &[Parameter<'_>] = &[
             (&self.tokenizer, Type::BYTEA),
             (&tenant, Type::TEXT),
             (&id, Type::TEXT),
             (&version, Type::INT8),
-            (&encode_tokens(tokens), Type::BYTEA),
-            (&is_first, Type::BOOL),
+            (&encode_tokens(&new.tokens), Type::BYTEA),
+            (&new.created.is_none(), Type::BOOL),
             (&REMEMBERED, Type::INT4),
             (&self.server, Type::TEXT),
+            (&forked.map(|from| from.id.as_str()), Type::TEXT),
+            (&forked_at, Type::INT8),
         ];
         let rows = self.link.query_once(sql, with);
         match rows.await?.first() {
@@ -241,7 +245,7 @@ impl Rows {
     /// Reads those of the sessions that exist.
     pub async fn read(&self, keys: &[SessionKey]) -> Result<Vec<(SessionKey, History)>, Fault> {
         let sql = "
-            SELECT n, tokens, created, last_used
+            SELECT n, tokens, created, last_used, forked_from, forked_at
             FROM unnest($2, $3) WITH ORDINALITY AS wanted (tenant, id, n)
             JOIN skald_sessions USING (tenant, id)
             WHERE tokenizer = $1 AND tokens IS NOT NULL";
@@ -466,5 +470,15 @@ fn history(row: &Row) -> Result<Option<History>, Fault> {
         tokens: tokens.ok_or_else(|| Fault::Refused("not a valid session history".to_owned()))?,
         created: get(row, "created")?,
         last_used: get(row, "last_used")?,
+        forked_from: forked_from(row)?,
     }))
+}
+
+/// Returns where the session in a row was forked; `None` if a server has written what this one can't read.
+fn forked_from(row: &Row) -> Result<Option<ForkedFrom>, Fault> {
+    let id: Option<&str> = get(row, "forked_from")?;
+    let at: Option<i64> = get(row, "forked_at")?;
+    let id = id.and_then(|id| SessionId::parse(id).ok());
+    let at = at.and_then(|at| usize::try_from(at).ok());
+    Ok(id.zip(at).map(|(id, at)| ForkedFrom { id, at }))
 }

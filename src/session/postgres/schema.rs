@@ -8,7 +8,10 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
 /// Each migration takes the schema from one version to the next.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("migrations/1.sql"),
+    include_str!("migrations/2.sql"),
+];
 /// The version that this server needs.
 const VERSION: i32 = MIGRATIONS.len() as i32;
 /// Key of the advisory lock: "skald" in ASCII.

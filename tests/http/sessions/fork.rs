@@ -108,6 +108,40 @@ async fn a_fork_is_of_the_whole_history_unless_it_says_where() {
 }
 
 #[tokio::test]
+async fn a_fork_tells_where_it_was_forked_whatever_follows() {
+    let caller = SERVER.caller();
+    told_so_far(&caller, "root").await;
+    assert_eq!(caller.session("root").await.ok()["forked_from"], Value::Null);
+    let first = caller.fork("root", json!({"id": "branch", "at": 21})).await;
+    let expected = json!({"id": "root", "at": 21});
+    assert_eq!(first.created()["forked_from"], expected);
+    let whole = caller.fork("branch", json!({"id": "twig"})).await.created();
+    assert_eq!(whole["forked_from"], json!({"id": "branch", "at": 21}));
+    // Turns, rewinds and the end of the other session change nothing.
+    let answer = caller.post(COMPLETIONS, turn("branch", &prompt(5, 3), 4)).await;
+    answer.ok();
+    let rewound = caller.rewind("branch", json!({"tokens": 20})).await.ok();
+    assert_eq!(rewound["forked_from"], expected);
+    caller.delete("/v1/sessions/root").await.ok();
+    assert_eq!(caller.session("branch").await.ok()["forked_from"], expected);
+    let list = caller.get("/v1/sessions").await.ok();
+    let listed = list["data"].as_array().expect("sessions").iter();
+    let of = |name: &str| {
+        let mut found = listed.clone().filter(|session| session["id"] == name);
+        found.next().expect("it is listed")["forked_from"].clone()
+    };
+    assert_eq!(of("branch"), expected);
+    assert_eq!(of("twig"), json!({"id": "branch", "at": 21}));
+    // Another session of the same name has no origin, or its own.
+    caller.delete("/v1/sessions/branch").await.ok();
+    told_so_far(&caller, "branch").await;
+    assert_eq!(caller.session("branch").await.ok()["forked_from"], Value::Null);
+    caller.delete("/v1/sessions/branch").await.ok();
+    let again = caller.fork("twig", json!({"id": "branch", "at": 3})).await;
+    assert_eq!(again.created()["forked_from"], json!({"id": "twig", "at": 3}));
+}
+
+#[tokio::test]
 async fn forks_compute_nothing_twice() {
     let caller = SERVER.caller();
     told_so_far(&caller, "shared").await;

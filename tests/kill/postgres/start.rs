@@ -42,7 +42,7 @@ async fn servers_that_start_together_make_one_schema() {
     }
     let client = cluster.connect("together").await;
     let rows = client.query("SELECT version FROM skald_schema", &[]).await;
-    assert_eq!(rows.expect("rows").len(), 1);
+    assert_eq!(rows.expect("rows").len(), 2);
     servers[0]
         .caller()
         .post("/generate", turn("tale", "Once", 3))
@@ -63,6 +63,65 @@ async fn a_schema_of_a_newer_server_is_refused() {
     let newer = "INSERT INTO skald_schema (version) VALUES (99)";
     client.batch_execute(newer).await.expect("a row");
     is_unusable(&refused(&url), &["version 99", "update the server"]);
+}
+
+/// Tables as the first version made them, with a session, are migrated; what servers of that version
+/// then read and write still works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_the_first_version_are_migrated_under_a_server_of_that_version() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let url = cluster.create("first").await;
+    let server = Process::with_store(&url, &[]);
+    let caller = server.caller();
+    caller
+        .post("/generate", turn("tale", "Once upon", 3))
+        .await
+        .ok();
+    let before = caller.history("tale").await.expect("a session");
+    server.stop();
+    // Back to what the first version had.
+    let client = cluster.connect("first").await;
+    let back = "ALTER TABLE skald_sessions DROP COLUMN forked_from, DROP COLUMN forked_at; \
+                DELETE FROM skald_schema WHERE version > 1";
+    client.batch_execute(back).await.expect("the first version");
+
+    let server = Process::with_store(&url, &[]);
+    assert_eq!(server.warnings(), Vec::<String>::new());
+    let caller = server.caller();
+    let tale = caller.session("tale").await.ok();
+    assert_eq!(tale["tokens"], json!(before));
+    assert_eq!(tale["forked_from"], json!(null));
+    let fork = json!({"id": "fork", "at": 2});
+    let fork = caller.fork("tale", fork).await.created();
+    assert_eq!(fork["forked_from"], json!({"id": "tale", "at": 2}));
+    // A turn of a server of the first version: it takes, then commits.
+    let take = "UPDATE skald_sessions SET version = nextval('skald_session_version'), \
+                holder = 'old', held_until = clock_timestamp() + interval '10 seconds' \
+                WHERE id = 'fork' AND holder IS NULL \
+                RETURNING version, tokens, created, last_used";
+    let taken = client.query_one(take, &[]).await.expect("it is free");
+    assert_eq!(taken.get::<_, Vec<u8>>("tokens").len(), 8);
+    let commit = "UPDATE skald_sessions SET tokens = tokens || '\\x05000000', \
+                  last_used = statement_timestamp(), turns = turns || version, \
+                  holder = NULL, held_until = NULL WHERE id = 'fork' AND holder = 'old'";
+    assert_eq!(client.execute(commit, &[]).await.expect("a commit"), 1);
+    let insert = "INSERT INTO skald_sessions (tokenizer, tenant, id, version, tokens, created, last_used) \
+                  SELECT tokenizer, tenant, 'theirs', nextval('skald_session_version'), tokens, created, \
+                  last_used FROM skald_sessions WHERE id = 'tale'";
+    client
+        .batch_execute(insert)
+        .await
+        .expect("a session of theirs");
+    let after = caller.session("fork").await.ok();
+    assert_eq!(after["token_count"], 3);
+    assert_eq!(after["forked_from"], json!({"id": "tale", "at": 2}));
+    let theirs = caller.session("theirs").await.ok();
+    assert_eq!(theirs["forked_from"], json!(null));
+    caller.post("/generate", turn("fork", " a", 2)).await.ok();
+    let kept = caller.session("fork").await.ok();
+    assert_eq!(kept["forked_from"], json!({"id": "tale", "at": 2}));
 }
 
 /// A role without the right to create tables can use existing ones.

@@ -6,8 +6,7 @@ use utoipa::ToSchema;
 use crate::engine::TokenLogprob;
 use crate::http::generation::ShownToken;
 use crate::http::openai::answer::{Usage, UsageField};
-use crate::http::openai::logprobs::{finite, token_text};
-use crate::text::Tokenizer;
+use crate::http::openai::logprobs::{TokenNames, finite};
 
 /// A chat completion.
 #[derive(Debug, Serialize, ToSchema)]
@@ -131,7 +130,8 @@ pub(in crate::http) struct ChatLogprobs {
 /// A token of the text.
 #[derive(Debug, Serialize, ToSchema)]
 struct ChatToken {
-    /// The token as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
+    /// The token as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`. With
+    /// `return_tokens_as_token_ids`: `token_id:123`.
     token: String,
     /// Its log-probability.
     logprob: f32,
@@ -144,7 +144,8 @@ struct ChatToken {
 /// A token that could have come.
 #[derive(Debug, Serialize, ToSchema)]
 struct LikelyToken {
-    /// The token as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`.
+    /// The token as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`. With
+    /// `return_tokens_as_token_ids`: `token_id:123`.
     token: String,
     /// Its log-probability.
     logprob: f32,
@@ -153,30 +154,34 @@ struct LikelyToken {
 }
 
 impl LikelyToken {
-    fn new(tokenizer: &Tokenizer, token: TokenLogprob) -> Self {
+    fn new(names: TokenNames<'_>, token: TokenLogprob) -> Self {
         Self {
-            token: token_text(tokenizer, token.id),
+            token: names.of(token.id),
             logprob: finite(token.logprob),
-            bytes: tokenizer.token_bytes(token.id).unwrap_or_default().to_vec(),
+            bytes: names
+                .tokenizer
+                .token_bytes(token.id)
+                .unwrap_or_default()
+                .to_vec(),
         }
     }
 }
 
 impl ChatLogprobs {
     /// Of tokens that were shown.
-    pub(super) fn new(tokenizer: &Tokenizer, tokens: &[ShownToken]) -> Self {
+    pub(super) fn new(names: TokenNames<'_>, tokens: &[ShownToken]) -> Self {
         let content = tokens.iter().filter(|shown| !shown.special).map(|shown| {
             let LikelyToken {
                 token,
                 logprob,
                 bytes,
-            } = LikelyToken::new(tokenizer, shown.token);
+            } = LikelyToken::new(names, shown.token);
             let top = shown.top.iter();
             ChatToken {
                 token,
                 logprob,
                 bytes,
-                top_logprobs: top.map(|&top| LikelyToken::new(tokenizer, top)).collect(),
+                top_logprobs: top.map(|&top| LikelyToken::new(names, top)).collect(),
             }
         });
         Self {

@@ -27,6 +27,7 @@ use self::answer::{
 };
 use self::request::{ChatBody, PreparedChat};
 use super::answer::{Usage, UsageField, finish_reason};
+use super::logprobs::{TokenForm, TokenNames};
 use super::reply::Reply;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
@@ -65,6 +66,7 @@ const ASSISTANT: &str = "assistant";
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
+    operation_id = "chat_completions",
     tag = "openai",
     request_body = ChatBody,
     responses(
@@ -83,12 +85,12 @@ pub(in crate::http) async fn completions(
     let (serving, in_flight) = app.begin(scope.share)?;
     let PreparedChat {
         submission,
-        with_logprobs,
+        logprobs,
         streaming,
     } = body.prepare(&serving, &scope).await?;
     let renderer = ChatRenderer {
         reply: Reply::new("chatcmpl", Arc::clone(&serving), streaming, &submission),
-        with_logprobs,
+        logprobs,
     };
     respond(&app, in_flight, &serving, submission, &scope, renderer).await
 }
@@ -96,14 +98,15 @@ pub(in crate::http) async fn completions(
 /// Renders chat completions.
 struct ChatRenderer {
     reply: Reply,
-    with_logprobs: bool,
+    /// How tokens are written, where log-probabilities are reported.
+    logprobs: Option<TokenForm>,
 }
 
 impl ChatRenderer {
     fn logprobs(&self, tokens: &[ShownToken]) -> Option<ChatLogprobs> {
         let tokenizer = &self.reply.serving.tokenizer;
-        self.with_logprobs
-            .then(|| ChatLogprobs::new(tokenizer, tokens))
+        self.logprobs
+            .map(|form| ChatLogprobs::new(TokenNames { tokenizer, form }, tokens))
     }
 
     fn choice(&self, index: usize, completed: CompletedGeneration) -> ChatChoice {

@@ -10,6 +10,7 @@ use crate::http::error::{ApiError, shown};
 use crate::http::fields::{at_least, integer, unsupported};
 use crate::http::generation::Submission;
 use crate::http::layers::Scope;
+use crate::http::openai::logprobs::TokenForm;
 use crate::http::openai::shared::{Length, Streaming};
 use crate::http::openai::with_shared::WithShared;
 use crate::request::{LogprobsWanted, RequestDraft};
@@ -66,8 +67,8 @@ pub(in crate::http) struct ChatRequest {
 pub(super) struct PreparedChat {
     /// The requests to the engine, one for each choice.
     pub submission: Submission,
-    /// The answer has log-probabilities.
-    pub with_logprobs: bool,
+    /// How the tokens are written, where log-probabilities are reported.
+    pub logprobs: Option<TokenForm>,
     /// Form of the answer.
     pub streaming: Streaming,
 }
@@ -88,6 +89,7 @@ impl ChatBody {
         let streaming = shared.streaming()?;
         let n = shared.n(serving)?;
         let logprobs = own.logprobs(serving)?;
+        let token_form = shared.token_form();
         let truncation = shared.truncation()?;
         let length = own.length(serving)?;
         let ending = conversation::ending(own.continue_final_message, own.add_generation_prompt)?;
@@ -120,7 +122,7 @@ impl ChatBody {
                 turn: None,
                 include_stop: false,
             },
-            with_logprobs: logprobs.is_some(),
+            logprobs: logprobs.map(|_| token_form),
             streaming,
         })
     }

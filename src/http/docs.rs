@@ -1,0 +1,87 @@
+//! `GET /docs`: the API reference as a page, which reads `/openapi.json` and can call every endpoint.
+//!
+//! Swagger UI shows it (`assets/docs/README.md` says why that one). All that the page loads is in the program.
+
+use axum::http::HeaderMap;
+use axum::response::Response;
+
+use super::embedded::EmbeddedFile;
+use super::error::{ApiError, NativeError, shown};
+use super::path_name::PathName;
+
+/// What the page may load and do.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+
+static PAGE: EmbeddedFile = EmbeddedFile::plain(
+    "index.html",
+    HTML,
+    include_bytes!("../../assets/docs/index.html"),
+);
+
+/// What the page loads.
+static FILES: [EmbeddedFile; 4] = [
+    EmbeddedFile::plain(
+        "docs.js",
+        SCRIPT,
+        include_bytes!("../../assets/docs/docs.js"),
+    ),
+    EmbeddedFile::plain(
+        "docs.css",
+        STYLE,
+        include_bytes!("../../assets/docs/docs.css"),
+    ),
+    EmbeddedFile::gzip(
+        "swagger-ui-bundle.js",
+        SCRIPT,
+        include_bytes!("../../assets/docs/swagger-ui-bundle.js.gz"),
+    ),
+    EmbeddedFile::gzip(
+        "swagger-ui.css",
+        STYLE,
+        include_bytes!("../../assets/docs/swagger-ui.css.gz"),
+    ),
+];
+
+/// This document as a page
+///
+/// It shows every endpoint and can call it. It loads nothing from other hosts, and needs no key; the
+/// endpoints it calls do, where the server checks keys.
+#[utoipa::path(
+    get,
+    path = "/docs",
+    tag = "server",
+    responses((status = 200, description = "The page", content_type = "text/html", body = String)),
+)]
+pub(super) async fn docs(headers: HeaderMap) -> Response {
+    PAGE.response(&headers, POLICY)
+}
+
+/// Scripts and styles of that page
+#[utoipa::path(
+    get,
+    path = "/docs/{file}",
+    tag = "server",
+    operation_id = "docs_file",
+    params(("file" = String, Path, description = "The name of a file that the page loads")),
+    responses(
+        (status = 200, description = "The file", content(
+            (String = "text/javascript"),
+            (String = "text/css"),
+        )),
+        (status = 400, description = "The name in the path is not UTF-8", body = NativeError),
+        (status = 404, description = "The page has no such file", body = NativeError),
+    ),
+)]
+pub(super) async fn file(
+    PathName(name): PathName,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let file = EmbeddedFile::find(&FILES, &name);
+    let file = file.ok_or_else(|| ApiError::not_found(format!("no file {}", shown(&name))))?;
+    Ok(file.response(&headers, POLICY))
+}
