@@ -3,25 +3,25 @@
 //! The algorithm is that of Hugging Face's transformers, `GenerationMixin._beam_search` and what
 //! it calls (`src/transformers/generation/utils.py`, version 5), for one prompt:
 //!
-//! 1. *Live* beams have a sum of log-probabilities each; in the beginning there is one, empty, of
-//!    sum 0. Every step each of them is continued with every token.
-//! 2. Of all these candidates the highest sums count, in their order: so many that `width` are
-//!    left when those that end are taken out. Among equals the better beam goes first, then the
-//!    lower token id (transformers leave it open).
-//! 3. A candidate *ends* with an end-of-text or stop token, or with the last token it may have. If
-//!    it is among the first `width` candidates, it is finished with the score
-//!    `sum / length^length_penalty`, the token that ends it included in sum and length. The
-//!    `width` finished beams of the highest scores are kept, the earlier ones first among equals.
+//! 1. Each *live* beam has a sum of log-probabilities. The search starts with one live beam, empty, of
+//!    sum 0. In each step every live beam is continued with every token.
+//! 2. Of these candidates the ones with the highest sums are kept, enough of them that `width` remain
+//!    without those that end. Among equal sums the better beam comes first, then the lower token id
+//!    (transformers leave this order undefined).
+//! 3. A candidate *ends* with an end-of-text or stop token, or with its last allowed token. If it is among
+//!    the first `width` candidates, it is finished with the score `sum / length^length_penalty`; sum and
+//!    length include the token that ends it. The `width` finished beams with the highest scores are kept,
+//!    the earlier ones first among equals.
 //! 4. The first `width` candidates that do not end are the next live beams.
-//! 5. It is over when every candidate ended (`max_tokens`); or `width` beams are finished and
-//!    `early_stopping` says so: `true` at once; `false` as soon as the best live beam, scored as if
-//!    it ended now, is no better than the worst finished one; `never` the same, but scored as if
-//!    it went on to `max_tokens` without loss, where that would be better (`length_penalty` above 0).
-//! 6. The finished beams are the result, best first.
+//! 5. The search ends when every candidate has ended (`max_tokens`), or when `width` beams are finished and
+//!    `early_stopping` allows it: `true` at once; `false` as soon as the best live beam, scored as if it
+//!    ended now, does not beat the worst finished one; `never` likewise, but where that gives a higher score
+//!    (`length_penalty` above 0) scored as if it reached `max_tokens` without further loss.
+//! 6. The result is the finished beams, best first.
 //!
-//! Until `min_tokens` are generated, the tokens that end a text are no candidates. Sums and scores
-//! are f32, as there. Where transformers mark what does not exist by a score of -10^9, here it does
-//! not exist; the results differ only where true scores are as low.
+//! Tokens that end a text are not candidates until `min_tokens` are generated. Sums and scores are f32, as in
+//! transformers. Where transformers mark a missing beam by a score of -10^9, this search has no beam; the
+//! results differ only where true scores are as low.
 //!
 //! Pure: it must never touch a tensor, a thread, a channel or the scheduler, and it draws no random
 //! numbers.

@@ -11,7 +11,7 @@ pub struct SequenceId(pub u64);
 /// Returns the start of the context in a history of `tokens` tokens that slides on past the window: the
 /// smallest multiple of half a window that leaves at most a whole window.
 ///
-/// So whenever a token comes to a full window, the context becomes the window's last
+/// When a token is added to a full window, the context becomes the window's last
 /// `context_length / 2` tokens and the new one, at positions from 0. The context is a function of
 /// the history's length alone: a resumed session and an uninterrupted stream see the same.
 ///

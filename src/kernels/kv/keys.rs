@@ -27,7 +27,7 @@ impl LayerKv {
         }
     }
 
-    /// `T` is an element of the cache, of which a 32-bit word holds `PER_WORD`.
+    /// Reads the keys from a cache of elements `T`, `PER_WORD` of which make a 32-bit word.
     fn keys_of<T: WithDType, const PER_WORD: usize>(
         &self,
         head: usize,
