@@ -4,9 +4,6 @@
 
 use std::time::Duration;
 
-use super::event::TokenLogprob;
-use super::sampler::SamplingTrace;
-
 /// What was asked for; the rest is `None` or empty.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Inspection {
@@ -101,10 +98,36 @@ pub struct Neuron {
 /// The next token as read off a state of the residual stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LensReading {
-    /// Per row the most likely tokens, the most likely first.
-    pub top: Vec<Vec<TokenLogprob>>,
+    /// Per row the most likely tokens with their probabilities, the most likely first.
+    pub top: Vec<Vec<(u32, f32)>>,
     /// Per row the entropy in bits.
     pub entropy: Vec<f32>,
+}
+
+/// The sampling of one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingTrace {
+    /// The steps that had something to do, in order.
+    pub steps: Vec<SamplingStep>,
+    /// The random number, in [0, 1); `None` if the most likely token is taken.
+    pub random: Option<f64>,
+    /// The sampled token.
+    pub token: u32,
+    /// Its probability among the tokens left.
+    pub probability: f64,
+}
+
+/// One step of sampling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingStep {
+    /// The parameter that asks for it.
+    pub parameter: &'static str,
+    /// Number of logits that it changed; `None` for a filter and for temperature, which changes all.
+    pub changed: Option<usize>,
+    /// Number of tokens left after it.
+    pub left: usize,
+    /// Share of the probability before it that it removed; `None` if it is not a filter.
+    pub removed: Option<f64>,
 }
 
 /// The cost of one stage, over all chunks of the pass.

@@ -39,8 +39,6 @@ use super::event::GenerateError;
 use crate::kernels::rows;
 use crate::request::SamplingParams;
 
-pub use self::trace::{SamplingStep, SamplingTrace};
-
 /// Samples the tokens of one request.
 #[derive(Debug)]
 pub struct Sampler {

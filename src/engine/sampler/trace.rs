@@ -5,47 +5,21 @@
 use super::{Allowed, Sampler, highest_of, pick};
 use crate::engine::candidates::{Candidate, Distribution, Filter, total_weight};
 use crate::engine::event::GenerateError;
+use crate::engine::inspection::{SamplingStep, SamplingTrace};
 use crate::kernels::rows;
-
-/// The sampling of one token.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingTrace {
-    /// The steps that had something to do, in order.
-    pub steps: Vec<SamplingStep>,
-    /// The random number, in [0, 1); `None` if the most likely token is taken.
-    pub random: Option<f64>,
-    /// The sampled token.
-    pub token: u32,
-    /// Its probability among the tokens left.
-    pub probability: f64,
-}
-
-/// One step of sampling.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingStep {
-    /// The parameter that asks for it.
-    pub parameter: &'static str,
-    /// Number of logits that it changed; `None` for a filter and for temperature, which changes all.
-    pub changed: Option<usize>,
-    /// Number of tokens left after it.
-    pub left: usize,
-    /// Share of the probability before it that it removed; `None` if it is not a filter.
-    pub removed: Option<f64>,
-}
 
 /// A step that changes logits.
 type Penalty = fn(&Sampler, &mut [f32]);
 
-impl SamplingStep {
-    fn changes(parameter: &'static str, before: &[f32], after: &[f32]) -> Self {
-        let changed = before.iter().zip(after);
-        let changed = changed.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        Self {
-            parameter,
-            changed: Some(changed),
-            left: after.len(),
-            removed: None,
-        }
+/// Returns the step of a penalty that turned the logits `before` into `after`.
+fn changes(parameter: &'static str, before: &[f32], after: &[f32]) -> SamplingStep {
+    let changed = before.iter().zip(after);
+    let changed = changed.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+    SamplingStep {
+        parameter,
+        changed: Some(changed),
+        left: after.len(),
+        removed: None,
     }
 }
 
@@ -137,7 +111,7 @@ impl Sampler {
             if acts {
                 let before = row.to_vec();
                 apply(self, row);
-                steps.push(SamplingStep::changes(parameter, &before, row));
+                steps.push(changes(parameter, &before, row));
             }
         }
         steps

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::engine::event::TokenLogprob;
 use crate::engine::inspection::{
     BlockNeurons, EmbeddingRows, HeadAttention, HeadQkv, Inspection, LensReading, Neuron,
     ResidualNorms, StageCost,
@@ -461,9 +460,13 @@ fn norm(vector: &[f32]) -> f32 {
     squares.sqrt() as f32
 }
 
-/// Returns the most likely tokens of a row of logits, and the entropy in bits.
-fn read(logits: &[f32], top: usize) -> Result<(Vec<TokenLogprob>, f32)> {
+/// Returns the most likely tokens of a row of logits with their probabilities, and the entropy in bits.
+fn read(logits: &[f32], top: usize) -> Result<(Vec<(u32, f32)>, f32)> {
     let tokens = logprobs::ranked(logits, top).map_err(candle_core::Error::wrap)?;
+    let tokens = tokens
+        .into_iter()
+        .map(|token| (token.id, token.logprob.exp()));
+    let tokens = tokens.collect();
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (mut logits, mut weights) = (logits.to_vec(), Vec::new());
     rows::weigh(&mut logits, highest, 1.0, &mut weights);

@@ -4,16 +4,15 @@ use std::ops::Range;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::request::AttentionForm;
 use super::values::{Encoding, Matrix, Values};
 use crate::engine::PromptReport;
 use crate::engine::inspection::{
-    BlockNeurons, EmbeddingRows, HeadAttention, LensReading, Neuron, ResidualNorms, StageCost,
+    BlockNeurons, EmbeddingRows, HeadAttention, LensReading, Neuron, ResidualNorms, SamplingTrace,
+    StageCost,
 };
-use crate::engine::sampler::SamplingTrace;
 use crate::request::InspectionWanted;
 use crate::serving::ModelInfo;
 use crate::text::Tokenizer;
@@ -155,6 +154,17 @@ struct ResidualStage {
     attention_write: Vec<Vec<f32>>,
     /// Of what the feed-forward network adds, per layer and row.
     mlp_write: Vec<Vec<f32>>,
+}
+
+/// Which rows of attention weights to show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum AttentionForm {
+    /// Those of the positions.
+    #[default]
+    Rows,
+    /// All of them; of at most 4 heads.
+    Map,
 }
 
 /// The attention of one head.
@@ -453,17 +463,9 @@ fn mlp(found: BlockNeurons) -> MlpLayer {
 
 fn lens(found: Vec<LensReading>) -> LensStage {
     let layers = found.len();
-    let (top, entropy) = found
-        .into_iter()
-        .map(|reading| {
-            let rows = reading.top.into_iter().map(|row| {
-                let tokens = row.into_iter();
-                tokens
-                    .map(|token| (token.id, token.logprob.exp()))
-                    .collect()
-            });
-            (rows.collect(), reading.entropy)
-        })
+    let readings = found.into_iter();
+    let (top, entropy) = readings
+        .map(|reading| (reading.top, reading.entropy))
         .unzip();
     LensStage {
         layers,

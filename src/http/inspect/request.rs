@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::answer::Shown;
+use super::answer::{AttentionForm, Shown};
 use super::values::Encoding;
 use crate::engine::sequence::context_start;
 use crate::http::body::object;
@@ -144,17 +144,6 @@ pub(in crate::http) struct AttentionField {
     /// Show the queries, keys and values of the positions too.
     #[schema(default = false)]
     qkv: Option<bool>,
-}
-
-/// Which rows of attention weights to show.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, serde::Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(in crate::http) enum AttentionForm {
-    /// Those of the positions.
-    #[default]
-    Rows,
-    /// All of them; of at most 4 heads.
-    Map,
 }
 
 /// The neurons to show.
