@@ -8,3 +8,4 @@ mod health;
 mod keys;
 mod logs;
 mod prompt_log;
+mod terminal;

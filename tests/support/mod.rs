@@ -13,6 +13,7 @@ pub mod raw;
 pub mod reader;
 pub mod script;
 pub mod sse;
+pub mod terminal;
 pub mod tiny_model;
 
 use std::net::SocketAddr;
