@@ -1,25 +1,44 @@
-//! `skald generate`: streams the text for one prompt to the terminal, from the same engine as the server.
+//! `skald generate`: text in the terminal, from the same engine as the server.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `stream` | one generation, until it ends or is stopped |
+//! | `screen`, `colour` | standard output; colours of tokens by their probability |
+//! | `interactive` | turn after turn on sessions, with `--interactive` |
+//! | `command`, `lines` | its commands, and where it reads its lines |
 
+mod colour;
+mod command;
+mod interactive;
+mod lines;
+mod screen;
+mod stream;
+
+use std::future::pending;
 use std::io::Read;
+use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
+use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
+use self::interactive::Interactive;
+use self::screen::Screen;
+use self::stream::generate;
 use super::{CommandError, runtime, write_out};
 use crate::config::{KvPrecision, LogFormat, ModelSettings};
-use crate::engine::{EngineConfig, FinishReason, TokenEvent};
+use crate::engine::EngineConfig;
 use crate::request::{
     GenerateRequest, InvalidRequest, Overflow, RequestDraft, RequestId, SamplingOverrides,
-    SamplingStyle,
+    SamplingStyle, SessionId,
 };
 use crate::resources;
 use crate::serving::{Serving, ServingSettings};
 use crate::session::SessionConfig;
 use crate::telemetry;
-use crate::text::TextStream;
 
-/// Generate text from one prompt in the terminal
+/// Generate text in the terminal
 #[derive(Debug, Args)]
 #[command(
     after_help = "Sampling options that are left out come from the model's generation_config.json. Without one, \
@@ -27,11 +46,15 @@ use crate::text::TextStream;
         Examples:\n  \
         skald generate \"Once upon a time\"\n  \
         skald generate \"Once upon a time\" --temperature 0.8 --seed 7 --max-tokens 200\n  \
+        skald generate \"Once upon a time\" --show-probabilities\n  \
+        skald generate --interactive --session-dir tales\n  \
         echo -n \"The wolf said\" | skald generate - --json"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Generate {
     /// The prompt, or `-` to read it from standard input
-    prompt: String,
+    #[arg(required_unless_present = "interactive")]
+    prompt: Option<String>,
     #[command(flatten)]
     model: ModelSettings,
     /// Maximum tokens to generate
@@ -45,19 +68,55 @@ pub struct Generate {
     /// A text that ends the generation; can be given repeatedly
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Continue past the model's window
+    /// Continue past the model's window, as `--interactive` always does
     #[arg(long)]
     slide: bool,
     /// Print one JSON object at the end instead of streaming text
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["interactive", "show_probabilities"])]
     json: bool,
+    /// Colour each token by the model's own probability; not if the output is not a terminal or `NO_COLOR` is set
+    #[arg(short = 'p', long)]
+    show_probabilities: bool,
+    /// Read line after line, and go on from each; `/help` lists the commands
+    #[arg(short, long)]
+    interactive: bool,
+    /// The session to begin or continue
+    #[arg(long, value_name = "NAME", default_value = "main", value_parser = command::session, requires = "interactive")]
+    session: SessionId,
+    /// Keep sessions in this directory, which servers can share (`--session-dir` of `skald serve`)
+    #[arg(long, value_name = "DIR", requires = "interactive")]
+    session_dir: Option<PathBuf>,
+    /// Do not keep the lines for the next time
+    #[arg(long, requires = "interactive")]
+    no_history: bool,
 }
 
 impl Generate {
-    pub(super) fn run(self) -> Result<(), CommandError> {
+    pub(super) fn run(mut self) -> Result<(), CommandError> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
-        let prompt = self.read_prompt().map_err(CommandError::Running)?;
-        let settings = ServingSettings {
+        self.read_prompt().map_err(CommandError::Running)?;
+        let serving = Serving::load(&self.settings());
+        let serving = serving.map_err(|error| CommandError::Unusable(error.into()))?;
+        let runtime = runtime()?;
+        if self.interactive {
+            // Refuses flags now, not at the first line.
+            self.request(&serving, "", None, self.seed)
+                .map_err(CommandError::Unusable)?;
+            let session = Interactive::new(&self, &serving, &runtime);
+            return session
+                .and_then(Interactive::run)
+                .map_err(CommandError::Running);
+        }
+        let prompt = self.prompt.as_deref().unwrap_or_default();
+        let request = self
+            .request(&serving, prompt, None, self.seed)
+            .map_err(CommandError::Unusable)?;
+        let outcome = runtime.block_on(self.tell(&serving, request));
+        outcome.map_err(CommandError::Running)
+    }
+
+    fn settings(&self) -> ServingSettings {
+        ServingSettings {
             model: self.model.source.clone(),
             served_model_name: None,
             dtype: self.model.dtype,
@@ -70,31 +129,41 @@ impl Generate {
             chat_template: None,
             max_session_tokens: None,
             engine: EngineConfig::default(),
-            sessions: SessionConfig::default(),
-        };
-        let serving =
-            Serving::load(&settings).map_err(|error| CommandError::Unusable(error.into()))?;
-        let request = self
-            .request(&serving, &prompt)
-            .map_err(CommandError::Unusable)?;
-        let outcome = runtime()?.block_on(self.stream(&serving, request));
-        outcome.map_err(CommandError::Running)
+            sessions: SessionConfig {
+                dir: self.session_dir.clone(),
+                // Histories only: a server's KV blocks there are its own.
+                kv_size: ByteSize::b(0),
+                ..SessionConfig::default()
+            },
+        }
     }
 
-    fn read_prompt(&self) -> anyhow::Result<String> {
-        if self.prompt != "-" {
-            return Ok(self.prompt.clone());
+    /// Replaces the prompt `-` by standard input, unless that has the lines of an interactive session.
+    fn read_prompt(&mut self) -> anyhow::Result<()> {
+        if self.interactive || self.prompt.as_deref() != Some("-") {
+            return Ok(());
         }
         let mut text = String::new();
         std::io::stdin()
             .read_to_string(&mut text)
             .context("standard input is not valid UTF-8 text")?;
-        Ok(text)
+        self.prompt = Some(text);
+        Ok(())
     }
 
-    fn request(&self, serving: &Serving, prompt: &str) -> anyhow::Result<GenerateRequest> {
+    /// Returns the request for what follows `prompt`, and before it a session's history.
+    ///
+    /// # Errors
+    /// If the flags or the prompt are beyond a limit.
+    fn request(
+        &self,
+        serving: &Serving,
+        prompt: &str,
+        history: Option<Vec<u32>>,
+        seed: Option<u64>,
+    ) -> anyhow::Result<GenerateRequest> {
         let mut ids = serving.tokenizer.encode(prompt, true)?;
-        if ids.is_empty() {
+        if ids.is_empty() && history.as_ref().is_none_or(Vec::is_empty) {
             ids.extend(serving.tokenizer.end_of_text());
         }
         let draft = RequestDraft {
@@ -102,13 +171,14 @@ impl Generate {
                 max_new_tokens: Some(self.max_tokens),
                 ..self.sampling
             },
-            seed: self.seed,
+            seed,
             stop_strings: self.stop.clone(),
-            overflow: if self.slide {
+            overflow: if self.slide || self.interactive {
                 Overflow::Slide
             } else {
                 Overflow::Stop
             },
+            history,
             ..RequestDraft::new(
                 RequestId::random(),
                 ids,
@@ -119,54 +189,29 @@ impl Generate {
         Ok(serving.limits.admit(draft).map_err(as_flag)?)
     }
 
-    async fn stream(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
+    /// Writes what follows one prompt.
+    async fn tell(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
         let seed = request.sampling.seed;
-        let mut text = TextStream::new(&request.stop.stop_strings, false);
-        let mut generation = serving.engine.submit(request).await?;
-        let mut whole = String::new();
-        let mut show = |piece: &str| {
-            whole.push_str(piece);
+        let screen = Screen::new(self.show_probabilities);
+        let show = |piece: &_| {
             if self.json {
                 return Ok(());
             }
-            write_out(piece)
+            screen.piece(piece)
         };
-        let mut generated = 0;
-        let mut reason = FinishReason::Length;
-        while let Some(event) = generation.next().await {
-            match event {
-                TokenEvent::Prefilled(_) => (),
-                TokenEvent::Failed(error) => return Err(anyhow!(error)),
-                TokenEvent::Token(token) => {
-                    generated += 1;
-                    reason = token.finish.unwrap_or(reason);
-                    let ends = token.finish.is_some_and(FinishReason::ends_with_a_sign);
-                    if !ends {
-                        let bytes = serving.tokenizer.token_bytes(token.token.id);
-                        let piece = text.push((), bytes.unwrap_or_default());
-                        show(&piece.text)?;
-                        if piece.stopped.is_some() {
-                            reason = FinishReason::Stop;
-                            break;
-                        }
-                    }
-                    if token.finish.is_some() {
-                        show(&text.finish().text)?;
-                    }
-                }
-            }
-        }
+        let generated = generate(serving, request, None, pending(), show).await?;
         if self.json {
-            let reason = match reason {
-                FinishReason::Length => "length",
-                FinishReason::EndOfText | FinishReason::Stop | FinishReason::Complete => "stop",
-            };
-            let answer =
-                json!({"text": whole, "tokens": generated, "finish_reason": reason, "seed": seed});
-            write_out(&format!("{answer}\n"))
-        } else {
-            write_out("\n")
+            let answer = json!({
+                "text": generated.text,
+                "tokens": generated.tokens,
+                "finish_reason": generated.ending.name(),
+                "seed": seed,
+            });
+            return write_out(&format!("{answer}\n"));
         }
+        write_out("\n")?;
+        screen.legend();
+        Ok(())
     }
 }
 

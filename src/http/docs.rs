@@ -47,10 +47,10 @@ static FILES: [EmbeddedFile; 4] = [
     ),
 ];
 
-/// This document as a page
+/// Show this document as a page
 ///
-/// It shows every endpoint and can call it. It loads nothing from other hosts, and needs no key; the
-/// endpoints it calls do, where the server checks keys.
+/// The page describes every endpoint and can call it. It loads nothing from other hosts and requires no API
+/// key; with `--keys`, the endpoints that it calls do.
 #[utoipa::path(
     get,
     path = "/docs",
@@ -61,13 +61,13 @@ pub(super) async fn docs(headers: HeaderMap) -> Response {
     PAGE.response(&headers, POLICY)
 }
 
-/// Scripts and styles of that page
+/// Load a script or style of the page
 #[utoipa::path(
     get,
     path = "/docs/{file}",
     tag = "server",
     operation_id = "docs_file",
-    params(("file" = String, Path, description = "The name of a file that the page loads")),
+    params(("file" = String, Path, description = "File name")),
     responses(
         (status = 200, description = "The file", content(
             (String = "text/javascript"),

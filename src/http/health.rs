@@ -181,7 +181,7 @@ struct ModelFacts {
     n_head: usize,
     /// Width of the hidden states.
     n_embd: usize,
-    /// Neurons in the feed-forward network of a block.
+    /// Number of neurons in the feed-forward network of a block.
     n_inner: usize,
     /// Context length in tokens.
     n_positions: usize,

@@ -121,16 +121,16 @@ pub(super) struct SessionSummary {
     last_used: u64,
     /// Whether a request is using the session.
     busy: bool,
-    /// Where it was forked; null for a session that began with a request.
+    /// Origin of a forked session; otherwise null.
     forked_from: Option<Fork>,
 }
 
-/// Where a session was forked.
+/// Origin of a forked session.
 #[derive(Debug, Serialize, ToSchema)]
 struct Fork {
-    /// The session it began as, which may have been deleted or changed since.
+    /// Name of the original session, which may have been changed or deleted since.
     id: String,
-    /// Number of that session's tokens it began with.
+    /// Number of tokens taken from the original.
     at: usize,
 }
 

@@ -91,12 +91,12 @@ pub enum IfBusy {
     Error,
 }
 
-/// Where a session was branched off.
+/// Origin of a forked session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkedFrom {
-    /// Name of the session it began as, which may have been deleted or changed since.
+    /// Name of the original session, which may have been changed or deleted since.
     pub id: SessionId,
-    /// Number of tokens it began with.
+    /// Number of tokens taken from the original.
     pub at: usize,
 }
 

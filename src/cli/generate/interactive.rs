@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
+use futures_util::FutureExt;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Generate;
 use super::command::{HELP, Line};
@@ -31,6 +32,9 @@ pub(super) struct Interactive<'a> {
     screen: Screen,
     lines: LineReader,
     session: SessionId,
+    /// Ctrl-C, which is a signal except while a line is edited; `None` lets it end the program, as without a
+    /// terminal.
+    interrupts: Option<Signal>,
     /// `None` is a random one for each turn.
     seed: Option<u64>,
     /// The turns on each session since the start, so that the last can be taken back.
@@ -54,12 +58,16 @@ impl<'a> Interactive<'a> {
         serving: &'a Serving,
         runtime: &'a Runtime,
     ) -> anyhow::Result<Self> {
+        let lines = LineReader::new(!options.no_history)?;
+        let _context = runtime.enter();
+        let interrupts = lines.is_terminal().then(|| signal(SignalKind::interrupt()));
         Ok(Self {
             options,
             serving,
             runtime,
             screen: Screen::new(options.show_probabilities),
-            lines: LineReader::new(!options.no_history)?,
+            lines,
+            interrupts: interrupts.transpose()?,
             session: options.session.clone(),
             seed: options.seed,
             turns: HashMap::new(),
@@ -77,6 +85,12 @@ impl<'a> Interactive<'a> {
         }
         loop {
             let prompt = format!("{}> ", self.session);
+            // One that came when the last text had just ended must not stop the next.
+            while self
+                .interrupts
+                .as_mut()
+                .is_some_and(|interrupts| interrupts.recv().now_or_never().is_some())
+            {}
             let line = match self.lines.next(&prompt)? {
                 Input::Line(line) => line,
                 Input::Interrupted => {
@@ -142,7 +156,8 @@ impl<'a> Interactive<'a> {
             }
             Line::Delete(id) => {
                 self.turns.remove(&id);
-                let deleted = self.serving.sessions.delete(&key(id));
+                let key = key(id);
+                let deleted = self.serving.sessions.delete(&key);
                 Ok(self.runtime.block_on(deleted)?)
             }
             Line::Seed(seed) => {
@@ -156,9 +171,21 @@ impl<'a> Interactive<'a> {
 
     /// Adds a line to the session's text, and generates what follows.
     fn turn(&mut self, line: String, seed: Option<u64>) -> anyhow::Result<()> {
-        let generated = self.runtime.block_on(self.generate(&line, seed));
+        let mut interrupts = self.interrupts.take();
+        let stop = async {
+            match &mut interrupts {
+                Some(interrupts) => {
+                    interrupts.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let generated = self.runtime.block_on(self.generate(&line, seed, stop));
+        self.interrupts = interrupts;
         // The prompt comes on a new line, also after a failure.
-        let shown = generated.as_ref().is_ok_and(|(one, ..)| !one.text.ends_with('\n'));
+        let shown = generated
+            .as_ref()
+            .is_ok_and(|(one, ..)| !one.text.ends_with('\n'));
         if shown {
             self.screen.text("\n")?;
         }
@@ -172,25 +199,14 @@ impl<'a> Interactive<'a> {
         Ok(())
     }
 
-    /// Runs a turn. Returns the text, its seed, and the tokens that the session grew by.
+    /// Runs a turn until it ends or `stop` resolves. Returns the text, its seed, and the tokens that the session
+    /// grew by.
     async fn generate(
         &self,
         line: &str,
         seed: Option<u64>,
+        stop: impl Future<Output = ()>,
     ) -> anyhow::Result<(Generated, u64, usize)> {
-        // From here on Ctrl-C stops the text: it is a signal, except while a line is edited.
-        let mut interrupts = match self.lines.is_terminal() {
-            true => Some(signal(SignalKind::interrupt())?),
-            false => None,
-        };
-        let stop = async {
-            match &mut interrupts {
-                Some(interrupts) => {
-                    interrupts.recv().await;
-                }
-                None => std::future::pending().await,
-            }
-        };
         let sessions = &self.serving.sessions;
         let mut turn = sessions
             .begin(&key(self.session.clone()), IfBusy::Error)
@@ -218,7 +234,10 @@ impl<'a> Interactive<'a> {
             anyhow::bail!("there is no turn to take back: only those since the start can be");
         };
         let key = key(self.session.clone());
-        let rewound = self.serving.sessions.rewind(&key, last.tokens, IfBusy::Error);
+        let rewound = self
+            .serving
+            .sessions
+            .rewind(&key, last.tokens, IfBusy::Error);
         self.runtime.block_on(rewound)?;
         Ok(last.line)
     }

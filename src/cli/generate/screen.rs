@@ -34,7 +34,8 @@ impl Screen {
             return self.text(&piece.text);
         }
         let tokens = piece.tokens.iter();
-        let tokens = tokens.map(|shown| painted(&without_controls(&shown.text), shown.token.logprob));
+        let tokens =
+            tokens.map(|shown| painted(&without_controls(&shown.text), shown.token.logprob));
         write_out(&tokens.collect::<String>())
     }
 
