@@ -76,7 +76,7 @@ function Rows({ look }: { look: Look }) {
           <tr>
             {columns.map((column) => (
               <th key={column} scope="col">
-                {column.replace('_', ' ')}
+                {column.replace(/_/g, ' ')}
               </th>
             ))}
           </tr>

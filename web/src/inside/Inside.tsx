@@ -63,11 +63,13 @@ export function Inside() {
       return;
     }
     const wanted = takeWanted();
+    if (!look.peek()) {
+      layer.value = Math.max(0, layers.peek() - 2);
+      head.value = null;
+    }
     if (wanted) {
       lookAtTokens(wanted.text, wanted.tokens);
     } else if (!look.peek()) {
-      layer.value = Math.max(0, layers.peek() - 2);
-      head.value = null;
       const tokens = allTokens();
       if (tokens.length > 0) {
         lookAtTokens(

@@ -26,9 +26,13 @@ function digits(x: number): number {
 const TABLES: Record<Stage, (look: Look) => Table> = {
   tokenize: (look) => ({
     name: 'merges',
-    columns: ['position', 'token', 'text', 'step', 'parts', 'rank'],
+    columns: ['position', 'step', 'left_part', 'right_part', 'merge_rank', 'token', 'text'],
     rows: look.tokens.flatMap(({ id, text, merges }, i) =>
-      merges.map(({ parts, rank }, step): Cell[] => [look.from + i, id, text, step, parts.join(' + '), rank]),
+      merges.slice(1).map(({ parts, rank }, step): Cell[] => {
+        const before = merges[step]?.parts ?? [];
+        const joined = parts.findIndex((part, k) => part !== before[k]);
+        return [look.from + i, step, before[joined] ?? '', before[joined + 1] ?? '', rank, id, text];
+      }),
     ),
   }),
   embed: (look) => {
@@ -36,22 +40,20 @@ const TABLES: Record<Stage, (look: Look) => Table> = {
     const i = row.value - look.from;
     return {
       name: 'embeddings',
-      columns: ['position', 'token', 'text', 'dimension', 'wte', 'wpe', 'sum'],
+      columns: ['position', 'dimension', 'token', 'position_value', 'sum', 'text'],
       rows: Array.from({ length: wte.length > 0 ? width : 0 }, (_, k): Cell[] => {
         const [token, place] = [wte[i * width + k] ?? 0, wpe[i * width + k] ?? 0];
-        const { id, text } = look.tokens[i] ?? { id: 0, text: '' };
-        return [row.value, id, text, k, digits(token), digits(place), digits(token + place)];
+        return [row.value, k, digits(token), digits(place), digits(token + place), look.tokens[i]?.text ?? ''];
       }),
     };
   },
   attention: (look) => ({
     name: 'attention',
-    columns: ['layer', 'head', 'position', 'token', 'text', 'weight'],
+    columns: ['layer', 'head', 'query', 'key', 'weight', 'key_text'],
     rows: [...(look.attention.get(layer.value)?.keys() ?? [])].flatMap((head) => {
       const weights = attentionOf(look, layer.value, head, row.value) ?? new Float32Array();
-      return [...weights].map((weight, i): Cell[] => {
-        const id = look.ids[i] ?? 0;
-        return [layer.value, head, i, id, tokenText(id), digits(weight)];
+      return [...weights].map((weight, key): Cell[] => {
+        return [layer.value, head, row.value, key, digits(weight), tokenText(look.ids[key] ?? 0)];
       });
     }),
   }),
@@ -69,16 +71,15 @@ const TABLES: Record<Stage, (look: Look) => Table> = {
   }),
   lens: (look) => ({
     name: 'lens',
-    columns: ['position', 'text', 'after_layer', 'rank', 'token', 'token_text', 'probability'],
-    rows: look.lens.flatMap((state, after) =>
+    columns: ['position', 'layers', 'rank', 'token', 'probability', 'token_text'],
+    rows: look.lens.flatMap((state, layers) =>
       (state[row.value - look.from] ?? []).map(([id, probability], rank): Cell[] => [
         row.value,
-        look.tokens[row.value - look.from]?.text ?? '',
-        after,
+        layers,
         rank,
         id,
-        tokenText(id),
         digits(probability),
+        tokenText(id),
       ]),
     ),
   }),
@@ -86,8 +87,8 @@ const TABLES: Record<Stage, (look: Look) => Table> = {
     const now = drawn.value;
     const { seed } = samplerSettings(settings.value);
     return {
-      name: 'sampling',
-      columns: ['seed', 'n', 'u', 'token', 'text', 'model_probability', 'probability', 'removed_by', 'sampled'],
+      name: 'candidates',
+      columns: ['seed', 'n', 'random', 'token', 'text', 'model_probability', 'probability', 'removed_by', 'drawn'],
       rows: (now?.order ?? []).map((id): Cell[] => [
         seed.toString(),
         sampled.value,
@@ -113,7 +114,7 @@ function literal(cell: Cell): string {
   return cell === null ? 'NULL' : typeof cell === 'number' ? String(cell) : `'${cell.replace(/'/g, "''")}'`;
 }
 
-/** Returns the table as SQL that makes it: in the terms of `skald trace`. */
+/** Returns SQL that makes the table. Where `skald trace` has it too, it has the same name and columns. */
 export function toSql({ name, columns, rows }: Table): string {
   const values = rows.map((cells) => `  (${cells.map(literal).join(', ')})`);
   return `CREATE TABLE ${name} (${columns.join(', ')});\nINSERT INTO ${name} VALUES\n${values.join(',\n')};\n`;

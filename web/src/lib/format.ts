@@ -1,14 +1,17 @@
 /** Numbers and tokens as the page writes them. */
 
+/** A percent sign that stays with its number. */
+const UNIT = '\u00a0%';
+
 /** Returns a probability as a percentage with as many digits as tell something. */
 export function percent(p: number): string {
   if (p >= 0.9995) {
-    return '100 %';
+    return `100${UNIT}`;
   }
   if (p < 0.0005) {
-    return '<0.1 %';
+    return `<0.1${UNIT}`;
   }
-  return `${(100 * p).toFixed(p < 0.0995 || p >= 0.9 ? 1 : 0)} %`;
+  return `${(100 * p).toFixed(p < 0.0995 || p >= 0.9 ? 1 : 0)}${UNIT}`;
 }
 
 /** Returns a whole number with separators. */

@@ -43,41 +43,25 @@ function rowsOf(token: Token): Row[] {
 function Card({ chosen, token }: { chosen: Selection; token: Token }) {
   const card = useRef<HTMLDivElement>(null);
   useLayoutEffect(() => {
-    const element = card.current;
-    if (element && !phone.value) {
-      const { left, top, bottom, width } = chosen.place;
-      const height = element.offsetHeight;
-      const x = Math.min(innerWidth - WIDTH - EDGE, Math.max(EDGE, left + width / 2 - WIDTH / 2));
-      const below = bottom + GAP;
-      element.style.left = `${x}px`;
-      element.style.top = `${below + height > innerHeight - EDGE ? Math.max(EDGE, top - height - GAP) : below}px`;
+    if (card.current && !phone.value) {
+      place(card.current, chosen.place);
     }
   }, [chosen]);
   const isGiven = chosen.token < given.value;
   const rows = rowsOf(token);
-  const others = 1 - rows.reduce((total, row) => total + row.probability, 0);
+  const others = Math.max(0, 1 - rows.reduce((total, row) => total + row.probability, 0));
   const most = rows[0]?.probability ?? 1;
   const pick = (alternative: Alternative): void => {
-    unselect();
-    document.querySelector<HTMLElement>('.ms')?.focus();
+    close();
     void branch(chosen.token, alternative);
   };
   const key = (event: KeyboardEvent): void => {
-    const buttons = [...(card.current?.querySelectorAll<HTMLElement>('button:enabled, a') ?? [])];
-    const at = buttons.findIndex((button) => button === document.activeElement);
-    const step = event.key === 'ArrowDown' ? 1 : event.key === 'ArrowUp' ? -1 : 0;
-    if (step !== 0) {
-      event.preventDefault();
-      buttons[(at + step + buttons.length) % buttons.length]?.focus();
-    } else if (event.key === 'Escape') {
-      event.stopPropagation();
-      unselect();
-      document.querySelector<HTMLElement>('.ms')?.focus();
-    } else if (/^[1-5]$/.test(event.key) && !isGiven) {
-      const alternative = rows[Number(event.key) - 1]?.alternative;
-      if (alternative) {
-        pick(alternative);
-      }
+    const number = /^[1-5]$/.test(event.key) && !isGiven ? Number(event.key) : 0;
+    const alternative = rows[number - 1]?.alternative;
+    if (alternative) {
+      pick(alternative);
+    } else {
+      move(event, card.current);
     }
   };
   const leave = (): void => {
@@ -85,57 +69,84 @@ function Card({ chosen, token }: { chosen: Selection; token: Token }) {
       unselect();
     }
   };
-  const look = (event: Event): void => {
-    event.preventDefault();
-    unselect();
-    lookInto({
-      text: textBefore(chosen.token + 1),
-      tokens: allTokens()
-        .slice(0, chosen.token + 1)
-        .map(({ id }) => id),
-    });
-    go('inside');
-  };
   return (
     <div class="pop" role="dialog" aria-label="Alternatives" ref={card} onKeyDown={key} onPointerLeave={leave}>
       <Head token={token} />
-      {rows.map(({ alternative, key: name, probability }) => {
-        const text = shown(textOf(alternative.bytes));
-        const isChosen = alternative.id === token.id;
-        return (
-          <button
-            key={alternative.id}
-            class={`alt${isChosen ? ' is' : ''}`}
-            disabled={isGiven}
-            onClick={() => pick(alternative)}
-          >
-            <span class="k">{name}</span>
-            <span class="w">{text}</span>
-            <span class="g">
-              <i style={{ '--v': `${(100 * probability) / most}%` }} />
-            </span>
-            <span class="v">{percent(probability)}</span>
-            {isChosen && <span class="vh">in the text</span>}
-          </button>
-        );
-      })}
+      {rows.map(({ alternative, key: name, probability }) => (
+        <button
+          key={alternative.id}
+          class={`alt${alternative.id === token.id ? ' is' : ''}`}
+          disabled={isGiven}
+          onClick={() => pick(alternative)}
+        >
+          <span class="k">{name}</span>
+          <Bar name={shown(textOf(alternative.bytes))} probability={probability} most={most} />
+          {alternative.id === token.id && <span class="vh">in the text</span>}
+        </button>
+      ))}
       {rows.length > 0 && (
         <div class="alt rest">
           <span class="k" />
-          <span class="w">all others</span>
-          <span class="g">
-            <i style={{ '--v': `${Math.min(100, (100 * others) / most)}%` }} />
-          </span>
-          <span class="v">{percent(Math.max(0, others))}</span>
+          <Bar name="all others" probability={others} most={most} />
         </div>
       )}
       <div class="pf">
         <span>{isGiven ? 'From the prompt' : 'Choose a token to branch here'}</span>
-        <a class="a" href="#inside" onClick={look}>
+        <a class="a" href="#inside" onClick={(event) => look(event, chosen.token)}>
           Look inside
         </a>
       </div>
     </div>
+  );
+}
+
+/** Puts the card below its token, or above it where there is no room below. */
+function place(card: HTMLElement, { left, top, bottom, width }: Selection['place']): void {
+  const height = card.offsetHeight;
+  const x = Math.min(innerWidth - WIDTH - EDGE, Math.max(EDGE, left + width / 2 - WIDTH / 2));
+  const below = bottom + GAP;
+  card.style.left = `${x}px`;
+  card.style.top = `${below + height > innerHeight - EDGE ? Math.max(EDGE, top - height - GAP) : below}px`;
+}
+
+/** Closes the card; the text gets the focus back. */
+function close(): void {
+  unselect();
+  document.querySelector<HTMLElement>('.ms')?.focus();
+}
+
+/** Keys in the card: up and down, and out. */
+function move(event: KeyboardEvent, card: HTMLElement | null): void {
+  const buttons = [...(card?.querySelectorAll<HTMLElement>('button:enabled, a') ?? [])];
+  const at = buttons.findIndex((button) => button === document.activeElement);
+  const step = event.key === 'ArrowDown' ? 1 : event.key === 'ArrowUp' ? -1 : 0;
+  if (step !== 0) {
+    event.preventDefault();
+    buttons[(at + step + buttons.length) % buttons.length]?.focus();
+  } else if (event.key === 'Escape') {
+    event.stopPropagation();
+    close();
+  }
+}
+
+/** Looks into the text up to a token. */
+function look(event: Event, token: number): void {
+  event.preventDefault();
+  unselect();
+  const tokens = allTokens().slice(0, token + 1);
+  lookInto({ text: textBefore(token + 1), tokens: tokens.map(({ id }) => id) });
+  go('inside');
+}
+
+function Bar({ name, probability, most }: { name: string; probability: number; most: number }) {
+  return (
+    <>
+      <span class="w">{name}</span>
+      <span class="g">
+        <i style={{ '--v': `${Math.min(100, (100 * probability) / most)}%` }} />
+      </span>
+      <span class="v">{percent(probability)}</span>
+    </>
   );
 }
 

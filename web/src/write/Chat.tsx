@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { bitsOf } from '../lib/format';
-import { answering, ask, refused, stopAnswer, textOfTurn, turns } from './chat';
+import { answering, ask, refused, stopAnswer, textOfTurn, turns, type Turn } from './chat';
 import { SessionsButton } from './SessionsButton';
 import { mode, scale } from './surprise';
 
@@ -33,18 +33,7 @@ export function Chat() {
       <div class="sheet">
         <div class="ms chat" data-mode={mode.value} tabIndex={0} role="group" aria-label="Conversation">
           {turns.value.map((turn, i) => (
-            <div key={i} class={`turn ${turn.role === 'user' ? 'you' : ''}`}>
-              <span class="who">{turn.role === 'user' ? 'You' : 'Model'}</span>
-              <p>
-                {turn.role === 'user'
-                  ? textOfTurn(turn)
-                  : turn.tokens.map(({ text, logprob }, k) => (
-                      <span key={k} class="tk" style={{ '--e': scale(bitsOf(logprob)).toFixed(2) }}>
-                        {text}
-                      </span>
-                    ))}
-              </p>
-            </div>
+            <TurnText key={i} turn={turn} />
           ))}
           <div ref={end} />
         </div>
@@ -73,5 +62,23 @@ export function Chat() {
         {refused.value && <span class="refusal">{refused.value}</span>}
       </form>
     </>
+  );
+}
+
+function TurnText({ turn }: { turn: Turn }) {
+  const isYou = turn.role === 'user';
+  return (
+    <div class={`turn ${isYou ? 'you' : ''}`}>
+      <span class="who">{isYou ? 'You' : 'Model'}</span>
+      <p>
+        {isYou
+          ? textOfTurn(turn)
+          : turn.tokens.map(({ text, logprob }, i) => (
+              <span key={i} class="tk" style={{ '--e': scale(bitsOf(logprob)).toFixed(2) }}>
+                {text}
+              </span>
+            ))}
+      </p>
+    </div>
   );
 }

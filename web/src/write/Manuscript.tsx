@@ -22,9 +22,8 @@ export function Manuscript() {
   const sentinel = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
-    const root = text.current;
-    const end = sentinel.current;
-    if (!root || !end || !scroller.current) {
+    const [root, end, area] = [text.current, sentinel.current, scroller.current];
+    if (!root || !end || !area) {
       return undefined;
     }
     // The field in which the text was begun had the focus and is gone.
@@ -32,63 +31,8 @@ export function Manuscript() {
       root.focus({ preventScroll: true });
     }
     const painter = new Painter(root);
-    let drawn = -1;
-    let atEnd = true;
-    // Whether the reader is at the end: text that arrives is followed only then.
-    const observer = new IntersectionObserver(
-      ([entry]) => {
-        atEnd = entry?.isIntersecting ?? true;
-      },
-      { root: scroller.current, rootMargin: '0px 0px 80px 0px' },
-    );
-    observer.observe(end);
-    const stops = [
-      effect(() => {
-        const now = revision.value;
-        const total = length.value;
-        if (drawn !== now) {
-          painter.clear();
-          drawn = now;
-          unselect();
-          scroller.current?.scrollTo(0, 0);
-        }
-        if (painter.painted < total) {
-          painter.append(allTokens(), given.peek());
-          painter.end(phase.peek() === 'streaming' ? 'caret' : phase.peek() === 'cut' ? 'broken' : 'nothing');
-          if (atEnd && phase.peek() === 'streaming') {
-            end.scrollIntoView({ block: 'end' });
-          }
-        }
-      }),
-      effect(() => {
-        painter.end(phase.value === 'streaming' ? 'caret' : phase.value === 'cut' ? 'broken' : 'nothing');
-      }),
-      effect(() => {
-        void length.value;
-        painter.mark(knotsOf(session.value));
-      }),
-      effect(() => {
-        const chosen = selection.value?.token;
-        const element = chosen === undefined ? undefined : painter.at(chosen);
-        element?.classList.add('hot');
-        return () => element?.classList.remove('hot');
-      }),
-    ];
-    const stopListening = listen(root, painter);
-    // The card of a token stays beside it.
-    const follow = (): void => {
-      const chosen = selection.peek();
-      const element = chosen && painter.at(chosen.token);
-      if (element) {
-        select(chosen.token, element, chosen.kind);
-      }
-    };
-    const area = scroller.current;
-    area.addEventListener('scroll', follow, { passive: true });
+    const stops = [paint(painter, area, end), listen(root, painter), keepCard(area, painter)];
     return () => {
-      observer.disconnect();
-      area.removeEventListener('scroll', follow);
-      stopListening();
       stops.forEach((stop) => stop());
       unselect();
     };
@@ -109,12 +53,72 @@ export function Manuscript() {
   );
 }
 
+/** Keeps the page what the text is; returns how to stop. */
+function paint(painter: Painter, area: HTMLElement, end: HTMLElement): () => void {
+  let drawn = -1;
+  let atEnd = true;
+  // Whether the reader is at the end: text that arrives is followed only then.
+  const observer = new IntersectionObserver(
+    ([entry]) => {
+      atEnd = entry?.isIntersecting ?? true;
+    },
+    { root: area, rootMargin: '0px 0px 80px 0px' },
+  );
+  observer.observe(end);
+  const ending = (): 'caret' | 'broken' | 'nothing' =>
+    phase.value === 'streaming' ? 'caret' : phase.value === 'cut' ? 'broken' : 'nothing';
+  const stops = [
+    effect(() => {
+      const now = revision.value;
+      const total = length.value;
+      if (drawn !== now) {
+        painter.clear();
+        drawn = now;
+        unselect();
+        area.scrollTo(0, 0);
+      }
+      if (painter.painted < total) {
+        painter.append(allTokens(), given.peek());
+      }
+      painter.end(ending());
+      if (atEnd && phase.peek() === 'streaming') {
+        end.scrollIntoView({ block: 'end' });
+      }
+    }),
+    effect(() => {
+      void length.value;
+      painter.mark(knotsOf(session.value));
+    }),
+    effect(() => {
+      const chosen = selection.value?.token;
+      const element = chosen === undefined ? undefined : painter.at(chosen);
+      element?.classList.add('hot');
+      return () => element?.classList.remove('hot');
+    }),
+    () => observer.disconnect(),
+  ];
+  return () => stops.forEach((stop) => stop());
+}
+
+/** Keeps the card of a token beside it while the text scrolls; returns how to stop. */
+function keepCard(area: HTMLElement, painter: Painter): () => void {
+  const follow = (): void => {
+    const chosen = selection.peek();
+    const element = chosen && painter.at(chosen.token);
+    if (element) {
+      select(chosen.token, element, chosen.kind);
+    }
+  };
+  area.addEventListener('scroll', follow, { passive: true });
+  return () => area.removeEventListener('scroll', follow);
+}
+
 function tokenOf(target: EventTarget | null): [number, Element] | undefined {
   const element = target instanceof Element ? target.closest('.tk') : null;
   return element instanceof HTMLElement ? [Number(element.dataset['i']), element] : undefined;
 }
 
-/** Listens for pointer and keys on the text. */
+/** Listens for pointer and keys on the text; returns how to stop. */
 function listen(root: HTMLElement, painter: Painter): () => void {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const later = (after: number, what: () => void): void => {
@@ -123,10 +127,9 @@ function listen(root: HTMLElement, painter: Painter): () => void {
   };
   const over = (event: PointerEvent): void => {
     const found = tokenOf(event.target);
-    if (event.pointerType === 'mouse' && found && phase.peek() !== 'streaming' && !phone.peek()) {
-      if (selection.peek()?.kind !== 'pinned') {
-        later(OPEN_AFTER, () => select(...found, 'hover'));
-      }
+    const opens = event.pointerType === 'mouse' && phase.peek() !== 'streaming' && !phone.peek();
+    if (found && opens && selection.peek()?.kind !== 'pinned') {
+      later(OPEN_AFTER, () => select(...found, 'hover'));
     }
   };
   const leave = (): void => {
@@ -145,41 +148,44 @@ function listen(root: HTMLElement, painter: Painter): () => void {
       unselect();
     }
   };
-  const key = (event: KeyboardEvent): void => {
-    if (event.ctrlKey || event.metaKey || event.altKey) {
-      return;
-    }
-    const now = selection.peek()?.token;
-    const step = event.key === 'ArrowRight' ? 1 : event.key === 'ArrowLeft' ? -1 : 0;
-    if (step !== 0) {
-      event.preventDefault();
-      move(painter, now, step);
-    } else if (event.key === 'Enter') {
-      // Without this the same key press would choose the first alternative.
-      event.preventDefault();
-      if (now === undefined) {
-        move(painter, now, 1);
-      }
-      focusAlternatives();
-    } else if (/^[1-5]$/.test(event.key) && now !== undefined && isCommand(event)) {
-      const alternative = allTokens()[now]?.top[Number(event.key) - 1];
-      if (alternative && now >= given.peek()) {
-        unselect();
-        void branch(now, alternative);
-      }
-    }
-  };
+  const press = (event: KeyboardEvent): void => key(event, painter);
   root.addEventListener('pointerover', over);
   root.addEventListener('pointerleave', leave);
   root.addEventListener('click', click);
-  root.addEventListener('keydown', key);
+  root.addEventListener('keydown', press);
   return () => {
     clearTimeout(timer);
     root.removeEventListener('pointerover', over);
     root.removeEventListener('pointerleave', leave);
     root.removeEventListener('click', click);
-    root.removeEventListener('keydown', key);
+    root.removeEventListener('keydown', press);
   };
+}
+
+/** Keys in the text: from token to token, into the alternatives, and to one of them. */
+function key(event: KeyboardEvent, painter: Painter): void {
+  if (event.ctrlKey || event.metaKey || event.altKey) {
+    return;
+  }
+  const now = selection.peek()?.token;
+  const step = event.key === 'ArrowRight' ? 1 : event.key === 'ArrowLeft' ? -1 : 0;
+  if (step !== 0) {
+    event.preventDefault();
+    move(painter, now, step);
+  } else if (event.key === 'Enter') {
+    // Without this the same key press would choose the first alternative.
+    event.preventDefault();
+    if (now === undefined) {
+      move(painter, now, 1);
+    }
+    focusAlternatives();
+  } else if (/^[1-5]$/.test(event.key) && now !== undefined && isCommand(event)) {
+    const alternative = allTokens()[now]?.top[Number(event.key) - 1];
+    if (alternative && now >= given.peek()) {
+      unselect();
+      void branch(now, alternative);
+    }
+  }
 }
 
 /** Goes to another token: from the one that is selected, else to the first that was generated. */
