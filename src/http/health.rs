@@ -326,10 +326,17 @@ impl Info {
             },
             limits: LimitFacts::of(app, serving),
             sampling_defaults: serving.limits.defaults,
-            features: FEATURES.to_vec(),
+            features: features(serving),
             engine: EngineFacts::of(serving, sessions),
         }
     }
+}
+
+/// Returns what this build can do, and whether its sessions outlive the process.
+fn features(serving: &Serving) -> Vec<&'static str> {
+    let durable = !serving.sessions.config().in_memory();
+    let durable = durable.then_some("durable-sessions");
+    FEATURES.iter().copied().chain(durable).collect()
 }
 
 /// Optional features of this build.

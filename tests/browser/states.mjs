@@ -102,7 +102,8 @@ export const STATES = {
     go: async (page) => {
       await write(page);
       await page.route('**/*', (route) => route.abort('connectionrefused'));
-      await page.click('.bar .pri');
+      // Unless the page has noticed by itself.
+      await page.click('.bar .pri', { timeout: 2000 }).catch(() => undefined);
       await page.waitForSelector('.banner.lost');
     },
   },

@@ -2,7 +2,7 @@
 
 import { signal } from '@preact/signals';
 import { post } from '../api/client';
-import { info } from '../shell/connection';
+import { info, isTeller } from '../shell/connection';
 import { shown } from './format';
 
 interface Detokenized {
@@ -49,7 +49,7 @@ export async function learn(ids: Iterable<number>): Promise<void> {
 
 /** Returns the name of the end of a text. */
 function ending(): string {
-  return info.peek()?.features.includes('builtin-model') ? 'end of tale' : 'end of text';
+  return isTeller.peek() ? 'end of tale' : 'end of text';
 }
 
 /** Returns a token's text; `…` until it is known. What is shown of it follows when it is. */

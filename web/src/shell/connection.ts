@@ -5,8 +5,14 @@ import { ApiError, get, keyState, whenLost } from '../api/client';
 import type { Info } from '../api/types';
 import { adopt } from '../lib/settings';
 
+/** The built-in model's name. */
+const BUILT_IN = 'fairy-tales';
+
 /** The server and its model; null until it has answered. */
 export const info = signal<Info | null>(null);
+
+/** Whether the model is the built-in one, which tells fairy tales; so it is taken to be until it is known. */
+export const isTeller = computed(() => (info.value?.model.id ?? BUILT_IN) === BUILT_IN);
 
 /** `back`: it did not answer, and does again. */
 export const link = signal<'connecting' | 'ready' | 'loading' | 'lost' | 'back'>('connecting');

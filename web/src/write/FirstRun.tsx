@@ -1,6 +1,6 @@
 import { useEffect, useRef } from 'preact/hooks';
 import { inWords } from '../lib/format';
-import { info } from '../shell/connection';
+import { info, isTeller } from '../shell/connection';
 import { arrived } from './shared';
 import { begin, draft } from './story';
 
@@ -20,7 +20,7 @@ export function FirstRun() {
   const field = useRef<HTMLTextAreaElement>(null);
   useEffect(() => field.current?.focus(), []);
   const model = info.value?.model;
-  const tells = info.value?.features.includes('builtin-model') ?? true;
+  const tells = isTeller.value;
   const examples = tells ? TALES : TEXTS;
   const differs = arrived.value && model && arrived.value.fingerprint !== model.fingerprint;
   return (

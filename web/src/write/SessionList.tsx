@@ -8,7 +8,7 @@ import { chatting, hasChat, newChat } from './chat';
 /** The texts that the server remembers. */
 export function SessionList() {
   const current = treeOf(session.value)?.root.id;
-  const keeps = info.value?.features.includes('session-dir') ?? false;
+  const keeps = info.value?.features.includes('durable-sessions') ?? false;
   const leave = (then: () => void) => (): void => {
     sheet.value = null;
     then();

@@ -1,4 +1,5 @@
 import { useId } from 'preact/hooks';
+import { isTeller } from '../shell/connection';
 import { change, changed, reset, settingOf, settings, type Name } from '../lib/settings';
 
 interface Props {
@@ -34,7 +35,7 @@ export function SettingRow({ name, explained }: Props) {
       />
       {explained && (
         <p class="note" id={`${id}-why`}>
-          {sentence}
+          {isTeller.value ? sentence : sentence.replace('tale', 'text')}
         </p>
       )}
     </div>
