@@ -118,14 +118,14 @@ async fn completions_write_tokens_as_ids() {
         ] {
             assert_eq!(ids[name], texts[name], "{name}");
         }
-        let named = |id: &Value| format!("token_id:{id}");
+        let as_id = |id: &Value| format!("token_id:{id}");
         for (place, id) in list(&ids, "token_ids").iter().enumerate() {
-            assert_eq!(ids["tokens"][place], named(id));
+            assert_eq!(ids["tokens"][place], as_id(id));
             let Some(top) = ids["top_logprobs"][place].as_object() else {
                 continue;
             };
             let top_ids = ids["top_token_ids"][place].as_array().expect("ids");
-            let names: Vec<String> = top_ids.iter().map(named).collect();
+            let names: Vec<String> = top_ids.iter().map(as_id).collect();
             assert_eq!(top.keys().cloned().collect::<Vec<_>>(), names);
             let likely: Vec<&Value> = top.values().collect();
             let same = texts["top_logprobs"][place].as_object().expect("a map");

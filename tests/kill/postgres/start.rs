@@ -97,11 +97,11 @@ async fn tables_of_the_first_version_are_migrated_under_a_server_of_that_version
     let fork = caller.fork("tale", fork).await.created();
     assert_eq!(fork["forked_from"], json!({"id": "tale", "at": 2}));
     // A turn of a server of the first version: it takes, then commits.
-    let take = "UPDATE skald_sessions SET version = nextval('skald_session_version'), \
+    let seize = "UPDATE skald_sessions SET version = nextval('skald_session_version'), \
                 holder = 'old', held_until = clock_timestamp() + interval '10 seconds' \
                 WHERE id = 'fork' AND holder IS NULL \
                 RETURNING version, tokens, created, last_used";
-    let taken = client.query_one(take, &[]).await.expect("it is free");
+    let taken = client.query_one(seize, &[]).await.expect("it is free");
     assert_eq!(taken.get::<_, Vec<u8>>("tokens").len(), 8);
     let commit = "UPDATE skald_sessions SET tokens = tokens || '\\x05000000', \
                   last_used = statement_timestamp(), turns = turns || version, \
