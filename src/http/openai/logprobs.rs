@@ -16,6 +16,7 @@ const LEAST: f32 = -9999.0;
 /// Log-probabilities of a choice's tokens, under the model's own distribution (before penalties,
 /// temperature and filters). All lists are equally long.
 #[derive(Debug, Default, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 pub(in crate::http) struct Logprobs {
     /// The tokens as text; one that is not whole UTF-8 is written `bytes:\xe2\x80`. With
     /// `return_tokens_as_token_ids`: `token_id:123`.
@@ -127,8 +128,8 @@ impl Logprobs {
                 .map(|listed| listed.iter().map(|token| token.id).collect()),
         );
         self.top_logprobs.push(listed.map(|listed| {
-            let named = |token: TokenLogprob| (names.of(token.id), finite(token.logprob));
-            TopLogprobs(listed.into_iter().map(named).collect())
+            let entry = |token: TokenLogprob| (names.of(token.id), finite(token.logprob));
+            TopLogprobs(listed.into_iter().map(entry).collect())
         }));
     }
 }
