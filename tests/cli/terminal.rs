@@ -245,7 +245,7 @@ fn a_failed_line_is_reported_and_the_next_one_read() {
 #[test]
 fn flags_that_do_not_go_together_are_refused() {
     for (arguments, words) in [
-        (&["generate"][..], "--interactive"),
+        (&["generate"][..], "<PROMPT>"),
         (&["generate", "x", "--session", "a"], "--interactive"),
         (&["generate", "x", "--session-dir", "a"], "--interactive"),
         (&["generate", "-i", "--json"], "--json"),
