@@ -184,6 +184,18 @@ export async function refreshSessions(): Promise<void> {
   }
 }
 
+/** Asks for the sessions until one has the tokens that were read: the server keeps a turn just after its end. */
+export async function refreshUntil(id: string, tokens: number): Promise<void> {
+  for (let tries = 0; tries < 10; tries++) {
+    await refreshSessions();
+    const branch = branches.peek().get(id);
+    if (branch && !branch.busy && branch.length >= tokens) {
+      return;
+    }
+    await new Promise((done) => setTimeout(done, 150));
+  }
+}
+
 async function readTexts(): Promise<void> {
   if (reading) {
     return;

@@ -11,7 +11,7 @@ import { change, newSeed, samplingFields, settings } from '../lib/settings';
 import { branchName, sessionName } from '../lib/slug';
 import { forget, recall, remember } from '../lib/storage';
 import { info, settled } from '../shell/connection';
-import { branchAt, isTaken, refreshSessions, rootOf } from './branches';
+import { branchAt, isTaken, refreshSessions, refreshUntil, rootOf } from './branches';
 import { noteStart, startOf } from './starts';
 
 /** `cut`: the connection was lost in the middle. */
@@ -177,7 +177,7 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
       throw error;
     }
   }
-  await refreshSessions();
+  await (phase.peek() === 'cut' ? refreshSessions() : refreshUntil(id, tokens.length));
 }
 
 function finish(as: Phase, message: string): void {
