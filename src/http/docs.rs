@@ -73,7 +73,7 @@ pub(super) async fn docs(headers: HeaderMap) -> Response {
             (String = "text/javascript"),
             (String = "text/css"),
         )),
-        (status = 400, description = "The name in the path is not UTF-8", body = NativeError),
+        (status = 422, description = "The name in the path is not UTF-8", body = NativeError),
         (status = 404, description = "The page has no such file", body = NativeError),
     ),
 )]

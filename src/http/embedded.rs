@@ -86,7 +86,12 @@ impl EmbeddedFile {
     pub(super) fn response(&self, request: &HeaderMap, policy: &'static str) -> Response {
         let tag = self.tag();
         let known = elements(request, &header::IF_NONE_MATCH);
-        let is_known = known.into_iter().any(|known| known == "*" || tag == known);
+        // Weak comparison, as RFC 9110 wants it for this header.
+        let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+        let own = tag.to_str().map(opaque).unwrap_or_default();
+        let is_known = known
+            .into_iter()
+            .any(|known| known == "*" || opaque(known) == own);
         let gzip = self
             .gzip
             .filter(|_| self.plain.is_none() || takes_gzip(request));

@@ -83,7 +83,7 @@ async fn a_browser_that_has_a_file_does_not_get_it_again() {
     let tag = first.headers()[ETAG].to_str().expect("a tag").to_owned();
     for (known, status) in [
         (tag.clone(), 304),
-        (format!("\"other\", W/{tag}"), 304),
+        (format!("\"other\", {}", tag.trim_start_matches("W/")), 304),
         ("*".to_owned(), 304),
         ("\"other\"".to_owned(), 200),
     ] {
@@ -115,7 +115,7 @@ async fn other_names_are_not_found() {
         assert_eq!(answer.status, 404, "{name}: {}", answer.body);
     }
     let answer = SERVER.get("/docs/%ff").await;
-    assert_eq!(answer.status, 400, "{}", answer.body);
+    assert_eq!(answer.status, 422, "{}", answer.body);
     assert_eq!(
         SERVER.post("/docs", serde_json::json!({})).await.status,
         405
