@@ -165,6 +165,48 @@ impl ModelInfo {
     }
 }
 
+/// A loaded model without an engine, for a command that runs its passes itself.
+pub struct Unserved {
+    /// The model.
+    pub model: Model,
+    /// Its files, whose tokenizer converts text to token ids and back.
+    pub files: ModelFiles,
+    /// Precision of the KV cache.
+    pub kv_dtype: KvDtype,
+    /// Limits of requests.
+    pub limits: Limits,
+    /// Facts about the model.
+    pub info: ModelInfo,
+}
+
+impl Unserved {
+    /// Fetches and loads the model as [`Serving::load`] does. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`ServingError`], which refers to the settings by name.
+    pub fn load(settings: &ServingSettings) -> Result<Self, ServingError> {
+        let source: ModelSource = settings.model.parse()?;
+        let files = source.fetch(io::stderr().is_terminal())?;
+        let backend = settings.backend(files.checkpoint.dtype())?;
+        let model = settings.model(&source, &files, &*backend)?;
+        let spec = model.spec().clone();
+        let limits = settings.limits(&files.generation_config, &spec, 1);
+        Ok(Self {
+            kv_dtype: settings.kv_dtype(backend.weight_dtype()),
+            info: model_info(
+                spec,
+                files.name.clone(),
+                &source,
+                settings.device,
+                &*backend,
+            ),
+            model,
+            files,
+            limits,
+        })
+    }
+}
+
 impl Serving {
     /// Fetches, loads and starts the model. Blocks the thread.
     ///

@@ -140,14 +140,11 @@ impl Generate {
 
     /// Replaces the prompt `-` by standard input, unless that has the lines of an interactive session.
     fn read_prompt(&mut self) -> anyhow::Result<()> {
-        if self.interactive || self.prompt.as_deref() != Some("-") {
-            return Ok(());
+        if let Some(prompt) = &self.prompt
+            && !self.interactive
+        {
+            self.prompt = Some(read_text(prompt)?);
         }
-        let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .context("standard input is not valid UTF-8 text")?;
-        self.prompt = Some(text);
         Ok(())
     }
 
@@ -215,8 +212,23 @@ impl Generate {
     }
 }
 
+/// Returns the text of an argument; `-` is standard input.
+///
+/// # Errors
+/// If standard input is not text.
+pub(super) fn read_text(argument: &str) -> anyhow::Result<String> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("standard input is not valid UTF-8 text")?;
+    Ok(text)
+}
+
 /// Calls the field of a refusal by its flag.
-fn as_flag(refusal: InvalidRequest) -> InvalidRequest {
+pub(super) fn as_flag(refusal: InvalidRequest) -> InvalidRequest {
     let flag = match refusal.field.as_str() {
         "prompt" => return refusal,
         field => format!("--{}", field.replace('_', "-")),

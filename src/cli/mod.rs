@@ -13,6 +13,7 @@ mod pull;
 mod reload;
 mod serve;
 mod signals;
+mod trace;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ const ENDED_BY_SIGPIPE: u8 = 141;
         curl -N localhost:8080/generate -d '{\"inputs\":\"Once upon a time\",\"stream\":true}'\n\n  \
         skald serve --model openai-community/gpt2 --dtype q8 --threads 4\n  \
         skald generate \"Once upon a time\" --seed 7\n  \
+        skald trace \"Once upon a time\" --out trace.db\n  \
         skald bench --concurrency 8\n  \
         skald health http://localhost:8080\n  \
         skald keys create ada --keys keys.toml\n  \
@@ -57,6 +59,8 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Generate text from one prompt in the terminal
     Generate(generate::Generate),
+    /// Write all that a model computes for a text to an `SQLite` file
+    Trace(trace::Trace),
     /// Measure the speed of a server under load
     Bench(bench::Bench),
     /// Download a model from the hub into the cache, without serving it
@@ -100,8 +104,10 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let _flush = FlushLogs;
         let signals = match self.command {
+            // Has its own handlers, which remove the incomplete file.
+            Command::Trace(_) => &[] as &[_],
             // Has its own handlers, which drain.
-            Command::Serve(_) => &[] as &[_],
+            Command::Serve(_) => &[],
             // Has its own handler of Ctrl-C, which prints the report.
             Command::Bench(_) => &[SignalKind::terminate()],
             _ => &[SignalKind::terminate(), SignalKind::interrupt()],
@@ -114,6 +120,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Serve(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Trace(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Pull(command) => command.run(),
             Command::Health(command) => command.run(),

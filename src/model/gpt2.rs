@@ -113,12 +113,24 @@ impl Block {
         plan: &AttentionPlan,
         observe: &mut Observe<'_>,
     ) -> Result<Tensor> {
-        // Queries, keys, values: [rows, n_embd] -> [rows, 3*n_embd]
-        let qkv = self.attn.qkv(&self.ln_1.forward(x)?)?;
+        // Every part is freed as soon as the next one is computed.
+        let qkv = {
+            let n = self.ln_1.forward(x)?; // [rows, n_embd]
+            observe(Stage::AttentionInput(i), &n)?;
+            self.attn.qkv(&n)? // [rows, n_embd] -> [rows, 3*n_embd]
+        };
         observe(Stage::Qkv(i), &qkv)?;
-        let x = self.attn.forward(&qkv, x, kv, plan)?; // [rows, n_embd]
+        let x = {
+            let y = self.attn.mix(&qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
+            observe(Stage::Mixed(i), &y)?;
+            self.attn.project(&y, x)? // [rows, n_embd]
+        };
         observe(Stage::Attended(i), &x)?;
-        let a = self.mlp.neurons(&self.ln_2.forward(&x)?)?; // [rows, n_inner]
+        let a = {
+            let n = self.ln_2.forward(&x)?; // [rows, n_embd]
+            observe(Stage::NeuronInput(i), &n)?;
+            self.mlp.neurons(&n)? // [rows, n_inner]
+        };
         observe(Stage::Neurons(i), &a)?;
         self.mlp.forward(&a, &x) // [rows, n_embd]
     }
@@ -130,16 +142,14 @@ impl SelfAttention {
         self.c_attn.forward(x, Epilogue::None) // [rows, n_embd] -> [rows, 3*n_embd]
     }
 
-    /// Computes causal multi-head attention over each row's own context, added to `residual`.
-    fn forward(
-        &self,
-        qkv: &Tensor,
-        residual: &Tensor,
-        kv: &LayerKv,
-        plan: &AttentionPlan,
-    ) -> Result<Tensor> {
-        let y = self.attention.forward(qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
-        self.c_proj.forward(&y, Epilogue::Add(residual)) // [rows, n_embd] -> [rows, n_embd]
+    /// Computes causal multi-head attention over each row's own context: the mix of values.
+    fn mix(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
+        self.attention.forward(qkv, kv, plan) // [rows, 3*n_embd] -> [rows, n_embd]
+    }
+
+    /// Computes the output projection of mixed values, added to `residual`.
+    fn project(&self, y: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.c_proj.forward(y, Epilogue::Add(residual)) // [rows, n_embd] -> [rows, n_embd]
     }
 }
 

@@ -145,6 +145,17 @@ impl Model {
         }
     }
 
+    /// Computes the final norm of states of the residual stream:
+    /// `[rows, hidden_width] -> [rows, hidden_width]`.
+    ///
+    /// # Errors
+    /// If `states` has another width.
+    pub fn final_norm(&self, states: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gpt2(model) => model.final_norm(states),
+        }
+    }
+
     /// Computes how far directions of the residual stream push each token, before the final norm:
     /// `[rows, hidden_width] -> [rows, vocab_size]`.
     ///

@@ -9,3 +9,4 @@ mod keys;
 mod logs;
 mod prompt_log;
 mod terminal;
+mod trace;

@@ -163,6 +163,7 @@ impl ChunkObserver<'_> {
                 self.before = Some(values.clone());
             }
             Stage::Neurons(i) => self.neurons(i, values)?,
+            Stage::AttentionInput(_) | Stage::Mixed(_) | Stage::NeuronInput(_) => (),
         }
         // What is recorded is not part of the next stage's time.
         self.clock = Instant::now();
@@ -197,7 +198,7 @@ impl ChunkObserver<'_> {
         let (place, bytes) = match stage {
             Stage::Residual(0) => (0, 2 * rows * spec.hidden_width * size_of::<f32>()),
             Stage::Residual(i) => (2 * i, self.model.block_bytes(i - 1)?.1),
-            Stage::Qkv(i) => (2 * i + 1, 0),
+            Stage::AttentionInput(i) | Stage::Qkv(i) | Stage::Mixed(i) => (2 * i + 1, 0),
             Stage::Attended(i) => {
                 let positions = self.span.first_position + rows;
                 let width = 2 * spec.kv_heads * spec.head_width;
@@ -205,7 +206,7 @@ impl ChunkObserver<'_> {
                 let weights = self.model.block_bytes(i)?.0;
                 (2 * i + 1, weights + positions * width * element)
             }
-            Stage::Neurons(i) => (2 * i + 2, 0),
+            Stage::NeuronInput(i) | Stage::Neurons(i) => (2 * i + 2, 0),
         };
         if let Some(cost) = self.inspector.found.costs.get_mut(place) {
             cost.time += self.clock.elapsed();

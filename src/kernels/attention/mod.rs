@@ -59,7 +59,7 @@ use self::plan::Unit;
 pub use self::shape::AttentionShape;
 use self::unit::UnitJob;
 use self::vector::Element;
-pub use self::weights::weights;
+pub use self::weights::{scores, softmax, weights};
 use super::kv::{BLOCK_SIZE, KvShape, LayerKv};
 use super::shared_slice::SharedSlice;
 use super::storage::contiguous;

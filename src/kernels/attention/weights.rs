@@ -9,6 +9,12 @@ use crate::kernels::kv::KvDtype;
 /// `[positions, head_width]`: `[positions]`. Over a bf16 cache the query is rounded as the kernels round it.
 #[must_use]
 pub fn weights(query: &[f32], keys: &[f32], dtype: KvDtype) -> Vec<f32> {
+    softmax(&scores(query, keys, dtype))
+}
+
+/// Returns the scores that [`weights`] are the softmax of: `[positions]`.
+#[must_use]
+pub fn scores(query: &[f32], keys: &[f32], dtype: KvDtype) -> Vec<f64> {
     let query: Vec<f32> = match dtype {
         KvDtype::F32 => query.to_vec(),
         KvDtype::Bf16 => query.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
@@ -19,7 +25,12 @@ pub fn weights(query: &[f32], keys: &[f32], dtype: KvDtype) -> Vec<f32> {
         let dot: f64 = products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
         dot * scale
     });
-    let scores: Vec<f64> = scores.collect();
+    scores.collect()
+}
+
+/// Returns the softmax of scores.
+#[must_use]
+pub fn softmax(scores: &[f64]) -> Vec<f32> {
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exps: Vec<f64> = scores.iter().map(|score| (score - highest).exp()).collect();
     let sum: f64 = exps.iter().sum();

@@ -44,6 +44,14 @@ impl Gpt2 {
         self.vocabulary.logits(&self.ln_f.forward(states)?)
     }
 
+    /// Computes the final norm of states of the residual stream: `[rows, n_embd] -> [rows, n_embd]`.
+    ///
+    /// # Errors
+    /// If `states` has another width.
+    pub fn final_norm(&self, states: &Tensor) -> Result<Tensor> {
+        self.ln_f.forward(states)
+    }
+
     /// Computes how far directions of the residual stream push each token, before the final norm:
     /// `[rows, n_embd] -> [rows, vocab_size]`.
     ///

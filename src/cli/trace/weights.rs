@@ -1,0 +1,135 @@
+//! The weights of a checkpoint as tables, as they are stored there (widened to f32).
+
+use anyhow::Result;
+use rusqlite::{Connection, params};
+
+use super::schema;
+use crate::checkpoint::{Gpt2Config, ModelFiles};
+
+/// Writes the weights of a model, one tensor at a time.
+pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
+    db.execute_batch(schema::WEIGHTS)?;
+    let config = &files.config;
+    let Gpt2Config {
+        n_embd,
+        n_layer,
+        n_inner,
+        n_positions,
+        ..
+    } = *config;
+    let lm_head = files.checkpoint.lm_head(config)?.to_f32();
+    let wte = match files.checkpoint.separate_embedding(config)? {
+        None => lm_head,
+        Some(_) => {
+            // The output projection is a matrix of its own, after those of the layers.
+            let matrix = 4 * n_layer;
+            name_matrix(db, matrix, n_layer, "lm_head")?;
+            let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
+            for (n, weight) in lm_head.iter().enumerate() {
+                row.execute(params![matrix, n / n_embd, n % n_embd, weight])?;
+            }
+            let shape = [config.vocab_size, n_embd];
+            files.checkpoint.tensor("wte.weight", &shape)?.to_f32()
+        }
+    };
+    table(db, "INSERT INTO wte VALUES (?, ?, ?)", &wte, n_embd)?;
+    let wpe = files
+        .checkpoint
+        .tensor("wpe.weight", &[n_positions, n_embd])?;
+    table(
+        db,
+        "INSERT INTO wpe VALUES (?, ?, ?)",
+        &wpe.to_f32(),
+        n_embd,
+    )?;
+    for layer in 0..n_layer {
+        for norm in ["ln_1", "ln_2"] {
+            layer_norm(db, files, layer, norm, &format!("h.{layer}.{norm}"))?;
+        }
+        let shapes = [
+            ("attn.c_attn", n_embd, 3 * n_embd),
+            ("attn.c_proj", n_embd, n_embd),
+            ("mlp.c_fc", n_embd, n_inner),
+            ("mlp.c_proj", n_inner, n_embd),
+        ];
+        for (n, (name, inputs, outputs)) in shapes.into_iter().enumerate() {
+            let matrix = 4 * layer + n;
+            name_matrix(db, matrix, layer, name)?;
+            linear(
+                db,
+                files,
+                matrix,
+                &format!("h.{layer}.{name}"),
+                inputs,
+                outputs,
+            )?;
+        }
+        files.checkpoint.release_pages();
+    }
+    layer_norm(db, files, n_layer, "ln_f", "ln_f")
+}
+
+/// Writes a tensor `[rows, width]`, row by row.
+fn table(db: &Connection, insert: &str, values: &[f32], width: usize) -> Result<()> {
+    let mut row = db.prepare(insert)?;
+    for (n, value) in values.iter().enumerate() {
+        row.execute(params![n / width, n % width, value])?;
+    }
+    Ok(())
+}
+
+fn name_matrix(db: &Connection, matrix: usize, layer: usize, name: &str) -> Result<()> {
+    db.execute(
+        "INSERT INTO matrices VALUES (?, ?, ?)",
+        params![matrix, layer, name],
+    )?;
+    Ok(())
+}
+
+fn layer_norm(
+    db: &Connection,
+    files: &ModelFiles,
+    layer: usize,
+    norm: &str,
+    name: &str,
+) -> Result<()> {
+    let read = |part: &str| {
+        let name = format!("{name}.{part}");
+        let tensor = files.checkpoint.tensor(&name, &[files.config.n_embd]);
+        tensor.map(|tensor| tensor.to_f32())
+    };
+    let mut row = db.prepare("INSERT INTO layer_norms VALUES (?, ?, ?, ?, ?)")?;
+    for (dimension, (weight, bias)) in read("weight")?.iter().zip(read("bias")?).enumerate() {
+        row.execute(params![layer, norm, dimension, weight, bias])?;
+    }
+    Ok(())
+}
+
+/// Writes a linear layer, `[inputs, outputs]` in the checkpoint, in the order of the tables' keys.
+fn linear(
+    db: &Connection,
+    files: &ModelFiles,
+    matrix: usize,
+    name: &str,
+    inputs: usize,
+    outputs: usize,
+) -> Result<()> {
+    let weights = files
+        .checkpoint
+        .tensor(&format!("{name}.weight"), &[inputs, outputs])?;
+    let weights = weights.to_f32();
+    let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
+    for output in 0..outputs {
+        for (input, weight) in weights.iter().skip(output).step_by(outputs).enumerate() {
+            row.execute(params![matrix, output, input, weight])?;
+        }
+    }
+    let biases = files
+        .checkpoint
+        .tensor(&format!("{name}.bias"), &[outputs])?;
+    let mut row = db.prepare("INSERT INTO biases VALUES (?, ?, ?)")?;
+    for (output, bias) in biases.to_f32().iter().enumerate() {
+        row.execute(params![matrix, output, bias])?;
+    }
+    Ok(())
+}
