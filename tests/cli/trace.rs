@@ -35,10 +35,13 @@ fn refused(mut command: Command) -> String {
     String::from_utf8(output.stderr).expect("text")
 }
 
+/// A function of one number that the bundled SQLite lacks.
+type Function = fn(f64) -> f64;
+
 /// Opens a trace with the functions that `sqlite3` has and the bundled library has not.
 fn open(path: &Path) -> Connection {
     let db = Connection::open(path).expect("a database");
-    let functions: [(&str, fn(f64) -> f64); 3] =
+    let functions: [(&str, Function); 3] =
         [("exp", f64::exp), ("sqrt", f64::sqrt), ("tanh", f64::tanh)];
     for (name, function) in functions {
         let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
@@ -61,11 +64,7 @@ fn queries() -> Vec<&'static str> {
 /// Runs a query; returns its number of rows and, if it compares, the greatest difference.
 fn run(db: &Connection, query: &str) -> (usize, Option<f64>) {
     let mut statement = db.prepare(query).unwrap_or_else(|e| panic!("{e}: {query}"));
-    let names: Vec<String> = statement
-        .column_names()
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
+    let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
     if names.is_empty() {
         statement.execute([]).expect("it runs");
         return (1, None);

@@ -18,19 +18,19 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
         ..
     } = *config;
     let lm_head = files.checkpoint.lm_head(config)?.to_f32();
-    let wte = match files.checkpoint.separate_embedding(config)? {
-        None => lm_head,
-        Some(_) => {
-            // The output projection is a matrix of its own, after those of the layers.
-            let matrix = 4 * n_layer;
-            name_matrix(db, matrix, n_layer, "lm_head")?;
-            let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
-            for (n, weight) in lm_head.iter().enumerate() {
-                row.execute(params![matrix, n / n_embd, n % n_embd, weight])?;
-            }
-            let shape = [config.vocab_size, n_embd];
-            files.checkpoint.tensor("wte.weight", &shape)?.to_f32()
+    let is_tied = files.checkpoint.separate_embedding(config)?.is_none();
+    let wte = if is_tied {
+        lm_head
+    } else {
+        // The output projection is a matrix of its own, after those of the layers.
+        let matrix = 4 * n_layer;
+        name_matrix(db, matrix, n_layer, "lm_head")?;
+        let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
+        for (n, weight) in lm_head.iter().enumerate() {
+            row.execute(params![matrix, n / n_embd, n % n_embd, weight])?;
         }
+        let shape = [config.vocab_size, n_embd];
+        files.checkpoint.tensor("wte.weight", &shape)?.to_f32()
     };
     table(db, "INSERT INTO wte VALUES (?, ?, ?)", &wte, n_embd)?;
     let wpe = files
