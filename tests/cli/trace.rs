@@ -203,7 +203,7 @@ fn failures_say_what_to_do_and_leave_no_file() {
 
     let message = refused(trace(&"no ".repeat(3000), &out, &[]));
     assert!(message.contains("1024"), "{message}");
-    let message = refused(trace(TEXT, &out, &["--temperature", "-1"]));
+    let message = refused(trace(TEXT, &out, &["--temperature=-1"]));
     assert!(message.contains("--temperature"), "{message}");
     let message = refused(trace(TEXT, &directory.path().join("no/trace.db"), &[]));
     assert!(message.contains("can't be written"), "{message}");

@@ -104,13 +104,7 @@ async fn a_browser_that_has_a_file_does_not_get_it_again() {
 
 #[tokio::test]
 async fn other_names_are_not_found() {
-    for name in [
-        "nothing.js",
-        "index.html",
-        "LICENSE",
-        "..%2Fopenapi.json",
-        "%2e%2e",
-    ] {
+    for name in ["nothing.js", "index.html", "LICENSE", "..%2Fopenapi.json"] {
         let answer = SERVER.get(&format!("/docs/{name}")).await;
         assert_eq!(answer.status, 404, "{name}: {}", answer.body);
     }
