@@ -115,7 +115,7 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Contract::openapi())
         .routes(routes!(native::generate))
         .routes(routes!(native::generate_stream))
-        .routes(routes!(native::root))
+        .routes(routes!(native::root, page::index))
         .routes(routes!(openai::completions::completions))
         .routes(routes!(openai::embeddings::embeddings))
         .routes(routes!(inspect::inspect))
@@ -143,9 +143,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::document))
         .routes(routes!(docs::docs))
         .routes(routes!(docs::file))
-        // For people, not for programs: not in the contract.
-        .route("/", axum::routing::get(page::index))
-        .route("/assets/{name}", axum::routing::get(page::asset))
+        .routes(routes!(page::asset))
 }
 
 /// Returns the whole front end as a service.

@@ -4,12 +4,12 @@
 //! asks for one itself and the files tell nothing of the server. It must never load anything from
 //! elsewhere: [`POLICY`] forbids it to the browser.
 
-use axum::extract::Path;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
 use super::embedded::EmbeddedFile;
-use super::error::ApiError;
+use super::error::{ApiError, NativeError};
+use super::path_name::PathName;
 
 /// What a browser may load and run for the page: its own files, and no script or style within the HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; \
@@ -57,14 +57,41 @@ static ASSETS: [EmbeddedFile; 6] = [
     ),
 ];
 
-/// Answers with the page.
+/// Show the page
+///
+/// A page for people: write, look inside the model, watch the server. It loads nothing from other hosts and
+/// requires no API key; with `--keys`, it asks for one.
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = "server",
+    operation_id = "page",
+    responses((status = 200, description = "The page", content_type = "text/html", body = String)),
+)]
 pub(super) async fn index(headers: HeaderMap) -> Response {
     INDEX.response(&headers, POLICY)
 }
 
-/// Answers with one of the files that the page loads.
+/// Load a file of the page
+#[utoipa::path(
+    get,
+    path = "/assets/{name}",
+    tag = "server",
+    operation_id = "page_file",
+    params(("name" = String, Path, description = "File name")),
+    responses(
+        (status = 200, description = "The file", content(
+            (String = "text/javascript"),
+            (String = "text/css"),
+            (Vec<u8> = "font/woff2"),
+            (String = "image/svg+xml"),
+        )),
+        (status = 404, description = "The page has no such file", body = NativeError),
+        (status = 422, description = "The name in the path is not UTF-8", body = NativeError),
+    ),
+)]
 pub(super) async fn asset(
-    Path(name): Path<String>,
+    PathName(name): PathName,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let file = EmbeddedFile::find(&ASSETS, &name);
