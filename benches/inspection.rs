@@ -16,7 +16,6 @@ use clap::Parser;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::ModelSource;
 use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
-use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{
     AttentionWanted, EmbeddingWanted, InspectionWanted, Limits, NeuronsWanted, RequestDraft,
@@ -25,7 +24,7 @@ use skald::request::{
 
 mod requests;
 
-use requests::{Prompts, median, run, runtime};
+use requests::{Prompts, median, precision, run, runtime};
 
 const PROMPT: usize = 64;
 const NEW: usize = 128;
@@ -54,16 +53,12 @@ fn main() {
     let arguments = Arguments::parse();
     let source: ModelSource = arguments.model.parse().expect("a model");
     let files = source.fetch(false).expect("the model's files");
-    let dtype = match arguments.dtype.as_str() {
-        "f32" => WeightDtype::F32,
-        "bf16" => WeightDtype::Bf16,
-        "q8" => WeightDtype::Q8,
-        other => panic!("no dtype {other}"),
-    };
+    let (dtype, kv_dtype) = precision(&arguments.dtype);
     let model = Model::load(&files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let layers = model.spec().layers;
     // The limit of streams is the batch, so that drafts don't blur what is compared.
     let config = EngineConfig {
+        kv_dtype,
         speculative_rows: 0,
         ..EngineConfig::default()
     };

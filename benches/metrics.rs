@@ -22,14 +22,12 @@ use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::EngineConfig;
 use skald::engine::status::{EngineStatus, Published};
 use skald::http::Observations;
-use skald::kernels::kv::KvDtype;
-use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{Limits, SamplingStyle};
 
 mod requests;
 
-use requests::{Prompts, median, run, runtime};
+use requests::{Prompts, median, precision, run, runtime};
 
 const PROMPT: usize = 64;
 const NEW: usize = 128;
@@ -148,12 +146,7 @@ fn beside(busy: bool, other: impl Fn() + Send + 'static, work: impl FnOnce()) ->
 
 /// Measures the seconds of a decode step for each batch size.
 fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
-    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
-        "f32" => (WeightDtype::F32, KvDtype::F32),
-        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
-        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
-        other => panic!("no dtype {other}"),
-    };
+    let (dtype, kv_dtype) = precision(&arguments.dtype);
     let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,

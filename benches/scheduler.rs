@@ -22,14 +22,12 @@ use skald::engine::blocks::{BLOCK_SIZE, BlockMove, PrefixId};
 use skald::engine::scheduler::{Scheduler, StepLimits};
 use skald::engine::sequence::{Sequence, SequenceId};
 use skald::engine::{EngineConfig, EngineHandle};
-use skald::kernels::kv::KvDtype;
-use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{Limits, SamplingStyle, Tenant};
 
 mod requests;
 
-use requests::{Prompts, median, run, runtime};
+use requests::{Prompts, median, precision, run, runtime};
 
 const WINDOW: usize = 1024;
 /// Tokens per step.
@@ -156,12 +154,7 @@ fn model_step(files: &ModelFiles, arguments: &Arguments) -> f64 {
 }
 
 fn engine(files: &ModelFiles, arguments: &Arguments) -> EngineHandle {
-    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
-        "f32" => (WeightDtype::F32, KvDtype::F32),
-        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
-        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
-        other => panic!("no dtype {other}"),
-    };
+    let (dtype, kv_dtype) = precision(&arguments.dtype);
     let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let blocks = BATCH * (WINDOW / BLOCK_SIZE);
     let config = EngineConfig {

@@ -23,12 +23,11 @@ use clap::Parser;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle};
-use skald::kernels::kv::{BLOCK_SIZE, KvDtype};
-use skald::kernels::linear::WeightDtype;
+use skald::kernels::kv::BLOCK_SIZE;
 use skald::model::Model;
 use skald::request::{Limits, RequestDraft, SamplingStyle};
 
-use requests::{Prompts, median, run_each, runtime};
+use requests::{Prompts, median, precision, run_each, runtime};
 
 /// Tokens of a long prompt, and tokens added to it.
 const LONG: usize = 900;
@@ -100,12 +99,7 @@ fn main() {
 
 impl Bench {
     fn start(files: &ModelFiles, arguments: &Arguments) -> Self {
-        let (dtype, kv_dtype) = match arguments.dtype.as_str() {
-            "f32" => (WeightDtype::F32, KvDtype::F32),
-            "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
-            "q8" => (WeightDtype::Q8, KvDtype::Bf16),
-            other => panic!("no dtype {other}"),
-        };
+        let (dtype, kv_dtype) = precision(&arguments.dtype);
         let backend = CpuBackend::new(arguments.threads, dtype);
         let model = Model::load(files, &backend).expect("a model");
         let block_bytes = model.kv_block_bytes(kv_dtype);

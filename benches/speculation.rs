@@ -14,14 +14,12 @@ use clap::Parser;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::{EngineConfig, EngineHandle};
-use skald::kernels::kv::KvDtype;
-use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{Limits, SamplingStyle};
 
 mod requests;
 
-use requests::{Prompts, median, run, runtime};
+use requests::{Prompts, median, precision, run, runtime};
 
 const PROMPT: usize = 64;
 const NEW: usize = 256;
@@ -94,12 +92,7 @@ fn main() {
 }
 
 fn engine(files: &ModelFiles, arguments: &Arguments, speculative_rows: usize) -> EngineHandle {
-    let (dtype, kv_dtype) = match arguments.dtype.as_str() {
-        "f32" => (WeightDtype::F32, KvDtype::F32),
-        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
-        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
-        other => panic!("no dtype {other}"),
-    };
+    let (dtype, kv_dtype) = precision(&arguments.dtype);
     let model = Model::load(files, &CpuBackend::new(arguments.threads, dtype)).expect("a model");
     let config = EngineConfig {
         kv_dtype,

@@ -5,6 +5,8 @@
 use std::time::{Duration, Instant};
 
 use skald::engine::{EngineHandle, TokenEvent};
+use skald::kernels::kv::KvDtype;
+use skald::kernels::linear::WeightDtype;
 use skald::request::{Limits, RequestDraft, RequestId, SamplingStyle};
 
 /// Random prompts, all different, so that no cache applies.
@@ -98,4 +100,14 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Returns the precisions of weights and KV cache that a server chooses for `f32`, `bf16` or `q8`.
+pub fn precision(name: &str) -> (WeightDtype, KvDtype) {
+    match name {
+        "f32" => (WeightDtype::F32, KvDtype::F32),
+        "bf16" => (WeightDtype::Bf16, KvDtype::Bf16),
+        "q8" => (WeightDtype::Q8, KvDtype::Bf16),
+        other => panic!("no dtype {other}"),
+    }
 }
