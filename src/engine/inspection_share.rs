@@ -1,8 +1,8 @@
 //! The share of the worker's time that inspections get beside other requests.
 //!
-//! An observed pass computes far more per token than others do, so tokens are no measure of it. After one
-//! that took some time beside `n` other running requests, these run for `n` times as long before the next
-//! one. Pure arithmetic over measured times.
+//! An observed pass costs far more per token than an ordinary one, so its share is measured in time, not in
+//! tokens. After an observed pass beside `n` other running requests, these run for `n` times as long before
+//! the next one. Pure arithmetic over measured times.
 
 use std::time::Duration;
 

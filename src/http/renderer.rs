@@ -22,6 +22,6 @@ pub(super) trait Renderer: Send + 'static {
     /// Renders the answer to a request that does not stream.
     ///
     /// # Errors
-    /// If there is no generation, which is a fault of the server.
+    /// If `generations` is empty, which is a fault of the server.
     fn whole(self, generations: Vec<CompletedGeneration>) -> Result<Response, ApiError>;
 }

@@ -40,7 +40,7 @@ pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) 
         let mut held = app.unread().hold(share, move || {
             *given_up.lock().unwrap_or_else(PoisonError::into_inner) = None;
         });
-        // The answer is sent even if there is no room.
+        // The answer is sent even if its bytes exceed the room.
         let _ = held.grow(usize::try_from(bytes).unwrap_or(usize::MAX));
         held
     });

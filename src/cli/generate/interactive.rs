@@ -231,7 +231,9 @@ impl<'a> Interactive<'a> {
     fn take_back(&mut self) -> anyhow::Result<String> {
         let turns = self.turns.entry(self.session.clone()).or_default();
         let Some(last) = turns.pop() else {
-            anyhow::bail!("there is no turn to take back: only those since the start can be");
+            anyhow::bail!(
+                "no turn to take back: only turns made since the program started can be taken back"
+            );
         };
         let key = key(self.session.clone());
         let rewound = self
