@@ -5,17 +5,13 @@
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::embedded::EmbeddedFile;
+use super::embedded::{EmbeddedFile, HTML, SCRIPT, STYLE};
 use super::error::{ApiError, NativeError, shown};
 use super::path_name::PathName;
 
 /// What the page may load and do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-const HTML: &str = "text/html; charset=utf-8";
-const SCRIPT: &str = "text/javascript; charset=utf-8";
-const STYLE: &str = "text/css; charset=utf-8";
 
 static PAGE: EmbeddedFile = EmbeddedFile::plain(
     "index.html",

@@ -9,6 +9,13 @@ use std::sync::OnceLock;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+/// Content type of pages.
+pub(super) const HTML: &str = "text/html; charset=utf-8";
+/// Content type of scripts.
+pub(super) const SCRIPT: &str = "text/javascript; charset=utf-8";
+/// Content type of styles.
+pub(super) const STYLE: &str = "text/css; charset=utf-8";
+
 /// A file of the program.
 pub(super) struct EmbeddedFile {
     /// Name in the path.

@@ -20,6 +20,7 @@
 //! | `structured` | constraints on the text, in every dialect |
 //! | `generation` | the only path from a request to text |
 //! | `prompt_log` | prompts and answers in the log, with `--log-prompts` |
+//! | `prompt_report` | requests that only read their prompt |
 //! | `timeline` | the events of each generation and their times |
 //! | `outcome` | the outcome of each request |
 //! | `respond`, `renderer` | from admitted requests to an answer, in the endpoint's dialect |
@@ -75,6 +76,7 @@ mod path_name;
 mod places;
 mod probes;
 mod prompt_log;
+mod prompt_report;
 mod renderer;
 mod request_trace;
 mod respond;

@@ -7,7 +7,7 @@
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::embedded::EmbeddedFile;
+use super::embedded::{EmbeddedFile, HTML, SCRIPT, STYLE};
 use super::error::{ApiError, NativeError};
 use super::path_name::PathName;
 
@@ -15,8 +15,6 @@ use super::path_name::PathName;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; \
     img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
-
-const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Embeds a file of `web/dist`, with its compressed form if it has one.
 macro_rules! file {
@@ -36,17 +34,12 @@ macro_rules! file {
     };
 }
 
-static INDEX: EmbeddedFile = file!("index.html", "index.html", "text/html; charset=utf-8", gzip);
+static INDEX: EmbeddedFile = file!("index.html", "index.html", HTML, gzip);
 
 /// The files that the page loads.
 static ASSETS: [EmbeddedFile; 6] = [
     file!("page.js", "assets/page.js", SCRIPT, gzip),
-    file!(
-        "page.css",
-        "assets/page.css",
-        "text/css; charset=utf-8",
-        gzip
-    ),
+    file!("page.css", "assets/page.css", STYLE, gzip),
     file!("theme.js", "assets/theme.js", SCRIPT, gzip),
     file!("icon.svg", "assets/icon.svg", "image/svg+xml", gzip),
     file!("vollkorn.woff2", "assets/vollkorn.woff2", "font/woff2"),

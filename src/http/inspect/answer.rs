@@ -13,6 +13,7 @@ use crate::engine::inspection::{
     BlockNeurons, EmbeddingRows, HeadAttention, LensReading, Neuron, ResidualNorms, SamplingTrace,
     StageCost,
 };
+use crate::kernels::rows;
 use crate::request::InspectionWanted;
 use crate::serving::ModelInfo;
 use crate::text::Tokenizer;
@@ -404,8 +405,9 @@ fn embeddings(
         positions,
         nearest,
     } = found;
-    let norms =
-        |values: &[f32]| -> Vec<f32> { values.chunks_exact(width.max(1)).map(norm).collect() };
+    let norms = |values: &[f32]| -> Vec<f32> {
+        values.chunks_exact(width.max(1)).map(rows::norm).collect()
+    };
     let sum: Vec<f32> = match &positions {
         Some(positions) => tokens.iter().zip(positions).map(|(a, b)| a + b).collect(),
         None => tokens.clone(),
@@ -424,16 +426,6 @@ fn embeddings(
         wpe: positions.filter(|_| values).map(matrix),
         nearest,
     }
-}
-
-/// Returns the Euclidean norm of a vector.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the precision of the values"
-)]
-fn norm(vector: &[f32]) -> f32 {
-    let squares: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
-    squares.sqrt() as f32
 }
 
 fn residual(found: ResidualNorms) -> ResidualStage {

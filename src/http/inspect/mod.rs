@@ -14,7 +14,6 @@ mod answer;
 mod request;
 mod values;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
@@ -30,11 +29,10 @@ use super::documented_errors::OpenAiErrors;
 use super::error::ApiError;
 use super::fields::deadline;
 use super::layers::Scope;
-use super::metrics::Observations;
 use super::prompt_log;
-use super::timeline::{Ending, Submitted, Timeline};
+use super::prompt_report::prompt_report;
+use super::timeline::Submitted;
 use super::waiting::{before, begun_in_time};
-use crate::engine::{FinishReason, GenerateError, Generation, PromptReport, TokenEvent};
 
 /// Inspect a forward pass
 ///
@@ -77,42 +75,19 @@ pub(super) async fn inspect(
         begun.await;
         charge.keep();
     };
-    let report = report(generation, submitted, app.observations());
+    let report = prompt_report(generation, submitted, app.observations());
     let report = begun_in_time(&serving, scope.share, begun, report);
     let report = before(deadline, report).await?;
     charge.keep();
     let values = shown.values();
-    let tokenizer = Arc::clone(&serving.tokenizer);
-    let info = Arc::clone(&serving);
-    let write = move || Json(shown.answer(report, &tokenizer, &info.info)).into_response();
+    let write = move || {
+        let answer = shown.answer(report, &serving.tokenizer, &serving.info);
+        Json(answer).into_response()
+    };
     let answer = scope.admission.run(values, TOKENIZE_INLINE, write).await?;
     tracing::info!(
         total_ms = started.elapsed().as_secs_f64() * 1e3,
         "inspection answered"
     );
     Ok(answer)
-}
-
-/// Waits for the report of the pass.
-async fn report(
-    mut generation: Generation,
-    submitted: Submitted,
-    observations: &Arc<Observations>,
-) -> Result<PromptReport, ApiError> {
-    let mut timeline = Timeline::new(submitted, observations);
-    let timed = generation.next_timed().await;
-    timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));
-    let report = match timed.map(|timed| (timed.event, timed.at)) {
-        Some((TokenEvent::Prefilled(report), at)) => {
-            timeline.prompt(&report, at);
-            Ok(report)
-        }
-        Some((TokenEvent::Failed(error), _)) => Err(error),
-        Some((TokenEvent::Token(_), _)) | None => Err(GenerateError::Incomplete),
-    };
-    timeline.end(match &report {
-        Ok(_) => Ending::Finished(FinishReason::Complete),
-        Err(_) => Ending::Failed,
-    });
-    Ok(report?)
 }

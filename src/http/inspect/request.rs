@@ -17,7 +17,7 @@ use crate::http::openai::shared::check_model;
 use crate::http::wire::{LogitBias, Word, optional_word};
 use crate::model::ModelSpec;
 use crate::request::{
-    AttentionWanted, EmbeddingWanted, GenerateRequest, InspectionWanted, InvalidRequest,
+    AttentionWanted, EmbeddingWanted, GenerateRequest, InspectionWanted, InvalidRequest, Limits,
     NeuronsWanted, RequestDraft, SamplingOverrides,
 };
 use crate::serving::Serving;
@@ -252,11 +252,9 @@ impl InspectBody {
             priority: scope.priority(self.priority)?,
             ..RequestDraft::inspection(scope.id.clone(), tokens, wanted)
         };
-        let request = serving.limits.admit(sampling.into_draft(
-            draft,
-            serving.limits.max_temperature,
-            serving.limits.max_repetition_penalty,
-        )?)?;
+        let request = serving
+            .limits
+            .admit(sampling.into_draft(draft, &serving.limits)?)?;
         let seed = request.sampling.seed;
         Ok((request, Shown { seed, ..shown }))
     }
@@ -451,16 +449,15 @@ fn numbers(
 
 impl SamplingField {
     /// Fills the fields of sampling in.
-    fn into_draft(
-        self,
-        draft: RequestDraft,
-        max_temperature: f64,
-        max_repetition_penalty: f64,
-    ) -> Result<RequestDraft, ApiError> {
+    fn into_draft(self, draft: RequestDraft, limits: &Limits) -> Result<RequestDraft, ApiError> {
         let penalty = |field, given| number(field, given, -2.0..=2.0);
         Ok(RequestDraft {
             sampling: SamplingOverrides {
-                temperature: number("temperature", self.temperature, 0.0..=max_temperature)?,
+                temperature: number(
+                    "temperature",
+                    self.temperature,
+                    0.0..=limits.max_temperature,
+                )?,
                 top_k: at_least("top_k", self.top_k, 0)?,
                 top_p: above_zero("top_p", self.top_p, 1.0)?,
                 min_p: number("min_p", self.min_p, 0.0..=1.0)?,
@@ -468,7 +465,7 @@ impl SamplingField {
                 repetition_penalty: above_zero(
                     "repetition_penalty",
                     self.repetition_penalty,
-                    max_repetition_penalty,
+                    limits.max_repetition_penalty,
                 )?,
                 max_new_tokens: Some(0),
                 ..SamplingOverrides::default()

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use super::prompt::{Prompt, token_ids};
 use super::shared::check_model;
-use crate::engine::{FinishReason, GenerateError, Generation, TokenEvent};
+use crate::engine::{GenerateError, Generation};
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::documented_errors::OpenAiErrors;
@@ -28,7 +28,8 @@ use crate::http::fields::deadline;
 use crate::http::layers::Scope;
 use crate::http::metrics::Observations;
 use crate::http::prompt_log;
-use crate::http::timeline::{Ending, Submitted, Timeline};
+use crate::http::prompt_report::prompt_report;
+use crate::http::timeline::Submitted;
 use crate::http::waiting::{before, begun_in_time};
 use crate::http::wire::optional_word;
 use crate::request::{GenerateRequest, InvalidRequest, RequestDraft};
@@ -268,28 +269,14 @@ fn check_dimensions(dimensions: Option<i64>, n_embd: usize) -> Result<(), ApiErr
 
 /// Runs one input.
 async fn embedding(
-    mut generation: Generation,
+    generation: Generation,
     observations: &Arc<Observations>,
     format: EncodingFormat,
     index: usize,
     submitted: Submitted,
 ) -> Result<EmbeddedInput, ApiError> {
-    let mut timeline = Timeline::new(submitted, observations);
-    let timed = generation.next_timed().await;
-    timeline.begun(timed.as_ref().and_then(|timed| timed.first_step));
-    let mean = match timed.map(|timed| (timed.event, timed.at)) {
-        Some((TokenEvent::Prefilled(report), at)) => {
-            timeline.prompt(&report, at);
-            report.embedding.ok_or(GenerateError::Incomplete)
-        }
-        Some((TokenEvent::Failed(error), _)) => Err(error),
-        Some((TokenEvent::Token(_), _)) | None => Err(GenerateError::Incomplete),
-    };
-    timeline.end(match &mean {
-        Ok(_) => Ending::Finished(FinishReason::Complete),
-        Err(_) => Ending::Failed,
-    });
-    let mean = mean?;
+    let report = prompt_report(generation, submitted, observations).await?;
+    let mean = report.embedding.ok_or(GenerateError::Incomplete)?;
     Ok(EmbeddedInput {
         object: "embedding",
         index,
