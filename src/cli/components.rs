@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 
-use crate::config::{Settings, Speculation};
+use crate::config::{KvPrecision, ModelSettings, Settings, Speculation};
 use crate::engine::EngineConfig;
 use crate::http::{Access, HttpConfig};
 use crate::keys::Keys;
-use crate::resources::{Connections, Sourced};
+use crate::resources::{self, Connections, Sourced};
 use crate::serving::ServingSettings;
 use crate::session::postgres::Database;
 use crate::session::{SessionConfig, Sharing};
@@ -60,6 +60,25 @@ pub(super) fn serving(
         generation_config: settings.model.generation_config,
         chat_template: settings.chat_template,
         max_session_tokens: Some(settings.max_session_tokens),
+        sessions,
+    }
+}
+
+/// Returns the settings of a command that uses a model in the terminal.
+pub(super) fn terminal(model: &ModelSettings, sessions: SessionConfig) -> ServingSettings {
+    ServingSettings {
+        model: model.source.clone(),
+        served_model_name: None,
+        dtype: model.dtype,
+        device: model.device,
+        kv_dtype: KvPrecision::Auto,
+        threads: resources::threads(model.threads).value,
+        kv_memory: None,
+        memory_limit: resources::memory_limit(),
+        generation_config: model.generation_config,
+        chat_template: None,
+        max_session_tokens: None,
+        engine: EngineConfig::default(),
         sessions,
     }
 }

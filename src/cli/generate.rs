@@ -26,14 +26,12 @@ use serde_json::json;
 use self::interactive::Interactive;
 use self::screen::Screen;
 use self::stream::generate;
-use super::{CommandError, runtime, write_out};
-use crate::config::{KvPrecision, LogFormat, ModelSettings};
-use crate::engine::EngineConfig;
+use super::{CommandError, components, runtime, write_out};
+use crate::config::{LogFormat, ModelSettings};
 use crate::request::{
     GenerateRequest, InvalidRequest, Overflow, RequestDraft, RequestId, SamplingOverrides,
     SamplingStyle, SessionId,
 };
-use crate::resources;
 use crate::serving::{Serving, ServingSettings};
 use crate::session::SessionConfig;
 use crate::telemetry;
@@ -116,26 +114,13 @@ impl Generate {
     }
 
     fn settings(&self) -> ServingSettings {
-        ServingSettings {
-            model: self.model.source.clone(),
-            served_model_name: None,
-            dtype: self.model.dtype,
-            device: self.model.device,
-            kv_dtype: KvPrecision::Auto,
-            threads: resources::threads(self.model.threads).value,
-            kv_memory: None,
-            memory_limit: resources::memory_limit(),
-            generation_config: self.model.generation_config,
-            chat_template: None,
-            max_session_tokens: None,
-            engine: EngineConfig::default(),
-            sessions: SessionConfig {
-                dir: self.session_dir.clone(),
-                // Histories only: a server's KV blocks there are its own.
-                kv_size: ByteSize::b(0),
-                ..SessionConfig::default()
-            },
-        }
+        let sessions = SessionConfig {
+            dir: self.session_dir.clone(),
+            // Histories only: a server's KV blocks there are its own.
+            kv_size: ByteSize::b(0),
+            ..SessionConfig::default()
+        };
+        components::terminal(&self.model, sessions)
     }
 
     /// Replaces the prompt `-` by standard input, unless that has the lines of an interactive session.

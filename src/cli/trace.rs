@@ -14,17 +14,15 @@ use rusqlite::{Connection, params};
 use self::file::TraceFile;
 use self::recorder::Recorder;
 use super::generate::as_flag;
-use super::{CommandError, runtime, write_out};
-use crate::config::{KvPrecision, LogFormat, ModelSettings};
-use crate::engine::EngineConfig;
+use super::{CommandError, components, runtime, write_out};
+use crate::config::{LogFormat, ModelSettings};
 use crate::engine::inspection::SamplingTrace;
 use crate::engine::sampler::{Allowed, Sampler};
 use crate::kernels::kv::{BLOCK_SIZE, KvDtype};
 use crate::request::{
     GenerateRequest, RequestDraft, RequestId, SamplingOverrides, SamplingParams, SamplingStyle,
 };
-use crate::resources;
-use crate::serving::{ServingSettings, Unserved};
+use crate::serving::Unserved;
 use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::Tokenizer;
@@ -45,7 +43,7 @@ pub struct Trace {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
-    /// Write the model's weights too; about 20 bytes per weight
+    /// Write the model's weights too; about 24 bytes per weight
     #[arg(long)]
     weights: bool,
     /// Write the logits of every position, instead of the last
@@ -72,8 +70,9 @@ impl Trace {
         let runtime = runtime()?;
         file.remove_on_signals(&runtime)
             .map_err(|error| CommandError::Running(error.into()))?;
-        let loaded = Unserved::load(&self.settings())
-            .map_err(|error| CommandError::Unusable(error.into()))?;
+        let settings = components::terminal(&self.model, SessionConfig::default());
+        let loaded =
+            Unserved::load(&settings).map_err(|error| CommandError::Unusable(error.into()))?;
         let request = self
             .request(&loaded, &text)
             .map_err(CommandError::Unusable)?;
@@ -81,24 +80,6 @@ impl Trace {
         let summary = summary.map_err(CommandError::Running)?;
         file.publish().map_err(CommandError::Running)?;
         write_out(&summary).map_err(CommandError::Running)
-    }
-
-    fn settings(&self) -> ServingSettings {
-        ServingSettings {
-            model: self.model.source.clone(),
-            served_model_name: None,
-            dtype: self.model.dtype,
-            device: self.model.device,
-            kv_dtype: KvPrecision::Auto,
-            threads: resources::threads(self.model.threads).value,
-            kv_memory: None,
-            memory_limit: resources::memory_limit(),
-            generation_config: self.model.generation_config,
-            chat_template: None,
-            max_session_tokens: None,
-            engine: EngineConfig::default(),
-            sessions: SessionConfig::default(),
-        }
     }
 
     /// Returns the request for one token that `skald generate` would make.
