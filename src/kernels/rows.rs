@@ -25,6 +25,17 @@ pub fn all_finite(row: &[f32]) -> bool {
     })
 }
 
+/// Returns the Euclidean norm, added up in f64.
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the precision of the elements"
+)]
+pub fn norm(row: &[f32]) -> f32 {
+    let squares: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+    squares.sqrt() as f32
+}
+
 /// Elements in a block of [`block_sums`], [`greatest_of_blocks`] and [`select_at_least`].
 pub const BLOCK: usize = 64;
 

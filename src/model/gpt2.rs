@@ -45,6 +45,8 @@ struct Block {
     attn: SelfAttention,
     ln_2: Box<dyn LayerNorm>,
     mlp: Mlp,
+    /// Norms of the neurons' output weights, once an inspection needs them.
+    neuron_norms: OnceLock<Vec<f32>>,
 }
 
 struct SelfAttention {
@@ -266,6 +268,7 @@ impl Block {
                 c_fc: loader.conv1d(&name("mlp.c_fc"), n_embd, n_inner)?,
                 c_proj: loader.conv1d(&name("mlp.c_proj"), n_inner, n_embd)?,
             },
+            neuron_norms: OnceLock::new(),
         })
     }
 

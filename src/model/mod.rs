@@ -97,6 +97,7 @@ impl Model {
             Self::Gpt2(model) => model.forward(batch, kv),
         }
     }
+
     /// Runs one forward pass over the rows of a batch for what an observer sees of it: writes their keys
     /// and values into the cache, and computes no logits.
     ///
@@ -192,7 +193,7 @@ impl Model {
     ///
     /// # Errors
     /// If there is no such block.
-    pub fn neuron_norms(&self, block: usize) -> Result<Vec<f32>> {
+    pub fn neuron_norms(&self, block: usize) -> Result<&[f32]> {
         match self {
             Self::Gpt2(model) => model.neuron_norms(block),
         }
@@ -216,14 +217,6 @@ impl Model {
     pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
         match self {
             Self::Gpt2(model) => model.block_bytes(block),
-        }
-    }
-
-    /// Returns the bytes of the output projection.
-    #[must_use]
-    pub fn projection_bytes(&self) -> usize {
-        match self {
-            Self::Gpt2(model) => model.projection_bytes(),
         }
     }
 }

@@ -27,3 +27,29 @@ pub struct ModelSpec {
     /// Token ids that end a text.
     pub end_of_text: Vec<u32>,
 }
+
+impl ModelSpec {
+    /// Returns the width of a row of queries, keys and values: `(heads + 2 * kv_heads) * head_width`.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_width
+    }
+
+    /// Returns the key and value head that a query head reads.
+    #[must_use]
+    pub fn kv_head(&self, head: usize) -> usize {
+        head * self.kv_heads / self.heads
+    }
+
+    /// Returns the query, the key and the value of a query head in a row of them, `[head_width]` each.
+    #[must_use]
+    pub fn split_qkv<'a>(&self, row: &'a [f32], head: usize) -> [&'a [f32]; 3] {
+        let kv_head = self.kv_head(head);
+        let places = [
+            head,
+            self.heads + kv_head,
+            self.heads + self.kv_heads + kv_head,
+        ];
+        places.map(|n| &row[n * self.head_width..(n + 1) * self.head_width])
+    }
+}

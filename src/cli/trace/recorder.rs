@@ -204,24 +204,14 @@ impl Chunk<'_> {
     /// Writes queries, keys and values: `[rows, (heads + 2 * kv_heads) * head_width]`.
     fn heads(&self, layer: usize, qkv: &[f32]) -> Result<()> {
         let spec = self.recorder.model.spec();
-        let (width, heads, kv_heads) = (spec.head_width, spec.heads, spec.kv_heads);
-        let row_width = (heads + 2 * kv_heads) * width;
         let insert = "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)";
         let mut row = self.recorder.db.prepare_cached(insert)?;
-        for head in 0..heads {
-            let kv_head = head * kv_heads / heads;
-            for (n, values) in qkv.chunks_exact(row_width).enumerate() {
+        for head in 0..spec.heads {
+            for (n, values) in qkv.chunks_exact(spec.qkv_width()).enumerate() {
                 let position = self.span.first_position + n;
-                for dimension in 0..width {
-                    row.execute(params![
-                        layer,
-                        head,
-                        position,
-                        dimension,
-                        values[head * width + dimension],
-                        values[(heads + kv_head) * width + dimension],
-                        values[(heads + kv_heads + kv_head) * width + dimension],
-                    ])?;
+                let [query, key, value] = spec.split_qkv(values, head);
+                for (dimension, ((q, k), v)) in query.iter().zip(key).zip(value).enumerate() {
+                    row.execute(params![layer, head, position, dimension, q, k, v])?;
                 }
             }
         }
@@ -231,21 +221,18 @@ impl Chunk<'_> {
     /// Writes scores and weights of all heads; the chunk's keys are in the cache.
     fn attention(&self, layer: usize) -> Result<()> {
         let spec = self.recorder.model.spec();
-        let (width, heads, kv_heads) = (spec.head_width, spec.heads, spec.kv_heads);
-        let row_width = (heads + 2 * kv_heads) * width;
         let cached = self.recorder.kv.layer(layer)?;
         let first = self.span.first_position;
         let positions = first + self.span.rows.len();
         let insert = "INSERT INTO attention VALUES (?, ?, ?, ?, ?, ?)";
         let mut row = self.recorder.db.prepare_cached(insert)?;
-        for head in 0..heads {
-            let kv_head = head * kv_heads / heads;
-            let keys = cached.keys(kv_head, &self.span.block_table, positions)?;
-            for (n, values) in self.qkv.chunks_exact(row_width).enumerate() {
-                let query = &values[head * width..(head + 1) * width];
+        for head in 0..spec.heads {
+            let keys = cached.keys(spec.kv_head(head), &self.span.block_table, positions)?;
+            for (n, values) in self.qkv.chunks_exact(spec.qkv_width()).enumerate() {
+                let [query, ..] = spec.split_qkv(values, head);
                 let position = first + n;
                 let seen = keys
-                    .get(..(position + 1) * width)
+                    .get(..(position + 1) * spec.head_width)
                     .context("the cache lacks keys")?;
                 let scores = scores(query, seen, cached.dtype());
                 let weights = softmax(&scores);

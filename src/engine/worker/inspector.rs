@@ -32,8 +32,6 @@ pub(super) struct Inspector {
     /// Positions before this are recorded.
     recorded: usize,
     found: Inspection,
-    /// Norms of the neurons' output weights, per block of `wanted`, once computed.
-    neuron_norms: Vec<Vec<f32>>,
 }
 
 /// One chunk of the pass, and what observes it.
@@ -84,7 +82,6 @@ impl Inspector {
         found.costs = costs(spec.layers);
         Self {
             recorded: wanted.observed_from(),
-            neuron_norms: vec![Vec::new(); found.neurons.len()],
             wanted,
             found,
         }
@@ -232,39 +229,41 @@ impl ChunkObserver<'_> {
         if shown.is_empty() {
             return Ok(());
         }
-        let is_last_state = i == self.model.spec().layers;
-        if let Some(top) = self.inspector.wanted.lens {
-            let logits = self.model.read_off(&rows_of(x, shown.clone())?)?;
-            let vocab_size = self.model.spec().vocab_size;
-            let lens = &mut self.inspector.found.lens[i];
-            let readings = with_values(&logits, |logits| {
-                let rows = logits.chunks_exact(vocab_size);
-                rows.map(|row| read(row, top)).collect::<Result<Vec<_>>>()
-            })??;
-            for (tokens, entropy) in readings {
-                lens.top.push(tokens);
-                lens.entropy.push(entropy);
+        let wants_last = i == self.model.spec().layers && self.wants_last_logits(&shown);
+        let first = match self.inspector.wanted.lens {
+            Some(_) => shown.start,
+            None if wants_last => shown.end - 1,
+            None => return Ok(()),
+        };
+        let logits = self.model.read_off(&rows_of(x, first..shown.end)?)?;
+        let vocab_size = self.model.spec().vocab_size;
+        with_values(&logits, |logits| {
+            let rows = logits.chunks_exact(vocab_size);
+            if let Some(top) = self.inspector.wanted.lens {
+                let lens = &mut self.inspector.found.lens[i];
+                for row in rows.clone() {
+                    let (tokens, entropy) = read(row, top)?;
+                    lens.top.push(tokens);
+                    lens.entropy.push(entropy);
+                }
             }
-        }
-        if is_last_state && self.ends_with(&shown) {
-            self.last_logits(x, shown.end - 1)?;
-        }
-        Ok(())
+            match rows.last() {
+                Some(row) if wants_last => self.last_logits(row),
+                _ => Ok(()),
+            }
+        })?
     }
 
-    /// Returns whether these rows end with the prompt's last.
-    fn ends_with(&self, rows: &Range<usize>) -> bool {
-        self.span.first_position + rows.end == self.request.prompt.len()
+    /// Returns whether these rows end with the prompt's last, and its logits are asked for.
+    fn wants_last_logits(&self, rows: &Range<usize>) -> bool {
+        let wanted = &self.inspector.wanted;
+        let is_last = self.span.first_position + rows.end == self.request.prompt.len();
+        is_last && (wanted.logits || wanted.sampling.is_some())
     }
 
     /// Records the logits after the last position, and how a token is sampled from them.
-    fn last_logits(&mut self, x: &Tensor, row: usize) -> Result<()> {
+    fn last_logits(&mut self, logits: &[f32]) -> Result<()> {
         let wanted = &self.inspector.wanted;
-        if !wanted.logits && wanted.sampling.is_none() {
-            return Ok(());
-        }
-        let logits = self.model.read_off(&rows_of(x, row..row + 1)?)?;
-        let logits = with_values(&logits, <[f32]>::to_vec)?;
         if let Some(sampled) = wanted.sampling {
             let tokens = &self.request.prompt;
             let before = tokens.len().saturating_sub(sampled);
@@ -273,11 +272,11 @@ impl ChunkObserver<'_> {
             for &token in &tokens[before..] {
                 sampler.accept(token);
             }
-            let trace = sampler.trace(&logits, sampled, Allowed::AllBut(&[]));
+            let trace = sampler.trace(logits, sampled, Allowed::AllBut(&[]));
             self.inspector.found.sampling = Some(trace.map_err(candle_core::Error::wrap)?);
         }
         if self.inspector.wanted.logits {
-            self.inspector.found.logits = Some(logits);
+            self.inspector.found.logits = Some(logits.to_vec());
         }
         Ok(())
     }
@@ -353,30 +352,25 @@ impl ChunkObserver<'_> {
         let (new, shown) = (self.new_rows(), self.shown());
         let weighed = if is_map { new } else { shown.clone() };
         let spec = self.model.spec();
-        let (width, heads, kv_heads) = (spec.head_width, spec.heads, spec.kv_heads);
-        let row_width = (heads + 2 * kv_heads) * width;
         let layer = self.kv.layer(block)?;
         let (first, table) = (self.span.first_position, &self.span.block_table);
         let positions = first + self.span.rows.len();
         let found = self.inspector.found.attention.iter_mut();
         for head in found.filter(|head| head.layer == block) {
-            let kv_head = head.head * kv_heads / heads;
-            let keys = layer.keys(kv_head, table, positions)?;
-            let at = |n: usize| n * width..(n + 1) * width;
+            let keys = layer.keys(spec.kv_head(head.head), table, positions)?;
             with_values(&qkv, |qkv| {
-                for (n, row) in qkv.chunks_exact(row_width).enumerate() {
-                    let query = &row[at(head.head)];
+                for (n, row) in qkv.chunks_exact(spec.qkv_width()).enumerate() {
+                    let [query, key, value] = spec.split_qkv(row, head.head);
                     if weighed.contains(&n) {
-                        let seen = &keys[..(first + n + 1) * width];
+                        let seen = &keys[..(first + n + 1) * spec.head_width];
                         head.weights.extend(weights(query, seen, layer.dtype()));
                     }
                     if shown.contains(&n)
                         && let Some(qkv) = &mut head.qkv
                     {
                         qkv.q.extend_from_slice(query);
-                        qkv.k.extend_from_slice(&row[at(heads + kv_head)]);
-                        qkv.v
-                            .extend_from_slice(&row[at(heads + kv_heads + kv_head)]);
+                        qkv.k.extend_from_slice(key);
+                        qkv.v.extend_from_slice(value);
                     }
                 }
             })?;
@@ -395,48 +389,44 @@ impl ChunkObserver<'_> {
             return Ok(());
         };
         let top = wanted.top;
-        if self.inspector.neuron_norms[place].is_empty() {
-            self.inspector.neuron_norms[place] = self.model.neuron_norms(block)?;
-        }
-        let norms = &self.inspector.neuron_norms[place];
+        let norms = self.model.neuron_norms(block)?;
         let rows = rows_of(activations, shown)?;
         let (active, mut strongest): (Vec<usize>, Vec<Vec<Neuron>>) = with_values(&rows, |rows| {
             let rows = rows.chunks_exact(norms.len());
             rows.map(|row| strongest(row, norms, top)).unzip()
         })?;
-        for neurons in &mut strongest {
-            self.promote(block, neurons)?;
-        }
+        self.promote(block, &mut strongest)?;
         let found = &mut self.inspector.found.neurons[place];
         found.active.extend(active);
         found.strongest.extend(strongest);
         Ok(())
     }
 
-    /// Fills in the tokens that neurons push most.
-    fn promote(&self, block: usize, neurons: &mut [Neuron]) -> Result<()> {
+    /// Fills in the tokens that the neurons of every row push most.
+    fn promote(&self, block: usize, rows: &mut [Vec<Neuron>]) -> Result<()> {
         let spec = self.model.spec();
-        let numbers: Vec<usize> = neurons.iter().map(|neuron| neuron.neuron).collect();
-        let mut directions = self.model.neuron_outputs(block, &numbers)?;
-        for (neuron, direction) in neurons
-            .iter()
-            .zip(directions.chunks_exact_mut(spec.hidden_width))
-        {
-            if neuron.activation < 0.0 {
-                for x in direction {
-                    *x = -*x;
+        let width = spec.hidden_width;
+        let numbers: Vec<usize> = rows.iter().flatten().map(|found| found.neuron).collect();
+        let outputs = self.model.neuron_outputs(block, &numbers)?;
+        let mut outputs = outputs.chunks_exact(width);
+        for neurons in rows {
+            let signed = neurons
+                .iter()
+                .zip(outputs.by_ref())
+                .flat_map(|(found, output)| {
+                    let sign = if found.activation < 0.0 { -1.0 } else { 1.0 };
+                    output.iter().map(move |x| sign * x)
+                });
+            let directions: Vec<f32> = signed.collect();
+            let directions = Tensor::from_vec(directions, (neurons.len(), width), &Device::Cpu)?;
+            with_values(&self.model.push(&directions)?, |pushes| {
+                let pushes = pushes.chunks_exact(spec.vocab_size);
+                for (neuron, pushes) in neurons.iter_mut().zip(pushes) {
+                    neuron.promotes = logprobs::most_likely(pushes, PROMOTED);
                 }
-            }
+            })?;
         }
-        let shape = (neurons.len(), spec.hidden_width);
-        let pushes = self
-            .model
-            .push(&Tensor::from_vec(directions, shape, &Device::Cpu)?)?;
-        with_values(&pushes, |pushes| {
-            for (neuron, pushes) in neurons.iter_mut().zip(pushes.chunks_exact(spec.vocab_size)) {
-                neuron.promotes = logprobs::most_likely(pushes, PROMOTED);
-            }
-        })
+        Ok(())
     }
 }
 
@@ -448,17 +438,9 @@ fn rows_of(x: &Tensor, rows: Range<usize>) -> Result<Tensor> {
 /// Returns the Euclidean norm of every row: `[rows]`.
 fn row_norms(x: &Tensor) -> Result<Vec<f32>> {
     let width = x.dim(1)?.max(1);
-    with_values(x, |values| values.chunks_exact(width).map(norm).collect())
-}
-
-/// Returns the Euclidean norm of a vector.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the precision of the values"
-)]
-fn norm(vector: &[f32]) -> f32 {
-    let squares: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
-    squares.sqrt() as f32
+    with_values(x, |values| {
+        values.chunks_exact(width).map(rows::norm).collect()
+    })
 }
 
 /// Returns the most likely tokens of a row of logits with their probabilities, and the entropy in bits.

@@ -6,6 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::{Block, Gpt2};
+use crate::kernels::rows;
 use crate::model::layers::extend_with_row;
 
 /// Outputs whose weights are widened at once.
@@ -41,7 +42,7 @@ impl Gpt2 {
     /// # Errors
     /// If `states` has another width.
     pub fn read_off(&self, states: &Tensor) -> Result<Tensor> {
-        self.vocabulary.logits(&self.ln_f.forward(states)?)
+        self.vocabulary.logits(&self.final_norm(states)?)
     }
 
     /// Computes the final norm of states of the residual stream: `[rows, n_embd] -> [rows, n_embd]`.
@@ -80,16 +81,20 @@ impl Gpt2 {
         let mut norms = Vec::with_capacity(self.config.vocab_size);
         self.vocabulary
             .for_embeddings(self.config.n_embd, |_, embedding| {
-                norms.push(norm(embedding.iter().copied()));
+                norms.push(rows::norm(embedding));
             })?;
         Ok(self.embedding_norms.get_or_init(|| norms))
     }
 
-    /// Returns the Euclidean norm of the output weights of every neuron of a block: `[n_inner]`.
+    /// Returns the Euclidean norm of the output weights of every neuron of a block, `[n_inner]`; computed once.
     ///
     /// # Errors
     /// If there is no such block.
-    pub fn neuron_norms(&self, block: usize) -> Result<Vec<f32>> {
+    pub fn neuron_norms(&self, block: usize) -> Result<&[f32]> {
+        let known = &self.block(block)?.neuron_norms;
+        if let Some(norms) = known.get() {
+            return Ok(norms);
+        }
         let mut squares = vec![0.0f64; self.config.n_inner];
         self.output_weights(block, |_, weights| {
             for (square, &weight) in squares.iter_mut().zip(weights) {
@@ -101,7 +106,7 @@ impl Gpt2 {
             reason = "the precision of the weights"
         )]
         let norms = squares.into_iter().map(|square| square.sqrt() as f32);
-        Ok(norms.collect())
+        Ok(known.get_or_init(|| norms.collect()))
     }
 
     /// Returns what neurons of a block write into the residual stream at activation 1:
@@ -148,25 +153,10 @@ impl Gpt2 {
         Ok((attention, mlp.c_fc.bytes() + mlp.c_proj.bytes()))
     }
 
-    /// Returns the bytes of the output projection.
-    #[must_use]
-    pub fn projection_bytes(&self) -> usize {
-        self.vocabulary.projection.bytes()
-    }
-
     fn block(&self, block: usize) -> Result<&Block> {
         match self.h.get(block) {
             Some(found) => Ok(found),
             None => bail!("there is no block {block} among {}", self.h.len()),
         }
     }
-}
-
-/// Returns the Euclidean norm of a vector.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the precision of the weights"
-)]
-fn norm(vector: impl Iterator<Item = f32>) -> f32 {
-    vector.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32
 }
