@@ -111,6 +111,9 @@ for (const scheme of ["light", "dark"]) {
       await page.click(`${completions} .execute`);
       await page.waitForSelector(`${completions} .live-responses-table`);
       assert.deepEqual(await violations(page), []);
+      // The command is wrapped, not cut off at the page's edge.
+      const hidden = await page.$eval(".curl", (command) => command.scrollWidth - command.clientWidth);
+      assert.equal(hidden, 0);
       assert.deepEqual(faults, []);
       await page.close();
     });
