@@ -141,8 +141,8 @@ fn measure(
     };
     let engine = skald::engine::start(model, config).expect("the engine");
     let runtime = runtime();
-    let vocab_size = files.config.vocab_size;
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let vocab_size = files.config.vocab_size();
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
     let mut request =
         |prompt: usize, new: usize| prompts.request(prompt, new, SamplingStyle::Greedy);

@@ -63,8 +63,8 @@ fn main() {
         ..EngineConfig::default()
     };
     let engine = skald::engine::start(model, config).expect("it starts");
-    let vocab_size = files.config.vocab_size;
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let vocab_size = files.config.vocab_size();
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
     let runtime = runtime();
     println!(

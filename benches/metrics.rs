@@ -155,8 +155,8 @@ fn model_steps(files: &ModelFiles, arguments: &Arguments) -> Vec<f64> {
         ..EngineConfig::default()
     };
     let engine = skald::engine::start(model, config).expect("the engine");
-    let vocab_size = files.config.vocab_size;
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let vocab_size = files.config.vocab_size();
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
     let runtime = runtime();
     let mut step = |batch: usize| {

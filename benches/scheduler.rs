@@ -137,8 +137,8 @@ fn model_step(files: &ModelFiles, arguments: &Arguments) -> f64 {
     const PROMPT: usize = 512;
     const NEW: usize = 32;
     let engine = engine(files, arguments);
-    let vocab_size = files.config.vocab_size;
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let vocab_size = files.config.vocab_size();
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
     let runtime = runtime();
     let mut step = || {

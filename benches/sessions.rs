@@ -112,10 +112,10 @@ impl Bench {
             speculative_rows: 0,
             ..EngineConfig::default()
         };
-        let vocab_size = files.config.vocab_size;
+        let vocab_size = files.config.vocab_size();
         Self {
             engine: skald::engine::start(model, config).expect("the engine"),
-            limits: Limits::for_model(files.config.n_positions, vocab_size, Vec::new()),
+            limits: Limits::for_model(files.config.context_length(), vocab_size, Vec::new()),
             prompts: Prompts::new(vocab_size),
             block_bytes,
         }

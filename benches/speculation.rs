@@ -48,8 +48,8 @@ fn main() {
     let files = source.fetch(false).expect("the model's files");
     let plain = engine(&files, &arguments, 0);
     let speculative = engine(&files, &arguments, EngineConfig::default().speculative_rows);
-    let vocab_size = files.config.vocab_size;
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let vocab_size = files.config.vocab_size();
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let mut prompts = Prompts::new(vocab_size);
     let runtime = runtime();
     println!(

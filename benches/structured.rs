@@ -51,9 +51,9 @@ fn main() {
     let source: ModelSource = arguments.model.parse().expect("a model");
     let files = source.fetch(false).expect("the model's files");
     let engine = engine(&files, &arguments);
-    let vocab_size = files.config.vocab_size;
+    let vocab_size = files.config.vocab_size();
     let end_of_text = files.end_of_text();
-    let limits = Limits::for_model(files.config.n_positions, vocab_size, Vec::new());
+    let limits = Limits::for_model(files.config.context_length(), vocab_size, Vec::new());
     let name = files.name.clone();
     let grammars = Grammars::new(Arc::new(files.tokenizer), vocab_size, &end_of_text);
     let begun = Instant::now();

@@ -22,17 +22,17 @@ pub(super) struct NotFinite {
 pub(super) fn first_not_finite(tensor: &TensorView<'_>) -> Option<NotFinite> {
     let (at, value) = match tensor.dtype {
         DType::F16 => first(
-            tensor.bytes,
+            &tensor.bytes,
             |bytes| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00,
             |bytes| f16::from_le_bytes(bytes).to_f32(),
         ),
         DType::BF16 => first(
-            tensor.bytes,
+            &tensor.bytes,
             |bytes| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80,
             |bytes| bf16::from_le_bytes(bytes).to_f32(),
         ),
         _ => first(
-            tensor.bytes,
+            &tensor.bytes,
             |bytes| !f32::from_le_bytes(bytes).is_finite(),
             f32::from_le_bytes,
         ),
@@ -101,7 +101,7 @@ mod tests {
                 };
                 let find = |bytes: &[u8]| {
                     first_not_finite(&TensorView {
-                        bytes,
+                        bytes: bytes.into(),
                         dtype,
                         shape: shape.clone(),
                     })

@@ -2,35 +2,9 @@
 
 use serde::Deserialize;
 
-use super::json::{JsonError, TokenIds, from_json};
-
-/// Maximum of every size, of the number of layers and of the vocabulary.
-const MAX_SIZE: usize = 1 << 24;
-
-/// Error of a `config.json`.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Not JSON, or a field is missing or of the wrong type.
-    #[error("{file}: {source}")]
-    Json {
-        /// The file.
-        file: String,
-        /// serde's error, with the path to the field.
-        source: JsonError,
-    },
-    /// A field has a value that is not supported.
-    #[error("{file}: `{field}` is {found}; {expected}")]
-    Field {
-        /// The file.
-        file: String,
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        found: String,
-        /// What is supported.
-        expected: String,
-    },
-}
+use super::config_error::{Checker, ConfigError};
+use super::decoder_fields::TensorShape;
+use super::json::{TokenIds, from_json};
 
 /// The shape of a GPT-2 model. Field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +44,6 @@ fn default_true() -> bool {
 /// The fields of the file, unchecked.
 #[derive(Deserialize)]
 struct Raw {
-    model_type: Option<String>,
     vocab_size: usize,
     n_positions: usize,
     n_embd: usize,
@@ -120,44 +93,47 @@ impl Gpt2Config {
         self.n_embd / self.n_head
     }
 
-    /// Returns the number of weights, tied ones counted once; saturates at `usize::MAX`.
-    #[must_use]
-    pub fn parameters(&self) -> usize {
-        let [n, inner, vocab_size, n_positions, n_layer] = [
-            self.n_embd,
-            self.n_inner,
-            self.vocab_size,
-            self.n_positions,
-            self.n_layer,
-        ]
-        .map(|size| size as u128);
-        let attention = n * 3 * n + 3 * n + n * n + n;
-        let mlp = n * inner + inner + inner * n + n;
-        let block = 4 * n + attention + mlp;
-        let head = if self.tie_word_embeddings {
-            0
-        } else {
-            vocab_size * n
-        };
-        let all = (vocab_size + n_positions) * n + n_layer * block + 2 * n + head;
-        usize::try_from(all).unwrap_or(usize::MAX)
+    /// Returns the tensors outside the layers.
+    pub(super) fn outer_tensors(&self) -> Vec<TensorShape> {
+        let n = self.n_embd;
+        let mut tensors = vec![
+            ("wte.weight", vec![self.vocab_size, n]),
+            ("wpe.weight", vec![self.n_positions, n]),
+            ("ln_f.weight", vec![n]),
+            ("ln_f.bias", vec![n]),
+        ];
+        if !self.tie_word_embeddings {
+            tensors.push(("lm_head.weight", vec![self.vocab_size, n]));
+        }
+        let named = |(name, shape): (&str, _)| (name.to_owned(), shape);
+        tensors.into_iter().map(named).collect()
+    }
+
+    /// Returns the tensors of a layer.
+    pub(super) fn layer_tensors(&self, layer: usize) -> Vec<TensorShape> {
+        let (n, inner) = (self.n_embd, self.n_inner);
+        let tensors = [
+            ("ln_1.weight", vec![n]),
+            ("ln_1.bias", vec![n]),
+            ("attn.c_attn.weight", vec![n, 3 * n]),
+            ("attn.c_attn.bias", vec![3 * n]),
+            ("attn.c_proj.weight", vec![n, n]),
+            ("attn.c_proj.bias", vec![n]),
+            ("ln_2.weight", vec![n]),
+            ("ln_2.bias", vec![n]),
+            ("mlp.c_fc.weight", vec![n, inner]),
+            ("mlp.c_fc.bias", vec![inner]),
+            ("mlp.c_proj.weight", vec![inner, n]),
+            ("mlp.c_proj.bias", vec![n]),
+        ];
+        let named = |(name, shape)| (format!("h.{layer}.{name}"), shape);
+        tensors.into_iter().map(named).collect()
     }
 }
 
 impl Raw {
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        let refuse = |field, found: String, expected: &str| {
-            Err(ConfigError::Field {
-                file: file.to_owned(),
-                field,
-                found,
-                expected: expected.to_owned(),
-            })
-        };
-        if self.model_type.as_deref() != Some("gpt2") {
-            let found = self.model_type.clone().unwrap_or("missing".to_owned());
-            return refuse("model_type", found, "only \"gpt2\" can be served");
-        }
+        let check = Checker { file, path: "" };
         for (field, value) in [
             ("vocab_size", self.vocab_size),
             ("n_positions", self.n_positions),
@@ -166,37 +142,25 @@ impl Raw {
             ("n_head", self.n_head),
             ("n_inner", self.n_inner.unwrap_or(1)),
         ] {
-            if value == 0 || value > MAX_SIZE {
-                let expected = format!("expected 1 to {MAX_SIZE}");
-                return refuse(field, value.to_string(), &expected);
-            }
+            check.size(field, value)?;
         }
-        let epsilon = self.layer_norm_epsilon;
-        // The kernels use it as f32.
-        if !((epsilon as f32) > 0.0 && epsilon <= 1.0) {
-            let expected = "expected a number above 0, up to 1 (1e-5 in the published models)";
-            return refuse("layer_norm_epsilon", epsilon.to_string(), expected);
-        }
+        check.epsilon("layer_norm_epsilon", self.layer_norm_epsilon, "1e-5")?;
         if !self.n_embd.is_multiple_of(self.n_head) {
             let expected = format!("it must divide `n_embd` ({})", self.n_embd);
-            return refuse("n_head", self.n_head.to_string(), &expected);
+            return Err(check.refuse("n_head", &self.n_head, expected));
         }
-        let gelu = ["gelu_new", "gelu_pytorch_tanh"];
-        if !gelu.contains(&self.activation_function.as_str()) {
-            let found = self.activation_function.clone();
-            return refuse("activation_function", found, "only gelu_new can be served");
+        let activation = self.activation_function.as_str();
+        if !["gelu_new", "gelu_pytorch_tanh"].contains(&activation) {
+            let expected = "only gelu_new can be served";
+            return Err(check.refuse("activation_function", &activation, expected));
         }
         if !self.scale_attn_weights {
             let expected = "only scaled attention can be served";
-            return refuse("scale_attn_weights", "false".to_owned(), expected);
+            return Err(check.refuse("scale_attn_weights", &false, expected));
         }
         if self.scale_attn_by_inverse_layer_idx {
             let expected = "scaling by layer is not supported";
-            return refuse(
-                "scale_attn_by_inverse_layer_idx",
-                "true".to_owned(),
-                expected,
-            );
+            return Err(check.refuse("scale_attn_by_inverse_layer_idx", &true, expected));
         }
         Ok(())
     }
@@ -205,6 +169,8 @@ impl Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::ModelConfig;
+    use crate::checkpoint::config_error::MAX_SIZE;
 
     fn parse(changes: &[(&str, serde_json::Value)]) -> Result<Gpt2Config, String> {
         let mut json = serde_json::json!({
@@ -231,7 +197,7 @@ mod tests {
                 ("n_head", n_head.into()),
                 ("n_embd", n_embd.into()),
             ]);
-            assert_eq!(config.unwrap().parameters(), parameters);
+            assert_eq!(ModelConfig::Gpt2(config.unwrap()).parameters(), parameters);
         }
     }
 
@@ -242,7 +208,8 @@ mod tests {
         assert!(config.contains("`n_head`"), "{config}");
         let shape = largest.map(|field| (field, MAX_SIZE.into()));
         let shape = [&shape[..], &[("n_head", 1.into())]].concat();
-        assert_eq!(parse(&shape).unwrap().parameters(), usize::MAX);
+        let largest = ModelConfig::Gpt2(parse(&shape).unwrap());
+        assert_eq!(largest.parameters(), usize::MAX);
     }
 
     #[test]
@@ -267,7 +234,6 @@ mod tests {
     #[test]
     fn what_cannot_be_served_is_refused_by_name() {
         for (field, value, words) in [
-            ("model_type", "llama".into(), "`model_type` is llama"),
             ("n_head", 7.into(), "must divide `n_embd` (768)"),
             ("n_layer", 0.into(), "`n_layer` is 0"),
             ("activation_function", "relu".into(), "only gelu_new"),

@@ -8,25 +8,36 @@
 //! | [`source`] | `--model`: built-in, a directory or a hub id; the files of a model |
 //! | [`hub`] | fetches a model from the hub into the shared cache |
 //! | `layout` | files of the Hugging Face layout |
-//! | [`gpt2_config`] | `config.json`: the model's shape |
+//! | [`config`] | `config.json`: the model's shape, of any architecture |
+//! | [`gpt2_config`], [`gemma_config`], [`llama_config`] | the shape of one architecture |
+//! | [`decoder_fields`], [`rope`], `config_error` | what architectures have in common: sizes, rotary positions, errors |
 //! | [`generation_config`] | `generation_config.json`: sampling defaults |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
 //! | [`json`] | JSON files with errors that name the field |
 //! | [`weights`], `tensor`, `finite` | safetensors files, memory-mapped; their tensors; the check of their values |
 
+pub mod config;
+mod config_error;
+pub mod decoder_fields;
 mod finite;
+pub mod gemma_config;
 pub mod generation_config;
 pub mod gpt2_config;
 pub mod hub;
 pub mod json;
 mod layout;
+pub mod llama_config;
+pub mod rope;
 pub mod source;
 mod tensor;
 pub mod tokenizer_config;
 pub mod weights;
 
+pub use config::ModelConfig;
+pub use gemma_config::GemmaConfig;
 pub use generation_config::GenerationConfig;
 pub use gpt2_config::Gpt2Config;
+pub use llama_config::LlamaConfig;
 pub use source::{ModelFiles, ModelSource};
 pub use tokenizer_config::TokenizerConfig;
 pub use weights::Checkpoint;

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::config::{ConfigError, ModelConfig};
 use super::generation_config::GenerationConfig;
-use super::gpt2_config::{ConfigError, Gpt2Config};
 use super::hub::{self, HubError};
 use super::json::JsonError;
 use super::layout::{
@@ -203,7 +203,7 @@ pub struct ModelFiles {
     /// Name of the model: its hub id, its directory's name, or `fairy-tales`.
     pub name: String,
     /// Its shape.
-    pub config: Gpt2Config,
+    pub config: ModelConfig,
     /// Its sampling defaults; empty if the model has none.
     pub generation_config: GenerationConfig,
     /// Its tokenizer, with at most as many tokens as the model has embeddings.
@@ -235,7 +235,7 @@ impl ModelFiles {
         let layout = Layout::find(&place, present)?;
         let path = directory.join(CONFIG);
         let config_file = path.display().to_string();
-        let config = Gpt2Config::from_json(&config_file, &read(&path)?)?;
+        let config = ModelConfig::from_json(&config_file, &read(&path)?)?;
         let path = directory.join(GENERATION_CONFIG);
         let generation_config = read_json(&path, GenerationConfig::from_json)?;
         let path = directory.join(TOKENIZER_CONFIG);
@@ -281,7 +281,7 @@ impl ModelFiles {
             };
         }
         let config_file = "builtin config.json";
-        let config = Gpt2Config::from_json(config_file, asset!("config.json"))?;
+        let config = ModelConfig::from_json(config_file, asset!("config.json"))?;
         let file = "builtin tokenizer.json";
         let tokenizer = Tokenizer::from_json(asset!("tokenizer.json")).map_err(|source| {
             SourceError::Tokenizer {
@@ -320,8 +320,8 @@ impl ModelFiles {
         if let Some(ids) = self.generation_config.end_of_text() {
             return ids;
         }
-        if !self.config.end_of_text.is_empty() {
-            return self.config.end_of_text.clone();
+        if !self.config.end_of_text().is_empty() {
+            return self.config.end_of_text().to_vec();
         }
         self.tokenizer.end_of_text().into_iter().collect()
     }
@@ -408,17 +408,17 @@ fn check_vocabulary(
     file: &str,
     tokenizer: &Tokenizer,
     config_file: String,
-    config: &Gpt2Config,
+    config: &ModelConfig,
 ) -> Result<(), SourceError> {
     let tokens = tokenizer.vocab_size();
-    if tokens <= config.vocab_size {
+    if tokens <= config.vocab_size() {
         return Ok(());
     }
     Err(SourceError::Vocabulary {
         file: file.to_owned(),
         last: tokens - 1,
         config: config_file,
-        vocab_size: config.vocab_size,
+        vocab_size: config.vocab_size(),
     })
 }
 

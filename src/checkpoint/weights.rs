@@ -1,11 +1,13 @@
-//! The tensors of a checkpoint, by GPT-2's names, in memory-mapped safetensors files.
+//! The tensors of a checkpoint, by the names of the Hugging Face layout, in memory-mapped safetensors files.
 //!
 //! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the binary
-//! itself, for the built-in model). Names are accepted with and without the `transformer.` prefix;
-//! tensors that the model does not use (`attn.bias`, ...) are ignored.
+//! itself, for the built-in model). Names are without the prefix of the class that saved them
+//! (`transformer.`, `model.`, ...); tensors that the model does not use (`attn.bias`,
+//! `vision_tower...`) are ignored.
 
 mod error;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -16,14 +18,23 @@ use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 pub use self::error::WeightsError;
+use super::config::ModelConfig;
 use super::finite::{NotFinite, first_not_finite};
-use super::gpt2_config::Gpt2Config;
 pub use super::tensor::TensorView;
 use crate::kernels::widen::widen;
 use crate::regular_file;
 
 /// Maximum size of `model.safetensors.index.json`, in bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// What the names of a model's tensors may begin with, by the class that saved them. The longer ones are first.
+const PREFIXES: [&str; 5] = [
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "transformer.",
+    "model.",
+];
 
 /// The bytes of a file.
 #[derive(Clone)]
@@ -49,16 +60,19 @@ struct WeightFile {
 #[derive(Clone)]
 struct Entry {
     file: usize,
-    dtype: Dtype,
+    /// The type of its values, or the name of one that is not supported.
+    dtype: Result<DType, String>,
     shape: Vec<usize>,
     range: Range<usize>,
 }
 
-/// All tensors of a model's safetensors files.
+/// All tensors of a model's files.
 pub struct Checkpoint {
     files: Vec<WeightFile>,
-    /// Tensors by name without the `transformer.` prefix.
+    /// Tensors by name without prefix.
     tensors: HashMap<String, Entry>,
+    norms_include_one: bool,
+    matrices_out_in: bool,
 }
 
 impl Checkpoint {
@@ -115,10 +129,10 @@ impl Checkpoint {
             SafeTensors::deserialize(bytes).map_err(format)?;
             let data = header + size_of::<u64>();
             for (tensor, info) in metadata.tensors() {
-                let name = tensor.strip_prefix("transformer.").unwrap_or(&tensor);
+                let name = without_prefix(&tensor);
                 let entry = Entry {
                     file,
-                    dtype: info.dtype,
+                    dtype: supported(info.dtype),
                     shape: info.shape.clone(),
                     range: data + info.data_offsets.0..data + info.data_offsets.1,
                 };
@@ -130,14 +144,33 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { files, tensors })
+        Ok(Self {
+            files,
+            tensors,
+            norms_include_one: false,
+            matrices_out_in: false,
+        })
+    }
+
+    /// Returns whether the weights of Gemma's norms include the 1 that the model adds to them elsewhere.
+    #[must_use]
+    pub fn norms_include_one(&self) -> bool {
+        self.norms_include_one
+    }
+
+    /// Returns whether GPT-2's matrices are `[out, in]`, as those of all other architectures, and not
+    /// `[in, out]` as `Conv1D` has them.
+    #[must_use]
+    pub fn matrices_out_in(&self) -> bool {
+        self.matrices_out_in
     }
 
     /// Returns the stored type of the token embeddings, which most of the model shares.
     #[must_use]
     pub fn dtype(&self) -> Option<DType> {
-        let entry = self.tensors.get("wte.weight")?;
-        supported(entry.dtype)
+        let embeddings = ["wte.weight", "embed_tokens.weight"];
+        let entry = embeddings.iter().find_map(|name| self.tensors.get(*name))?;
+        entry.dtype.clone().ok()
     }
 
     /// Returns a tensor by its name without prefix.
@@ -148,7 +181,7 @@ impl Checkpoint {
         let (entry, dtype) = self.find(name, shape)?;
         let bytes = self.files[entry.file].bytes.as_ref();
         Ok(TensorView {
-            bytes: &bytes[entry.range.clone()],
+            bytes: Cow::Borrowed(&bytes[entry.range.clone()]),
             dtype,
             shape: entry.shape.clone(),
         })
@@ -194,34 +227,28 @@ impl Checkpoint {
                 expected: shape.to_vec(),
             });
         }
-        match supported(entry.dtype) {
-            Some(dtype) => Ok((entry, dtype)),
-            None => Err(WeightsError::Type {
+        match &entry.dtype {
+            Ok(dtype) => Ok((entry, *dtype)),
+            Err(found) => Err(WeightsError::Type {
                 file: file(),
                 tensor: name.to_owned(),
-                found: format!("{:?}", entry.dtype),
+                found: found.clone(),
             }),
         }
     }
 
-    /// Returns the output projection `[vocab_size, n_embd]`: a separate one if the checkpoint has it,
-    /// else the token embeddings.
+    /// Returns the output projection `[vocab_size, hidden_width]`: a separate one if the model has it, else the
+    /// token embeddings.
     ///
     /// # Errors
     /// As [`finite_tensor`](Self::finite_tensor).
-    pub fn lm_head(&self, config: &Gpt2Config) -> Result<TensorView<'_>, WeightsError> {
-        self.finite_tensor(
-            self.lm_head_name(config),
-            &[config.vocab_size, config.n_embd],
-        )
-    }
-
-    fn lm_head_name(&self, config: &Gpt2Config) -> &'static str {
-        if self.has_separate_lm_head(config) {
+    pub fn lm_head(&self, config: &ModelConfig) -> Result<TensorView<'_>, WeightsError> {
+        let name = if self.has_separate_lm_head(config) {
             "lm_head.weight"
         } else {
-            "wte.weight"
-        }
+            config.embedding_name()
+        };
+        self.finite_tensor(name, &config.embedding_shape())
     }
 
     /// Drops the mapped pages that were read so far; later reads load them from the file again.
@@ -245,71 +272,66 @@ impl Checkpoint {
     /// As [`finite_tensor`](Self::finite_tensor).
     pub fn separate_embedding(
         &self,
-        config: &Gpt2Config,
+        config: &ModelConfig,
     ) -> Result<Option<Embedding>, WeightsError> {
         if !self.has_separate_lm_head(config) {
             return Ok(None);
         }
-        let shape = [config.vocab_size, config.n_embd];
-        self.finite_tensor("wte.weight", &shape)?;
-        let (entry, dtype) = self.find("wte.weight", &shape)?;
+        let (name, shape) = (config.embedding_name(), config.embedding_shape());
+        self.finite_tensor(name, &shape)?;
+        let (entry, dtype) = self.find(name, &shape)?;
+        let [vocab_size, width] = shape;
         Ok(Some(Embedding {
             bytes: self.files[entry.file].bytes.clone(),
             range: entry.range.clone(),
             dtype,
-            n_embd: config.n_embd,
-            vocab_size: config.vocab_size,
+            width,
+            vocab_size,
         }))
     }
 
-    fn has_separate_lm_head(&self, config: &Gpt2Config) -> bool {
-        self.tensors.contains_key("lm_head.weight") || !config.tie_word_embeddings
+    /// GPT-2 with a `lm_head.weight` is not tied whatever its configuration says.
+    fn has_separate_lm_head(&self, config: &ModelConfig) -> bool {
+        let has_own = || {
+            matches!(config, ModelConfig::Gpt2(_)) && self.tensors.contains_key("lm_head.weight")
+        };
+        !config.tie_word_embeddings() || has_own()
     }
 
     /// Checks that every tensor of the model exists with its shape, and that no tensor belongs to a
-    /// layer beyond `n_layer`.
+    /// layer beyond the configuration's.
     ///
     /// # Errors
     /// The first [`WeightsError`] of [`tensor`](Self::tensor), or [`WeightsError::FurtherLayer`].
-    pub fn validate(&self, config: &Gpt2Config) -> Result<(), WeightsError> {
-        let (n, inner) = (config.n_embd, config.n_inner);
-        self.tensor("wte.weight", &[config.vocab_size, n])?;
-        self.tensor("wpe.weight", &[config.n_positions, n])?;
-        for i in 0..config.n_layer {
-            for (name, shape) in [
-                ("ln_1.weight", vec![n]),
-                ("ln_1.bias", vec![n]),
-                ("attn.c_attn.weight", vec![n, 3 * n]),
-                ("attn.c_attn.bias", vec![3 * n]),
-                ("attn.c_proj.weight", vec![n, n]),
-                ("attn.c_proj.bias", vec![n]),
-                ("ln_2.weight", vec![n]),
-                ("ln_2.bias", vec![n]),
-                ("mlp.c_fc.weight", vec![n, inner]),
-                ("mlp.c_fc.bias", vec![inner]),
-                ("mlp.c_proj.weight", vec![inner, n]),
-                ("mlp.c_proj.bias", vec![n]),
-            ] {
-                self.tensor(&format!("h.{i}.{name}"), &shape)?;
+    pub fn validate(&self, config: &ModelConfig) -> Result<(), WeightsError> {
+        let layers = (0..config.layers()).flat_map(|layer| config.layer_tensors(layer));
+        for (name, mut shape) in config.outer_tensors().into_iter().chain(layers) {
+            if self.matrices_out_in && config.is_conv1d(&name) {
+                shape.reverse();
             }
+            self.tensor(&name, &shape)?;
         }
-        self.tensor("ln_f.weight", &[n])?;
-        self.tensor("ln_f.bias", &[n])?;
-        self.tensor(self.lm_head_name(config), &[config.vocab_size, n])?;
-        self.check_layers(config.n_layer)
+        if self.has_separate_lm_head(config) {
+            self.tensor("lm_head.weight", &config.embedding_shape())?;
+        }
+        self.check_layers(config)
     }
 
-    /// Checks that no tensor belongs to a layer beyond `n_layer`: such a model would run without
+    /// Checks that no tensor belongs to a layer beyond the configuration's: such a model would run without
     /// its last layers.
-    fn check_layers(&self, n_layer: usize) -> Result<(), WeightsError> {
+    fn check_layers(&self, config: &ModelConfig) -> Result<(), WeightsError> {
+        let (prefix, field) = match config {
+            ModelConfig::Gpt2(_) => ("h.", "n_layer"),
+            ModelConfig::Gemma(_) | ModelConfig::Llama(_) => ("layers.", "num_hidden_layers"),
+        };
         let layer = |name: &str| {
-            let (layer, _) = name.strip_prefix("h.")?.split_once('.')?;
+            let (layer, _) = name.strip_prefix(prefix)?.split_once('.')?;
             layer.parse::<usize>().ok()
         };
         let layers = self.tensors.iter();
         let further = layers
             .filter_map(|(name, entry)| Some((layer(name)?, name, entry)))
-            .filter(|(layer, ..)| *layer >= n_layer)
+            .filter(|(layer, ..)| *layer >= config.layers())
             .min_by_key(|(layer, name, _)| (*layer, *name));
         match further {
             None => Ok(()),
@@ -317,18 +339,26 @@ impl Checkpoint {
                 file: self.files[entry.file].name.clone(),
                 tensor: name.clone(),
                 layer,
-                n_layer,
+                field,
+                layers: config.layers(),
             }),
         }
     }
 }
 
-fn supported(dtype: Dtype) -> Option<DType> {
+/// Returns a tensor's name without the prefix of the class that saved it.
+fn without_prefix(name: &str) -> &str {
+    let mut prefixes = PREFIXES.iter();
+    let rest = prefixes.find_map(|prefix| name.strip_prefix(prefix));
+    rest.unwrap_or(name)
+}
+
+fn supported(dtype: Dtype) -> Result<DType, String> {
     match dtype {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::BF16),
+        other => Err(format!("{other:?}")),
     }
 }
 
@@ -381,25 +411,25 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
     Ok(names.into_iter().collect())
 }
 
-/// `wte` of a model whose output projection is separate. Rows are read from the mapped file, so
+/// The token embeddings of a model whose output projection is separate. Rows are read from the mapped file, so
 /// only the pages of tokens in use become resident.
 pub struct Embedding {
     bytes: FileBytes,
     range: Range<usize>,
     dtype: DType,
-    n_embd: usize,
+    width: usize,
     vocab_size: usize,
 }
 
 impl Embedding {
-    /// Adds the embeddings of `ids` to `x`, `[ids, n_embd]`.
+    /// Adds the embeddings of `ids` to `x`, `[ids, width]`.
     ///
     /// # Errors
     /// [`WeightsError::TokenId`] if an id is outside the vocabulary.
     pub fn add_rows(&self, ids: &[u32], x: &mut [f32]) -> Result<(), WeightsError> {
-        let row = self.n_embd * self.dtype.size_in_bytes();
-        let mut embedding = vec![0.0; self.n_embd];
-        for (&id, x) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)) {
+        let row = self.width * self.dtype.size_in_bytes();
+        let mut embedding = vec![0.0; self.width];
+        for (&id, x) in ids.iter().zip(x.chunks_exact_mut(self.width)) {
             let start = self.range.start + id as usize * row;
             let bytes = self.bytes.as_ref().get(start..start + row);
             let Some(bytes) = bytes.filter(|_| (id as usize) < self.vocab_size) else {

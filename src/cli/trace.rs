@@ -161,7 +161,7 @@ fn facts(db: &Connection, loaded: &Unserved) -> Result<()> {
             spec.inner_width,
             spec.vocab_size,
             spec.context_length,
-            loaded.files.config.layer_norm_epsilon,
+            loaded.files.config.norm_epsilon(),
             info.dtype,
             kv_dtype,
             info.fingerprint,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::input::{Choices, Scratch};
 use crate::backend::cpu::CpuBackend;
-use crate::checkpoint::{Checkpoint, Gpt2Config, ModelFiles, ModelSource};
+use crate::checkpoint::{Checkpoint, Gpt2Config, ModelConfig, ModelFiles, ModelSource};
 use crate::kernels::linear::WeightDtype;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::byte_alphabet;
@@ -63,16 +63,20 @@ fn builtin() -> ModelFiles {
 /// Returns a model with the tokenizer of the built-in one and a shape that takes almost no time.
 pub(super) fn model() -> ModelFiles {
     let mut files = builtin();
-    files.config = Gpt2Config {
+    let ModelConfig::Gpt2(builtin) = files.config else {
+        unreachable!("the built-in model is a GPT-2")
+    };
+    let config = Gpt2Config {
         n_positions: 64,
         n_embd: 16,
         n_layer: 1,
         n_head: 2,
         n_inner: 32,
-        ..files.config
+        ..builtin
     };
     let scratch = Scratch::new();
-    let weights = checkpoint(&files.config);
+    let weights = checkpoint(&config);
+    files.config = ModelConfig::Gpt2(config);
     fs::write(scratch.path().join("model.safetensors"), weights).expect("it is written");
     // The mapping stays valid after the file is deleted.
     files.checkpoint = Checkpoint::open(scratch.path()).expect("a checkpoint");

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::input::Scratch;
 use super::tiny;
-use crate::checkpoint::{Checkpoint, Gpt2Config, ModelFiles};
+use crate::checkpoint::{Checkpoint, Gpt2Config, ModelConfig, ModelFiles};
 use crate::kernels::kv::KvDtype;
 use crate::model::{Model, trial};
 
@@ -29,11 +29,12 @@ fn load(scratch: &Scratch) -> Result<(), String> {
     let checkpoint = Checkpoint::open(scratch.path()).map_err(|e| e.to_string())?;
     checkpoint.hash_into(&mut blake3::Hasher::new());
     let config = tiny::smallest();
-    checkpoint.validate(&config).map_err(|e| e.to_string())?;
+    let of_model = ModelConfig::Gpt2(config.clone());
+    checkpoint.validate(&of_model).map_err(|e| e.to_string())?;
     check_sizes(&checkpoint, &config);
     let files = ModelFiles {
         name: "fuzzed".to_owned(),
-        config,
+        config: of_model,
         generation_config: crate::checkpoint::GenerationConfig::default(),
         tokenizer: tiny::byte_tokenizer(),
         tokenizer_config: crate::checkpoint::TokenizerConfig::default(),

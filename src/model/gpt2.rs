@@ -173,10 +173,13 @@ impl Gpt2 {
     ///
     /// # Errors
     /// [`LoadError`], with file and tensor, if the checkpoint does not match the configuration.
-    pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
-        let config = files.config.clone();
+    pub fn load(
+        files: &ModelFiles,
+        config: &Gpt2Config,
+        backend: &dyn Backend,
+    ) -> std::result::Result<Self, LoadError> {
         let checkpoint = &files.checkpoint;
-        checkpoint.validate(&config)?;
+        checkpoint.validate(&files.config)?;
         let loader = Loader {
             checkpoint,
             backend,
@@ -184,13 +187,13 @@ impl Gpt2 {
         let (n_embd, vocab_size) = (config.n_embd, config.vocab_size);
         let mut h = Vec::with_capacity(config.n_layer);
         for i in 0..config.n_layer {
-            h.push(Block::load(&loader, &config, i)?);
+            h.push(Block::load(&loader, config, i)?);
             // Prepared weights are not read again, so file and weights need not be in memory at the
             // same time.
             checkpoint.release_pages();
         }
         let wpe = loader.values("wpe.weight", &[config.n_positions, n_embd])?;
-        let lm_head = loader.projection(&checkpoint.lm_head(&config)?, n_embd, vocab_size)?;
+        let lm_head = loader.projection(&checkpoint.lm_head(&files.config)?, n_embd, vocab_size)?;
         checkpoint.release_pages();
         let linears = h.iter().flat_map(Block::linears).chain([&*lm_head]);
         chain(linears);
@@ -198,7 +201,7 @@ impl Gpt2 {
             pool: Arc::clone(backend.pool()),
             device: backend.device().clone(),
             vocabulary: Vocabulary {
-                embedding: checkpoint.separate_embedding(&config)?,
+                embedding: checkpoint.separate_embedding(&files.config)?,
                 projection: lm_head,
                 vocab_size,
             },
@@ -206,8 +209,8 @@ impl Gpt2 {
             embedding_norms: OnceLock::new(),
             h,
             ln_f: loader.layer_norm("ln_f", n_embd, config.layer_norm_epsilon)?,
-            spec: spec(&config, files.end_of_text()),
-            config,
+            spec: spec(files, config),
+            config: config.clone(),
         })
     }
 
@@ -284,7 +287,7 @@ impl Block {
 }
 
 /// Returns the spec of a GPT-2 with this configuration.
-fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
+fn spec(files: &ModelFiles, config: &Gpt2Config) -> ModelSpec {
     ModelSpec {
         architecture: "gpt2",
         vocab_size: config.vocab_size,
@@ -295,7 +298,7 @@ fn spec(config: &Gpt2Config, end_of_text: Vec<u32>) -> ModelSpec {
         head_width: config.head_dim(),
         hidden_width: config.n_embd,
         inner_width: config.n_inner,
-        parameters: config.parameters() as u64,
-        end_of_text,
+        parameters: files.config.parameters() as u64,
+        end_of_text: files.end_of_text(),
     }
 }

@@ -17,6 +17,9 @@ pub enum LoadError {
     /// A tensor is missing or does not match the configuration.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The architecture is not implemented.
+    #[error("models of the architecture {0} can't be served yet")]
+    Architecture(&'static str),
     /// The backend could not prepare the weights.
     #[error("the model's weights could not be prepared: {0}")]
     Backend(#[from] candle_core::Error),
@@ -76,13 +79,13 @@ impl Loader<'_> {
 }
 
 fn raw<'a>(
-    tensor: &TensorView<'a>,
+    tensor: &'a TensorView<'_>,
     order: MatrixOrder,
     in_features: usize,
     out_features: usize,
 ) -> RawWeight<'a> {
     RawWeight {
-        bytes: tensor.bytes,
+        bytes: &tensor.bytes,
         dtype: tensor.dtype,
         order,
         in_features,

@@ -26,7 +26,7 @@ pub use self::layers::LoadError;
 pub use self::spec::ModelSpec;
 use self::stage::Observe;
 use crate::backend::Backend;
-use crate::checkpoint::ModelFiles;
+use crate::checkpoint::{ModelConfig, ModelFiles};
 use crate::kernels::Pool;
 use crate::kernels::kv::{KvCache, KvDtype};
 
@@ -43,7 +43,10 @@ impl Model {
     /// # Errors
     /// [`LoadError`], with file and tensor, if the checkpoint does not match its configuration.
     pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
-        Ok(Self::Gpt2(Gpt2::load(files, backend)?))
+        match &files.config {
+            ModelConfig::Gpt2(config) => Ok(Self::Gpt2(Gpt2::load(files, config, backend)?)),
+            other => Err(LoadError::Architecture(other.architecture())),
+        }
     }
 
     /// Returns the model's sizes and tokens.

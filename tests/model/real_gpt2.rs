@@ -18,13 +18,13 @@ use skald::kernels::kv::SequenceSpan;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::rows;
 use skald::model::batch::Batch;
-use skald::model::gpt2::Gpt2;
+use skald::model::Model;
 
 const EXPECTED: &str = include_str!("../fixtures/gpt2-124m-expected.json");
 
 struct Real {
     files: ModelFiles,
-    model: Gpt2,
+    model: Model,
 }
 
 impl Real {
@@ -34,7 +34,7 @@ impl Real {
         let files = source.fetch(false).expect("its files");
         let threads = NonZeroUsize::new(2).expect("not zero");
         let backend = CpuBackend::new(threads, WeightDtype::F32);
-        let model = Gpt2::load(&files, &backend).expect("it loads");
+        let model = Model::load(&files, &backend).expect("it loads");
         Self { files, model }
     }
 

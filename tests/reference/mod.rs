@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "not every test program uses all of it")]
 
-use skald::checkpoint::{Checkpoint, Gpt2Config, ModelFiles};
+use skald::checkpoint::{Checkpoint, Gpt2Config, ModelConfig, ModelFiles};
 
 type Row = Vec<f64>;
 type Matrix = Vec<Row>;
@@ -177,11 +177,14 @@ fn add_rows(a: &Matrix, b: &Matrix) -> Matrix {
 /// Reading the checkpoint.
 impl Gpt2 {
     pub fn load(files: &ModelFiles) -> Self {
-        let (checkpoint, config) = (&files.checkpoint, &files.config);
+        let checkpoint = &files.checkpoint;
+        let ModelConfig::Gpt2(config) = &files.config else {
+            panic!("not a GPT-2")
+        };
         let read = Reader { checkpoint, config };
         let n = config.n_embd;
         let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Row>();
-        let lm_head = wide(checkpoint.lm_head(config).expect("lm_head").to_f32());
+        let lm_head = wide(checkpoint.lm_head(&files.config).expect("lm_head").to_f32());
         Self {
             n_head: config.n_head,
             wte: read.matrix("wte.weight", config.vocab_size, n),

@@ -63,8 +63,8 @@ pub enum WeightsError {
     },
     /// The checkpoint has more layers than the configuration.
     #[error(
-        "{file}: the tensor `{tensor}` belongs to layer {layer}, but `n_layer` in config.json is {n_layer} \
-         (layers 0 to {}): the files belong to different models", n_layer - 1
+        "{file}: the tensor `{tensor}` belongs to layer {layer}, but `{field}` in config.json is {layers} \
+         (layers 0 to {}): the files belong to different models", layers - 1
     )]
     FurtherLayer {
         /// The file it is in.
@@ -73,8 +73,10 @@ pub enum WeightsError {
         tensor: String,
         /// Its layer, from 0.
         layer: usize,
+        /// The configuration's field of the number of layers.
+        field: &'static str,
         /// Number of layers in the configuration.
-        n_layer: usize,
+        layers: usize,
     },
     /// A tensor occurs twice.
     #[error("{file}: duplicate tensor `{tensor}` (with and without a prefix, or in two shards)")]

@@ -1,15 +1,17 @@
 //! The weights of a checkpoint as tables, as they are stored there (widened to f32).
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rusqlite::{Connection, params};
 
 use super::schema;
-use crate::checkpoint::{Gpt2Config, ModelFiles};
+use crate::checkpoint::{Gpt2Config, ModelConfig, ModelFiles};
 
 /// Writes the weights of a model, one tensor at a time.
 pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
+    let ModelConfig::Gpt2(config) = &files.config else {
+        bail!("--weights writes the weights of GPT-2 only");
+    };
     db.execute_batch(schema::WEIGHTS)?;
-    let config = &files.config;
     let Gpt2Config {
         n_embd,
         n_layer,
@@ -17,8 +19,11 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
         n_positions,
         ..
     } = *config;
-    let lm_head = files.checkpoint.lm_head(config)?.to_f32();
-    let is_tied = files.checkpoint.separate_embedding(config)?.is_none();
+    let lm_head = files.checkpoint.lm_head(&files.config)?.to_f32();
+    let is_tied = files
+        .checkpoint
+        .separate_embedding(&files.config)?
+        .is_none();
     let wte = if is_tied {
         lm_head
     } else {
@@ -44,7 +49,13 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
     )?;
     for layer in 0..n_layer {
         for norm in ["ln_1", "ln_2"] {
-            layer_norm(db, files, layer, norm, &format!("h.{layer}.{norm}"))?;
+            layer_norm(
+                db,
+                files,
+                n_embd,
+                (layer, norm),
+                &format!("h.{layer}.{norm}"),
+            )?;
         }
         let shapes = [
             ("attn.c_attn", n_embd, 3 * n_embd),
@@ -66,7 +77,7 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
         }
         files.checkpoint.release_pages();
     }
-    layer_norm(db, files, n_layer, "ln_f", "ln_f")
+    layer_norm(db, files, n_embd, (n_layer, "ln_f"), "ln_f")
 }
 
 /// Writes a tensor `[rows, width]`, row by row.
@@ -89,13 +100,13 @@ fn name_matrix(db: &Connection, matrix: usize, layer: usize, name: &str) -> Resu
 fn layer_norm(
     db: &Connection,
     files: &ModelFiles,
-    layer: usize,
-    norm: &str,
+    width: usize,
+    (layer, norm): (usize, &str),
     name: &str,
 ) -> Result<()> {
     let read = |part: &str| {
         let name = format!("{name}.{part}");
-        let tensor = files.checkpoint.tensor(&name, &[files.config.n_embd]);
+        let tensor = files.checkpoint.tensor(&name, &[width]);
         tensor.map(|tensor| tensor.to_f32())
     };
     let mut row = db.prepare("INSERT INTO layer_norms VALUES (?, ?, ?, ?, ?)")?;
