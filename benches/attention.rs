@@ -62,7 +62,7 @@ impl Shape {
                     .collect(),
             })
             .collect();
-        AttentionPlan::new(spans, self.sequences * self.rows, HEADS).unwrap()
+        AttentionPlan::new(spans, self.sequences * self.rows).unwrap()
     }
 }
 

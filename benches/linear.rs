@@ -62,7 +62,7 @@ fn linear(c: &mut Criterion) {
                         in_features: n_in,
                         out_features: n_out,
                     };
-                    PackedLinear::pack(&pool, Isa::detect(), &memory, dtype, weight, None)
+                    PackedLinear::pack(&pool, Isa::detect(), &memory, dtype, &[weight], None)
                         .expect("packed")
                 })
                 .collect();

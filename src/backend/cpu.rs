@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Attention, Backend, LayerNorm, Linear};
+use super::{Attention, Backend, Linear, Norm, Rotary};
 use crate::kernels::attention::{AttentionPlan, AttentionShape, KernelAttention};
 use crate::kernels::kv::LayerKv;
 use crate::kernels::linear::{Epilogue, PackedLinear, RawWeight, WeightDtype};
-use crate::kernels::norm::KernelLayerNorm;
+use crate::kernels::norm::KernelNorm;
 use crate::kernels::prefetch::MemoryRange;
+use crate::kernels::rotary::{KernelRotary, RotarySettings, RotaryTables};
 use crate::kernels::weight_memory::WeightMemory;
 use crate::kernels::{Isa, Pool, activation_memory};
 
@@ -19,6 +20,7 @@ pub struct CpuBackend {
     pool: Arc<Pool>,
     isa: Isa,
     memory: WeightMemory,
+    tables: RotaryTables,
     dtype: WeightDtype,
 }
 
@@ -38,6 +40,7 @@ impl CpuBackend {
             pool,
             isa,
             memory: WeightMemory::default(),
+            tables: RotaryTables::default(),
             dtype,
         }
     }
@@ -60,15 +63,31 @@ impl Backend for CpuBackend {
         &self.pool
     }
 
-    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
-        let layer =
-            PackedLinear::pack(&self.pool, self.isa, &self.memory, self.dtype, weight, bias)?;
+    fn linear(&self, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
+        let layer = PackedLinear::pack(
+            &self.pool,
+            self.isa,
+            &self.memory,
+            self.dtype,
+            weights,
+            bias,
+        )?;
         Ok(Box::new(layer))
     }
 
-    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>> {
-        let norm = KernelLayerNorm::new(&self.pool, self.isa, weight, bias, eps)?;
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn Norm>> {
+        let norm = KernelNorm::layer(&self.pool, self.isa, weight, bias, eps)?;
         Ok(Box::new(norm))
+    }
+
+    fn rms_norm(&self, weight: &[f32], eps: f64) -> Result<Box<dyn Norm>> {
+        let norm = KernelNorm::rms(&self.pool, self.isa, weight, eps)?;
+        Ok(Box::new(norm))
+    }
+
+    fn rotary(&self, settings: RotarySettings<'_>) -> Result<Box<dyn Rotary>> {
+        let rotary = KernelRotary::new(&self.pool, self.isa, &self.tables, settings)?;
+        Ok(Box::new(rotary))
     }
 
     fn attention(&self, shape: AttentionShape) -> Result<Box<dyn Attention>> {
@@ -99,9 +118,19 @@ impl Linear for PackedLinear {
     }
 }
 
-impl LayerNorm for KernelLayerNorm {
+impl Norm for KernelNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward(x)
+    }
+
+    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.forward_add(x, residual)
+    }
+}
+
+impl Rotary for KernelRotary {
+    fn forward(&self, qkv: Tensor, positions: &[u32]) -> Result<Tensor> {
+        self.forward(&qkv, positions)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::kernels::attention::{AttentionPlan, AttentionShape};
 use crate::kernels::kv::LayerKv;
 use crate::kernels::linear::{Epilogue, RawWeight, WeightDtype};
 use crate::kernels::prefetch::MemoryRange;
+use crate::kernels::rotary::RotarySettings;
 
 /// Makes the layers of a model.
 pub trait Backend: Send + Sync {
@@ -32,18 +33,31 @@ pub trait Backend: Send + Sync {
     /// Returns the compute threads, which sampling uses too.
     fn pool(&self) -> &Arc<Pool>;
 
-    /// Makes a linear layer.
+    /// Makes a linear layer of matrices that read the same features and whose outputs follow one
+    /// another: queries, keys and values, for example. Their stored types may differ.
     ///
     /// # Errors
-    /// If lengths do not match the shape, the weights' type is not supported, or memory can't be
+    /// If lengths do not match the shapes, a matrix's type is not supported, or memory can't be
     /// allocated.
-    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>>;
+    fn linear(&self, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Box<dyn Linear>>;
 
     /// Makes a layer norm over rows of `weight.len()` elements.
     ///
     /// # Errors
     /// If `weight` is empty or `bias` has a different length, or `eps` is negative or not finite.
-    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>>;
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn Norm>>;
+
+    /// Makes an RMS norm over rows of `weight.len()` elements, `x / sqrt(mean(x^2) + eps) * weight`.
+    ///
+    /// # Errors
+    /// If `weight` is empty, or `eps` is negative or not finite.
+    fn rms_norm(&self, weight: &[f32], eps: f64) -> Result<Box<dyn Norm>>;
+
+    /// Makes the rotary positions of one layer.
+    ///
+    /// # Errors
+    /// As [`RotarySettings::check`].
+    fn rotary(&self, settings: RotarySettings<'_>) -> Result<Box<dyn Rotary>>;
 
     /// Makes the attention of one layer.
     ///
@@ -57,7 +71,7 @@ pub trait Linear: Send + Sync {
     /// Computes `[rows, in] -> [rows, out]`, in f32.
     ///
     /// # Errors
-    /// If the shape or type of `x`, or of a tensor to add, is not the layer's.
+    /// If the shape or type of `x`, or of the epilogue's tensor, is not the layer's.
     fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor>;
 
     /// Adds the weights of individual outputs to the rows of `x`, `[outputs, in]`: token embeddings
@@ -80,13 +94,32 @@ pub trait Linear: Send + Sync {
     fn set_next(&self, _next: MemoryRange) {}
 }
 
-/// Layer normalization.
-pub trait LayerNorm: Send + Sync {
+/// Normalization of rows.
+pub trait Norm: Send + Sync {
     /// Normalizes each row of `x`, `[rows, n]` f32, into a tensor of the same shape.
     ///
     /// # Errors
     /// If `x` has a different shape or type, or can't be read in place.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Computes `residual + norm(x)`, both `[rows, n]` f32.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), or if the residual has a different shape.
+    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor>;
+}
+
+/// Rotary positions.
+pub trait Rotary: Send + Sync {
+    /// Normalizes the queries and keys of every row, if the layer has norms for them, and rotates them
+    /// by the row's position: `[rows, (heads + 2 * kv_heads) * head_width]`, of the same shape, f32.
+    ///
+    /// The result may take over the memory of `qkv`, so other tensors that share it must not be read
+    /// afterwards.
+    ///
+    /// # Errors
+    /// If the shape or type of `qkv` is not the layer's, or it has not a row for every position.
+    fn forward(&self, qkv: Tensor, positions: &[u32]) -> Result<Tensor>;
 }
 
 /// Causal attention over a layer's KV cache.

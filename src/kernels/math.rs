@@ -1,4 +1,4 @@
-//! Element-wise functions: `exp`, GELU, and rounding to integers and to bf16.
+//! Element-wise functions: `exp`, `tanh`, GELU, `SiLU`, soft caps, and rounding to integers and to bf16.
 //!
 //! Each is one sequence of IEEE operations (with fused multiply-adds named as such), so that the
 //! bits are the same on every instruction set, and for a value alone or in a row. They must never
@@ -33,6 +33,18 @@ const EXP_POLYNOMIAL: [f32; 6] = [
     1.666_666_5e-1,
     0.5,
 ];
+
+/// `tanh(x) = x + x^3 P(x^2)` for `|x| < 0.625`, highest power first; from Cephes' `tanhf.c`
+/// (Moshier 1989, <https://www.netlib.org/cephes/>).
+const TANH_POLYNOMIAL: [f32; 5] = [
+    -5.704_988_7e-3,
+    2.063_909e-2,
+    -5.373_971_6e-2,
+    1.333_144_2e-1,
+    -3.333_328e-1,
+];
+/// The magnitude below which `tanh` is a polynomial: above it, `1 - 2 / (e^2x + 1)` does not cancel.
+const TANH_SMALL: f32 = 0.625;
 
 /// `-2 sqrt(2 / pi)`.
 const GELU_LINEAR: f32 = -1.595_769_2;
@@ -74,6 +86,43 @@ pub fn gelu(x: f32) -> f32 {
     x / (1.0 + exp(minus_2_u))
 }
 
+/// Returns `SiLU`, `x / (1 + e^-x)` (Elfwing, Uchibe and Doya 2017, <https://arxiv.org/abs/1702.03118>),
+/// with an absolute error below `1e-6 max(1, |x|)`. NaN for NaN and, as in that formula, for
+/// negative infinity.
+#[must_use]
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// Returns the hyperbolic tangent with a relative error below 4e-7. NaN for NaN.
+#[must_use]
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = TANH_POLYNOMIAL[0];
+    p = p.mul_add(square, TANH_POLYNOMIAL[1]);
+    p = p.mul_add(square, TANH_POLYNOMIAL[2]);
+    p = p.mul_add(square, TANH_POLYNOMIAL[3]);
+    p = p.mul_add(square, TANH_POLYNOMIAL[4]);
+    let small = (p * square).mul_add(x, x);
+    let magnitude = x.abs();
+    let large = 1.0 - 2.0 / (exp(magnitude + magnitude) + 1.0);
+    if magnitude < TANH_SMALL {
+        small
+    } else {
+        large.copysign(x)
+    }
+}
+
+/// Returns `cap * tanh(x / cap)`: about `x` near 0, never beyond `cap` (Gemma 2, Gemma Team 2024,
+/// <https://arxiv.org/abs/2408.00118>, section 2).
+#[must_use]
+#[inline(always)]
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
 /// Returns the nearest integer, ties to even, of a number of magnitude below 2^22.
 #[inline(always)]
 pub(crate) fn round_to_integer(x: f32) -> i32 {
@@ -108,6 +157,30 @@ fn gelu_each(x: &mut [f32]) {
     for x in x {
         *x = gelu(*x);
     }
+}
+
+#[inline(always)]
+fn tanh_each(x: &mut [f32]) {
+    for x in x {
+        *x = tanh(*x);
+    }
+}
+
+#[inline(always)]
+fn silu_each(x: &mut [f32]) {
+    for x in x {
+        *x = silu(*x);
+    }
+}
+
+per_isa! {
+    /// Replaces every element by its [`tanh`].
+    pub fn tanh_in_place(x: &mut [f32]) => tanh_each;
+}
+
+per_isa! {
+    /// Replaces every element by its [`silu`].
+    pub fn silu_in_place(x: &mut [f32]) => silu_each;
 }
 
 per_isa! {
@@ -260,6 +333,47 @@ mod tests {
     }
 
     #[test]
+    fn silu_is_within_1e_6_of_the_formula() {
+        for x in samples()
+            .into_iter()
+            .chain((-8000..8000).map(|i| i as f32 / 500.0))
+        {
+            let wide = f64::from(x);
+            let (y, truth) = (f64::from(silu(x)), wide / (1.0 + (-wide).exp()));
+            if x.is_finite() {
+                let error = (y - truth).abs();
+                assert!(
+                    error <= 1e-6 * wide.abs().max(1.0),
+                    "silu({x}) = {y}, off by {error}"
+                );
+            } else {
+                assert!(y == truth || y.is_nan() && truth.is_nan(), "silu({x})");
+            }
+        }
+    }
+
+    #[test]
+    fn tanh_is_within_4e_7_of_the_true_value() {
+        for x in samples()
+            .into_iter()
+            .chain((-8000..8000).map(|i| i as f32 / 500.0))
+        {
+            let (y, truth) = (f64::from(tanh(x)), f64::from(x).tanh());
+            if x.is_nan() {
+                assert!(y.is_nan());
+                continue;
+            }
+            let error = (y - truth).abs();
+            let allowed = 4e-7 * truth.abs() + f64::from(f32::MIN_POSITIVE);
+            assert!(error <= allowed, "tanh({x}) = {y}, off by {error}");
+            assert_eq!(tanh(-x).to_bits(), (-tanh(x)).to_bits());
+            assert!(soft_cap(x, 30.0).abs() <= 30.0);
+        }
+        assert_eq!(tanh(f32::INFINITY), 1.0);
+        assert!((soft_cap(60.0, 50.0) - 41.682_73).abs() < 1e-4);
+    }
+
+    #[test]
     fn rounding_to_bf16_is_that_of_half() {
         for bits in (0..u32::MAX).step_by(65_521) {
             let value = f32::from_bits(bits);
@@ -282,6 +396,8 @@ mod tests {
                 exp_in_place as fn(Isa, &mut [f32]),
             ),
             (gelu, "gelu", gelu_in_place),
+            (silu, "silu", silu_in_place),
+            (tanh, "tanh", tanh_in_place),
         ] {
             let alone = bits(&x.iter().map(|&x| function(x)).collect::<Vec<_>>());
             for isa in Isa::available() {

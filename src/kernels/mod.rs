@@ -1,13 +1,14 @@
 //! The compute kernels, as candle custom ops: packed linear layers, attention over KV blocks,
-//! layer norm, and the element-wise functions between them.
+//! norms, rotary positions, and the element-wise functions between them.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | [`linear`] | linear layers over weights packed into [`weight_memory`] |
 //! | [`attention`] | attention over the blocks of a [`kv`] cache |
 //! | [`kv`] | the paged cache of keys and values |
-//! | [`norm`] | layer norm |
-//! | [`math`] | exp, GELU, rounding |
+//! | [`norm`] | layer norm and RMS norm |
+//! | [`rotary`] | rotary positions |
+//! | [`math`] | exp, tanh, activations, rounding |
 //! | [`rows`] | reductions over a row of logits |
 //! | `lanes` | one order of summation for all instruction sets |
 //! | [`isa`] | instruction sets |
@@ -36,6 +37,7 @@ pub mod math;
 pub mod norm;
 pub mod pool;
 pub mod prefetch;
+pub mod rotary;
 pub mod rows;
 mod shared_slice;
 mod storage;

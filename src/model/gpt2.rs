@@ -17,12 +17,12 @@ use super::batch::{Batch, Outputs};
 use super::layers::{LoadError, Loader, Vocabulary, chain, extend_with_row, select_rows};
 use super::spec::ModelSpec;
 use super::stage::{Observe, Stage, unobserved};
-use crate::backend::{Attention, Backend, LayerNorm, Linear};
+use crate::backend::{Attention, Backend, Linear, Norm};
 use crate::checkpoint::{Gpt2Config, ModelFiles};
 use crate::kernels::Pool;
 use crate::kernels::attention::{AttentionPlan, AttentionShape};
 use crate::kernels::kv::{KvCache, KvDtype, KvShape, LayerKv};
-use crate::kernels::linear::Epilogue;
+use crate::kernels::linear::{Activation, Epilogue};
 
 /// A loaded model.
 pub struct Gpt2 {
@@ -37,13 +37,13 @@ pub struct Gpt2 {
     /// Norms of the token embeddings, once an inspection needs them.
     embedding_norms: OnceLock<Vec<f32>>,
     h: Vec<Block>,
-    ln_f: Box<dyn LayerNorm>,
+    ln_f: Box<dyn Norm>,
 }
 
 struct Block {
-    ln_1: Box<dyn LayerNorm>,
+    ln_1: Box<dyn Norm>,
     attn: SelfAttention,
-    ln_2: Box<dyn LayerNorm>,
+    ln_2: Box<dyn Norm>,
     mlp: Mlp,
     /// Norms of the neurons' output weights, once an inspection needs them.
     neuron_norms: OnceLock<Vec<f32>>,
@@ -84,7 +84,7 @@ impl Gpt2 {
     /// If the batch does not fit the model or the cache, or `observe` fails.
     pub fn blocks(&self, batch: Batch, kv: &KvCache, observe: &mut Observe<'_>) -> Result<Tensor> {
         let mut x = self.embed(&batch.ids, &batch.positions)?; // [rows, n_embd]
-        let plan = AttentionPlan::new(batch.spans, batch.ids.len(), self.config.n_head)?;
+        let plan = AttentionPlan::new(batch.spans, batch.ids.len())?;
         observe(Stage::Residual(0), &x)?;
         for (i, block) in self.h.iter().enumerate() {
             x = block.forward(i, &x, kv.layer(i)?, &plan, observe)?; // [rows, n_embd] -> [rows, n_embd]
@@ -158,7 +158,8 @@ impl SelfAttention {
 impl Mlp {
     /// Computes `gelu(c_fc(x))` of normalized rows.
     fn neurons(&self, x: &Tensor) -> Result<Tensor> {
-        self.c_fc.forward(x, Epilogue::Gelu) // [rows, n_embd] -> [rows, n_inner]
+        self.c_fc
+            .forward(x, Epilogue::Activate(Activation::GeluTanh)) // [rows, n_embd] -> [rows, n_inner]
     }
 
     /// Computes `c_proj(a)`, added to `residual`.

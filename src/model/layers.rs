@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::backend::{Backend, LayerNorm, Linear};
+use crate::backend::{Backend, Linear, Norm};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
 use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight};
@@ -43,7 +43,7 @@ impl Loader<'_> {
         name: &str,
         width: usize,
         eps: f64,
-    ) -> std::result::Result<Box<dyn LayerNorm>, LoadError> {
+    ) -> std::result::Result<Box<dyn Norm>, LoadError> {
         let weight = self.values(&format!("{name}.weight"), &[width])?;
         let bias = self.values(&format!("{name}.bias"), &[width])?;
         Ok(self.backend.layer_norm(&weight, &bias, eps)?)
@@ -63,7 +63,7 @@ impl Loader<'_> {
             .finite_tensor(&weight, &[in_features, out_features])?;
         let weight = raw(&weight, MatrixOrder::InOut, in_features, out_features);
         let bias = self.values(&format!("{name}.bias"), &[out_features])?;
-        Ok(self.backend.linear(weight, Some(&bias))?)
+        Ok(self.backend.linear(&[weight], Some(&bias))?)
     }
 
     /// Creates a linear layer without bias from a tensor `[out, in]`: an output projection.
@@ -74,7 +74,7 @@ impl Loader<'_> {
         out_features: usize,
     ) -> Result<Box<dyn Linear>> {
         let weight = raw(weight, MatrixOrder::OutIn, in_features, out_features);
-        self.backend.linear(weight, None)
+        self.backend.linear(&[weight], None)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::linear::soft_cap;
 use crate::backend::Attention;
 use crate::kernels::attention::{AttentionPlan, AttentionShape};
 use crate::kernels::kv::{BLOCK_SIZE, LayerKv, SequenceSpan, StepSpans};
@@ -24,7 +25,7 @@ impl CandleAttention {
 
 impl Attention for CandleAttention {
     fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
-        self.shape.check_operands(qkv, kv, plan)?;
+        self.shape.check_operands(qkv, kv, plan.spans())?;
         let width = self.shape.out_width();
         let spans = plan.spans();
         if spans.rows() == 0 {
@@ -95,6 +96,10 @@ impl CandleAttention {
             .reshape((kv_heads, self.shape.group() * rows, head_width))?
             .contiguous()?; // [kv_heads, group*rows, head_width]
         let scores = (q.matmul(&k)? * f64::from(scale))?; // [kv_heads, group*rows, context]
+        let scores = match self.shape.soft_cap {
+            Some(cap) => soft_cap(&scores, cap)?,
+            None => scores,
+        };
         let scores = scores
             .reshape((heads, rows, span.context()))?
             .broadcast_add(&self.mask(span, q.device())?)?; // [heads, rows, context]

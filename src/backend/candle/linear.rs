@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::backend::Linear;
-use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight, check_outputs};
+use crate::kernels::linear::{
+    Activation, Epilogue, MatrixOrder, RawWeight, check_outputs, check_weights,
+};
 
 /// A linear layer in f32.
 pub struct CandleLinear {
@@ -14,26 +16,49 @@ pub struct CandleLinear {
 }
 
 impl CandleLinear {
-    /// Widens the weights to f32.
+    /// Widens matrices, whose outputs follow one another, to f32.
     ///
     /// # Errors
-    /// As [`RawWeight::check`], or if the device fails.
-    pub fn new(device: &Device, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Self> {
-        weight.check(bias)?;
-        let (n_in, n_out) = (weight.in_features, weight.out_features);
-        let shape = match weight.order {
-            MatrixOrder::InOut => [n_in, n_out],
-            MatrixOrder::OutIn => [n_out, n_in],
-        };
-        let tensor = Tensor::from_raw_buffer(weight.bytes, weight.dtype, &shape, device)?;
-        let tensor = tensor.to_dtype(DType::F32)?;
-        let weight = match weight.order {
-            MatrixOrder::InOut => tensor,
-            MatrixOrder::OutIn => tensor.t()?,
+    /// As [`check_weights`], or if the device fails.
+    pub fn new(device: &Device, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Self> {
+        check_weights(weights, bias)?;
+        let matrices = weights.iter().map(|weight| matrix(device, weight));
+        let matrices = matrices.collect::<Result<Vec<_>>>()?;
+        let weight = match &matrices[..] {
+            [weight] => weight.clone(),
+            matrices => Tensor::cat(matrices, 1)?, // [in, out]
         };
         let bias = bias.map(|bias| Tensor::new(bias, device)).transpose()?;
         Ok(Self { weight, bias })
     }
+}
+
+/// Widens a matrix to f32: `[in, out]`.
+fn matrix(device: &Device, weight: &RawWeight<'_>) -> Result<Tensor> {
+    let (n_in, n_out) = (weight.in_features, weight.out_features);
+    let shape = match weight.order {
+        MatrixOrder::InOut => [n_in, n_out],
+        MatrixOrder::OutIn => [n_out, n_in],
+    };
+    let tensor = Tensor::from_raw_buffer(weight.bytes, weight.dtype, &shape, device)?;
+    let tensor = tensor.to_dtype(DType::F32)?;
+    match weight.order {
+        MatrixOrder::InOut => Ok(tensor),
+        MatrixOrder::OutIn => tensor.t(),
+    }
+}
+
+fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::GeluTanh => x.gelu(),
+        Activation::Silu => x.silu(),
+    }
+}
+
+/// Computes `cap * tanh(x / cap)`.
+pub(super) fn soft_cap(x: &Tensor, cap: f32) -> Result<Tensor> {
+    let cap = f64::from(cap);
+    (x / cap)?.tanh()? * cap
 }
 
 impl Linear for CandleLinear {
@@ -45,8 +70,10 @@ impl Linear for CandleLinear {
         };
         match epilogue {
             Epilogue::None => Ok(y),
-            Epilogue::Gelu => y.gelu(),
+            Epilogue::Activate(activation) => activate(activation, &y),
+            Epilogue::Gated { gate, activation } => activate(activation, gate)? * y,
             Epilogue::Add(residual) => y + residual,
+            Epilogue::SoftCap(cap) => soft_cap(&y, cap),
         }
     }
 

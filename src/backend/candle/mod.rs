@@ -7,6 +7,7 @@
 mod attention;
 mod linear;
 mod norm;
+mod rotary;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use candle_core::{Device, Result};
 
 pub use self::attention::CandleAttention;
 pub use self::linear::CandleLinear;
-pub use self::norm::CandleLayerNorm;
-use super::{Attention, Backend, LayerNorm, Linear};
+pub use self::norm::CandleNorm;
+pub use self::rotary::CandleRotary;
+use super::{Attention, Backend, Linear, Norm, Rotary};
 use crate::kernels::Pool;
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::linear::{RawWeight, WeightDtype};
+use crate::kernels::rotary::RotarySettings;
 
 /// Candle's operations on a device.
 pub struct CandleBackend {
@@ -55,13 +58,21 @@ impl Backend for CandleBackend {
         &self.pool
     }
 
-    fn linear(&self, weight: RawWeight<'_>, bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
-        Ok(Box::new(CandleLinear::new(&self.device, weight, bias)?))
+    fn linear(&self, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
+        Ok(Box::new(CandleLinear::new(&self.device, weights, bias)?))
     }
 
-    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn LayerNorm>> {
-        let norm = CandleLayerNorm::new(&self.device, weight, bias, eps)?;
+    fn layer_norm(&self, weight: &[f32], bias: &[f32], eps: f64) -> Result<Box<dyn Norm>> {
+        let norm = CandleNorm::layer(&self.device, weight, bias, eps)?;
         Ok(Box::new(norm))
+    }
+
+    fn rms_norm(&self, weight: &[f32], eps: f64) -> Result<Box<dyn Norm>> {
+        Ok(Box::new(CandleNorm::rms(&self.device, weight, eps)?))
+    }
+
+    fn rotary(&self, settings: RotarySettings<'_>) -> Result<Box<dyn Rotary>> {
+        Ok(Box::new(CandleRotary::new(&self.device, settings)?))
     }
 
     fn attention(&self, shape: AttentionShape) -> Result<Box<dyn Attention>> {

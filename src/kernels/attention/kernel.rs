@@ -9,6 +9,7 @@ use super::unit::{Blocks, UnitJob, Weights};
 use super::vector::{Element, Vector};
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
+use crate::kernels::math;
 use crate::kernels::prefetch::prefetch;
 
 /// Vectors of scores or columns that a single row keeps in registers.
@@ -57,7 +58,7 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             let len = (context - start).min(POSITION_TILE);
             let blocks = Blocks::new(job, start, len, visible);
             scores::<V, E, R, W>(job, &queries, &blocks, &mut softmax.weights);
-            weigh::<V, E>(&mut softmax, job, start, len);
+            weigh::<V, E>(&mut softmax, job, &blocks, start, len);
             values::<V, E, R, W>(job, &blocks, start == first, len, &softmax);
         }
         for row in 0..job.rows {
@@ -190,6 +191,7 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
 unsafe fn weigh<V: Vector, E: Element>(
     softmax: &mut Softmax<V>,
     job: &UnitJob<'_>,
+    blocks: &Blocks,
     start: usize,
     len: usize,
 ) {
@@ -202,6 +204,13 @@ unsafe fn weigh<V: Vector, E: Element>(
             let visible = (job.position + row + 1 - start).min(len);
             let before = job.first_visible(row).saturating_sub(start).min(visible);
             let scores = softmax.weights[row].as_mut_ptr();
+            if let Some(cap) = job.soft_cap {
+                // Exactly the blocks whose scores were computed.
+                let first = blocks.skipped * BLOCK_SIZE;
+                for at in first..blocks.count * BLOCK_SIZE {
+                    *scores.add(at) = math::soft_cap(*scores.add(at), cap);
+                }
+            }
             for at in (0..before).chain(visible..end) {
                 *scores.add(at) = f32::NEG_INFINITY;
             }

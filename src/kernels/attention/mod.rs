@@ -6,7 +6,7 @@
 //! too. Every path must therefore compute, for each row and query head, in exactly this order:
 //!
 //! - Score of position `j`: a chain of products `q[d] * k[d][j]`, added over `d` in order from 0,
-//!   then one multiplication by `scale`.
+//!   then one multiplication by `scale`, then [`soft_cap`](super::math::soft_cap) if there is one.
 //! - Softmax as one pass (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) over
 //!   tiles of [`POSITION_TILE`] positions counted from position 0. Only tiles with a visible
 //!   position count, and of them only the visible positions. Per tile: the running maximum `m` is
@@ -55,12 +55,12 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 pub use self::plan::AttentionPlan;
-use self::plan::Unit;
+use self::plan::{Unit, Work};
 pub use self::shape::AttentionShape;
 use self::unit::UnitJob;
 use self::vector::Element;
 pub use self::weights::{scores, softmax, weights};
-use super::kv::{BLOCK_SIZE, KvShape, LayerKv};
+use super::kv::{BLOCK_SIZE, KvShape, LayerKv, StepSpans};
 use super::shared_slice::SharedSlice;
 use super::storage::contiguous;
 use super::{Isa, Pool, lanes};
@@ -100,11 +100,12 @@ impl KernelAttention {
     /// # Errors
     /// If the shapes of `qkv`, the cache and the plan do not match.
     pub fn forward(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<Tensor> {
-        self.shape.check_operands(qkv, kv, plan)?;
+        self.shape.check_operands(qkv, kv, plan.spans())?;
         let qkv = qkv.contiguous()?;
         kv.write(&qkv, self.shape.heads, plan.spans(), &self.pool)?;
         let attend = Attend {
-            plan,
+            spans: plan.spans(),
+            work: plan.work(&self.shape),
             pool: &self.pool,
             isa: self.isa,
             shape: self.shape,
@@ -116,7 +117,8 @@ impl KernelAttention {
 
 /// The candle operation: the attention of a plan's rows over one layer's cache.
 struct Attend<'a> {
-    plan: &'a AttentionPlan,
+    spans: &'a StepSpans,
+    work: Arc<Work>,
     pool: &'a Pool,
     isa: Isa,
     shape: AttentionShape,
@@ -141,21 +143,20 @@ impl CustomOp2 for Attend<'_> {
             CpuStorage::BF16(kv) => self.run(qkv, kv),
             _ => bail!("the KV cache holds f32 or bf16, not {:?}", kv.dtype()),
         }?;
-        let shape = (self.plan.spans().rows(), self.shape.out_width());
+        let shape = (self.spans.rows(), self.shape.out_width());
         Ok((CpuStorage::F32(out), shape.into()))
     }
 }
 
 impl Attend<'_> {
     fn run<E: Element>(&self, qkv: &[f32], kv: &[E]) -> Result<Vec<f32>> {
-        let rows = self.plan.spans().rows();
-        self.plan.spans().check_blocks(self.cache.blocks)?;
-        if self.plan.heads() != self.shape.heads
-            || qkv.len() != rows * self.shape.qkv_width()
+        let rows = self.spans.rows();
+        self.spans.check_blocks(self.cache.blocks)?;
+        if qkv.len() != rows * self.shape.qkv_width()
             || kv.len() != self.cache.blocks * self.cache.block_stride()
         {
             bail!(
-                "qkv of {} and KV cache of {} elements do not fit the plan",
+                "qkv of {} and KV cache of {} elements do not fit the step",
                 qkv.len(),
                 kv.len()
             );
@@ -174,8 +175,8 @@ impl Attend<'_> {
             out: SharedSlice::new(&mut out.spare_capacity_mut()[..elements]),
         };
         let attend = unit_kernel::<E>(self.isa);
-        self.pool.run(self.plan.tasks(), |task| {
-            for (unit, next) in self.plan.task(task) {
+        self.pool.run(self.work.tasks(), |task| {
+            for (unit, next) in self.work.task(task) {
                 let job = self.job(&operands, unit, next);
                 // SAFETY: the plan's rows, heads and blocks are within the operands as checked
                 // above; every row and head is in exactly one unit; `isa` was limited to what the
@@ -198,7 +199,7 @@ impl Attend<'_> {
     ) -> UnitJob<'a> {
         let shape = &self.shape;
         let (heads, head_width) = (shape.heads, shape.head_width);
-        let spans = self.plan.spans().as_slice();
+        let spans = self.spans.as_slice();
         let half = self.cache.half() / E::PER_WORD;
         let head_of = |unit: &Unit| unit.head / shape.group() * 2 * half;
         let kv = operands.kv.as_ptr().cast::<u32>();
@@ -226,6 +227,7 @@ impl Attend<'_> {
             table: &spans[unit.span].block_table,
             head_width,
             scale: shape.scale,
+            soft_cap: shape.soft_cap,
             rows: unit.rows,
             position: unit.position,
             window: shape.window.unwrap_or(usize::MAX),

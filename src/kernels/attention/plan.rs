@@ -6,9 +6,11 @@
 //! any result.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
 
+use super::shape::AttentionShape;
 use crate::kernels::kv::{SequenceSpan, StepSpans};
 
 /// Rows that share a loaded key or value. Divides [`POSITION_TILE`](super::POSITION_TILE), so that
@@ -41,30 +43,32 @@ impl Unit {
     }
 }
 
-/// The attention work of one step.
+/// The attention work of one step, planned for each shape of attention when it is first computed.
 #[derive(Debug)]
 pub struct AttentionPlan {
     spans: StepSpans,
-    heads: usize,
+    /// The work of each shape that has been computed. A model has one or two.
+    work: Mutex<Vec<(AttentionShape, Arc<Work>)>>,
+}
+
+/// The work of all layers of one shape.
+#[derive(Debug)]
+pub(super) struct Work {
     units: Vec<Unit>,
     /// Ranges of `units`.
     tasks: Vec<Range<usize>>,
 }
 
 impl AttentionPlan {
-    /// Plans attention with `heads` query heads over `rows` rows. The plan keeps the spans, block
-    /// tables included, without copying them.
+    /// Plans attention over `rows` rows. The plan keeps the spans, block tables included, without
+    /// copying them.
     ///
     /// # Errors
     /// As [`StepSpans::new`].
-    pub fn new(spans: Vec<SequenceSpan>, rows: usize, heads: usize) -> Result<Self> {
-        let spans = StepSpans::new(spans, rows)?;
-        let units = units(spans.as_slice(), heads);
+    pub fn new(spans: Vec<SequenceSpan>, rows: usize) -> Result<Self> {
         Ok(Self {
-            tasks: group(&units),
-            spans,
-            heads,
-            units,
+            spans: StepSpans::new(spans, rows)?,
+            work: Mutex::default(),
         })
     }
 
@@ -74,19 +78,30 @@ impl AttentionPlan {
         &self.spans
     }
 
-    /// Returns the number of query heads.
-    #[must_use]
-    pub fn heads(&self) -> usize {
-        self.heads
+    /// Returns the units of work for layers of a shape, which are the same for all of them.
+    pub(super) fn work(&self, shape: &AttentionShape) -> Arc<Work> {
+        let mut known = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, work)) = known.iter().find(|(of, _)| of == shape) {
+            return Arc::clone(work);
+        }
+        let units = units(self.spans.as_slice(), shape.heads);
+        let work = Arc::new(Work {
+            tasks: group(&units),
+            units,
+        });
+        known.push((*shape, Arc::clone(&work)));
+        work
     }
+}
 
+impl Work {
     /// Returns the number of tasks.
-    pub(super) fn tasks(&self) -> usize {
+    pub fn tasks(&self) -> usize {
         self.tasks.len()
     }
 
     /// Returns the units of one task, each paired with the one computed after it.
-    pub(super) fn task(&self, task: usize) -> impl Iterator<Item = (&Unit, &Unit)> {
+    pub fn task(&self, task: usize) -> impl Iterator<Item = (&Unit, &Unit)> {
         self.tasks[task].clone().map(|i| {
             let unit = &self.units[i];
             (unit, self.units.get(i + 1).unwrap_or(unit))
@@ -154,7 +169,8 @@ mod tests {
             span(1..300, 5, &table[32..52]),
             span(300..317, 3, &table[52..]),
         ];
-        let plan = AttentionPlan::new(spans.to_vec(), 317, 3).unwrap();
+        let plan = AttentionPlan::new(spans.to_vec(), 317).unwrap();
+        let plan = plan.work(&AttentionShape::multi_head(3, 8));
         let mut seen = vec![0; 317 * 3];
         for task in 0..plan.tasks() {
             for (unit, _) in plan.task(task) {
@@ -175,10 +191,12 @@ mod tests {
 
     #[test]
     fn little_work_is_one_task_and_much_work_is_many() {
-        let small = AttentionPlan::new(vec![span(0..1, 10, &[0])], 1, 12).unwrap();
-        assert_eq!(small.tasks(), 1);
+        let shape = AttentionShape::multi_head(12, 8);
+        let small = AttentionPlan::new(vec![span(0..1, 10, &[0])], 1).unwrap();
+        assert_eq!(small.work(&shape).tasks(), 1);
         let table: Vec<u32> = (0..32).collect();
-        let large = AttentionPlan::new(vec![span(0..512, 0, &table)], 512, 12).unwrap();
-        assert!(large.tasks() > 100, "{}", large.tasks());
+        let large = AttentionPlan::new(vec![span(0..512, 0, &table)], 512).unwrap();
+        let tasks = large.work(&shape).tasks();
+        assert!(tasks > 100, "{tasks}");
     }
 }

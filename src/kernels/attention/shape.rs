@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::plan::AttentionPlan;
-use crate::kernels::kv::LayerKv;
+use crate::kernels::kv::{LayerKv, StepSpans};
 
 /// The sizes and parameters of one layer's attention.
 ///
@@ -23,6 +22,8 @@ pub struct AttentionShape {
     /// Number of positions that a row sees, its own included; `None` for all positions up to its
     /// own.
     pub window: Option<usize>,
+    /// Cap of the scores, applied after `scale`: `cap * tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -36,6 +37,7 @@ impl AttentionShape {
             head_width,
             scale: 1.0 / (head_width as f32).sqrt(),
             window: None,
+            soft_cap: None,
         }
     }
 
@@ -67,13 +69,15 @@ impl AttentionShape {
     /// Checks that the dimensions are valid.
     ///
     /// # Errors
-    /// If a size is zero, or `kv_heads` does not divide `heads`.
+    /// If a size is zero, `kv_heads` does not divide `heads`, or the soft cap is not finite and
+    /// positive.
     pub fn check(&self) -> Result<()> {
         let Self {
             heads,
             kv_heads,
             head_width,
             window,
+            soft_cap,
             ..
         } = *self;
         if heads == 0 || kv_heads == 0 || head_width == 0 || !heads.is_multiple_of(kv_heads) {
@@ -85,16 +89,20 @@ impl AttentionShape {
         if window == Some(0) {
             bail!("the window of attention must be at least 1");
         }
+        if let Some(cap) = soft_cap
+            && !(cap > 0.0 && cap.is_finite())
+        {
+            bail!("the soft cap of attention is {cap}, it must be finite and greater than zero");
+        }
         Ok(())
     }
 
-    /// Checks that `qkv`, a cache and a plan match the layer and each other.
+    /// Checks that `qkv`, a cache and a step's spans match the layer and each other.
     ///
     /// # Errors
     /// If a size or type does not match; the error names the first one.
-    pub fn check_operands(&self, qkv: &Tensor, kv: &LayerKv, plan: &AttentionPlan) -> Result<()> {
+    pub fn check_operands(&self, qkv: &Tensor, kv: &LayerKv, spans: &StepSpans) -> Result<()> {
         let Self {
-            heads,
             kv_heads,
             head_width,
             ..
@@ -107,16 +115,13 @@ impl AttentionShape {
                 cache.head_width
             );
         }
-        if plan.heads() != heads {
-            bail!("attention of {heads} heads got a plan for {}", plan.heads());
-        }
-        let expected = [plan.spans().rows(), self.qkv_width()];
+        let expected = [spans.rows(), self.qkv_width()];
         if qkv.dims() != expected {
             bail!("qkv must be {expected:?}, is {:?}", qkv.dims());
         }
         if qkv.dtype() != DType::F32 {
             bail!("qkv must be f32, is {}", qkv.dtype().as_str());
         }
-        plan.spans().check_blocks(cache.blocks)
+        spans.check_blocks(cache.blocks)
     }
 }

@@ -98,7 +98,7 @@ impl Setup {
             }
             let rows = qkv.len() / width;
             let qkv = Tensor::from_vec(qkv, (rows, width), &Device::Cpu).unwrap();
-            let plan = AttentionPlan::new(spans.clone(), rows, self.shape.heads).unwrap();
+            let plan = AttentionPlan::new(spans.clone(), rows).unwrap();
             let layer = cache.layer(0).unwrap();
             let out = attention.forward(&qkv, layer, &plan).unwrap();
             let out_width = self.shape.out_width();
@@ -172,6 +172,7 @@ fn shapes() -> Vec<AttentionShape> {
         head_width,
         scale: 0.1,
         window,
+        soft_cap: None,
     });
     multi_head.into_iter().chain(others).collect()
 }
@@ -290,7 +291,7 @@ fn step(
         first_position: first,
         block_table: table.to_vec(),
     };
-    let plan = AttentionPlan::new(vec![span], end - first, setup.shape.heads).unwrap();
+    let plan = AttentionPlan::new(vec![span], end - first).unwrap();
     let out = attention
         .forward(&qkv, cache.layer(0).unwrap(), &plan)
         .unwrap();
@@ -400,7 +401,7 @@ fn great_scores_do_not_overflow() {
         first_position: 0,
         block_table: (0..7).collect(),
     };
-    let plan = AttentionPlan::new(vec![span], 100, 1).unwrap();
+    let plan = AttentionPlan::new(vec![span], 100).unwrap();
     let cache = setup.cache();
     let layer = cache.layer(0).unwrap();
     let candle = setup.candle().forward(&qkv, layer, &plan).unwrap();
@@ -417,13 +418,13 @@ fn operands_that_do_not_fit_are_refused_with_the_reason() {
     let setup = Setup::multi_head((2, 4), KvDtype::F32);
     let cache = setup.cache();
     let layer = cache.layer(0).unwrap();
-    let plan = |heads: usize, block: u32| {
+    let plan = |block: u32| {
         let span = SequenceSpan {
             rows: 0..1,
             first_position: 0,
             block_table: vec![block],
         };
-        AttentionPlan::new(vec![span], 1, heads).unwrap()
+        AttentionPlan::new(vec![span], 1).unwrap()
     };
     let qkv =
         |columns: usize, dtype: DType| Tensor::zeros((1, columns), dtype, &Device::Cpu).unwrap();
@@ -431,23 +432,18 @@ fn operands_that_do_not_fit_are_refused_with_the_reason() {
     let (kernels, candle) = (setup.kernels(Isa::detect()), setup.candle());
     let both: [&dyn Attention; 2] = [&kernels, &candle];
     for attention in both {
-        let good = attention.forward(&qkv(24, DType::F32), layer, &plan(2, blocks - 1));
+        let good = attention.forward(&qkv(24, DType::F32), layer, &plan(blocks - 1));
         assert_eq!(good.unwrap().dims(), [1, 8]);
         let cases = [
             (
                 qkv(23, DType::F32),
-                plan(2, 0),
+                plan(0),
                 "qkv must be [1, 24], is [1, 23]",
             ),
-            (qkv(24, DType::F64), plan(2, 0), "qkv must be f32, is f64"),
+            (qkv(24, DType::F64), plan(0), "qkv must be f32, is f64"),
             (
                 qkv(24, DType::F32),
-                plan(3, 0),
-                "attention of 2 heads got a plan for 3",
-            ),
-            (
-                qkv(24, DType::F32),
-                plan(2, blocks),
+                plan(blocks),
                 "names block 64, the KV cache has 64 blocks",
             ),
         ];
@@ -458,7 +454,7 @@ fn operands_that_do_not_fit_are_refused_with_the_reason() {
     }
     let other = Setup::multi_head((2, 5), KvDtype::F32).candle();
     let error = other
-        .forward(&qkv(30, DType::F32), layer, &plan(2, 0))
+        .forward(&qkv(30, DType::F32), layer, &plan(0))
         .unwrap_err();
     let message = "2 key and value heads of 5 got a KV cache of 2 heads of 4";
     assert!(error.to_string().contains(message), "{error}");
@@ -496,7 +492,7 @@ fn an_empty_step_gives_no_rows() {
     let setup = Setup::multi_head((2, 4), KvDtype::F32);
     let cache = setup.cache();
     let qkv = Tensor::zeros((0, 24), DType::F32, &Device::Cpu).unwrap();
-    let plan = AttentionPlan::new(Vec::new(), 0, 2).unwrap();
+    let plan = AttentionPlan::new(Vec::new(), 0).unwrap();
     let (kernels, candle) = (setup.kernels(Isa::detect()), setup.candle());
     let both: [&dyn Attention; 2] = [&kernels, &candle];
     for attention in both {

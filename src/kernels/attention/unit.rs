@@ -33,6 +33,8 @@ pub(super) struct UnitJob<'a> {
     pub head_width: usize,
     /// Factor that scores are multiplied by.
     pub scale: f32,
+    /// Cap of the scaled scores.
+    pub soft_cap: Option<f32>,
     pub rows: usize,
     /// Position of the first row.
     pub position: usize,

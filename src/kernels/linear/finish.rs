@@ -1,4 +1,4 @@
-//! Finishes the sums of a tile where they are written: scales, bias, residual, GELU.
+//! Finishes the sums of a tile where they are written: scales, bias, and the layer's epilogue.
 
 use std::mem::MaybeUninit;
 
@@ -7,15 +7,35 @@ use crate::kernels::lanes::per_isa;
 use crate::kernels::math;
 use crate::kernels::shared_slice::SharedSlice;
 
+/// A non-linear function of single elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// [`math::gelu`]: GELU in its tanh form.
+    GeluTanh,
+    /// [`math::silu`].
+    Silu,
+}
+
+/// The last operation on a value `y`, with the values of its operand, `[rows, out]`.
+pub(super) enum Last<'a> {
+    None,
+    /// `activation(y)`
+    Activate(Activation),
+    /// `activation(gate) * y`
+    Gated(&'a [f32], Activation),
+    /// `y + addend`
+    Add(&'a [f32]),
+    /// `cap * tanh(y / cap)`
+    SoftCap(f32),
+}
+
 /// The operands of a tile's epilogue, and the memory of the result.
 pub(super) struct Finish<'a> {
     /// Weight scales for q8, padded to whole panels.
     pub scales: Option<&'a [f32]>,
     /// Bias, padded to whole panels.
     pub bias: &'a [f32],
-    /// `[rows, out]`
-    pub residual: Option<&'a [f32]>,
-    pub gelu: bool,
+    pub last: Last<'a>,
     pub out_features: usize,
     /// `[rows, out]`
     pub y: SharedSlice<'a, MaybeUninit<f32>>,
@@ -48,19 +68,26 @@ fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, 
         for i in 0..PANEL {
             values[i] += bias[i];
         }
-        if let Some(residual) = finish.residual {
-            let mut addend = [0.0; PANEL];
-            match residual[at..].first_chunk() {
-                Some(whole) if width == PANEL => addend = *whole,
-                _ => addend[..width].copy_from_slice(&residual[at..at + width]),
+        match finish.last {
+            Last::None => (),
+            Last::Activate(activation) => activate(activation, &mut values),
+            Last::Gated(gate, activation) => {
+                let mut gate = operand(gate, at, width);
+                activate(activation, &mut gate);
+                for i in 0..PANEL {
+                    values[i] *= gate[i];
+                }
             }
-            for i in 0..PANEL {
-                values[i] += addend[i];
+            Last::Add(addend) => {
+                let addend = operand(addend, at, width);
+                for i in 0..PANEL {
+                    values[i] += addend[i];
+                }
             }
-        }
-        if finish.gelu {
-            for value in &mut values {
-                *value = math::gelu(*value);
+            Last::SoftCap(cap) => {
+                for value in &mut values {
+                    *value = math::soft_cap(*value, cap);
+                }
             }
         }
         // SAFETY: no other task writes these columns of these rows.
@@ -71,6 +98,33 @@ fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, 
                 for (y, value) in y.iter_mut().zip(values) {
                     y.write(value);
                 }
+            }
+        }
+    }
+}
+
+/// Returns `width` values from `at` on, padded with zeros.
+#[inline(always)]
+fn operand(values: &[f32], at: usize, width: usize) -> [f32; PANEL] {
+    let mut padded = [0.0; PANEL];
+    match values[at..].first_chunk() {
+        Some(whole) if width == PANEL => padded = *whole,
+        _ => padded[..width].copy_from_slice(&values[at..at + width]),
+    }
+    padded
+}
+
+#[inline(always)]
+fn activate(activation: Activation, values: &mut [f32; PANEL]) {
+    match activation {
+        Activation::GeluTanh => {
+            for value in values {
+                *value = math::gelu(*value);
+            }
+        }
+        Activation::Silu => {
+            for value in values {
+                *value = math::silu(*value);
             }
         }
     }

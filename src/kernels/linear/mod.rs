@@ -1,4 +1,5 @@
-//! Linear layers: `y = x W + b`, with GELU or a residual fused into the write of the result.
+//! Linear layers: `y = x W + b`, with an activation, a gate, a residual or a soft cap fused into the
+//! write of the result.
 //!
 //! A layer is a candle custom op over weights packed once, computed tile by tile on the threads of
 //! the [`Pool`].
@@ -10,7 +11,7 @@
 //! | `pack`, `activations` | packing weights once, activations for every call |
 //! | `tile` | choice of the function that computes a tile |
 //! | `avx512`, `avx2`, `portable` | those functions |
-//! | `finish` | scales, bias, GELU and residual, applied as a tile's sums are written |
+//! | `finish` | scales, bias and epilogue, applied as a tile's sums are written |
 //!
 //! Every output element is one sum over the input features in order, for any number of rows and
 //! threads, so a row's result does not depend on other rows. In f32 and q8 it has the same bits on
@@ -34,10 +35,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use self::activations::Activations;
-use self::finish::{Finish, finish_tile};
+pub use self::finish::Activation;
+use self::finish::{Finish, Last, finish_tile};
 use self::pack::PackedWeights;
 use self::panel::{BLOCK_ROWS, PANEL, Tile};
-pub use self::weight::{MatrixOrder, RawWeight, WeightDtype};
+pub use self::weight::{MatrixOrder, RawWeight, WeightDtype, check_weights};
 use super::prefetch::MemoryRange;
 use super::shared_slice::SharedSlice;
 use super::storage::contiguous;
@@ -50,15 +52,25 @@ const TASKS_PER_THREAD: usize = 8;
 /// Maximum number of rows for which reading the weights takes longer than the arithmetic.
 const MEMORY_BOUND_ROWS: usize = 8;
 
-/// An operation applied to the result after the bias, as it is written.
+/// An operation applied to the result `y` after the bias, as it is written.
 #[derive(Clone, Copy)]
 pub enum Epilogue<'a> {
     /// None.
     None,
-    /// GELU in its tanh form.
-    Gelu,
+    /// `activation(y)`.
+    Activate(Activation),
+    /// `activation(gate) * y`: a gated linear unit (Shazeer 2020,
+    /// <https://arxiv.org/abs/2002.05202>).
+    Gated {
+        /// Tensor of the result's shape.
+        gate: &'a Tensor,
+        /// The gate's activation.
+        activation: Activation,
+    },
     /// Adds a tensor of the result's shape.
     Add(&'a Tensor),
+    /// [`soft_cap`](super::math::soft_cap)`(y, cap)`, with a finite cap above 0.
+    SoftCap(f32),
 }
 
 /// A linear layer with packed weights.
@@ -75,26 +87,25 @@ pub struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Packs the weights in `dtype` into `memory`.
+    /// Packs matrices, whose outputs follow one another, in `dtype` into `memory`.
     ///
     /// # Errors
-    /// If lengths do not match the shape, the checkpoint's type is not supported, or memory can't
-    /// be allocated.
+    /// As [`check_weights`], or if memory can't be allocated.
     pub fn pack(
         pool: &Arc<Pool>,
         isa: Isa,
         memory: &WeightMemory,
         dtype: WeightDtype,
-        weight: RawWeight<'_>,
+        weights: &[RawWeight<'_>],
         bias: Option<&[f32]>,
     ) -> Result<Self> {
-        weight.check(bias)?;
+        let (_, out_features) = check_weights(weights, bias)?;
         let isa = isa.min(lanes::best());
         Ok(Self {
             pool: Arc::clone(pool),
             isa,
-            weights: PackedWeights::pack(pool, isa, memory, dtype, &weight)?,
-            bias: padded(bias.unwrap_or_default(), weight.out_features),
+            weights: PackedWeights::pack(pool, isa, memory, dtype, weights)?,
+            bias: padded(bias.unwrap_or_default(), out_features),
             next: OnceLock::new(),
             activations: Mutex::default(),
         })
@@ -115,13 +126,19 @@ impl PackedLinear {
     /// Computes `[rows, in] -> [rows, out]`, in f32.
     ///
     /// # Errors
-    /// If the shape or type of `x`, or of a tensor to add, is not the layer's.
+    /// If the shape or type of `x`, or of the epilogue's tensor, is not the layer's.
     pub fn forward(&self, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Tensor> {
-        let op = |gelu| LinearOp { layer: self, gelu };
+        let op = LinearOp {
+            layer: self,
+            epilogue,
+        };
         match epilogue {
-            Epilogue::None => x.apply_op1_no_bwd(&op(false)),
-            Epilogue::Gelu => x.apply_op1_no_bwd(&op(true)),
-            Epilogue::Add(residual) => x.apply_op2_no_bwd(residual, &op(false)),
+            Epilogue::None | Epilogue::Activate(_) | Epilogue::SoftCap(_) => {
+                x.apply_op1_no_bwd(&op)
+            }
+            Epilogue::Gated { gate: other, .. } | Epilogue::Add(other) => {
+                x.apply_op2_no_bwd(other, &op)
+            }
         }
     }
 
@@ -154,9 +171,8 @@ impl PackedLinear {
         self.weights.bytes() + size_of_val(&self.bias[..])
     }
 
-    /// Computes `y = x W + b` and the epilogue; `x: [rows, in]`, `residual: [rows, out]`,
-    /// `y: [rows, out]`.
-    fn compute(&self, x: &[f32], rows: usize, gelu: bool, residual: Option<&[f32]>) -> Vec<f32> {
+    /// Computes `y = x W + b` and the epilogue; `x: [rows, in]`, `y: [rows, out]`.
+    fn compute(&self, x: &[f32], rows: usize, last: Last<'_>) -> Vec<f32> {
         let weights = &self.weights;
         let mut activations = self
             .activations
@@ -169,8 +185,7 @@ impl PackedLinear {
         let finish = Finish {
             scales: (weights.dtype == WeightDtype::Q8).then_some(&weights.scales),
             bias: &self.bias,
-            residual,
-            gelu,
+            last,
             out_features: weights.out_features,
             y: SharedSlice::new(&mut y.spare_capacity_mut()[..elements]),
         };
@@ -241,17 +256,17 @@ fn padded(bias: &[f32], out_features: usize) -> Vec<f32> {
     bias
 }
 
-/// The candle operation: one operand, or two with a residual to add.
+/// The candle operation: one operand, or two where the epilogue has a tensor.
 struct LinearOp<'a> {
     layer: &'a PackedLinear,
-    gelu: bool,
+    epilogue: Epilogue<'a>,
 }
 
 impl LinearOp<'_> {
     fn run(
         &self,
         x: (&CpuStorage, &Layout),
-        residual: Option<(&CpuStorage, &Layout)>,
+        other: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
         let weights = &self.layer.weights;
         let dims = x.1.dims();
@@ -265,17 +280,33 @@ impl LinearOp<'_> {
             );
         }
         let shape = Shape::from((rows, weights.out_features));
-        if let Some((_, layout)) = residual
-            && layout.shape() != &shape
-        {
-            bail!("a residual of shape {:?} for {shape:?}", layout.shape());
-        }
+        let other = other.map(|other| self.operand(other, &shape)).transpose()?;
+        let other = other.unwrap_or_default();
+        let last = match self.epilogue {
+            Epilogue::None => Last::None,
+            Epilogue::Activate(activation) => Last::Activate(activation),
+            Epilogue::Gated { activation, .. } => Last::Gated(other, activation),
+            Epilogue::Add(_) => Last::Add(other),
+            Epilogue::SoftCap(cap) => Last::SoftCap(cap),
+        };
         let x = contiguous(x.0, x.1, "a linear layer's input")?;
-        let residual = residual.map(|(s, l)| contiguous(s, l, "a residual"));
-        let y = self
-            .layer
-            .compute(x, rows, self.gelu, residual.transpose()?);
-        Ok((CpuStorage::F32(y), shape))
+        Ok((CpuStorage::F32(self.layer.compute(x, rows, last)), shape))
+    }
+
+    /// Returns the values of the epilogue's tensor.
+    fn operand<'a>(
+        &self,
+        (storage, layout): (&'a CpuStorage, &Layout),
+        shape: &Shape,
+    ) -> Result<&'a [f32]> {
+        let what = match self.epilogue {
+            Epilogue::Gated { .. } => "a gate",
+            _ => "a residual",
+        };
+        if layout.shape() != shape {
+            bail!("{what} of shape {:?} for {shape:?}", layout.shape());
+        }
+        contiguous(storage, layout, what)
     }
 }
 
@@ -291,17 +322,17 @@ impl CustomOp1 for LinearOp<'_> {
 
 impl CustomOp2 for LinearOp<'_> {
     fn name(&self) -> &'static str {
-        "linear-add"
+        "linear-with"
     }
 
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
+        other: &CpuStorage,
+        other_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.run((x, x_layout), Some((residual, residual_layout)))
+        self.run((x, x_layout), Some((other, other_layout)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Packs the weights of a linear layer into panels, in the [`panel`](super::panel)'s order.
 
 use std::io;
+use std::ops::Range;
 
 use super::panel::{PANEL, Q8_GROUP};
 use super::weight::{MatrixOrder, RawWeight, WeightDtype};
@@ -30,7 +31,8 @@ pub(super) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packs weights on all threads of the pool. The caller has checked the lengths.
+    /// Packs matrices, whose outputs follow one another, on all threads of the pool. The caller has
+    /// checked the lengths.
     ///
     /// # Errors
     /// If memory can't be allocated.
@@ -39,16 +41,18 @@ impl PackedWeights {
         isa: Isa,
         memory: &WeightMemory,
         dtype: WeightDtype,
-        raw: &RawWeight<'_>,
+        raw: &[RawWeight<'_>],
     ) -> io::Result<Self> {
-        let words = raw.in_features.div_ceil(dtype.features_per_word());
-        let panels = raw.out_features.div_ceil(PANEL);
-        let groups = raw.in_features.div_ceil(Q8_GROUP);
+        let in_features = raw.first().map_or(0, |weight| weight.in_features);
+        let out_features = raw.iter().map(|weight| weight.out_features).sum::<usize>();
+        let words = in_features.div_ceil(dtype.features_per_word());
+        let panels = out_features.div_ceil(PANEL);
+        let groups = in_features.div_ceil(Q8_GROUP);
         let quantized = usize::from(dtype == WeightDtype::Q8);
         let mut packed = Self {
             dtype,
-            in_features: raw.in_features,
-            out_features: raw.out_features,
+            in_features,
+            out_features,
             words,
             panels,
             groups: quantized * groups,
@@ -135,14 +139,14 @@ struct PackedPanel<'a> {
 per_isa! {
     /// Packs one panel.
     fn pack_panel(
-        dtype: WeightDtype, raw: &RawWeight<'_>, panel: usize, packed: &mut PackedPanel<'_>,
+        dtype: WeightDtype, raw: &[RawWeight<'_>], panel: usize, packed: &mut PackedPanel<'_>,
     ) => pack_panel_body;
 }
 
 #[inline(always)]
 fn pack_panel_body(
     dtype: WeightDtype,
-    raw: &RawWeight<'_>,
+    raw: &[RawWeight<'_>],
     panel: usize,
     packed: &mut PackedPanel<'_>,
 ) {
@@ -154,28 +158,51 @@ fn pack_panel_body(
     }
 }
 
-/// Returns the weights of up to [`PANEL`] outputs, widened: `[in_features][PANEL]`.
+/// Returns the weights of up to [`PANEL`] outputs from `first` on, widened: `[in_features][PANEL]`.
 #[inline(always)]
-fn columns(raw: &RawWeight<'_>, first: usize) -> Vec<[f32; PANEL]> {
-    let width = PANEL.min(raw.out_features - first);
-    let mut values = vec![[0.0; PANEL]; raw.in_features];
-    match raw.order {
+fn columns(raw: &[RawWeight<'_>], first: usize) -> Vec<[f32; PANEL]> {
+    let in_features = raw.first().map_or(0, |weight| weight.in_features);
+    let mut values = vec![[0.0; PANEL]; in_features];
+    let mut before = 0;
+    for weight in raw {
+        let after = before + weight.out_features;
+        let outputs = first.max(before)..(first + PANEL).min(after);
+        if !outputs.is_empty() {
+            let column = outputs.start - first;
+            let outputs = outputs.start - before..outputs.end - before;
+            read_columns(weight, outputs, column, &mut values);
+        }
+        before = after;
+    }
+    values
+}
+
+/// Widens outputs of a matrix into the columns from `column` on.
+#[inline(always)]
+fn read_columns(
+    weight: &RawWeight<'_>,
+    outputs: Range<usize>,
+    column: usize,
+    values: &mut [[f32; PANEL]],
+) {
+    match weight.order {
         MatrixOrder::InOut => {
+            let columns = column..column + outputs.len();
             for (k, row) in values.iter_mut().enumerate() {
-                raw.widen(k * raw.out_features + first, &mut row[..width]);
+                let at = k * weight.out_features + outputs.start;
+                weight.widen(at, &mut row[columns.clone()]);
             }
         }
         MatrixOrder::OutIn => {
-            let mut weights = vec![0.0; raw.in_features];
-            for column in 0..width {
-                raw.widen((first + column) * raw.in_features, &mut weights);
+            let mut weights = vec![0.0; weight.in_features];
+            for (column, output) in (column..).zip(outputs) {
+                weight.widen(output * weight.in_features, &mut weights);
                 for (row, &weight) in values.iter_mut().zip(&weights) {
                     row[column] = weight;
                 }
             }
         }
     }
-    values
 }
 
 /// Writes a step's words, one for each output.

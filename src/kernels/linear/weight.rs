@@ -61,12 +61,38 @@ pub struct RawWeight<'a> {
     pub out_features: usize,
 }
 
+/// Checks matrices that are packed into one layer, and its bias; returns the layer's input and
+/// output features.
+///
+/// # Errors
+/// If a type is not supported or a length does not match; the error names the first one.
+pub fn check_weights(weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<(usize, usize)> {
+    let Some(first) = weights.first() else {
+        bail!("a linear layer needs at least one matrix of weights");
+    };
+    for weight in weights {
+        weight.check()?;
+        if weight.in_features != first.in_features {
+            bail!(
+                "one linear layer can't read both {} and {} features",
+                first.in_features,
+                weight.in_features
+            );
+        }
+    }
+    let out_features = weights.iter().map(|weight| weight.out_features).sum();
+    match bias {
+        Some(bias) if bias.len() != out_features => bail!(
+            "a linear layer of {out_features} outputs got {} biases",
+            bias.len()
+        ),
+        _ => Ok((first.in_features, out_features)),
+    }
+}
+
 impl RawWeight<'_> {
-    /// Checks that the type is supported and that the lengths of weights and bias match the shape.
-    ///
-    /// # Errors
-    /// If the type is not supported or a length does not match; the error names the first one.
-    pub fn check(&self, bias: Option<&[f32]>) -> Result<()> {
+    /// Checks that the type is supported and that the length matches the shape.
+    fn check(&self) -> Result<()> {
         let Self {
             in_features,
             out_features,
@@ -88,15 +114,7 @@ impl RawWeight<'_> {
                 self.bytes.len()
             );
         }
-        match bias {
-            Some(bias) if bias.len() != out_features => {
-                bail!(
-                    "a linear layer of {out_features} outputs got {} biases",
-                    bias.len()
-                )
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Reads consecutive weights from element `at` on.
