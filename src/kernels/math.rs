@@ -108,11 +108,8 @@ pub fn tanh(x: f32) -> f32 {
     let small = (p * square).mul_add(x, x);
     let magnitude = x.abs();
     let large = 1.0 - 2.0 / (exp(magnitude + magnitude) + 1.0);
-    if magnitude < TANH_SMALL {
-        small
-    } else {
-        large.copysign(x)
-    }
+    let y = if magnitude < TANH_SMALL { small } else { large };
+    y.copysign(x)
 }
 
 /// Returns `cap * tanh(x / cap)`: about `x` near 0, never beyond `cap` (Gemma 2, Gemma Team 2024,
