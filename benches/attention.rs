@@ -1,5 +1,6 @@
-//! Attention of GPT-2 124M (12 heads of 64) in the shapes that a server computes: a whole prompt, and
-//! decoding for few or many sequences with short or long contexts.
+//! Attention of GPT-2 124M (12 heads of 64) and Gemma 3 270M (4 query heads of 256 over one key and value
+//! head; global layers and layers with a window of 512) in the shapes that a server computes: a whole
+//! prompt, and decoding for few or many sequences with short or long contexts.
 //!
 //! Prompts are bound by arithmetic: results are operations per second ("elem/s"; only visible positions
 //! count), to compare with `limits/f32` and `limits/bf16`. Decoding is bound by reading keys and values:
@@ -20,17 +21,73 @@ use skald::kernels::{Isa, Pool};
 mod limits;
 
 const LAYERS: usize = 12;
-const HEADS: usize = 12;
-const HEAD_DIM: usize = 64;
+
+/// The attention of a model.
+struct Model {
+    name: &'static str,
+    shape: AttentionShape,
+    steps: &'static [Step],
+}
 
 /// Sequences of `rows` new positions each, after `past` earlier ones.
-struct Shape {
+#[derive(Clone, Copy)]
+struct Step {
     sequences: usize,
     past: usize,
     rows: usize,
 }
 
-impl Shape {
+const fn prompt(rows: usize) -> Step {
+    Step {
+        sequences: 1,
+        past: 0,
+        rows,
+    }
+}
+
+const fn decoding(sequences: usize, past: usize) -> Step {
+    Step {
+        sequences,
+        past,
+        rows: 1,
+    }
+}
+
+fn models() -> [Model; 3] {
+    let gemma = AttentionShape {
+        kv_heads: 1,
+        ..AttentionShape::multi_head(4, 256)
+    };
+    let sliding = AttentionShape {
+        window: Some(512),
+        ..gemma
+    };
+    let short = &[
+        prompt(128),
+        prompt(512),
+        prompt(1024),
+        decoding(1, 100),
+        decoding(1, 1000),
+        decoding(32, 128),
+        decoding(32, 500),
+    ];
+    let long = &[
+        prompt(512),
+        prompt(2048),
+        decoding(1, 1000),
+        decoding(1, 8000),
+        decoding(16, 500),
+        decoding(16, 2000),
+    ];
+    let model = |name, shape, steps| Model { name, shape, steps };
+    [
+        model("GPT-2", AttentionShape::multi_head(12, 64), short),
+        model("Gemma global", gemma, long),
+        model("Gemma sliding", sliding, long),
+    ]
+}
+
+impl Step {
     fn name(&self) -> String {
         format!("{}x{}after{}", self.sequences, self.rows, self.past)
     }
@@ -39,16 +96,17 @@ impl Shape {
         (self.past + self.rows).div_ceil(BLOCK_SIZE)
     }
 
-    /// Returns what bounds the shape: operations, or bytes read.
-    fn throughput(&self, dtype: KvDtype) -> Throughput {
-        let seen: usize = (self.past + 1..=self.past + self.rows).sum();
-        let values = self.sequences * LAYERS * HEADS * HEAD_DIM;
+    /// Returns what bounds the step: operations, or bytes read.
+    fn throughput(&self, shape: &AttentionShape, dtype: KvDtype) -> Throughput {
+        let positions = self.past..self.past + self.rows;
+        let seen = positions.map(|position| position + 1 - shape.first_visible(position));
+        let values = seen.sum::<usize>() * self.sequences * LAYERS * shape.head_width;
         if self.rows > 1 {
             // A multiplication and an addition each for keys and values.
-            Throughput::Elements((seen * values * 4) as u64)
+            Throughput::Elements((values * shape.heads * 4) as u64)
         } else {
             let size = dtype.dtype().size_in_bytes();
-            Throughput::Bytes((seen * values * 2 * size) as u64)
+            Throughput::Bytes((values * shape.kv_heads * 2 * size) as u64)
         }
     }
 
@@ -64,100 +122,69 @@ impl Shape {
             .collect();
         AttentionPlan::new(spans, self.sequences * self.rows).unwrap()
     }
-}
 
-const SHAPES: [Shape; 7] = [
-    Shape {
-        sequences: 1,
-        past: 0,
-        rows: 128,
-    },
-    Shape {
-        sequences: 1,
-        past: 0,
-        rows: 512,
-    },
-    Shape {
-        sequences: 1,
-        past: 0,
-        rows: 1024,
-    },
-    Shape {
-        sequences: 1,
-        past: 100,
-        rows: 1,
-    },
-    Shape {
-        sequences: 1,
-        past: 1000,
-        rows: 1,
-    },
-    Shape {
-        sequences: 32,
-        past: 128,
-        rows: 1,
-    },
-    Shape {
-        sequences: 32,
-        past: 500,
-        rows: 1,
-    },
-];
-
-/// Returns the shape of GPT-2's attention.
-fn heads() -> AttentionShape {
-    AttentionShape::multi_head(HEADS, HEAD_DIM)
+    /// Returns random queries, keys and values of all rows.
+    fn qkv(&self, shape: &AttentionShape) -> Tensor {
+        let rows = self.sequences * self.rows;
+        Tensor::randn(0f32, 1.0, (rows, shape.qkv_width()), &Device::Cpu).unwrap()
+    }
 }
 
 fn attention(criterion: &mut Criterion) {
     let threads = available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let pool = Pool::new(threads);
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
-        let mut group = criterion.benchmark_group(format!("attention/{LAYERS} layers/{dtype:?}"));
-        for shape in &SHAPES {
-            let plan = shape.plan();
-            let rows = shape.sequences * shape.rows;
-            let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
-            let blocks = shape.sequences * shape.blocks();
-            let cache = KvShape {
-                blocks,
-                heads: HEADS,
-                head_width: HEAD_DIM,
-            };
-            let kv = KvCache::new(&Device::Cpu, dtype, LAYERS, cache).unwrap();
-            fill(&kv, shape);
-            for isa in Isa::available() {
-                let attention = KernelAttention::new(&pool, isa, heads()).unwrap();
-                group.throughput(shape.throughput(dtype));
-                let id = BenchmarkId::new(shape.name(), isa.name());
-                group.bench_function(id, |bencher| {
-                    bencher.iter(|| {
-                        for layer in 0..LAYERS {
-                            let kv = kv.layer(layer).unwrap();
-                            black_box(attention.forward(&qkv, kv, &plan).unwrap());
-                        }
+    for model in models() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let mut group = criterion.benchmark_group(format!(
+                "attention/{}/{LAYERS} layers/{dtype:?}",
+                model.name
+            ));
+            for step in model.steps {
+                let (plan, qkv) = (step.plan(), step.qkv(&model.shape));
+                let cache = KvShape {
+                    blocks: step.sequences * step.blocks(),
+                    heads: model.shape.kv_heads,
+                    head_width: model.shape.head_width,
+                };
+                let kv = KvCache::new(&Device::Cpu, dtype, LAYERS, cache).unwrap();
+                fill(&kv, &model.shape, step);
+                for isa in Isa::available() {
+                    let attention = KernelAttention::new(&pool, isa, model.shape).unwrap();
+                    group.throughput(step.throughput(&model.shape, dtype));
+                    let id = BenchmarkId::new(step.name(), isa.name());
+                    group.bench_function(id, |bencher| {
+                        bencher.iter(|| {
+                            for layer in 0..LAYERS {
+                                let kv = kv.layer(layer).unwrap();
+                                black_box(attention.forward(&qkv, kv, &plan).unwrap());
+                            }
+                        });
                     });
-                });
+                }
             }
+            group.finish();
         }
-        group.finish();
     }
 }
 
-/// Writes every position before the shape's rows, so that reading them reads real memory.
-fn fill(kv: &KvCache, shape: &Shape) {
-    if shape.past == 0 {
+/// Writes every position before the step's rows, so that reading them reads real memory.
+fn fill(kv: &KvCache, shape: &AttentionShape, step: &Step) {
+    if step.past == 0 {
         return;
     }
-    let past = Shape {
-        sequences: shape.sequences,
+    let past = Step {
+        sequences: step.sequences,
         past: 0,
-        rows: shape.past + 1,
+        rows: step.past + 1,
     };
-    let rows = past.sequences * past.rows;
-    let qkv = Tensor::randn(0f32, 1.0, (rows, 3 * HEADS * HEAD_DIM), &Device::Cpu).unwrap();
+    let qkv = past.qkv(shape);
     let pool = Pool::new(NonZeroUsize::MIN);
-    let attention = KernelAttention::new(&pool, Isa::detect(), heads()).unwrap();
+    // Only the writes matter, so the rows see few positions.
+    let narrow = AttentionShape {
+        window: Some(1),
+        ..*shape
+    };
+    let attention = KernelAttention::new(&pool, Isa::detect(), narrow).unwrap();
     for layer in 0..LAYERS {
         attention
             .forward(&qkv, kv.layer(layer).unwrap(), &past.plan())

@@ -1,4 +1,4 @@
-//! The linear layers of GPT-2 124M, from one row to a whole prompt, beside the limits of the machine.
+//! The linear layers of GPT-2 124M and Gemma 3 270M, from one row to a whole prompt, beside the limits of the machine.
 //!
 //! Few rows are bound by the bytes of the weights: results are bytes per second, to compare with
 //! `limits/memory`. Many rows are bound by arithmetic: results are operations per second ("elem/s"; a
@@ -20,12 +20,17 @@ use skald::kernels::{Isa, Pool};
 mod limits;
 
 /// Name, input features, output features, and number of copies.
-const LAYERS: [(&str, usize, usize, usize); 5] = [
+const LAYERS: [(&str, usize, usize, usize); 10] = [
     ("c_attn", 768, 2304, 12),
     ("attn.c_proj", 768, 768, 12),
     ("c_fc", 768, 3072, 12),
     ("mlp.c_proj", 3072, 768, 12),
     ("lm_head", 768, 50_257, 1),
+    ("gemma/qkv", 640, 1536, 18),
+    ("gemma/o_proj", 1024, 640, 18),
+    ("gemma/gate_proj", 640, 2048, 18),
+    ("gemma/down_proj", 2048, 640, 18),
+    ("gemma/lm_head", 640, 262_144, 1),
 ];
 const DTYPES: [(&str, WeightDtype); 3] = [
     ("f32", WeightDtype::F32),
@@ -67,7 +72,7 @@ fn linear(c: &mut Criterion) {
                 })
                 .collect();
             for rows in ROWS {
-                if layer == "lm_head" && rows > 64 {
+                if layer.ends_with("lm_head") && rows > 64 {
                     continue;
                 }
                 let x = Tensor::rand(-1f32, 1.0, (rows, n_in), &Device::Cpu).expect("rows");

@@ -5,7 +5,7 @@
 //! dimension that the products are summed over.
 
 use super::plan::QUERY_TILE;
-use super::unit::{Blocks, UnitJob, Weights};
+use super::unit::{Blocks, Rows, UnitJob, Weights};
 use super::vector::{Element, Vector};
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
@@ -27,9 +27,7 @@ struct Softmax<V> {
 
 /// The unit's queries in words.
 struct Queries {
-    words: *const u32,
-    /// Words from one row to the next.
-    stride: usize,
+    words: [*const u32; QUERY_TILE],
     /// Words per row.
     len: usize,
 }
@@ -50,20 +48,29 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
             correction: [0.0; QUERY_TILE],
             weights: [Weights::uninit(); QUERY_TILE],
         };
-        let queries = queries::<V, E>(job);
-        let context = job.position + job.rows;
-        let visible = job.first_visible(0);
+        let rows = Rows::new(job);
+        let queries = queries::<V, E>(job, &rows);
+        let context = job.position + job.positions;
+        let visible = job.first_visible(job.position);
         let first = visible / POSITION_TILE * POSITION_TILE;
         for start in (first..context).step_by(POSITION_TILE) {
             let len = (context - start).min(POSITION_TILE);
             let blocks = Blocks::new(job, start, len, visible);
             scores::<V, E, R, W>(job, &queries, &blocks, &mut softmax.weights);
-            weigh::<V, E>(&mut softmax, job, &blocks, start, len);
-            values::<V, E, R, W>(job, &blocks, start == first, len, &softmax);
+            weigh::<V, E>(&mut softmax, job, &rows, &blocks, start, len);
+            let tile = ValueTile {
+                job,
+                rows: &rows,
+                blocks: &blocks,
+                begin: start == first,
+                len,
+                softmax: &softmax,
+            };
+            tile.add_all::<E, R, W>();
         }
-        for row in 0..job.rows {
+        for row in 0..job.rows() {
             let factor = 1.0 / softmax.sum[row].reduce_sum();
-            let out = job.out.add(row * job.out_stride);
+            let out = rows.out[row];
             for column in (0..job.head_width).step_by(BLOCK_SIZE) {
                 let out = out.add(column);
                 let n = (job.head_width - column).min(BLOCK_SIZE);
@@ -76,20 +83,21 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
 
 /// Returns the queries in place, or packs them.
 #[inline(always)]
-unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
+unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>, rows: &Rows) -> Queries {
     let len = job.head_width.div_ceil(E::PER_WORD);
+    let mut queries = Queries {
+        words: rows.q.map(<*const f32>::cast),
+        len,
+    };
     if E::PER_WORD == 1 {
-        return Queries {
-            words: job.q.cast(),
-            stride: job.q_stride,
-            len,
-        };
+        return queries;
     }
     // SAFETY: guaranteed by the caller.
     unsafe {
-        for row in 0..job.rows {
-            let q = job.q.add(row * job.q_stride);
+        for row in 0..job.rows() {
+            let q = rows.q[row];
             let words = job.query_words.add(row * len);
+            queries.words[row] = words;
             for first in (0..job.head_width).step_by(2 * BLOCK_SIZE) {
                 let left = job.head_width - first;
                 let low = load_columns::<V>(q.add(first), left.min(BLOCK_SIZE));
@@ -104,11 +112,7 @@ unsafe fn queries<V: Vector, E: Element>(job: &UnitJob<'_>) -> Queries {
             }
         }
     }
-    Queries {
-        words: job.query_words,
-        stride: len,
-        len,
-    }
+    queries
 }
 
 /// Computes the scaled scores of all rows against the blocks of a tile.
@@ -121,20 +125,16 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
 ) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        let mut row = 0;
-        while row + R <= job.rows {
-            let mut block = blocks.skipped;
-            while block + W <= blocks.count {
-                scores_of::<V, E, R, W>(job, queries, row, blocks, block, weights);
-                block += W;
-            }
-            while block < blocks.count {
-                scores_of::<V, E, R, 1>(job, queries, row, blocks, block, weights);
-                block += 1;
-            }
+        let (mut row, rows) = (0, job.rows());
+        while row + R <= rows {
+            scores_of_rows::<V, E, R, W>(job, queries, row, blocks, weights);
             row += R;
         }
-        while row < job.rows {
+        while row + 2 <= rows {
+            scores_of_rows::<V, E, 2, W>(job, queries, row, blocks, weights);
+            row += 2;
+        }
+        while row < rows {
             let first = blocks.skipped;
             match blocks.count - first {
                 1 => scores_of::<V, E, 1, 1>(job, queries, row, blocks, first, weights),
@@ -143,6 +143,29 @@ unsafe fn scores<V: Vector, E: Element, const R: usize, const W: usize>(
                 _ => scores_of::<V, E, 1, TILE_BLOCKS>(job, queries, row, blocks, 0, weights),
             }
             row += 1;
+        }
+    }
+}
+
+/// Computes the scaled scores of `R` rows against the blocks of a tile.
+#[inline(always)]
+unsafe fn scores_of_rows<V: Vector, E: Element, const R: usize, const W: usize>(
+    job: &UnitJob<'_>,
+    queries: &Queries,
+    row: usize,
+    blocks: &Blocks,
+    weights: &mut [Weights; QUERY_TILE],
+) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let mut block = blocks.skipped;
+        while block + W <= blocks.count {
+            scores_of::<V, E, R, W>(job, queries, row, blocks, block, weights);
+            block += W;
+        }
+        while block < blocks.count {
+            scores_of::<V, E, R, 1>(job, queries, row, blocks, block, weights);
+            block += 1;
         }
     }
 }
@@ -158,19 +181,21 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
 ) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        let q = queries.words.add(row * queries.stride);
+        let mut q = [std::ptr::null(); R];
+        q.copy_from_slice(&queries.words[row..row + R]);
+        let prefetching = R == 1 || job.is_memory_bound();
         let mut sums = [[V::splat(0.0); W]; R];
         for d in 0..queries.len {
             let mut k = [V::splat(0.0); W];
             let at = d * BLOCK_SIZE;
             for (w, k) in k.iter_mut().enumerate() {
                 *k = V::load(blocks.keys[block + w].add(at).cast());
-                if R == 1 {
+                if prefetching {
                     prefetch(blocks.next[block + w].wrapping_add(at));
                 }
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let q = V::splat(f32::from_bits(*q.add(r * queries.stride + d)));
+                let q = V::splat(f32::from_bits(*q[r].add(d)));
                 for w in 0..W {
                     sums[w] = E::dot(sums[w], q, k[w]);
                 }
@@ -191,6 +216,7 @@ unsafe fn scores_of<V: Vector, E: Element, const R: usize, const W: usize>(
 unsafe fn weigh<V: Vector, E: Element>(
     softmax: &mut Softmax<V>,
     job: &UnitJob<'_>,
+    rows: &Rows,
     blocks: &Blocks,
     start: usize,
     len: usize,
@@ -199,10 +225,12 @@ unsafe fn weigh<V: Vector, E: Element>(
     unsafe {
         let end = len.next_multiple_of(E::PER_WORD * BLOCK_SIZE);
         let mut fall = [0.0; QUERY_TILE];
-        for (row, fall) in fall.iter_mut().enumerate().take(job.rows) {
+        for (row, fall) in fall.iter_mut().enumerate().take(job.rows()) {
             // The weight of an invisible position is e^-inf = 0, which leaves every sum unchanged.
-            let visible = (job.position + row + 1 - start).min(len);
-            let before = job.first_visible(row).saturating_sub(start).min(visible);
+            let position = rows.position[row];
+            let visible = (position + 1 - start).min(len);
+            let before = job.first_visible(position).saturating_sub(start);
+            let before = before.min(visible);
             let scores = softmax.weights[row].as_mut_ptr();
             if let Some(cap) = job.soft_cap {
                 // Exactly the blocks whose scores were computed.
@@ -224,11 +252,11 @@ unsafe fn weigh<V: Vector, E: Element>(
             softmax.max[row] = max;
         }
         // Unused correction factors are e^0 = 1.
-        for at in (0..job.rows).step_by(BLOCK_SIZE) {
+        for at in (0..job.rows()).step_by(BLOCK_SIZE) {
             let correction = V::load(fall.as_ptr().add(at)).exp();
             correction.store(softmax.correction.as_mut_ptr().add(at));
         }
-        for row in 0..job.rows {
+        for row in 0..job.rows() {
             let max = V::splat(origin(softmax.max[row]));
             let mut sum = softmax.sum[row].mul(V::splat(softmax.correction[row]));
             let weights = softmax.weights[row].as_mut_ptr();
@@ -255,47 +283,40 @@ fn origin(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
-/// Adds a tile's weighted values to the sums in `out`.
-#[inline(always)]
-unsafe fn values<V: Vector, E: Element, const R: usize, const W: usize>(
-    job: &UnitJob<'_>,
-    blocks: &Blocks,
-    begin: bool,
-    len: usize,
-    softmax: &Softmax<V>,
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        let tile = ValueTile {
-            job,
-            blocks,
-            begin,
-            len,
-            softmax,
-        };
-        let mut row = 0;
-        while row + R <= job.rows {
-            tile.add::<E, R, W>(row);
-            row += R;
-        }
-        while row < job.rows {
-            tile.add::<E, 1, SINGLE_ROW_VECTORS>(row);
-            row += 1;
-        }
-    }
-}
-
+/// A tile's weighted values, to add to the sums in `out`.
 struct ValueTile<'a, V> {
     job: &'a UnitJob<'a>,
+    rows: &'a Rows,
     blocks: &'a Blocks,
     /// Whether this is the first tile, so that `out` is not initialized yet.
     begin: bool,
-    /// Positions of the tile up to the last row's own.
+    /// Positions of the tile up to the unit's last.
     len: usize,
     softmax: &'a Softmax<V>,
 }
 
 impl<V: Vector> ValueTile<'_, V> {
+    /// Adds the tile to all rows.
+    #[inline(always)]
+    unsafe fn add_all<E: Element, const R: usize, const W: usize>(&self) {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let (mut row, rows) = (0, self.job.rows());
+            while row + R <= rows {
+                self.add::<E, R, W>(row);
+                row += R;
+            }
+            while row + 2 <= rows {
+                self.add::<E, 2, W>(row);
+                row += 2;
+            }
+            while row < rows {
+                self.add::<E, 1, SINGLE_ROW_VECTORS>(row);
+                row += 1;
+            }
+        }
+    }
+
     /// Adds the tile to `R` rows, all columns.
     #[inline(always)]
     unsafe fn add<E: Element, const R: usize, const W: usize>(&self, row: usize) {
@@ -325,14 +346,16 @@ impl<V: Vector> ValueTile<'_, V> {
     ) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            let job = self.job;
-            let out = job.out.add(row * job.out_stride + column);
+            let mut out = [std::ptr::null_mut(); R];
+            for (out, row) in out.iter_mut().zip(&self.rows.out[row..row + R]) {
+                *out = row.add(column);
+            }
             let mut sums = [[V::splat(0.0); W]; R];
             if !self.begin {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let correction = V::splat(self.softmax.correction[row + r]);
                     for (w, sum) in sums.iter_mut().enumerate() {
-                        let out = out.add(r * job.out_stride + w * BLOCK_SIZE);
+                        let out = out[r].add(w * BLOCK_SIZE);
                         *sum = load_columns::<V>(out, n).mul(correction);
                     }
                 }
@@ -353,7 +376,7 @@ impl<V: Vector> ValueTile<'_, V> {
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (w, sum) in sums.iter().enumerate() {
-                    store_columns(*sum, out.add(r * job.out_stride + w * BLOCK_SIZE), n);
+                    store_columns(*sum, out[r].add(w * BLOCK_SIZE), n);
                 }
             }
         }
@@ -376,7 +399,7 @@ impl<V: Vector> ValueTile<'_, V> {
             let mut v = [V::splat(0.0); W];
             for (w, v) in v.iter_mut().enumerate() {
                 *v = load_columns(values.add(w * BLOCK_SIZE).cast(), n);
-                if R == 1 {
+                if R == 1 || self.job.is_memory_bound() {
                     prefetch(next.wrapping_add(at + w * BLOCK_SIZE));
                 }
             }

@@ -22,7 +22,10 @@
 //! rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, in the way of the
 //! instruction set (`vdpbf16ps`, or two fused multiply-adds).
 //!
-//! Blocks that no row of a unit sees, and slots past its last row, never enter its arithmetic: their
+//! The query heads that share a key and value head are rows of one unit beside each other, so each key
+//! and value is loaded once for all of them.
+//!
+//! Blocks that no row of a unit sees, and slots past its last position, never enter its arithmetic: their
 //! stale bytes may be NaN. A position that only another row of the unit sees, or that lies before the
 //! window in the window's first block, enters with weight 0, which adds nothing; a tile of such
 //! positions alone leaves the maximum at negative infinity and every sum at 0.
@@ -206,7 +209,7 @@ impl Attend<'_> {
         let query_words = if E::PER_WORD > 1 {
             // The words of a unit's rows are contiguous.
             let words = head_width.div_ceil(E::PER_WORD);
-            let at = (unit.row * heads + unit.rows * unit.head) * words;
+            let at = (unit.row * heads + unit.positions * unit.head) * words;
             operands.queries.as_mut_ptr().wrapping_add(at).cast()
         } else {
             std::ptr::null_mut()
@@ -228,7 +231,8 @@ impl Attend<'_> {
             head_width,
             scale: shape.scale,
             soft_cap: shape.soft_cap,
-            rows: unit.rows,
+            heads: unit.heads,
+            positions: unit.positions,
             position: unit.position,
             window: shape.window.unwrap_or(usize::MAX),
         }

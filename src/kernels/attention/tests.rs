@@ -152,28 +152,36 @@ fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// Returns shapes of multi-head, grouped-query and windowed attention; windows narrower and wider
-/// than a tile of positions.
+/// Returns shapes of multi-head, grouped-query and windowed attention, with and without soft caps; windows
+/// narrower and wider than a tile of positions, groups of fewer and more heads than a unit has rows.
 fn shapes() -> Vec<AttentionShape> {
     let multi_head = [(1, 1), (2, 7), (3, 16), (2, 32), (4, 64), (1, 80), (2, 33)];
     let others = [
-        (4, 2, 32, None),
-        (6, 1, 33, None),
-        (2, 2, 7, Some(1)),
-        (3, 3, 16, Some(5)),
-        (6, 2, 33, Some(17)),
-        (4, 1, 64, Some(64)),
-        (8, 2, 16, Some(100)),
+        (4, 2, 32, None, None),
+        (6, 1, 33, None, None),
+        (14, 2, 64, None, None),
+        (4, 1, 256, None, None),
+        (20, 1, 8, None, Some(2.0)),
+        (2, 2, 7, Some(1), None),
+        (3, 3, 16, Some(5), None),
+        (8, 1, 80, Some(15), None),
+        (8, 2, 64, Some(16), Some(3.0)),
+        (6, 2, 33, Some(17), None),
+        (4, 1, 64, Some(64), None),
+        (4, 4, 16, Some(17), Some(0.5)),
+        (8, 2, 16, Some(100), None),
     ];
     let multi_head = multi_head.map(|(heads, width)| AttentionShape::multi_head(heads, width));
-    let others = others.map(|(heads, kv_heads, head_width, window)| AttentionShape {
-        heads,
-        kv_heads,
-        head_width,
-        scale: 0.1,
-        window,
-        soft_cap: None,
-    });
+    let others = others.map(
+        |(heads, kv_heads, head_width, window, soft_cap)| AttentionShape {
+            heads,
+            kv_heads,
+            head_width,
+            scale: 0.1,
+            window,
+            soft_cap,
+        },
+    );
     multi_head.into_iter().chain(others).collect()
 }
 
@@ -352,6 +360,33 @@ fn blocks_before_the_window_are_never_read() {
 }
 
 #[test]
+fn a_tile_wholly_before_a_rows_window_adds_nothing_to_it() {
+    // Rows 64 to 79 are one unit, whose first row sees positions before 64; the last ones do not.
+    for window in [1, 2, 15, 16, 17, 64] {
+        for kv_heads in [1, 4] {
+            let shape = AttentionShape {
+                kv_heads,
+                window: Some(window),
+                scale: 1.0,
+                ..AttentionShape::multi_head(4, 16)
+            };
+            for dtype in [KvDtype::F32, KvDtype::Bf16] {
+                let setup = Setup { shape, dtype };
+                let s = sequence(16, 96);
+                for isa in Isa::available() {
+                    let attention = setup.kernels(isa);
+                    let rows = setup.at_once(&attention, &[s]);
+                    assert!(rows[0].iter().all(|x| x.is_finite()), "{setup:?} {isa:?}");
+                    let steps = vec![vec![(0, 1)]; s.len];
+                    let one_by_one = setup.run(&attention, &setup.cache(), &[s], &steps);
+                    assert!(bits(&rows) == bits(&one_by_one), "{setup:?} {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn stale_nans_in_slots_that_a_row_does_not_see_never_reach_it() {
     let chosen = |setup: &Setup| [64, 7, 33].contains(&setup.shape.head_width);
     for setup in setups().filter(chosen) {
@@ -465,18 +500,25 @@ fn impossible_shapes_are_refused() {
     let good = AttentionShape::multi_head(4, 8);
     assert!(good.check().is_ok());
     let sizes = "sizes must be positive, and the second number of heads must divide the first";
-    for (heads, kv_heads, head_width, window, message) in [
-        (0, 1, 8, None, sizes),
-        (4, 0, 8, None, sizes),
-        (4, 3, 8, None, sizes),
-        (4, 4, 0, None, sizes),
-        (4, 4, 8, Some(0), "window of attention must be at least 1"),
+    let (window_0, cap) = (
+        "window of attention must be at least 1",
+        "soft cap of attention is",
+    );
+    for (heads, kv_heads, head_width, window, soft_cap, message) in [
+        (0, 1, 8, None, None, sizes),
+        (4, 0, 8, None, None, sizes),
+        (4, 3, 8, None, None, sizes),
+        (4, 4, 0, None, None, sizes),
+        (4, 4, 8, Some(0), None, window_0),
+        (4, 4, 8, None, Some(0.0), cap),
+        (4, 4, 8, None, Some(f32::NAN), cap),
     ] {
         let shape = AttentionShape {
             heads,
             kv_heads,
             head_width,
             window,
+            soft_cap,
             ..good
         };
         let kernels = KernelAttention::new(&pool(), Isa::detect(), shape).map(drop);

@@ -2,18 +2,21 @@
 
 use std::mem::MaybeUninit;
 
+use super::plan::QUERY_TILE;
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
 
-/// One head's attention for up to [`QUERY_TILE`] rows of one sequence.
+/// The attention of the query heads of one key and value head, for one or more positions of one
+/// sequence. A row is a position and a query head, in this order: all heads of the first position come
+/// first.
 ///
-/// An `unsafe` function that takes a unit requires: `q` and `out` are valid for `rows` rows of
-/// `head_width` elements at their strides, `out` exclusively; where the element has more than one
-/// value per word, `query_words` is valid, exclusively, for `rows` times the words of `head_width`
-/// values; `kv` points to this head's part of the cache's first block, every block of `table` is in
-/// the cache, and the table reaches the last row's position; the slots from the block of the first
-/// visible position up to there have been written; `rows` is in `1..=QUERY_TILE` and all rows are
-/// in the same query tile; `window` is at least 1.
+/// An `unsafe` function that takes a unit requires: `q` and `out` are valid for `positions` rows of
+/// `heads` adjacent heads of `head_width` elements at their strides, `out` exclusively; where the element
+/// has more than one value per word, `query_words` is valid, exclusively, for every row's words of
+/// `head_width` values; `kv` points to this head's part of the cache's first block, every block of
+/// `table` is in the cache, and the table reaches the last position; the slots from the block of the
+/// first visible position up to there have been written; there are 1 to [`QUERY_TILE`] rows, whose
+/// positions are all in the same tile of [`POSITION_TILE`] positions; `window` is at least 1.
 pub(super) struct UnitJob<'a> {
     pub q: *const f32,
     pub q_stride: usize,
@@ -35,8 +38,10 @@ pub(super) struct UnitJob<'a> {
     pub scale: f32,
     /// Cap of the scaled scores.
     pub soft_cap: Option<f32>,
-    pub rows: usize,
-    /// Position of the first row.
+    /// Number of query heads.
+    pub heads: usize,
+    pub positions: usize,
+    /// The first position.
     pub position: usize,
     /// Number of positions that a row sees, its own included; without a window, larger than any
     /// context.
@@ -44,10 +49,52 @@ pub(super) struct UnitJob<'a> {
 }
 
 impl UnitJob<'_> {
-    /// Returns the first position that row `row` sees.
+    /// Returns the number of rows.
     #[inline(always)]
-    pub fn first_visible(&self, row: usize) -> usize {
-        (self.position + row + 1).saturating_sub(self.window)
+    pub fn rows(&self) -> usize {
+        self.positions * self.heads
+    }
+
+    /// Returns the first position that a row at `position` sees.
+    #[inline(always)]
+    pub fn first_visible(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
+
+    /// Returns whether reading keys and values takes longer than the arithmetic, as in decoding.
+    #[inline(always)]
+    pub fn is_memory_bound(&self) -> bool {
+        self.positions == 1
+    }
+}
+
+/// Where each row of a unit is.
+pub(super) struct Rows {
+    pub q: [*const f32; QUERY_TILE],
+    pub out: [*mut f32; QUERY_TILE],
+    pub position: [usize; QUERY_TILE],
+}
+
+impl Rows {
+    /// Returns the rows of a unit.
+    #[inline(always)]
+    pub fn new(job: &UnitJob<'_>) -> Self {
+        let mut rows = Self {
+            q: [job.q; QUERY_TILE],
+            out: [job.out; QUERY_TILE],
+            position: [job.position; QUERY_TILE],
+        };
+        let mut row = 0;
+        for n in 0..job.positions {
+            for head in 0..job.heads {
+                let column = head * job.head_width;
+                rows.q[row] = job.q.wrapping_add(n * job.q_stride + column);
+                rows.out[row] = job.out.wrapping_add(n * job.out_stride + column);
+                rows.position[row] = job.position + n;
+                row += 1;
+            }
+        }
+        rows
     }
 }
 
@@ -78,13 +125,13 @@ impl Weights {
 /// The blocks of a tile of positions, as pointers to their keys.
 pub(super) struct Blocks {
     pub keys: [*const u32; TILE_BLOCKS],
-    /// The blocks at the same positions of the next unit, or else the blocks of this one. A single
-    /// row is bound by memory, and its blocks are scattered, so the hardware prefetchers fetch them
-    /// too late. Therefore every read of a line prefetches the same line of the next unit.
+    /// The blocks at the same positions of the next unit, or else the blocks of this one. A
+    /// single position is bound by memory, and its blocks are scattered, so the hardware prefetchers
+    /// fetch them too late. Therefore every read of a line prefetches the same line of the next unit.
     pub next: [*const u32; TILE_BLOCKS],
     /// Number of blocks at the beginning of the tile that no row sees.
     pub skipped: usize,
-    /// Number of blocks of the tile up to the last row's position.
+    /// Number of blocks of the tile up to the last position.
     pub count: usize,
 }
 

@@ -175,7 +175,18 @@ fn epilogues_are_applied_after_the_bias() {
     let case = Case::new((100, 70));
     let x = case.x(9);
     let residual = Tensor::from_vec(noise(9 * 70, 4), (9, 70), &Device::Cpu).unwrap();
-    for epilogue in [GELU, Epilogue::Add(&residual)] {
+    let gated = |activation| Epilogue::Gated {
+        gate: &residual,
+        activation,
+    };
+    for epilogue in [
+        GELU,
+        Epilogue::Activate(Activation::Silu),
+        gated(Activation::GeluTanh),
+        gated(Activation::Silu),
+        Epilogue::Add(&residual),
+        Epilogue::SoftCap(3.0),
+    ] {
         let expected = case.plain().forward(&x, epilogue).unwrap();
         for isa in Isa::available() {
             let found = case
@@ -262,6 +273,62 @@ fn the_order_and_type_on_disk_do_not_matter() {
 }
 
 #[test]
+fn the_outputs_of_matrices_packed_together_are_those_of_each_alone() {
+    let cases = [Case::new((50, 37)), Case::new((50, 5)), Case::new((50, 64))];
+    let x = cases[0].x(3);
+    let halves: Vec<u8> = noise(50 * 5, 1)
+        .into_iter()
+        .flat_map(|w| half::bf16::from_f32(w).to_le_bytes())
+        .collect();
+    let weights = [
+        cases[0].raw(MatrixOrder::OutIn),
+        RawWeight {
+            bytes: &halves,
+            dtype: DType::BF16,
+            ..cases[1].raw(MatrixOrder::OutIn)
+        },
+        cases[2].raw(MatrixOrder::InOut),
+    ];
+    let bias = cases.each_ref().map(|case| &case.bias[..]).concat();
+    for isa in Isa::available() {
+        for dtype in DTYPES {
+            let memory = WeightMemory::default();
+            let pack = |weights: &[RawWeight<'_>], bias| {
+                PackedLinear::pack(&pool(), isa, &memory, dtype, weights, Some(bias)).unwrap()
+            };
+            let together = pack(&weights, &bias);
+            let found = together.forward(&x, Epilogue::None).unwrap();
+            let mut column = 0;
+            for (weight, case) in weights.iter().zip(&cases) {
+                let alone = pack(&[*weight], &case.bias);
+                let alone = alone.forward(&x, Epilogue::None).unwrap();
+                let found = found.narrow(1, column, weight.out_features).unwrap();
+                assert_eq!(bits(&found), bits(&alone), "{isa:?} {dtype:?} {column}");
+                column += weight.out_features;
+            }
+            let plain = CandleLinear::new(&Device::Cpu, &weights, Some(&bias)).unwrap();
+            let plain = plain.forward(&x, Epilogue::None).unwrap();
+            assert!(relative_error(&found, &plain) < 1.2e-2, "{isa:?} {dtype:?}");
+        }
+    }
+    let other = Case::new((49, 4));
+    let memory = WeightMemory::default();
+    let pack = |weights: &[RawWeight<'_>]| {
+        PackedLinear::pack(
+            &pool(),
+            Isa::Portable,
+            &memory,
+            WeightDtype::F32,
+            weights,
+            None,
+        )
+    };
+    let refused = pack(&[weights[0], other.raw(MatrixOrder::OutIn)]);
+    assert_refused(refused, "can't read both 50 and 49 features");
+    assert_refused(pack(&[]), "at least one matrix");
+}
+
+#[test]
 fn operands_that_do_not_fit_are_errors() {
     let case = Case::new((8, 4));
     let linear = case.packed(Isa::detect(), WeightDtype::F32);
@@ -274,6 +341,14 @@ fn operands_that_do_not_fit_are_errors() {
     let x = case.x(2);
     let refused = linear.forward(&x, Epilogue::Add(&wrong));
     assert_refused(refused, "a residual of shape [2, 7] for [2, 4]");
+    let gated = Epilogue::Gated {
+        gate: &wrong,
+        activation: Activation::Silu,
+    };
+    assert_refused(
+        linear.forward(&x, gated),
+        "a gate of shape [2, 7] for [2, 4]",
+    );
     let transposed = case.x(4).t().unwrap().contiguous().unwrap();
     let refused = linear.forward(&transposed, Epilogue::None);
     assert_refused(refused, "a linear layer of 8 features got 4");
