@@ -53,6 +53,27 @@ const fn decoding(sequences: usize, past: usize) -> Step {
     }
 }
 
+/// Steps of a model with short contexts.
+const SHORT: &[Step] = &[
+    prompt(128),
+    prompt(512),
+    prompt(1024),
+    decoding(1, 100),
+    decoding(1, 1000),
+    decoding(32, 128),
+    decoding(32, 500),
+];
+
+/// Steps of a model with long contexts.
+const LONG: &[Step] = &[
+    prompt(512),
+    prompt(2048),
+    decoding(1, 1000),
+    decoding(1, 8000),
+    decoding(16, 500),
+    decoding(16, 2000),
+];
+
 fn models() -> [Model; 3] {
     let gemma = AttentionShape {
         kv_heads: 1,
@@ -62,28 +83,11 @@ fn models() -> [Model; 3] {
         window: Some(512),
         ..gemma
     };
-    let short = &[
-        prompt(128),
-        prompt(512),
-        prompt(1024),
-        decoding(1, 100),
-        decoding(1, 1000),
-        decoding(32, 128),
-        decoding(32, 500),
-    ];
-    let long = &[
-        prompt(512),
-        prompt(2048),
-        decoding(1, 1000),
-        decoding(1, 8000),
-        decoding(16, 500),
-        decoding(16, 2000),
-    ];
     let model = |name, shape, steps| Model { name, shape, steps };
     [
-        model("GPT-2", AttentionShape::multi_head(12, 64), short),
-        model("Gemma global", gemma, long),
-        model("Gemma sliding", sliding, long),
+        model("GPT-2", AttentionShape::multi_head(12, 64), SHORT),
+        model("Gemma global", gemma, LONG),
+        model("Gemma sliding", sliding, LONG),
     ]
 }
 

@@ -17,8 +17,8 @@ use skald::kernels::kv::KvDtype;
 use skald::kernels::kv::SequenceSpan;
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::rows;
-use skald::model::batch::Batch;
 use skald::model::Model;
+use skald::model::batch::Batch;
 
 const EXPECTED: &str = include_str!("../fixtures/gpt2-124m-expected.json");
 
