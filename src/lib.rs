@@ -1,4 +1,4 @@
-//! Skald, an HTTP text-generation server for GPT-2 class language models.
+//! Skald, an HTTP text-generation server for small language models: GPT-2, Gemma, the Llama family.
 //!
 //! [`http`] validates and tokenizes a request, [`engine`] runs it in a batch with others, and [`http`]
 //! decodes the tokens to text and streams it.
@@ -23,7 +23,7 @@
 //! | [`engine`] | the inference worker: scheduler, KV blocks, sampling |
 //! | [`lane`] | bounded lanes for work outside the engine |
 //! | [`fair`] | tenants, and their fair shares of limited resources |
-//! | [`model`] | the architectures: GPT-2's forward pass |
+//! | [`model`] | the architectures: the forward passes of GPT-2, Gemma and the Llama family |
 //! | [`checkpoint`] | sources, files and content of models |
 //! | [`backend`] | computation of a model's layers by the kernels or by candle's own operations |
 //! | [`kernels`] | the compute kernels, as candle custom ops |

@@ -82,7 +82,8 @@ impl DecoderShape {
 
     /// Returns the matrices of a layer, with the name that their weight and their bias share:
     /// `[out, in]` each.
-    pub(super) fn matrices(&self, layer: usize) -> [(String, [usize; 2]); 7] {
+    #[must_use]
+    pub fn matrices(&self, layer: usize) -> [(String, [usize; 2]); 7] {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let queries = self.heads * self.head_dim;
         let keys = self.kv_heads * self.head_dim;

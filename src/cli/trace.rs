@@ -84,6 +84,9 @@ impl Trace {
 
     /// Returns the request for one token that `skald generate` would make.
     fn request(&self, loaded: &Unserved, text: &str) -> Result<GenerateRequest> {
+        if self.weights {
+            weights::config(&loaded.files)?;
+        }
         let tokenizer = &loaded.files.tokenizer;
         let mut ids = tokenizer.encode(text, true)?;
         if ids.is_empty() {

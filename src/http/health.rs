@@ -167,7 +167,7 @@ pub(super) struct Info {
 struct ModelFacts {
     /// Name of the model.
     id: String,
-    /// Always `gpt2`.
+    /// Name of the architecture: `gpt2`, `gemma`, `gemma2`, `gemma3`, `llama`, `qwen2` or `qwen3`.
     architecture: &'static str,
     /// Number of weights.
     parameters: u64,
@@ -179,6 +179,10 @@ struct ModelFacts {
     n_layer: usize,
     /// Attention heads per block.
     n_head: usize,
+    /// Heads of keys and values per block; several attention heads can share one.
+    n_kv_head: usize,
+    /// Width of an attention head.
+    head_dim: usize,
     /// Width of the hidden states.
     n_embd: usize,
     /// Number of neurons in the feed-forward network of a block.
@@ -315,6 +319,8 @@ impl Info {
                 device: info.device,
                 n_layer: info.spec.layers,
                 n_head: info.spec.heads,
+                n_kv_head: info.spec.kv_heads,
+                head_dim: info.spec.head_width,
                 n_embd: info.spec.hidden_width,
                 n_inner: info.spec.inner_width,
                 n_positions: info.spec.context_length,

@@ -26,9 +26,9 @@ pub(super) struct ModelDescription {
     tokenizer_path: String,
     /// Whether the model generates text, always true.
     is_generation: bool,
-    /// `model_type` of the model's configuration.
+    /// Name of the architecture, as in `/info`.
     model_type: &'static str,
-    /// `architectures` of the model's configuration.
+    /// The class of the model in transformers.
     architectures: Vec<&'static str>,
 }
 
@@ -39,8 +39,8 @@ impl ModelDescription {
             model_path: info.source.clone(),
             tokenizer_path: info.source.clone(),
             is_generation: true,
-            model_type: "gpt2",
-            architectures: vec!["GPT2LMHeadModel"],
+            model_type: info.spec.architecture,
+            architectures: vec![info.spec.class_name()],
         }
     }
 }

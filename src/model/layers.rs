@@ -1,103 +1,88 @@
-//! Code shared by the architectures: layers from a checkpoint's tensors, embeddings, and the
-//! selection of rows.
+//! Code shared by the architectures: parts of blocks, the vocabulary, and the selection of rows.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::backend::{Backend, Linear, Norm};
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::weights::{Embedding, TensorView, WeightsError};
-use crate::kernels::linear::{Epilogue, MatrixOrder, RawWeight};
+use super::batch::Batch;
+use crate::backend::{Attention, Linear, Rotary};
+use crate::checkpoint::weights::Embedding;
+use crate::kernels::attention::{AttentionPlan, AttentionShape};
+use crate::kernels::kv::LayerKv;
+use crate::kernels::linear::{Activation, Epilogue};
 
 /// Embeddings that are widened at once.
 const EMBEDDINGS: usize = 256;
 
-/// Error of loading a model.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A tensor is missing or does not match the configuration.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The architecture is not implemented.
-    #[error("models of the architecture {0} can't be served yet")]
-    Architecture(&'static str),
-    /// The backend could not prepare the weights.
-    #[error("the model's weights could not be prepared: {0}")]
-    Backend(#[from] candle_core::Error),
+/// Where the rows of a batch are: what rotary positions and attention need to know of them.
+pub(super) struct Rows {
+    /// Position of each row in its own context.
+    positions: Vec<u32>,
+    plan: AttentionPlan,
 }
 
-/// Creates layers from the tensors of a checkpoint.
-pub(super) struct Loader<'a> {
-    pub checkpoint: &'a Checkpoint,
-    pub backend: &'a dyn Backend,
-}
-
-impl Loader<'_> {
-    /// Reads a tensor's values.
-    pub fn values(&self, name: &str, shape: &[usize]) -> std::result::Result<Vec<f32>, LoadError> {
-        Ok(self.checkpoint.finite_tensor(name, shape)?.to_f32())
-    }
-
-    /// Creates a layer norm from `NAME.weight` and `NAME.bias`, `[width]` each.
-    pub fn layer_norm(
-        &self,
-        name: &str,
-        width: usize,
-        eps: f64,
-    ) -> std::result::Result<Box<dyn Norm>, LoadError> {
-        let weight = self.values(&format!("{name}.weight"), &[width])?;
-        let bias = self.values(&format!("{name}.bias"), &[width])?;
-        Ok(self.backend.layer_norm(&weight, &bias, eps)?)
-    }
-
-    /// Creates a linear layer from `NAME.weight`, `[in, out]`, and `NAME.bias`, `[out]`: GPT-2's
-    /// `Conv1D`.
-    pub fn conv1d(
-        &self,
-        name: &str,
-        in_features: usize,
-        out_features: usize,
-    ) -> std::result::Result<Box<dyn Linear>, LoadError> {
-        let weight = format!("{name}.weight");
-        let weight = self
-            .checkpoint
-            .finite_tensor(&weight, &[in_features, out_features])?;
-        let weight = raw(&weight, MatrixOrder::InOut, in_features, out_features);
-        let bias = self.values(&format!("{name}.bias"), &[out_features])?;
-        Ok(self.backend.linear(&[weight], Some(&bias))?)
-    }
-
-    /// Creates a linear layer without bias from a tensor `[out, in]`: an output projection.
-    pub fn projection(
-        &self,
-        weight: &TensorView<'_>,
-        in_features: usize,
-        out_features: usize,
-    ) -> Result<Box<dyn Linear>> {
-        let weight = raw(weight, MatrixOrder::OutIn, in_features, out_features);
-        self.backend.linear(&[weight], None)
+impl Rows {
+    pub fn of(batch: Batch) -> Result<Self> {
+        Ok(Self {
+            plan: AttentionPlan::new(batch.spans, batch.ids.len())?,
+            positions: batch.positions,
+        })
     }
 }
 
-fn raw<'a>(
-    tensor: &'a TensorView<'_>,
-    order: MatrixOrder,
-    in_features: usize,
-    out_features: usize,
-) -> RawWeight<'a> {
-    RawWeight {
-        bytes: &tensor.bytes,
-        dtype: tensor.dtype,
-        order,
-        in_features,
-        out_features,
+/// Causal grouped-query attention with rotary positions.
+pub(super) struct SelfAttention {
+    /// `q_proj`, `k_proj` and `v_proj`.
+    pub qkv_proj: Box<dyn Linear>,
+    /// Norms and rotation of queries and keys.
+    pub rotary: Box<dyn Rotary>,
+    pub shape: AttentionShape,
+    pub attention: Box<dyn Attention>,
+    pub o_proj: Box<dyn Linear>,
+}
+
+impl SelfAttention {
+    /// Computes the queries, keys and values of normalized rows, as attention reads them:
+    /// `[rows, hidden_width] -> [rows, (heads + 2*kv_heads) * head_width]`.
+    pub fn qkv(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let qkv = self.qkv_proj.forward(x, Epilogue::None)?;
+        self.rotary.forward(qkv, &rows.positions)
+    }
+
+    /// Computes attention over each row's own context, the mix of values:
+    /// `[rows, (heads + 2*kv_heads) * head_width] -> [rows, heads*head_width]`.
+    pub fn mix(&self, qkv: &Tensor, kv: &LayerKv, rows: &Rows) -> Result<Tensor> {
+        self.attention.forward(qkv, kv, &rows.plan)
+    }
+
+    /// Returns the linear layers in the order of computation.
+    pub fn linears(&self) -> Vec<&dyn Linear> {
+        vec![&*self.qkv_proj, &*self.o_proj]
     }
 }
 
-/// Links each layer to the one computed after it, and the last to the first, for prefetching.
-pub(super) fn chain<'a>(layers: impl Iterator<Item = &'a dyn Linear> + Clone) {
-    let following = layers.clone().cycle().skip(1);
-    for (layer, next) in layers.zip(following) {
-        layer.set_next(next.memory());
+/// A gated feed-forward network (Shazeer 2020, <https://arxiv.org/abs/2002.05202>):
+/// `down_proj(activation(gate_proj(x)) * up_proj(x))`.
+pub(super) struct GatedMlp {
+    pub gate_proj: Box<dyn Linear>,
+    pub up_proj: Box<dyn Linear>,
+    pub activation: Activation,
+    pub down_proj: Box<dyn Linear>,
+}
+
+impl GatedMlp {
+    /// Computes `activation(gate_proj(x)) * up_proj(x)` of normalized rows:
+    /// `[rows, hidden_width] -> [rows, inner_width]`.
+    pub fn neurons(&self, x: &Tensor) -> Result<Tensor> {
+        let gate = self.gate_proj.forward(x, Epilogue::None)?; // [rows, inner_width]
+        let gated = Epilogue::Gated {
+            gate: &gate,
+            activation: self.activation,
+        };
+        self.up_proj.forward(x, gated)
+    }
+
+    /// Returns the linear layers in the order of computation.
+    pub fn linears(&self) -> Vec<&dyn Linear> {
+        vec![&*self.gate_proj, &*self.up_proj, &*self.down_proj]
     }
 }
 
@@ -107,25 +92,36 @@ pub(super) struct Vocabulary {
     /// Separate token embeddings. `None` if they are tied to the output projection; its weights are
     /// then used, so that the largest matrix is in memory only once.
     pub embedding: Option<Embedding>,
+    /// Factor of the token embeddings, not of the projection: 1, or Gemma's `sqrt(hidden_width)`.
+    pub embedding_scale: f32,
     /// `[hidden_width] -> [vocab_size]`
     pub projection: Box<dyn Linear>,
+    /// Cap of the logits: `cap * tanh(logit / cap)`.
+    pub soft_cap: Option<f32>,
     pub vocab_size: usize,
 }
 
 impl Vocabulary {
-    /// Adds the tokens' embeddings to the rows of `x`, `[ids, hidden_width]`.
+    /// Adds the tokens' embeddings to the rows of `x`, `[ids, hidden_width]`, which are zero if the embeddings
+    /// are scaled.
     pub fn add_embeddings(&self, ids: &[u32], x: &mut [f32]) -> Result<()> {
         match &self.embedding {
-            None => self.projection.add_weights_of(ids, x),
-            Some(embedding) => embedding.add_rows(ids, x).map_err(candle_core::Error::wrap),
+            None => self.projection.add_weights_of(ids, x)?,
+            Some(embedding) => embedding
+                .add_rows(ids, x)
+                .map_err(candle_core::Error::wrap)?,
         }
+        if self.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= self.embedding_scale);
+        }
+        Ok(())
     }
 
     /// Computes the dot products of rows with all token embeddings:
     /// `[rows, hidden_width] -> [rows, vocab_size]`.
     pub fn embedding_products(&self, x: &Tensor) -> Result<Tensor> {
         if self.embedding.is_none() {
-            return self.projection.forward(x, Epilogue::None);
+            return self.push(x)? * f64::from(self.embedding_scale);
         }
         let (rows, width) = x.dims2()?;
         let values = x.flatten_all()?.to_vec1::<f32>()?;
@@ -157,6 +153,13 @@ impl Vocabulary {
         if x.dim(0)? == 0 {
             return Tensor::zeros((0, self.vocab_size), DType::F32, x.device());
         }
+        let cap = self.soft_cap.map_or(Epilogue::None, Epilogue::SoftCap);
+        self.projection.forward(x, cap)
+    }
+
+    /// Computes the output projection of rows, without a soft cap:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`.
+    pub fn push(&self, x: &Tensor) -> Result<Tensor> {
         self.projection.forward(x, Epilogue::None)
     }
 }

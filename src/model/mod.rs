@@ -7,70 +7,117 @@
 //! | [`spec`] | sizes and token ids of a model, for the rest of the program |
 //! | [`batch`] | the rows of a forward pass, and its results |
 //! | [`stage`] | the stages of a pass, for observers |
-//! | [`gpt2`] | GPT-2 |
-//! | `layers` | code shared by the architectures |
+//! | `architecture` | what an architecture gives |
+//! | [`gpt2`], [`gemma`], [`llama`] | GPT-2; Gemma 1, 2 and 3; Llama 2 and 3, Qwen 2 and 3 |
+//! | `layers` | parts of blocks, and the vocabulary, shared by the architectures |
+//! | `loader` | layers of a checkpoint's tensors |
+//! | `parts` | single parts of a model, to look into it |
 //! | [`trial`] | the trial forward pass before a model is served |
 
+mod architecture;
 pub mod batch;
+pub mod gemma;
 pub mod gpt2;
 mod layers;
+pub mod llama;
+mod loader;
+mod parts;
 pub mod spec;
 pub mod stage;
 pub mod trial;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
+use self::architecture::{Architecture, Ends};
 use self::batch::{Batch, Outputs};
+use self::gemma::Gemma;
 use self::gpt2::Gpt2;
-pub use self::layers::LoadError;
+use self::layers::select_rows;
+use self::llama::Llama;
+pub use self::loader::LoadError;
+use self::loader::Loader;
 pub use self::spec::ModelSpec;
-use self::stage::Observe;
-use crate::backend::Backend;
+use self::stage::{Observe, unobserved};
+use crate::backend::{Backend, Linear};
 use crate::checkpoint::{ModelConfig, ModelFiles};
 use crate::kernels::Pool;
-use crate::kernels::kv::{KvCache, KvDtype};
+use crate::kernels::kv::{KvCache, KvDtype, KvShape};
 
-/// A loaded model of one of the architectures. This is an enum rather than a trait because the set
-/// is closed and has one caller, the inference worker.
+/// A loaded model of one of the architectures: a closed set with one caller, the inference worker.
 pub enum Model {
     /// GPT-2.
     Gpt2(Gpt2),
+    /// Gemma 1, 2 and 3.
+    Gemma(Gemma),
+    /// Llama 2 and 3, Qwen 2 and 3.
+    Llama(Llama),
 }
 
 impl Model {
-    /// Reads the weights of the files' architecture and has the backend prepare them.
+    /// Reads all weights of the files' architecture and has the backend prepare them.
     ///
     /// # Errors
     /// [`LoadError`], with file and tensor, if the checkpoint does not match its configuration.
     pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
-        match &files.config {
-            ModelConfig::Gpt2(config) => Ok(Self::Gpt2(Gpt2::load(files, config, backend)?)),
-            other => Err(LoadError::Architecture(other.architecture())),
+        files.checkpoint.validate(&files.config)?;
+        let loader = Loader { files, backend };
+        let model = match &files.config {
+            ModelConfig::Gpt2(config) => Self::Gpt2(Gpt2::load(&loader, config)?),
+            ModelConfig::Gemma(config) => Self::Gemma(Gemma::load(&loader, config)?),
+            ModelConfig::Llama(config) => Self::Llama(Llama::load(&loader, config)?),
+        };
+        files.checkpoint.release_pages();
+        model.chain();
+        Ok(model)
+    }
+
+    fn architecture(&self) -> &dyn Architecture {
+        match self {
+            Self::Gpt2(model) => model,
+            Self::Gemma(model) => model,
+            Self::Llama(model) => model,
+        }
+    }
+
+    fn ends(&self) -> &Ends {
+        self.architecture().ends()
+    }
+
+    /// Returns the linear layers in the order of computation.
+    fn linears(&self) -> Vec<&dyn Linear> {
+        let blocks = (0..self.spec().layers).filter_map(|i| self.architecture().block(i));
+        let blocks = blocks.flat_map(|block| block.attention.into_iter().chain(block.mlp));
+        blocks
+            .chain([&*self.ends().vocabulary.projection])
+            .collect()
+    }
+
+    /// Links each linear layer to the one computed after it, and the last to the first, for prefetching.
+    fn chain(&self) {
+        let layers = self.linears();
+        let following = layers.iter().cycle().skip(1);
+        for (layer, next) in layers.iter().zip(following) {
+            layer.set_next(next.memory());
         }
     }
 
     /// Returns the model's sizes and tokens.
     #[must_use]
     pub fn spec(&self) -> &ModelSpec {
-        match self {
-            Self::Gpt2(model) => model.spec(),
-        }
+        &self.ends().spec
     }
 
     /// Returns the compute threads, for sampling from the logits.
     #[must_use]
     pub fn pool(&self) -> &Pool {
-        match self {
-            Self::Gpt2(model) => model.pool(),
-        }
+        &self.ends().pool
     }
 
     /// Returns the size in bytes of the prepared weights.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        match self {
-            Self::Gpt2(model) => model.weight_bytes(),
-        }
+        let linears: usize = self.linears().into_iter().map(Linear::bytes).sum();
+        linears + size_of_val(self.architecture().position_table().unwrap_or_default())
     }
 
     /// Returns the size in bytes of one KV block, all layers together.
@@ -85,9 +132,13 @@ impl Model {
     /// # Errors
     /// If its memory can't be allocated.
     pub fn kv_cache(&self, dtype: KvDtype, blocks: usize) -> Result<KvCache> {
-        match self {
-            Self::Gpt2(model) => model.kv_cache(dtype, blocks),
-        }
+        let spec = self.spec();
+        let shape = KvShape {
+            blocks,
+            heads: spec.kv_heads,
+            head_width: spec.head_width,
+        };
+        KvCache::new(&self.ends().device, dtype, spec.layers, shape)
     }
 
     /// Runs one forward pass over the rows of a batch: writes their keys and values into the cache and
@@ -95,10 +146,21 @@ impl Model {
     ///
     /// # Errors
     /// If the batch does not match the model or the cache.
-    pub fn forward(&self, batch: Batch, kv: &KvCache) -> Result<Outputs> {
-        match self {
-            Self::Gpt2(model) => model.forward(batch, kv),
-        }
+    pub fn forward(&self, mut batch: Batch, kv: &KvCache) -> Result<Outputs> {
+        let Ends {
+            device,
+            norm,
+            vocabulary,
+            ..
+        } = self.ends();
+        let logits_rows = std::mem::take(&mut batch.logits_rows);
+        let hidden_rows = std::mem::take(&mut batch.hidden_rows);
+        let x = self.architecture().blocks(batch, kv, &mut unobserved)?; // [rows, hidden_width]
+        let x = norm.forward(&x)?; // [rows, hidden_width] -> [rows, hidden_width]
+        let hidden = select_rows(&x, &hidden_rows, device)?; // -> [hidden_rows, hidden_width]
+        let sampled = select_rows(&x, &logits_rows, device)?; // -> [logits_rows, hidden_width]
+        let logits = vocabulary.logits(&sampled)?; // -> [logits_rows, vocab_size]
+        Ok(Outputs { logits, hidden })
     }
 
     /// Runs one forward pass over the rows of a batch for what an observer sees of it: writes their keys
@@ -112,114 +174,6 @@ impl Model {
         kv: &KvCache,
         observe: &mut Observe<'_>,
     ) -> Result<()> {
-        match self {
-            Self::Gpt2(model) => model.blocks(batch, kv, observe).map(drop),
-        }
-    }
-
-    /// Returns the embeddings of tokens: `[ids, hidden_width]`.
-    ///
-    /// # Errors
-    /// If an id is not in the vocabulary.
-    pub fn token_embeddings(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        match self {
-            Self::Gpt2(model) => model.token_embeddings(ids),
-        }
-    }
-
-    /// Returns the embeddings that are added for positions, `[positions, hidden_width]`; `None` if the model
-    /// has none.
-    ///
-    /// # Errors
-    /// If a position is outside the window.
-    pub fn position_embeddings(&self, positions: &[u32]) -> Result<Option<Vec<f32>>> {
-        match self {
-            Self::Gpt2(model) => model.position_embeddings(positions).map(Some),
-        }
-    }
-
-    /// Computes the logits that states of the residual stream would give if the model ended there:
-    /// `[rows, hidden_width] -> [rows, vocab_size]`. After the last block they are the model's logits.
-    ///
-    /// # Errors
-    /// If `states` has another width.
-    pub fn read_off(&self, states: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gpt2(model) => model.read_off(states),
-        }
-    }
-
-    /// Computes the final norm of states of the residual stream:
-    /// `[rows, hidden_width] -> [rows, hidden_width]`.
-    ///
-    /// # Errors
-    /// If `states` has another width.
-    pub fn final_norm(&self, states: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gpt2(model) => model.final_norm(states),
-        }
-    }
-
-    /// Computes how far directions of the residual stream push each token, before the final norm:
-    /// `[rows, hidden_width] -> [rows, vocab_size]`.
-    ///
-    /// # Errors
-    /// If `directions` has another width.
-    pub fn push(&self, directions: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gpt2(model) => model.push(directions),
-        }
-    }
-
-    /// Computes the dot products of rows with all token embeddings:
-    /// `[rows, hidden_width] -> [rows, vocab_size]`.
-    ///
-    /// # Errors
-    /// If `rows` has another width.
-    pub fn embedding_products(&self, rows: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gpt2(model) => model.embedding_products(rows),
-        }
-    }
-
-    /// Returns the Euclidean norms of all token embeddings, `[vocab_size]`.
-    ///
-    /// # Errors
-    /// If the embeddings can't be read.
-    pub fn embedding_norms(&self) -> Result<&[f32]> {
-        match self {
-            Self::Gpt2(model) => model.embedding_norms(),
-        }
-    }
-
-    /// Returns the Euclidean norm of the output weights of every neuron of a block: `[inner_width]`.
-    ///
-    /// # Errors
-    /// If there is no such block.
-    pub fn neuron_norms(&self, block: usize) -> Result<&[f32]> {
-        match self {
-            Self::Gpt2(model) => model.neuron_norms(block),
-        }
-    }
-
-    /// Returns what neurons of a block write into the residual stream at activation 1:
-    /// `[neurons, hidden_width]`.
-    ///
-    /// # Errors
-    /// If there is no such block or neuron.
-    pub fn neuron_outputs(&self, block: usize, neurons: &[usize]) -> Result<Vec<f32>> {
-        match self {
-            Self::Gpt2(model) => model.neuron_outputs(block, neurons),
-        }
-    }
-
-    /// Returns the bytes of the weights that a block's attention and its feed-forward network read.
-    ///
-    /// # Errors
-    /// If there is no such block.
-    pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
-        match self {
-            Self::Gpt2(model) => model.block_bytes(block),
-        }
+        self.architecture().blocks(batch, kv, observe).map(drop)
     }
 }

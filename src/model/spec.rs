@@ -4,7 +4,7 @@
 /// The sizes and tokens of a loaded model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSpec {
-    /// Name of the architecture: `model_type` in `config.json`.
+    /// Name of the architecture: `gpt2`, `gemma`, `gemma2`, `gemma3`, `llama`, `qwen2` or `qwen3`.
     pub architecture: &'static str,
     /// Number of token ids; every id is below it.
     pub vocab_size: usize,
@@ -29,6 +29,20 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// Returns the name of the architecture's class in transformers, which some routers ask for.
+    #[must_use]
+    pub fn class_name(&self) -> &'static str {
+        match self.architecture {
+            "gemma" => "GemmaForCausalLM",
+            "gemma2" => "Gemma2ForCausalLM",
+            "gemma3" => "Gemma3ForCausalLM",
+            "llama" => "LlamaForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            "qwen3" => "Qwen3ForCausalLM",
+            _ => "GPT2LMHeadModel",
+        }
+    }
+
     /// Returns the width of a row of queries, keys and values: `(heads + 2 * kv_heads) * head_width`.
     #[must_use]
     pub fn qkv_width(&self) -> usize {

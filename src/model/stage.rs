@@ -10,19 +10,22 @@ pub enum Stage {
     /// The residual stream before block `i`, the embedding for 0; after the last block for `i` = the number
     /// of blocks: `[rows, hidden_width]`.
     Residual(usize),
-    /// The normalized rows that a block's attention reads (`ln_1`): `[rows, hidden_width]`.
+    /// The normalized rows that a block's attention reads: `[rows, hidden_width]`.
     AttentionInput(usize),
-    /// Queries, keys and values of a block: `[rows, (heads + 2 * kv_heads) * head_width]`.
+    /// Queries, keys and values of a block as attention reads them, normalized and rotated where the
+    /// architecture does that: `[rows, (heads + 2 * kv_heads) * head_width]`.
     Qkv(usize),
     /// The mix of values of all heads of a block, before the output projection:
     /// `[rows, heads * head_width]`.
     Mixed(usize),
-    /// The residual stream after a block's attention was added. The rows' keys and values are in the cache:
+    /// The residual stream after a block's attention was added, through a norm of its own where the
+    /// architecture has one. The rows' keys and values are in the cache:
     /// `[rows, hidden_width]`.
     Attended(usize),
-    /// The normalized rows that a block's feed-forward network reads (`ln_2`): `[rows, hidden_width]`.
+    /// The normalized rows that a block's feed-forward network reads: `[rows, hidden_width]`.
     NeuronInput(usize),
-    /// Activations of the neurons of a block's feed-forward network: `[rows, inner_width]`.
+    /// Activations of the neurons of a block's feed-forward network, times their gates where it is gated:
+    /// `[rows, inner_width]`.
     Neurons(usize),
 }
 

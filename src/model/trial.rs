@@ -1,7 +1,7 @@
 //! The trial forward pass before a model is served.
 //!
 //! Weights can be finite and still make the model useless, for example if they are too large for
-//! their precision, or if a layer norm's epsilon is wrong. Every request would fail, while the
+//! their precision, or if a norm's epsilon is wrong. Every request would fail, while the
 //! server reports that it is ready.
 
 use candle_core::Tensor;
@@ -17,7 +17,7 @@ pub enum TrialError {
     /// Its outputs are not finite, so no token can be sampled.
     #[error(
         "the model computes {what} that are not finite (NaN or infinity) from the tokens {ids:?}: \
-         its weights, or `layer_norm_epsilon` in its config.json, are not usable as {dtype}"
+         its weights, or the epsilon of its norms in config.json, are not usable as {dtype}"
     )]
     NotFinite {
         /// `hidden states` or `logits`.

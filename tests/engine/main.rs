@@ -15,4 +15,5 @@ mod quality;
 mod schemas;
 mod sessions;
 mod structured;
+mod tiny;
 mod window;

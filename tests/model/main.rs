@@ -5,6 +5,7 @@ mod plain;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod architectures;
 mod checkpoints;
 mod hub;
 mod real_gpt2;

@@ -221,6 +221,7 @@ impl Chunk<'_> {
     /// Writes scores and weights of all heads; the chunk's keys are in the cache.
     fn attention(&self, layer: usize) -> Result<()> {
         let spec = self.recorder.model.spec();
+        let shape = self.recorder.model.attention_shape(layer)?;
         let cached = self.recorder.kv.layer(layer)?;
         let first = self.span.first_position;
         let positions = first + self.span.rows.len();
@@ -234,7 +235,7 @@ impl Chunk<'_> {
                 let seen = keys
                     .get(..(position + 1) * spec.head_width)
                     .context("the cache lacks keys")?;
-                let scores = scores(query, seen, cached.dtype());
+                let scores = scores(&shape, query, seen, cached.dtype());
                 let weights = softmax(&scores);
                 for (key, (score, weight)) in scores.iter().zip(&weights).enumerate() {
                     row.execute(params![layer, head, position, key, score, weight])?;

@@ -6,11 +6,20 @@ use rusqlite::{Connection, params};
 use super::schema;
 use crate::checkpoint::{Gpt2Config, ModelConfig, ModelFiles};
 
+/// Returns the shape of a model whose weights can be written.
+pub(super) fn config(files: &ModelFiles) -> Result<&Gpt2Config> {
+    match &files.config {
+        ModelConfig::Gpt2(config) => Ok(config),
+        other => bail!(
+            "`--weights` writes the weights of GPT-2 only, and the model is of the architecture {}; leave it out",
+            other.architecture()
+        ),
+    }
+}
+
 /// Writes the weights of a model, one tensor at a time.
 pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
-    let ModelConfig::Gpt2(config) = &files.config else {
-        bail!("--weights writes the weights of GPT-2 only");
-    };
+    let config = config(files)?;
     db.execute_batch(schema::WEIGHTS)?;
     let Gpt2Config {
         n_embd,

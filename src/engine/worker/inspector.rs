@@ -352,6 +352,7 @@ impl ChunkObserver<'_> {
         let (new, shown) = (self.new_rows(), self.shown());
         let weighed = if is_map { new } else { shown.clone() };
         let spec = self.model.spec();
+        let shape = self.model.attention_shape(block)?;
         let layer = self.kv.layer(block)?;
         let (first, table) = (self.span.first_position, &self.span.block_table);
         let positions = first + self.span.rows.len();
@@ -363,7 +364,8 @@ impl ChunkObserver<'_> {
                     let [query, key, value] = spec.split_qkv(row, head.head);
                     if weighed.contains(&n) {
                         let seen = &keys[..(first + n + 1) * spec.head_width];
-                        head.weights.extend(weights(query, seen, layer.dtype()));
+                        head.weights
+                            .extend(weights(&shape, query, seen, layer.dtype()));
                     }
                     if shown.contains(&n)
                         && let Some(qkv) = &mut head.qkv
