@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::config_error::Checker;
 pub use super::config_error::ConfigError;
-use super::decoder_fields::{DecoderFields, TensorShape};
+use super::decoder_fields::{DecoderFields, DecoderShape, TensorShape};
 use super::gemma_config::{GemmaConfig, Generation};
 use super::gpt2_config::Gpt2Config;
 use super::json::{TokenIds, from_json};
@@ -19,6 +19,12 @@ pub enum ModelConfig {
     Gemma(GemmaConfig),
     /// Llama 2 and 3, Qwen 2 and 3.
     Llama(LlamaConfig),
+}
+
+/// The part of a configuration that has the sizes.
+enum Sizes<'a> {
+    Gpt2(&'a Gpt2Config),
+    Decoder(&'a DecoderShape),
 }
 
 /// The field that says which architecture it is.
@@ -79,6 +85,14 @@ impl ModelConfig {
         }
     }
 
+    fn sizes(&self) -> Sizes<'_> {
+        match self {
+            Self::Gpt2(config) => Sizes::Gpt2(config),
+            Self::Gemma(config) => Sizes::Decoder(&config.shape),
+            Self::Llama(config) => Sizes::Decoder(&config.shape),
+        }
+    }
+
     /// Returns the name of the architecture.
     #[must_use]
     pub fn architecture(&self) -> &'static str {
@@ -92,55 +106,45 @@ impl ModelConfig {
     /// Returns the number of token ids.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.vocab_size,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.vocab_size
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.vocab_size,
+            Sizes::Decoder(shape) => shape.vocab_size,
         }
     }
 
     /// Returns the context length in tokens.
     #[must_use]
     pub fn context_length(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_positions,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.context_length
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.n_positions,
+            Sizes::Decoder(shape) => shape.context_length,
         }
     }
 
     /// Returns the number of layers.
     #[must_use]
     pub fn layers(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_layer,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.layers()
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.n_layer,
+            Sizes::Decoder(shape) => shape.layers(),
         }
     }
 
     /// Returns the epsilon of all norms.
     #[must_use]
     pub fn norm_epsilon(&self) -> f64 {
-        match self {
-            Self::Gpt2(config) => config.layer_norm_epsilon,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.rms_norm_eps
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.layer_norm_epsilon,
+            Sizes::Decoder(shape) => shape.rms_norm_eps,
         }
     }
 
     /// Returns the tokens that end a text; empty if the file has none.
     #[must_use]
     pub fn end_of_text(&self) -> &[u32] {
-        match self {
-            Self::Gpt2(config) => &config.end_of_text,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                &shape.end_of_text
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => &config.end_of_text,
+            Sizes::Decoder(shape) => &shape.end_of_text,
         }
     }
 
@@ -148,11 +152,9 @@ impl ModelConfig {
     /// the checkpoint takes precedence.
     #[must_use]
     pub fn tie_word_embeddings(&self) -> bool {
-        match self {
-            Self::Gpt2(config) => config.tie_word_embeddings,
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.tie_word_embeddings
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.tie_word_embeddings,
+            Sizes::Decoder(shape) => shape.tie_word_embeddings,
         }
     }
 
@@ -181,11 +183,9 @@ impl ModelConfig {
 
     /// Returns the shape of the token embeddings and of the output projection.
     pub(super) fn embedding_shape(&self) -> [usize; 2] {
-        match self {
-            Self::Gpt2(config) => [config.vocab_size, config.n_embd],
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                [shape.vocab_size, shape.hidden_size]
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => [config.vocab_size, config.n_embd],
+            Sizes::Decoder(shape) => [shape.vocab_size, shape.hidden_size],
         }
     }
 
@@ -197,11 +197,9 @@ impl ModelConfig {
 
     /// Returns the tensors outside the layers.
     pub(super) fn outer_tensors(&self) -> Vec<TensorShape> {
-        match self {
-            Self::Gpt2(config) => config.outer_tensors(),
-            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
-                shape.outer_tensors()
-            }
+        match self.sizes() {
+            Sizes::Gpt2(config) => config.outer_tensors(),
+            Sizes::Decoder(shape) => shape.outer_tensors(),
         }
     }
 

@@ -36,7 +36,7 @@ const ENDED_BY_SIGPIPE: u8 = 141;
 #[command(
     name = "skald",
     version,
-    about = "A text-generation server for GPT-2 class language models",
+    about = "A text-generation server for small language models",
     after_help = "Examples:\n  \
         skald serve\n  \
         curl -N localhost:8080/generate -d '{\"inputs\":\"Once upon a time\",\"stream\":true}'\n\n  \

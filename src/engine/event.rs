@@ -50,7 +50,7 @@ pub struct PromptReport {
     /// If requested, an entry for every token of the request's own prompt; `None` for a token without
     /// predecessor.
     pub logprobs: Vec<Option<PromptToken>>,
-    /// If requested, the mean of the context's hidden states after `ln_f`, `[n_embd]`.
+    /// If requested, the mean of the context's hidden states after the final norm, `[hidden_width]`.
     pub embedding: Option<Vec<f32>>,
     /// If requested, what the stages of the pass computed.
     pub inspection: Option<Box<Inspection>>,

@@ -51,7 +51,7 @@ pub(in crate::http) struct EmbeddingsRequest {
     /// How the vectors are written. Default: `float`.
     #[serde(default, deserialize_with = "optional_word")]
     encoding_format: Option<EncodingFormat>,
-    /// The length of the vectors: only the model's own width (`n_embd` at `/info`), since GPT-2's
+    /// The length of the vectors: only the model's own width (`n_embd` at `/info`), since its
     /// hidden states can't be shortened.
     dimensions: Option<i64>,
     /// Accepted, not used.
@@ -130,8 +130,8 @@ struct EmbeddingsUsage {
 /// Embed texts
 ///
 /// The embedding of an input is the mean of the model's hidden states over all its tokens, after
-/// the last layer norm (`ln_f`, what the output projection reads), divided by its length, so that a
-/// dot product is the cosine. It depends on the input alone, bit for bit. GPT-2 was trained to go on
+/// the last norm (what the output projection reads), divided by its length, so that a
+/// dot product is the cosine. It depends on the input alone, bit for bit. The model was trained to go on
 /// with a text, not to compare texts: near texts are near each other, but all are in a narrow cone.
 #[utoipa::path(
     post,

@@ -51,7 +51,7 @@ pub(in crate::http) struct CompletionRequest {
     /// The prompt comes first in `text`, and in `logprobs`.
     #[schema(default = false)]
     pub echo: Option<bool>,
-    /// Not supported: GPT-2 cannot fill in.
+    /// Not supported: the model cannot fill in.
     pub suffix: Option<String>,
     /// Search for the most likely texts instead of drawing tokens: `best_of` beams (by default
     /// `n`), of which the best `n` are returned, best first, as Hugging Face's `generate` finds them

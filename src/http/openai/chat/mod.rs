@@ -51,7 +51,7 @@ const ASSISTANT: &str = "assistant";
 /// given; `/info` tells which. A template may refuse messages, their order say: that is a 400 with
 /// what it said. Special tokens written in a message are plain text.
 ///
-/// GPT-2 itself has no chat template. Such a model is given the plain form: messages of system and
+/// Some models, as GPT-2 itself, have no chat template. Such a model is given the plain form: messages of system and
 /// developer as paragraphs, those of others after `User: ` (or the message's `name` and `: `) or
 /// `Assistant: `, white space around them trimmed, an empty line after each, and at last
 /// `Assistant:`. As it has no token for the end of its turn, its answer also ends where the line of
