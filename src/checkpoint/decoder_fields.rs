@@ -33,7 +33,7 @@ pub struct DecoderShape {
     pub intermediate_size: usize,
     /// Kind of each layer.
     pub layer_kinds: Vec<LayerKind>,
-    /// Positions that a sliding layer sees; has no meaning without such layers.
+    /// Positions that a sliding layer sees; 0 without such layers.
     pub sliding_window: usize,
     /// Number of query heads.
     pub heads: usize,
@@ -201,11 +201,12 @@ impl DecoderFields {
         }
         let layers = size("num_hidden_layers", self.num_hidden_layers, defaults.layers)?;
         let layer_kinds = self.layer_kinds(check, layers, slides)?;
-        let sliding_window = size(
-            "sliding_window",
-            self.sliding_window.flatten(),
-            defaults.sliding_window,
-        )?;
+        let sliding_window = if layer_kinds.contains(&LayerKind::Sliding) {
+            let window = self.sliding_window.flatten();
+            size("sliding_window", window, defaults.sliding_window)?
+        } else {
+            0
+        };
         Ok(DecoderShape {
             vocab_size: size("vocab_size", self.vocab_size, defaults.vocab_size)?,
             hidden_size,
