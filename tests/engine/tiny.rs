@@ -9,7 +9,7 @@ use skald::engine::{EngineConfig, EngineHandle};
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
-use skald::request::{Limits, RequestDraft};
+use skald::request::{Limits, RequestDraft, Tenant};
 
 use crate::model::{Outcome, after, finish, greedy, sampled};
 
@@ -143,5 +143,30 @@ async fn preempted_requests_of_every_architecture_give_the_same() {
         for (roomy, tight) in roomy.iter().zip(run_all(&tight, requests()).await) {
             assert_eq!(roomy.tokens, tight.tokens, "{name}");
         }
+    }
+}
+
+#[tokio::test]
+async fn drafted_tokens_change_no_architectures_text() {
+    let (first, second) = (prompt(12, 1), prompt(7, 2));
+    let repeating = [&first[..], &second, &first, &second, &first].concat();
+    for name in CHECKPOINTS {
+        // A bias towards a few tokens, so that the text repeats itself.
+        let draft = RequestDraft {
+            logit_bias: (0..6).map(|id| (300 + id, 100.0)).collect(),
+            ..sampled(&repeating, 100, 3)
+        };
+        let without = EngineConfig {
+            speculative_rows: 0,
+            ..EngineConfig::default()
+        };
+        let without = start(name, WeightDtype::F32, without);
+        let with = start(name, WeightDtype::F32, EngineConfig::default());
+        let expected = run(&without, draft.clone()).await;
+        assert_eq!(expected.tokens, run(&with, draft).await.tokens, "{name}");
+        // An engine has published the status of all steps before when it answers.
+        let answered = with.resident_tokens(Tenant::ANONYMOUS, Vec::new()).await;
+        answered.expect("the worker answers");
+        assert!(with.status().accepted > 0, "{name}");
     }
 }
