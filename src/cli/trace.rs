@@ -85,9 +85,9 @@ impl Trace {
     /// Returns the request for one token that `skald generate` would make.
     fn request(&self, loaded: &Unserved, text: &str) -> Result<GenerateRequest> {
         let tokenizer = &loaded.files.tokenizer;
-        let mut ids = tokenizer.encode(text, true)?;
+        let mut ids = tokenizer.encode_prompt(text, true)?;
         if ids.is_empty() {
-            ids.extend(tokenizer.end_of_text());
+            ids.extend(tokenizer.empty_prompt());
         }
         let draft = RequestDraft {
             sampling: SamplingOverrides {
