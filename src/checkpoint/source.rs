@@ -432,8 +432,8 @@ impl ModelFiles {
             (None, None) => (tokenizer.end_of_text(), tokenizer.end_of_text()),
             named => named,
         };
-        let text = |given: Option<Option<&str>>, known: Option<u32>| match given {
-            Some(given) => given.unwrap_or_default().to_owned(),
+        let text = |given, known: Option<u32>| match given {
+            Some(given) => Option::<&str>::unwrap_or_default(given).to_owned(),
             None => known
                 .and_then(|id| tokenizer.token_name(id))
                 .unwrap_or_default(),

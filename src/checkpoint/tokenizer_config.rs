@@ -13,18 +13,32 @@ use crate::text::{AddedToken, TokenizerSettings};
 #[serde(default)]
 pub struct TokenizerConfig {
     chat_template: Option<Templates>,
-    #[serde(deserialize_with = "given")]
-    bos_token: Option<Option<TokenText>>,
-    #[serde(deserialize_with = "given")]
-    eos_token: Option<Option<TokenText>>,
+    bos_token: Named,
+    eos_token: Named,
     add_bos_token: Option<bool>,
     add_prefix_space: Option<bool>,
     added_tokens_decoder: BTreeMap<u32, AddedToken>,
 }
 
-/// Reads a field that may be null, which is not the same as leaving it out.
-fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<TokenText>>, D::Error> {
-    Option::deserialize(from).map(Some)
+/// A token's field, which may be null: that is not the same as leaving it out.
+#[derive(Debug, Clone, Default)]
+struct Named(Option<TokenOrNull>);
+
+/// A token, or null.
+type TokenOrNull = Option<TokenText>;
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        TokenOrNull::deserialize(deserializer).map(|token| Self(Some(token)))
+    }
+}
+
+impl Named {
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
+    fn text(&self) -> Option<Option<&str>> {
+        let token = self.0.as_ref()?;
+        Some(token.as_ref().map(TokenText::as_str))
+    }
 }
 
 /// The content of `special_tokens_map.json`.
@@ -136,17 +150,17 @@ impl TokenizerConfig {
     }
 
     /// Returns the token that begins a text: `Some(None)` if the file says that there is none.
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
     pub fn bos_token(&self) -> Option<Option<&str>> {
-        let token = self.bos_token.as_ref()?;
-        Some(token.as_ref().map(TokenText::as_str))
+        self.bos_token.text()
     }
 
     /// Returns the token that ends a text: `Some(None)` if the file says that there is none.
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
     pub fn eos_token(&self) -> Option<Option<&str>> {
-        let token = self.eos_token.as_ref()?;
-        Some(token.as_ref().map(TokenText::as_str))
+        self.eos_token.text()
     }
 
     /// Returns what the files ask for of a `tokenizer.json`, which has its added tokens itself.
@@ -209,7 +223,7 @@ mod tests {
             r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "bos_token": "<b>"}"#,
         );
         assert_eq!(several.chat_template(), Some("d"));
-        assert_eq!(several.bos_token(), Some(Some("<b>")));
+        assert_eq!(several.bos_token(), Some("<b>"));
         let other = config(r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert_eq!(other.chat_template(), None);
         assert_eq!(config("{}").chat_template(), None);

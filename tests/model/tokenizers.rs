@@ -192,9 +192,10 @@ fn check_chat(model: &str, tokenizer: &Tokenizer, tokens: TemplateTokens) {
     let vectors = json[model]["vectors"].as_array().expect("vectors");
     assert_eq!(vectors.len(), 14);
     for vector in vectors {
-        let ending = match vector["add_generation_prompt"] == true {
-            true => Ending::Answer,
-            false => Ending::Closed,
+        let ending = if vector["add_generation_prompt"] == true {
+            Ending::Answer
+        } else {
+            Ending::Closed
         };
         let messages = conversation(vector);
         let encoded = template.encode(tokenizer, &messages, ending);

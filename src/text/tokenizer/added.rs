@@ -15,6 +15,7 @@ use super::trie::Trie;
 /// A token that is cut out of a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields of the file")]
 pub struct AddedToken {
     /// Text of the token.
     pub content: String,

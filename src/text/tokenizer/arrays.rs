@@ -1,6 +1,6 @@
 //! Tokenizers of GGUF files, rebuilt from the arrays of their metadata.
 //!
-//! Two kinds are read. `llama` is SentencePiece's byte-pair encoding: the file has a score for each
+//! Two kinds are read. `llama` is `SentencePiece`'s byte-pair encoding: the file has a score for each
 //! token, and the pair whose joined text has the highest score is merged first. `gpt2` is byte-level
 //! with merges, and the name of a pre-tokenizer. The result has the ids that the model's own
 //! `tokenizer.json` gives.
@@ -301,7 +301,7 @@ fn byte_level(arrays: &VocabularyArrays, vocab: &Vocab) -> Result<Rules, String>
 mod tests {
     use super::*;
 
-    /// Returns a small vocabulary of SentencePiece's kind.
+    /// Returns a small vocabulary of `SentencePiece`'s kind.
     fn llama() -> VocabularyArrays {
         let mut arrays = VocabularyArrays {
             model: "llama".to_owned(),

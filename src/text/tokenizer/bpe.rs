@@ -1,7 +1,7 @@
 //! Byte-pair encoding (Sennrich et al. 2016, <https://arxiv.org/abs/1508.07909>): the symbols of a
 //! word are merged pair by pair, the pair of the lowest rank first, the leftmost among equals.
 //!
-//! A word may be a whole text, as for SentencePiece vocabularies, so the time is at most that of
+//! A word may be a whole text, as for `SentencePiece` vocabularies, so the time is at most that of
 //! sorting the word's symbols. The ids are those of the `tokenizers` library.
 
 use std::cmp::Reverse;

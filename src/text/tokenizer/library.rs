@@ -1,4 +1,4 @@
-//! Tokenizers that the `tokenizers` library runs: WordPiece, Unigram, and what else is not a
+//! Tokenizers that the `tokenizers` library runs: `WordPiece`, Unigram, and what else is not a
 //! byte-pair encoding that [`pipeline`](super::pipeline) knows.
 
 use tokenizers::Tokenizer as Inner;

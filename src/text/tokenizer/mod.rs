@@ -173,9 +173,12 @@ impl Tokenizer {
         self.spelling = match &self.encoder {
             Encoder::Own(pipeline) => {
                 let literal = pipeline.bpe.is_byte_level();
-                let text = |token: &AddedToken| match literal {
-                    true => token.content.clone(),
-                    false => token.content.replace(spelling::MARK, " "),
+                let text = |token: &AddedToken| {
+                    if literal {
+                        token.content.clone()
+                    } else {
+                        token.content.replace(spelling::MARK, " ")
+                    }
                 };
                 let added = pipeline.added.iter();
                 let mut spelling = self.spelling.clone();

@@ -1,13 +1,13 @@
 //! The bytes of each token, and what a tokenizer's decoder does at the beginning of a text.
 //!
 //! A text is the bytes of its tokens one after another, but for its first token, which some decoders
-//! write differently: SentencePiece puts a space before the first word, and takes it away again. So
+//! write differently: `SentencePiece` puts a space before the first word, and takes it away again. So
 //! there are two spellings of a token, and a [`Speller`] knows which one is next.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-/// The mark that stands for a space in SentencePiece's vocabularies, U+2581.
+/// The mark that stands for a space in `SentencePiece`'s vocabularies, U+2581.
 pub(super) const MARK: char = '\u{2581}';
 
 /// The spelling of all tokens of a vocabulary.

@@ -28,20 +28,20 @@ impl Trie {
         }
         let mut node = 0;
         for &byte in text {
-            node = match self.next.get(node, u32::from(byte)) {
-                Some((next, _)) => next,
-                None => {
-                    // A file of 256 MB has fewer nodes.
-                    let next = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
-                    self.next.insert(node, u32::from(byte), (next, 0));
-                    self.ends.push(None);
-                    next
-                }
-            };
+            let known = self.next.get(node, u32::from(byte));
+            node = known.map_or_else(|| self.add_node(node, byte), |(next, _)| next);
         }
         if let Some(end) = self.ends.get_mut(node as usize) {
             *end = Some(number);
         }
+    }
+
+    fn add_node(&mut self, node: u32, byte: u8) -> u32 {
+        // A file of 256 MB has fewer nodes.
+        let next = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
+        self.next.insert(node, u32::from(byte), (next, 0));
+        self.ends.push(None);
+        next
     }
 
     /// Returns whether it has no texts.
