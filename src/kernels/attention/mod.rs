@@ -181,19 +181,19 @@ impl Attend<'_> {
             let words = head_width.div_ceil(E::PER_WORD);
             queries.reserve_exact((rows * self.shape.heads + slots) * words);
         }
+        let out_of_rows = SharedSlice::new(&mut out.spare_capacity_mut()[..elements]);
         let operands = Operands {
             qkv,
             kv,
             queries: SharedSlice::new(queries.spare_capacity_mut()),
             slots: partials.slots(),
-            out: SharedSlice::new(&mut out.spare_capacity_mut()[..elements]),
+            out: &out_of_rows,
         };
         self.pool.run(self.work.tasks(), |task| {
             for (unit, next) in self.work.task(task) {
                 self.attend(&operands, unit, next);
             }
         });
-        let out_of_rows = operands.out;
         // SAFETY: the units have written every slot.
         unsafe { partials.written(slots) };
         for rows in self.work.merges() {
@@ -241,7 +241,7 @@ impl Attend<'_> {
                     stride: rows,
                     segments,
                 };
-                self.merge(&partials, &rows, &operands.out);
+                self.merge(&partials, &rows, operands.out);
             }
         }
     }
@@ -334,7 +334,7 @@ struct Operands<'a, E> {
     /// Memory for the rows whose segments are units of their own.
     slots: Slots<'a>,
     /// `[rows, heads * head_width]`
-    out: SharedSlice<'a, MaybeUninit<f32>>,
+    out: &'a SharedSlice<'a, MaybeUninit<f32>>,
 }
 
 /// Returns the function that runs a unit on an instruction set, which the processor must support.
