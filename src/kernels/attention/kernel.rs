@@ -4,6 +4,8 @@
 //! Operands of products are held in 32-bit words: one f32, or two bf16 that are neighbours in the
 //! dimension that the products are summed over.
 
+use std::ops::Range;
+
 use super::plan::QUERY_TILE;
 use super::unit::{Blocks, Rows, UnitJob, Weights};
 use super::vector::{Element, Vector};
@@ -50,12 +52,11 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
         };
         let rows = Rows::new(job);
         let queries = queries::<V, E>(job, &rows);
-        let context = job.position + job.positions;
-        let visible = job.first_visible(job.position);
-        let first = visible / POSITION_TILE * POSITION_TILE;
-        for start in (first..context).step_by(POSITION_TILE) {
-            let len = (context - start).min(POSITION_TILE);
-            let blocks = Blocks::new(job, start, len, visible);
+        let Range { start: read, end } = job.range;
+        let first = read / POSITION_TILE * POSITION_TILE;
+        for start in (first..end).step_by(POSITION_TILE) {
+            let len = (end - start).min(POSITION_TILE);
+            let blocks = Blocks::new(job, start, len, read);
             scores::<V, E, R, W>(job, &queries, &blocks, &mut softmax.weights);
             weigh::<V, E>(&mut softmax, job, &rows, &blocks, start, len);
             let tile = ValueTile {
@@ -67,6 +68,12 @@ pub(super) unsafe fn attend<V: Vector, E: Element, const R: usize, const W: usiz
                 softmax: &softmax,
             };
             tile.add_all::<E, R, W>();
+        }
+        if !job.sums.is_null() {
+            for row in 0..job.rows() {
+                *job.sums.add(row) = [softmax.max[row], softmax.sum[row].reduce_sum()];
+            }
+            return;
         }
         for row in 0..job.rows() {
             let factor = 1.0 / softmax.sum[row].reduce_sum();

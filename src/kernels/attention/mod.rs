@@ -7,6 +7,9 @@
 //!
 //! - Score of position `j`: a chain of products `q[d] * k[d][j]`, added over `d` in order from 0,
 //!   then one multiplication by `scale`, then [`soft_cap`](super::math::soft_cap) if there is one.
+//! - Positions are divided into segments of [`SEGMENT`](segments::SEGMENT), counted from position 0. The
+//!   next steps are taken over every segment on its own; the last one merges those with a visible
+//!   position.
 //! - Softmax as one pass (Milakov and Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) over
 //!   tiles of [`POSITION_TILE`] positions counted from position 0. Only tiles with a visible
 //!   position count, and of them only the visible positions. Per tile: the running maximum `m` is
@@ -15,8 +18,10 @@
 //!   order.
 //! - Sum of the weights: position `j` goes to lane `j % 16`; the lanes are folded at the end as
 //!   [`fold`](super::lanes::fold) does.
-//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order, and
-//!   finally multiplied by the reciprocal of the sum of the weights.
+//! - Weighted values: a chain of products `weight[j] * v[j][d]`, added over `j` in order.
+//! - Merge: with `f = exp(m - greatest m)` of each segment in order, sums of weights and weighted values
+//!   are a product by `f` for the first and fused multiply-adds for the others. Finally the weighted
+//!   values are multiplied by the reciprocal of the sum of the weights.
 //!
 //! Over an f32 cache a product is one fused multiply-add. Over a bf16 cache queries and weights are
 //! rounded to bf16 too and products are added in pairs of `d`, or of `j`, in f32, in the way of the
@@ -35,6 +40,7 @@
 //! | `shape` | dimensions of a layer |
 //! | `plan` | units of work of a step |
 //! | `unit` | operands of a unit of work |
+//! | `segments` | partial results of long contexts, and their merge |
 //! | `kernel` | arithmetic of a unit, for all instruction sets |
 //! | `vector` | sixteen f32 lanes, implemented by `avx512`, `avx2` and `portable` |
 //! | `weights` | attention weights of one row, for inspections |
@@ -46,6 +52,7 @@ mod avx512;
 mod kernel;
 mod plan;
 mod portable;
+mod segments;
 mod shape;
 mod unit;
 mod vector;
@@ -58,7 +65,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 pub use self::plan::AttentionPlan;
-use self::plan::{Unit, Work};
+use self::plan::{Merge, Unit, Work};
+use self::segments::{Partials, RowSegments, SEGMENT, Slots, merge};
 pub use self::shape::AttentionShape;
 use self::unit::UnitJob;
 use self::vector::Element;
@@ -164,32 +172,94 @@ impl Attend<'_> {
                 kv.len()
             );
         }
+        let (head_width, slots) = (self.shape.head_width, self.work.slots());
         let elements = rows * self.shape.out_width();
         let mut out = Vec::with_capacity(elements);
+        let mut partials = Partials::new(slots, head_width);
         let mut queries = Vec::new();
         if E::PER_WORD > 1 {
-            let words = self.shape.head_width.div_ceil(E::PER_WORD);
-            queries.reserve_exact(rows * self.shape.heads * words);
+            let words = head_width.div_ceil(E::PER_WORD);
+            queries.reserve_exact((rows * self.shape.heads + slots) * words);
         }
+        let out_of_rows = SharedSlice::new(&mut out.spare_capacity_mut()[..elements]);
         let operands = Operands {
             qkv,
             kv,
             queries: SharedSlice::new(queries.spare_capacity_mut()),
-            out: SharedSlice::new(&mut out.spare_capacity_mut()[..elements]),
+            slots: partials.slots(),
+            out: &out_of_rows,
         };
-        let attend = unit_kernel::<E>(self.isa);
         self.pool.run(self.work.tasks(), |task| {
             for (unit, next) in self.work.task(task) {
-                let job = self.job(&operands, unit, next);
-                // SAFETY: the plan's rows, heads and blocks are within the operands as checked
-                // above; every row and head is in exactly one unit; `isa` was limited to what the
-                // processor supports.
-                unsafe { attend(&job) };
+                self.attend(&operands, unit, next);
             }
         });
-        // SAFETY: the units cover every row and head, and each writes all its columns.
+        // SAFETY: the units have written every slot.
+        unsafe { partials.written(slots) };
+        for rows in self.work.merges() {
+            self.merge(&partials, rows, &out_of_rows);
+        }
+        // SAFETY: units and merges cover every row and head, and each writes all its columns.
         unsafe { out.set_len(elements) };
         Ok(out)
+    }
+
+    /// Computes one unit; `next` is the one computed after it.
+    fn attend<E: Element>(&self, operands: &Operands<'_, E>, unit: &Unit, next: &Unit) {
+        let attend = unit_kernel::<E>(self.isa);
+        let run = |job: &UnitJob<'_>| {
+            // SAFETY: the plan's rows, heads and blocks are within the operands, as `run` has checked;
+            // every row and head is in exactly one unit of each of its segments; `isa` was limited to
+            // what the processor supports.
+            unsafe { attend(job) }
+        };
+        let job = self.job(operands, unit, next);
+        if let Some(slot) = unit.slot {
+            run(&job.into_slots(&operands.slots, slot));
+        } else if unit.segments.len() == 1 {
+            run(&job);
+        } else {
+            let (rows, segments) = (job.rows(), unit.segments.len());
+            let mut partials = Partials::new(rows * segments, self.shape.head_width);
+            let slots = partials.slots();
+            for (n, segment) in unit.segments.clone().enumerate() {
+                let unit = Unit {
+                    segments: segment..segment + 1,
+                    ..unit.clone()
+                };
+                let job = self.job(operands, &unit, next);
+                run(&job.into_slots(&slots, n * rows));
+            }
+            // SAFETY: the segments have written every slot.
+            unsafe { partials.written(rows * segments) };
+            for n in 0..unit.positions {
+                let rows = Merge {
+                    row: unit.row + n,
+                    head: unit.head,
+                    heads: unit.heads,
+                    slot: n * unit.heads,
+                    stride: rows,
+                    segments,
+                };
+                self.merge(&partials, &rows, operands.out);
+            }
+        }
+    }
+
+    /// Merges the segments of the heads of one row.
+    fn merge(&self, partials: &Partials, rows: &Merge, out: &SharedSlice<'_, MaybeUninit<f32>>) {
+        let head_width = self.shape.head_width;
+        for n in 0..rows.heads {
+            let at = rows.row * self.shape.out_width() + (rows.head + n) * head_width;
+            // SAFETY: every row and head is merged once, and written by nothing else.
+            let out = unsafe { out.part(at, head_width) };
+            let row = RowSegments {
+                first: rows.slot + n,
+                stride: rows.stride,
+                segments: rows.segments,
+            };
+            merge(self.isa, partials, &row, out);
+        }
     }
 
     /// Returns the operands of one unit; `next` is the unit computed after it.
@@ -207,10 +277,17 @@ impl Attend<'_> {
         let head_of = |unit: &Unit| unit.head / shape.group() * 2 * half;
         let kv = operands.kv.as_ptr().cast::<u32>();
         let query_words = if E::PER_WORD > 1 {
-            // The words of a unit's rows are contiguous.
+            // The words of a unit's rows are contiguous; those of slots follow those of all rows.
             let words = head_width.div_ceil(E::PER_WORD);
-            let at = (unit.row * heads + unit.positions * unit.head) * words;
-            operands.queries.as_mut_ptr().wrapping_add(at).cast()
+            let at = match unit.slot {
+                Some(slot) => self.spans.rows() * heads + slot,
+                None => unit.row * heads + unit.positions * unit.head,
+            };
+            operands
+                .queries
+                .as_mut_ptr()
+                .wrapping_add(at * words)
+                .cast()
         } else {
             std::ptr::null_mut()
         };
@@ -222,9 +299,15 @@ impl Attend<'_> {
             query_words,
             out: operands.out.as_mut_ptr().wrapping_add(out).cast(),
             out_stride: shape.out_width(),
+            sums: std::ptr::null_mut(),
             kv: kv.wrapping_add(head_of(unit)),
             next_kv: kv.wrapping_add(head_of(next)),
             next_table: &spans[next.span].block_table,
+            next_shift: next
+                .segments
+                .start
+                .wrapping_sub(unit.segments.start)
+                .wrapping_mul(SEGMENT / BLOCK_SIZE),
             block_stride: self.cache.block_stride() / E::PER_WORD,
             half,
             table: &spans[unit.span].block_table,
@@ -234,6 +317,7 @@ impl Attend<'_> {
             heads: unit.heads,
             positions: unit.positions,
             position: unit.position,
+            range: unit.range(shape),
             window: shape.window.unwrap_or(usize::MAX),
         }
     }
@@ -247,8 +331,10 @@ struct Operands<'a, E> {
     kv: &'a [E],
     /// Memory for packed queries; unused if queries are read in place.
     queries: SharedSlice<'a, MaybeUninit<u32>>,
+    /// Memory for the rows whose segments are units of their own.
+    slots: Slots<'a>,
     /// `[rows, heads * head_width]`
-    out: SharedSlice<'a, MaybeUninit<f32>>,
+    out: &'a SharedSlice<'a, MaybeUninit<f32>>,
 }
 
 /// Returns the function that runs a unit on an instruction set, which the processor must support.

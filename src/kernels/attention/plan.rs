@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
 
+use super::segments::SEGMENT;
 use super::shape::AttentionShape;
 use crate::kernels::kv::{SequenceSpan, StepSpans};
 
 /// Maximum rows that share a loaded key or value: positions times query heads.
 pub(super) const QUERY_TILE: usize = 16;
 
+/// Head width that [`Unit::cost`] is measured with.
+const COST_WIDTH: usize = 64;
 /// Minimum cost of a task (see [`Unit::cost`]): about three microseconds, longer than it takes to
 /// hand the task to another thread.
 const TASK_COST: usize = 1024;
@@ -23,7 +26,7 @@ const TASK_COST: usize = 1024;
 const TASKS: usize = 256;
 
 /// The work of query heads of one key and value head, for one query tile of one sequence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Unit {
     pub span: usize,
     /// First query head.
@@ -34,14 +37,40 @@ pub(super) struct Unit {
     pub positions: usize,
     /// First position in its sequence.
     pub position: usize,
+    /// The segments of positions that the unit reads.
+    pub segments: Range<usize>,
+    /// Slot of the first row's partial result; `None` for a unit that reads its rows' whole context.
+    pub slot: Option<usize>,
+}
+
+/// Rows whose segments are units of their own: the heads of one position.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Merge {
+    /// Row in the step's matrices.
+    pub row: usize,
+    /// First query head.
+    pub head: usize,
+    pub heads: usize,
+    /// Slot of the first head's first segment; those of the other heads follow it.
+    pub slot: usize,
+    /// Slots from one segment to the next.
+    pub stride: usize,
+    pub segments: usize,
 }
 
 impl Unit {
-    /// Returns the cost in units of about 3 ns: computation grows with rows times visible positions,
-    /// loading with visible positions.
+    /// Returns the positions that the unit reads.
+    pub fn range(&self, shape: &AttentionShape) -> Range<usize> {
+        let first = shape.first_visible(self.position);
+        let context = self.position + self.positions;
+        first.max(self.segments.start * SEGMENT)..context.min(self.segments.end * SEGMENT)
+    }
+
+    /// Returns the cost in units of about 3 ns: computation grows with rows times positions, loading
+    /// with positions.
     fn cost(&self, shape: &AttentionShape) -> usize {
-        let visible = self.position + self.positions - shape.first_visible(self.position);
-        visible * (self.positions * self.heads + 4)
+        let heads = self.range(shape).len() * shape.head_width.div_ceil(COST_WIDTH);
+        heads * (self.positions * self.heads + 4)
     }
 }
 
@@ -59,6 +88,8 @@ pub(super) struct Work {
     units: Vec<Unit>,
     /// Ranges of `units`.
     tasks: Vec<Range<usize>>,
+    merges: Vec<Merge>,
+    slots: usize,
 }
 
 impl AttentionPlan {
@@ -86,17 +117,87 @@ impl AttentionPlan {
         if let Some((_, work)) = known.iter().find(|(of, _)| of == shape) {
             return Arc::clone(work);
         }
-        let units = units(self.spans.as_slice(), shape);
-        let work = Arc::new(Work {
-            tasks: group(&units, shape),
-            units,
-        });
+        let work = Arc::new(Work::new(self.spans.as_slice(), shape));
         known.push((*shape, Arc::clone(&work)));
         work
     }
 }
 
 impl Work {
+    /// Plans all units, longest first, so that the last tasks to finish are short. A head's query tiles
+    /// are adjacent because they read the same keys and values.
+    fn new(spans: &[SequenceSpan], shape: &AttentionShape) -> Self {
+        let group = shape.group();
+        let tile_positions = tile_positions(group);
+        let mut work = Self {
+            units: Vec::new(),
+            tasks: Vec::new(),
+            merges: Vec::new(),
+            slots: 0,
+        };
+        for (i, span) in spans.iter().enumerate() {
+            for head in (0..shape.heads).step_by(group) {
+                let mut end = span.context();
+                while end > span.first_position {
+                    let tile = (end - 1) / tile_positions * tile_positions;
+                    let position = tile.max(span.first_position);
+                    // A group of more heads than rows is several units.
+                    for first in (0..group).step_by(QUERY_TILE) {
+                        let seen = shape.first_visible(position) / SEGMENT;
+                        work.add(Unit {
+                            span: i,
+                            head: head + first,
+                            heads: QUERY_TILE.min(group - first),
+                            row: span.rows.start + position - span.first_position,
+                            positions: end - position,
+                            position,
+                            segments: seen..(end - 1) / SEGMENT + 1,
+                            slot: None,
+                        });
+                    }
+                    end = position;
+                }
+            }
+        }
+        work.tasks = tasks(&work.units, shape);
+        work
+    }
+
+    /// Adds a unit. Of a single position, every segment is a unit of its own, so that several threads read
+    /// a long context.
+    fn add(&mut self, unit: Unit) {
+        if unit.positions > 1 || unit.segments.len() == 1 {
+            self.units.push(unit);
+            return;
+        }
+        self.merges.push(Merge {
+            row: unit.row,
+            head: unit.head,
+            heads: unit.heads,
+            slot: self.slots,
+            stride: unit.heads,
+            segments: unit.segments.len(),
+        });
+        for segment in unit.segments.clone() {
+            self.units.push(Unit {
+                segments: segment..segment + 1,
+                slot: Some(self.slots),
+                ..unit.clone()
+            });
+            self.slots += unit.heads;
+        }
+    }
+
+    /// Returns the number of slots for partial results.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Returns the rows whose segments have slots.
+    pub fn merges(&self) -> &[Merge] {
+        &self.merges
+    }
+
     /// Returns the number of tasks.
     pub fn tasks(&self) -> usize {
         self.tasks.len()
@@ -111,36 +212,6 @@ impl Work {
     }
 }
 
-/// Returns all units, longest first, so that the last tasks to finish are short. A head's query
-/// tiles are adjacent because they read the same keys and values.
-fn units(spans: &[SequenceSpan], shape: &AttentionShape) -> Vec<Unit> {
-    let group = shape.group();
-    let tile_positions = tile_positions(group);
-    let mut units = Vec::new();
-    for (i, span) in spans.iter().enumerate() {
-        for head in (0..shape.heads).step_by(group) {
-            let mut end = span.context();
-            while end > span.first_position {
-                let tile = (end - 1) / tile_positions * tile_positions;
-                let position = tile.max(span.first_position);
-                // A group of more heads than rows is several units.
-                for first in (0..group).step_by(QUERY_TILE) {
-                    units.push(Unit {
-                        span: i,
-                        head: head + first,
-                        heads: QUERY_TILE.min(group - first),
-                        row: span.rows.start + position - span.first_position,
-                        positions: end - position,
-                        position,
-                    });
-                }
-                end = position;
-            }
-        }
-    }
-    units
-}
-
 /// Returns the number of positions in a query tile of `group` query heads: a power of two, so that it
 /// divides [`POSITION_TILE`](super::POSITION_TILE) and all rows of a query tile end in the same tile of
 /// positions.
@@ -149,7 +220,7 @@ fn tile_positions(group: usize) -> usize {
 }
 
 /// Groups the units into tasks of about equal cost.
-fn group(units: &[Unit], shape: &AttentionShape) -> Vec<Range<usize>> {
+fn tasks(units: &[Unit], shape: &AttentionShape) -> Vec<Range<usize>> {
     let total: usize = units.iter().map(|unit| unit.cost(shape)).sum();
     let enough = (total / TASKS).max(TASK_COST);
     let mut tasks = Vec::new();
@@ -203,6 +274,7 @@ mod tests {
                 assert!(unit.position % POSITION_TILE + unit.positions <= POSITION_TILE);
                 let last_head = unit.head + unit.heads - 1;
                 assert_eq!(unit.head / shape.group(), last_head / shape.group());
+                assert_eq!(unit.segments, 0..1);
                 for row in unit.row..unit.row + unit.positions {
                     assert!(span.rows.contains(&row));
                     for head in unit.head..=last_head {
@@ -225,9 +297,42 @@ mod tests {
         };
         assert!(Arc::ptr_eq(&plan.work(&global), &plan.work(&global)));
         assert!(!Arc::ptr_eq(&plan.work(&global), &plan.work(&sliding)));
-        let unit = plan.work(&global).units[0];
+        let unit = &plan.work(&global).units[0];
         assert_eq!(unit.cost(&global), 1024 * 20);
         assert_eq!(unit.cost(&sliding), 31 * 20);
+    }
+
+    #[test]
+    fn a_single_position_of_a_long_context_is_a_unit_per_segment() {
+        let table: Vec<u32> = (0..1024).collect();
+        let spans = vec![span(0..1, 9999, &table), span(1..8, 9000, &table)];
+        let plan = AttentionPlan::new(spans, 8).unwrap();
+        let shape = AttentionShape {
+            kv_heads: 2,
+            ..AttentionShape::multi_head(6, 8)
+        };
+        let work = plan.work(&shape);
+        let split: Vec<_> = work.units.iter().filter(|u| u.slot.is_some()).collect();
+        let ranges: Vec<_> = split.iter().map(|unit| unit.range(&shape)).collect();
+        let expected = [0..2048, 2048..4096, 4096..6144, 6144..8192, 8192..10_000];
+        assert_eq!(ranges, [expected.clone(), expected].concat());
+        let slots: Vec<_> = split.iter().filter_map(|unit| unit.slot).collect();
+        assert_eq!(slots, (0..30).step_by(3).collect::<Vec<_>>());
+        assert_eq!((work.slots(), work.merges().len()), (30, 2));
+        let rest = work.units.iter().filter(|u| u.slot.is_none());
+        assert!(rest.into_iter().all(|unit| unit.segments == (0..5)));
+
+        let sliding = AttentionShape {
+            window: Some(1000),
+            ..shape
+        };
+        let work = plan.work(&sliding);
+        assert_eq!((work.slots(), work.merges().len()), (0, 0));
+        let sliding = AttentionShape {
+            window: Some(3000),
+            ..shape
+        };
+        assert_eq!(plan.work(&sliding).units[0].range(&sliding), 7000..8192);
     }
 
     #[test]

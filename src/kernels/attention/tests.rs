@@ -387,6 +387,76 @@ fn a_tile_wholly_before_a_rows_window_adds_nothing_to_it() {
 }
 
 #[test]
+fn long_contexts_give_the_same_bits_however_they_are_divided() {
+    let len = 2 * SEGMENT + 40;
+    let blocks = len.div_ceil(BLOCK_SIZE);
+    let table: Vec<u32> = (0..blocks).map(|i| (i * 7 % blocks) as u32).collect();
+    let shapes = [(2, 1, None), (2, 2, Some(2100)), (20, 1, Some(4000))];
+    for (heads, kv_heads, window) in shapes {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let shape = AttentionShape {
+                kv_heads,
+                window,
+                scale: 1.0,
+                ..AttentionShape::multi_head(heads, 8)
+            };
+            let (setup, s) = (Setup { shape, dtype }, sequence(17, len));
+            let cache = || {
+                let shape = KvShape {
+                    blocks,
+                    heads: kv_heads,
+                    head_width: 8,
+                };
+                KvCache::new(&Device::Cpu, dtype, 1, shape).unwrap()
+            };
+            let run = |attention: &dyn Attention, cache: &KvCache, ends: &[usize]| {
+                let starts = [0].into_iter().chain(ends.iter().copied());
+                let steps = starts.zip(ends);
+                let rows = steps
+                    .map(|(first, &end)| step(setup, attention, cache, s, (first, end), &table));
+                rows.collect::<Vec<_>>().concat()
+            };
+            let mut portable = None;
+            for isa in Isa::available() {
+                let (attention, whole) = (setup.kernels(isa), cache());
+                let rows = run(&attention, &whole, &[len]);
+                let near = [
+                    SEGMENT - 3,
+                    SEGMENT - 1,
+                    SEGMENT,
+                    SEGMENT + 1,
+                    SEGMENT + 20,
+                    len,
+                ];
+                assert!(
+                    run(&attention, &cache(), &near) == rows,
+                    "{setup:?} {isa:?}"
+                );
+                let singly: Vec<_> = (len - 45..=len).collect();
+                assert!(
+                    run(&attention, &cache(), &singly) == rows,
+                    "{setup:?} {isa:?}"
+                );
+                if dtype == KvDtype::F32 {
+                    let portable = portable.get_or_insert_with(|| rows.clone());
+                    assert!(*portable == rows, "{setup:?} {isa:?}");
+                }
+                let last = len - 50;
+                let candle = step(setup, &setup.candle(), &whole, s, (last, len), &table);
+                let kernels = &rows[last * shape.out_width()..];
+                for (&kernel, &candle) in kernels.iter().zip(&candle) {
+                    let [kernel, candle] = [kernel, candle].map(f32::from_bits);
+                    assert!(
+                        (kernel - candle).abs() <= tolerance(dtype),
+                        "{kernel} {candle}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn stale_nans_in_slots_that_a_row_does_not_see_never_reach_it() {
     let chosen = |setup: &Setup| [64, 7, 33].contains(&setup.shape.head_width);
     for setup in setups().filter(chosen) {

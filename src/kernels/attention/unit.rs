@@ -1,8 +1,10 @@
 //! The operands of a unit, and the working memory for a tile of its positions.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::plan::QUERY_TILE;
+use super::segments::Slots;
 use super::{POSITION_TILE, TILE_BLOCKS};
 use crate::kernels::kv::BLOCK_SIZE;
 
@@ -11,11 +13,13 @@ use crate::kernels::kv::BLOCK_SIZE;
 /// first.
 ///
 /// An `unsafe` function that takes a unit requires: `q` and `out` are valid for `positions` rows of
-/// `heads` adjacent heads of `head_width` elements at their strides, `out` exclusively; where the element
+/// `heads` adjacent heads of `head_width` elements at their strides, `out` exclusively; `sums` is null, or
+/// valid for every row, exclusively; where the element
 /// has more than one value per word, `query_words` is valid, exclusively, for every row's words of
 /// `head_width` values; `kv` points to this head's part of the cache's first block, every block of
 /// `table` is in the cache, and the table reaches the last position; the slots from the block of the
-/// first visible position up to there have been written; there are 1 to [`QUERY_TILE`] rows, whose
+/// first visible position up to there have been written; `range` is not empty, begins at a tile of positions
+/// or at the first visible position, and ends at most behind the last position; there are 1 to [`QUERY_TILE`] rows, whose
 /// positions are all in the same tile of [`POSITION_TILE`] positions; `window` is at least 1.
 pub(super) struct UnitJob<'a> {
     pub q: *const f32,
@@ -24,6 +28,9 @@ pub(super) struct UnitJob<'a> {
     pub query_words: *mut u32,
     pub out: *mut f32,
     pub out_stride: usize,
+    /// Greatest score and sum of weights of each row, written for a unit that is one of several
+    /// segments, whose `out` is not normalized; null for a unit that is all of its rows' context.
+    pub sums: *mut [f32; 2],
     pub kv: *const u32,
     /// Words from one block to the next.
     pub block_stride: usize,
@@ -33,6 +40,9 @@ pub(super) struct UnitJob<'a> {
     /// The cache of the next unit, only prefetched from; its table is `next_table`.
     pub next_kv: *const u32,
     pub next_table: &'a [u32],
+    /// Blocks from a position's block in this unit's table to the block that is read at the same time in
+    /// the next unit's, modulo 2^64.
+    pub next_shift: usize,
     pub head_width: usize,
     /// Factor that scores are multiplied by.
     pub scale: f32,
@@ -43,6 +53,8 @@ pub(super) struct UnitJob<'a> {
     pub positions: usize,
     /// The first position.
     pub position: usize,
+    /// The visible positions that the unit reads: one segment of them, or all.
+    pub range: Range<usize>,
     /// Number of positions that a row sees, its own included; without a window, larger than any
     /// context.
     pub window: usize,
@@ -59,6 +71,14 @@ impl UnitJob<'_> {
     #[inline(always)]
     pub fn first_visible(&self, position: usize) -> usize {
         (position + 1).saturating_sub(self.window)
+    }
+
+    /// Makes the unit write its rows' partial results to slots, from `slot` on.
+    pub fn into_slots(mut self, slots: &Slots<'_>, slot: usize) -> Self {
+        self.out = slots.values(slot);
+        self.out_stride = self.heads * self.head_width;
+        self.sums = slots.sums(slot);
+        self
     }
 
     /// Returns whether reading keys and values takes longer than the arithmetic, as in decoding.
@@ -150,7 +170,8 @@ impl Blocks {
         for (i, (keys, next)) in keys.iter_mut().zip(&mut next).take(count).enumerate() {
             // SAFETY: the caller guarantees blocks for all positions.
             *keys = unsafe { job.kv.add(job.table[first + i] as usize * job.block_stride) };
-            *next = job.next_table.get(first + i).map_or(*keys, |&block| {
+            let at = (first + i).wrapping_add(job.next_shift);
+            *next = job.next_table.get(at).map_or(*keys, |&block| {
                 job.next_kv.wrapping_add(block as usize * job.block_stride)
             });
         }

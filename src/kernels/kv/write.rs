@@ -14,6 +14,9 @@ use crate::kernels::shared_slice::SharedSlice;
 use crate::kernels::storage::contiguous;
 use crate::kernels::{Isa, Pool};
 
+/// Minimum tasks per thread, so that all threads finish at about the same time.
+const TASKS_PER_THREAD: usize = 4;
+
 /// Minimum number of values written in a step for which waking the pool is worthwhile.
 const PARALLEL_WRITE: usize = 32 * 1024;
 
@@ -40,6 +43,15 @@ impl LayerKv {
         };
         self.tensor.inplace_op2(qkv, &write)
     }
+}
+
+/// A task's part of the blocks of one head.
+#[derive(Clone, Copy)]
+struct Part {
+    head: usize,
+    /// The task writes the blocks whose number is this, modulo `parts`.
+    part: usize,
+    parts: usize,
 }
 
 /// The candle operation.
@@ -76,7 +88,7 @@ impl Write<'_> {
         &self,
         kv: &mut [T],
         qkv: &[f32],
-        write_head: fn(Isa, &Self, &[f32], usize, &SharedSlice<'_, T>),
+        write_head: fn(Isa, &Self, &[f32], Part, &SharedSlice<'_, T>),
     ) -> Result<()> {
         let KvShape { blocks, heads, .. } = self.shape;
         self.spans.check_blocks(blocks)?;
@@ -90,11 +102,24 @@ impl Write<'_> {
             );
         }
         let cache = SharedSlice::new(kv);
-        let write = |head: usize| write_head(best(), self, qkv, head, &cache);
-        if self.spans.rows() * 2 * heads * self.shape.head_width < PARALLEL_WRITE {
+        let values = self.spans.rows() * 2 * heads * self.shape.head_width;
+        let parts = if values < PARALLEL_WRITE {
+            1
+        } else {
+            (self.pool.threads() * TASKS_PER_THREAD).div_ceil(heads)
+        };
+        let write = |task: usize| {
+            let part = Part {
+                head: task / parts,
+                part: task % parts,
+                parts,
+            };
+            write_head(best(), self, qkv, part, &cache);
+        };
+        if values < PARALLEL_WRITE {
             (0..heads).for_each(write);
         } else {
-            self.pool.run(heads, write);
+            self.pool.run(heads * parts, write);
         }
         Ok(())
     }
@@ -106,33 +131,37 @@ impl Write<'_> {
 }
 
 per_isa! {
-    /// Writes one head's keys and values into an f32 cache of the right size.
+    /// Writes a part of one head's keys and values into an f32 cache of the right size.
     fn write_head_f32(
-        write: &Write<'_>, qkv: &[f32], head: usize, cache: &SharedSlice<'_, f32>,
+        write: &Write<'_>, qkv: &[f32], part: Part, cache: &SharedSlice<'_, f32>,
     ) => write_head::<f32, 1>;
 }
 
 per_isa! {
-    /// Writes one head's keys and values into a bf16 cache of the right size.
+    /// Writes a part of one head's keys and values into a bf16 cache of the right size.
     fn write_head_bf16(
-        write: &Write<'_>, qkv: &[f32], head: usize, cache: &SharedSlice<'_, bf16>,
+        write: &Write<'_>, qkv: &[f32], part: Part, cache: &SharedSlice<'_, bf16>,
     ) => write_head::<bf16, 2>;
 }
 
-/// Writes one head's keys and values; a 32-bit word holds `PER_WORD` cache elements of type `T`.
+/// Writes a part of one head's keys and values; a 32-bit word holds `PER_WORD` cache elements of type `T`.
 #[inline(always)]
 fn write_head<T, const PER_WORD: usize>(
     write: &Write<'_>,
     qkv: &[f32],
-    head: usize,
+    part: Part,
     cache: &SharedSlice<'_, T>,
 ) {
+    let head = part.head;
     let KvShape {
         heads, head_width, ..
     } = write.shape;
     let half = write.shape.half();
     let place = |block: usize| (block * heads + head) * 2 * half;
-    let mut slots = write.spans.written_slots().peekable();
+    let slots = write.spans.written_slots();
+    let mut slots = slots
+        .filter(|&(_, block, _)| block % part.parts == part.part)
+        .peekable();
     while let Some((row, block, slot)) = slots.next() {
         if let Some(&(_, next, slot)) = slots.peek().filter(|next| next.1 != block) {
             let next = cache.as_mut_ptr().wrapping_add(place(next));
@@ -142,7 +171,7 @@ fn write_head<T, const PER_WORD: usize>(
         let key = &qkv[at..at + head_width];
         let at = at + heads * head_width;
         let value = &qkv[at..at + head_width];
-        // SAFETY: only one task writes a head's halves, one slot after another.
+        // SAFETY: only one task writes a block's halves of a head, one slot after another.
         let halves = unsafe { cache.part(place(block), 2 * half) };
         // SAFETY: the halves have the length that `half` gives, in words of four bytes.
         unsafe { write_slot::<PER_WORD>(halves.as_mut_ptr().cast(), half, slot, key, value) };

@@ -9,7 +9,7 @@ use crate::backend::Linear;
 use crate::backend::candle::CandleLinear;
 use crate::kernels::stored::StoredType;
 
-const SHAPES: [(usize, usize); 9] = [
+const SHAPES: [(usize, usize); 10] = [
     (1, 1),
     (3, 5),
     (17, 33),
@@ -18,6 +18,7 @@ const SHAPES: [(usize, usize); 9] = [
     (129, 100),
     (256, 768),
     (300, 257),
+    (640, 100),
     (1000, 97),
 ];
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8];
