@@ -5,8 +5,9 @@
 //! or error in the pass fails all requests in it, one in sampling only its own request;
 //! the loop goes on. It must never wait for a client.
 //!
-//! `beams` is what it does for searches, `observed` the passes that an `inspector` records, `outputs` how it reads a pass's result, `exchange` what moves
-//! in the KV memory beside the passes.
+//! `beams` is what it does for searches, `observed` the passes that an `inspector` records, `score` how prompt
+//! tokens are scored, `outputs` how it reads a pass's result, `exchange` what moves in the KV memory beside the
+//! passes.
 
 mod active;
 mod batch;
@@ -17,6 +18,7 @@ mod observed;
 mod outputs;
 mod requests;
 mod sample;
+mod score;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +33,7 @@ use self::batch::{StepBatch, build};
 use super::EngineConfig;
 use super::budget::StepBudget;
 use super::commands::Command;
-use super::event::GenerateError;
+use super::event::{GenerateError, PromptToken};
 use super::heartbeat::Heartbeat;
 use super::inspection_share::InspectionShare;
 use super::masks::{LentConstraints, Masks};
@@ -63,6 +65,14 @@ pub(super) struct Worker {
     heartbeat: Arc<Heartbeat>,
     masks: Masks,
     inspection_share: InspectionShare,
+}
+
+/// The results of a step's pass.
+struct Pass {
+    step: StepBatch,
+    outputs: Outputs,
+    /// Scores of the step's prompt tokens, in the plan's order.
+    scored: Vec<PromptToken>,
 }
 
 impl Worker {
@@ -197,7 +207,7 @@ impl Worker {
             self.return_constraints(constraints);
         }
         let failure = match pass {
-            Ok(Ok((batch, outputs))) => return self.take_outputs(&plan, &batch, &outputs),
+            Ok(Ok(pass)) => return self.take_outputs(&plan, pass),
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panics::message(&*panic).to_owned(),
         };
@@ -252,12 +262,17 @@ impl Worker {
         self.begin_rate.observe(now, begun, others_wait);
     }
 
-    fn forward(&self, plan: &[Chunk]) -> candle_core::Result<(StepBatch, Outputs)> {
+    fn forward(&self, plan: &[Chunk]) -> candle_core::Result<Pass> {
         self.call_step_hook(plan);
         let mut step = build(plan, &self.scheduler, &self.active);
         let batch = std::mem::take(&mut step.batch);
         let outputs = self.model.forward(batch, &self.kv)?;
-        Ok((step, outputs))
+        let scored = self.score_prompts(plan, &step, &outputs.scored)?;
+        Ok(Pass {
+            step,
+            outputs,
+            scored,
+        })
     }
 
     fn call_step_hook(&self, plan: &[Chunk]) {

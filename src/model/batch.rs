@@ -15,6 +15,9 @@ pub struct Batch {
     pub spans: Vec<SequenceSpan>,
     /// Rows whose logits are computed, in order.
     pub logits_rows: Vec<u32>,
+    /// Rows whose logits are computed afterwards in pieces, in order: there may be so many that all of their
+    /// logits would not fit in memory.
+    pub scored_rows: Vec<u32>,
     /// Rows whose hidden states are returned, in order.
     pub hidden_rows: Vec<u32>,
 }
@@ -24,6 +27,9 @@ pub struct Batch {
 pub struct Outputs {
     /// `[logits_rows, vocab_size]`
     pub logits: Tensor,
+    /// After the last norm, as [`Model::logits`](super::Model::logits) takes them:
+    /// `[scored_rows, hidden_width]`
+    pub scored: Tensor,
     /// After the last norm: `[hidden_rows, hidden_width]`
     pub hidden: Tensor,
 }

@@ -154,13 +154,27 @@ impl Model {
             ..
         } = self.ends();
         let logits_rows = std::mem::take(&mut batch.logits_rows);
+        let scored_rows = std::mem::take(&mut batch.scored_rows);
         let hidden_rows = std::mem::take(&mut batch.hidden_rows);
         let x = self.architecture().blocks(batch, kv, &mut unobserved)?; // [rows, hidden_width]
         let x = norm.forward(&x)?; // [rows, hidden_width] -> [rows, hidden_width]
         let hidden = select_rows(&x, &hidden_rows, device)?; // -> [hidden_rows, hidden_width]
+        let scored = select_rows(&x, &scored_rows, device)?; // -> [scored_rows, hidden_width]
         let sampled = select_rows(&x, &logits_rows, device)?; // -> [logits_rows, hidden_width]
         let logits = vocabulary.logits(&sampled)?; // -> [logits_rows, vocab_size]
-        Ok(Outputs { logits, hidden })
+        Ok(Outputs {
+            logits,
+            scored,
+            hidden,
+        })
+    }
+
+    /// Computes the logits of rows after the last norm: `[rows, hidden_width] -> [rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// If `rows` has another width.
+    pub fn logits(&self, rows: &Tensor) -> Result<Tensor> {
+        self.ends().vocabulary.logits(rows)
     }
 
     /// Runs one forward pass over the rows of a batch for what an observer sees of it: writes their keys

@@ -17,8 +17,8 @@ pub(super) struct StepBatch {
 }
 
 /// Lays the chunks of a plan out as rows, in the plan's order. Rows of logits have the same order: per
-/// chunk first its prompt rows, then, if the chunk completes its context and a token is sampled after
-/// it, its last row and those of its drafts. So have hidden states: those of all tokens of a chunk.
+/// chunk that completes its context and after which a token is sampled, its last row and those of its
+/// drafts. So have the rows of prompt tokens to score, and hidden states: those of all tokens of a chunk.
 pub(super) fn build(
     plan: &[Chunk],
     scheduler: &Scheduler,
@@ -62,7 +62,7 @@ fn add(
         let index = sequence.start + chunk.first_position + offset;
         if active.wants_prompt_logits(index) {
             wanted.push((index, sequence.tokens[index + 1]));
-            batch.logits_rows.push(row as u32);
+            batch.scored_rows.push(row as u32);
         }
     }
     if active.pool.is_some() {

@@ -4,18 +4,21 @@ use std::time::Instant;
 
 use tracing::error;
 
-use super::Worker;
-use super::batch::StepBatch;
 use super::sample::{RowTask, run_all};
-use crate::engine::event::{GenerateError, GeneratedToken};
+use super::{Pass, Worker};
+use crate::engine::event::{GenerateError, GeneratedToken, PromptToken};
 use crate::engine::scheduler::Chunk;
 use crate::engine::sequence::SequenceId;
 use crate::engine::values::with_values;
-use crate::model::batch::Outputs;
 
 impl Worker {
     /// Hands every row of hidden states and logits to the request that it belongs to.
-    pub(super) fn take_outputs(&mut self, plan: &[Chunk], batch: &StepBatch, outputs: &Outputs) {
+    pub(super) fn take_outputs(&mut self, plan: &[Chunk], pass: Pass) {
+        let Pass {
+            step,
+            outputs,
+            scored,
+        } = pass;
         let tokens = plan.iter().map(|chunk| chunk.tokens).sum();
         self.status.steps += 1;
         self.status.step_tokens.observe(tokens);
@@ -27,7 +30,7 @@ impl Worker {
         let pooled = with_values(&outputs.hidden, |hidden| {
             self.pool_hidden(plan, hidden, hidden_width);
         });
-        let mut tasks = self.row_tasks(plan, batch);
+        let mut tasks = self.row_tasks(plan);
         let pool = self.model.pool();
         let read = with_values(&outputs.logits, |logits| {
             run_all(pool, &mut tasks, logits, vocab_size);
@@ -35,8 +38,9 @@ impl Worker {
         self.count(&tasks);
         let sampled_at = Instant::now();
         let mut tasks = tasks.into_iter();
-        for (chunk, wanted) in plan.iter().zip(&batch.prompt_rows) {
-            let prompt: Vec<RowTask> = tasks.by_ref().take(wanted.len()).collect();
+        let mut scored = scored.into_iter();
+        for (chunk, wanted) in plan.iter().zip(&step.prompt_rows) {
+            let prompt: Vec<PromptToken> = scored.by_ref().take(wanted.len()).collect();
             let last = chunk.completes.then(|| tasks.next()).flatten();
             match last {
                 Some(RowTask::Sample {
@@ -80,17 +84,10 @@ impl Worker {
     }
 
     /// Returns the tasks for the step's rows of logits, in their order.
-    fn row_tasks(&mut self, plan: &[Chunk], batch: &StepBatch) -> Vec<RowTask> {
+    fn row_tasks(&mut self, plan: &[Chunk]) -> Vec<RowTask> {
         let mut tasks = Vec::with_capacity(plan.len());
-        for (chunk, wanted) in plan.iter().zip(&batch.prompt_rows) {
+        for chunk in plan {
             let active = self.active.get(&chunk.request);
-            let asked = active.map_or_else(Default::default, |active| active.request.logprobs);
-            tasks.extend(wanted.iter().map(|&(_, next)| RowTask::Score {
-                next,
-                top: asked.prompt_top,
-                ranked: asked.prompt_ranks,
-                scored: None,
-            }));
             let beams = active.and_then(|active| active.beams.as_ref());
             if let Some(beams) = beams {
                 let wanted = beams.wanted();
@@ -100,7 +97,7 @@ impl Worker {
                 }));
                 continue;
             }
-            // A request has at most one such task, and its prompt's tasks come before it.
+            // A request has at most one such task.
             if chunk.completes
                 && let Some(active) = self.active.remove(&chunk.id)
             {
@@ -160,18 +157,17 @@ impl Worker {
     }
 
     /// Hands a request the scores of its prompt's tokens.
-    fn take_prompt_scores(&mut self, id: SequenceId, wanted: &[(usize, u32)], tasks: Vec<RowTask>) {
+    fn take_prompt_scores(
+        &mut self,
+        id: SequenceId,
+        wanted: &[(usize, u32)],
+        scored: Vec<PromptToken>,
+    ) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        for (&(index, _), task) in wanted.iter().zip(tasks) {
-            if let RowTask::Score {
-                scored: Some(scored),
-                ..
-            } = task
-            {
-                active.take_prompt_token(index, scored);
-            }
+        for (&(index, _), scored) in wanted.iter().zip(scored) {
+            active.take_prompt_token(index, scored);
         }
     }
 }

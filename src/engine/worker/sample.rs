@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::active::Active;
-use crate::engine::event::{GenerateError, GeneratedToken, PromptToken, TokenLogprob};
+use crate::engine::event::{GenerateError, GeneratedToken, TokenLogprob};
 use crate::engine::logprobs;
 use crate::engine::sampler::Scratch;
 use crate::kernels::{Pool, SharedSlice};
@@ -15,17 +15,6 @@ use crate::panics;
 
 /// What to compute from one or more rows of logits, and the result.
 pub(super) enum RowTask {
-    /// The log-probability of a token of the prompt.
-    Score {
-        /// The token that follows.
-        next: u32,
-        /// Number of most likely tokens to report.
-        top: usize,
-        /// Whether the token's rank is wanted.
-        ranked: bool,
-        /// Result.
-        scored: Option<PromptToken>,
-    },
     /// The most likely continuations of a beam.
     Rank {
         /// Number of tokens.
@@ -75,7 +64,7 @@ impl RowTask {
     /// Returns the number of rows of logits that the task takes.
     fn rows(&self) -> usize {
         match self {
-            Self::Score { .. } | Self::Rank { .. } => 1,
+            Self::Rank { .. } => 1,
             Self::Sample { active, draft, .. } if active.samples() => 1 + draft.len(),
             Self::Sample { .. } => 0,
         }
@@ -83,16 +72,6 @@ impl RowTask {
 
     fn run(&mut self, logits: &[f32], vocab_size: usize) {
         match self {
-            Self::Score {
-                next,
-                top,
-                ranked,
-                scored,
-            } => {
-                let (token, top) = logprobs::logprobs(logits, *next, *top);
-                let rank = ranked.then(|| logprobs::rank(logits, *next));
-                *scored = Some(PromptToken { token, rank, top });
-            }
             Self::Rank { wanted, ranked } => *ranked = Some(logprobs::ranked(logits, *wanted)),
             Self::Sample {
                 active,
