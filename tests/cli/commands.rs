@@ -339,8 +339,8 @@ fn a_context_is_as_long_as_the_kv_cache_holds() {
     let small = ["--kv-memory", "3MiB", "--dtype", "q8"];
     assert_eq!(length(&small), (Some(400), true));
     let failed = output(&mut skald(&["serve", "--max-context", "4096"]));
-    assert_eq!(failed.status.code(), Some(1));
-    let message = "`max-context` is 4096; the model has 1024 positions";
+    assert_eq!(failed.status.code(), Some(2));
+    let message = "`max-context` is 4096; it must be at most 1024";
     assert!(text(&failed.stderr).contains(message));
 }
 
