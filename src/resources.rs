@@ -25,6 +25,9 @@ pub const DEFAULT_KV_MEMORY: ByteSize = ByteSize::gib(1);
 /// 390 MiB in total with the built-in model, a full KV cache of 246 MiB, and 64 requests).
 pub const WORKING_MEMORY: ByteSize = ByteSize::mib(150);
 
+/// Memory up to which the default KV cache holds a whole context window, however tight the memory limit.
+pub const MIN_KV_MEMORY: ByteSize = ByteSize::mib(64);
+
 /// The origin of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -126,7 +129,8 @@ fn machine_memory(root: &Path) -> Option<ByteSize> {
 /// Returns the size of the KV cache: the setting, or the least of [`DEFAULT_KV_MEMORY`], half of the
 /// memory that `limit` leaves after the `weights`, and all of that memory except [`WORKING_MEMORY`].
 ///
-/// The default is at least one context `window`: with less, a prompt that fits the model could not run.
+/// The default is at least one context `window` of up to [`MIN_KV_MEMORY`]: so small a part of a model with
+/// a long context is worth its memory even where the limit is tight.
 #[must_use]
 pub fn kv_memory(
     setting: Option<ByteSize>,
@@ -150,7 +154,7 @@ pub fn kv_memory(
         return default;
     }
     Sourced {
-        value: fitting.max(window),
+        value: fitting.max(window.min(MIN_KV_MEMORY)),
         origin: limit.origin,
     }
 }
@@ -188,6 +192,9 @@ mod tests {
     fn the_kv_cache_holds_at_least_one_window() {
         assert_eq!(fitted(60, 40), (16, Origin::CgroupMemory));
         assert_eq!(fitted(60, 4000), (16, Origin::CgroupMemory));
+        let (limit, window) = (Some(limit(60)), ByteSize::gib(4));
+        let long = kv_memory(None, limit, ByteSize::mib(40), window);
+        assert_eq!(long.value, MIN_KV_MEMORY);
     }
 
     #[test]

@@ -90,6 +90,14 @@ pub enum ServingError {
         /// The setting.
         dtype: &'static str,
     },
+    /// The setting is more than the model has.
+    #[error("`max-context` is {max_context}; it must be at most {context_length}, the number of the model's positions")]
+    MaxContext {
+        /// The setting.
+        max_context: usize,
+        /// What the model has.
+        context_length: usize,
+    },
     /// The weights can't be used.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -190,7 +198,8 @@ impl Unserved {
         let backend = settings.backend(files.checkpoint.dtype())?;
         let model = settings.model(&source, &files, &*backend)?;
         let spec = model.spec().clone();
-        let limits = settings.limits(&files.generation_config, &spec, 1);
+        let context_length = settings.wanted_context(&spec)?;
+        let limits = settings.limits(&files.generation_config, &spec, context_length, 1);
         Ok(Self {
             kv_dtype: settings.kv_dtype(backend.weight_dtype()),
             info: model_info(
@@ -241,8 +250,12 @@ impl Serving {
         let spec = model.spec().clone();
         let weights = ByteSize::b(model.weight_bytes() as u64);
         let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
-        let kv_memory = settings.kv_memory(weights, window_bytes(&spec, block_bytes));
+        let wanted = settings.wanted_context(&spec)?;
+        let kv_memory = settings.kv_memory(weights, context_bytes(wanted, block_bytes));
         engine.kv_memory = kv_memory.value;
+        let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
+        let context_length = held_context(wanted, kv_tokens);
+        engine.max_context = Some(context_length);
         let snapshots = snapshots(&files, &model, &*backend, &mut engine, &settings.sessions)?;
         let handle = engine::start(model, engine)?;
         let name = settings
@@ -256,18 +269,32 @@ impl Serving {
             weights = %weights,
             kv_cache = %kv_memory.value,
             kv_cache_from = %kv_memory.origin,
-            kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64,
+            kv_tokens,
+            context_length,
             device = settings.device.name(),
             isa = backend.name(),
             chat_template = chat.origin(),
             seconds = started.elapsed().as_secs_f32(),
             "model loaded"
         );
+        if context_length < wanted {
+            warn!(
+                context_length,
+                wanted,
+                kv_cache = %kv_memory.value,
+                "the KV cache does not hold a whole context: raise kv-memory to serve longer ones, or set max-context"
+            );
+        }
         if settings.dtype == Dtype::Auto && settings.device == Device::Cpu {
             advise(dtype);
         }
-        let max_queue = handle.limits().max_queue;
-        let limits = settings.limits(&files.generation_config, &spec, max_queue);
+        let limits = handle.limits();
+        let limits = settings.limits(
+            &files.generation_config,
+            &spec,
+            limits.context_length,
+            limits.max_queue,
+        );
         let info = model_info(spec, name, source, settings.device, &*backend);
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
@@ -365,9 +392,29 @@ impl ServingSettings {
         }
     }
 
-    fn limits(&self, generation: &GenerationConfig, spec: &ModelSpec, max_queue: usize) -> Limits {
+    /// Returns the context length that the settings ask for: the model's, or less.
+    fn wanted_context(&self, spec: &ModelSpec) -> Result<usize, ServingError> {
+        match self.engine.max_context {
+            Some(max_context) if max_context > spec.context_length => {
+                Err(ServingError::MaxContext {
+                    max_context,
+                    context_length: spec.context_length,
+                })
+            }
+            Some(max_context) => Ok(max_context),
+            None => Ok(spec.context_length),
+        }
+    }
+
+    fn limits(
+        &self,
+        generation: &GenerationConfig,
+        spec: &ModelSpec,
+        context_length: usize,
+        max_queue: usize,
+    ) -> Limits {
         let ends = spec.end_of_text.clone();
-        let mut limits = Limits::for_model(spec.context_length, spec.vocab_size, ends);
+        let mut limits = Limits::for_model(context_length, spec.vocab_size, ends);
         if self.generation_config == GenerationDefaults::Auto {
             limits.defaults = generation.sampling();
         }
@@ -381,9 +428,16 @@ impl ServingSettings {
     }
 }
 
-/// Returns the KV memory of one sequence that fills the context window.
-fn window_bytes(spec: &ModelSpec, block_bytes: u64) -> ByteSize {
-    ByteSize::b(spec.context_length.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
+/// Returns the KV memory of one sequence of `tokens`.
+fn context_bytes(tokens: usize, block_bytes: u64) -> ByteSize {
+    ByteSize::b(tokens.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
+}
+
+/// Returns the length of the longest context, up to `wanted`, that a KV cache of `kv_tokens` holds. A cache
+/// without a single block is refused when the engine starts.
+fn held_context(wanted: usize, kv_tokens: u64) -> usize {
+    let held = usize::try_from(kv_tokens).unwrap_or(usize::MAX);
+    wanted.min(held.max(1))
 }
 
 /// Opens the directory for KV blocks that the engine evicts, if the settings have one.

@@ -104,6 +104,7 @@ pub(super) fn sessions(
 fn engine(settings: &Settings) -> EngineConfig {
     let defaults = EngineConfig::default();
     EngineConfig {
+        max_context: settings.max_context,
         max_batch: settings.max_batch,
         max_step_tokens: settings.max_step_tokens,
         step_time: settings.step_time,

@@ -57,6 +57,16 @@ pub struct Settings {
         value_parser = size
     )]
     pub kv_memory: Option<ByteSize>,
+    /// Maximum tokens of a context, prompt and generated text together [default: what the model has; either
+    /// is reduced to what kv-memory holds for one sequence]
+    #[arg(
+        help_heading = "Engine",
+        long,
+        env = "SKALD_MAX_CONTEXT",
+        value_name = "N",
+        value_parser = count(1, 1 << 24)
+    )]
+    pub max_context: Option<usize>,
     /// Precision of the keys and values in the KV cache
     #[arg(
         help_heading = "Engine",

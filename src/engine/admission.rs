@@ -7,6 +7,8 @@ use crate::fair::{Holds, Turns};
 /// The engine's limits, fixed at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {
+    /// Maximum positions of a context.
+    pub context_length: usize,
     /// Maximum sequences per batch.
     pub max_batch: usize,
     /// Maximum tokens per step.
@@ -60,6 +62,7 @@ mod tests {
 
     fn admission(max_step_tokens: usize, max_queue: usize) -> BulkAdmission {
         BulkAdmission::new(EngineLimits {
+            context_length: 1024,
             max_batch: 64,
             max_step_tokens,
             max_queue,

@@ -253,6 +253,7 @@ mod tests {
     async fn a_worker_that_panics_outside_a_step_fails_its_requests_and_counts_as_gone() {
         let (commands, mut received) = mpsc::unbounded_channel();
         let limits = EngineLimits {
+            context_length: 1024,
             max_batch: 1,
             max_step_tokens: 8,
             max_queue: 4,

@@ -79,7 +79,7 @@ pub use inspection::Inspection;
 pub use status::EngineStatus;
 
 use crate::kernels::kv::KvDtype;
-use crate::model::Model;
+use crate::model::{Model, ModelSpec};
 use crate::request::RequestId;
 
 /// Capacity of a client's event channel; a request whose channel is full is stalled.
@@ -96,6 +96,8 @@ pub struct EngineConfig {
     pub kv_memory: ByteSize,
     /// Data type of the cached keys and values.
     pub kv_dtype: KvDtype,
+    /// Maximum positions of a context; `None`, and more than the model has, is what the model has.
+    pub max_context: Option<usize>,
     /// Maximum sequences per batch.
     pub max_batch: usize,
     /// Maximum tokens per step; long prompts are prefilled in chunks of the remaining tokens.
@@ -124,6 +126,7 @@ impl Default for EngineConfig {
         Self {
             kv_memory: ByteSize::gib(1),
             kv_dtype: KvDtype::F32,
+            max_context: None,
             max_batch: 64,
             max_step_tokens: 512,
             step_time: Duration::from_millis(100),
@@ -134,6 +137,15 @@ impl Default for EngineConfig {
             evicted: None,
             step_hook: None,
         }
+    }
+}
+
+impl EngineConfig {
+    /// Returns the maximum positions of a context of this model.
+    pub(crate) fn context_length(&self, model: &ModelSpec) -> usize {
+        let positions = model.context_length;
+        self.max_context
+            .map_or(positions, |tokens| tokens.min(positions))
     }
 }
 
@@ -186,6 +198,7 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
     let handle = EngineHandle::new(
         sender,
         EngineLimits {
+            context_length: config.context_length(model.spec()),
             max_batch: config.max_batch,
             max_step_tokens: config.max_step_tokens,
             max_queue: config.queue_limit,

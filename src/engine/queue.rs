@@ -287,6 +287,7 @@ mod tests {
     use super::*;
 
     const LIMITS: EngineLimits = EngineLimits {
+        context_length: 1024,
         max_batch: 4,
         max_step_tokens: 512,
         max_queue: 8,

@@ -387,6 +387,7 @@ impl LimitFacts {
             max_session_tokens,
         } = serving.limits;
         let EngineLimits {
+            context_length: _, // The limits have it.
             max_batch,
             max_step_tokens,
             max_queue,

@@ -87,7 +87,7 @@ impl ServerDescription {
             tokenizer_path: info.source.clone(),
             served_model_name: info.id.clone(),
             dtype: info.dtype.clone(),
-            context_length: info.spec.context_length,
+            context_length: serving.limits.context_length,
             max_running_requests: limits.max_batch,
             max_queued_requests: limits.max_queue,
             max_prefill_tokens: limits.max_step_tokens,

@@ -324,6 +324,27 @@ fn the_log_tells_threads_and_memory_and_what_set_them() {
 }
 
 #[test]
+fn a_context_is_as_long_as_the_kv_cache_holds() {
+    let length = |flags: &[&str]| {
+        let log = log_of(&mut skald(&[&["serve"], flags].concat()));
+        let found = log.iter().find_map(|line| line.get("context_length"));
+        let warned = log.iter().any(|line| line["level"] == "WARN");
+        (found.and_then(Value::as_u64), warned)
+    };
+    let all = ["--kv-memory", "96MiB", "--dtype", "q8"];
+    assert_eq!(length(&all), (Some(1024), false));
+    let shorter = [&all[..], &["--max-context", "100"]].concat();
+    assert_eq!(length(&shorter), (Some(100), false));
+    // 7,680 bytes a token in bf16.
+    let small = ["--kv-memory", "3MiB", "--dtype", "q8"];
+    assert_eq!(length(&small), (Some(400), true));
+    let failed = output(&mut skald(&["serve", "--max-context", "4096"]));
+    assert_eq!(failed.status.code(), Some(2));
+    let message = "`max-context` is 4096; it must be at most 1024";
+    assert!(text(&failed.stderr).contains(message));
+}
+
+#[test]
 fn a_kv_cache_that_exceeds_the_memory_is_pointed_out() {
     let Some(limit) = skald::resources::memory_limit() else {
         eprintln!("skipped: this system tells no memory limit");

@@ -3,8 +3,9 @@
 
 use std::sync::LazyLock;
 
-use crate::support::TestServer;
+use crate::support::{Setup, TestServer};
 use serde_json::{Value, json};
+use skald::engine::EngineConfig;
 use skald::request::{Limits, SamplingOverrides, SessionId};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::start);
@@ -222,4 +223,39 @@ async fn a_request_at_a_limit_is_taken_and_one_beyond_it_is_refused() {
         .post("/v1/completions", json!({"prompt": vec!["a"; 129]}))
         .await;
     assert_eq!(refused.body["error"]["param"], "prompt");
+}
+
+#[tokio::test]
+async fn a_context_limit_of_the_settings_is_that_of_every_request() {
+    let server = TestServer::with(Setup {
+        engine: EngineConfig {
+            max_context: Some(64),
+            ..Setup::default().engine
+        },
+        ..Setup::default()
+    });
+    let info = server.get("/info").await.ok();
+    assert_eq!(info["limits"]["max_context_tokens"], 64);
+    assert_eq!(info["max_total_tokens"], 64);
+    assert_eq!(info["model"]["n_positions"], 1024);
+
+    let long = json!({ "prompt": vec![5; 60], "max_tokens": 5 });
+    let refused = server.post("/v1/completions", long).await;
+    assert_eq!(refused.status, 400);
+    let message = refused.body["error"]["message"].to_string();
+    assert!(
+        message.contains("maximum context length is 64 tokens"),
+        "{message}"
+    );
+
+    // A chat without a length takes what is left.
+    let chat = json!({ "messages": [{"role": "user", "content": "Once"}], "temperature": 0, "ignore_eos": true });
+    let answer = server.post("/v1/chat/completions", chat).await.ok();
+    assert_eq!(answer["usage"]["total_tokens"], 64);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+
+    // A text that slides goes on beyond it.
+    let slid = json!({ "prompt": vec![5; 60], "max_tokens": 100, "overflow": "slide", "temperature": 0, "ignore_eos": true });
+    let answer = server.post("/v1/completions", slid).await.ok();
+    assert_eq!(answer["usage"]["completion_tokens"], 100);
 }

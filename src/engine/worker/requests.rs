@@ -29,7 +29,8 @@ impl Worker {
         let mut active = Active::new(request, clients, place, &tokens, spec);
         let root = self.root(active.request.tenant);
         let keep = active.request.keep_kv && self.config.evicted.is_some();
-        let sequence = Sequence::new(id, tokens, spec.context_length, active.reuses_cache());
+        let context_length = self.config.context_length(spec);
+        let sequence = Sequence::new(id, tokens, context_length, active.reuses_cache());
         let sequence = sequence.with_root(root).with_keep(keep);
         let inspected = active.request.output.inspection();
         let sequence = sequence.with_observed_from(inspected.map(|wanted| wanted.observed_from()));
@@ -45,7 +46,7 @@ impl Worker {
     /// Checks that the request could run alone.
     fn check_fit(&self, request: &GenerateRequest) -> Result<(), GenerateError> {
         self.check_width(request)?;
-        let context_length = self.model.spec().context_length;
+        let context_length = self.config.context_length(self.model.spec());
         let total = request.history.len() + request.prompt.len();
         let max_tokens = request.stop.max_tokens;
         let longest = if total + max_tokens > context_length {
