@@ -160,8 +160,8 @@ impl Model {
         }
     }
 
-    /// Computes how far directions of the residual stream push each token, before the final norm:
-    /// `[rows, hidden_width] -> [rows, vocab_size]`.
+    /// Computes how far directions of the residual stream push each token, without the final norm:
+    /// `[rows, hidden_width] -> [rows, vocab_size]`. For states after the final norm they are the logits.
     ///
     /// # Errors
     /// If `directions` has another width.

@@ -53,8 +53,8 @@ impl Gpt2 {
         self.ln_f.forward(states)
     }
 
-    /// Computes how far directions of the residual stream push each token, before the final norm:
-    /// `[rows, n_embd] -> [rows, vocab_size]`.
+    /// Computes how far directions of the residual stream push each token, without the final norm:
+    /// `[rows, n_embd] -> [rows, vocab_size]`. For states after the final norm they are the logits.
     ///
     /// # Errors
     /// If `directions` has another width.
