@@ -97,7 +97,18 @@ pub enum SourceError {
     Weights(#[from] WeightsError),
     /// The model could not be fetched from the hub.
     #[error(transparent)]
-    Hub(#[from] HubError),
+    Hub(HubError),
+    /// The name may not be the intended one.
+    #[error(
+        "{error}. `{id}` is taken as a hub id because no directory has this name; the built-in model is \
+         `builtin`"
+    )]
+    HubName {
+        /// The name.
+        id: String,
+        /// The failure of the hub.
+        error: Box<HubError>,
+    },
 }
 
 /// The source of a model, parsed from `--model`.
@@ -182,10 +193,23 @@ impl ModelSource {
             Self::Builtin => ModelFiles::builtin(),
             Self::Directory(path) => ModelFiles::open(&directory_name(path), path),
             Self::Hub { id, revision } => {
-                let snapshot = hub::pull(id, revision.as_deref(), progress)?;
-                ModelFiles::open(id, &snapshot)
+                let snapshot = hub::pull(id, revision.as_deref(), progress);
+                ModelFiles::open(id, &snapshot.map_err(|error| not_fetched(id, error))?)
             }
         }
+    }
+}
+
+/// Returns the error of a failed download, with a hint if the name can be the cause.
+fn not_fetched(id: &str, error: HubError) -> SourceError {
+    match error {
+        HubError::NoModel { .. } | HubError::Token { .. } | HubError::NoAnswer { .. } => {
+            SourceError::HubName {
+                id: id.to_owned(),
+                error: Box::new(error),
+            }
+        }
+        error => SourceError::Hub(error),
     }
 }
 
