@@ -116,7 +116,18 @@ pub enum SourceError {
     Weights(#[from] WeightsError),
     /// The model could not be fetched from the hub.
     #[error(transparent)]
-    Hub(#[from] HubError),
+    Hub(HubError),
+    /// The name may not be the intended one.
+    #[error(
+        "{error}. `{id}` is taken as a hub id because no directory has this name; the built-in model is \
+         `builtin`"
+    )]
+    HubName {
+        /// The name.
+        id: String,
+        /// The failure of the hub.
+        error: Box<HubError>,
+    },
 }
 
 /// The source of a model, parsed from `--model`.
@@ -221,11 +232,25 @@ impl ModelSource {
             Self::Directory(path) => ModelFiles::open(&directory_name(path), path),
             Self::File(path) => ModelFiles::open(&file_name(path), path),
             Self::Hub { id, revision, gguf } => {
-                let pulled = hub::pull(id, revision.as_deref(), gguf.as_ref(), progress)?;
+                let pulled = hub::pull(id, revision.as_deref(), gguf.as_ref(), progress);
+                let pulled = pulled.map_err(|error| not_fetched(id, error))?;
                 let name = gguf.as_ref().map(|gguf| format!("{id}{gguf}"));
                 ModelFiles::open(name.as_ref().unwrap_or(id), &pulled)
             }
         }
+    }
+}
+
+/// Returns the error of a failed download, with a hint if the name can be the cause.
+fn not_fetched(id: &str, error: HubError) -> SourceError {
+    match error {
+        HubError::NoModel { .. } | HubError::Token { .. } | HubError::NoAnswer { .. } => {
+            SourceError::HubName {
+                id: id.to_owned(),
+                error: Box::new(error),
+            }
+        }
+        error => SourceError::Hub(error),
     }
 }
 

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `stream` | one generation, until it ends or is stopped |
 //! | `screen`, `colour` | standard output; colours of tokens by their probability |
-//! | `interactive` | turn after turn on sessions, with `--interactive` |
-//! | `command`, `lines` | its commands, and where it reads its lines |
+//! | `interactive` | turns on sessions, with `--interactive` |
+//! | `command`, `lines` | its commands, and its input |
 
 mod colour;
 mod command;
@@ -72,10 +72,10 @@ pub struct Generate {
     /// Print one JSON object at the end instead of streaming text
     #[arg(long, conflicts_with_all = ["interactive", "show_probabilities"])]
     json: bool,
-    /// Colour each token by the model's own probability; not if the output is not a terminal or `NO_COLOR` is set
+    /// Colour each token by the model's own probability, if the output is a terminal and `NO_COLOR` is not set
     #[arg(short = 'p', long)]
     show_probabilities: bool,
-    /// Read line after line, and go on from each; `/help` lists the commands
+    /// Read lines and continue the text after each; `/help` lists the commands
     #[arg(short, long)]
     interactive: bool,
     /// The session to begin or continue
@@ -84,7 +84,7 @@ pub struct Generate {
     /// Keep sessions in this directory, which servers can share (`--session-dir` of `skald serve`)
     #[arg(long, value_name = "DIR", requires = "interactive")]
     session_dir: Option<PathBuf>,
-    /// Do not keep the lines for the next time
+    /// Do not store the lines in the history file
     #[arg(long, requires = "interactive")]
     no_history: bool,
 }
@@ -97,7 +97,7 @@ impl Generate {
         let serving = serving.map_err(|error| CommandError::Unusable(error.into()))?;
         let runtime = runtime()?;
         if self.interactive {
-            // Refuses flags now, not at the first line.
+            // Refuses invalid flags now, not at the first line.
             self.request(&serving, "", None, self.seed)
                 .map_err(CommandError::Unusable)?;
             let session = Interactive::new(&self, &serving, &runtime);
@@ -109,7 +109,7 @@ impl Generate {
         let request = self
             .request(&serving, prompt, None, self.seed)
             .map_err(CommandError::Unusable)?;
-        let outcome = runtime.block_on(self.tell(&serving, request));
+        let outcome = runtime.block_on(self.print(&serving, request));
         outcome.map_err(CommandError::Running)
     }
 
@@ -123,7 +123,7 @@ impl Generate {
         components::terminal(&self.model, sessions)
     }
 
-    /// Replaces the prompt `-` by standard input, unless that has the lines of an interactive session.
+    /// Replaces the prompt `-` by standard input, unless an interactive session reads its lines from there.
     fn read_prompt(&mut self) -> anyhow::Result<()> {
         if let Some(prompt) = &self.prompt
             && !self.interactive
@@ -133,7 +133,7 @@ impl Generate {
         Ok(())
     }
 
-    /// Returns the request for what follows `prompt`, and before it a session's history.
+    /// Returns the request to continue a session's history, if any, and `prompt`.
     ///
     /// # Errors
     /// If the flags or the prompt are beyond a limit.
@@ -177,8 +177,8 @@ impl Generate {
         Ok(serving.limits.admit(draft).map_err(as_flag)?)
     }
 
-    /// Writes what follows one prompt.
-    async fn tell(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
+    /// Generates from one prompt and writes the text, or with `--json` one object.
+    async fn print(&self, serving: &Serving, request: GenerateRequest) -> anyhow::Result<()> {
         let seed = request.sampling.seed;
         let screen = Screen::new(self.show_probabilities);
         let show = |piece: &_| {
@@ -218,7 +218,7 @@ pub(super) fn read_text(argument: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Calls the field of a refusal by its flag.
+/// Replaces the field of a refusal by its flag.
 pub(super) fn as_flag(refusal: InvalidRequest) -> InvalidRequest {
     let flag = match refusal.field.as_str() {
         "prompt" => return refusal,

@@ -53,23 +53,16 @@ pub struct Cli {
     command: Command,
 }
 
+// The descriptions are those of the structs.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a model over HTTP
     Serve(Box<serve::Serve>),
-    /// Generate text from one prompt in the terminal
     Generate(generate::Generate),
-    /// Write all that a model computes for a text to an `SQLite` file
     Trace(trace::Trace),
-    /// Measure the speed of a server under load
     Bench(bench::Bench),
-    /// Download a model from the hub into the cache, without serving it
     Pull(pull::Pull),
-    /// Check whether a server is ready
     Health(health::Health),
-    /// Create, list and revoke API keys
     Keys(keys::Keys),
-    /// Print the `OpenAPI` description
     Openapi(openapi::Openapi),
 }
 

@@ -5,7 +5,7 @@ use clap::Args;
 use super::CommandError;
 use crate::http;
 
-/// Print the `OpenAPI` description
+/// Print the OpenAPI description
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  skald openapi > openapi.yaml")]
 pub struct Openapi {

@@ -1,4 +1,4 @@
-//! `skald trace`: one forward pass as an `SQLite` file. `docs/trace.md` recomputes the model from it.
+//! `skald trace`: one forward pass as an SQLite file. `docs/trace.md` recomputes the model from it.
 
 mod file;
 mod recorder;
@@ -27,12 +27,12 @@ use crate::session::SessionConfig;
 use crate::telemetry;
 use crate::text::Tokenizer;
 
-/// Write all that a model computes for a text to an `SQLite` file
+/// Write everything that a model computes for a text to an SQLite file
 #[derive(Debug, Args)]
 #[command(
     after_help = "The file has a table for every stage: tokens, merges, embeddings, normalized, heads, attention, \
-        mixed, residual, mlp, logits, sampling, draw. docs/trace.md recomputes each of them from the one before, in \
-        SQL.\n\n\
+        mixed, residual, mlp, logits, sampling, draw. docs/trace.md explains them, and recomputes each stage from \
+        the one before with an SQL query.\n\n\
         Examples:\n  \
         skald trace \"Once upon a time\" --out trace.db\n  \
         skald trace \"Once upon a time\" --out trace.db --weights --dtype f32 --seed 7"
@@ -46,7 +46,7 @@ pub struct Trace {
     /// Write the model's weights too; about 24 bytes per weight
     #[arg(long)]
     weights: bool,
-    /// Write the logits of every position, instead of the last
+    /// Write the logits of every position, instead of the last one only
     #[arg(long)]
     all_logits: bool,
     /// Replace the file if it exists
@@ -103,7 +103,7 @@ impl Trace {
         Ok(loaded.limits.admit(draft).map_err(as_flag)?)
     }
 
-    /// Writes all tables in one transaction; returns what is shown at the end.
+    /// Writes all tables in one transaction; returns the summary to print.
     fn write(
         &self,
         file: &TraceFile,
@@ -114,8 +114,8 @@ impl Trace {
         let (model, tokenizer) = (&loaded.model, &loaded.files.tokenizer);
         db.execute_batch("BEGIN")?;
         db.execute_batch(schema::PASS)?;
-        facts(&db, loaded)?;
-        texts(&db, tokenizer, &request.prompt, model.spec().vocab_size)?;
+        write_model(&db, loaded)?;
+        write_tokens(&db, tokenizer, &request.prompt, model.spec().vocab_size)?;
         let blocks = request.prompt.len().div_ceil(BLOCK_SIZE);
         let recorder = Recorder {
             db: &db,
@@ -127,15 +127,16 @@ impl Trace {
         let params = request.sampling.clone();
         let mut sampler = Sampler::new(params, &request.prompt, logits.len());
         let trace = sampler.trace(&logits, 0, Allowed::AllBut(&[]))?;
-        sampling(&db, &request.sampling, &trace, tokenizer)?;
+        write_sampling(&db, &request.sampling, &trace, tokenizer)?;
         if self.weights {
             weights::write(&db, &loaded.files)?;
         }
         db.execute_batch("COMMIT")?;
+        let tokens = request.prompt.len();
         Ok(format!(
-            "{}: {} tokens, {} layers; next token {:?} (id {}, probability {:.4}, seed {})\n",
+            "{}: {tokens} token{}, {} layers; next token {:?} (id {}, probability {:.4}, seed {})\n",
             self.out.display(),
-            request.prompt.len(),
+            if tokens == 1 { "" } else { "s" },
             model.spec().layers,
             tokenizer.decode(&[trace.token]),
             trace.token,
@@ -145,8 +146,8 @@ impl Trace {
     }
 }
 
-/// Writes the facts about the model.
-fn facts(db: &Connection, loaded: &Unserved) -> Result<()> {
+/// Writes the model's sizes, precision and fingerprint.
+fn write_model(db: &Connection, loaded: &Unserved) -> Result<()> {
     let (spec, info) = (loaded.model.spec(), &loaded.info);
     let kv_dtype = match loaded.kv_dtype {
         KvDtype::F32 => "f32",
@@ -175,7 +176,12 @@ fn facts(db: &Connection, loaded: &Unserved) -> Result<()> {
 }
 
 /// Writes the vocabulary, and the tokens of the text with their merges.
-fn texts(db: &Connection, tokenizer: &Tokenizer, ids: &[u32], vocab_size: usize) -> Result<()> {
+fn write_tokens(
+    db: &Connection,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    vocab_size: usize,
+) -> Result<()> {
     let mut row = db.prepare("INSERT INTO vocabulary VALUES (?, ?)")?;
     for id in 0..vocab_size as u32 {
         row.execute(params![id, tokenizer.decode(&[id])])?;
@@ -202,8 +208,8 @@ fn texts(db: &Connection, tokenizer: &Tokenizer, ids: &[u32], vocab_size: usize)
     Ok(())
 }
 
-/// Writes how the next token is sampled.
-fn sampling(
+/// Writes the sampling parameters, what each filter left, and the draw of the next token.
+fn write_sampling(
     db: &Connection,
     settings: &SamplingParams,
     trace: &SamplingTrace,

@@ -1,10 +1,10 @@
 //! The result of an inspection: what the stages of a forward pass computed, as plain numbers.
 //!
-//! Rows are the positions that were asked for, in order. All values are f32 as the kernels give them.
+//! Rows are the requested positions, in order. All values are the kernels' own, in f32.
 
 use std::time::Duration;
 
-/// What was asked for; the rest is `None` or empty.
+/// The requested stages; all others are `None` or empty.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Inspection {
     /// Embeddings.
@@ -32,18 +32,18 @@ pub struct EmbeddingRows {
     pub tokens: Vec<f32>,
     /// Position embeddings, `[rows, hidden_width]`; `None` if the model adds none.
     pub positions: Option<Vec<f32>>,
-    /// Per row the tokens with the nearest embeddings, by cosine, the nearest first, without itself.
+    /// Per row, the other tokens with the nearest embeddings and their cosines, the nearest first.
     pub nearest: Vec<Vec<(u32, f32)>>,
 }
 
 /// Euclidean norms of the residual stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ResidualNorms {
-    /// Per state, the embedding first: `[rows]`.
+    /// Norms of each state, the embedding first: `[rows]`.
     pub states: Vec<Vec<f32>>,
-    /// Of what each block's attention adds: `[rows]`.
+    /// Norms of what the attention of each block adds: `[rows]`.
     pub attention_writes: Vec<Vec<f32>>,
-    /// Of what each block's feed-forward network adds: `[rows]`.
+    /// Norms of what the feed-forward network of each block adds: `[rows]`.
     pub mlp_writes: Vec<Vec<f32>>,
 }
 
@@ -54,9 +54,9 @@ pub struct HeadAttention {
     pub layer: usize,
     /// Query head.
     pub head: usize,
-    /// Weights, row by row: the row of position `p` has `p + 1`.
+    /// Weights, row by row: the row of position `p` has `p + 1` weights.
     pub weights: Vec<f32>,
-    /// Queries, keys and values of the rows, if asked for.
+    /// Queries, keys and values of the rows, if requested.
     pub qkv: Option<HeadQkv>,
 }
 
@@ -76,38 +76,38 @@ pub struct HeadQkv {
 pub struct BlockNeurons {
     /// Block.
     pub layer: usize,
-    /// Per row the number of neurons with an activation above 0.
+    /// Per row, the number of neurons with an activation above 0.
     pub active: Vec<usize>,
-    /// Per row the neurons that write most, the strongest first.
+    /// Per row, the neurons that add most to the residual stream, the strongest first.
     pub strongest: Vec<Vec<Neuron>>,
 }
 
 /// One neuron at one position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Neuron {
-    /// Its number in the block.
+    /// Number of the neuron in the block.
     pub neuron: usize,
-    /// Its activation.
+    /// Activation.
     pub activation: f32,
     /// Norm of what it adds to the residual stream.
     pub write: f32,
-    /// The tokens that it pushes most, the first most.
+    /// The tokens that it promotes most, the most promoted first.
     pub promotes: Vec<u32>,
 }
 
 /// The next token as read off a state of the residual stream.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LensReading {
-    /// Per row the most likely tokens with their probabilities, the most likely first.
+    /// Per row, the most likely tokens with their probabilities, the most likely first.
     pub top: Vec<Vec<(u32, f32)>>,
-    /// Per row the entropy in bits.
+    /// Per row, the entropy in bits.
     pub entropy: Vec<f32>,
 }
 
 /// The sampling of one token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingTrace {
-    /// The steps that had something to do, in order.
+    /// The steps that apply, in order.
     pub steps: Vec<SamplingStep>,
     /// The random number, in [0, 1); `None` if the most likely token is taken.
     pub random: Option<f64>,
@@ -120,23 +120,23 @@ pub struct SamplingTrace {
 /// One step of sampling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingStep {
-    /// The parameter that asks for it.
+    /// The parameter that controls the step.
     pub parameter: &'static str,
-    /// Number of logits that it changed; `None` for a filter and for temperature, which changes all.
+    /// Number of logits that the step changed; `None` for filters, and for temperature, which changes all.
     pub changed: Option<usize>,
-    /// Number of tokens left after it.
+    /// Number of tokens left after the step.
     pub left: usize,
-    /// Share of the probability before it that it removed; `None` if it is not a filter.
+    /// Share of the probability before the step that it removed; `None` if it is not a filter.
     pub removed: Option<f64>,
 }
 
 /// The cost of one stage, over all chunks of the pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageCost {
-    /// Its name: `embedding`, `attention.N`, `mlp.N`.
+    /// Name: `embedding`, `attention.N` or `mlp.N`.
     pub stage: String,
-    /// Time that it took.
+    /// Time of the stage.
     pub time: Duration,
-    /// Bytes of weights, keys and values that it read.
+    /// Bytes of weights, keys and values that the stage read.
     pub bytes: usize,
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-/// Maximum requests that are counted beside an inspection, so that it always makes progress.
+/// Maximum requests counted beside an inspection, so that it always makes progress.
 const COUNTED: u32 = 16;
 
 /// The time that inspections owe to other requests.
@@ -48,7 +48,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_others_run_as_long_each_before_the_next() {
+    fn other_requests_run_as_long_each_before_the_next_observed_pass() {
         let mut share = InspectionShare::default();
         assert!(share.is_due(2));
         share.observed(10 * MS, 2);
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_others_there_are_it_makes_progress() {
+    fn an_inspection_makes_progress_beside_any_number_of_requests() {
         let mut share = InspectionShare::default();
         share.observed(10 * MS, 1000);
         share.others_ran(160 * MS);

@@ -30,6 +30,7 @@ mod cache;
 mod import;
 mod prefill;
 mod share;
+mod speculation;
 mod stalled;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ use super::sequence::{Sequence, SequenceId};
 use crate::fair::FairQueue;
 use cache::{attach, release};
 pub use import::Import;
+use prefill::PrefillBudget;
 
 /// The limits of every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +85,6 @@ pub struct Scheduler {
     blocks: BlockPool,
     /// Whether blocks ran out in the current plan.
     is_short: bool,
-    /// Whether the current plan may have a chunk that is observed.
-    may_observe: bool,
     preemptions: usize,
     yields: usize,
 }
@@ -100,7 +100,6 @@ impl Scheduler {
             stalled: Vec::new(),
             blocks: BlockPool::new(blocks),
             is_short: false,
-            may_observe: false,
             preemptions: 0,
             yields: 0,
         }
@@ -225,12 +224,15 @@ impl Scheduler {
             sequence.draft.clear();
         }
         self.is_short = false;
-        self.may_observe = may_observe;
         let mut plan = Vec::with_capacity(self.running.len() + 1);
         self.plan_decodes(&mut plan);
-        let prefill = max_tokens.saturating_sub(plan.len());
-        // A full batch of decodes must not block prefill for ever.
-        self.plan_prefill(&mut plan, prefill.max(BLOCK_SIZE));
+        let tokens = max_tokens.saturating_sub(plan.len());
+        let budget = PrefillBudget {
+            // A full batch of decodes must not block prefill for ever.
+            tokens: tokens.max(BLOCK_SIZE),
+            may_observe,
+        };
+        self.plan_prefill(&mut plan, budget);
         self.index(&mut plan);
         self.speculate(&mut plan);
         plan
@@ -242,38 +244,6 @@ impl Scheduler {
         let places: HashMap<SequenceId, usize> = places.map(|(at, s)| (s.id, at)).collect();
         for chunk in plan {
             chunk.index = places.get(&chunk.id).copied().unwrap_or(usize::MAX);
-        }
-    }
-
-    /// Adds drafts to a step that is bound by reading the weights: one of few rows, in which every
-    /// sequence decodes. Drafts only take free blocks.
-    fn speculate(&mut self, plan: &mut [Chunk]) {
-        let mut spare = self.limits.speculative_rows.saturating_sub(plan.len());
-        if plan
-            .iter()
-            .any(|chunk| chunk.tokens > 1 || !chunk.completes || chunk.observed)
-        {
-            return;
-        }
-        for chunk in plan {
-            let sequence = self.running.get_mut(chunk.index);
-            let Some(sequence) = sequence.filter(|_| spare > 0) else {
-                return;
-            };
-            sequence.guess(spare);
-            let positions = sequence.computed + 1 + sequence.draft.len();
-            while sequence.table.len() < positions.div_ceil(BLOCK_SIZE) {
-                match self.blocks.allocate() {
-                    Some(block) => sequence.table.push(block),
-                    None => sequence.draft.clear(),
-                }
-                if sequence.draft.is_empty() {
-                    break;
-                }
-            }
-            chunk.drafted = sequence.draft.len();
-            chunk.tokens += chunk.drafted;
-            spare -= chunk.drafted;
         }
     }
 

@@ -206,13 +206,16 @@ fn short_float(message: &str) -> String {
 
 /// Replaces the names of Rust's types in one of serde's messages by those of JSON.
 fn plain(message: &str) -> String {
-    const NAMES: [(&str, &str); 6] = [
+    const NAMES: [(&str, &str); 9] = [
         ("expected f64", "expected a number"),
         ("expected i64", "expected an integer"),
         ("expected u64", "expected an integer, 0 or more"),
         ("expected u32", "expected an integer from 0 to 4294967295"),
         ("expected usize", "expected an integer, 0 or more"),
         ("floating point", "number"),
+        ("expected a sequence", "expected a list"),
+        ("invalid type: sequence", "invalid type: list"),
+        ("invalid type: map", "invalid type: object"),
     ];
     NAMES
         .iter()
@@ -304,15 +307,15 @@ mod tests {
         );
         assert_eq!(
             message(r#"{"nested": {"ratio": [1]}}"#),
-            "`nested.ratio`: invalid type: sequence, expected a number"
+            "`nested.ratio`: invalid type: list, expected a number"
         );
         assert_eq!(
             message(r#"{"nested": [0.5]}"#),
-            "`nested`: invalid type: sequence, expected a JSON object"
+            "`nested`: invalid type: list, expected a JSON object"
         );
         assert_eq!(
             message("[1]"),
-            "the request body is not valid: invalid type: sequence, expected a JSON object"
+            "the request body is not valid: invalid type: list, expected a JSON object"
         );
     }
 

@@ -1,6 +1,7 @@
 //! `GET /docs`: the API reference as a page, which reads `/openapi.json` and can call every endpoint.
 //!
-//! Swagger UI shows it (`assets/docs/README.md` says why that one). All that the page loads is in the program.
+//! Swagger UI renders it (`assets/docs/README.md` has the reasons). All files that the page loads are embedded in
+//! the binary.
 
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -9,7 +10,7 @@ use super::embedded::{EmbeddedFile, HTML, SCRIPT, STYLE};
 use super::error::{ApiError, NativeError, shown};
 use super::path_name::PathName;
 
-/// What the page may load and do.
+/// Content security policy of the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -19,7 +20,7 @@ static PAGE: EmbeddedFile = EmbeddedFile::plain(
     include_bytes!("../../assets/docs/index.html"),
 );
 
-/// What the page loads.
+/// The files that the page loads.
 static FILES: [EmbeddedFile; 4] = [
     EmbeddedFile::plain(
         "docs.js",

@@ -1,8 +1,8 @@
-//! The page for people at `GET /`: the files of `web/dist`, embedded in the binary.
+//! The web page at `GET /`: the files of `web/dist`, embedded in the binary.
 //!
-//! The page talks to the same endpoints as any other client. It needs no API key to be loaded, because it
-//! asks for one itself and the files tell nothing of the server. It must never load anything from
-//! elsewhere: [`POLICY`] forbids it to the browser.
+//! The page uses the same endpoints as any other client. Its files need no API key: they reveal nothing about
+//! the server, and the page asks for a key itself. It must never load anything from other hosts; [`POLICY`]
+//! makes the browser enforce that.
 
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -11,7 +11,7 @@ use super::embedded::{EmbeddedFile, HTML, SCRIPT, STYLE};
 use super::error::{ApiError, NativeError};
 use super::path_name::PathName;
 
-/// What a browser may load and run for the page: its own files, and no script or style within the HTML.
+/// Content security policy: the page loads its own files only, and no script or style within the HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; \
     img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
@@ -52,8 +52,8 @@ static ASSETS: [EmbeddedFile; 6] = [
 
 /// Show the page
 ///
-/// A page for people: write, look inside the model, watch the server. It loads nothing from other hosts and
-/// requires no API key; with `--keys`, it asks for one.
+/// The web page: write with the model, look inside it, watch the server. The page loads nothing from other hosts
+/// and requires no API key; with `--keys`, it asks for one.
 #[utoipa::path(
     get,
     path = "/",

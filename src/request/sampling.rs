@@ -21,23 +21,23 @@ pub struct SamplingOverrides {
     #[arg(skip)]
     pub do_sample: Option<bool>,
     /// Divides the logits; 0 always takes the most likely token.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Number of most likely tokens to sample from; 0 is all.
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Probability mass of the most likely tokens to sample from; 1 is all.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Minimum probability of a token relative to the most likely one; 0 is all.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Probability mass kept by locally typical sampling (Meister et al. 2022); 1 is all.
     #[arg(skip)]
     pub typical_p: Option<f32>,
     /// Divides positive and multiplies negative logits of tokens in the prompt or the output (Keskar et al.
     /// 2019); 1 is none.
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// Maximum tokens to generate.
     #[arg(skip)]

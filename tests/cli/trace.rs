@@ -35,7 +35,7 @@ fn refused(mut command: Command) -> String {
     String::from_utf8(output.stderr).expect("text")
 }
 
-/// A function of one number that the bundled `SQLite` lacks.
+/// A function of one number that the bundled SQLite lacks.
 type Function = fn(f64) -> f64;
 
 /// Opens a trace with the functions that `sqlite3` has and the bundled library lacks.

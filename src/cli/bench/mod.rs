@@ -62,7 +62,7 @@ use self::run::Run;
 use self::workload::{RequestNumber, Workload};
 use super::{CommandError, http_url, runtime, write_out};
 
-/// Measure how fast a server answers under load
+/// Measure the speed of a server under load
 #[derive(Debug, Args)]
 #[command(
     after_help = "DIST is a number of tokens (64), a range (32..128, both ends included), or \

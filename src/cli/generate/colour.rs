@@ -1,12 +1,12 @@
-//! Colours of tokens by their probability, and what may reach a terminal.
+//! Colours of tokens by their probability, and text that is safe to send to a terminal.
 //!
-//! The colours are the terminal's own, so that they fit its background; the least expected tokens are underlined
-//! too, for those who can't tell the colours apart.
+//! The colours are the terminal's own, so that they fit its background. The least expected tokens are bold and
+//! underlined too, so that they can be told without colours.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-/// How surprising a token was, in bits: `-log2` of the model's own probability.
+/// Surprise of a token in bits: `-log2` of the model's own probability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Surprise {
     /// Less than 1 bit: at least as likely as not.
@@ -15,7 +15,7 @@ enum Surprise {
     NotUnlikely,
     /// Less than 5 bits.
     Surprising,
-    /// More.
+    /// 5 bits or more.
     VerySurprising,
 }
 
@@ -37,7 +37,7 @@ impl Surprise {
         }
     }
 
-    /// Returns the sequence that begins its colour; none for the usual one.
+    /// Returns the escape sequence that begins its colour; empty for the default colour.
     fn sequence(self) -> &'static str {
         match self {
             Self::Expected => "",
@@ -72,13 +72,13 @@ pub(super) fn painted(text: &str, logprob: f32) -> String {
     Surprise::of(logprob).paint(text)
 }
 
-/// Returns what the colours mean.
+/// Returns the legend of the colours.
 pub(super) fn legend() -> String {
     let samples = LEVELS.map(|level| level.paint(level.probabilities()));
     format!("probability: {}", samples.join(", "))
 }
 
-/// Returns whether a stream is a terminal that shows colours, and they are wanted (<https://no-color.org>).
+/// Returns whether a stream is a terminal that shows colours, and `NO_COLOR` is not set (<https://no-color.org>).
 pub(super) fn shows_colours(stream: &impl IsTerminal) -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");

@@ -2,18 +2,18 @@
 
 use crate::request::SessionId;
 
-/// What `/help` shows.
+/// Output of `/help`: an introduction and a line per command.
 pub(super) const HELP: &str = "\
-A line is added to the text, and the model goes on from there; an empty line only lets it go on.
+A line is added to the text, and the model continues from there. An empty line adds nothing.
   /open NAME          continue a session, or begin it
   /sessions           list the sessions
-  /fork NAME [TOKENS] go on in a copy of this session, or of its first TOKENS tokens
+  /fork NAME [TOKENS] continue in a copy of this session, or of its first TOKENS tokens
   /retry              take the last turn back and generate it again with another seed
   /undo               take the last turn back
   /text               show the whole text
   /delete NAME        delete a session
   /seed [NUMBER]      use this seed for each turn; without a number, a random one
-  /quit               end, as Ctrl-D does
+  /quit               end; Ctrl-D does the same
 Ctrl-C stops the text. A line that begins with // is text that begins with /.";
 
 /// A line of an interactive session.
@@ -37,7 +37,7 @@ impl Line {
     /// Parses a line.
     ///
     /// # Errors
-    /// What is wrong with a command.
+    /// A message for the user, if a command is unknown or an argument is not valid.
     pub(super) fn parse(line: &str) -> Result<Self, String> {
         let Some(command) = line.strip_prefix('/') else {
             return Ok(Self::Text(line.to_owned()));
@@ -61,9 +61,21 @@ impl Line {
             ("seed", []) => Ok(Self::Seed(None)),
             ("seed", [seed]) => Ok(Self::Seed(Some(number(seed)?))),
             ("quit" | "exit", []) => Ok(Self::Quit),
-            _ => Err(format!("{line:?} is not a command; /help lists them")),
+            _ => Err(match usage(name) {
+                Some(usage) => format!("usage: {usage}"),
+                None => format!("{line:?} is not a command; /help lists them"),
+            }),
         }
     }
+}
+
+/// Returns the line of [`HELP`] about a command.
+fn usage(name: &str) -> Option<&'static str> {
+    let mut lines = HELP.lines().map(str::trim_start);
+    lines.find(|line| {
+        let command = line.split_whitespace().next();
+        command.and_then(|command| command.strip_prefix('/')) == Some(name)
+    })
 }
 
 /// Parses the name of a session.
@@ -104,8 +116,8 @@ mod tests {
         }
         for (line, words) in [
             ("/", "/help"),
-            ("/open", "/help"),
-            ("/open a b", "/help"),
+            ("/open", "usage: /open NAME "),
+            ("/open a b", "usage: /open NAME "),
             ("/nothing", "\"/nothing\""),
             ("/fork b -1", "\"-1\" is not a whole number"),
             ("/seed x", "\"x\" is not a whole number"),

@@ -1,7 +1,7 @@
-//! `skald generate --interactive`: each line is added to a session's text, and the model goes on from there.
+//! `skald generate --interactive`: each line is added to a session's text, and the model continues from there.
 //!
-//! A line of text is a turn on the session, as a request to the server is one. Ctrl-C stops the text: the
-//! session keeps what was shown.
+//! A line of text is a turn on the session, like a request to the server. Ctrl-C stops the text; the session
+//! keeps the part that was shown.
 
 use std::collections::HashMap;
 
@@ -19,9 +19,9 @@ use crate::serving::Serving;
 use crate::session::{IfBusy, SessionKey};
 use crate::text::Tokenizer;
 
-/// Sessions in the list.
+/// Maximum sessions in the list.
 const LISTED: usize = 100;
-/// Characters of a session's text that are shown when it is opened.
+/// Characters at the end of a session's text that are shown when it is opened.
 const SHOWN: usize = 400;
 
 /// An interactive session.
@@ -32,17 +32,17 @@ pub(super) struct Interactive<'a> {
     screen: Screen,
     lines: LineReader,
     session: SessionId,
-    /// Ctrl-C, which is a signal except while a line is edited; `None` lets it end the program, as without a
-    /// terminal.
+    /// Ctrl-C, which is a signal except while a line is edited. `None` without a terminal: the signal ends the
+    /// program.
     interrupts: Option<Signal>,
-    /// `None` is a random one for each turn.
+    /// Seed of every turn; `None` is a random one for each.
     seed: Option<u64>,
-    /// The turns on each session since the start, so that the last can be taken back.
-    turns: HashMap<SessionId, Vec<Turned>>,
+    /// Turns on each session since the start, so that the last can be taken back.
+    turns: HashMap<SessionId, Vec<PastTurn>>,
 }
 
-/// A turn that was kept.
-struct Turned {
+/// A committed turn.
+struct PastTurn {
     line: String,
     /// Tokens that it added.
     tokens: usize,
@@ -74,18 +74,18 @@ impl<'a> Interactive<'a> {
         })
     }
 
-    /// Reads and follows lines until the last. A line that fails is reported, and the next one read.
+    /// Reads and executes lines until the end. A line that fails is reported, and the next one is read.
     ///
     /// # Errors
     /// If lines can't be read, or standard output is closed.
     pub(super) fn run(mut self) -> anyhow::Result<()> {
         self.greet()?;
         if let Some(prompt) = self.options.prompt.clone() {
-            self.follow(Line::Text(prompt))?;
+            self.execute(Line::Text(prompt))?;
         }
         loop {
             let prompt = format!("{}> ", self.session);
-            // One that came when the last text had just ended must not stop the next.
+            // A Ctrl-C that arrived just after the last text ended must not stop the next one.
             while self
                 .interrupts
                 .as_mut()
@@ -101,7 +101,7 @@ impl<'a> Interactive<'a> {
             };
             match Line::parse(&line) {
                 Ok(Line::Quit) => break,
-                Ok(line) => self.follow(line)?,
+                Ok(line) => self.execute(line)?,
                 Err(message) => remark(&message),
             }
         }
@@ -118,18 +118,18 @@ impl<'a> Interactive<'a> {
         Ok(())
     }
 
-    /// Follows one line, and reports its failure unless standard output is closed.
-    fn follow(&mut self, line: Line) -> anyhow::Result<()> {
-        match self.try_follow(line) {
+    /// Executes one line, and reports its failure unless standard output is closed.
+    fn execute(&mut self, line: Line) -> anyhow::Result<()> {
+        match self.try_execute(line) {
             Err(error) if !error.is::<crate::cli::ReaderGone>() => {
                 remark(&crate::cli::with_causes(&error));
                 Ok(())
             }
-            followed => followed,
+            executed => executed,
         }
     }
 
-    fn try_follow(&mut self, line: Line) -> anyhow::Result<()> {
+    fn try_execute(&mut self, line: Line) -> anyhow::Result<()> {
         match line {
             Line::Text(text) => self.turn(text, self.seed),
             Line::Help => {
@@ -164,7 +164,7 @@ impl<'a> Interactive<'a> {
                 self.seed = seed;
                 Ok(())
             }
-            // Ends the loop before it comes here.
+            // The loop ends before it executes this line.
             Line::Quit => Ok(()),
         }
     }
@@ -191,7 +191,7 @@ impl<'a> Interactive<'a> {
         }
         let (generated, seed, tokens) = generated?;
         let turns = self.turns.entry(self.session.clone()).or_default();
-        turns.push(Turned { line, tokens });
+        turns.push(PastTurn { line, tokens });
         if self.lines.is_terminal() {
             let (count, ending) = (generated.tokens, generated.ending.name());
             remark(&format!("[{count} tokens, {ending}, seed {seed}]"));
@@ -199,8 +199,8 @@ impl<'a> Interactive<'a> {
         Ok(())
     }
 
-    /// Runs a turn until it ends or `stop` resolves. Returns the text, its seed, and the tokens that the session
-    /// grew by.
+    /// Runs a turn until it ends or `stop` resolves. Returns the text, its seed, and the number of tokens added to
+    /// the session.
     async fn generate(
         &self,
         line: &str,
@@ -227,12 +227,12 @@ impl<'a> Interactive<'a> {
         Ok((generated, seed, tokens))
     }
 
-    /// Takes the last turn back, and returns its line.
+    /// Takes the last turn back and returns its line.
     fn take_back(&mut self) -> anyhow::Result<String> {
         let turns = self.turns.entry(self.session.clone()).or_default();
         let Some(last) = turns.pop() else {
             anyhow::bail!(
-                "no turn to take back: only turns made since the program started can be taken back"
+                "no turn to take back; only turns of this session since the program started can be taken back"
             );
         };
         let key = key(self.session.clone());
@@ -302,7 +302,7 @@ fn key(id: SessionId) -> SessionKey {
     }
 }
 
-/// Returns a line as it continues a history: after a space where a word would otherwise stick to the text before.
+/// Returns a line as it continues a history: with a space before it if a word would otherwise stick to the text.
 fn joined(tokenizer: &Tokenizer, history: &[u32], line: &str) -> String {
     // A character has at most 4 bytes, and a token at least one.
     let last = history.get(history.len().saturating_sub(4)..);

@@ -1,5 +1,4 @@
-//! Where an interactive session reads its lines: an editor with history at a terminal, else standard input as it
-//! is.
+//! Input of an interactive session: a line editor with history at a terminal, otherwise plain standard input.
 
 use std::fs;
 use std::io::{self, IsTerminal, Lines, StdinLock};
@@ -14,7 +13,7 @@ use rustyline::{Config, Editor};
 /// Maximum lines in the history.
 const HISTORY: usize = 1000;
 
-/// What was read.
+/// Result of reading a line.
 pub(super) enum Input {
     Line(String),
     /// Ctrl-C at the prompt.
@@ -33,7 +32,7 @@ pub(super) enum LineReader {
 }
 
 impl LineReader {
-    /// Creates the reader. With `keeps_history` the lines are kept for the next time.
+    /// Creates the reader. With `keeps_history`, it loads the history file, and [`Self::save`] appends to it.
     ///
     /// # Errors
     /// If the terminal can't be used.
@@ -46,7 +45,7 @@ impl LineReader {
         editor.set_auto_add_history(true);
         let history = keeps_history.then(history_file).flatten();
         if let Some(file) = &history {
-            // There is none the first time.
+            // The file does not exist before the first session.
             let _ = editor.load_history(file);
         }
         Ok(Self::Editor {
@@ -55,7 +54,7 @@ impl LineReader {
         })
     }
 
-    /// Returns whether a person types the lines.
+    /// Returns whether the lines come from a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         matches!(self, Self::Editor { .. })
     }
@@ -79,7 +78,7 @@ impl LineReader {
         }
     }
 
-    /// Stores the history. Failures are ignored: the text is what matters.
+    /// Stores the history. Failures are ignored: a session must not fail for its history.
     pub(super) fn save(&mut self) {
         if let Self::Editor {
             editor,
@@ -94,7 +93,7 @@ impl LineReader {
     }
 }
 
-/// Returns the file of the history: `skald/history` where the XDG base directories have state.
+/// Returns the path of the history: `skald/history` in the state directory of the XDG base directories.
 fn history_file() -> Option<PathBuf> {
     let directory = |name| std::env::var_os(name).map(PathBuf::from);
     let state = directory("XDG_STATE_HOME").filter(|path| path.is_absolute());

@@ -1,5 +1,5 @@
-//! Where the text goes: standard output, in colours if it is a terminal and they are asked for. Remarks go to
-//! standard error, so that standard output has the text only.
+//! Standard output of the text, in colours if it is a terminal and they are asked for. Remarks go to standard
+//! error, so that standard output has the text only.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -51,7 +51,7 @@ impl Screen {
         }
     }
 
-    /// Says what the colours mean, if there are any.
+    /// Writes the legend, if the text is coloured.
     pub(super) fn legend(self) {
         if self.paints {
             remark(&legend());
@@ -59,7 +59,7 @@ impl Screen {
     }
 }
 
-/// Writes a line for the person at the terminal. If it can't be written, it is lost.
+/// Writes a line to standard error; a failure is ignored.
 pub(super) fn remark(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -35,15 +35,15 @@ pub(super) struct Generated {
     /// Tokens generated, the one that ends the text included.
     pub tokens: usize,
     pub ending: Ending,
-    /// What a session keeps.
+    /// The part that a session keeps.
     pub delivered: Delivered,
 }
 
-/// Runs a request and gives each piece of its text to `show`, until it ends or `stop` resolves. The tokens are
-/// recorded in the turn, if there is one; its commit is left to the caller.
+/// Runs a request and passes each piece of its text to `show`, until it ends or `stop` resolves. The tokens are
+/// recorded in `turn`, which the caller commits.
 ///
 /// # Errors
-/// If the engine refuses the request or fails, or `show` does.
+/// If the engine refuses the request or fails, or `show` fails.
 pub(super) async fn generate(
     serving: &Serving,
     request: GenerateRequest,
@@ -121,7 +121,7 @@ fn piece(
     piece
 }
 
-/// Returns what a session keeps of a text that ends where its last part was shown.
+/// Returns the part of a text that a session keeps if the text ends after its last shown piece.
 fn kept(tokenizer: &Tokenizer, shown: &ShownTokens) -> Delivered {
     let tail = if shown.tail.is_empty() {
         Ok(Vec::new())
@@ -130,7 +130,7 @@ fn kept(tokenizer: &Tokenizer, shown: &ShownTokens) -> Delivered {
     };
     Delivered {
         tokens: shown.tokens,
-        // Without it the session ends a few characters earlier than the screen.
+        // Without the tail, the session ends a few characters before the text on the screen.
         tail: tail.unwrap_or_default(),
     }
 }

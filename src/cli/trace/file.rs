@@ -1,5 +1,5 @@
-//! The file of a trace: written beside its place and renamed when it is complete, so that a failure or a
-//! signal leaves no part of one.
+//! The file of a trace: written beside its final path and renamed when it is complete, so that a failure or a
+//! signal leaves no partial file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A database that is not yet in its place; removed when dropped.
+/// A database under a temporary name beside its final path; removed when dropped.
 pub(super) struct TraceFile {
     out: PathBuf,
     partial: PathBuf,
@@ -15,10 +15,10 @@ pub(super) struct TraceFile {
 }
 
 impl TraceFile {
-    /// Creates the file beside its place.
+    /// Creates the temporary file.
     ///
     /// # Errors
-    /// If there is a file already and `force` is not set, or the directory can't be written.
+    /// If `out` exists and `force` is not set, or the directory can't be written.
     pub fn create(out: &Path, force: bool) -> Result<Self> {
         refuse_existing(out, force)?;
         let Some(name) = out.file_name() else {
@@ -40,7 +40,7 @@ impl TraceFile {
         })
     }
 
-    /// Opens the database. It has no journal: a file that was not completed is removed.
+    /// Opens the database, without a journal: an incomplete file is removed, not repaired.
     pub fn open(&self) -> Result<Connection> {
         let db = Connection::open(&self.partial)?;
         db.execute_batch(
@@ -67,7 +67,7 @@ impl TraceFile {
         Ok(())
     }
 
-    /// Moves the complete file to its place.
+    /// Moves the complete file to its final path.
     ///
     /// # Errors
     /// If it can't be made durable or renamed, or another file was created meanwhile.
@@ -89,7 +89,7 @@ impl Drop for TraceFile {
 fn refuse_existing(out: &Path, force: bool) -> Result<()> {
     if !force && std::fs::symlink_metadata(out).is_ok() {
         bail!(
-            "--out {} exists already; --force replaces it",
+            "--out {} already exists; --force replaces it",
             out.display()
         );
     }

@@ -1,6 +1,6 @@
 //! Writes what every stage of a forward pass computed into the tables of a trace, chunk by chunk.
 //!
-//! In memory are the rows of one chunk of one stage at a time.
+//! It holds the rows of one chunk of one stage in memory at a time.
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::model::batch::Batch;
 use crate::model::stage::Stage;
 
-/// Positions of one pass.
+/// Maximum positions of one pass.
 const CHUNK: usize = 64;
 
 /// Writes the stages of the passes over one text.
@@ -20,17 +20,18 @@ pub(super) struct Recorder<'a> {
     pub db: &'a Connection,
     pub model: &'a Model,
     pub kv: &'a KvCache,
-    /// Whether the logits of all positions are written, or of the last only.
+    /// Whether the logits of all positions are written, not of the last one only.
     pub all_logits: bool,
 }
 
-/// One chunk of the text.
-struct Chunk<'a> {
+/// Writes the stages of one chunk of the text.
+struct ChunkRecorder<'a> {
     recorder: &'a Recorder<'a>,
     span: SequenceSpan,
     is_last: bool,
+    /// Queries, keys and values of the current layer, `[rows, qkv_width]`.
     qkv: Vec<f32>,
-    /// Logits after the last position.
+    /// Logits after the last position that has them, `[vocab_size]`.
     logits: Vec<f32>,
 }
 
@@ -54,7 +55,7 @@ impl Recorder<'_> {
                 ..Batch::default()
             };
             self.embeddings(chunk, first)?;
-            let mut observer = Chunk {
+            let mut chunk_recorder = ChunkRecorder {
                 recorder: self,
                 span,
                 is_last: end == ids.len(),
@@ -63,18 +64,19 @@ impl Recorder<'_> {
             };
             self.model
                 .forward_observed(batch, self.kv, &mut |stage, values| {
-                    let written = observer.observe(stage, values);
+                    let written = chunk_recorder.observe(stage, values);
                     written.map_err(|error| candle_core::Error::msg(format!("{error:#}")))
                 })?;
-            logits = observer.logits;
+            logits = chunk_recorder.logits;
         }
         Ok(logits)
     }
 
+    /// Writes the embeddings of tokens, the first of them at position `first`.
     fn embeddings(&self, ids: &[u32], first: usize) -> Result<()> {
         let width = self.model.spec().hidden_width;
         let tokens = self.model.token_embeddings(ids)?;
-        let positions: Vec<u32> = (first as u32..(first + ids.len()) as u32).collect();
+        let positions: Vec<u32> = (first as u32..).take(ids.len()).collect();
         let positions = self.model.position_embeddings(&positions)?;
         let mut row = self.db.prepare_cached(
             "INSERT INTO embeddings (position, dimension, token, position_value) VALUES (?, ?, ?, ?)",
@@ -87,7 +89,7 @@ impl Recorder<'_> {
     }
 }
 
-impl Chunk<'_> {
+impl ChunkRecorder<'_> {
     fn observe(&mut self, stage: Stage, values: &Tensor) -> Result<()> {
         let layers = self.recorder.model.spec().layers;
         if let Stage::Residual(i) = stage
@@ -115,22 +117,11 @@ impl Chunk<'_> {
             }
             Stage::Attended(i) => self.residual(i, "attended", &values),
             Stage::NeuronInput(i) => self.normalized(i, "ln_2", &values),
-            Stage::Neurons(i) => {
-                let width = self.recorder.model.spec().inner_width;
-                let first = self.span.first_position;
-                let mut row = self
-                    .recorder
-                    .db
-                    .prepare_cached("INSERT INTO mlp VALUES (?, ?, ?, ?)")?;
-                for (n, value) in values.iter().enumerate() {
-                    row.execute(params![i, first + n / width, n % width, value])?;
-                }
-                Ok(())
-            }
+            Stage::Neurons(i) => self.neurons(i, &values),
         }
     }
 
-    /// Writes the final norm and the logits of the last state of the residual stream.
+    /// Writes the final norm of the last state of the residual stream, and the logits.
     fn end(&mut self, state: &Tensor) -> Result<()> {
         let Recorder {
             model,
@@ -138,28 +129,27 @@ impl Chunk<'_> {
             all_logits,
             ..
         } = *self.recorder;
-        let spec = model.spec();
-        let normalized = model.final_norm(state)?.flatten_all()?.to_vec1::<f32>()?;
-        self.normalized(spec.layers, "ln_f", &normalized)?;
         let rows = self.span.rows.len();
+        let normalized = model.final_norm(state)?;
+        let values = normalized.flatten_all()?.to_vec1::<f32>()?;
+        self.normalized(model.spec().layers, "ln_f", &values)?;
+        let first = match (all_logits, self.is_last) {
+            (true, _) => 0,
+            (false, true) => rows - 1,
+            (false, false) => return Ok(()),
+        };
         let mut insert = db.prepare_cached("INSERT INTO logits VALUES (?, ?, ?)")?;
-        for n in 0..rows {
-            let is_last = self.is_last && n + 1 == rows;
-            if !all_logits && !is_last {
-                continue;
-            }
-            let logits = model.read_off(&state.narrow(0, n, 1)?.contiguous()?)?;
-            let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-            for (id, logit) in logits.iter().enumerate() {
+        for n in first..rows {
+            let logits = model.logits(&normalized.narrow(0, n, 1)?.contiguous()?)?;
+            self.logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            for (id, logit) in self.logits.iter().enumerate() {
                 insert.execute(params![self.span.first_position + n, id, logit])?;
-            }
-            if is_last {
-                self.logits = logits;
             }
         }
         Ok(())
     }
 
+    /// Writes the sums of token and position embeddings: `[rows, hidden_width]`.
     fn sums(&self, values: &[f32]) -> Result<()> {
         let width = self.recorder.model.spec().hidden_width;
         let first = self.span.first_position;
@@ -218,7 +208,7 @@ impl Chunk<'_> {
         Ok(())
     }
 
-    /// Writes scores and weights of all heads; the chunk's keys are in the cache.
+    /// Writes scores and weights of all heads. The keys of the chunk must be in the cache.
     fn attention(&self, layer: usize) -> Result<()> {
         let spec = self.recorder.model.spec();
         let shape = self.recorder.model.attention_shape(layer)?;
@@ -255,6 +245,17 @@ impl Chunk<'_> {
         for (n, value) in values.iter().enumerate() {
             let (position, head) = (first + n / (heads * width), n / width % heads);
             row.execute(params![layer, head, position, n % width, value])?;
+        }
+        Ok(())
+    }
+    /// Writes the activations of all neurons: `[rows, inner_width]`.
+    fn neurons(&self, layer: usize, values: &[f32]) -> Result<()> {
+        let width = self.recorder.model.spec().inner_width;
+        let first = self.span.first_position;
+        let insert = "INSERT INTO mlp VALUES (?, ?, ?, ?)";
+        let mut row = self.recorder.db.prepare_cached(insert)?;
+        for (n, value) in values.iter().enumerate() {
+            row.execute(params![layer, first + n / width, n % width, value])?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The tables of a trace. Numbers of layers, heads, positions and dimensions count from 0.
 
-/// Facts, and what every stage of the pass computed.
+/// The tables of the model, the stages of the pass, and sampling.
 pub(super) const PASS: &str = "
 CREATE TABLE model (
     name TEXT, architecture TEXT, layers INTEGER, heads INTEGER, head_width INTEGER, hidden_width INTEGER,

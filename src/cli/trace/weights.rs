@@ -1,4 +1,4 @@
-//! The weights of a checkpoint as tables, as they are stored there (widened to f32).
+//! The weights of a checkpoint as tables, with the values of the checkpoint (widened to f32).
 
 use anyhow::{Result, bail};
 use rusqlite::{Connection, params};
@@ -17,6 +17,9 @@ pub(super) fn config(files: &ModelFiles) -> Result<&Gpt2Config> {
     }
 }
 
+/// Matrices of a layer.
+const MATRICES: usize = 4;
+
 /// Writes the weights of a model, one tensor at a time.
 pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
     let config = config(files)?;
@@ -25,37 +28,9 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
         n_embd,
         n_layer,
         n_inner,
-        n_positions,
         ..
     } = *config;
-    let lm_head = files.checkpoint.lm_head(&files.config)?.to_f32();
-    let is_tied = files
-        .checkpoint
-        .separate_embedding(&files.config)?
-        .is_none();
-    let wte = if is_tied {
-        lm_head
-    } else {
-        // The output projection is a matrix of its own, after those of the layers.
-        let matrix = 4 * n_layer;
-        name_matrix(db, matrix, n_layer, "lm_head")?;
-        let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
-        for (n, weight) in lm_head.iter().enumerate() {
-            row.execute(params![matrix, n / n_embd, n % n_embd, weight])?;
-        }
-        let shape = [config.vocab_size, n_embd];
-        files.checkpoint.tensor("wte.weight", &shape)?.to_f32()
-    };
-    table(db, "INSERT INTO wte VALUES (?, ?, ?)", &wte, n_embd)?;
-    let wpe = files
-        .checkpoint
-        .tensor("wpe.weight", &[n_positions, n_embd])?;
-    table(
-        db,
-        "INSERT INTO wpe VALUES (?, ?, ?)",
-        &wpe.to_f32(),
-        n_embd,
-    )?;
+    embeddings(db, files, config)?;
     for layer in 0..n_layer {
         for norm in ["ln_1", "ln_2"] {
             layer_norm(
@@ -73,20 +48,36 @@ pub(super) fn write(db: &Connection, files: &ModelFiles) -> Result<()> {
             ("mlp.c_proj", n_inner, n_embd),
         ];
         for (n, (name, inputs, outputs)) in shapes.into_iter().enumerate() {
-            let matrix = 4 * layer + n;
+            let matrix = MATRICES * layer + n;
             name_matrix(db, matrix, layer, name)?;
-            linear(
-                db,
-                files,
-                matrix,
-                &format!("h.{layer}.{name}"),
-                inputs,
-                outputs,
-            )?;
+            let name = format!("h.{layer}.{name}");
+            linear(db, files, matrix, &name, inputs, outputs)?;
         }
         files.checkpoint.release_pages();
     }
     layer_norm(db, files, n_embd, (n_layer, "ln_f"), "ln_f")
+}
+
+/// Writes the embeddings, and the output projection if it is a matrix of its own.
+fn embeddings(db: &Connection, files: &ModelFiles, config: &Gpt2Config) -> Result<()> {
+    let (checkpoint, width) = (&files.checkpoint, config.n_embd);
+    let lm_head = checkpoint.lm_head(&files.config)?.to_f32();
+    let wte = if checkpoint.separate_embedding(&files.config)?.is_none() {
+        lm_head
+    } else {
+        // Its number follows those of the layers' matrices.
+        let matrix = MATRICES * config.n_layer;
+        name_matrix(db, matrix, config.n_layer, "lm_head")?;
+        let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
+        for (n, weight) in lm_head.iter().enumerate() {
+            row.execute(params![matrix, n / width, n % width, weight])?;
+        }
+        let shape = [config.vocab_size, width];
+        checkpoint.tensor("wte.weight", &shape)?.to_f32()
+    };
+    table(db, "INSERT INTO wte VALUES (?, ?, ?)", &wte, width)?;
+    let wpe = checkpoint.tensor("wpe.weight", &[config.n_positions, width])?;
+    table(db, "INSERT INTO wpe VALUES (?, ?, ?)", &wpe.to_f32(), width)
 }
 
 /// Writes a tensor `[rows, width]`, row by row.

@@ -1,6 +1,6 @@
-//! How a token is sampled, step by step, to look at.
+//! Samples a token and records every step, for inspections.
 //!
-//! It samples the token that [`Sampler::sample`] samples, by the same steps.
+//! The token must always be the one that [`Sampler::sample`] samples: both run the same steps.
 
 use super::{Allowed, Sampler, highest_of, pick};
 use crate::engine::candidates::{Candidate, Distribution, Filter, total_weight};
@@ -11,7 +11,7 @@ use crate::kernels::rows;
 /// A step that changes logits.
 type Penalty = fn(&Sampler, &mut [f32]);
 
-/// Returns the step of a penalty that turned the logits `before` into `after`.
+/// Returns the record of a penalty that turned the logits `before` into `after`.
 fn changes(parameter: &'static str, before: &[f32], after: &[f32]) -> SamplingStep {
     let changed = before.iter().zip(after);
     let changed = changed.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -24,7 +24,8 @@ fn changes(parameter: &'static str, before: &[f32], after: &[f32]) -> SamplingSt
 }
 
 impl Sampler {
-    /// Samples the `n`-th token of the request (from 0) from its own row of logits and returns how.
+    /// Samples the `n`-th token of the request (from 0) from its own row of logits, and returns the token and the
+    /// record of every step.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
@@ -41,19 +42,15 @@ impl Sampler {
         }
         allowed.apply(&mut row);
         let (best, highest) = highest_of(&row)?;
-        let is_left = |logit: &&f32| **logit > f32::NEG_INFINITY;
-        let greedy = self.params.temperature <= 0.0;
+        let is_greedy = self.params.temperature <= 0.0;
+        let left = row.iter().filter(|&&logit| logit > f32::NEG_INFINITY);
         steps.push(SamplingStep {
             parameter: "temperature",
             changed: None,
-            left: if greedy {
-                1
-            } else {
-                row.iter().filter(is_left).count()
-            },
+            left: if is_greedy { 1 } else { left.count() },
             removed: None,
         });
-        if greedy {
+        if is_greedy {
             return Ok(SamplingTrace {
                 steps,
                 random: None,
@@ -90,7 +87,7 @@ impl Sampler {
         })
     }
 
-    /// Applies penalties and bias to a row; returns what each of them changed.
+    /// Applies penalties and bias to a row, and returns their records.
     fn penalties(&self, row: &mut [f32]) -> Vec<SamplingStep> {
         let params = &self.params;
         let penalties: [(_, _, Penalty); 3] = [

@@ -14,6 +14,15 @@ use crate::request::Tenant;
 /// Minimum tokens saved for a sequence to wait a step.
 const WORTH_WAITING: usize = 4;
 
+/// What a step can still spend on prefill.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PrefillBudget {
+    /// Tokens.
+    pub tokens: usize,
+    /// Whether a chunk may be observed; at most one is.
+    pub may_observe: bool,
+}
+
 /// Running sequences of one tenant and priority in prefill, the youngest first.
 struct Reading {
     share: Tenant,
@@ -32,12 +41,12 @@ enum Admission {
 }
 
 impl Scheduler {
-    /// Spends up to `budget` tokens on prefill.
-    pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Chunk>, mut budget: usize) {
+    /// Spends up to `budget` on prefill.
+    pub(super) fn plan_prefill(&mut self, plan: &mut Vec<Chunk>, mut budget: PrefillBudget) {
         let mut reading = self.reading();
         let mut passed_over = Vec::new();
         let mut is_open = true;
-        while budget > 0 {
+        while budget.tokens > 0 {
             // Blocks that a preemption has freed go to running sequences.
             is_open &= !self.is_short;
             let waiting = self.waiting.first().filter(|_| is_open);
@@ -51,14 +60,14 @@ impl Scheduler {
                 .filter(|(rank, _)| waiting.is_none_or(|waiting| *rank <= waiting));
             if let Some((_, group)) = next {
                 let id = group.ids.pop();
-                budget -= id.map_or(0, |id| self.go_on(plan, id, budget));
+                budget.tokens -= id.map_or(0, |id| self.go_on(plan, id, budget));
                 continue;
             }
             if waiting.is_none() {
                 break;
             }
             match self.admit(plan, budget) {
-                Some(Admission::Began(tokens)) => budget -= tokens,
+                Some(Admission::Began(tokens)) => budget.tokens -= tokens,
                 Some(Admission::WaitsForPrefix(sequence)) => passed_over.push(sequence),
                 Some(Admission::NoRoom(sequence)) => {
                     passed_over.extend(sequence);
@@ -90,13 +99,13 @@ impl Scheduler {
         groups
     }
 
-    /// Plans the next tokens of a running sequence, up to `budget`; returns how many.
-    fn go_on(&mut self, plan: &mut Vec<Chunk>, id: SequenceId, budget: usize) -> usize {
+    /// Plans the next tokens of a running sequence, up to `budget`; returns their number.
+    fn go_on(&mut self, plan: &mut Vec<Chunk>, id: SequenceId, budget: PrefillBudget) -> usize {
         // It may have been preempted for another one.
         let Some(at) = self.running.iter().position(|s| s.id == id) else {
             return 0;
         };
-        let tokens = self.next_tokens(&self.running[at], plan, budget);
+        let tokens = next_tokens(&self.running[at], plan, budget);
         if tokens == 0 {
             return 0;
         }
@@ -109,7 +118,7 @@ impl Scheduler {
 
     /// Admits the next waiting sequence if batch and pool have room, or can make room, for its whole
     /// context and for the beams that will branch off from it.
-    fn admit(&mut self, plan: &mut Vec<Chunk>, budget: usize) -> Option<Admission> {
+    fn admit(&mut self, plan: &mut Vec<Chunk>, budget: PrefillBudget) -> Option<Admission> {
         let next = self.waiting.pop()?;
         if !self.has_places(&next.item) && self.over_share(&next.item).is_none() {
             return Some(Admission::NoRoom(Some(next)));
@@ -132,7 +141,7 @@ impl Scheduler {
         };
         let mut sequence = next.item;
         attach(&mut self.blocks, &mut sequence, &cached);
-        let tokens = self.next_tokens(&sequence, plan, budget);
+        let tokens = next_tokens(&sequence, plan, budget);
         self.running.push(sequence);
         if tokens == 0 {
             return Some(Admission::Began(0));
@@ -143,20 +152,6 @@ impl Scheduler {
                 Some(Admission::Began(tokens))
             }
             Err(_) => Some(Admission::NoRoom(None)),
-        }
-    }
-
-    /// Returns the number of next tokens of a sequence that the step computes, of `budget`: a chunk is
-    /// observed whole or not at all, is at most a block then, and is the only such one of its step.
-    fn next_tokens(&self, sequence: &Sequence, plan: &[Chunk], budget: usize) -> usize {
-        let tokens = sequence.pending().min(budget);
-        match sequence.observed_from {
-            None => tokens,
-            Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
-            Some(_) if self.may_observe && !plan.iter().any(|chunk| chunk.observed) => {
-                tokens.min(BLOCK_SIZE)
-            }
-            Some(_) => 0,
         }
     }
 
@@ -193,5 +188,19 @@ impl Scheduler {
             let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
             common >= known + WORTH_WAITING
         })
+    }
+}
+
+/// Returns the number of next tokens of a sequence that the step computes, of `budget`. A chunk is observed
+/// whole or not at all; an observed chunk has at most a block of tokens and is the only one of its step.
+fn next_tokens(sequence: &Sequence, plan: &[Chunk], budget: PrefillBudget) -> usize {
+    let tokens = sequence.pending().min(budget.tokens);
+    match sequence.observed_from {
+        None => tokens,
+        Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
+        Some(_) if budget.may_observe && !plan.iter().any(|chunk| chunk.observed) => {
+            tokens.min(BLOCK_SIZE)
+        }
+        Some(_) => 0,
     }
 }

@@ -1,7 +1,7 @@
 //! Records the stages of the pass over one request's prompt, chunk by chunk.
 //!
-//! A row is recorded once: rows that are computed again after a preemption give the same values and are
-//! skipped. It must never change what the pass computes.
+//! A row is recorded once: rows that are computed again after a preemption have the same values and are
+//! skipped. The recording must never change what the pass computes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,35 +23,35 @@ use crate::model::stage::Stage;
 use crate::model::{Model, ModelSpec};
 use crate::request::{AttentionWanted, GenerateRequest, InspectionWanted};
 
-/// Number of tokens shown that a neuron pushes most.
+/// Number of promoted tokens recorded per neuron.
 const PROMOTED: usize = 4;
 
-/// The record of one request.
+/// The record of one request's pass.
 pub(super) struct Inspector {
     wanted: Arc<InspectionWanted>,
-    /// Positions before this are recorded.
+    /// Position after the last recorded one.
     recorded: usize,
     found: Inspection,
 }
 
-/// One chunk of the pass, and what observes it.
+/// Records the stages of one chunk of the pass.
 pub(super) struct ChunkObserver<'a> {
     inspector: &'a mut Inspector,
     model: &'a Model,
     kv: &'a KvCache,
     request: &'a GenerateRequest,
-    /// The chunk's place in the cache; its rows are all of the batch.
+    /// The chunk's positions and cache blocks; its rows are the whole batch.
     span: SequenceSpan,
-    /// Rows that were recorded before.
+    /// Number of first rows that were recorded before.
     skipped: usize,
-    /// The residual stream that the next stage adds to.
+    /// State of the residual stream that the next stage adds to.
     before: Option<Tensor>,
     qkv: Option<Tensor>,
     clock: Instant,
 }
 
 impl Inspector {
-    /// Creates an empty record of what a request asks for.
+    /// Creates an empty record of the requested stages.
     pub fn new(wanted: Arc<InspectionWanted>, spec: &ModelSpec) -> Self {
         let mut found = Inspection::default();
         if wanted.embedding.is_some() {
@@ -114,7 +114,7 @@ impl Inspector {
     }
 }
 
-/// Returns an entry for every head that is asked for.
+/// Returns an empty entry for every requested head.
 fn heads(wanted: &AttentionWanted) -> Vec<HeadAttention> {
     let all = wanted.layers.iter().flat_map(|&layer| {
         wanted.heads.iter().map(move |&head| HeadAttention {
@@ -127,6 +127,7 @@ fn heads(wanted: &AttentionWanted) -> Vec<HeadAttention> {
     all.collect()
 }
 
+/// Returns an empty cost of every stage.
 fn costs(layers: usize) -> Vec<StageCost> {
     let names = (0..layers).flat_map(|i| [format!("attention.{i}"), format!("mlp.{i}")]);
     let all = ["embedding".to_owned()].into_iter().chain(names);
@@ -142,7 +143,7 @@ impl ChunkObserver<'_> {
     /// Records a stage of the chunk's rows.
     ///
     /// # Errors
-    /// If the model or the cache can't give what is asked for.
+    /// If a value can't be read from the model or the cache.
     pub fn observe(&mut self, stage: Stage, values: &Tensor) -> Result<()> {
         self.count(stage)?;
         match stage {
@@ -162,7 +163,7 @@ impl ChunkObserver<'_> {
             Stage::Neurons(i) => self.neurons(i, values)?,
             Stage::AttentionInput(_) | Stage::Mixed(_) | Stage::NeuronInput(_) => (),
         }
-        // What is recorded is not part of the next stage's time.
+        // The time of the recording is not part of the next stage.
         self.clock = Instant::now();
         Ok(())
     }
@@ -174,12 +175,12 @@ impl ChunkObserver<'_> {
         *recorded = end.max(*recorded);
     }
 
-    /// Returns the rows of the batch that were not recorded before.
+    /// Returns the rows of the batch that are not recorded yet.
     fn new_rows(&self) -> Range<usize> {
         self.skipped.min(self.span.rows.len())..self.span.rows.len()
     }
 
-    /// Returns the new rows that are to be shown.
+    /// Returns the new rows to show.
     fn shown(&self) -> Range<usize> {
         let Range { start, end } = self.inspector.wanted.rows;
         let to_row = |position: usize| position.saturating_sub(self.span.first_position);
@@ -188,7 +189,7 @@ impl ChunkObserver<'_> {
         start..to_row(end).min(new.end).max(start)
     }
 
-    /// Adds the time since the last stage, and the bytes that this one read.
+    /// Adds the time since the last stage and the bytes read by this one to the costs.
     fn count(&mut self, stage: Stage) -> Result<()> {
         let spec = self.model.spec();
         let rows = self.span.rows.len();
@@ -242,7 +243,7 @@ impl ChunkObserver<'_> {
             if let Some(top) = self.inspector.wanted.lens {
                 let lens = &mut self.inspector.found.lens[i];
                 for row in rows.clone() {
-                    let (tokens, entropy) = read(row, top)?;
+                    let (tokens, entropy) = lens_reading(row, top)?;
                     lens.top.push(tokens);
                     lens.entropy.push(entropy);
                 }
@@ -254,7 +255,7 @@ impl ChunkObserver<'_> {
         })?
     }
 
-    /// Returns whether these rows end with the prompt's last, and its logits are asked for.
+    /// Returns whether these rows end with the last one of the prompt, and its logits are requested.
     fn wants_last_logits(&self, rows: &Range<usize>) -> bool {
         let wanted = &self.inspector.wanted;
         let is_last = self.span.first_position + rows.end == self.request.prompt.len();
@@ -330,8 +331,8 @@ impl ChunkObserver<'_> {
         })
     }
 
-    /// Returns the norms of what was added to the residual stream since the state before, for the shown
-    /// rows; nothing if they are not asked for.
+    /// Returns the norms of what was added to the residual stream since the state before, for the rows to
+    /// show; empty if they are not requested.
     fn writes(&self, x: &Tensor) -> Result<Vec<f32>> {
         let shown = self.shown();
         match &self.before {
@@ -343,7 +344,7 @@ impl ChunkObserver<'_> {
         }
     }
 
-    /// Records the attention of the wanted heads of a block, whose keys are in the cache.
+    /// Records the attention of the requested heads of a block. Its keys must be in the cache.
     fn attention(&mut self, block: usize) -> Result<()> {
         let Some(qkv) = self.qkv.take() else {
             return Ok(());
@@ -404,7 +405,7 @@ impl ChunkObserver<'_> {
         Ok(())
     }
 
-    /// Fills in the tokens that the neurons of every row push most.
+    /// Fills in the tokens that the neurons of every row promote most.
     fn promote(&self, block: usize, rows: &mut [Vec<Neuron>]) -> Result<()> {
         let spec = self.model.spec();
         let width = spec.hidden_width;
@@ -446,7 +447,7 @@ fn row_norms(x: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// Returns the most likely tokens of a row of logits with their probabilities, and the entropy in bits.
-fn read(logits: &[f32], top: usize) -> Result<(Vec<(u32, f32)>, f32)> {
+fn lens_reading(logits: &[f32], top: usize) -> Result<(Vec<(u32, f32)>, f32)> {
     let tokens = logprobs::ranked(logits, top).map_err(candle_core::Error::wrap)?;
     let tokens = tokens
         .into_iter()
@@ -468,7 +469,7 @@ fn read(logits: &[f32], top: usize) -> Result<(Vec<(u32, f32)>, f32)> {
     Ok((tokens, entropy))
 }
 
-/// Returns the number of active neurons of a row, and the ones that write most.
+/// Returns the number of active neurons of a row, and the neurons that add most to the residual stream.
 fn strongest(activations: &[f32], norms: &[f32], top: usize) -> (usize, Vec<Neuron>) {
     let active = activations.iter().filter(|&&a| a > 0.0).count();
     let neurons = activations.iter().zip(norms).enumerate();
@@ -484,7 +485,7 @@ fn strongest(activations: &[f32], norms: &[f32], top: usize) -> (usize, Vec<Neur
     )
 }
 
-/// Returns the `n` greatest, the greatest first, the earlier ones first among equals.
+/// Returns the `n` greatest items in descending order; equal ones keep their order.
 fn greatest<T>(mut all: Vec<T>, n: usize, by: impl Fn(&T) -> f32) -> Vec<T> {
     all.sort_by(|a, b| by(b).total_cmp(&by(a)));
     all.truncate(n);

@@ -1,4 +1,4 @@
-//! Passes of their own, for requests that inspect them.
+//! Observed passes: one chunk of an inspection in a pass of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::engine::scheduler::Chunk;
 use crate::panics;
 
 impl Worker {
-    /// Runs the model over a chunk whose stages are recorded. A failure ends its request alone.
+    /// Runs the model over a chunk and records its stages. A failure ends this request only.
     pub(super) fn run_observed(&mut self, chunk: &Chunk) {
         let active = self.active.get_mut(&chunk.request);
         let Some(mut inspector) = active.and_then(|active| active.inspector.take()) else {
@@ -29,7 +29,7 @@ impl Worker {
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panics::message(&*panic).to_owned(),
         };
-        error!(%failure, "an inspection failed");
+        error!(%failure, "inspection failed");
         self.fail(chunk.request, GenerateError::StepFailed(failure));
     }
 
@@ -51,7 +51,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Records that a chunk is computed; after the last one the request ends.
+    /// Marks a chunk as computed; after the last one, reports the inspection and ends the request.
     fn take_observed(&mut self, chunk: &Chunk, inspector: Box<Inspector>) {
         self.status.steps += 1;
         self.status.step_tokens.observe(chunk.tokens);

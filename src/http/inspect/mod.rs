@@ -1,16 +1,17 @@
 //! `POST /v1/inspect`: what each stage of the forward pass over a text computed.
 //!
 //! An inspection is a request to the engine like any other: it waits in the same queue, under the same keys
-//! and limits. It must never return a value that the kernels did not compute, and its answer is bounded
-//! whatever is asked for.
+//! and limits. It must never return a value that the kernels did not compute, or an answer of unbounded size.
 //!
 //! | module | what it is for |
 //! |---|---|
 //! | `request` | the body, and the request to the engine that it becomes |
 //! | `answer` | the answer |
+//! | `build` | from what the pass computed to the answer |
 //! | `values` | arrays of numbers, in Base64 or as JSON |
 
 mod answer;
+mod build;
 mod request;
 mod values;
 
@@ -38,10 +39,10 @@ use super::waiting::{before, begun_in_time};
 ///
 /// Returns what each stage computed for some positions of a text, a list of token ids, or a session: the
 /// tokens and their merges, embeddings, the residual stream, attention weights, neurons, the next token as
-/// read off after each block (the logit lens), the logits, what each filter of sampling removes, and the
-/// time of each stage. The values are those that generating from the same tokens computes, bit for bit but for
-/// attention weights, which the kernels do not store and which are computed again from the same queries and
-/// keys. The pass runs beside other requests and takes no more than its share of the time.
+/// read off after each layer (the logit lens), the logits, what each filter of sampling removes, and the
+/// time of each stage. The values are the same, bit for bit, as when text is generated from the same tokens,
+/// except attention weights: the kernels do not store them, so they are computed again from the same queries
+/// and keys. The pass runs beside other requests and takes no more than its share of the time.
 #[utoipa::path(
     post,
     path = "/v1/inspect",
@@ -60,7 +61,7 @@ pub(super) async fn inspect(
     let (serving, _in_flight) = app.begin(scope.share)?;
     let started = Instant::now();
     let deadline = deadline(body.timeout)?;
-    let (request, shown) = body.plan(&serving, &scope).await?;
+    let (request, builder) = body.into_request(&serving, &scope).await?;
     prompt_log::prompts(&app, &serving.tokenizer, std::slice::from_ref(&request));
     scope
         .trace
@@ -79,12 +80,12 @@ pub(super) async fn inspect(
     let report = begun_in_time(&serving, scope.share, begun, report);
     let report = before(deadline, report).await?;
     charge.keep();
-    let values = shown.values();
+    let size = builder.approximate_size();
     let write = move || {
-        let answer = shown.answer(report, &serving.tokenizer, &serving.info);
+        let answer = builder.build(report, &serving.tokenizer, &serving.info);
         Json(answer).into_response()
     };
-    let answer = scope.admission.run(values, TOKENIZE_INLINE, write).await?;
+    let answer = scope.admission.run(size, TOKENIZE_INLINE, write).await?;
     tracing::info!(
         total_ms = started.elapsed().as_secs_f64() * 1e3,
         "inspection answered"

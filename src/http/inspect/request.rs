@@ -5,7 +5,8 @@ use std::ops::Range;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::answer::{AttentionForm, Shown};
+use super::answer::AttentionForm;
+use super::build::AnswerBuilder;
 use super::values::Encoding;
 use crate::engine::sequence::context_start;
 use crate::http::body::object;
@@ -32,11 +33,11 @@ const MAX_WEIGHTS: usize = 1 << 21;
 const MAX_MAPS: usize = 4;
 /// Maximum neurons in one answer.
 const MAX_NEURONS: usize = 512;
-/// Maximum of nearest tokens, and of tokens of the lens, per position.
+/// Maximum nearest tokens, and tokens of the lens, per position.
 const MAX_TOP: usize = 20;
 
 /// The text to inspect, in exactly one of `text`, `tokens` and `session_id`, and what to show. Layers, heads
-/// and positions count from 0. Every other field may be left out or null; unknown fields are ignored.
+/// and positions count from 0. All other fields are optional and may be null; unknown fields are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"text": "Once upon a time", "stages": ["tokens", "lens"], "lens": {"top": 3}}))]
 pub(in crate::http) struct InspectBody {
@@ -110,7 +111,7 @@ pub(in crate::http) enum InspectStage {
     Attention,
     /// Neurons of the feed-forward networks.
     Mlp,
-    /// The next token as read off after each block.
+    /// The next token as read off after each layer.
     Lens,
     /// Logits after the last position.
     Logits,
@@ -130,7 +131,7 @@ pub(in crate::http) struct EmbeddingField {
     values: Option<bool>,
 }
 
-/// The attention heads to show: every one of `heads` in every one of `layers`.
+/// The attention heads to show: each of `heads` in each of `layers`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(as = InspectAttention)]
 pub(in crate::http) struct AttentionField {
@@ -152,7 +153,7 @@ pub(in crate::http) struct AttentionField {
 pub(in crate::http) struct MlpField {
     /// Layers. Default: the last one.
     layers: Option<Vec<i64>>,
-    /// Number of neurons that write most, per position; at most 512 in one answer.
+    /// Number of neurons per position: those that add most to the residual stream. At most 512 in one answer.
     #[schema(minimum = 1, maximum = 64, default = 8)]
     top: Option<i64>,
 }
@@ -170,10 +171,10 @@ pub(in crate::http) struct LensField {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(as = InspectSampling)]
 pub(in crate::http) struct SamplingField {
-    /// Determines the random numbers. Default: a random one, which the answer names.
+    /// Determines the random numbers. Default: random; the answer contains it.
     #[schema(minimum = 0, format = "uint64")]
     seed: Option<u64>,
-    /// Number of tokens sampled before with this seed; they are the last ones of the text.
+    /// Number of tokens at the end of the text that were sampled before with this seed.
     #[schema(minimum = 0, default = 0)]
     n: Option<i64>,
     /// Divides the logits; 0 always takes the most likely token.
@@ -205,16 +206,16 @@ pub(in crate::http) struct SamplingField {
 }
 
 impl InspectBody {
-    /// Checks all fields, tokenizes the text, and creates the request to the engine and what the answer
-    /// shows besides.
+    /// Checks all fields, tokenizes the text, and creates the request to the engine and the builder of the
+    /// answer.
     ///
     /// # Errors
     /// The first field that is not valid.
-    pub(super) async fn plan(
+    pub(super) async fn into_request(
         mut self,
         serving: &Serving,
         scope: &Scope,
-    ) -> Result<(GenerateRequest, Shown), ApiError> {
+    ) -> Result<(GenerateRequest, AnswerBuilder), ApiError> {
         check_model(self.model.as_deref(), serving)?;
         let spec = &serving.info.spec;
         let (field, history, mut tokens) = self.read(serving, scope).await?;
@@ -234,7 +235,7 @@ impl InspectBody {
             // Later tokens have no influence on these rows.
             tokens.truncate(rows.end);
         }
-        let shown = Shown {
+        let builder = AnswerBuilder {
             id: format!("insp-{}", scope.id),
             length,
             history,
@@ -256,7 +257,7 @@ impl InspectBody {
             .limits
             .admit(sampling.into_draft(draft, &serving.limits)?)?;
         let seed = request.sampling.seed;
-        Ok((request, Shown { seed, ..shown }))
+        Ok((request, AnswerBuilder { seed, ..builder }))
     }
 
     /// Returns the field that names the text, the tokens of a session's history before its context, and the
@@ -357,7 +358,7 @@ impl InspectBody {
             return Err(ApiError::invalid(
                 "attention.form",
                 format!(
-                    "`attention.form` \"map\" is possible for at most {MAX_MAPS} heads of all layers together, got {count}"
+                    "`attention.form` \"map\" is possible for at most {MAX_MAPS} heads of all layers together, got {count}; give fewer `layers` or `heads`"
                 ),
             ));
         }
@@ -404,7 +405,7 @@ impl Positions {
     /// Returns the positions in a text of `length` tokens.
     fn rows(self, length: usize) -> Result<Range<usize>, ApiError> {
         if length == 0 {
-            // Refused as an empty prompt.
+            // The limits refuse the empty prompt.
             return Ok(0..0);
         }
         let to = integer("positions.to", self.to, 1..=length)?.unwrap_or(length);
@@ -414,7 +415,7 @@ impl Positions {
             return Err(ApiError::invalid(
                 "positions",
                 format!(
-                    "`positions` can be at most {MAX_ROWS} in one answer, got {} ({from} to {to})",
+                    "`positions` can be at most {MAX_ROWS} in one answer, got {} ({from} to {to}); request them in pages",
                     to - from
                 ),
             ));
@@ -448,7 +449,7 @@ fn numbers(
 }
 
 impl SamplingField {
-    /// Fills the fields of sampling in.
+    /// Checks the fields and adds them to a draft.
     fn into_draft(self, draft: RequestDraft, limits: &Limits) -> Result<RequestDraft, ApiError> {
         let penalty = |field, given| number(field, given, -2.0..=2.0);
         Ok(RequestDraft {

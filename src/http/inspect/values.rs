@@ -1,4 +1,4 @@
-//! Arrays of numbers in an answer: short in Base64, readable as JSON.
+//! Arrays of numbers in an answer: compact in Base64, readable as JSON.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -41,7 +41,7 @@ pub(in crate::http) struct Matrix {
 }
 
 impl Encoding {
-    /// Writes numbers with 11 bits of precision, which is enough to draw them; with all digits as JSON.
+    /// Encodes numbers with 11 bits of precision, enough to draw them; as JSON with all digits.
     pub(super) fn half(self, numbers: Vec<f32>) -> Values {
         match self {
             Self::Base64 => {
@@ -53,7 +53,7 @@ impl Encoding {
         }
     }
 
-    /// Writes numbers as they are.
+    /// Encodes numbers exactly.
     pub(super) fn exact(self, numbers: Vec<f32>) -> Values {
         match self {
             Self::Base64 => {

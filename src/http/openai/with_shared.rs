@@ -145,7 +145,7 @@ mod tests {
             ),
             (
                 r#"{"stream_options": [true]}"#,
-                "`stream_options`: invalid type: sequence, expected a JSON object",
+                "`stream_options`: invalid type: list, expected a JSON object",
             ),
             (
                 r#"{"overflow": "x"}"#,
