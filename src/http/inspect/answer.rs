@@ -233,14 +233,23 @@ struct LensStage {
 /// Logits after the last position.
 #[derive(Debug, Serialize, ToSchema)]
 struct LogitsStage {
-    /// All of them, in the order of token ids; absent in vocabularies of more than 65536 tokens.
     #[serde(flatten)]
-    all: Option<Values>,
-    /// The highest with their tokens, in vocabularies of more than 65536 tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top: Option<Vec<(u32, f32)>>,
+    shown: ShownLogits,
     /// Logarithm of the sum of their exponentials: a log-probability is a logit less this.
     lse: f32,
+}
+
+/// The logits of an answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum ShownLogits {
+    /// All of them, in the order of token ids.
+    All(Values),
+    /// In vocabularies of more than 65536 tokens.
+    Highest {
+        /// The highest with their tokens.
+        top: Vec<(u32, f32)>,
+    },
 }
 
 /// How the next token is sampled.
@@ -342,7 +351,8 @@ impl Shown {
             logits: found.logits.map(|logits| self::logits(logits, encoding)),
             sampling: found
                 .sampling
-                .map(|trace| sampling(trace, self.seed, self.wanted.sampling.unwrap_or(0))),
+                .zip(self.wanted.sampling)
+                .map(|(trace, wanted)| sampling(trace, self.seed, wanted.sampled)),
             cost: found.costs.into_iter().map(cost).collect(),
             id: self.id,
         }
@@ -471,21 +481,15 @@ fn logits(logits: Vec<f32>, encoding: Encoding) -> LogitsStage {
     let exps = logits.iter().map(|&x| f64::from(x - highest).exp());
     #[expect(clippy::cast_possible_truncation, reason = "the precision of logits")]
     let lse = (f64::from(highest) + exps.sum::<f64>().ln()) as f32;
-    if logits.len() <= WHOLE_VOCABULARY {
-        return LogitsStage {
-            all: Some(encoding.exact(logits)),
-            top: None,
-            lse,
-        };
-    }
-    let mut top: Vec<(u32, f32)> = (0..).zip(logits).collect();
-    top.sort_by(|a, b| b.1.total_cmp(&a.1));
-    top.truncate(SHOWN_LOGITS);
-    LogitsStage {
-        all: None,
-        top: Some(top),
-        lse,
-    }
+    let shown = if logits.len() <= WHOLE_VOCABULARY {
+        ShownLogits::All(encoding.exact(logits))
+    } else {
+        let mut top: Vec<(u32, f32)> = (0..).zip(logits).collect();
+        top.sort_by(|a, b| b.1.total_cmp(&a.1));
+        top.truncate(SHOWN_LOGITS);
+        ShownLogits::Highest { top }
+    };
+    LogitsStage { shown, lse }
 }
 
 fn sampling(trace: SamplingTrace, seed: u64, n: usize) -> SamplingStage {
@@ -510,5 +514,27 @@ fn cost(found: StageCost) -> CostOfStage {
         stage: found.stage,
         seconds: found.time.as_secs_f64(),
         bytes: found.bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    /// Validators refuse an answer in which a part of a composed schema is missing.
+    #[test]
+    fn logits_are_all_of_a_small_vocabulary_or_the_highest_of_a_large_one() {
+        let json = |count: usize| {
+            let stage = logits(vec![0.0; count], Encoding::Json);
+            serde_json::to_value(stage).unwrap()
+        };
+        let (small, large) = (json(3), json(WHOLE_VOCABULARY + 1));
+        assert_eq!(small["values"], serde_json::json!([0.0, 0.0, 0.0]));
+        assert!(small.get("top").is_none() && large.get("values").is_none());
+        assert_eq!(large["top"].as_array().unwrap().len(), SHOWN_LOGITS);
+        let schema = serde_json::to_string(&LogitsStage::schema()).unwrap();
+        assert!(!schema.contains("null"), "{schema}");
     }
 }
