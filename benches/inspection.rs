@@ -19,7 +19,7 @@ use skald::engine::{EngineConfig, EngineHandle, TokenEvent};
 use skald::model::Model;
 use skald::request::{
     AttentionWanted, EmbeddingWanted, InspectionWanted, Limits, NeuronsWanted, RequestDraft,
-    RequestId, SamplingStyle,
+    RequestId, SamplingStyle, SamplingWanted,
 };
 
 mod requests;
@@ -148,7 +148,7 @@ fn inspection(prompts: &mut Prompts, layers: usize) -> RequestDraft {
         }),
         lens: Some(5),
         logits: true,
-        sampling: Some(0),
+        sampling: Some(SamplingWanted::default()),
     };
     RequestDraft::inspection(RequestId::random(), text, wanted)
 }

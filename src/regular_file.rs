@@ -62,7 +62,11 @@ pub fn is_another_kind(error: &io::Error) -> bool {
 #[error("{0}, not a regular file")]
 struct NotRegular(&'static str);
 
-fn check(found: FileType) -> io::Result<()> {
+/// Checks that a file is a regular one.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] with its kind if it is not.
+pub fn check(found: FileType) -> io::Result<()> {
     if found.is_file() {
         return Ok(());
     }

@@ -27,7 +27,9 @@ pub use self::beam::{BeamParams, EarlyStopping};
 pub use self::deadline::Deadline;
 pub use self::draft::RequestDraft;
 pub use self::id::{RequestId, SessionId};
-pub use self::inspection::{AttentionWanted, EmbeddingWanted, InspectionWanted, NeuronsWanted};
+pub use self::inspection::{
+    AttentionWanted, EmbeddingWanted, InspectionWanted, NeuronsWanted, SamplingWanted,
+};
 pub use self::invalid::{InvalidRequest, in_range, short};
 pub use self::limits::Limits;
 pub use self::sampling::{SamplingOverrides, SamplingParams, SamplingStyle};

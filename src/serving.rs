@@ -91,7 +91,9 @@ pub enum ServingError {
         dtype: &'static str,
     },
     /// The setting is more than the model has.
-    #[error("`max-context` is {max_context}; it must be at most {context_length}, the number of the model's positions")]
+    #[error(
+        "`max-context` is {max_context}; it must be at most {context_length}, the number of the model's positions"
+    )]
     MaxContext {
         /// The setting.
         max_context: usize,

@@ -18,7 +18,7 @@ use std::future::pending;
 use std::io::Read;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
@@ -92,6 +92,11 @@ pub struct Generate {
 impl Generate {
     pub(super) fn run(mut self) -> Result<(), CommandError> {
         let _ = telemetry::start(LogFormat::Auto, "warn");
+        if self.interactive && self.prompt.as_deref() == Some("-") {
+            return Err(CommandError::Unusable(anyhow!(
+                "the prompt can't be read from standard input with --interactive, which reads lines from it: leave `-` out"
+            )));
+        }
         self.read_prompt().map_err(CommandError::Running)?;
         let serving = Serving::load(&self.settings());
         let serving = serving.map_err(|error| CommandError::Unusable(error.into()))?;
@@ -123,11 +128,9 @@ impl Generate {
         components::terminal(&self.model, sessions)
     }
 
-    /// Replaces the prompt `-` by standard input, unless an interactive session reads its lines from there.
+    /// Replaces the prompt `-` by standard input.
     fn read_prompt(&mut self) -> anyhow::Result<()> {
-        if let Some(prompt) = &self.prompt
-            && !self.interactive
-        {
+        if let Some(prompt) = &self.prompt {
             self.prompt = Some(read_text(prompt)?);
         }
         Ok(())
@@ -218,8 +221,13 @@ pub(super) fn read_text(argument: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Replaces the field of a refusal by its flag.
+/// Replaces the field of a refusal, and the field that it says to set, by their flags.
 pub(super) fn as_flag(refusal: InvalidRequest) -> InvalidRequest {
+    let message = refusal.message.replace(
+        "set `overflow` to \"slide\"",
+        "continue past it with `--slide`",
+    );
+    let refusal = InvalidRequest { message, ..refusal };
     let flag = match refusal.field.as_str() {
         "prompt" => return refusal,
         field => format!("--{}", field.replace('_', "-")),

@@ -7,7 +7,7 @@ mod weights;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use rusqlite::{Connection, params};
 
@@ -77,12 +77,19 @@ impl Trace {
             .request(&loaded, &text)
             .map_err(CommandError::Unusable)?;
         let summary = self.write(&file, &loaded, &request);
-        let summary = summary.map_err(CommandError::Running)?;
+        let summary = summary.map_err(|error| {
+            let is_of_file = error.is::<rusqlite::Error>();
+            CommandError::Running(if is_of_file {
+                error.context(format!("--out {} can't be written", self.out.display()))
+            } else {
+                error
+            })
+        })?;
         file.publish().map_err(CommandError::Running)?;
         write_out(&summary).map_err(CommandError::Running)
     }
 
-    /// Returns the request for one token that `skald generate` would make.
+    /// Returns the request whose first token is that of `skald generate`.
     fn request(&self, loaded: &Unserved, text: &str) -> Result<GenerateRequest> {
         if self.weights {
             weights::config(&loaded.files)?;
@@ -92,9 +99,16 @@ impl Trace {
         if ids.is_empty() {
             ids.extend(tokenizer.empty_prompt());
         }
+        let (length, window) = (ids.len(), loaded.limits.context_length);
+        if length > window {
+            bail!(
+                "the text has {length} tokens; the model's window is {window} tokens: shorten the text"
+            );
+        }
         let draft = RequestDraft {
             sampling: SamplingOverrides {
-                max_new_tokens: Some(1),
+                // The token is not appended, so the text may fill the window.
+                max_new_tokens: Some(0),
                 ..self.sampling
             },
             seed: self.seed,

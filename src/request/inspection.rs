@@ -1,6 +1,7 @@
 //! What an inspection shows of a forward pass.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The stages of a pass to show. Blocks, heads and positions count from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,9 +20,8 @@ pub struct InspectionWanted {
     pub lens: Option<usize>,
     /// The logits after the last position.
     pub logits: bool,
-    /// The filters of sampling after the last position: the number of tokens that were sampled before, which
-    /// are the last ones of the prompt.
-    pub sampling: Option<usize>,
+    /// What each filter of sampling removes after the last position.
+    pub sampling: Option<SamplingWanted>,
 }
 
 /// The embeddings to show.
@@ -53,6 +53,16 @@ pub struct NeuronsWanted {
     pub layers: Vec<usize>,
     /// Number of neurons per position.
     pub top: usize,
+}
+
+/// The sampling to show.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SamplingWanted {
+    /// Number of tokens that were sampled before; they are the last ones of the prompt.
+    pub sampled: usize,
+    /// Tokens before the prompt, which the repetition penalty sees too: those of a session that are
+    /// beyond the window.
+    pub earlier: Arc<[u32]>,
 }
 
 impl InspectionWanted {

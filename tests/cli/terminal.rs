@@ -176,6 +176,68 @@ fn lines_are_kept_for_the_next_time_unless_that_is_not_wanted() {
     assert!(!file.exists());
 }
 
+/// A terminal that is closed ends the program by a signal.
+#[test]
+fn lines_are_kept_when_the_terminal_is_closed() {
+    let state = directory();
+    let mut terminal = interactive(state.path(), &SHORT);
+    terminal.wait_for("main> ");
+    terminal.enter("The miller had a daughter");
+    terminal.wait_for("seed");
+    drop(terminal);
+    let kept = std::fs::read_to_string(state.path().join("skald/history")).expect("a history");
+    assert!(kept.contains("The miller had a daughter"), "{kept}");
+}
+
+/// A server or another program may add to a session in the same directory.
+#[test]
+fn only_an_own_turn_is_taken_back() {
+    let (state, tales) = (directory(), directory());
+    let sessions = ["--session-dir", tales.path().to_str().expect("a path")];
+    let mut terminal = interactive(state.path(), &[&SHORT[..], &sessions].concat());
+    terminal.wait_for("main> ");
+    terminal.enter("Once upon a time");
+    terminal.wait_for("seed");
+    terminal.wait_for("main> ");
+
+    // A turn that can't be taken back now can be later.
+    let mut other = interactive(state.path(), &[&ENDLESS[..], &sessions].concat());
+    other.wait_for("main> ");
+    other.enter("The wolf");
+    other.wait_for("\n");
+    other.wait_for(" ");
+    terminal.enter("/undo");
+    terminal.wait_for("session \"main\" is busy with another request; try again later");
+    terminal.wait_for("main> ");
+    // It is killed, so its turn is not kept.
+    drop(other);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    terminal.enter("/undo");
+    terminal.wait_for("main> ");
+    terminal.enter("/sessions");
+    terminal.wait_for("main: 0 tokens");
+    terminal.wait_for("main> ");
+
+    terminal.enter("Once upon a time");
+    terminal.wait_for("seed");
+    terminal.wait_for("main> ");
+    let lines = piped(
+        &[&with(&["-i"], &SHORT)[..], &sessions].concat(),
+        "The wolf\n/text\n",
+    );
+    let (_, added) = text(&lines.stdout)
+        .split_once("The wolf")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .expect("a turn");
+    terminal.enter("/undo");
+    terminal.wait_for("session \"main\" has been changed since by another program");
+    terminal.wait_for("main> ");
+    terminal.enter("/text");
+    terminal.wait_for("The wolf");
+    let kept = terminal.wait_for("main> ");
+    assert!(kept.contains(added.trim()), "{added:?} in {kept:?}");
+}
+
 /// Sessions in a directory are those of a server there.
 #[test]
 fn sessions_are_forked_taken_back_and_found_again() {
@@ -249,6 +311,7 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["generate", "x", "--session", "a"], "--interactive"),
         (&["generate", "x", "--session-dir", "a"], "--interactive"),
         (&["generate", "-i", "--json"], "--json"),
+        (&["generate", "-i", "-"], "standard input"),
         (&["generate", "-i", "--session", "a/b"], "the name"),
         (&["generate", "-i", "--temperature=-1"], "--temperature"),
     ] {

@@ -8,6 +8,7 @@ use rusqlite::functions::FunctionFlags;
 use serde_json::Value;
 
 use crate::support::process::skald;
+use crate::support::tiny_model;
 
 const TEXT: &str = "Once upon a time there was a king who had three";
 const TOLERANCE: f64 = 1e-4;
@@ -221,7 +222,70 @@ fn failures_say_what_to_do_and_leave_no_file() {
 }
 
 #[test]
+fn only_a_regular_file_is_replaced() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = || std::fs::read_dir(directory.path()).expect("it").count();
+    let pipe = directory.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("/dev/null", &link).expect("a link");
+    for (out, kind) in [(&pipe, "a named pipe"), (&link, "a device")] {
+        let message = refused(trace(TEXT, out, &["--force"]));
+        assert!(message.contains(kind), "{message}");
+    }
+    let message = refused(trace(TEXT, &directory.path().join("new/"), &[]));
+    assert!(message.contains("is a directory"), "{message}");
+    assert_eq!(files(), 2);
+}
+
+#[test]
+fn every_name_of_a_file_is_possible() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(directory.path().join("file:a?mode=memory")).expect("a directory");
+    let longest = "n".repeat(255);
+    for out in [&longest[..], "file:b", "file:a?mode=memory/c.db"] {
+        let mut command = trace(TEXT, Path::new(out), &[]);
+        command.current_dir(directory.path());
+        succeeds(command);
+        let size = std::fs::metadata(directory.path().join(out)).expect("it");
+        assert!(size.len() > 1 << 20, "{out}");
+    }
+}
+
+#[test]
+fn a_text_may_fill_the_window() {
+    let directory = tempfile::tempdir().expect("a directory");
+    tiny_model::write(directory.path(), tiny_model::files());
+    let model = directory.path().to_str().expect("a path");
+    let (out, flags) = (directory.path().join("trace.db"), ["--model", model]);
+    let window = "c".repeat(tiny_model::N_POSITIONS);
+    succeeds(trace(&window, &out, &flags));
+    let db = open(&out);
+    let drawn = db.query_row("SELECT token FROM draw", [], |row| row.get::<_, u32>(0));
+    assert!(drawn.expect("a token") < 8);
+    let message = refused(trace(
+        &format!("{window}c"),
+        &out,
+        &[&flags[..], &["--force"]].concat(),
+    ));
+    assert!(
+        message.contains("the text has 7 tokens; the model's window is 6 tokens"),
+        "{message}"
+    );
+    let generate = skald(&["generate", &format!("{window}c"), "--model", model]);
+    let message = refused(generate);
+    assert!(message.contains("`--slide`"), "{message}");
+}
+
+#[test]
 fn an_interrupted_trace_leaves_no_file() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        interrupted(signal, code);
+    }
+}
+
+fn interrupted(signal: &str, code: i32) {
     let directory = tempfile::tempdir().expect("a directory");
     let files = || std::fs::read_dir(directory.path()).expect("it").count();
     let mut command = trace(TEXT, &directory.path().join("trace.db"), &["--weights"]);
@@ -234,9 +298,9 @@ fn an_interrupted_trace_leaves_no_file() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let pid = child.id().to_string();
-    let sent = Command::new("kill").args(["-s", "INT", &pid]).status();
+    let sent = Command::new("kill").args(["-s", signal, &pid]).status();
     assert!(sent.expect("kill runs").success());
     let status = child.wait().expect("it ends");
-    assert_eq!(status.code(), Some(130));
-    assert_eq!(files(), 0);
+    assert_eq!(status.code(), Some(code));
+    assert_eq!(files(), 0, "after {signal}");
 }

@@ -9,7 +9,7 @@ use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::request::{
     AttentionWanted, EmbeddingWanted, InspectionWanted, NeuronsWanted, RequestDraft, RequestId,
-    SamplingOverrides,
+    SamplingOverrides, SamplingWanted,
 };
 
 use crate::model::{admit, engine, finish, gpt2_in, idle, prompt, run, sampled};
@@ -52,7 +52,7 @@ fn everything(rows: Range<usize>) -> InspectionWanted {
         }),
         lens: Some(5),
         logits: true,
-        sampling: Some(0),
+        sampling: Some(SamplingWanted::default()),
     }
 }
 
@@ -264,7 +264,10 @@ async fn the_traced_token_is_the_one_that_is_generated() {
     for n in [0, 1, 7, 19] {
         let so_far = [&ids[..], &text[..n]].concat();
         let wanted = InspectionWanted {
-            sampling: Some(n),
+            sampling: Some(SamplingWanted {
+                sampled: n,
+                ..SamplingWanted::default()
+            }),
             ..everything(so_far.len() - 1..so_far.len())
         };
         let outcome = run(&engine, with(draft(&so_far, wanted))).await;

@@ -222,6 +222,55 @@ async fn a_session_is_inspected_and_left_as_it_was() {
     assert_eq!(status, 404, "{message}");
 }
 
+/// The repetition penalty of a session counts all of its tokens, those beyond the window too.
+#[tokio::test]
+async fn a_session_beyond_the_window_is_sampled_as_a_completion_is() {
+    let ids = SERVER.ids(&"Once upon a time there was a king. ".repeat(70));
+    let settings = json!({"temperature": 0, "repetition_penalty": 1.5});
+    let sampled = async |body: Value| inspect(body).await["sampling"]["token"].clone();
+    let window = &ids[..588];
+    let alone = json!({"tokens": window, "stages": ["sampling"], "sampling": settings.clone()});
+    let unpenalized = sampled(alone).await;
+    // 1,100 tokens: the context begins at the 512th.
+    let mut history = vec![unpenalized.clone(); 512];
+    history.extend(window.iter().map(|id| json!(id)));
+    let mut completion = settings.clone();
+    completion["prompt"] = json!(history);
+    completion["max_tokens"] = json!(1);
+    completion["session_id"] = json!("beyond");
+    completion["overflow"] = json!("slide");
+    SERVER.post("/v1/completions", completion).await.ok();
+    let session = SERVER.get("/v1/sessions/beyond").await.ok();
+    let next = &session["tokens"][1100];
+    assert_ne!(*next, unpenalized);
+    let fork = json!({"id": "beyond-1100", "at": 1100});
+    SERVER.post("/v1/sessions/beyond/fork", fork).await.ok();
+    let body = json!({"session_id": "beyond-1100", "stages": ["sampling"], "sampling": settings});
+    assert_eq!(sampled(body).await, *next);
+}
+
+#[tokio::test]
+async fn maps_of_four_heads_of_a_whole_window_are_possible() {
+    let ids: Vec<u32> = (0..1024).map(|i| i * 7 % 8000).collect();
+    let answer = inspect(json!({
+        "tokens": ids, "stages": ["attention"],
+        "attention": {"layers": [0], "heads": [0, 1, 2, 3], "form": "map"},
+    }))
+    .await;
+    let heads = answer["attention"].as_array().expect("heads");
+    assert_eq!(heads.len(), 4);
+    assert_eq!(bytes(&heads[3]["f16"]).len(), 2 * 1024 * 1025 / 2);
+}
+
+#[tokio::test]
+async fn what_is_not_shown_has_no_limit() {
+    let body = json!({
+        "text": PROMPT, "stages": ["residual"],
+        "attention": {"form": "map"}, "mlp": {"layers": [0, 1, 2, 3, 4, 5], "top": 64},
+    });
+    assert!(inspect(body).await["attention"].is_null());
+}
+
 #[tokio::test]
 async fn what_is_not_possible_is_refused_with_field_value_and_limit() {
     let long = SERVER.ids(&"the ".repeat(1100));
@@ -265,7 +314,7 @@ async fn what_is_not_possible_is_refused_with_field_value_and_limit() {
         ),
         (
             json!({"tokens": long[..1024], "positions": {"from": 960}, "attention": {"layers": [0,1,2,3,4,5], "qkv": true}}),
-            "numbers in one answer; at most 2097152 are possible",
+            "numbers in one answer; at most 2099200 are possible",
         ),
         (
             json!({"text": PROMPT, "mlp": {"layers": [0,1,2,3,4,5], "top": 8}}),
@@ -281,7 +330,15 @@ async fn what_is_not_possible_is_refused_with_field_value_and_limit() {
         ),
         (
             json!({"text": PROMPT, "sampling": {"top_p": 0}}),
-            "`top_p` must be above 0 and at most 1, got 0",
+            "`sampling.top_p` must be above 0 and at most 1, got 0",
+        ),
+        (
+            json!({"text": PROMPT, "sampling": {"logit_bias": {"7": 101}}}),
+            "`sampling.logit_bias.7` must be -100 to 100, got 101",
+        ),
+        (
+            json!({"text": PROMPT, "sampling": {"logit_bias": {"8192": 1}}}),
+            "`sampling.logit_bias` has the token id 8192",
         ),
         (json!({"text": PROMPT, "encoding": "xml"}), "xml"),
         (json!({"text": PROMPT, "positions": 3}), "positions"),

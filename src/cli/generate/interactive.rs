@@ -16,7 +16,7 @@ use super::screen::{Screen, remark};
 use super::stream::{Generated, generate};
 use crate::request::{SessionId, Tenant};
 use crate::serving::Serving;
-use crate::session::{IfBusy, SessionKey};
+use crate::session::{IfBusy, SessionError, SessionKey};
 use crate::text::Tokenizer;
 
 /// Maximum sessions in the list.
@@ -46,6 +46,8 @@ struct PastTurn {
     line: String,
     /// Tokens that it added.
     tokens: usize,
+    /// Tokens of the session after it.
+    length: usize,
 }
 
 impl<'a> Interactive<'a> {
@@ -105,7 +107,6 @@ impl<'a> Interactive<'a> {
                 Err(message) => remark(&message),
             }
         }
-        self.lines.save();
         Ok(())
     }
 
@@ -122,7 +123,12 @@ impl<'a> Interactive<'a> {
     fn execute(&mut self, line: Line) -> anyhow::Result<()> {
         match self.try_execute(line) {
             Err(error) if !error.is::<crate::cli::ReaderGone>() => {
-                remark(&crate::cli::with_causes(&error));
+                remark(&match error.downcast_ref() {
+                    Some(SessionError::Busy { id }) => {
+                        format!("session {id:?} is busy with another request; try again later")
+                    }
+                    _ => crate::cli::with_causes(&error),
+                });
                 Ok(())
             }
             executed => executed,
@@ -180,7 +186,7 @@ impl<'a> Interactive<'a> {
                 None => std::future::pending().await,
             }
         };
-        let generated = self.runtime.block_on(self.generate(&line, seed, stop));
+        let generated = self.runtime.block_on(self.generate(line, seed, stop));
         self.interrupts = interrupts;
         // The prompt comes on a new line, also after a failure.
         let shown = generated
@@ -189,9 +195,9 @@ impl<'a> Interactive<'a> {
         if shown {
             self.screen.text("\n")?;
         }
-        let (generated, seed, tokens) = generated?;
+        let (generated, seed, turned) = generated?;
         let turns = self.turns.entry(self.session.clone()).or_default();
-        turns.push(PastTurn { line, tokens });
+        turns.push(turned);
         if self.lines.is_terminal() {
             let (count, ending) = (generated.tokens, generated.ending.name());
             remark(&format!("[{count} tokens, {ending}, seed {seed}]"));
@@ -199,23 +205,23 @@ impl<'a> Interactive<'a> {
         Ok(())
     }
 
-    /// Runs a turn until it ends or `stop` resolves. Returns the text, its seed, and the number of tokens added to
-    /// the session.
+    /// Runs a turn until it ends or `stop` resolves. Returns the text, its seed, and the turn.
     async fn generate(
         &self,
-        line: &str,
+        line: String,
         seed: Option<u64>,
         stop: impl Future<Output = ()>,
-    ) -> anyhow::Result<(Generated, u64, usize)> {
+    ) -> anyhow::Result<(Generated, u64, PastTurn)> {
         let sessions = &self.serving.sessions;
         let mut turn = sessions
             .begin(&key(self.session.clone()), IfBusy::Error)
             .await?;
         let before = turn.history().to_vec();
-        let line = joined(&self.serving.tokenizer, &before, line);
+        let length = before.len();
+        let prompt = joined(&self.serving.tokenizer, &before, &line);
         let request = self
             .options
-            .request(self.serving, &line, Some(before), seed)?;
+            .request(self.serving, &prompt, Some(before), seed)?;
         let seed = request.sampling.seed;
         turn.prompt(&request.prompt);
         let added = request.prompt.len();
@@ -224,24 +230,37 @@ impl<'a> Interactive<'a> {
         let delivered = generated.delivered.clone();
         let tokens = added + delivered.tokens + delivered.tail.len();
         turn.commit(delivered).await?;
-        Ok((generated, seed, tokens))
+        let turned = PastTurn {
+            line,
+            tokens,
+            length: length + tokens,
+        };
+        Ok((generated, seed, turned))
     }
 
     /// Takes the last turn back and returns its line.
     fn take_back(&mut self) -> anyhow::Result<String> {
         let turns = self.turns.entry(self.session.clone()).or_default();
-        let Some(last) = turns.pop() else {
+        let Some(last) = turns.last() else {
             anyhow::bail!(
                 "no turn to take back; only turns of this session since the program started can be taken back"
             );
         };
         let key = key(self.session.clone());
-        let rewound = self
-            .serving
-            .sessions
-            .rewind(&key, last.tokens, IfBusy::Error);
+        let sessions = &self.serving.sessions;
+        let session = self.runtime.block_on(sessions.get(&key))?;
+        if session.tokens.len() != last.length {
+            // The last tokens are those of a server or program that shares the directory.
+            turns.clear();
+            anyhow::bail!(
+                "the turn can't be taken back: session {:?} has been changed since by another program",
+                key.id.as_str()
+            );
+        }
+        let rewound = sessions.rewind(&key, last.tokens, IfBusy::Error);
         self.runtime.block_on(rewound)?;
-        Ok(last.line)
+        let last = turns.pop().map(|last| last.line);
+        Ok(last.unwrap_or_default())
     }
 
     fn fork(&mut self, to: SessionId, at: Option<usize>) -> anyhow::Result<()> {
@@ -273,11 +292,10 @@ impl<'a> Interactive<'a> {
 
     /// Returns the session's text; empty for a new one.
     fn text(&self) -> anyhow::Result<String> {
-        use crate::session::SessionError::NotFound;
         let key = key(self.session.clone());
         match self.runtime.block_on(self.serving.sessions.get(&key)) {
             Ok(session) => Ok(self.serving.tokenizer.decode(&session.tokens)),
-            Err(NotFound { .. }) => Ok(String::new()),
+            Err(SessionError::NotFound { .. }) => Ok(String::new()),
             Err(error) => Err(error.into()),
         }
     }

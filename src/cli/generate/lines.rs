@@ -66,7 +66,11 @@ impl LineReader {
     pub(super) fn next(&mut self, prompt: &str) -> anyhow::Result<Input> {
         match self {
             Self::Editor { editor, .. } => match editor.readline(prompt) {
-                Ok(line) => Ok(Input::Line(line)),
+                Ok(line) => {
+                    // Now, because a terminal that is closed ends the program.
+                    self.save();
+                    Ok(Input::Line(line))
+                }
                 Err(ReadlineError::Interrupted) => Ok(Input::Interrupted),
                 Err(ReadlineError::Eof) => Ok(Input::End),
                 Err(error) => Err(error).context("the terminal can't be read"),
@@ -78,8 +82,8 @@ impl LineReader {
         }
     }
 
-    /// Stores the history. Failures are ignored: a session must not fail for its history.
-    pub(super) fn save(&mut self) {
+    /// Stores the new lines of the history. Failures are ignored: a session must not fail for its history.
+    fn save(&mut self) {
         if let Self::Editor {
             editor,
             history: Some(file),

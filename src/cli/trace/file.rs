@@ -7,6 +7,9 @@ use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::regular_file;
+use crate::request::RequestId;
+
 /// A database under a temporary name beside its final path; removed when dropped.
 pub(super) struct TraceFile {
     out: PathBuf,
@@ -18,20 +21,23 @@ impl TraceFile {
     /// Creates the temporary file.
     ///
     /// # Errors
-    /// If `out` exists and `force` is not set, or the directory can't be written.
+    /// If `out` exists and `force` is not set, if it is not a regular file, or if the directory can't be
+    /// written.
     pub fn create(out: &Path, force: bool) -> Result<Self> {
         refuse_existing(out, force)?;
-        let Some(name) = out.file_name() else {
-            bail!("--out {} is not the name of a file", out.display());
-        };
-        if out.is_dir() {
+        let is_directory = out.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if is_directory || out.file_name().is_none() || out.is_dir() {
             bail!("--out {} is a directory; name a file", out.display());
         }
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = out.with_file_name(partial);
-        let created = std::fs::File::create(&partial);
+        if let Ok(existing) = std::fs::metadata(out) {
+            // The rename would put a file in the place of a device.
+            regular_file::check(existing.file_type())
+                .with_context(|| format!("--out {} can't be replaced", out.display()))?;
+        }
+        // SQLite takes a name that begins with `file:` as a URI.
+        let partial = std::path::absolute(out)?;
+        let partial = partial.with_file_name(format!(".trace-{}.partial", RequestId::random()));
+        let created = std::fs::File::create_new(&partial);
         created.with_context(|| format!("--out {} can't be written", out.display()))?;
         Ok(Self {
             out: out.to_owned(),
@@ -49,13 +55,18 @@ impl TraceFile {
         Ok(db)
     }
 
-    /// Removes the file when the process is interrupted or terminated, then ends the process.
+    /// Removes the file when a signal ends the process.
     ///
     /// # Errors
     /// If the system provides no handler.
     pub fn remove_on_signals(&self, runtime: &tokio::runtime::Runtime) -> std::io::Result<()> {
         let _context = runtime.enter();
-        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        for kind in [
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+        ] {
             let mut arrival = signal(kind)?;
             let partial = self.partial.clone();
             runtime.spawn(async move {

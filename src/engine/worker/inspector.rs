@@ -21,7 +21,7 @@ use crate::kernels::kv::{KvCache, SequenceSpan};
 use crate::kernels::rows;
 use crate::model::stage::Stage;
 use crate::model::{Model, ModelSpec};
-use crate::request::{AttentionWanted, GenerateRequest, InspectionWanted};
+use crate::request::{AttentionWanted, GenerateRequest, InspectionWanted, SamplingWanted};
 
 /// Number of promoted tokens recorded per neuron.
 const PROMOTED: usize = 4;
@@ -265,15 +265,16 @@ impl ChunkObserver<'_> {
     /// Records the logits after the last position, and how a token is sampled from them.
     fn last_logits(&mut self, logits: &[f32]) -> Result<()> {
         let wanted = &self.inspector.wanted;
-        if let Some(sampled) = wanted.sampling {
+        if let Some(SamplingWanted { sampled, earlier }) = &wanted.sampling {
             let tokens = &self.request.prompt;
-            let before = tokens.len().saturating_sub(sampled);
+            let (before, generated) = tokens.split_at(tokens.len().saturating_sub(*sampled));
             let params = self.request.sampling.clone();
-            let mut sampler = Sampler::new(params, &tokens[..before], logits.len());
-            for &token in &tokens[before..] {
+            let before = [&earlier[..], before].concat();
+            let mut sampler = Sampler::new(params, &before, logits.len());
+            for &token in generated {
                 sampler.accept(token);
             }
-            let trace = sampler.trace(logits, sampled, Allowed::AllBut(&[]));
+            let trace = sampler.trace(logits, *sampled, Allowed::AllBut(&[]));
             self.inspector.found.sampling = Some(trace.map_err(candle_core::Error::wrap)?);
         }
         if self.inspector.wanted.logits {

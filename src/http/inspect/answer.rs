@@ -195,14 +195,23 @@ pub(super) struct LensStage {
 /// Logits after the last position.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LogitsStage {
-    /// All logits, by token id; absent if the vocabulary has more than 65536 tokens.
     #[serde(flatten)]
-    pub all: Option<Values>,
-    /// The 4096 highest logits with their token ids, if the vocabulary has more than 65536 tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top: Option<Vec<(u32, f32)>>,
+    pub shown: ShownLogits,
     /// Logarithm of the sum of the exponentials of all logits; a logit minus this is a log-probability.
     pub lse: f32,
+}
+
+/// The logits of an answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum ShownLogits {
+    /// All logits, by token id, if the vocabulary has at most 65536 tokens.
+    All(Values),
+    /// Otherwise.
+    Highest {
+        /// The 4096 highest logits with their token ids.
+        top: Vec<(u32, f32)>,
+    },
 }
 
 /// How the next token is sampled.

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use super::answer::{
     ActiveNeuron, AttentionForm, AttentionHead, CostOfStage, EmbeddingNorms, EmbeddingStage,
     FilterOfSampling, InspectAnswer, InspectedToken, LensStage, LogitsStage, MergeStep, MlpLayer,
-    Page, ResidualStage, SamplingStage,
+    Page, ResidualStage, SamplingStage, ShownLogits,
 };
 use super::values::{Encoding, Matrix};
 use crate::engine::PromptReport;
@@ -231,21 +231,15 @@ fn logits(logits: Vec<f32>, encoding: Encoding) -> LogitsStage {
     let exps = logits.iter().map(|&x| f64::from(x - highest).exp());
     #[expect(clippy::cast_possible_truncation, reason = "the precision of logits")]
     let lse = (f64::from(highest) + exps.sum::<f64>().ln()) as f32;
-    if logits.len() <= WHOLE_VOCABULARY {
-        return LogitsStage {
-            all: Some(encoding.exact(logits)),
-            top: None,
-            lse,
-        };
-    }
-    let mut top: Vec<(u32, f32)> = (0..).zip(logits).collect();
-    top.sort_by(|a, b| b.1.total_cmp(&a.1));
-    top.truncate(SHOWN_LOGITS);
-    LogitsStage {
-        all: None,
-        top: Some(top),
-        lse,
-    }
+    let shown = if logits.len() <= WHOLE_VOCABULARY {
+        ShownLogits::All(encoding.exact(logits))
+    } else {
+        let mut top: Vec<(u32, f32)> = (0..).zip(logits).collect();
+        top.sort_by(|a, b| b.1.total_cmp(&a.1));
+        top.truncate(SHOWN_LOGITS);
+        ShownLogits::Highest { top }
+    };
+    LogitsStage { shown, lse }
 }
 
 fn sampling(trace: SamplingTrace, seed: u64, n: usize) -> SamplingStage {
@@ -270,5 +264,27 @@ fn cost(found: StageCost) -> CostOfStage {
         stage: found.stage,
         seconds: found.time.as_secs_f64(),
         bytes: found.bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    /// Validators refuse an answer in which a part of a composed schema is missing.
+    #[test]
+    fn logits_are_all_of_a_small_vocabulary_or_the_highest_of_a_large_one() {
+        let json = |count: usize| {
+            let stage = logits(vec![0.0; count], Encoding::Json);
+            serde_json::to_value(stage).unwrap()
+        };
+        let (small, large) = (json(3), json(WHOLE_VOCABULARY + 1));
+        assert_eq!(small["values"], serde_json::json!([0.0, 0.0, 0.0]));
+        assert!(small.get("top").is_none() && large.get("values").is_none());
+        assert_eq!(large["top"].as_array().unwrap().len(), SHOWN_LOGITS);
+        let schema = serde_json::to_string(&LogitsStage::schema()).unwrap();
+        assert!(!schema.contains("null"), "{schema}");
     }
 }

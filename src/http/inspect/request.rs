@@ -1,6 +1,7 @@
 //! The body of an inspection, and the request to the engine that it becomes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -19,7 +20,7 @@ use crate::http::wire::{LogitBias, Word, optional_word};
 use crate::model::ModelSpec;
 use crate::request::{
     AttentionWanted, EmbeddingWanted, GenerateRequest, InspectionWanted, InvalidRequest, Limits,
-    NeuronsWanted, RequestDraft, SamplingOverrides,
+    NeuronsWanted, RequestDraft, SamplingOverrides, SamplingWanted,
 };
 use crate::serving::Serving;
 
@@ -27,10 +28,10 @@ use crate::serving::Serving;
 const MAX_ROWS: usize = 64;
 /// Positions shown where the request names none.
 const DEFAULT_ROWS: usize = 32;
-/// Maximum attention weights, queries, keys and values in one answer.
-const MAX_WEIGHTS: usize = 1 << 21;
 /// Maximum whole attention maps in one answer.
 const MAX_MAPS: usize = 4;
+/// Maximum attention weights, queries, keys and values in one answer: the maps of 1,024 positions.
+const MAX_WEIGHTS: usize = MAX_MAPS * (1024 * 1025 / 2);
 /// Maximum neurons in one answer.
 const MAX_NEURONS: usize = 512;
 /// Maximum nearest tokens, and tokens of the lens, per position.
@@ -205,6 +206,16 @@ pub(in crate::http) struct SamplingField {
     logit_bias: Option<LogitBias>,
 }
 
+/// The text to inspect.
+struct Context {
+    /// The field that names it.
+    field: &'static str,
+    /// Tokens of a session's history that are beyond the window.
+    earlier: Arc<[u32]>,
+    /// Tokens of the text.
+    tokens: Vec<u32>,
+}
+
 impl InspectBody {
     /// Checks all fields, tokenizes the text, and creates the request to the engine and the builder of the
     /// answer.
@@ -218,8 +229,12 @@ impl InspectBody {
     ) -> Result<(GenerateRequest, AnswerBuilder), ApiError> {
         check_model(self.model.as_deref(), serving)?;
         let spec = &serving.info.spec;
-        let (field, history, mut tokens) = self.read(serving, scope).await?;
-        let length = tokens.len();
+        let Context {
+            field,
+            earlier,
+            mut tokens,
+        } = self.read(serving, scope).await?;
+        let (history, length) = (earlier.len(), tokens.len());
         if length > spec.context_length {
             let message = format!(
                 "`{field}` has {length} tokens; the model's context is {} tokens",
@@ -228,7 +243,7 @@ impl InspectBody {
             return Err(InvalidRequest::context_length(field, message).into());
         }
         let rows = self.positions.unwrap_or_default().rows(length)?;
-        let wanted = self.wanted(rows.clone(), length, spec)?;
+        let wanted = self.wanted(rows.clone(), length, earlier, spec)?;
         let encoding = self.encoding.unwrap_or_default();
         let is_map = wanted.attention.as_ref().is_some_and(|heads| heads.map);
         if !is_map {
@@ -253,33 +268,36 @@ impl InspectBody {
             priority: scope.priority(self.priority)?,
             ..RequestDraft::inspection(scope.id.clone(), tokens, wanted)
         };
-        let request = serving
-            .limits
-            .admit(sampling.into_draft(draft, &serving.limits)?)?;
+        let draft = sampling.into_draft(draft, &serving.limits)?;
+        let request = serving.limits.admit(draft).map_err(of_sampling)?;
         let seed = request.sampling.seed;
         Ok((request, AnswerBuilder { seed, ..builder }))
     }
 
-    /// Returns the field that names the text, the tokens of a session's history before its context, and the
-    /// tokens of the text.
-    async fn read(
-        &mut self,
-        serving: &Serving,
-        scope: &Scope,
-    ) -> Result<(&'static str, usize, Vec<u32>), ApiError> {
+    /// Returns the text.
+    async fn read(&mut self, serving: &Serving, scope: &Scope) -> Result<Context, ApiError> {
+        let whole = |field, tokens| Context {
+            field,
+            earlier: Arc::default(),
+            tokens,
+        };
         match (self.text.take(), self.tokens.take(), &self.session_id) {
             (Some(text), None, None) => {
                 let tokens = tokenize_prompt(&scope.admission, &serving.tokenizer, text);
-                Ok(("text", 0, tokens.await?))
+                Ok(whole("text", tokens.await?))
             }
-            (None, Some(tokens), None) => Ok(("tokens", 0, tokens)),
+            (None, Some(tokens), None) => Ok(whole("tokens", tokens)),
             (None, None, Some(name)) => {
                 let key = scope.session_key(name)?;
                 let session = serving.sessions.get(&key).await?;
                 let window = serving.info.spec.context_length;
                 let start = context_start(session.tokens.len(), window);
-                let context = session.tokens.get(start..).unwrap_or_default();
-                Ok(("session_id", start, context.to_vec()))
+                let (earlier, tokens) = session.tokens.split_at(start.min(session.tokens.len()));
+                Ok(Context {
+                    field: "session_id",
+                    earlier: earlier.into(),
+                    tokens: tokens.to_vec(),
+                })
             }
             (text, tokens, session) => {
                 let given = [text.is_some(), tokens.is_some(), session.is_some()];
@@ -301,11 +319,12 @@ impl InspectBody {
         }
     }
 
-    /// Returns what to show at these positions of a text of `length` tokens.
+    /// Returns what to show at these positions of a text of `length` tokens after `earlier` ones.
     fn wanted(
         &self,
         rows: Range<usize>,
         length: usize,
+        earlier: Arc<[u32]>,
         spec: &ModelSpec,
     ) -> Result<InspectionWanted, ApiError> {
         let is_last = rows.end == length;
@@ -331,7 +350,10 @@ impl InspectBody {
             neurons: self.shows(InspectStage::Mlp).then_some(neurons),
             lens: self.shows(InspectStage::Lens).then_some(lens),
             logits: is_last && self.shows(InspectStage::Logits),
-            sampling: (is_last && self.shows(InspectStage::Sampling)).then_some(n),
+            sampling: (is_last && self.shows(InspectStage::Sampling)).then_some(SamplingWanted {
+                sampled: n,
+                earlier,
+            }),
             rows,
         })
     }
@@ -354,7 +376,7 @@ impl InspectBody {
             qkv: field.qkv.unwrap_or(false),
         };
         let count = wanted.layers.len() * wanted.heads.len();
-        if wanted.map && count > MAX_MAPS {
+        if self.shows(InspectStage::Attention) && wanted.map && count > MAX_MAPS {
             return Err(ApiError::invalid(
                 "attention.form",
                 format!(
@@ -448,32 +470,45 @@ fn numbers(
     Ok(Some(numbers))
 }
 
+/// Calls a field of sampling by its place in the body.
+fn of_sampling(refusal: InvalidRequest) -> InvalidRequest {
+    if refusal.field.starts_with("logit_bias") {
+        let field = format!("sampling.{}", refusal.field);
+        refusal.renamed(field)
+    } else {
+        refusal
+    }
+}
+
 impl SamplingField {
     /// Checks the fields and adds them to a draft.
     fn into_draft(self, draft: RequestDraft, limits: &Limits) -> Result<RequestDraft, ApiError> {
         let penalty = |field, given| number(field, given, -2.0..=2.0);
+        let biases = self.logit_bias.unwrap_or_default().checked();
         Ok(RequestDraft {
             sampling: SamplingOverrides {
                 temperature: number(
-                    "temperature",
+                    "sampling.temperature",
                     self.temperature,
                     0.0..=limits.max_temperature,
                 )?,
-                top_k: at_least("top_k", self.top_k, 0)?,
-                top_p: above_zero("top_p", self.top_p, 1.0)?,
-                min_p: number("min_p", self.min_p, 0.0..=1.0)?,
-                typical_p: above_zero("typical_p", self.typical_p, 1.0)?,
+                top_k: at_least("sampling.top_k", self.top_k, 0)?,
+                top_p: above_zero("sampling.top_p", self.top_p, 1.0)?,
+                min_p: number("sampling.min_p", self.min_p, 0.0..=1.0)?,
+                typical_p: above_zero("sampling.typical_p", self.typical_p, 1.0)?,
                 repetition_penalty: above_zero(
-                    "repetition_penalty",
+                    "sampling.repetition_penalty",
                     self.repetition_penalty,
                     limits.max_repetition_penalty,
                 )?,
                 max_new_tokens: Some(0),
                 ..SamplingOverrides::default()
             },
-            presence_penalty: penalty("presence_penalty", self.presence_penalty)?.unwrap_or(0.0),
-            frequency_penalty: penalty("frequency_penalty", self.frequency_penalty)?.unwrap_or(0.0),
-            logit_bias: self.logit_bias.unwrap_or_default().checked()?,
+            presence_penalty: penalty("sampling.presence_penalty", self.presence_penalty)?
+                .unwrap_or(0.0),
+            frequency_penalty: penalty("sampling.frequency_penalty", self.frequency_penalty)?
+                .unwrap_or(0.0),
+            logit_bias: biases.map_err(of_sampling)?,
             seed: self.seed,
             ..draft
         })

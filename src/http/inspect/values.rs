@@ -41,9 +41,12 @@ pub(in crate::http) struct Matrix {
 }
 
 impl Encoding {
-    /// Encodes numbers with 11 bits of precision, enough to draw them; as JSON with all digits.
+    /// Encodes numbers with 11 bits of precision, enough to draw them; as JSON with all digits, and exactly if
+    /// one is beyond the range of 16-bit floats.
     pub(super) fn half(self, numbers: Vec<f32>) -> Values {
+        let fits = |x: &f32| f16::from_f32(*x).is_finite() || !x.is_finite();
         match self {
+            Self::Base64 if !numbers.iter().all(fits) => self.exact(numbers),
             Self::Base64 => {
                 let halves = numbers.iter().map(|&x| f16::from_f32(x).to_le_bytes());
                 let bytes: Vec<u8> = halves.flatten().collect();
@@ -91,6 +94,11 @@ mod tests {
         assert_eq!(
             json(Encoding::Base64.exact(numbers())),
             r#"{"f32":"AACAPwAAAL8="}"#
+        );
+        // 65504 is the greatest 16-bit float: 00 50 c3 47 is 100,000.
+        assert_eq!(
+            json(Encoding::Base64.half(vec![1e5])),
+            r#"{"f32":"AFDDRw=="}"#
         );
         assert_eq!(json(Encoding::Json.half(vec![0.1])), r#"{"values":[0.1]}"#);
         let matrix = Matrix::new(1, 2, Encoding::Json.exact(numbers()));
