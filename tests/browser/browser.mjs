@@ -25,7 +25,7 @@ export async function open(browser, url, { theme = 'light', size = 'desktop', pa
   const context = await browser.newContext({
     ...SIZES[size],
     colorScheme: theme,
-    reducedMotion: 'reduce',
+    reducedMotion: options.reducedMotion ?? 'reduce',
     permissions: ['clipboard-read', 'clipboard-write'],
     // axe is not the page's: the policy would refuse it.
     bypassCSP: options.bypassCSP ?? false,

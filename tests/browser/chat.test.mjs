@@ -27,11 +27,12 @@ test('a model with a template answers, and knows what was said before', async (t
       asked.push(request.postDataJSON().messages.map(({ role }) => role));
     }
   });
+  await page.fill('#seed', '7');
   await page.click('button:has-text("New chat")');
   for (const [message, turns] of [['Who lived in the tower?', 2], ['And then?', 4]]) {
     await page.fill('#message', message);
     await page.keyboard.press('Enter');
-    await page.waitForSelector(`.turn:nth-child(${turns}) .tk:nth-child(5)`);
+    await page.waitForSelector(`.turn:nth-child(${turns}) .tk`, { state: 'attached' });
     await page.waitForSelector('.bar .pri:has-text("Send")');
   }
   assert.deepEqual(asked, [['user'], ['user', 'assistant', 'user']]);

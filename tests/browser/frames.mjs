@@ -103,7 +103,7 @@ try {
   report(
     'a text of 512 tokens is looked into, a row a frame',
     await frames(browser, page, async () => {
-      await page.locator('.tokb[aria-pressed=true]').focus();
+      await page.locator('.tokb[aria-selected=true]').focus();
       for (let i = 0; i < 60; i++) {
         await page.keyboard.press('ArrowUp');
         await page.waitForTimeout(16);

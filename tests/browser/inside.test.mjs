@@ -134,3 +134,72 @@ test('a token of the text leads to its inside', async () => {
   assert.equal(await page.locator('.tokb').count(), 15);
   assertClean();
 });
+
+test('the layers of what is new appear one after the other, unless motion is unwanted', async () => {
+  const { page, context, assertClean } = await open(browser, server.url, { path: '/#inside', reducedMotion: 'no-preference' });
+  await page.waitForSelector('.threads path');
+  const moving = () =>
+    page.$$eval('.veil', (veils) =>
+      veils.map(getComputedStyle).map(({ animationName, animationDelay }) => `${animationName} ${animationDelay}`),
+    );
+  await page.fill('.field', 'A wolf');
+  await page.waitForSelector('.tokb:has-text("wolf")');
+  await page.waitForSelector('.veil', { state: 'attached' });
+  assert.deepEqual(await moving(), ['0s', '0.06s', '0.12s', '0.18s', '0.24s', '0.3s'].map((delay) => `unveil ${delay}`));
+  const heights = () => page.$$eval('.veil', (veils) => veils.map((veil) => parseFloat(veil.style.height)));
+  // A step adds one row, and only that one is new.
+  await page.click('.take');
+  await page.waitForSelector('.tokb[data-row="2"]');
+  assert.deepEqual(new Set(await heights()), new Set([33]));
+  await page.emulateMedia({ reducedMotion: 'reduce' });
+  await page.fill('.field', 'A fox and a hare');
+  await page.waitForSelector('.tokb:has-text("hare")');
+  assert.match((await moving())[5], /^none /);
+  assert.equal(await page.$eval('.veil', (veil) => getComputedStyle(veil).opacity), '0');
+  assertClean();
+  await context.close();
+});
+
+test('tokens are there before a slow model has computed their inside', async () => {
+  const { page, assertClean } = await open(browser, server.url, { path: '/#server' });
+  let release;
+  const held = new Promise((done) => (release = done));
+  await page.route('**/v1/inspect', async (route) => {
+    await held;
+    await route.continue();
+  });
+  await page.click('a[href="#inside"]');
+  await page.waitForSelector('.tokb:has-text("three")');
+  assert.equal(await page.locator('.cell').count(), 0);
+  assert.equal(await page.getAttribute('.loom', 'aria-busy'), 'true');
+  assert.match(await page.textContent('.draw'), /The model is reading the text/);
+  await page.click('#tab-lens');
+  await page.keyboard.press('ArrowUp');
+  release();
+  await page.waitForSelector('.cell');
+  assert.equal(await page.getAttribute('.loom', 'aria-busy'), 'false');
+  await page.click('#tab-attention');
+  await page.waitForSelector('.reading');
+  assertClean();
+});
+
+test('each picture is read aloud in a sentence', async () => {
+  const { page, assertClean } = await inside();
+  const reading = async (stage) => {
+    await page.click(`#tab-${stage}`);
+    await page.waitForSelector(`#tab-${stage}[aria-selected=true]`);
+    await page.waitForSelector('.pic .reading');
+    return (await page.textContent('.pic .reading')).replaceAll('\u00a0', ' ');
+  };
+  assert.match(
+    await reading('attention'),
+    /^Of all that “three” takes over in layer 5, 34 % comes from “king”, 30 % from “had” and 11 % from itself\.$/,
+  );
+  assert.match(await reading('embed'), /^The numbers of “three” are most like those of “four”, “two” and “\w+”: /);
+  assert.match(await reading('feedforward'), /^Strongest here is neuron \d+: it makes “.*” more likely\.$/);
+  assert.match(
+    await reading('lens'),
+    /^After layer 1 its guess is “hundred” with [\d.]+ %; from layer 4 on it is “sons”, at the end with 5\d %\.$/,
+  );
+  assertClean();
+});

@@ -29,6 +29,11 @@ async function branched(page) {
 export const STATES = {
   'write-empty': { go: async () => undefined },
   'write': { go: branched },
+  'write-scripts': {
+    go: async (page) => {
+      await write(page, { text: '<b>שלום</b> مرحبا 👩‍👩‍👧 夜' });
+    },
+  },
   'write-alternatives': {
     go: async (page) => {
       await write(page);
@@ -125,6 +130,24 @@ export const STATES = {
   'inside-tokenize': { path: '/#inside', go: (page) => stage(page, 'tokenize') },
   'inside-embed': { path: '/#inside', go: (page) => stage(page, 'embed') },
   'inside-attention': { path: '/#inside', go: look },
+  'inside-map': {
+    path: '/#inside',
+    go: async (page) => {
+      await look(page);
+      await page.click('.map >> nth=3');
+      await page.click('button:has-text("Full width")');
+      await page.waitForSelector('.mapgrid');
+    },
+  },
+  'inside-wide': {
+    only: 'desktop',
+    path: '/#inside',
+    go: async (page) => {
+      await stage(page, 'lens');
+      await page.click('button:has-text("Full width")');
+      await page.waitForSelector('dialog.full');
+    },
+  },
   'inside-feedforward': {
     path: '/#inside',
     go: async (page) => {

@@ -1,3 +1,4 @@
+import { deflateRawSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 
 import { EventParser } from '../src/api/sse';
@@ -88,10 +89,24 @@ describe('links', () => {
     expect(await decode(`#${fragment}`)).toEqual(shared);
   });
 
-  it('that are broken are none', async () => {
-    for (const fragment of ['', '#write', '#t=', '#t=AAAA', '#t=!']) {
+  it('are told from other fragments, and whole ones from broken ones', async () => {
+    for (const fragment of ['', '#write', '#server']) {
       expect(await decode(fragment)).toBeUndefined();
     }
+    for (const fragment of ['#t=', '#t=AAAA', '#t=!', '#t=%F0']) {
+      expect(await decode(fragment)).toBe('unreadable');
+    }
+  });
+
+  it('hold long texts, but none without measure', async () => {
+    const link = (length: number) => {
+      const prompt = Array.from({ length }, (_, i) => String.fromCharCode(33 + ((i * i) % 89))).join('');
+      return encode({ prompt, settings: {}, fingerprint: '' });
+    };
+    expect(await decode(await link(400_000))).toHaveProperty('prompt.length', 400_000);
+    expect(await decode(await encode({ prompt: 'a'.repeat(3 << 20), settings: {}, fingerprint: '' }))).not.toBe('unreadable');
+    const bomb = deflateRawSync(JSON.stringify({ prompt: 'a'.repeat(64 << 20) })).toString('base64url');
+    expect(await decode(`#t=${bomb}`)).toBe('unreadable');
   });
 });
 
@@ -100,7 +115,8 @@ describe('names of sessions', () => {
     for (const text of ['Once upon a time there was a king who had three', '“Who are you?”', '☃', 'Ärger']) {
       expect(sessionName(text)).toMatch(/^[A-Za-z0-9_.:@-]{1,128}$/);
     }
-    expect(sessionName('Once upon a time there was a king who had three')).toMatch(/^king-three-[0-9a-f]{3}$/);
+    expect(sessionName('Once upon a time there was a king who had three')).toMatch(/^king-three-[0-9a-f]{6}$/);
+    expect(sessionName('שלום')).toMatch(/^text-[0-9a-f]{6}$/);
     expect(branchName('a', (name) => name === 'a.2')).toBe('a.3');
   });
 });

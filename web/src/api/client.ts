@@ -22,6 +22,15 @@ export class ConnectionLost extends Error {
   }
 }
 
+/** Lets requests fail that only add to the page: the state of the connection says why. */
+export function quietly(work: Promise<unknown>): void {
+  work.catch((error: unknown) => {
+    if (!(error instanceof ApiError || error instanceof ConnectionLost)) {
+      throw error;
+    }
+  });
+}
+
 const KEY = 'skald.key';
 
 /** What is known of this tab's key. */

@@ -5,13 +5,15 @@ import { heads } from './geometry';
 import { attentionOf, type Look } from './inspection';
 import { drawMap } from './map';
 import { roleOf } from './roles';
+import { AttentionReading } from './Reading';
+import { MapGrid } from './MapGrid';
 import { choose, head, layer, more, openMap, row } from './state';
 
 /** Tokens of a long text that are shown around the ones that matter. */
 const MOST_TOKENS = 96;
 
 /** Where the token looks: the text itself, and a map of each head. */
-export function AttentionPicture({ look }: { look: Look }) {
+export function AttentionPicture({ look, wide = false }: { look: Look; wide?: boolean }) {
   void more.value;
   const weights = attentionOf(look, layer.value, head.value, row.value);
   const chosen = look.ids[row.value] ?? 0;
@@ -21,17 +23,30 @@ export function AttentionPicture({ look }: { look: Look }) {
         <span>
           <b class="strong">Layer {layer.value + 1}</b>,{' '}
           {head.value === null ? 'all heads together' : `head ${head.value + 1}`}: where{' '}
-          <b class="tokn">{shown(tokenText(chosen))}</b> looks
+          <bdi class="tokn">{shown(tokenText(chosen))}</bdi> looks
         </span>
         <HeadButtons />
       </div>
       {weights && <Text look={look} weights={weights} />}
-      <div class="maps">
-        {Array.from({ length: heads.value }, (_, each) => (
-          <HeadMap key={each} look={look} head={each} />
-        ))}
-      </div>
-      <p class="note">In the maps each row is a token and its darkness the square root of the weight.</p>
+      {weights && (
+        <AttentionReading ids={look.ids} weights={weights} row={row.value} layer={layer.value} head={head.value} />
+      )}
+      {wide && head.value !== null ? (
+        <MapGrid key={`${layer.value} ${head.value}`} look={look} layer={layer.value} head={head.value} />
+      ) : (
+        <>
+          <div class="maps">
+            {Array.from({ length: heads.value }, (_, each) => (
+              <HeadMap key={each} look={look} head={each} />
+            ))}
+          </div>
+          <p class="note">
+            A map is the whole text seen by one head: a row for each token and, in it, the tokens before; the darker, the
+            more it takes (as the square root, so that little can be seen). <b>rests</b>: on the first token. <b>one back</b>
+            : on the token before. <b>roams</b>: here and there.
+          </p>
+        </>
+      )}
     </>
   );
 }
@@ -113,7 +128,7 @@ function HeadMap({ look, head: each }: { look: Look; head: number }) {
         <b>{name}</b>
         {best >= 0 && weights && (
           <>
-            most from “{shown(tokenText(look.ids[best] ?? 0))}”, {percent(weights[best] ?? 0)}
+            most from “<bdi>{shown(tokenText(look.ids[best] ?? 0))}</bdi>”, {percent(weights[best] ?? 0)}
           </>
         )}
       </button>

@@ -1,6 +1,8 @@
+import type { ComponentChild } from 'preact';
 import { useState } from 'preact/hooks';
 import { copy } from '../lib/say';
 import { info } from '../shell/connection';
+import { Dialog } from '../shell/Dialog';
 import { AttentionPicture } from './AttentionPicture';
 import { EmbedPicture } from './EmbedPicture';
 import { FeedForwardPicture } from './FeedForwardPicture';
@@ -8,11 +10,11 @@ import type { Look } from './inspection';
 import { LensPicture } from './LensPicture';
 import { SamplingPicture } from './SamplingPicture';
 import { stageText } from './stages';
-import { more, stage, type Stage } from './state';
+import { more, stage, wide, type Stage } from './state';
 import { tableOf, toJson, toSql } from './table';
 import { TokenizePicture } from './TokenizePicture';
 
-const PICTURES: Record<Stage, (props: { look: Look }) => preact.ComponentChild> = {
+const PICTURES: Record<Stage, (props: { look: Look; wide?: boolean }) => ComponentChild> = {
   tokenize: TokenizePicture,
   embed: EmbedPicture,
   attention: AttentionPicture,
@@ -34,9 +36,19 @@ export function Detail({ look }: { look: Look }) {
         <Copies look={look} stage={stage.value} />
       </div>
       <div class="pic">
-        <Picture look={look} />
+        <button class="btn sm open" aria-haspopup="dialog" onClick={() => (wide.value = true)}>
+          Full width
+        </button>
+        {wide.value ? null : <Picture look={look} />}
         <AsTable key={stage.value} look={look} />
       </div>
+      {wide.value && (
+        <Dialog class="full" title={text.title} onClose={() => (wide.value = false)}>
+          <div class="pic">
+            <Picture look={look} wide />
+          </div>
+        </Dialog>
+      )}
     </div>
   );
 }

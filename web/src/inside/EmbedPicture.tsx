@@ -4,13 +4,14 @@ import { drawBars, grouped, limitOf } from './bars';
 import { Canvas } from './Canvas';
 import type { Look } from './inspection';
 import { sumOf } from './Loom';
+import { EmbedReading } from './Reading';
 import { row } from './state';
 
 /** Bars in one strip. */
 const MOST_BARS = 160;
 
 /** The token's numbers, its position's, and their sum. */
-export function EmbedPicture({ look }: { look: Look }) {
+export function EmbedPicture({ look, wide = false }: { look: Look; wide?: boolean }) {
   const i = row.value - look.from;
   const { wte, wpe, width } = look.embedding;
   const part = (of: Float32Array): Float32Array => of.subarray(i * width, (i + 1) * width);
@@ -34,8 +35,8 @@ export function EmbedPicture({ look }: { look: Look }) {
             <Canvas
               width={1000}
               height={96}
-              of={[look, i]}
-              draw={(canvas) => drawBars(canvas, grouped(numbers, MOST_BARS), limit)}
+              of={[look, i, wide]}
+              draw={(canvas) => drawBars(canvas, grouped(numbers, wide ? numbers.length : MOST_BARS), limit)}
             />
             <span class="num">length {norm.toFixed(1)}</span>
           </div>
@@ -48,6 +49,7 @@ export function EmbedPicture({ look }: { look: Look }) {
           </span>
         ))}
       </div>
+      <EmbedReading id={look.tokens[i]?.id ?? 0} nearest={look.nearest[i] ?? []} />
     </>
   );
 }

@@ -2,6 +2,7 @@ import { count, shown } from '../lib/format';
 import { label } from '../lib/vocabulary';
 import { info } from '../shell/connection';
 import type { Look } from './inspection';
+import { NeuronReading } from './Reading';
 import { innerOf } from './stages';
 import { layer, more, row } from './state';
 
@@ -42,6 +43,7 @@ export function FeedForwardPicture({ look }: { look: Look }) {
           </span>
         </div>
       ))}
+      {top[0] && <NeuronReading {...top[0]} />}
       <p class="note">Solid: the neuron fires. Hollow: it is held below zero. Right: the tokens it pushes towards.</p>
     </>
   );

@@ -1,6 +1,6 @@
 import { useEffect, useRef } from 'preact/hooks';
 import { isCommand } from '../shell/keyboard';
-import { info, link } from '../shell/connection';
+import { info, link, served } from '../shell/connection';
 import { allTokens, textBefore } from '../write/story';
 import { Detail } from './Detail';
 import { heads, layers } from './geometry';
@@ -13,6 +13,7 @@ import {
   head,
   layer,
   look,
+  lookAgain,
   lookAtText,
   lookAtTokens,
   row,
@@ -20,6 +21,7 @@ import {
   step,
   takeWanted,
   trouble,
+  wide,
 } from './state';
 
 const EXAMPLE = 'Once upon a time there was a king who had three';
@@ -55,9 +57,13 @@ function key(event: KeyboardEvent): void {
 export function Inside() {
   useEffect(() => {
     addEventListener('keydown', key);
-    return () => removeEventListener('keydown', key);
+    return () => {
+      removeEventListener('keydown', key);
+      wide.value = false;
+    };
   }, []);
   const isKnown = info.value !== null && link.value !== 'lost';
+  const model = served.value;
   useEffect(() => {
     if (!isKnown) {
       return;
@@ -69,7 +75,9 @@ export function Inside() {
     }
     if (wanted) {
       lookAtTokens(wanted.text, wanted.tokens);
-    } else if (!look.peek()) {
+    } else if (look.peek()) {
+      lookAgain();
+    } else {
       const tokens = allTokens();
       if (tokens.length > 0) {
         lookAtTokens(
@@ -80,13 +88,14 @@ export function Inside() {
         lookAtText(EXAMPLE);
       }
     }
-  }, [isKnown]);
+  }, [isKnown, model]);
   const now = look.value;
   return (
     <section class="view inside" aria-label="Look inside">
       <h1 class="vh">Look inside</h1>
       <div class="work">
         <Ask />
+        <Guide />
         {trouble.value && <p class="refusal">{trouble.value}</p>}
         <StageTabs />
         {now && (
@@ -102,6 +111,17 @@ export function Inside() {
 }
 
 let timer: ReturnType<typeof setTimeout> | undefined;
+
+/** How the grid is read. */
+function Guide() {
+  const count = layers.value;
+  return (
+    <p class="note guide">
+      Each row is a token, a word or a piece of one: it becomes numbers, then passes through {count > 0 ? count : 'all'}{' '}
+      layers; each blue cell is what the model would write next.
+    </p>
+  );
+}
 
 /** The text that is looked into. */
 function Ask() {
@@ -126,6 +146,7 @@ function Ask() {
         class="field"
         rows={1}
         spellcheck={false}
+        dir="auto"
         aria-label="Text to look into"
         value={text}
         onInput={(event) => edit(event.currentTarget.value)}

@@ -2,6 +2,7 @@ import { percent, shown } from '../lib/format';
 import { label } from '../lib/vocabulary';
 import { phone } from '../shell/phone';
 import type { Look, Scored } from './inspection';
+import { LensReading } from './Reading';
 import { row } from './state';
 
 /** Lines in one picture. */
@@ -78,6 +79,10 @@ export function LensPicture({ look }: { look: Look }) {
         ))}
         <Labels lines={lines} x={x} right={right + 10} />
       </svg>
+      <LensReading tops={states.flatMap((top) => top.slice(0, 1))} />
+      <p class="note">
+        Only the last layer was trained to answer. The others’ guesses are read in the same way, without correction.
+      </p>
     </>
   );
 }

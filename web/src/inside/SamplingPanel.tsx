@@ -1,4 +1,5 @@
 import { useEffect } from 'preact/hooks';
+import { quietly } from '../api/client';
 import { count, percent } from '../lib/format';
 import { settings, type Name } from '../lib/settings';
 import { label } from '../lib/vocabulary';
@@ -7,7 +8,7 @@ import { phone } from '../shell/phone';
 import { SettingRow } from '../write/Settings';
 import { Copies } from './Detail';
 import type { Look } from './inspection';
-import { choose, drawn, learnCandidates, sampled, step } from './state';
+import { busy, choose, drawn, learnCandidates, sampled, step } from './state';
 
 const SHOWN: readonly Name[] = ['temperature', 'topP', 'topK', 'minP', 'typicalP', 'repetitionPenalty'];
 /** A token is named in the strip from this share on. */
@@ -16,7 +17,7 @@ const NAMED = 0.11;
 /** The next token: what the settings leave of the model's distribution, and what the random number picks. */
 export function SamplingPanel({ look }: { look: Look | null }) {
   const now = drawn.value;
-  useEffect(() => void learnCandidates(), [now]);
+  useEffect(() => quietly(learnCandidates()), [now]);
   return (
     <aside class="draw" aria-label="The next token">
       <div class="hd h">6 Sampling</div>
@@ -29,7 +30,11 @@ export function SamplingPanel({ look }: { look: Look | null }) {
         </>
       ) : (
         <p class="note">
-          {look ? 'The next token follows the last one: show the last tokens.' : 'Write a text to look into.'}
+          {busy.value
+            ? 'The model is reading the text …'
+            : look
+              ? 'The next token follows the last one: show the last tokens.'
+              : 'Write a text to look into.'}
         </p>
       )}
       <div class="sets">
@@ -39,7 +44,7 @@ export function SamplingPanel({ look }: { look: Look | null }) {
       </div>
       {look && (
         <div class="cp">
-          <button class="btn sm" onClick={() => choose({ stage: 'sampling' })}>
+          <button class="btn sm" onClick={stepByStep}>
             Step by step
           </button>
           <Copies look={look} stage="sampling" short />
@@ -47,6 +52,16 @@ export function SamplingPanel({ look }: { look: Look | null }) {
       )}
     </aside>
   );
+}
+
+/** Shows how many tokens each setting leaves, which on a phone is further up. */
+function stepByStep(): void {
+  choose({ stage: 'sampling' });
+  if (phone.peek()) {
+    const detail = document.getElementById('stage');
+    detail?.scrollIntoView({ block: 'start' });
+    detail?.focus({ preventScroll: true });
+  }
 }
 
 function Candidates({ now }: { now: Draw }) {
@@ -126,6 +141,11 @@ function Strip({ now }: { now: Draw }) {
           ))}
         {now.u !== undefined && <i style={{ '--u': `${100 * now.u}%` }} />}
       </div>
+      {now.u !== undefined && (
+        <p class="note">
+          Each token left has a part as wide as its probability; the random number points at one.
+        </p>
+      )}
       <button class="btn pri take" onClick={step}>
         Add “{label(now.token)}” and go on
       </button>

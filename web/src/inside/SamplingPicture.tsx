@@ -3,6 +3,7 @@ import { settingOf, settings, type Name } from '../lib/settings';
 import { label } from '../lib/vocabulary';
 import type { Filter } from '../sampler/sampler';
 import type { Look } from './inspection';
+import { SamplingReading } from './Reading';
 import { drawn } from './state';
 
 const NAMES: Record<Filter, Name> = { 'top-k': 'topK', 'top-p': 'topP', 'min-p': 'minP', 'typical-p': 'typicalP' };
@@ -43,6 +44,7 @@ function stepsOf(look: Look): Step[] {
 /** How many tokens each setting leaves. */
 export function SamplingPicture({ look }: { look: Look }) {
   const steps = stepsOf(look);
+  const now = drawn.value;
   const scale = Math.log((steps[0]?.left ?? 1) + 1);
   return (
     <>
@@ -62,6 +64,14 @@ export function SamplingPicture({ look }: { look: Look }) {
           </div>
         ))}
       </div>
+      {now && (
+        <SamplingReading
+          all={now.model.length}
+          left={now.left.size}
+          token={now.token}
+          random={now.u !== undefined}
+        />
+      )}
     </>
   );
 }

@@ -2,7 +2,7 @@
 
 import { post } from '../api/client';
 import { textOf } from '../lib/format';
-import { learn, teach } from '../lib/vocabulary';
+import { learn, teach, tokenText } from '../lib/vocabulary';
 import { numbers, tokenBytes, type Values } from './values';
 
 /** A token id and a number: a probability or a cosine. */
@@ -67,6 +67,8 @@ export interface Look {
   ids: number[];
   from: number;
   to: number;
+  /** The first token that was not there before. */
+  fresh: number;
   tokens: InspectedToken[];
   /** Numbers per token; empty where there are too many to send for all rows. */
   embedding: { wte: Float32Array; wpe: Float32Array; width: number };
@@ -154,6 +156,7 @@ export async function lookAt(
     ids: [...ids],
     from,
     to: end,
+    fresh: from,
     tokens,
     embedding: {
       wte: wte ? numbers(wte) : new Float32Array(),
@@ -165,6 +168,28 @@ export async function lookAt(
     lens,
     logits: logitsOf(wire, model.vocab_size),
     attention,
+    neurons: new Map(),
+  };
+}
+
+/** Returns what can be shown of a text whose inside is not known yet: its tokens. */
+export async function outline(ids: readonly number[], end: number): Promise<Look> {
+  const from = Math.max(0, end - PAGE);
+  const shown = ids.slice(from, end);
+  await learn(shown);
+  return {
+    fingerprint: '',
+    ids: [...ids],
+    from,
+    to: end,
+    fresh: from,
+    tokens: shown.map((id) => ({ id, text: tokenText(id), merges: [] })),
+    embedding: { wte: new Float32Array(), wpe: new Float32Array(), width: 0 },
+    norms: { wte: [], wpe: [], sum: [] },
+    nearest: [],
+    lens: [],
+    logits: new Float32Array(),
+    attention: new Map(),
     neurons: new Map(),
   };
 }

@@ -19,6 +19,10 @@ function inWords(n: number): string {
   return WORDS[n] ?? count(n);
 }
 
+function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
 /** Returns the number of neurons in each layer. */
 export function innerOf(model: Info['model']): number {
   return model.n_inner ?? 4 * model.n_embd;
@@ -31,7 +35,7 @@ export const STAGES: readonly StageText[] = [
     short: 'text to tokens',
     title: 'Text becomes tokens',
     sentences: () =>
-      'The model does not read letters or words. It reads tokens: common pieces of text, built by joining the most frequent pair of neighbours again and again.',
+      'The model reads neither letters nor words but tokens: pieces of text that are common enough to have a number. They were made by joining the most frequent pair of neighbours, again and again, beginning with single letters.',
   },
   {
     id: 'embed',
@@ -39,7 +43,7 @@ export const STAGES: readonly StageText[] = [
     short: '',
     title: 'Tokens become lists of numbers',
     sentences: (model) =>
-      `Each token is looked up in a table that turns it into ${count(model.n_embd)} numbers; tokens used in similar ways have similar numbers. A second list of numbers for its position is added, because otherwise the model could not tell first from last.`,
+      `A model can only calculate, so each token is looked up in a table that turns it into ${count(model.n_embd)} numbers; tokens used in similar ways have similar numbers. A second list of numbers, for its place in the text, is added, because otherwise the model could not tell first from last.`,
   },
   {
     id: 'attention',
@@ -47,7 +51,7 @@ export const STAGES: readonly StageText[] = [
     short: 'tokens look back',
     title: 'Tokens look back',
     sentences: (model) =>
-      `Each token looks back at the tokens before it and copies information from the ones that matter: the thicker the thread, the more. Each layer has ${inWords(model.n_head)} heads that look for different things; a head that finds nothing rests on the first token.`,
+      `A word alone says little, so in every layer each token looks back at those before it and takes over something from the ones that matter to it: the thicker the thread, the more. ${capital(inWords(model.n_head))} heads look for different things, side by side; one that finds nothing rests on the first token.`,
   },
   {
     id: 'feedforward',
@@ -55,7 +59,7 @@ export const STAGES: readonly StageText[] = [
     short: 'neurons fire',
     title: 'Neurons fire',
     sentences: (model) =>
-      `In every layer, ${count(innerOf(model))} small detectors called neurons check each token’s numbers for learned patterns. Most stay quiet; the ones that fire push the prediction towards certain tokens.`,
+      `After looking back, each token is worked on alone: in every layer, ${count(innerOf(model))} small detectors called neurons check its numbers for patterns that they have learned. Most stay quiet; those that fire push the guess towards certain tokens.`,
   },
   {
     id: 'lens',
@@ -63,7 +67,7 @@ export const STAGES: readonly StageText[] = [
     short: 'its guess so far',
     title: 'Its guess so far',
     sentences: () =>
-      'After each layer the page asks: if the model had to answer now, which token would come next? Read a row from left to right to watch the model make up its mind.',
+      'After each layer the page asks: if the model had to answer now, which token would come next? Read a row from left to right and watch the model make up its mind.',
   },
   {
     id: 'sampling',
@@ -71,7 +75,7 @@ export const STAGES: readonly StageText[] = [
     short: '',
     title: 'One token is sampled',
     sentences: (model) =>
-      `The last token’s numbers become a score for each of the ${count(model.vocab_size)} tokens the model knows. The settings remove unlikely tokens, and a random number, fixed by the seed, picks one of the rest.`,
+      `What the last layer has made of the last token becomes a score for each of the ${count(model.vocab_size)} tokens that the model knows. The settings remove unlikely tokens, and a random number, fixed by the seed, picks one of the rest.`,
   },
 ];
 

@@ -1,13 +1,14 @@
 /** What is looked at: a text, a row, a layer, a head and a stage. */
 
 import { computed, signal } from '@preact/signals';
-import { ApiError, ConnectionLost, post } from '../api/client';
+import { ApiError, ConnectionLost, post, quietly } from '../api/client';
 import { samplerSettings, settings } from '../lib/settings';
 import { learn, tokenText } from '../lib/vocabulary';
 import { say } from '../lib/say';
 import { draw } from '../sampler/sampler';
-import { info } from '../shell/connection';
-import { lookAt, PAGE, readMap, readNeurons, readRow, type Look } from './inspection';
+import { closesOnBack } from '../shell/back';
+import { info, served } from '../shell/connection';
+import { lookAt, outline, PAGE, readMap, readNeurons, readRow, type Look } from './inspection';
 
 export type Stage = 'tokenize' | 'embed' | 'attention' | 'feedforward' | 'lens' | 'sampling';
 
@@ -17,6 +18,17 @@ export const look = signal<Look | null>(null);
 /** Grows when more is known of the same text. */
 export const more = signal(0);
 export const trouble = signal('');
+/** Whether the server is computing what the text's tokens are waiting for. */
+export const busy = signal(false);
+/** Whether the picture is open to the page's full width. */
+export const wide = signal(false);
+closesOnBack(
+  'picture',
+  () => wide.value,
+  () => {
+    wide.value = false;
+  },
+);
 export const stage = signal<Stage>('attention');
 /** The row that is pointed out, counted from the beginning of the text. */
 export const row = signal(0);
@@ -29,7 +41,16 @@ export const sampled = signal(0);
 /** How long a row is pointed out before what is not known of it is asked for, in milliseconds. */
 const REST = 60;
 
+/** How long the inside of a text may take before its tokens are shown without it, in milliseconds. */
+const PATIENCE = 150;
+
 let ids: number[] = [];
+/** Whether the text in the field is not the one of `ids`. */
+let isTyped = false;
+/** Whether something was asked for that the server did not answer. */
+let isMissing = false;
+/** The model that was looked into. */
+let lookedInto = '';
 /** The work in progress: on the text, and on what is pointed out in it. The latest of each counts. */
 const working: { text?: AbortController; details?: AbortController } = {};
 let wanted: { text: string; tokens: number[] } | null = null;
@@ -62,14 +83,20 @@ async function guarded(on: keyof typeof working, work: (abort: AbortSignal) => P
   try {
     await work(controller.signal);
     trouble.value = '';
+    isMissing = false;
   } catch (error) {
     if (controller.signal.aborted) {
       return;
     }
+    isMissing = error instanceof ConnectionLost || (error instanceof ApiError && error.status === 401);
     if (error instanceof ApiError) {
       trouble.value = error.message;
     } else if (!(error instanceof ConnectionLost)) {
       throw error;
+    }
+  } finally {
+    if (on === 'text' && !controller.signal.aborted) {
+      busy.value = false;
     }
   }
 }
@@ -79,7 +106,24 @@ async function show(end: number, chosen: number, signal: AbortSignal): Promise<v
   if (!model) {
     return;
   }
-  const next = await lookAt(ids, end, model, signal);
+  const before = look.peek();
+  busy.value = true;
+  const outlined = setTimeout(() => {
+    // A text that only grows stays as it is until more is known.
+    if (!before || commonLength(before, ids) < before.ids.length) {
+      const bared = outline(ids, end).then((bare) => {
+        if (busy.peek() && !signal.aborted) {
+          row.value = bare.to - 1;
+          look.value = bare;
+        }
+      });
+      quietly(bared);
+    }
+  }, PATIENCE);
+  const next = await lookAt(ids, end, model, signal).finally(() => clearTimeout(outlined));
+  next.fresh = Math.max(next.from, commonLength(before, next.ids));
+  busy.value = false;
+  lookedInto = served.peek();
   layer.value = Math.min(layer.peek(), model.n_layer - 1);
   row.value = Math.max(next.from, Math.min(next.to - 1, chosen));
   look.value = next;
@@ -89,11 +133,17 @@ async function show(end: number, chosen: number, signal: AbortSignal): Promise<v
   }
 }
 
+/** Returns how many tokens two texts begin with in common, as far as the first was looked into. */
+function commonLength(before: Look | null, now: readonly number[]): number {
+  const same = before === null || before.lens.length === 0 ? 0 : now.findIndex((id, i) => id !== before.ids[i]);
+  return same < 0 ? now.length : same;
+}
+
 /** Reads what the row, the layer and the stage need. */
 async function readDetails(signal: AbortSignal): Promise<void> {
   const now = look.peek();
   const model = info.peek()?.model;
-  if (!now || !model) {
+  if (!now || !model || now.lens.length === 0) {
     return;
   }
   await readRow(now, row.peek(), model.n_layer, signal);
@@ -106,10 +156,12 @@ async function readDetails(signal: AbortSignal): Promise<void> {
 /** Looks at a text as typed. */
 export function lookAtText(text: string): void {
   field.value = text;
+  isTyped = true;
   void guarded('text', async (signal) => {
     const answer = await post<{ tokens: number[] }>('/tokenize', { content: text }, signal);
     const context = info.peek()?.model.n_positions ?? answer.tokens.length;
     ids = answer.tokens.slice(-context);
+    isTyped = false;
     sampled.value = 0;
     if (ids.length > 0) {
       await show(ids.length, ids.length - 1, signal);
@@ -124,8 +176,20 @@ export function lookAtTokens(text: string, tokens: readonly number[]): void {
   field.value = text;
   const context = info.peek()?.model.n_positions ?? tokens.length;
   ids = tokens.slice(-context);
+  isTyped = false;
   sampled.value = 0;
   void guarded('text', (signal) => show(ids.length, ids.length - 1, signal));
+}
+
+/** Asks again for what a server that was away did not answer, and for all of it if the model is another one. */
+export function lookAgain(): void {
+  const isOther = lookedInto !== '' && lookedInto !== served.peek();
+  if (isTyped || isOther) {
+    lookAtText(field.peek());
+  } else if (isMissing) {
+    void guarded('text', (signal) => show(look.peek()?.to ?? ids.length, row.peek(), signal));
+  }
+  isMissing = false;
 }
 
 /** Adds the token that was sampled, and looks again. */

@@ -126,13 +126,14 @@ export const defaults = signal<Settings>({
 /** Longest seed, in digits: a number of JavaScript has no more. */
 export const SEED_DIGITS = 15;
 
-/** Returns those settings of a link or a store that can be settings. */
+/** Returns those settings of a link or a store that can be settings, each within its range. */
 function valid(values: Partial<Record<keyof Settings, unknown>>): Partial<Settings> {
   const checked: Partial<Settings> = {};
-  for (const { name, min, max } of SETTINGS) {
+  for (const { name, min, max, step } of SETTINGS) {
     const value = values[name];
     if (typeof value === 'number' && Number.isFinite(value)) {
-      checked[name] = Math.min(max, Math.max(min, value));
+      // Those that count something are whole.
+      checked[name] = Math.min(max, Math.max(min, step === 1 ? Math.round(value) : value));
     }
   }
   const { seed } = values;
@@ -144,7 +145,7 @@ function valid(values: Partial<Record<keyof Settings, unknown>>): Partial<Settin
 
 function kept(): Partial<Settings> {
   try {
-    return valid(JSON.parse(recall('tab', KEPT) ?? '{}') as Partial<Settings>);
+    return valid((JSON.parse(recall('tab', KEPT) ?? '{}') ?? {}) as Partial<Settings>);
   } catch {
     return {};
   }

@@ -1,8 +1,8 @@
 /** The texts of token ids, asked for once each. */
 
-import { signal } from '@preact/signals';
+import { effect, signal } from '@preact/signals';
 import { post } from '../api/client';
-import { info, isTeller } from '../shell/connection';
+import { info, isTeller, served } from '../shell/connection';
 import { shown } from './format';
 
 interface Detokenized {
@@ -13,6 +13,16 @@ const texts = new Map<number, string>();
 
 /** Grows when texts have arrived. */
 const known = signal(0);
+
+let of = '';
+effect(() => {
+  // Another model has other tokens.
+  if (of !== '' && served.value !== of) {
+    texts.clear();
+    known.value = known.peek() + 1;
+  }
+  of = served.value;
+});
 
 async function detokenize(tokens: number[]): Promise<string> {
   return (await post<Detokenized>('/detokenize', { tokens })).content;

@@ -141,7 +141,7 @@ export const CHARTS: readonly Described[] = [
       ticks: scale(Math.max(1, samples.at(-1)?.blocks ?? 1)),
       tickText: (value) => count(Math.round(value)),
       areas: [
-        { points: line(samples, (sample) => sample.used + sample.cached), fill: 0.12 },
+        { points: line(samples, (sample) => sample.used + sample.cached), fill: 0.12, name: 'cached' },
         { points: line(samples, (sample) => sample.used), fill: 0.9 },
       ],
       dots: [],
@@ -175,7 +175,7 @@ export const CHARTS: readonly Described[] = [
   times(
     'between',
     'Time between tokens',
-    'How long each further token takes. Each dot is a token, of many a part.',
+    'How long each further token takes. Dots are a sample of tokens.',
     (sample) => sample.between,
     [0.3, 1, 3, 10, 30],
   ),

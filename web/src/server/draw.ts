@@ -11,6 +11,8 @@ export interface Area {
   points: Point[];
   /** How dark the area under the line is, 0 to 1. */
   fill: number;
+  /** Written into the area where it is high enough. */
+  name?: string;
 }
 
 export interface Chart {
@@ -76,7 +78,7 @@ function drawScale(context: CanvasRenderingContext2D, chart: Chart, width: numbe
 
 function drawArea(
   context: CanvasRenderingContext2D,
-  { points, fill }: Area,
+  { points, fill, name }: Area,
   x: (time: number) => number,
   y: (value: number) => number,
   bottom: number,
@@ -98,6 +100,12 @@ function drawArea(
     context.fillStyle = token('--ink');
     context.fill();
     context.globalAlpha = 1;
+    if (name !== undefined && bottom - y(last.value) > 20 && x(last.time) - x(first.time) > 60) {
+      context.fillStyle = token('--ink-2');
+      context.textAlign = 'right';
+      context.fillText(name, x(last.time) - 8, bottom - 10);
+      context.textAlign = 'left';
+    }
   }
 }
 

@@ -3,13 +3,14 @@ import { useEffect, useRef } from 'preact/hooks';
 
 interface Props {
   title: string;
+  class?: string;
   /** Missing where there is nothing behind the dialog to go back to. */
   onClose?: () => void;
   children: ComponentChildren;
 }
 
 /** A modal dialog: keeps the focus, and gives it back. */
-export function Dialog({ title, onClose, children }: Props) {
+export function Dialog({ title, class: extra = '', onClose, children }: Props) {
   const element = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     const before = document.activeElement;
@@ -23,7 +24,7 @@ export function Dialog({ title, onClose, children }: Props) {
   return (
     <dialog
       ref={element}
-      class="dialog"
+      class={`dialog ${extra}`}
       aria-label={title}
       onCancel={(event) => {
         event.preventDefault();

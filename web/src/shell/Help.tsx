@@ -8,6 +8,7 @@ const KEYS = [
   ['← →', 'in the text', 'previous, next token with its alternatives'],
   ['↵ then ↑ ↓ ↵, or 1 to 5', 'on a token', 'into the alternatives, branch'],
   ['↑ ↓, ← →', 'Look inside', 'token, layer'],
+  ['Home, End, Page ↑ ↓', 'in the grid', 'first, last layer; ten tokens up, down'],
   ['0, 1 to 9', 'Look inside', 'all heads, one head'],
   ['.', 'Look inside', 'step one token'],
   ['?', 'anywhere', 'this table'],

@@ -11,8 +11,14 @@ export function KeyPrompt() {
   }
   const use = (event: Event): void => {
     event.preventDefault();
-    setKey(key.trim());
-    void connect();
+    const typed = key.trim();
+    // Nothing else can be in a header: the browser would not even ask.
+    if (/^[\x21-\x7e]+$/.test(typed)) {
+      setKey(typed);
+      void connect();
+    } else {
+      keyState.value = 'refused';
+    }
   };
   return (
     <Dialog title="This server needs an API key">

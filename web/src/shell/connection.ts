@@ -20,6 +20,12 @@ export const link = signal<'connecting' | 'ready' | 'loading' | 'lost' | 'back'>
 /** Seconds to the next try. */
 export const nextTry = signal(0);
 
+/** Names the model that is served: whether texts of tokens and what was seen inside are still those of the model. */
+export const served = computed(() => {
+  const model = info.value?.model;
+  return model ? `${model.id} ${model.fingerprint} ${model.vocab_size}` : '';
+});
+
 /** Grows each time another process answers than before. */
 export const restarts = signal(0);
 
@@ -97,7 +103,7 @@ export function watch(): void {
   whenLost(lost);
   void connect();
   setInterval(() => {
-    if (document.visibilityState === 'visible' && link.peek() === 'ready') {
+    if (document.visibilityState === 'visible' && (link.peek() === 'ready' || link.peek() === 'back')) {
       fetch('/readyz', { cache: 'no-store' }).catch(lost);
     }
   }, HEARTBEAT);

@@ -1,6 +1,7 @@
 /** Which view is shown: the address's fragment. */
 
 import { signal } from '@preact/signals';
+import { sheet } from './phone';
 
 export const VIEWS = [
   { id: 'write', name: 'Write' },
@@ -22,5 +23,6 @@ export function go(to: View): void {
 }
 
 addEventListener('hashchange', () => {
+  sheet.value = null;
   view.value = current();
 });

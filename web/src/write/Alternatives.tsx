@@ -157,7 +157,7 @@ function Head({ token }: { token: Token }) {
   return (
     <>
       <div class="ph">
-        <span class="w">{shown(textOf(token.bytes))}</span>
+        <bdi class="w">{shown(textOf(token.bytes))}</bdi>
         {token.logprob !== undefined && (
           <span class="r" title="The model’s own probability, before temperature and the other settings.">
             <b>{percent(Math.exp(token.logprob))}</b>
@@ -169,7 +169,9 @@ function Head({ token }: { token: Token }) {
           'The first token of a text has no probability.'
         ) : (
           <>
-            <b>{bits.toFixed(1)} bits</b>, {surprise(bits)}.{' '}
+            <b title="Surprise in bits: 0 for what is certain, one more each time the probability is half of that.">
+              {bits.toFixed(1)} bits
+            </b>, {surprise(bits)}.{' '}
             {rank >= 0 && rank < 5 ? `Choice ${rank + 1} of ${count(vocabulary)}.` : 'Not among the first five.'}
           </>
         )}

@@ -1,4 +1,5 @@
 import { useEffect } from 'preact/hooks';
+import { quietly } from '../api/client';
 import { percent } from '../lib/format';
 import { label, learn } from '../lib/vocabulary';
 import { firsts, inOrder, readFirsts, treeOf, type Branch, type Tree } from './branches';
@@ -16,12 +17,12 @@ export function BranchTree() {
   const leaves = tree?.branches.map(({ id, length }) => `${id} ${length}`).join();
   useEffect(() => {
     if (tree && tree.branches.length > 1) {
-      void readFirsts(tree);
+      quietly(readFirsts(tree));
     }
   }, [leaves]);
   const ids = [...firsts.value.values()].map(({ id }) => id).join();
   useEffect(() => {
-    void learn([...firsts.value.values()].map(({ id }) => id));
+    quietly(learn([...firsts.value.values()].map(({ id }) => id)));
   }, [ids]);
   if (!tree) {
     return null;

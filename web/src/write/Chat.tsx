@@ -44,6 +44,7 @@ export function Chat() {
         </label>
         <textarea
           id="message"
+        dir="auto"
           rows={1}
           placeholder="Write a message"
           value={message}

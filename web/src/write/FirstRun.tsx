@@ -22,7 +22,8 @@ export function FirstRun() {
   const model = info.value?.model;
   const tells = isTeller.value;
   const examples = tells ? TALES : TEXTS;
-  const differs = arrived.value && model && arrived.value.fingerprint !== model.fingerprint;
+  const link = arrived.value;
+  const differs = link !== null && link !== 'unreadable' && model && link.fingerprint !== model.fingerprint;
   return (
     <div class="sheet">
       <div class="empty">
@@ -32,11 +33,13 @@ export function FirstRun() {
           {model && `has ${inWords(model.parameters, 0)} parameters, `}
           {tells && 'was trained on fairy tales, '}and runs on this server. Nothing you write is sent anywhere else.
         </p>
-        {arrived.value && (
+        {link && (
           <p class="lead">
-            {differs
-              ? 'This link was made with another model or another version of the server: the result will differ.'
-              : 'The text, the settings and the seed are those of the link: Begin gives the same result.'}
+            {link === 'unreadable'
+              ? 'This link can’t be read. It may have been cut off when it was copied.'
+              : differs
+                ? 'This link was made with another model or another version of the server: the result will differ.'
+                : 'The text, the settings and the seed are those of the link: Begin gives the same result.'}
           </p>
         )}
         <label class="vh" for="first">
@@ -45,6 +48,7 @@ export function FirstRun() {
         <textarea
           id="first"
           ref={field}
+          dir="auto"
           placeholder={tells ? 'Once upon a time…' : 'The three most important things…'}
           value={draft.value}
           onInput={(event) => (draft.value = event.currentTarget.value)}

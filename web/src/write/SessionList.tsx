@@ -40,7 +40,7 @@ export function SessionList() {
               {...(root.id === current ? { 'aria-current': 'true' as const } : {})}
               onClick={leave(() => void open(root.id))}
             >
-              <div class="w">{texts.value.get(root.id) ?? root.id}</div>
+              <div class="w" dir="auto">{texts.value.get(root.id) ?? root.id}</div>
               <div class="m">
                 {branches.some((branch) => branch.busy)
                   ? 'writing …'

@@ -95,7 +95,10 @@ function Branches() {
         {tree && <span class="note">{counted(tree.branches.length, 'branch', 'branches')}</span>}
       </div>
       <BranchTree />
-      <p class="note why">To branch, choose another token in the text.</p>
+      <p class="note why">
+        Choose a token, a word or a piece of one, to see what else could stand there. Choose another, and the text goes on
+        from it as a branch.
+      </p>
     </section>
   );
 }
@@ -110,7 +113,7 @@ function DeskHead() {
       <span class="window">
         <i style={{ '--v': `${used}%` }} />
         <span>
-          {count(length.value)} of {count(context)} tokens
+          {context > 0 ? `${count(length.value)} of ${count(context)} tokens` : ''}
         </span>
       </span>
       <span class="sp" />
@@ -133,7 +136,7 @@ function DeskHead() {
 
 function Legend() {
   return (
-    <span class="legend">
+    <span class="legend" title="How likely the model found each token: the thicker the line, the less it expected it.">
       <span>expected</span>
       <svg width="86" height="12" aria-hidden="true">
         <defs>

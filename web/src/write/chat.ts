@@ -3,7 +3,7 @@
 import { computed, effect, signal } from '@preact/signals';
 import { ApiError, ConnectionLost, read, send } from '../api/client';
 import { EventParser } from '../api/sse';
-import type { ChatChunk } from '../api/types';
+import type { ChatChunk, ErrorBody } from '../api/types';
 import { say } from '../lib/say';
 import { samplingFields, settings } from '../lib/settings';
 import { recall, remember } from '../lib/storage';
@@ -34,7 +34,8 @@ let abort: AbortController | undefined;
 
 function kept(): Turn[] {
   try {
-    return JSON.parse(recall('tab', KEPT) ?? '[]') as Turn[];
+    const turns: unknown = JSON.parse(recall('tab', KEPT) ?? '[]');
+    return Array.isArray(turns) ? (turns as Turn[]) : [];
   } catch {
     return [];
   }
@@ -62,13 +63,19 @@ export async function ask(text: string): Promise<void> {
   refused.value = '';
   say('Generating');
   let frame = 0;
+  const decoder = new TextDecoder();
   const parser = new EventParser((data) => {
     if (data === '[DONE]') {
       return;
     }
-    const event = JSON.parse(data) as ChatChunk;
-    for (const { token, logprob } of event.choices[0]?.logprobs?.content ?? []) {
-      answer.tokens.push({ text: token, logprob });
+    const event = JSON.parse(data) as ChatChunk & ErrorBody;
+    if (typeof event.error === 'object') {
+      refused.value = event.error.message ?? 'The generation failed.';
+      return;
+    }
+    for (const { bytes, logprob } of event.choices[0]?.logprobs?.content ?? []) {
+      // A character may be of several tokens.
+      answer.tokens.push({ text: decoder.decode(Uint8Array.from(bytes), { stream: true }), logprob });
     }
     frame ||= requestAnimationFrame(() => {
       frame = 0;

@@ -48,7 +48,10 @@ export class Painter {
       const text = this.decoder.decode(token.bytes, { stream: true });
       if (!this.paragraph || this.newlines >= 2) {
         this.paragraph = document.createElement('p');
-        if (this.spans.length === 0 && /^\p{L}/u.test(text)) {
+        // Each runs as its first letter does.
+        this.paragraph.dir = 'auto';
+        // Letters of other scripts are joined, or as wide as they are high.
+        if (this.spans.length === 0 && /^[\p{Script=Latin}\p{Script=Greek}\p{Script=Cyrillic}]/u.test(text)) {
           this.paragraph.className = 'drop';
         }
         this.newlines = 0;

@@ -15,7 +15,8 @@ const MOST = 200;
 
 function all(): [string, Start][] {
   try {
-    return JSON.parse(recall('browser', KEPT) ?? '[]') as [string, Start][];
+    const kept: unknown = JSON.parse(recall('browser', KEPT) ?? '[]');
+    return Array.isArray(kept) ? (kept as [string, Start][]) : [];
   } catch {
     return [];
   }

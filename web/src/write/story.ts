@@ -5,8 +5,9 @@ import { ApiError, ConnectionLost, post } from '../api/client';
 import { generate, score } from '../api/completions';
 import { forkSession, getSession, rewindSession } from '../api/sessions';
 import type { Alternative, Token } from '../api/token';
+import type { Session } from '../api/types';
 import { textOf } from '../lib/format';
-import { say } from '../lib/say';
+import { say, show } from '../lib/say';
 import { change, newSeed, samplingFields, settings } from '../lib/settings';
 import { branchName, sessionName } from '../lib/slug';
 import { forget, recall, remember } from '../lib/storage';
@@ -48,6 +49,17 @@ let start = 0;
 /** Whether the server's history may be another than the page's. */
 let unsure = false;
 let abort: AbortController | undefined;
+/** Grows with each wish: one that is still waiting for the server when the next comes gives up. */
+let wishes = 0;
+/** Whether the page waits for something that is needed before it can generate. */
+let prepares = false;
+
+/** Begins to wait for the server; returns whether the wish still counts. */
+function waiting(toGenerate: boolean): () => boolean {
+  const wish = ++wishes;
+  prepares = toGenerate;
+  return () => wish === wishes;
+}
 
 export function allTokens(): readonly Token[] {
   return tokens;
@@ -86,6 +98,8 @@ function become(id: string | null, next: Token[], from: number, prompt: number):
 /** Leaves the text for an empty page. */
 export function newText(): void {
   stop();
+  waiting(false);
+  draft.value = '';
   become(null, [], 0, 0);
   speed.value = null;
   phase.value = 'empty';
@@ -99,15 +113,15 @@ function draw(): void {
     return;
   }
   frame = true;
-  const show = (): void => {
+  const update = (): void => {
     frame = false;
     length.value = tokens.length;
   };
   // A tab in the background gets no frames.
   if (document.hidden) {
-    setTimeout(show, 100);
+    setTimeout(update, 100);
   } else {
-    requestAnimationFrame(show);
+    requestAnimationFrame(update);
   }
 }
 
@@ -171,13 +185,17 @@ async function write({ id, prompt, echoed = 0, length: wanted }: Request): Promi
     if (error instanceof ConnectionLost) {
       finish('cut', 'The connection was lost. The text up to here is kept.');
     } else if (error instanceof ApiError) {
+      if (tokens.length === 0) {
+        // The server has no session of it; its text is still in the field.
+        become(null, [], 0, 0);
+      }
       refusal.value = error.message;
       finish('done', error.message);
     } else {
       throw error;
     }
   }
-  await (phase.peek() === 'cut' ? refreshSessions() : refreshUntil(id, tokens.length));
+  await (phase.peek() === 'cut' || tokens.length === 0 ? refreshSessions() : refreshUntil(id, tokens.length));
 }
 
 function finish(as: Phase, message: string): void {
@@ -198,6 +216,9 @@ export function stop(): void {
     finish('done', `Stopped. ${tokens.length} tokens.`);
     stopped.abort();
     void refreshSessions();
+  } else if (prepares && phase.peek() === 'loading') {
+    waiting(false);
+    phase.value = tokens.length === 0 ? 'empty' : 'done';
   }
 }
 
@@ -206,32 +227,55 @@ export async function begin(text: string): Promise<void> {
   if (phase.peek() !== 'empty') {
     return;
   }
+  const counts = waiting(true);
   phase.value = 'loading';
   draft.value = text;
   try {
-    const id = sessionName(text);
     const { tokens: ids } = await post<{ tokens: number[] }>('/tokenize', { content: text });
+    if (!counts()) {
+      return;
+    }
+    let id = sessionName(text);
+    while (isTaken(id)) {
+      id = sessionName(text);
+    }
     become(id, [], ids.length, ids.length);
     unsure = false;
     await write({ id, prompt: ids.length > 0 ? ids : text, echoed: ids.length });
-    draft.value = '';
+    if (counts() && tokens.length > 0) {
+      draft.value = '';
+    }
   } catch (error) {
-    refuse(error);
+    if (counts()) {
+      refuse(error);
+    }
   }
 }
 
-/** Makes the server's history what the page shows; returns the tokens that it lacks. */
-async function reconcile(id: string): Promise<number[]> {
+/** Returns a session once nothing is written in it, or after a while as it is. */
+async function settledSession(id: string): Promise<Session> {
+  let found = await getSession(id);
+  for (let tries = 0; found.busy && tries < 40; tries++) {
+    await new Promise((done) => setTimeout(done, 50));
+    found = await getSession(id);
+  }
+  return found;
+}
+
+/**
+ * Returns the tokens that the server's history lacks. What it has beyond the page's is removed where the page broke
+ * off its reading, and else was written elsewhere: `changed`.
+ */
+async function reconcile(id: string): Promise<number[] | 'changed'> {
   const ours = tokens.map((token) => token.id);
   try {
-    let theirs = await getSession(id);
-    for (let tries = 0; theirs.busy && tries < 40; tries++) {
-      await new Promise((done) => setTimeout(done, 50));
-      theirs = await getSession(id);
-    }
+    const theirs = await settledSession(id);
     const differs = theirs.tokens.findIndex((token, i) => token !== ours[i]);
     const common = differs < 0 ? theirs.tokens.length : differs;
     if (common < theirs.tokens.length) {
+      if (!unsure) {
+        return 'changed';
+      }
       await rewindSession(id, theirs.tokens.length - common);
     }
     return ours.slice(common);
@@ -246,13 +290,22 @@ async function reconcile(id: string): Promise<number[]> {
 /** Goes on at the end of the text. */
 export async function proceed(): Promise<void> {
   const id = session.peek();
-  if (id === null || phase.peek() === 'streaming') {
+  if (id === null || phase.peek() === 'streaming' || phase.peek() === 'loading') {
     return;
   }
   const rest = phase.peek() === 'cut' ? settings.peek().length - (tokens.length - start) : 0;
+  const counts = waiting(true);
   phase.value = 'loading';
   try {
-    const missing = unsure ? await reconcile(id) : [];
+    const missing = await reconcile(id);
+    if (!counts()) {
+      return;
+    }
+    if (missing === 'changed') {
+      await open(id);
+      show('This text went on elsewhere. Here it is as it is now.');
+      return;
+    }
     unsure = false;
     if (rest <= 0) {
       start = tokens.length;
@@ -260,7 +313,9 @@ export async function proceed(): Promise<void> {
     }
     await write({ id, ...(missing.length > 0 ? { prompt: missing } : {}), ...(rest > 0 ? { length: rest } : {}) });
   } catch (error) {
-    refuse(error);
+    if (counts()) {
+      refuse(error);
+    }
   }
 }
 
@@ -282,10 +337,14 @@ async function branchOff(at: number, token?: Token): Promise<void> {
     return;
   }
   stop();
+  const counts = waiting(true);
   phase.value = 'loading';
   try {
     if (unsure) {
       const missing = await reconcile(from);
+      if (!counts()) {
+        return;
+      }
       unsure = missing.length > 0;
     }
     const id = branchName(rootOf(from), isTaken);
@@ -296,11 +355,16 @@ async function branchOff(at: number, token?: Token): Promise<void> {
       prompt.unshift(...kept.map((each) => each.id));
     } else {
       await forkSession(from, id, at);
+      if (!counts()) {
+        return;
+      }
     }
     become(id, token ? [...kept, token] : kept, at, Math.min(given.peek(), at));
     await write({ id, ...(prompt.length > 0 ? { prompt } : {}) });
   } catch (error) {
-    refuse(error);
+    if (counts()) {
+      refuse(error);
+    }
   }
 }
 
@@ -310,9 +374,14 @@ export async function branch(at: number, alternative: Alternative): Promise<void
   if (!replaced || replaced.id === alternative.id) {
     return;
   }
-  const there = await branchAt(session.peek(), at, alternative.id);
-  if (there !== undefined) {
-    await open(there);
+  try {
+    const there = await branchAt(session.peek(), at, alternative.id);
+    if (there !== undefined) {
+      await open(there);
+      return;
+    }
+  } catch (error) {
+    refuse(error);
     return;
   }
   await branchOff(at, { ...alternative, top: replaced.top });
@@ -327,24 +396,32 @@ export async function retry(): Promise<void> {
 /** Shows a session of the server. */
 export async function open(id: string): Promise<void> {
   stop();
+  const counts = waiting(false);
   const before = phase.peek();
   if (session.peek() !== id || before !== 'cut') {
     phase.value = 'loading';
   }
   try {
-    const found = await getSession(id);
+    const found = await settledSession(id);
     const window = info.peek()?.model.n_positions ?? 1024;
     const scored: Token[] = [];
     // The model sees no more than its context at once.
     for (let first = 0; first < found.tokens.length; first += window) {
       scored.push(...(await score(found.tokens.slice(first, first + window))));
     }
+    if (!counts()) {
+      return;
+    }
     const { prompt, from } = startOf(id);
     become(id, scored, from, prompt);
+    draft.value = '';
     unsure = false;
     speed.value = null;
     phase.value = 'done';
   } catch (error) {
+    if (!counts()) {
+      return;
+    }
     if (error instanceof ApiError && error.status === 404) {
       newText();
     } else {
