@@ -457,3 +457,37 @@ test('a text of nothing, of spaces and of one token can be looked into', async (
   }
   assertClean();
 });
+
+test('at no width is a control cut off, and a low window opens at its top', async () => {
+  const { page, assertClean } = await open(browser, server.url);
+  await write(page);
+  for (const [width, height] of [[1440, 900], [1280, 720], [1181, 800], [1180, 800], [1024, 768], [844, 390], [761, 700]]) {
+    await page.setViewportSize({ width, height });
+    await page.waitForTimeout(150);
+    const cut = await page.$$eval('.deskhead, .bar, .top', (parts) =>
+      parts.flatMap((part) => {
+        const { left, right } = part.getBoundingClientRect();
+        return [...part.querySelectorAll('button, a, .speed, .live')]
+          .filter((each) => each.checkVisibility())
+          .filter((each) => {
+            const box = each.getBoundingClientRect();
+            const clip = each.closest('.seg')?.getBoundingClientRect() ?? box;
+            return box.left < left || box.right > right + 0.5 || box.right > clip.right + 0.5;
+          })
+          .map((each) => each.textContent);
+      }),
+    );
+    assert.deepEqual(cut, [], `${width} pixels wide`);
+  }
+  await page.setViewportSize({ width: 844, height: 390 });
+  await page.click('a[href="#inside"]');
+  await page.waitForSelector('.threads path');
+  const { top } = await page.$eval('.field', (field) => field.getBoundingClientRect().toJSON());
+  assert.ok(top > 56, `the field is at ${top}`);
+  // The last token is in view within the grid.
+  const [token, grid] = await page.$$eval('.tokb[aria-selected=true], .loomwrap', (all) =>
+    all.map((each) => each.getBoundingClientRect().bottom).sort((a, b) => a - b),
+  );
+  assert.ok(token <= grid + 1);
+  assertClean();
+});

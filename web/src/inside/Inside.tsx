@@ -41,6 +41,7 @@ function key(event: KeyboardEvent): void {
   if (down !== 0) {
     event.preventDefault();
     choose({ row: Math.max(now.from, clamp(row.peek() + down, now.to)) });
+    document.querySelector('.tokb[aria-selected=true]')?.scrollIntoView({ block: 'nearest' });
   } else if (right !== 0) {
     event.preventDefault();
     choose({ layer: clamp(layer.peek() + right, layers.peek()) });

@@ -25,6 +25,19 @@ export function Loom({ look }: { look: Look }) {
     }
   }, [look.ids.length === 0, layers.value]);
   const keys = useGrid(grid, look);
+  useEffect(
+    () =>
+      effect(() => {
+        // Within the grid only: what is above it stays in view.
+        const top = rowY(of, row.value - look.from);
+        const scroller = wrap.current;
+        if (scroller) {
+          const low = top + of.row - scroller.clientHeight;
+          scroller.scrollTop = Math.max(low, Math.min(top - of.head, scroller.scrollTop));
+        }
+      }),
+    [look, of],
+  );
   return (
     <>
       {look.from > 0 && (
@@ -186,11 +199,7 @@ function TokenHead({ look, i, of }: RowProps) {
   useEffect(
     () =>
       effect(() => {
-        const isChosen = row.value === position;
-        element.current?.setAttribute('aria-selected', String(isChosen));
-        if (isChosen) {
-          element.current?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
-        }
+        element.current?.setAttribute('aria-selected', String(row.value === position));
       }),
     [position],
   );
@@ -207,7 +216,7 @@ function TokenHead({ look, i, of }: RowProps) {
     >
       <span class="i">{position + 1}</span>
       <bdi class="w">{shown(text)}</bdi>
-      {of.merge > 0 && text.length <= 7 && <span class="id">{id}</span>}
+      {of.merge > 0 && text.length + String(position + 1).length <= 9 && <span class="id">{id}</span>}
     </span>
   );
 }
