@@ -150,14 +150,12 @@ impl TokenizerConfig {
     }
 
     /// Returns the token that begins a text: `Some(None)` if the file says that there is none.
-    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
     pub fn bos_token(&self) -> Option<Option<&str>> {
         self.bos_token.text()
     }
 
     /// Returns the token that ends a text: `Some(None)` if the file says that there is none.
-    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
     pub fn eos_token(&self) -> Option<Option<&str>> {
         self.eos_token.text()
@@ -223,7 +221,7 @@ mod tests {
             r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "bos_token": "<b>"}"#,
         );
         assert_eq!(several.chat_template(), Some("d"));
-        assert_eq!(several.bos_token(), Some("<b>"));
+        assert_eq!(several.bos_token(), Some(Some("<b>")));
         let other = config(r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert_eq!(other.chat_template(), None);
         assert_eq!(config("{}").chat_template(), None);

@@ -26,7 +26,7 @@ pub mod spec;
 pub mod stage;
 pub mod trial;
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
 use self::architecture::{Architecture, Ends};
 use self::batch::{Batch, Outputs};

@@ -154,7 +154,9 @@ impl Model {
             for (&output, weights) in outputs.iter().zip(weights.chunks_exact_mut(inner)) {
                 if let Some(factors) = post_norm {
                     let factor = factors[output as usize];
-                    weights.iter_mut().for_each(|weight| *weight *= factor);
+                    for weight in &mut *weights {
+                        *weight *= factor;
+                    }
                 }
                 take(output as usize, weights);
             }
@@ -169,7 +171,7 @@ impl Model {
     pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
         let BlockParts { attention, mlp, .. } = self.block(block)?;
         let bytes = |linears: Vec<&dyn crate::backend::Linear>| -> usize {
-            linears.into_iter().map(|linear| linear.bytes()).sum()
+            linears.into_iter().map(crate::backend::Linear::bytes).sum()
         };
         Ok((bytes(attention), bytes(mlp)))
     }

@@ -55,6 +55,7 @@ pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialErr
         }],
         logits_rows: all.clone(),
         hidden_rows: all,
+        ..Batch::default()
     };
     let kv = model.kv_cache(kv_dtype, 1)?;
     let outputs = model.forward(batch, &kv)?;

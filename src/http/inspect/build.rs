@@ -102,7 +102,8 @@ impl AnswerBuilder {
             logits: found.logits.map(|logits| self::logits(logits, encoding)),
             sampling: found
                 .sampling
-                .map(|trace| sampling(trace, self.seed, self.wanted.sampling.unwrap_or(0))),
+                .zip(self.wanted.sampling)
+                .map(|(trace, wanted)| sampling(trace, self.seed, wanted.sampled)),
             cost: found.costs.into_iter().map(cost).collect(),
             id: self.id,
         }

@@ -50,7 +50,7 @@ impl LayerKv {
 struct Part {
     head: usize,
     /// The task writes the blocks whose number is this, modulo `parts`.
-    part: usize,
+    index: usize,
     parts: usize,
 }
 
@@ -111,7 +111,7 @@ impl Write<'_> {
         let write = |task: usize| {
             let part = Part {
                 head: task / parts,
-                part: task % parts,
+                index: task % parts,
                 parts,
             };
             write_head(best(), self, qkv, part, &cache);
@@ -160,7 +160,7 @@ fn write_head<T, const PER_WORD: usize>(
     let place = |block: usize| (block * heads + head) * 2 * half;
     let slots = write.spans.written_slots();
     let mut slots = slots
-        .filter(|&(_, block, _)| block % part.parts == part.part)
+        .filter(|&(_, block, _)| block % part.parts == part.index)
         .peekable();
     while let Some((row, block, slot)) = slots.next() {
         if let Some(&(_, next, slot)) = slots.peek().filter(|next| next.1 != block) {

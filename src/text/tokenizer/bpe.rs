@@ -235,15 +235,15 @@ impl Bpe {
         loop {
             let pairs = ids.windows(2).enumerate().filter_map(|(at, pair)| {
                 let [left, right] = pair else { return None };
-                let (rank, merged) = self.rank(*left, *right);
-                (rank != NEVER).then_some((rank, at, merged))
+                let (rank, joined) = self.rank(*left, *right);
+                (rank != NEVER).then_some((rank, at, joined))
             });
-            let Some((rank, at, merged)) = pairs.min() else {
+            let Some((rank, at, joined)) = pairs.min() else {
                 return merges;
             };
             ids.remove(at + 1);
             if let Some(left) = ids.get_mut(at) {
-                *left = merged;
+                *left = joined;
             }
             merges.push(Merge {
                 rank,

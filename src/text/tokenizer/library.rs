@@ -148,8 +148,8 @@ pub(super) fn spelled(
     /// A token before another one.
     const BEFORE: &str = "a";
     let decode = |tokens: Vec<String>| {
-        let decoded = decoder.decode(tokens);
-        decoded.map_err(|error| format!("its decoder failed: {error}"))
+        let text = decoder.decode(tokens);
+        text.map_err(|error| format!("its decoder failed: {error}"))
     };
     let before = decode(vec![BEFORE.to_owned()])?;
     let (mut tokens, mut first) = (ByteStrings::default(), ByteStrings::default());
@@ -176,6 +176,6 @@ pub(super) fn spelled(
 /// Returns whether the decoder writes `<0xNN>` as a byte.
 fn is_fallback(decoder: &DecoderWrapper, byte: u8) -> bool {
     let name = format!("<0x{byte:02X}>");
-    let decoded = decoder.decode(vec![name.clone()]);
-    decoded.is_ok_and(|text| !text.contains(&name))
+    let text = decoder.decode(vec![name.clone()]);
+    text.is_ok_and(|text| !text.contains(&name))
 }

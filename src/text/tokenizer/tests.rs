@@ -242,9 +242,10 @@ fn word_pieces_are_shown_as_their_decoder_shows_them() {
 fn unigrams_are_shown_as_their_decoder_shows_them() {
     let metaspace =
         r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}"#;
-    let bytes: String = (0..=255)
+    let bytes: Vec<String> = (0..=255)
         .map(|byte| format!(r#", ["<0x{byte:02X}>", -20.0]"#))
         .collect();
+    let bytes = bytes.concat();
     let json = format!(
         r#"{{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {metaspace},
         "post_processor": null,
