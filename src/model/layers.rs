@@ -112,7 +112,9 @@ impl Vocabulary {
                 .map_err(candle_core::Error::wrap)?,
         }
         if self.embedding_scale != 1.0 {
-            x.iter_mut().for_each(|x| *x *= self.embedding_scale);
+            for x in x {
+                *x *= self.embedding_scale;
+            }
         }
         Ok(())
     }

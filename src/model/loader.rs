@@ -116,7 +116,9 @@ impl Loader<'_> {
     pub fn norm_weights_plus_one(&self, name: &str, width: usize) -> Result<Vec<f32>> {
         let mut weight = self.values(&format!("{name}.weight"), &[width])?;
         if !self.files.checkpoint.norms_include_one() {
-            weight.iter_mut().for_each(|weight| *weight += 1.0);
+            for weight in &mut weight {
+                *weight += 1.0;
+            }
         }
         Ok(weight)
     }

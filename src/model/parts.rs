@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::Model;
 use super::architecture::BlockParts;
 use super::layers::extend_with_row;
+use crate::backend::Linear;
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::rows;
 
@@ -154,7 +155,9 @@ impl Model {
             for (&output, weights) in outputs.iter().zip(weights.chunks_exact_mut(inner)) {
                 if let Some(factors) = post_norm {
                     let factor = factors[output as usize];
-                    weights.iter_mut().for_each(|weight| *weight *= factor);
+                    for weight in &mut *weights {
+                        *weight *= factor;
+                    }
                 }
                 take(output as usize, weights);
             }
@@ -168,9 +171,8 @@ impl Model {
     /// If there is no such block.
     pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
         let BlockParts { attention, mlp, .. } = self.block(block)?;
-        let bytes = |linears: Vec<&dyn crate::backend::Linear>| -> usize {
-            linears.into_iter().map(|linear| linear.bytes()).sum()
-        };
+        let bytes =
+            |linears: Vec<&dyn Linear>| -> usize { linears.into_iter().map(Linear::bytes).sum() };
         Ok((bytes(attention), bytes(mlp)))
     }
 
