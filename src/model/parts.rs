@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::Model;
 use super::architecture::BlockParts;
 use super::layers::extend_with_row;
+use crate::backend::Linear;
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::rows;
 
@@ -170,9 +171,8 @@ impl Model {
     /// If there is no such block.
     pub fn block_bytes(&self, block: usize) -> Result<(usize, usize)> {
         let BlockParts { attention, mlp, .. } = self.block(block)?;
-        let bytes = |linears: Vec<&dyn crate::backend::Linear>| -> usize {
-            linears.into_iter().map(crate::backend::Linear::bytes).sum()
-        };
+        let bytes =
+            |linears: Vec<&dyn Linear>| -> usize { linears.into_iter().map(Linear::bytes).sum() };
         Ok((bytes(attention), bytes(mlp)))
     }
 

@@ -13,7 +13,7 @@ use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelConfig, ModelFiles};
 use skald::engine::{self, EngineConfig, TokenEvent};
 use skald::kernels::attention::weights;
-use skald::kernels::kv::{KvDtype, SequenceSpan};
+use skald::kernels::kv::{KvCache, KvDtype, SequenceSpan};
 use skald::kernels::linear::WeightDtype;
 use skald::kernels::{Isa, Pool};
 use skald::model::Model;
@@ -214,104 +214,149 @@ fn the_spec_is_the_checkpoints() {
     }
 }
 
-/// What a neuron writes, the lens and the embeddings are parts of the pass: together they give its stages.
-#[test]
-fn the_parts_of_every_architecture_add_up_to_its_pass() {
-    let two = NonZeroUsize::new(2).expect("not zero");
-    for (name, _) in CHECKPOINTS {
+/// A pass over 20 tokens, more than a window, and what it reported.
+struct Observed {
+    name: &'static str,
+    model: Model,
+    ids: Vec<u32>,
+    kv: KvCache,
+    stages: Vec<(Stage, Tensor)>,
+}
+
+impl Observed {
+    fn of(name: &'static str) -> Self {
+        let two = NonZeroUsize::new(2).expect("not zero");
         let backend = CpuBackend::new(two, WeightDtype::F32);
         let model = Model::load(&files(name), &backend).expect("the model loads");
-        let spec = model.spec().clone();
         let ids: Vec<u32> = (0..20).map(|i| (i * 37 + 5) % 512).collect();
         let kv = model.kv_cache(KvDtype::F32, 2).expect("a cache");
-        let mut stages: Vec<(Stage, Tensor)> = Vec::new();
+        let mut stages = Vec::new();
         let observe = &mut |stage, x: &Tensor| {
             stages.push((stage, x.clone()));
             Ok(())
         };
         let pass = model.forward_observed(whole(&ids), &kv, observe);
         pass.expect("a pass");
-        let stage = |wanted: Stage| {
-            let found = stages.iter().find(|(stage, _)| *stage == wanted);
-            found.expect("the stage").1.clone()
-        };
-        let values = |x: &Tensor| {
-            x.flatten_all()
-                .expect("flat")
-                .to_vec1::<f32>()
-                .expect("f32")
-        };
+        Self {
+            name,
+            model,
+            ids,
+            kv,
+            stages,
+        }
+    }
 
-        let embeddings = model.token_embeddings(&ids).expect("embeddings");
-        assert_eq!(embeddings, values(&stage(Stage::Residual(0))), "{name}");
+    fn stage(&self, wanted: Stage) -> &Tensor {
+        let found = self.stages.iter().find(|(stage, _)| *stage == wanted);
+        &found.expect("the stage").1
+    }
+
+    fn rows(&self, stage: Stage) -> Vec<Vec<f32>> {
+        self.stage(stage).to_vec2().expect("rows of f32")
+    }
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    let flat = x.flatten_all().expect("flat");
+    flat.to_vec1().expect("f32")
+}
+
+#[test]
+fn embeddings_and_lens_are_the_ends_of_every_architectures_pass() {
+    for (name, _) in CHECKPOINTS {
+        let pass = Observed::of(name);
+        let (model, spec) = (&pass.model, pass.model.spec());
+        let embeddings = model.token_embeddings(&pass.ids).expect("embeddings");
+        assert_eq!(embeddings, values(pass.stage(Stage::Residual(0))), "{name}");
         assert!(model.position_embeddings(&[0]).expect("none").is_none());
-        assert_eq!(stage(Stage::Qkv(0)).dims(), [20, spec.qkv_width()]);
 
         // The last state read off is the logits of a plain pass.
         let batch = Batch {
             logits_rows: (0..20).collect(),
-            ..whole(&ids)
+            ..whole(&pass.ids)
         };
-        let logits = model.forward(batch, &kv).expect("a pass").logits;
-        let read = model.read_off(&stage(Stage::Residual(spec.layers)));
+        let logits = model.forward(batch, &pass.kv).expect("a pass").logits;
+        let read = model.read_off(pass.stage(Stage::Residual(spec.layers)));
         assert_eq!(values(&read.expect("logits")), values(&logits), "{name}");
-
-        // Attention's weights over the values are what it mixes, in sliding and in global layers.
-        for layer in 0..spec.layers {
-            let shape = model.attention_shape(layer).expect("a shape");
-            let qkv = stage(Stage::Qkv(layer)).to_vec2::<f32>().expect("rows");
-            let mixed = stage(Stage::Mixed(layer)).to_vec2::<f32>().expect("rows");
-            for head in 0..spec.heads {
-                let kept = kv.layer(layer).expect("a layer");
-                let keys = kept.keys(spec.kv_head(head), &[0, 1], ids.len());
-                let keys = keys.expect("keys");
-                for (n, row) in qkv.iter().enumerate() {
-                    let [query, ..] = spec.split_qkv(row, head);
-                    let seen = &keys[..(n + 1) * spec.head_width];
-                    let weights = weights(&shape, query, seen, KvDtype::F32);
-                    for d in 0..spec.head_width {
-                        let mix = weights.iter().zip(&qkv);
-                        let mix = mix.map(|(w, row)| w * spec.split_qkv(row, head)[2][d]);
-                        let (mix, found) = (mix.sum::<f32>(), mixed[n][head * spec.head_width + d]);
-                        assert!(
-                            (mix - found).abs() < 1e-3,
-                            "{name} {layer}: {mix} is not {found}"
-                        );
-                    }
-                }
-            }
-        }
-
-        // What the neurons write is what the network adds to the stream, but for a bias and, where a norm
-        // follows, a positive factor for each row.
-        let neurons: Vec<usize> = (0..spec.inner_width).collect();
-        let outputs = model.neuron_outputs(0, &neurons).expect("outputs");
-        let outputs = Tensor::new(outputs, &Device::Cpu).expect("a tensor");
-        let outputs = outputs.reshape((spec.inner_width, spec.hidden_width));
-        let written = stage(Stage::Neurons(0)).matmul(&outputs.expect("the shape"));
-        let written = written.expect("a product");
-        let added = (stage(Stage::Residual(1)) - stage(Stage::Attended(0))).expect("a difference");
-        let rows = written.to_vec2::<f32>().expect("rows");
-        for (written, added) in rows.iter().zip(added.to_vec2::<f32>().expect("rows")) {
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-            let cosine =
-                dot(written, &added) / (dot(written, written) * dot(&added, &added)).sqrt();
-            let least = if name == "llama-bias" { 0.9 } else { 0.999_99 };
-            assert!(cosine > least, "{name}: {cosine}");
-        }
-        let norms = model.neuron_norms(0).expect("norms");
-        assert_eq!(norms.len(), spec.inner_width);
 
         // An embedding's product with itself is the square of its norm.
         let row = Tensor::new(&embeddings[..spec.hidden_width], &Device::Cpu).expect("a row");
         let row = row.reshape((1, spec.hidden_width)).expect("a row");
         let products = values(&model.embedding_products(&row).expect("products"));
-        let norm = model.embedding_norms().expect("norms")[ids[0] as usize];
-        let own = products[ids[0] as usize];
-        assert!(
-            (own - norm * norm).abs() <= 1e-4 * own,
-            "{name}: {own} is not {norm}^2"
-        );
+        let own = products[pass.ids[0] as usize];
+        let norm = model.embedding_norms().expect("norms")[pass.ids[0] as usize];
+        let difference = (own - norm * norm).abs();
+        assert!(difference <= 1e-4 * own, "{name}: {own} is not {norm}^2");
+    }
+}
+
+#[test]
+fn attentions_weights_over_the_values_are_what_every_architecture_mixes() {
+    for (name, _) in CHECKPOINTS {
+        let pass = Observed::of(name);
+        for layer in 0..pass.model.spec().layers {
+            for head in 0..pass.model.spec().heads {
+                assert_mixes(&pass, layer, head);
+            }
+        }
+    }
+}
+
+fn assert_mixes(pass: &Observed, layer: usize, head: usize) {
+    let spec = pass.model.spec();
+    let shape = pass.model.attention_shape(layer).expect("a shape");
+    let qkv = pass.rows(Stage::Qkv(layer));
+    let mixed = pass.rows(Stage::Mixed(layer));
+    let cached = pass.kv.layer(layer).expect("a layer");
+    let keys = cached.keys(spec.kv_head(head), &[0, 1], pass.ids.len());
+    let keys = keys.expect("keys");
+    for (n, row) in qkv.iter().enumerate() {
+        let [query, ..] = spec.split_qkv(row, head);
+        let seen = &keys[..(n + 1) * spec.head_width];
+        let weights = weights(&shape, query, seen, KvDtype::F32);
+        for d in 0..spec.head_width {
+            let products = weights.iter().zip(&qkv);
+            let products = products.map(|(w, row)| w * spec.split_qkv(row, head)[2][d]);
+            let (sum, found) = (products.sum::<f32>(), mixed[n][head * spec.head_width + d]);
+            let difference = (sum - found).abs();
+            assert!(
+                difference < 1e-3,
+                "{} {layer}: {sum} is not {found}",
+                pass.name
+            );
+        }
+    }
+}
+
+/// But for a bias and, where a norm follows, a positive factor for each row.
+#[test]
+fn neurons_write_what_every_architectures_network_adds_to_the_stream() {
+    for (name, _) in CHECKPOINTS {
+        let pass = Observed::of(name);
+        let (model, spec) = (&pass.model, pass.model.spec());
+        let neurons: Vec<usize> = (0..spec.inner_width).collect();
+        let outputs = model.neuron_outputs(0, &neurons).expect("outputs");
+        let outputs = Tensor::new(outputs, &Device::Cpu).expect("a tensor");
+        let outputs = outputs.reshape((spec.inner_width, spec.hidden_width));
+        let outputs = outputs.expect("the shape");
+        let written = pass.stage(Stage::Neurons(0)).matmul(&outputs);
+        let written: Vec<Vec<f32>> = written.and_then(|w| w.to_vec2()).expect("rows");
+        let after = pass.rows(Stage::Residual(1));
+        let before = pass.rows(Stage::Attended(0));
+        for (written, (after, before)) in written.iter().zip(after.iter().zip(&before)) {
+            let added: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            let lengths = dot(written, written) * dot(&added, &added);
+            let cosine = dot(written, &added) / lengths.sqrt();
+            let least = if name == "llama-bias" { 0.9 } else { 0.999_99 };
+            assert!(cosine > least, "{name}: {cosine}");
+        }
+        let norms = model.neuron_norms(0).expect("norms");
+        let first: f32 = values(&outputs)[..spec.hidden_width]
+            .iter()
+            .map(|x| x * x)
+            .sum();
+        assert!((norms[0] - first.sqrt()).abs() < 1e-4, "{name}");
         assert!(model.block_bytes(0).expect("bytes").1 > 0);
         assert!(model.block_bytes(spec.layers).is_err());
     }
