@@ -49,9 +49,9 @@ impl LayerKv {
 #[derive(Clone, Copy)]
 struct Part {
     head: usize,
-    /// The task writes the blocks whose number is this, modulo `parts`.
+    /// The task writes the blocks whose number is this, modulo `count`.
     index: usize,
-    parts: usize,
+    count: usize,
 }
 
 /// The candle operation.
@@ -112,7 +112,7 @@ impl Write<'_> {
             let part = Part {
                 head: task / parts,
                 index: task % parts,
-                parts,
+                count: parts,
             };
             write_head(best(), self, qkv, part, &cache);
         };
@@ -160,7 +160,7 @@ fn write_head<T, const PER_WORD: usize>(
     let place = |block: usize| (block * heads + head) * 2 * half;
     let slots = write.spans.written_slots();
     let mut slots = slots
-        .filter(|&(_, block, _)| block % part.parts == part.index)
+        .filter(|&(_, block, _)| block % part.count == part.index)
         .peekable();
     while let Some((row, block, slot)) = slots.next() {
         if let Some(&(_, next, slot)) = slots.peek().filter(|next| next.1 != block) {
