@@ -19,6 +19,8 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(super) const VOCAB: &str = "vocab.json";
 pub(super) const MERGES: &str = "merges.txt";
+pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
+pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -98,7 +100,10 @@ impl Layout {
             TokenizerFiles::Json => &[TOKENIZER],
             TokenizerFiles::VocabAndMerges => &[VOCAB, MERGES],
         };
-        let optional = [GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE];
+        let mut optional = vec![GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE];
+        if self.tokenizer == TokenizerFiles::VocabAndMerges {
+            optional.extend([ADDED_TOKENS, SPECIAL_TOKENS_MAP]);
+        }
         let mut files = vec![CONFIG];
         files.extend(optional.into_iter().filter(|file| present(file)));
         files.extend(tokenizer);

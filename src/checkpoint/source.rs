@@ -14,10 +14,10 @@ use super::generation_config::GenerationConfig;
 use super::hub::{self, HubError};
 use super::json::JsonError;
 use super::layout::{
-    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, IncompleteModel, Layout, MERGES, TOKENIZER,
-    TOKENIZER_CONFIG, TokenizerFiles, VOCAB,
+    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, IncompleteModel, Layout, MERGES,
+    SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles, VOCAB,
 };
-use super::tokenizer_config::TokenizerConfig;
+use super::tokenizer_config::{AddedTokensFile, SpecialTokensMap, TokenizerConfig};
 use super::weights::{Checkpoint, WeightsError};
 use crate::regular_file;
 use crate::text::template::{TemplateError, TemplateSource, TemplateTokens};
@@ -79,14 +79,19 @@ pub enum SourceError {
     },
     /// The tokenizer has tokens that the model has no embeddings for.
     #[error(
-        "{file} has token ids up to {last}, but `vocab_size` in {config} is {vocab_size}: the files \
-         belong to different models"
+        "{file} has {more} more than the model: token ids go up to {last} (`{token}`), but `vocab_size` \
+         in {config} is {vocab_size}. The files belong to different models, or tokens were added \
+         without resizing the model's embeddings"
     )]
     Vocabulary {
         /// The tokenizer's file.
         file: String,
+        /// Number of tokens without an embedding.
+        more: String,
         /// The tokenizer's last id.
         last: usize,
+        /// The text of the last token.
+        token: String,
         /// The model's configuration file.
         config: String,
         /// Number of token ids of the model.
@@ -241,21 +246,31 @@ impl ModelFiles {
         let path = directory.join(TOKENIZER_CONFIG);
         let tokenizer_config = read_json(&path, TokenizerConfig::from_json)?;
         let chat_template = chat_template(directory, &tokenizer_config)?;
-        let (path, tokenizer) = match layout.tokenizer {
+        let (path, tokenizer, settings) = match layout.tokenizer {
             TokenizerFiles::Json => {
                 let path = directory.join(TOKENIZER);
                 let tokenizer = Tokenizer::from_json(&read(&path)?);
-                (path, tokenizer)
+                (path, tokenizer, tokenizer_config.settings())
             }
             TokenizerFiles::VocabAndMerges => {
                 let (path, merges) = (directory.join(VOCAB), directory.join(MERGES));
                 check_regular(&path)?;
                 check_regular(&merges)?;
                 let tokenizer = Tokenizer::from_vocab_and_merges(&path, &merges);
-                (path, tokenizer)
+                let map = read_json(
+                    &directory.join(SPECIAL_TOKENS_MAP),
+                    SpecialTokensMap::from_json,
+                )?;
+                let added = read_json(&directory.join(ADDED_TOKENS), AddedTokensFile::from_json)?;
+                (
+                    path,
+                    tokenizer,
+                    tokenizer_config.settings_with(&map, &added),
+                )
             }
         };
         let file = path.display().to_string();
+        let tokenizer = tokenizer.and_then(|tokenizer| tokenizer.with_settings(&file, &settings));
         let tokenizer = tokenizer.map_err(|source| SourceError::Tokenizer {
             file: file.clone(),
             source,
@@ -313,17 +328,36 @@ impl ModelFiles {
         Err(SourceError::NoBuiltin)
     }
 
-    /// Returns the token ids that end a text: from `generation_config.json`, else `config.json`,
-    /// else the tokenizer's `<|endoftext|>`; empty if none is set.
+    /// Returns the token ids that end a text: from `generation_config.json`, else `config.json`; the
+    /// tokenizer's `eos_token`; and the token that ends an assistant's turn, if the model's own chat
+    /// template writes it. If there are none, the tokenizer's `<|endoftext|>`; empty if none is set.
     #[must_use]
     pub fn end_of_text(&self) -> Vec<u32> {
-        if let Some(ids) = self.generation_config.end_of_text() {
-            return ids;
+        let configured = self.generation_config.end_of_text();
+        let mut ids = configured.unwrap_or_else(|| self.config.end_of_text().to_vec());
+        let template = self
+            .chat_template
+            .as_ref()
+            .map(|template| template.text.as_str());
+        let ends_turn = |id: &u32| {
+            let name = self.tokenizer.token_name(*id).unwrap_or_default();
+            template.is_some_and(|template| template.contains(&name))
+        };
+        let turns = self
+            .tokenizer
+            .ends_of_turn()
+            .iter()
+            .copied()
+            .filter(ends_turn);
+        for id in self.tokenizer.eos().into_iter().chain(turns) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
         }
-        if !self.config.end_of_text().is_empty() {
-            return self.config.end_of_text().to_vec();
+        if ids.is_empty() {
+            ids.extend(self.tokenizer.end_of_text());
         }
-        self.tokenizer.end_of_text().into_iter().collect()
+        ids
     }
 
     /// Returns the template that renders conversations: `given`, else the model's own, else the plain
@@ -337,15 +371,21 @@ impl ModelFiles {
             (None, Some(own)) => ChatTemplate::parse(own.clone())?,
             (None, None) => ChatTemplate::plain()?,
         };
-        let end_of_text = self.tokenizer.end_of_text();
-        let end_of_text = end_of_text.map(|id| self.tokenizer.decode(&[id]));
-        let or_end_of_text = |token: Option<&str>| {
-            let token = token.map(str::to_owned);
-            token.or_else(|| end_of_text.clone()).unwrap_or_default()
+        let tokenizer = &self.tokenizer;
+        let (bos, eos) = match (tokenizer.named_bos(), tokenizer.eos()) {
+            // GPT-2's files name neither.
+            (None, None) => (tokenizer.end_of_text(), tokenizer.end_of_text()),
+            named => named,
+        };
+        let text = |given, known: Option<u32>| match given {
+            Some(given) => Option::<&str>::unwrap_or_default(given).to_owned(),
+            None => known
+                .and_then(|id| tokenizer.token_name(id))
+                .unwrap_or_default(),
         };
         let tokens = TemplateTokens {
-            bos: or_end_of_text(self.tokenizer_config.bos_token()),
-            eos: or_end_of_text(self.tokenizer_config.eos_token()),
+            bos: text(self.tokenizer_config.bos_token(), bos),
+            eos: text(self.tokenizer_config.eos_token(), eos),
         };
         Ok(template.for_model(&self.tokenizer, tokens))
     }
@@ -414,8 +454,15 @@ fn check_vocabulary(
     if tokens <= config.vocab_size() {
         return Ok(());
     }
+    let more = match tokens - config.vocab_size() {
+        1 => "1 token".to_owned(),
+        more => format!("{more} tokens"),
+    };
+    let last = u32::try_from(tokens - 1).unwrap_or(u32::MAX);
     Err(SourceError::Vocabulary {
         file: file.to_owned(),
+        more,
+        token: tokenizer.token_name(last).unwrap_or_default(),
         last: tokens - 1,
         config: config_file,
         vocab_size: config.vocab_size(),

@@ -1,16 +1,101 @@
-//! `tokenizer_config.json`: the chat template and its special tokens.
+//! The files beside a tokenizer: `tokenizer_config.json` with the chat template and the special tokens,
+//! `special_tokens_map.json` and `added_tokens.json` of older models.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
 
 use super::json::{JsonError, from_json};
+use crate::text::{AddedToken, TokenizerSettings};
 
 /// The fields of `tokenizer_config.json` that Skald honours; all others are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct TokenizerConfig {
     chat_template: Option<Templates>,
+    bos_token: Named,
+    eos_token: Named,
+    add_bos_token: Option<bool>,
+    add_prefix_space: Option<bool>,
+    added_tokens_decoder: BTreeMap<u32, AddedToken>,
+}
+
+/// A token's field, which may be null: that is not the same as leaving it out.
+#[derive(Debug, Clone, Default)]
+struct Named(Option<TokenOrNull>);
+
+/// A token, or null.
+type TokenOrNull = Option<TokenText>;
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        TokenOrNull::deserialize(deserializer).map(|token| Self(Some(token)))
+    }
+}
+
+impl Named {
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
+    fn text(&self) -> Option<Option<&str>> {
+        let token = self.0.as_ref()?;
+        Some(token.as_ref().map(TokenText::as_str))
+    }
+}
+
+/// The content of `special_tokens_map.json`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct SpecialTokensMap {
     bos_token: Option<TokenText>,
     eos_token: Option<TokenText>,
+    unk_token: Option<TokenText>,
+    sep_token: Option<TokenText>,
+    pad_token: Option<TokenText>,
+    cls_token: Option<TokenText>,
+    mask_token: Option<TokenText>,
+    additional_special_tokens: Option<Vec<TokenText>>,
+}
+
+/// The content of `added_tokens.json`: ids by text.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct AddedTokensFile(BTreeMap<String, u32>);
+
+impl SpecialTokensMap {
+    /// Parses the content of the file.
+    ///
+    /// # Errors
+    /// [`JsonError`] if the content is not JSON or a field has the wrong type.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
+        from_json(bytes)
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let named = [
+            &self.bos_token,
+            &self.eos_token,
+            &self.unk_token,
+            &self.sep_token,
+            &self.pad_token,
+            &self.cls_token,
+            &self.mask_token,
+        ];
+        let more = self.additional_special_tokens.iter().flatten();
+        named
+            .into_iter()
+            .flatten()
+            .chain(more)
+            .map(TokenText::as_str)
+    }
+}
+
+impl AddedTokensFile {
+    /// Parses the content of the file.
+    ///
+    /// # Errors
+    /// [`JsonError`] if the content is not a map from texts to ids.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, JsonError> {
+        from_json(bytes)
+    }
 }
 
 /// One template, or several by name.
@@ -64,16 +149,58 @@ impl TokenizerConfig {
         }
     }
 
-    /// Returns the token that begins a text.
+    /// Returns the token that begins a text: `Some(None)` if the file says that there is none.
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
-    pub fn bos_token(&self) -> Option<&str> {
-        self.bos_token.as_ref().map(TokenText::as_str)
+    pub fn bos_token(&self) -> Option<Option<&str>> {
+        self.bos_token.text()
     }
 
-    /// Returns the token that ends a text.
+    /// Returns the token that ends a text: `Some(None)` if the file says that there is none.
+    #[expect(clippy::option_option, reason = "null is not the same as left out")]
     #[must_use]
-    pub fn eos_token(&self) -> Option<&str> {
-        self.eos_token.as_ref().map(TokenText::as_str)
+    pub fn eos_token(&self) -> Option<Option<&str>> {
+        self.eos_token.text()
+    }
+
+    /// Returns what the files ask for of a `tokenizer.json`, which has its added tokens itself.
+    #[must_use]
+    pub fn settings(&self) -> TokenizerSettings {
+        TokenizerSettings {
+            bos: self.bos_token().flatten().map(str::to_owned),
+            eos: self.eos_token().flatten().map(str::to_owned),
+            add_bos: self.add_bos_token,
+            add_prefix_space: self.add_prefix_space,
+            ..TokenizerSettings::default()
+        }
+    }
+
+    /// Returns what the files ask for of a vocabulary without added tokens.
+    #[must_use]
+    pub fn settings_with(
+        &self,
+        map: &SpecialTokensMap,
+        added: &AddedTokensFile,
+    ) -> TokenizerSettings {
+        let mut tokens = self.added_tokens_decoder.clone();
+        for (text, &id) in &added.0 {
+            tokens.entry(id).or_insert_with(|| AddedToken {
+                content: text.clone(),
+                ..AddedToken::default()
+            });
+        }
+        let own = [self.bos_token(), self.eos_token()];
+        let own = own.into_iter().flatten().flatten();
+        let settings = self.settings();
+        let mapped =
+            |token: &Option<TokenText>| token.as_ref().map(|token| token.as_str().to_owned());
+        TokenizerSettings {
+            added: tokens.into_iter().collect(),
+            special: own.chain(map.texts()).map(str::to_owned).collect(),
+            bos: settings.bos.or_else(|| mapped(&map.bos_token)),
+            eos: settings.eos.or_else(|| mapped(&map.eos_token)),
+            ..settings
+        }
     }
 }
 
@@ -88,7 +215,10 @@ mod tests {
             r#"{"chat_template": "a", "bos_token": null, "eos_token": {"content": "<e>", "lstrip": false}, "model_max_length": 1024}"#,
         );
         assert_eq!(one.chat_template(), Some("a"));
-        assert_eq!((one.bos_token(), one.eos_token()), (None, Some("<e>")));
+        assert_eq!(
+            (one.bos_token(), one.eos_token()),
+            (Some(None), Some(Some("<e>")))
+        );
         let several = config(
             r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "bos_token": "<b>"}"#,
         );
@@ -97,7 +227,41 @@ mod tests {
         let other = config(r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert_eq!(other.chat_template(), None);
         assert_eq!(config("{}").chat_template(), None);
+        assert_eq!(config("{}").bos_token(), None);
         let wrong = TokenizerConfig::from_json(br#"{"chat_template": 3}"#).unwrap_err();
         assert_eq!(wrong.path().to_string(), "chat_template");
+    }
+
+    #[test]
+    fn added_and_special_tokens_come_from_three_files() {
+        let config = TokenizerConfig::from_json(
+            br#"{"added_tokens_decoder": {"5": {"content": "<x>", "special": true}}, "add_bos_token": true,
+                "bos_token": "<x>", "add_prefix_space": true}"#,
+        )
+        .unwrap();
+        let map = SpecialTokensMap::from_json(
+            br#"{"eos_token": {"content": "<e>", "lstrip": false}, "additional_special_tokens": ["<y>"]}"#,
+        )
+        .unwrap();
+        let added = AddedTokensFile::from_json(br#"{"<x>": 5, "<y>": 6}"#).unwrap();
+        let settings = config.settings_with(&map, &added);
+        let token = |content: &str, special| AddedToken {
+            content: content.to_owned(),
+            special,
+            ..AddedToken::default()
+        };
+        assert_eq!(
+            settings.added,
+            [(5, token("<x>", true)), (6, token("<y>", false))]
+        );
+        assert_eq!(settings.special, ["<x>", "<e>", "<y>"]);
+        assert_eq!(settings.bos.as_deref(), Some("<x>"));
+        assert_eq!(settings.eos.as_deref(), Some("<e>"));
+        assert_eq!(
+            (settings.add_bos, settings.add_prefix_space),
+            (Some(true), Some(true))
+        );
+        assert!(config.settings().added.is_empty());
+        assert!(AddedTokensFile::from_json(br#"["<x>"]"#).is_err());
     }
 }

@@ -144,9 +144,15 @@ impl Generate {
         history: Option<Vec<u32>>,
         seed: Option<u64>,
     ) -> anyhow::Result<GenerateRequest> {
-        let mut ids = serving.tokenizer.encode(prompt, true)?;
-        if ids.is_empty() && history.as_ref().is_none_or(Vec::is_empty) {
-            ids.extend(serving.tokenizer.end_of_text());
+        let tokenizer = &serving.tokenizer;
+        let begins = history.as_ref().is_none_or(Vec::is_empty);
+        let mut ids = if begins {
+            tokenizer.encode_prompt(prompt, true)?
+        } else {
+            tokenizer.encode_continued(prompt, true)?
+        };
+        if ids.is_empty() && begins {
+            ids.extend(tokenizer.empty_prompt());
         }
         let draft = RequestDraft {
             sampling: SamplingOverrides {

@@ -88,9 +88,9 @@ impl Trace {
             weights::config(&loaded.files)?;
         }
         let tokenizer = &loaded.files.tokenizer;
-        let mut ids = tokenizer.encode(text, true)?;
+        let mut ids = tokenizer.encode_prompt(text, true)?;
         if ids.is_empty() {
-            ids.extend(tokenizer.end_of_text());
+            ids.extend(tokenizer.empty_prompt());
         }
         let draft = RequestDraft {
             sampling: SamplingOverrides {

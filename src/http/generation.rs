@@ -33,7 +33,7 @@ use crate::engine::{
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
-use crate::text::{ShownTokens, TextPiece, TextStream, Tokenizer};
+use crate::text::{ShownTokens, Speller, TextPiece, TextStream, Tokenizer};
 
 /// Returns the token ids of a text.
 ///
@@ -48,6 +48,38 @@ pub(super) async fn tokenize(
     let tokenizer = Arc::clone(tokenizer);
     let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
         tokenizer.encode(&text, parse_special)
+    });
+    Ok(ids.await??)
+}
+
+/// Returns the token ids of a prompt, which begins with the token that the tokenizer puts before texts.
+///
+/// # Errors
+/// If the tokenizer fails, or too much is being tokenized.
+pub(super) async fn tokenize_prompt(
+    admission: &Admission,
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = Arc::clone(tokenizer);
+    let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
+        tokenizer.encode_prompt(&text, true)
+    });
+    Ok(ids.await??)
+}
+
+/// Returns the token ids of a text that continues a session's history.
+///
+/// # Errors
+/// If the tokenizer fails, or too much is being tokenized.
+pub(super) async fn tokenize_continued(
+    admission: &Admission,
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = Arc::clone(tokenizer);
+    let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
+        tokenizer.encode_continued(&text, true)
     });
     Ok(ids.await??)
 }
@@ -83,6 +115,7 @@ pub(super) struct TextGeneration {
     /// Nothing goes out before all of it is there.
     whole: bool,
     stream: TextStream<GeneratedToken>,
+    speller: Speller,
     tokenizer: Arc<Tokenizer>,
     /// Set if the prompt's report was the last event (`max_tokens` 0).
     prompt_only: Option<FinishReason>,
@@ -110,12 +143,15 @@ impl TextGeneration {
         let stops = request.stop.stop_strings.clone();
         let deadline = request.deadline;
         let submitted = Submitted::now(&request, trace);
+        let context = [request.history.as_slice(), &request.prompt];
+        let speller = serving.tokenizer.speller_after(&context);
         let running = serving.engine.submit_all(request).await?.into_iter();
         let generation = |running| Self {
             running: Some(running),
             turn: None,
             whole: false,
             stream: TextStream::new(&stops, include_stop),
+            speller,
             tokenizer: Arc::clone(&serving.tokenizer),
             prompt_only: None,
             deadline,
@@ -313,7 +349,7 @@ impl TextGeneration {
         let bytes = if self.tokenizer.is_special(id) {
             &[]
         } else {
-            self.tokenizer.token_bytes(id).unwrap_or_default()
+            self.tokenizer.spell(&mut self.speller, id)
         };
         let mut piece = self.stream.push(token, bytes);
         if is_last && piece.stopped.is_none() {
@@ -327,7 +363,7 @@ impl TextGeneration {
         let tail = if shown.tail.is_empty() {
             Ok(Vec::new())
         } else {
-            self.tokenizer.encode(&shown.tail, false)
+            self.tokenizer.encode_continued(&shown.tail, false)
         };
         Delivered {
             tokens: shown.tokens,

@@ -250,7 +250,7 @@ impl Grammars {
         let ids = u32::try_from(vocab_size).unwrap_or(u32::MAX);
         let end_of_text: Arc<[u32]> = end_of_text.iter().copied().filter(|&id| id < ids).collect();
         let special = (0..ids)
-            .filter(|id| tokenizer.is_special(*id) || end_of_text.contains(id))
+            .filter(|id| tokenizer.is_control(*id) || end_of_text.contains(id))
             .collect();
         Self {
             tokenizer,
@@ -317,7 +317,9 @@ impl Grammars {
         let ids = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);
         let words: Vec<Vec<u8>> = (0..ids)
             .map(|id| match self.tokenizer.token_bytes(id) {
-                Some(bytes) if bytes.first() != Some(&0xff) && !self.special.contains(&id) => {
+                Some(bytes)
+                    if bytes.first() != Some(&0xff) && self.special.binary_search(&id).is_err() =>
+                {
                     bytes.to_vec()
                 }
                 _ => Vec::new(),
@@ -380,7 +382,7 @@ impl TokenizerEnv for Vocabulary {
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.trie.tokenize_with_greedy_fallback(bytes, |text| {
             self.tokenizer
-                .encode(text, false)
+                .encode_continued(text, false)
                 .unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
         })
     }

@@ -11,6 +11,7 @@
 //! become U+FFFD. A special token of a single character cannot be split; no model is known to have
 //! one.
 
+use super::tokenizer::trie::Trie;
 use super::tokenizer::{TextError, Tokenizer};
 
 /// Mark that splits a would-be special token.
@@ -21,19 +22,25 @@ pub(super) const END: char = '\u{FDD1}';
 /// A guard against a model's special tokens in messages; see the module docs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Guard {
-    special: Vec<String>,
-    /// First characters of the special tokens.
-    first: Vec<char>,
+    /// The special tokens.
+    tokens: Trie,
+    /// What is left of each special token after any of its characters.
+    rests: Trie,
 }
 
 impl Guard {
-    /// Creates a guard against the special tokens of a tokenizer.
+    /// Creates a guard against the special tokens of a tokenizer, and against those that direct the
+    /// model without being marked as special.
     pub(super) fn new(tokenizer: &Tokenizer) -> Self {
-        let special: Vec<String> = tokenizer.special_texts().map(str::to_owned).collect();
-        let mut first: Vec<char> = special.iter().filter_map(|s| s.chars().next()).collect();
-        first.sort_unstable();
-        first.dedup();
-        Self { special, first }
+        let mut guard = Self::default();
+        for token in tokenizer.control_texts() {
+            guard.tokens.insert(token.as_bytes(), 0);
+            for (at, _) in token.char_indices().skip(1) {
+                let rest = token.as_bytes().get(at..);
+                guard.rests.insert(rest.unwrap_or_default(), 0);
+            }
+        }
+        guard
     }
 
     /// Marks a text before it is passed to a template.
@@ -46,12 +53,12 @@ impl Guard {
         };
         let mut marked = String::with_capacity(text.len() + 8);
         marked.push_str(before);
-        if self.may_continue(core) {
+        if self.rests.agrees(core.as_bytes()) {
             marked.push(MARK);
         }
         for (at, character) in core.char_indices() {
             marked.push(character);
-            if self.first.contains(&character) && self.may_begin(core.get(at..)) {
+            if self.may_begin(core.as_bytes().get(at..).unwrap_or_default()) {
                 marked.push(MARK);
             }
         }
@@ -60,16 +67,9 @@ impl Guard {
     }
 
     /// Returns whether `text` begins with a special token, or could with more text.
-    fn may_begin(&self, text: Option<&str>) -> bool {
-        text.is_some_and(|text| self.special.iter().any(|token| agree(text, token)))
-    }
-
-    /// Returns whether `text` could be the rest, or a middle part, of a special token.
-    fn may_continue(&self, text: &str) -> bool {
-        self.special.iter().any(|token| {
-            let mut rests = token.char_indices().skip(1);
-            rests.any(|(at, _)| token.get(at..).is_some_and(|rest| agree(text, rest)))
-        })
+    fn may_begin(&self, text: &[u8]) -> bool {
+        let first = text.first();
+        first.is_some_and(|&first| self.tokens.may_begin(first)) && self.tokens.agrees(text)
     }
 
     /// Returns the token ids of a rendered text; only special tokens without marks are special.
@@ -80,9 +80,9 @@ impl Guard {
         if !text.contains(MARK) {
             return tokenizer.encode(text, true);
         }
-        let plain = |piece: Option<&str>| {
-            let piece = piece.unwrap_or_default().replace(MARK, "");
-            tokenizer.encode(&piece, false)
+        let plain = |start: usize, end: usize| {
+            let piece = text.get(start..end).unwrap_or_default().replace(MARK, "");
+            tokenizer.encode_part(&piece, start == 0)
         };
         // Byte offset of each character, and of the end.
         let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
@@ -90,13 +90,13 @@ impl Guard {
         let mut ids = Vec::new();
         let mut done = 0;
         for span in tokenizer.encode_spans(text, true)? {
-            if tokenizer.is_special(span.id) {
-                ids.append(&mut plain(text.get(done..at(span.start)))?);
+            if tokenizer.is_control(span.id) {
+                ids.append(&mut plain(done, at(span.start))?);
                 ids.push(span.id);
                 done = at(span.end);
             }
         }
-        ids.append(&mut plain(text.get(done..))?);
+        ids.append(&mut plain(done, text.len())?);
         Ok(ids)
     }
 }
@@ -104,11 +104,6 @@ impl Guard {
 /// Returns a text without marks, for messages.
 pub(super) fn unmarked(text: &str) -> String {
     text.replace([MARK, END], "")
-}
-
-/// Returns whether one of two texts is a prefix of the other.
-fn agree(a: &str, b: &str) -> bool {
-    a.starts_with(b) || b.starts_with(a)
 }
 
 #[cfg(test)]

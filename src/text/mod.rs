@@ -1,8 +1,7 @@
 //! Conversion between text and tokens, for the front end: the tokenizer, prompts of conversations,
 //! and text from a stream of tokens.
 //!
-//! - [`tokenizer`]: GPT-2's byte-level BPE, in both directions; `cuts` splits long texts, `merges`
-//!   returns the merges that make a token.
+//! - [`tokenizer`]: from text to tokens, and the bytes of each token.
 //! - [`template`]: chat templates; `jinja` is their language, `guard` tells special tokens in
 //!   messages from the template's, `bounded` limits their output.
 //! - [`stream`]: the incremental detokenizer of one generation, with the span of each token;
@@ -23,21 +22,22 @@
 )]
 
 mod bounded;
-mod cuts;
 pub mod grammar;
 mod guard;
 mod jinja;
-mod merges;
 pub mod stop;
 pub mod stream;
 pub mod template;
 pub mod tokenizer;
+
 pub mod utf8;
 
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Grammars};
-pub use merges::Merge;
 pub use stop::StopMatcher;
 pub use stream::{ShownTokens, SpannedToken, TextPiece, TextStream};
 pub use template::ChatTemplate;
-pub use tokenizer::{TextError, TokenSpan, Tokenizer};
+pub use tokenizer::{
+    AddedToken, Merge, Speller, TextError, TokenSpan, Tokenizer, TokenizerSettings,
+    VocabularyArrays,
+};
 pub use utf8::Utf8Decoder;

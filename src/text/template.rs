@@ -273,7 +273,12 @@ impl ChatTemplate {
         messages: &[Message],
         ending: Ending,
     ) -> Result<Vec<u32>, TemplateError> {
-        Ok(Self::tokenize(tokenizer, &self.render(messages, ending)?)?)
+        let mut ids = Self::tokenize(tokenizer, &self.render(messages, ending)?)?;
+        // A model's own template writes it.
+        if self.is_plain {
+            tokenizer.add_bos(&mut ids);
+        }
+        Ok(ids)
     }
 
     /// Returns the token ids of a text from [`render`](Self::render).

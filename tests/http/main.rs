@@ -10,6 +10,7 @@ mod support;
 
 mod access;
 mod beam;
+mod begin_of_text;
 mod bounds;
 mod chat;
 mod completions_and_chat;

@@ -11,4 +11,5 @@ mod hub;
 mod real_gpt2;
 mod reference;
 mod tokenizer;
+mod tokenizers;
 mod unusable_models;

@@ -55,6 +55,12 @@ impl Script {
         }
     }
 
+    /// Adds a file to the model, or replaces one.
+    pub fn with(self, name: &str, content: &str) -> Self {
+        std::fs::write(self.directory.path().join(name), content).expect("a file");
+        self
+    }
+
     /// Creates a model that generates this text.
     pub fn text(text: &str) -> Self {
         Self::new(&tokenizer().encode(text, true).expect("it is tokenized"))

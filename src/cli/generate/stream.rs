@@ -6,7 +6,7 @@ use crate::engine::{FinishReason, GeneratedToken, TokenEvent, TokenLogprob};
 use crate::request::GenerateRequest;
 use crate::serving::Serving;
 use crate::session::{Delivered, Turn};
-use crate::text::{ShownTokens, TextPiece, TextStream, Tokenizer};
+use crate::text::{ShownTokens, Speller, TextPiece, TextStream, Tokenizer};
 
 /// How a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(super) async fn generate(
 ) -> anyhow::Result<Generated> {
     let tokenizer = &serving.tokenizer;
     let mut text = TextStream::new(&request.stop.stop_strings, false);
+    let context = [request.history.as_slice(), &request.prompt];
+    let mut speller = tokenizer.speller_after(&context);
     let mut generation = serving.engine.submit(request).await?;
     let mut tokens = 0;
     let mut stop = std::pin::pin!(stop);
@@ -77,7 +79,7 @@ pub(super) async fn generate(
             turn.check()?;
         }
         let finish = token.finish;
-        let piece = piece(tokenizer, &mut text, &token);
+        let piece = piece(tokenizer, &mut speller, &mut text, &token);
         show(&piece)?;
         if let Some(shown) = piece.stopped {
             let delivered = kept(tokenizer, &shown);
@@ -103,6 +105,7 @@ pub(super) async fn generate(
 /// Returns the text that can be shown with a token, all of it if it is the last one.
 fn piece(
     tokenizer: &Tokenizer,
+    speller: &mut Speller,
     text: &mut TextStream<TokenLogprob>,
     token: &GeneratedToken,
 ) -> TextPiece<TokenLogprob> {
@@ -110,7 +113,7 @@ fn piece(
     if token.finish.is_some_and(FinishReason::ends_with_a_sign) {
         return text.finish();
     }
-    let bytes = tokenizer.token_bytes(token.token.id).unwrap_or_default();
+    let bytes = tokenizer.spell(speller, token.token.id);
     let mut piece = text.push(token.token, bytes);
     if token.finish.is_some() && piece.stopped.is_none() {
         piece.append(text.finish());
@@ -123,7 +126,7 @@ fn kept(tokenizer: &Tokenizer, shown: &ShownTokens) -> Delivered {
     let tail = if shown.tail.is_empty() {
         Ok(Vec::new())
     } else {
-        tokenizer.encode(&shown.tail, false)
+        tokenizer.encode_continued(&shown.tail, false)
     };
     Delivered {
         tokens: shown.tokens,

@@ -11,7 +11,7 @@ use crate::engine::sequence::context_start;
 use crate::http::body::object;
 use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number};
-use crate::http::generation::tokenize;
+use crate::http::generation::tokenize_prompt;
 use crate::http::layers::Scope;
 use crate::http::openai::shared::check_model;
 use crate::http::wire::{LogitBias, Word, optional_word};
@@ -268,7 +268,7 @@ impl InspectBody {
     ) -> Result<(&'static str, usize, Vec<u32>), ApiError> {
         match (self.text.take(), self.tokens.take(), &self.session_id) {
             (Some(text), None, None) => {
-                let tokens = tokenize(&scope.admission, &serving.tokenizer, text, true);
+                let tokens = tokenize_prompt(&scope.admission, &serving.tokenizer, text);
                 Ok(("text", 0, tokens.await?))
             }
             (None, Some(tokens), None) => Ok(("tokens", 0, tokens)),

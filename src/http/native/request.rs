@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::http::body::object;
 use crate::http::error::{ApiError, shown};
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
-use crate::http::generation::{Submission, begin_turn, tokenize};
+use crate::http::generation::{Submission, begin_turn, tokenize_continued, tokenize_prompt};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, NativeGrammar};
 use crate::http::wire::{StopStrings, optional_word};
@@ -171,12 +171,23 @@ impl GenerateBody {
         draft.overflow = self.overflow.unwrap_or_default();
         let grammar = grammar.map(NativeGrammar::description).transpose()?;
         draft.grammar = structured::compile(grammar, serving, scope.share).await?;
-        draft.prompt = tokenize(&scope.admission, &serving.tokenizer, self.inputs, true).await?;
-        if let Some(keep) = truncate {
-            let drop = draft.prompt.len().saturating_sub(keep);
-            draft.prompt.drain(..drop);
-        }
+        let (admission, tokenizer) = (&scope.admission, &serving.tokenizer);
+        let again = (session.is_some() && tokenizer.adds_space()).then(|| self.inputs.clone());
+        draft.prompt = tokenize_prompt(admission, tokenizer, self.inputs).await?;
         let turn = begin_turn(serving, session, self.if_busy, &mut draft).await?;
+        if draft
+            .history
+            .as_ref()
+            .is_some_and(|history| !history.is_empty())
+        {
+            match again {
+                Some(text) => draft.prompt = tokenize_continued(admission, tokenizer, text).await?,
+                None => tokenizer.without_bos(&mut draft.prompt),
+            }
+        }
+        if let Some(keep) = truncate {
+            tokenizer.keep_last(&mut draft.prompt, keep);
+        }
         let first = serving.limits.admit(draft)?;
         if best_of > 1 && first.sampling.temperature <= 0.0 {
             return Err(ApiError::invalid(

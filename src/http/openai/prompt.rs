@@ -11,7 +11,7 @@ use crate::http::admission::{Admission, TOKENIZE_INLINE};
 use crate::http::error::ApiError;
 use crate::request::InvalidRequest;
 use crate::serving::Serving;
-use crate::text::{TextError, Tokenizer, Utf8Decoder};
+use crate::text::{Speller, TextError, Tokenizer, Utf8Decoder};
 
 /// A string, a list of strings, a list of token ids, or a list of lists of token ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -58,7 +58,8 @@ pub(super) async fn token_ids(
     let tokenizer = Arc::clone(tokenizer);
     let work = move || {
         let ids = inputs.into_iter().map(|input| match input {
-            OnePrompt::Text(text) => tokenizer.encode(&text, true),
+            OnePrompt::Text(text) if text.is_empty() => Ok(Vec::new()),
+            OnePrompt::Text(text) => tokenizer.encode_prompt(&text, true),
             OnePrompt::Tokens(ids) => Ok(ids),
         });
         ids.collect::<Result<_, _>>()
@@ -170,6 +171,8 @@ pub(super) struct TokenizedPrompt {
     chars: usize,
     /// What the ids are to `text`.
     source: Source,
+    /// Whether the first id was put before the text.
+    has_bos: bool,
 }
 
 /// Where the text of a prompt comes from.
@@ -185,14 +188,22 @@ enum Source {
 }
 
 impl TokenizedPrompt {
-    /// Tokenizes one prompt. An empty text becomes the end-of-text token, unless a session goes on.
+    /// Tokenizes one prompt. An empty text becomes the token that begins a text, else the end-of-text
+    /// token, unless a session goes on.
     ///
     /// # Errors
     /// If the tokenizer fails.
     fn new(prompt: OnePrompt, tokenizer: &Tokenizer, in_session: bool) -> Result<Self, TextError> {
         Ok(match prompt {
             OnePrompt::Text(text) if text.is_empty() => Self::empty(tokenizer, in_session),
-            OnePrompt::Text(text) => Self::with_text(tokenizer.encode(&text, true)?, text),
+            OnePrompt::Text(text) => {
+                let mut ids = tokenizer.encode(&text, true)?;
+                let has_bos = tokenizer.add_bos(&mut ids);
+                Self {
+                    has_bos,
+                    ..Self::with_text(ids, text)
+                }
+            }
             OnePrompt::Tokens(ids) => Self::without_text(ids),
         })
     }
@@ -237,8 +248,11 @@ impl TokenizedPrompt {
             serving.limits.check_text("prompt", bytes)?;
             for prompt in &mut prompts {
                 if prompt.source == Source::Ids {
-                    let text = tokenizer.decode(&prompt.ids);
-                    *prompt = Self::with_text(std::mem::take(&mut prompt.ids), text);
+                    let text = tokenizer.decode(prompt.ids_of_text());
+                    *prompt = Self {
+                        has_bos: prompt.has_bos,
+                        ..Self::with_text(std::mem::take(&mut prompt.ids), text)
+                    };
                 }
             }
             Ok::<_, InvalidRequest>(prompts)
@@ -252,9 +266,16 @@ impl TokenizedPrompt {
         let of = |&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
         match self.source {
             Source::Text => self.text.len(),
-            Source::Ids => self.ids.iter().map(of).sum(),
+            Source::Ids => self.ids_of_text().iter().map(of).sum(),
             Source::StandIn => 0,
         }
+    }
+
+    /// Returns the ids that are part of the text.
+    fn ids_of_text(&self) -> &[u32] {
+        self.ids
+            .get(usize::from(self.has_bos)..)
+            .unwrap_or_default()
     }
 
     fn without_text(ids: Vec<u32>) -> Self {
@@ -263,6 +284,7 @@ impl TokenizedPrompt {
             text: String::new(),
             chars: 0,
             source: Source::Ids,
+            has_bos: false,
         }
     }
 
@@ -272,15 +294,33 @@ impl TokenizedPrompt {
             chars: text.chars().count(),
             text,
             source: Source::Text,
+            has_bos: false,
         }
     }
 
     /// Leaves only its last `tokens` tokens, and their text.
-    pub(super) fn keep_last(&mut self, tokens: usize) {
-        let cut = self.ids.len().saturating_sub(tokens);
-        if cut > 0 {
-            *self = Self::without_text(self.ids.split_off(cut));
+    pub(super) fn keep_last(&mut self, tokenizer: &Tokenizer, tokens: usize) {
+        if self.ids.len() > tokens {
+            tokenizer.keep_last(&mut self.ids, tokens);
+            *self = Self {
+                has_bos: self.has_bos,
+                ..Self::without_text(std::mem::take(&mut self.ids))
+            };
         }
+    }
+
+    /// Makes it what follows a session's history, rather than the beginning of a text.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub(super) fn continue_history(&mut self, tokenizer: &Tokenizer) -> Result<(), TextError> {
+        if self.source == Source::Text && tokenizer.adds_space() {
+            self.ids = tokenizer.encode_continued(&self.text, true)?;
+        } else if self.has_bos {
+            tokenizer.without_bos(&mut self.ids);
+        }
+        self.has_bos = false;
+        Ok(())
     }
 
     /// Characters of the text.
@@ -292,29 +332,30 @@ impl TokenizedPrompt {
     fn empty(tokenizer: &Tokenizer, in_session: bool) -> Self {
         Self {
             ids: if in_session {
-                Vec::new()
+                tokenizer.bos().into_iter().collect()
             } else {
-                tokenizer.end_of_text().into_iter().collect()
+                tokenizer.empty_prompt().into_iter().collect()
             },
             text: String::new(),
             chars: 0,
             source: Source::StandIn,
+            has_bos: tokenizer.bos().is_some(),
         }
     }
 
     /// Characters of the text before each token.
     pub(super) fn offsets(&self, tokenizer: &Tokenizer) -> Vec<usize> {
         let mut text = Utf8Decoder::default();
-        self.ids
-            .iter()
-            .map(|&id| {
-                let start = text.position().chars;
-                if self.source != Source::StandIn {
-                    text.push(tokenizer.token_bytes(id).unwrap_or_default());
-                }
-                start
-            })
-            .collect()
+        let mut speller = Speller::at_start();
+        let bos = self.has_bos.then_some(0);
+        let own = self.ids_of_text().iter().map(|&id| {
+            let start = text.position().chars;
+            if self.source != Source::StandIn {
+                text.push(tokenizer.spell(&mut speller, id));
+            }
+            start
+        });
+        bos.into_iter().chain(own).collect()
     }
 }
 

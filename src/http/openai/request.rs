@@ -186,10 +186,17 @@ impl CompletionBody {
         let turn = begin_turn(serving, session, own.if_busy, &mut draft).await?;
         let mut requests = Vec::with_capacity(total);
         let mut answer = AnswerSize::default();
+        let continues = draft
+            .history
+            .as_ref()
+            .is_some_and(|history| !history.is_empty());
         for prompt in &mut prompts {
+            if continues {
+                prompt.continue_history(tokenizer)?;
+            }
             if let Some(truncation) = truncation {
                 let keep = truncation.keeps(serving, &draft);
-                prompt.keep_last(keep);
+                prompt.keep_last(tokenizer, keep);
             }
             let first = serving.limits.admit(RequestDraft {
                 prompt: prompt.ids.clone(),

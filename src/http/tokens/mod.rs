@@ -44,10 +44,8 @@ pub(super) struct TokenizeBody {
     #[serde(default, deserialize_with = "objects")]
     #[schema(value_type = Option<Vec<MessageField>>, min_items = 1)]
     messages: Option<Vec<MessageField>>,
-    /// Whether to add the model's special tokens at the beginning of the text. GPT-2 has none, so this
-    /// has no effect.
-    #[expect(dead_code, reason = "read to check its type")]
-    #[schema(default = false)]
+    /// Whether to put the token before the text that the model's texts begin with, if it has one: GPT-2
+    /// does not. Default: false with `content`, else true. In `messages` the chat template decides.
     add_special: Option<bool>,
     /// Whether to report the text of each token too; only with `content`.
     #[schema(default = false)]
@@ -59,7 +57,6 @@ pub(super) struct TokenizeBody {
     /// Name of the served model; any other is answered with 404. Read only with `prompt` and `messages`.
     model: Option<String>,
     /// vLLM's name for `add_special`.
-    #[expect(dead_code, reason = "read to check its type")]
     add_special_tokens: Option<bool>,
     /// Whether to report each token as written in the vocabulary; only with `prompt` and `messages`.
     #[schema(default = false)]
@@ -139,6 +136,18 @@ pub(super) struct PlacedToken {
     stop: usize,
 }
 
+impl PlacedToken {
+    /// Returns a token before the first character.
+    fn before_text(id: u32) -> Self {
+        Self {
+            id,
+            text: String::new(),
+            start: 0,
+            stop: 0,
+        }
+    }
+}
+
 /// Tokenize a text
 #[utoipa::path(
     post,
@@ -155,9 +164,13 @@ pub(super) async fn tokenize_text(
     let serving = app.serving()?;
     let (admission, tokenizer) = (&scope.admission, Arc::clone(&serving.tokenizer));
     let parse_special = body.parse_special.unwrap_or(true);
+    let add_special = body.add_special.or(body.add_special_tokens);
     match body.form()? {
         Form::LlamaCpp(content) => {
-            let ids = tokenize(admission, &tokenizer, content, parse_special).await?;
+            let mut ids = tokenize(admission, &tokenizer, content, parse_special).await?;
+            if add_special.unwrap_or(false) {
+                tokenizer.add_bos(&mut ids);
+            }
             let with_pieces = body.with_pieces.unwrap_or(false);
             let tokens = ids.len();
             let listed = move || ListedTokens {
@@ -172,7 +185,12 @@ pub(super) async fn tokenize_text(
         Form::Tgi(inputs) => {
             let bytes = inputs.len();
             let work = move || {
-                let placed = placed(&tokenizer, &inputs, parse_special)?;
+                let mut placed = placed(&tokenizer, &inputs, parse_special)?;
+                let first = placed.first().map(|token| token.id);
+                let bos = tokenizer.bos().filter(|bos| first != Some(*bos));
+                if let Some(bos) = bos.filter(|_| add_special.unwrap_or(true)) {
+                    placed.insert(0, PlacedToken::before_text(bos));
+                }
                 Ok::<_, TextError>(Json(Tokenized::Tgi(placed)).into_response())
             };
             Ok(admission.run(bytes, TOKENIZE_INLINE, work).await??)

@@ -52,7 +52,13 @@ pub(super) async fn count(
     let tokenizer = &serving.tokenizer;
     let special = body.parse_special.unwrap_or(true);
     let tokens = match source {
-        Source::Prompt(prompt) => tokenize(admission, tokenizer, prompt, special).await?,
+        Source::Prompt(prompt) => {
+            let mut ids = tokenize(admission, tokenizer, prompt, special).await?;
+            if body.add_special.or(body.add_special_tokens).unwrap_or(true) {
+                tokenizer.add_bos(&mut ids);
+            }
+            ids
+        }
         Source::Messages(messages) => {
             conversation::no_tools("tools", body.tools.as_deref())?;
             let ending =

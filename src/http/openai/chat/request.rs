@@ -106,7 +106,7 @@ impl ChatBody {
         let mut prompt = conversation::prompt(&scope.admission, serving, messages, ending).await?;
         if let Some(truncation) = truncation {
             let keep = truncation.keeps(serving, &draft);
-            prompt.drain(..prompt.len().saturating_sub(keep));
+            serving.tokenizer.keep_last(&mut prompt, keep);
         }
         draft.prompt = prompt;
         let first = serving.limits.admit(draft)?;
