@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use skald::kernels::linear::{Epilogue, MatrixOrder, PackedLinear, RawWeight, WeightDtype};
+use skald::kernels::stored::StoredType;
 use skald::kernels::weight_memory::WeightMemory;
 use skald::kernels::{Isa, Pool};
 
@@ -62,7 +63,7 @@ fn linear(c: &mut Criterion) {
                 .map(|_| {
                     let weight = RawWeight {
                         bytes: &bytes,
-                        dtype: DType::F32,
+                        dtype: StoredType::F32,
                         order: MatrixOrder::InOut,
                         in_features: n_in,
                         out_features: n_out,

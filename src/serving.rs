@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytesize::ByteSize;
-use candle_core::DType;
 use tracing::{info, warn};
 
 use crate::backend::Backend;
@@ -19,6 +18,7 @@ use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
+use crate::kernels::stored::StoredType;
 
 use crate::model::trial::{self, TrialError};
 use crate::model::{LoadError, Model, ModelSpec};
@@ -332,7 +332,7 @@ impl ServingSettings {
     }
 
     /// Starts the backend that computes the model.
-    fn backend(&self, on_disk: Option<DType>) -> Result<Box<dyn Backend>, ServingError> {
+    fn backend(&self, on_disk: Option<StoredType>) -> Result<Box<dyn Backend>, ServingError> {
         match (self.device, self.dtype) {
             (Device::Cpu, _) => {
                 let dtype = self.weight_dtype(on_disk);
@@ -348,11 +348,11 @@ impl ServingSettings {
     }
 
     /// Returns the precision of the weights in the kernels; `auto` is the checkpoint's own.
-    fn weight_dtype(&self, on_disk: Option<DType>) -> WeightDtype {
+    fn weight_dtype(&self, on_disk: Option<StoredType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
             Dtype::Q8 => WeightDtype::Q8,
-            Dtype::Auto if on_disk == Some(DType::F32) => WeightDtype::F32,
+            Dtype::Auto if on_disk == Some(StoredType::F32) => WeightDtype::F32,
             Dtype::Auto | Dtype::Bf16 => WeightDtype::Bf16,
         }
     }

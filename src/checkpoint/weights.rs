@@ -13,7 +13,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
@@ -21,7 +20,7 @@ pub use self::error::WeightsError;
 use super::config::ModelConfig;
 use super::finite::{NotFinite, first_not_finite};
 pub use super::tensor::TensorView;
-use crate::kernels::widen::widen;
+use crate::kernels::stored::{StoredType, widen};
 use crate::regular_file;
 
 /// Maximum size of `model.safetensors.index.json`, in bytes.
@@ -61,7 +60,7 @@ struct WeightFile {
 struct Entry {
     file: usize,
     /// The type of its values, or the name of one that is not supported.
-    dtype: Result<DType, String>,
+    dtype: Result<StoredType, String>,
     shape: Vec<usize>,
     range: Range<usize>,
 }
@@ -167,7 +166,7 @@ impl Checkpoint {
 
     /// Returns the stored type of the token embeddings, which most of the model shares.
     #[must_use]
-    pub fn dtype(&self) -> Option<DType> {
+    pub fn dtype(&self) -> Option<StoredType> {
         let embeddings = ["wte.weight", "embed_tokens.weight"];
         let entry = embeddings.iter().find_map(|name| self.tensors.get(*name))?;
         entry.dtype.clone().ok()
@@ -209,7 +208,7 @@ impl Checkpoint {
         })
     }
 
-    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType), WeightsError> {
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, StoredType), WeightsError> {
         let Some(entry) = self.tensors.get(name) else {
             let files: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();
             return Err(WeightsError::Missing {
@@ -353,11 +352,11 @@ fn without_prefix(name: &str) -> &str {
     rest.unwrap_or(name)
 }
 
-fn supported(dtype: Dtype) -> Result<DType, String> {
+fn supported(dtype: Dtype) -> Result<StoredType, String> {
     match dtype {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::BF16 => Ok(DType::BF16),
+        Dtype::F32 => Ok(StoredType::F32),
+        Dtype::F16 => Ok(StoredType::F16),
+        Dtype::BF16 => Ok(StoredType::Bf16),
         other => Err(format!("{other:?}")),
     }
 }
@@ -416,7 +415,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
 pub struct Embedding {
     bytes: FileBytes,
     range: Range<usize>,
-    dtype: DType,
+    dtype: StoredType,
     width: usize,
     vocab_size: usize,
 }
@@ -427,7 +426,7 @@ impl Embedding {
     /// # Errors
     /// [`WeightsError::TokenId`] if an id is outside the vocabulary.
     pub fn add_rows(&self, ids: &[u32], x: &mut [f32]) -> Result<(), WeightsError> {
-        let row = self.width * self.dtype.size_in_bytes();
+        let row = self.dtype.bytes_of(self.width);
         let mut embedding = vec![0.0; self.width];
         for (&id, x) in ids.iter().zip(x.chunks_exact_mut(self.width)) {
             let start = self.range.start + id as usize * row;

@@ -53,7 +53,7 @@ fn check_sizes(checkpoint: &Checkpoint, config: &Gpt2Config) {
         .expect("it was validated");
     assert_eq!(
         wte.bytes.len(),
-        wte.dtype.size_in_bytes() * config.vocab_size * config.n_embd
+        wte.dtype.bytes_of(config.vocab_size * config.n_embd)
     );
     assert_eq!(wte.to_f32().len(), config.vocab_size * config.n_embd);
 }

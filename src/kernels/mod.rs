@@ -14,6 +14,7 @@
 //! | [`isa`] | instruction sets |
 //! | [`pool`], `affinity` | the compute threads, and the cores they are pinned to |
 //! | [`activation_memory`], `huge_pages` | the allocator's settings, and huge pages |
+//! | [`stored`] | the types that checkpoints store weights in, and their values as f32 |
 //! | `shared_slice`, `storage` | slices that tasks share, and tensors as slices |
 //! | [`prefetch`] | prefetching of memory that is read next |
 //!
@@ -41,8 +42,8 @@ pub mod rotary;
 pub mod rows;
 mod shared_slice;
 mod storage;
+pub mod stored;
 pub mod weight_memory;
-pub mod widen;
 
 pub use isa::Isa;
 pub use pool::Pool;

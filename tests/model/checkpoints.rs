@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use candle_core::DType;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use skald::checkpoint::Checkpoint;
 use skald::checkpoint::{Gpt2Config, ModelConfig, ModelFiles, ModelSource};
+use skald::kernels::stored::StoredType;
 use tempfile::TempDir;
 
 use crate::support::tiny_model::{
@@ -72,9 +72,9 @@ fn assert_whole(checkpoint: &Checkpoint) {
 #[test]
 fn every_type_of_values_with_and_without_prefix_gives_the_same_model() {
     for (dtype, expected) in [
-        (Dtype::F32, DType::F32),
-        (Dtype::F16, DType::F16),
-        (Dtype::BF16, DType::BF16),
+        (Dtype::F32, StoredType::F32),
+        (Dtype::F16, StoredType::F16),
+        (Dtype::BF16, StoredType::Bf16),
     ] {
         for prefix in ["", "transformer."] {
             let directory = model_of(&tensors(prefix, dtype));

@@ -1,11 +1,12 @@
 //! Linear layers in candle's operations.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::backend::Linear;
 use crate::kernels::linear::{
     Activation, Epilogue, MatrixOrder, RawWeight, check_outputs, check_weights,
 };
+use crate::kernels::stored::widen;
 
 /// A linear layer in f32.
 pub struct CandleLinear {
@@ -40,8 +41,9 @@ fn matrix(device: &Device, weight: &RawWeight<'_>) -> Result<Tensor> {
         MatrixOrder::InOut => [n_in, n_out],
         MatrixOrder::OutIn => [n_out, n_in],
     };
-    let tensor = Tensor::from_raw_buffer(weight.bytes, weight.dtype, &shape, device)?;
-    let tensor = tensor.to_dtype(DType::F32)?;
+    let mut values = vec![0.0; n_in * n_out];
+    widen(weight.bytes, weight.dtype, &mut values);
+    let tensor = Tensor::from_vec(values, &shape, device)?;
     match weight.order {
         MatrixOrder::InOut => Ok(tensor),
         MatrixOrder::OutIn => tensor.t(),

@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use super::*;
 use crate::backend::Linear;
 use crate::backend::candle::CandleLinear;
+use crate::kernels::stored::StoredType;
 
 const SHAPES: [(usize, usize); 9] = [
     (1, 1),
@@ -54,7 +55,7 @@ impl Case {
     fn raw(&self, order: MatrixOrder) -> RawWeight<'_> {
         RawWeight {
             bytes: &self.bytes,
-            dtype: DType::F32,
+            dtype: StoredType::F32,
             order,
             in_features: self.in_features,
             out_features: self.out_features,
@@ -260,7 +261,7 @@ fn the_order_and_type_on_disk_do_not_matter() {
         .collect();
     let raw = RawWeight {
         bytes: &halves,
-        dtype: DType::F16,
+        dtype: StoredType::F16,
         ..case.raw(MatrixOrder::InOut)
     };
     let packed = pack(Isa::detect(), WeightDtype::F32, raw, None).unwrap();
@@ -284,7 +285,7 @@ fn the_outputs_of_matrices_packed_together_are_those_of_each_alone() {
         cases[0].raw(MatrixOrder::OutIn),
         RawWeight {
             bytes: &halves,
-            dtype: DType::BF16,
+            dtype: StoredType::Bf16,
             ..cases[1].raw(MatrixOrder::OutIn)
         },
         cases[2].raw(MatrixOrder::InOut),

@@ -1,8 +1,8 @@
 //! Weight matrices as checkpoints store them, and the precisions that they are packed in.
 
-use candle_core::{DType, Result, bail};
+use candle_core::{Result, bail};
 
-use crate::kernels::widen::widen;
+use crate::kernels::stored::{StoredType, widen};
 
 /// The precision that weights are packed in, which also determines the arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub enum MatrixOrder {
 pub struct RawWeight<'a> {
     /// `in_features * out_features` values.
     pub bytes: &'a [u8],
-    /// F32, F16 or BF16.
-    pub dtype: DType,
+    /// Their type; blocks do not go beyond the end of a row.
+    pub dtype: StoredType,
     /// The dimension that comes first.
     pub order: MatrixOrder,
     /// Number of columns of `x`.
@@ -65,7 +65,7 @@ pub struct RawWeight<'a> {
 /// output features.
 ///
 /// # Errors
-/// If a type is not supported or a length does not match; the error names the first one.
+/// If a length does not match, or blocks would go beyond a row; the error names the first one.
 pub fn check_weights(weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<(usize, usize)> {
     let Some(first) = weights.first() else {
         bail!("a linear layer needs at least one matrix of weights");
@@ -91,37 +91,42 @@ pub fn check_weights(weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<
 }
 
 impl RawWeight<'_> {
-    /// Checks that the type is supported and that the length matches the shape.
+    /// Checks that the length matches the shape, and that rows are whole blocks.
     fn check(&self) -> Result<()> {
         let Self {
             in_features,
             out_features,
             ..
         } = *self;
-        if !matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16) {
-            bail!("weights of type {:?} are not supported", self.dtype);
-        }
         if in_features == 0 || out_features == 0 {
             bail!(
                 "a linear layer needs at least one input and one output feature, got {in_features} and {out_features}"
             );
         }
-        let expected = in_features * out_features * self.dtype.size_in_bytes();
+        let stored = self.dtype.name();
+        let block = self.dtype.block_len();
+        if block > 1 && (self.order == MatrixOrder::InOut || !in_features.is_multiple_of(block)) {
+            bail!(
+                "weights of type {stored} need rows of whole blocks of {block} input features, got \
+                 {in_features} x {out_features} {:?}",
+                self.order
+            );
+        }
+        let expected = self.dtype.bytes_of(in_features * out_features);
         if self.bytes.len() != expected {
             bail!(
-                "{in_features} x {out_features} weights of type {:?} take {expected} bytes, got {}",
-                self.dtype,
+                "{in_features} x {out_features} weights of type {stored} take {expected} bytes, got {}",
                 self.bytes.len()
             );
         }
         Ok(())
     }
 
-    /// Reads consecutive weights from element `at` on.
+    /// Reads consecutive weights from element `at` on; both `at` and the length of `out` are whole
+    /// numbers of blocks.
     #[inline(always)]
     pub(super) fn widen(&self, at: usize, out: &mut [f32]) {
-        let size = self.dtype.size_in_bytes();
-        let bytes = &self.bytes[at * size..(at + out.len()) * size];
-        widen(bytes, self.dtype, out);
+        let bytes = self.dtype.bytes_of(at)..self.dtype.bytes_of(at + out.len());
+        widen(&self.bytes[bytes], self.dtype, out);
     }
 }
