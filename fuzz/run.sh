@@ -12,7 +12,7 @@ seconds=${1:?usage: fuzz/run.sh SECONDS [TARGET...]}
 shift
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] ||
-    targets=(requests stream grammar scheduler stored tokenizer weights config template)
+    targets=(requests stream grammar scheduler stored tokenizer weights gguf config template)
 
 # Fuzzing needs unstable compiler flags; this enables them without a nightly toolchain.
 export RUSTC_BOOTSTRAP=1
@@ -33,7 +33,7 @@ for target in "${targets[@]}"; do
         -artifact_prefix="artifacts/$target/")
     # No input larger than those in the corpus.
     case $target in
-    weights) options+=(-max_len=8192) ;;
+    weights | gguf) options+=(-max_len=8192) ;;
     *) options+=(-max_len=4096) ;;
     esac
     [ -f "dict/$target.dict" ] && options+=(-dict="dict/$target.dict")

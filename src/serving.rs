@@ -32,7 +32,7 @@ use crate::text::{ChatTemplate, GrammarCompiler, Tokenizer};
 /// Settings of the model, the engine and the sessions.
 #[derive(Clone)]
 pub struct ServingSettings {
-    /// Source of the model: `builtin`, a directory, or a hub id.
+    /// Source of the model: `builtin`, a directory, a GGUF file, or a hub id.
     pub model: String,
     /// Name of the model for clients; `None` is its own.
     pub served_model_name: Option<String>,

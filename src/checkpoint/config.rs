@@ -130,6 +130,16 @@ impl ModelConfig {
         }
     }
 
+    /// Returns the numbers of query heads, and of key and value heads.
+    pub(super) fn heads(&self) -> (usize, usize) {
+        match self {
+            Self::Gpt2(config) => (config.n_head, config.n_head),
+            Self::Gemma(GemmaConfig { shape, .. }) | Self::Llama(LlamaConfig { shape, .. }) => {
+                (shape.heads, shape.kv_heads)
+            }
+        }
+    }
+
     /// Returns the epsilon of all norms.
     #[must_use]
     pub fn norm_epsilon(&self) -> f64 {

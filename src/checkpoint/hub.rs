@@ -27,14 +27,18 @@ use retry::Retry;
 pub use error::HubError;
 pub use settings::{HubSettings, HubToken};
 
+use super::gguf::GgufChoice;
+use super::gguf::choice::{choose, has_only_gguf};
 use super::layout::{Layout, WEIGHTS_INDEX};
 use super::weights::shards;
 
 const MAIN: &str = "main";
+/// Depth of directories in which cached models in GGUF are looked for.
+const MAX_DEPTH: usize = 4;
 
 impl HubSettings {
-    /// Fetches the files of a model into the cache and returns their directory. Blocks; may be called
-    /// from any thread, including those of an async runtime.
+    /// Fetches the files of a model into the cache and returns their directory, or the (first) file of a model
+    /// in GGUF: `gguf` chooses one. Blocks; may be called from any thread, including those of an async runtime.
     ///
     /// # Errors
     /// [`HubError`] if the model can't be fetched, or lacks weights or a tokenizer in a supported
@@ -43,11 +47,13 @@ impl HubSettings {
         &self,
         id: &str,
         revision: Option<&str>,
+        gguf: Option<&GgufChoice>,
         progress: bool,
     ) -> Result<PathBuf, HubError> {
         let pull = Pull {
             settings: self,
             id,
+            gguf,
             revision: revision.unwrap_or(MAIN),
             cache: ModelCache::new(&self.cache_dir, id),
             progress,
@@ -60,8 +66,13 @@ impl HubSettings {
 ///
 /// # Errors
 /// Those of [`HubSettings::pull`].
-pub fn pull(id: &str, revision: Option<&str>, progress: bool) -> Result<PathBuf, HubError> {
-    HubSettings::from_env().pull(id, revision, progress)
+pub fn pull(
+    id: &str,
+    revision: Option<&str>,
+    gguf: Option<&GgufChoice>,
+    progress: bool,
+) -> Result<PathBuf, HubError> {
+    HubSettings::from_env().pull(id, revision, gguf, progress)
 }
 
 /// Returns whether a text is formatted as a hub id: `organization/name` or `name`.
@@ -97,6 +108,7 @@ struct Pull<'a> {
     settings: &'a HubSettings,
     id: &'a str,
     revision: &'a str,
+    gguf: Option<&'a GgufChoice>,
     cache: ModelCache,
     progress: bool,
 }
@@ -138,7 +150,34 @@ impl Pull<'_> {
             self.cache.commit_of(self.revision)?
         };
         let snapshot = self.cache.snapshot(&commit);
-        is_whole(&snapshot).then_some(snapshot)
+        let mut files = Vec::new();
+        list(&snapshot, "", 0, &mut files);
+        match self.gguf_files(&files) {
+            None => is_whole(&snapshot).then_some(snapshot),
+            Some(chosen) => {
+                let parts = chosen.ok()?;
+                let is_whole = parts.iter().all(|part| snapshot.join(part).exists());
+                parts
+                    .first()
+                    .filter(|_| is_whole)
+                    .map(|first| snapshot.join(first))
+            }
+        }
+    }
+
+    /// Returns the files of the model in GGUF among a repository's files; `None` if it is in the Hugging Face
+    /// layout.
+    fn gguf_files(&self, files: &[String]) -> Option<Result<Vec<String>, HubError>> {
+        let files = files.iter().map(String::as_str);
+        if self.gguf.is_none() && !has_only_gguf(files.clone()) {
+            return None;
+        }
+        let place = format!("the repository {}", self.name());
+        let how = format!(
+            "choose one with `{id}:QUANTIZATION` or `{id}/FILE`",
+            id = self.id
+        );
+        Some(choose(&place, &files, self.gguf, &how).map_err(HubError::from))
     }
 
     /// Runs the async client on a separate thread, since the caller may already be inside a
@@ -164,11 +203,20 @@ impl Pull<'_> {
         let hub = Hub::new(self.settings).map_err(|error| self.explain(error, None))?;
         let asked = self.ask(&hub).await;
         let Revision { commit, files } = asked.map_err(|error| self.explain(error, None))?;
+        let snapshot = self.cache.snapshot(&commit);
+        if let Some(parts) = self.gguf_files(&files).transpose()? {
+            for part in &parts {
+                self.file(&hub, &commit, part).await?;
+            }
+            self.point_to(&commit);
+            return Ok(parts
+                .first()
+                .map_or(snapshot.clone(), |first| snapshot.join(first)));
+        }
         let files: HashSet<String> = files.into_iter().collect();
         let present = |file: &str| files.contains(file);
         let layout = Layout::find(&format!("the repository {}", self.name()), present)?;
 
-        let snapshot = self.cache.snapshot(&commit);
         for file in layout.files(present) {
             self.file(&hub, &commit, file).await?;
         }
@@ -233,6 +281,23 @@ impl Pull<'_> {
         if let Err(error) = self.cache.point_to(self.revision, commit) {
             let cache = self.cache.directory().display();
             tracing::warn!(%cache, %error, "revision not recorded, so the cache can't be used offline");
+        }
+    }
+}
+
+/// Appends the names of all files in a directory, relative to the first one.
+fn list(directory: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let name = format!("{prefix}{name}");
+        let path = entry.path();
+        if !path.is_dir() {
+            names.push(name);
+        } else if depth < MAX_DEPTH {
+            list(&path, &format!("{name}/"), depth + 1, names);
         }
     }
 }

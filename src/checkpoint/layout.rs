@@ -24,6 +24,11 @@ pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
+/// Returns whether a file is one of those with weights in the Hugging Face layout.
+pub(super) fn has_weights(file: &str) -> bool {
+    [WEIGHTS, WEIGHTS_INDEX].contains(&file)
+}
+
 /// Weights in other frameworks' formats, named in the error if no supported weights are found.
 const FOREIGN_WEIGHTS: [&str; 4] = [
     "pytorch_model.bin",

@@ -13,8 +13,9 @@
 //! | [`decoder_fields`], [`rope`], `config_error` | what architectures have in common: sizes, rotary positions, errors |
 //! | [`generation_config`] | `generation_config.json`: sampling defaults |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
+//! | [`gguf`] | models in GGUF: metadata as the files above, names, tokenizer |
 //! | [`json`] | JSON files with errors that name the field |
-//! | [`weights`], `tensor`, `finite` | safetensors files, memory-mapped; their tensors; the check of their values |
+//! | [`weights`], `mapped`, `tensor`, `finite` | files of weights, memory-mapped; their tensors; the check of their values |
 
 pub mod config;
 mod config_error;
@@ -22,11 +23,13 @@ pub mod decoder_fields;
 mod finite;
 pub mod gemma_config;
 pub mod generation_config;
+pub mod gguf;
 pub mod gpt2_config;
 pub mod hub;
 pub mod json;
 mod layout;
 pub mod llama_config;
+mod mapped;
 pub mod rope;
 pub mod source;
 mod tensor;
@@ -36,6 +39,7 @@ pub mod weights;
 pub use config::ModelConfig;
 pub use gemma_config::GemmaConfig;
 pub use generation_config::GenerationConfig;
+pub use gguf::Gguf;
 pub use gpt2_config::Gpt2Config;
 pub use llama_config::LlamaConfig;
 pub use source::{ModelFiles, ModelSource};

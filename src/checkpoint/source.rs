@@ -1,8 +1,10 @@
 //! The source of a model (`--model`), and its files.
 //!
-//! A model is a directory in the Hugging Face layout, a repository of the hub in the same layout,
-//! or the one built into the binary. Reading stops at the first fault, with a message that names
+//! A model is a directory in the Hugging Face layout or with one in GGUF, a GGUF file, a repository of the hub
+//! with one of them, or the one built into the binary. Reading stops at the first fault, with a message that names
 //! the file; nothing is repaired or guessed.
+
+mod from_gguf;
 
 use std::fmt;
 use std::io;
@@ -11,6 +13,8 @@ use std::str::FromStr;
 
 use super::config::{ConfigError, ModelConfig};
 use super::generation_config::GenerationConfig;
+use super::gguf::choice::{choose, has_only_gguf};
+use super::gguf::{ChoiceError, GgufChoice, GgufConfigError, GgufError};
 use super::hub::{self, HubError};
 use super::json::JsonError;
 use super::layout::{
@@ -32,8 +36,9 @@ const MAX_FILE_BYTES: u64 = 256 << 20;
 pub enum SourceError {
     /// `--model` does not name a model.
     #[error(
-        "`{text}` is not a model: {reason}. A model is `builtin`, a directory, or a hub id such \
-         as `openai-community/gpt2`, with `@revision` for another revision than main"
+        "`{text}` is not a model: {reason}. A model is `builtin`, a directory, a GGUF file, or a hub id such \
+         as `openai-community/gpt2`, with `:Q4_K_M` for a quantization in GGUF, `/FILE.gguf` for a file, and \
+         `@revision` for another revision than main"
     )]
     Name {
         /// The setting.
@@ -50,6 +55,15 @@ pub enum SourceError {
     /// A directory lacks a file.
     #[error(transparent)]
     Incomplete(#[from] IncompleteModel),
+    /// A directory has several models in GGUF.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+    /// A GGUF file is not valid.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A GGUF file describes a model that can't be served.
+    #[error(transparent)]
+    GgufConfig(#[from] GgufConfigError),
     /// A file can't be read.
     #[error("{file}: {source}")]
     Io {
@@ -110,14 +124,18 @@ pub enum SourceError {
 pub enum ModelSource {
     /// The model built into the binary.
     Builtin,
-    /// A directory in the Hugging Face layout.
+    /// A directory in the Hugging Face layout, or with a model in GGUF.
     Directory(PathBuf),
+    /// A file in GGUF.
+    File(PathBuf),
     /// A repository of the hub.
     Hub {
         /// `organization/name`, or `name` alone.
         id: String,
         /// A branch, tag or commit; the main branch if absent.
         revision: Option<String>,
+        /// One of its models in GGUF.
+        gguf: Option<GgufChoice>,
     },
 }
 
@@ -125,12 +143,16 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Builtin => f.write_str("builtin"),
-            Self::Directory(path) => path.display().fmt(f),
-            Self::Hub { id, revision: None } => f.write_str(id),
-            Self::Hub {
-                id,
-                revision: Some(revision),
-            } => write!(f, "{id}@{revision}"),
+            Self::Directory(path) | Self::File(path) => path.display().fmt(f),
+            Self::Hub { id, revision, gguf } => {
+                f.write_str(id)?;
+                if let Some(gguf) = gguf {
+                    gguf.fmt(f)?;
+                }
+                revision
+                    .as_ref()
+                    .map_or(Ok(()), |revision| write!(f, "@{revision}"))
+            }
         }
     }
 }
@@ -154,11 +176,21 @@ impl FromStr for ModelSource {
             })
         };
         if path.exists() {
-            return refuse("it is a file, not a directory");
+            if path
+                .extension()
+                .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+            {
+                return Ok(Self::File(path.to_owned()));
+            }
+            return refuse("it is a file, not a directory or a GGUF file");
         }
-        let (id, revision) = match text.split_once('@') {
-            Some((id, revision)) => (id, Some(revision)),
+        let (name, revision) = match text.split_once('@') {
+            Some((name, revision)) => (name, Some(revision)),
             None => (text, None),
+        };
+        let (id, gguf) = match GgufChoice::split(name) {
+            Ok(split) => split,
+            Err(reason) => return refuse(reason),
         };
         if id.starts_with(['.', '/', '~']) || id.matches('/').count() > 1 || id.contains('\\') {
             return refuse("no such directory");
@@ -172,6 +204,7 @@ impl FromStr for ModelSource {
         Ok(Self::Hub {
             id: id.to_owned(),
             revision: revision.map(str::to_owned),
+            gguf,
         })
     }
 }
@@ -186,9 +219,11 @@ impl ModelSource {
         match self {
             Self::Builtin => ModelFiles::builtin(),
             Self::Directory(path) => ModelFiles::open(&directory_name(path), path),
-            Self::Hub { id, revision } => {
-                let snapshot = hub::pull(id, revision.as_deref(), progress)?;
-                ModelFiles::open(id, &snapshot)
+            Self::File(path) => ModelFiles::open(&file_name(path), path),
+            Self::Hub { id, revision, gguf } => {
+                let pulled = hub::pull(id, revision.as_deref(), gguf.as_ref(), progress)?;
+                let name = gguf.as_ref().map(|gguf| format!("{id}{gguf}"));
+                ModelFiles::open(name.as_ref().unwrap_or(id), &pulled)
             }
         }
     }
@@ -201,6 +236,14 @@ fn directory_name(path: &Path) -> String {
         Some(name) => name.to_string_lossy().into_owned(),
         None => whole.display().to_string(),
     }
+}
+
+/// Returns a file's name without extension.
+fn file_name(path: &Path) -> String {
+    let name = path
+        .file_stem()
+        .map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| path.display().to_string())
 }
 
 /// The files of a model: weights are memory-mapped, all others read.
@@ -222,11 +265,23 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens a directory in the Hugging Face layout; `name` is the name of the model.
+    /// Opens a file in GGUF, a directory in the Hugging Face layout, or one with a model in GGUF; `name` is the
+    /// name of the model.
     ///
     /// # Errors
     /// [`SourceError`] with the missing or faulty file.
-    pub fn open(name: &str, directory: &Path) -> Result<Self, SourceError> {
+    pub fn open(name: &str, path: &Path) -> Result<Self, SourceError> {
+        if path.is_file() {
+            return from_gguf::open(name, path);
+        }
+        match gguf_in(path)? {
+            Some(file) => from_gguf::open(name, &path.join(file)),
+            None => Self::open_hugging_face(name, path),
+        }
+    }
+
+    /// Opens a directory in the Hugging Face layout.
+    fn open_hugging_face(name: &str, directory: &Path) -> Result<Self, SourceError> {
         let place = directory.display().to_string();
         if !directory.is_dir() {
             let hint = ": it is not a directory".to_owned();
@@ -391,6 +446,21 @@ impl ModelFiles {
     }
 }
 
+/// Returns the (first) file of the model in GGUF that a directory has, if it has no other weights.
+fn gguf_in(directory: &Path) -> Result<Option<String>, SourceError> {
+    // A directory that can't be read is reported when its files are.
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let names: Vec<String> = names.collect();
+    let files = names.iter().map(String::as_str);
+    if !has_only_gguf(files.clone()) {
+        return Ok(None);
+    }
+    let place = directory.display().to_string();
+    let parts = choose(&place, &files, None, "give the path of one of them")?;
+    Ok(parts.into_iter().next())
+}
+
 /// Returns a model's own chat template: a separate file takes precedence over
 /// `tokenizer_config.json`.
 fn chat_template(
@@ -477,6 +547,7 @@ mod tests {
         ModelSource::Hub {
             id: id.to_owned(),
             revision: revision.map(str::to_owned),
+            gguf: None,
         }
     }
 
@@ -492,7 +563,18 @@ mod tests {
         assert_eq!(parse("gpt2@refs/pr/3"), hub("gpt2", Some("refs/pr/3")));
         // Tests run in the package's directory, which contains `src`.
         assert_eq!(parse("src"), ModelSource::Directory("src".into()));
-        for text in ["builtin", "gpt2", "org/name@v1.0", "src/model"] {
+        let gguf = "tests/fixtures/gemma/gguf/gemma-f32.gguf";
+        assert_eq!(parse(gguf), ModelSource::File(gguf.into()));
+        for text in [
+            "builtin",
+            "gpt2",
+            "org/name@v1.0",
+            "src/model",
+            gguf,
+            "org/name:Q4_K_M",
+            "org/name:q8_0@v1.0",
+            "org/name/sub/a.gguf@v1.0",
+        ] {
             assert_eq!(parse(text).to_string(), text);
         }
     }
@@ -504,6 +586,9 @@ mod tests {
             ("./no-such-directory", "no such directory"),
             ("models/gpt2/fine-tuned", "no such directory"),
             ("Cargo.toml", "a file, not a directory"),
+            ("models/model.gguf", "no such file"),
+            ("./models/x.gguf", "no such directory"),
+            ("org/name:Q4.K", "not a quantization"),
             ("my model", "nor a valid hub id"),
             ("org/", "nor a valid hub id"),
             ("gpt2@", "not a valid revision"),

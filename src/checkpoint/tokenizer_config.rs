@@ -223,7 +223,7 @@ mod tests {
             r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "bos_token": "<b>"}"#,
         );
         assert_eq!(several.chat_template(), Some("d"));
-        assert_eq!(several.bos_token(), Some("<b>"));
+        assert_eq!(several.bos_token(), Some(Some("<b>")));
         let other = config(r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
         assert_eq!(other.chat_template(), None);
         assert_eq!(config("{}").chat_template(), None);

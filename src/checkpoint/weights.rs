@@ -11,14 +11,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 pub use self::error::WeightsError;
 use super::config::ModelConfig;
 use super::finite::{NotFinite, first_not_finite};
+use super::gguf::{Gguf, GgufError, RowOrder, gguf_name};
+use super::mapped::{FileBytes, WeightFile};
 pub use super::tensor::TensorView;
 use crate::kernels::stored::{StoredType, widen};
 use crate::regular_file;
@@ -35,27 +35,6 @@ const PREFIXES: [&str; 5] = [
     "model.",
 ];
 
-/// The bytes of a file.
-#[derive(Clone)]
-enum FileBytes {
-    Mapped(Arc<Mmap>),
-    Embedded(&'static [u8]),
-}
-
-impl AsRef<[u8]> for FileBytes {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(mapped) => mapped,
-            Self::Embedded(bytes) => bytes,
-        }
-    }
-}
-
-struct WeightFile {
-    name: String,
-    bytes: FileBytes,
-}
-
 #[derive(Clone)]
 struct Entry {
     file: usize,
@@ -63,6 +42,8 @@ struct Entry {
     dtype: Result<StoredType, String>,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// The order of its rows, where it is not that of the Hugging Face layout.
+    rows: Option<RowOrder>,
 }
 
 /// All tensors of a model's files.
@@ -70,8 +51,8 @@ pub struct Checkpoint {
     files: Vec<WeightFile>,
     /// Tensors by name without prefix.
     tensors: HashMap<String, Entry>,
-    norms_include_one: bool,
-    matrices_out_in: bool,
+    /// The architecture, if the files are GGUF.
+    gguf: Option<&'static str>,
 }
 
 impl Checkpoint {
@@ -134,6 +115,7 @@ impl Checkpoint {
                     dtype: supported(info.dtype),
                     shape: info.shape.clone(),
                     range: data + info.data_offsets.0..data + info.data_offsets.1,
+                    rows: None,
                 };
                 if tensors.insert(name.to_owned(), entry).is_some() {
                     return Err(WeightsError::Twice {
@@ -146,22 +128,46 @@ impl Checkpoint {
         Ok(Self {
             files,
             tensors,
-            norms_include_one: false,
-            matrices_out_in: false,
+            gguf: None,
+        })
+    }
+
+    /// Takes over the tensors of a GGUF file by their names in the Hugging Face layout.
+    ///
+    /// # Errors
+    /// [`GgufError`] if the architecture can't be served.
+    pub fn from_gguf(gguf: Gguf, config: &ModelConfig) -> Result<Self, GgufError> {
+        let architecture = gguf.architecture()?;
+        let tensors = gguf.entries(architecture, config.heads());
+        let tensors = tensors.map(|(name, file, tensor, rows)| {
+            let entry = Entry {
+                file,
+                dtype: tensor.dtype.clone(),
+                shape: tensor.shape.clone(),
+                range: tensor.range.clone(),
+                rows,
+            };
+            (name, entry)
+        });
+        let tensors = tensors.collect();
+        Ok(Self {
+            tensors,
+            files: gguf.into_files(),
+            gguf: Some(architecture),
         })
     }
 
     /// Returns whether the weights of Gemma's norms include the 1 that the model adds to them elsewhere.
     #[must_use]
     pub fn norms_include_one(&self) -> bool {
-        self.norms_include_one
+        self.gguf.is_some()
     }
 
     /// Returns whether GPT-2's matrices are `[out, in]`, as those of all other architectures, and not
     /// `[in, out]` as `Conv1D` has them.
     #[must_use]
     pub fn matrices_out_in(&self) -> bool {
-        self.matrices_out_in
+        self.gguf.is_some()
     }
 
     /// Returns the stored type of the token embeddings, which most of the model shares.
@@ -178,9 +184,22 @@ impl Checkpoint {
     /// [`WeightsError`] if it is missing, or has a different shape or an unsupported type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, WeightsError> {
         let (entry, dtype) = self.find(name, shape)?;
-        let bytes = self.files[entry.file].bytes.as_ref();
+        let bytes = &self.files[entry.file].bytes.as_ref()[entry.range.clone()];
+        let bytes = match entry.rows {
+            None => Cow::Borrowed(bytes),
+            Some(rows) => {
+                let count = entry.shape.first().copied().unwrap_or_default();
+                let restored = rows.restored(bytes, count);
+                let restored = restored.ok_or_else(|| WeightsError::Rows {
+                    file: self.files[entry.file].name.clone(),
+                    tensor: self.shown(name),
+                    heads: rows.heads,
+                })?;
+                Cow::Owned(restored)
+            }
+        };
         Ok(TensorView {
-            bytes: Cow::Borrowed(&bytes[entry.range.clone()]),
+            bytes,
             dtype,
             shape: entry.shape.clone(),
         })
@@ -202,17 +221,23 @@ impl Checkpoint {
         let (entry, _) = self.find(name, shape)?;
         Err(WeightsError::NotFinite {
             file: self.files[entry.file].name.clone(),
-            tensor: name.to_owned(),
+            tensor: self.shown(name),
             value,
             index,
         })
+    }
+
+    /// Returns the name of a tensor in its file.
+    fn shown(&self, name: &str) -> String {
+        let gguf = self.gguf.and_then(|gguf| gguf_name(gguf, name));
+        gguf.unwrap_or_else(|| name.to_owned())
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, StoredType), WeightsError> {
         let Some(entry) = self.tensors.get(name) else {
             let files: Vec<&str> = self.files.iter().map(|file| file.name.as_str()).collect();
             return Err(WeightsError::Missing {
-                tensor: name.to_owned(),
+                tensor: self.shown(name),
                 expected: shape.to_vec(),
                 files: files.join(", "),
             });
@@ -221,7 +246,7 @@ impl Checkpoint {
         if entry.shape != shape {
             return Err(WeightsError::Shape {
                 file: file(),
-                tensor: name.to_owned(),
+                tensor: self.shown(name),
                 found: entry.shape.clone(),
                 expected: shape.to_vec(),
             });
@@ -230,7 +255,7 @@ impl Checkpoint {
             Ok(dtype) => Ok((entry, *dtype)),
             Err(found) => Err(WeightsError::Type {
                 file: file(),
-                tensor: name.to_owned(),
+                tensor: self.shown(name),
                 found: found.clone(),
             }),
         }
@@ -253,15 +278,7 @@ impl Checkpoint {
     /// Drops the mapped pages that were read so far; later reads load them from the file again.
     pub fn release_pages(&self) {
         for file in &self.files {
-            if let FileBytes::Mapped(mapped) = &file.bytes {
-                // SAFETY: the mapping of the file is read-only, so this only drops pages that are
-                // read from the file again on access.
-                #[allow(unsafe_code)]
-                let released = unsafe { mapped.unchecked_advise(UncheckedAdvice::DontNeed) };
-                if let Err(error) = released {
-                    tracing::debug!(%error, file = file.name, "pages of mapped weights not released");
-                }
-            }
+            file.release_pages();
         }
     }
 
@@ -305,7 +322,7 @@ impl Checkpoint {
     pub fn validate(&self, config: &ModelConfig) -> Result<(), WeightsError> {
         let layers = (0..config.layers()).flat_map(|layer| config.layer_tensors(layer));
         for (name, mut shape) in config.outer_tensors().into_iter().chain(layers) {
-            if self.matrices_out_in && config.is_conv1d(&name) {
+            if self.matrices_out_in() && config.is_conv1d(&name) {
                 shape.reverse();
             }
             self.tensor(&name, &shape)?;
@@ -336,7 +353,7 @@ impl Checkpoint {
             None => Ok(()),
             Some((layer, name, entry)) => Err(WeightsError::FurtherLayer {
                 file: self.files[entry.file].name.clone(),
-                tensor: name.clone(),
+                tensor: self.shown(name),
                 layer,
                 field,
                 layers: config.layers(),
@@ -362,19 +379,9 @@ fn supported(dtype: Dtype) -> Result<StoredType, String> {
 }
 
 fn map(path: &Path) -> Result<WeightFile, WeightsError> {
-    let name = path.display().to_string();
-    let io = |source| WeightsError::Io {
-        file: name.clone(),
+    WeightFile::map(path).map_err(|source| WeightsError::Io {
+        file: path.display().to_string(),
         source,
-    };
-    let file = regular_file::open(path).map_err(io)?;
-    // SAFETY: the mapping is read-only. The operator must not modify or truncate the file while the
-    // server runs; every loader of mapped checkpoints relies on it.
-    #[allow(unsafe_code)]
-    let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-    Ok(WeightFile {
-        bytes: FileBytes::Mapped(Arc::new(bytes)),
-        name,
     })
 }
 

@@ -25,7 +25,7 @@ impl Device {
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// The checkpoint's own precision: f32 stays f32, f16 and bf16 run as bf16.
+    /// The checkpoint's own precision: f32 stays f32, all others run as bf16.
     Auto,
     /// 32-bit floats: the reference.
     F32,

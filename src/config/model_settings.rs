@@ -11,7 +11,8 @@ use super::values::thread_count;
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ModelSettings {
     /// The model: `builtin` (a small model that tells fairy tales), a directory in the Hugging Face layout,
-    /// or a hub id such as openai-community/gpt2, with @revision for another revision than main
+    /// a GGUF file, or a hub id such as openai-community/gpt2, with `:Q4_K_M` for a quantization in GGUF and
+    /// `@revision` for another revision than main
     #[arg(
         help_heading = "Model",
         long = "model",

@@ -8,6 +8,7 @@
 //! reproduced.
 
 mod config;
+mod gguf;
 mod grammar;
 mod input;
 mod requests;
@@ -23,8 +24,9 @@ mod weights;
 pub type Target = fn(&[u8]);
 
 /// All targets, by their names in `fuzz/Cargo.toml` and `fuzz/corpus/`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("config", config::run),
+    ("gguf", gguf::run),
     ("grammar", grammar::run),
     ("requests", requests::run),
     ("scheduler", scheduler::run),
@@ -98,7 +100,7 @@ mod tests {
         };
     }
 
-    replayed!(config grammar requests scheduler stored stream template tokenizer weights);
+    replayed!(config gguf grammar requests scheduler stored stream template tokenizer weights);
 
     #[test]
     fn the_corpus_is_small() {

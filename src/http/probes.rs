@@ -20,7 +20,7 @@ use crate::serving::Serving;
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"model_path": "openai-community/gpt2", "tokenizer_path": "openai-community/gpt2", "is_generation": true, "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))]
 pub(super) struct ModelDescription {
-    /// Value of `--model`: `builtin`, a directory or a hub id.
+    /// Value of `--model`: `builtin`, a directory, a GGUF file or a hub id.
     model_path: String,
     /// Source of the tokenizer, always the same as `model_path`.
     tokenizer_path: String,

@@ -140,16 +140,15 @@ impl Gemma {
         config: &GemmaConfig,
     ) -> std::result::Result<Self, LoadError> {
         let shape = &config.shape;
-        let layers = loader.blocks(shape.layers(), |i| Layer::load(loader, config, i))?;
         let norm = loader.norm_weights_plus_one("norm", shape.hidden_size)?;
         let norm = loader.backend.rms_norm(&norm, shape.rms_norm_eps)?;
         let cap = config.final_soft_cap.map(|cap| cap as f32);
         let embedding_scale = (shape.hidden_size as f64).sqrt() as f32;
         let spec = loader.decoder_spec(config.generation.architecture(), shape);
-        Ok(Self {
-            ends: loader.ends(spec, norm, embedding_scale, cap)?,
-            layers,
-        })
+        // The largest matrix first, while file and prepared weights of the others are not in memory.
+        let ends = loader.ends(spec, norm, embedding_scale, cap)?;
+        let layers = loader.blocks(shape.layers(), |i| Layer::load(loader, config, i))?;
+        Ok(Self { ends, layers })
     }
 }
 

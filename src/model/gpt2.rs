@@ -179,12 +179,13 @@ impl Gpt2 {
             layer_norm_epsilon,
             ..
         } = *config;
-        let h = loader.blocks(config.n_layer, |i| Block::load(loader, config, i))?;
         let norm = loader.layer_norm("ln_f", n_embd, layer_norm_epsilon)?;
+        // The largest matrix first, while file and prepared weights of the others are not in memory.
+        let ends = loader.ends(spec(loader, config), norm, 1.0, None)?;
         Ok(Self {
             wpe: loader.values("wpe.weight", &[n_positions, n_embd])?,
-            ends: loader.ends(spec(loader, config), norm, 1.0, None)?,
-            h,
+            h: loader.blocks(config.n_layer, |i| Block::load(loader, config, i))?,
+            ends,
         })
     }
 }

@@ -105,13 +105,12 @@ impl Llama {
         config: &LlamaConfig,
     ) -> std::result::Result<Self, LoadError> {
         let shape = &config.shape;
-        let layers = loader.blocks(shape.layers(), |i| Layer::load(loader, config, i))?;
         let norm = loader.rms_norm("norm", shape.hidden_size, shape.rms_norm_eps)?;
         let spec = loader.decoder_spec(config.family.architecture(), shape);
-        Ok(Self {
-            ends: loader.ends(spec, norm, 1.0, None)?,
-            layers,
-        })
+        // The largest matrix first, while file and prepared weights of the others are not in memory.
+        let ends = loader.ends(spec, norm, 1.0, None)?;
+        let layers = loader.blocks(shape.layers(), |i| Layer::load(loader, config, i))?;
+        Ok(Self { ends, layers })
     }
 }
 

@@ -77,16 +77,18 @@ impl Loader<'_> {
             MatrixOrder::OutIn,
             [spec.vocab_size, spec.hidden_width],
         );
+        let vocabulary = Vocabulary {
+            embedding: checkpoint.separate_embedding(config)?,
+            embedding_scale,
+            projection: self.backend.linear(&[projection], None)?,
+            soft_cap,
+            vocab_size: spec.vocab_size,
+        };
+        checkpoint.release_pages();
         Ok(Ends {
             pool: Arc::clone(self.backend.pool()),
             device: self.backend.device().clone(),
-            vocabulary: Vocabulary {
-                embedding: checkpoint.separate_embedding(config)?,
-                embedding_scale,
-                projection: self.backend.linear(&[projection], None)?,
-                soft_cap,
-                vocab_size: spec.vocab_size,
-            },
+            vocabulary,
             norm,
             embedding_norms: OnceLock::new(),
             spec,

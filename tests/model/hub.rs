@@ -1,6 +1,7 @@
 //! Models are fetched from a hub, once and completely, and loaded from the cache when the hub is not
 //! available. The hub is a stand-in that implements the part of the protocol that clients need.
 
+mod gguf;
 mod stand_in;
 
 use std::path::{Path, PathBuf};
@@ -78,7 +79,7 @@ impl Fixture {
 }
 
 fn pull(settings: &HubSettings, id: &str, revision: Option<&str>) -> Result<PathBuf, String> {
-    let pulled = settings.pull(id, revision, false);
+    let pulled = settings.pull(id, revision, None, false);
     pulled.map_err(|error| error.to_string())
 }
 

@@ -7,9 +7,12 @@ mod support;
 
 mod architectures;
 mod checkpoints;
+mod gguf;
 mod hub;
+mod real;
 mod real_gpt2;
 mod reference;
+mod runner;
 mod tokenizer;
 mod tokenizers;
 mod unusable_models;

@@ -11,6 +11,7 @@ use reqwest::StatusCode;
 use super::Pull;
 use crate::shown_url::shown_url;
 
+use crate::checkpoint::gguf::ChoiceError;
 use crate::checkpoint::layout::IncompleteModel;
 use crate::checkpoint::weights::WeightsError;
 
@@ -116,6 +117,9 @@ pub enum HubError {
     /// The repository lacks a file.
     #[error(transparent)]
     Incomplete(#[from] IncompleteModel),
+    /// The repository has no such model in GGUF, or several.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
     /// The index of shards can't be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),

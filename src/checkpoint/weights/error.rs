@@ -1,5 +1,8 @@
 //! Errors of checkpoints, with messages for the operator.
 
+use crate::checkpoint::gguf::GgufError;
+use crate::kernels::stored::StoredType;
+
 /// Error of a checkpoint's weights.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
@@ -51,8 +54,26 @@ pub enum WeightsError {
         /// Shape required by the configuration.
         expected: Vec<usize>,
     },
+    /// A GGUF file is not valid.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The rows of a tensor are not those of its heads.
+    #[error(
+        "{file}: the rows of the tensor `{tensor}` can't be divided into those of {heads} heads"
+    )]
+    Rows {
+        /// The file it is in.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Number of heads.
+        heads: usize,
+    },
     /// A tensor has a type that is not supported.
-    #[error("{file}: the tensor `{tensor}` has type {found}; expected F32, F16 or BF16")]
+    #[error(
+        "{file}: the tensor `{tensor}` has type {found}; expected F32, F16 or BF16, or in GGUF {}",
+        quantized()
+    )]
     Type {
         /// The file it is in.
         file: String,
@@ -108,4 +129,13 @@ pub enum WeightsError {
         /// Number of token ids.
         vocab_size: usize,
     },
+}
+
+/// Returns the names of the quantized types.
+fn quantized() -> String {
+    let types = StoredType::ALL
+        .iter()
+        .filter(|stored| stored.is_quantized());
+    let names: Vec<&str> = types.map(|stored| stored.name()).collect();
+    names.join(", ")
 }

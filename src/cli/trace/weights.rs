@@ -125,7 +125,8 @@ fn layer_norm(
     Ok(())
 }
 
-/// Writes a linear layer, `[inputs, outputs]` in the checkpoint, in the order of the tables' keys.
+/// Writes a linear layer, `[inputs, outputs]` in the checkpoint (in GGUF `[outputs, inputs]`), in the order of
+/// the tables' keys.
 fn linear(
     db: &Connection,
     files: &ModelFiles,
@@ -134,13 +135,23 @@ fn linear(
     inputs: usize,
     outputs: usize,
 ) -> Result<()> {
-    let weights = files
-        .checkpoint
-        .tensor(&format!("{name}.weight"), &[inputs, outputs])?;
+    let is_out_in = files.checkpoint.matrices_out_in();
+    let shape = if is_out_in {
+        [outputs, inputs]
+    } else {
+        [inputs, outputs]
+    };
+    let weights = files.checkpoint.tensor(&format!("{name}.weight"), &shape)?;
     let weights = weights.to_f32();
     let mut row = db.prepare("INSERT INTO weights VALUES (?, ?, ?, ?)")?;
     for output in 0..outputs {
-        for (input, weight) in weights.iter().skip(output).step_by(outputs).enumerate() {
+        let (first, step) = if is_out_in {
+            (output * inputs, 1)
+        } else {
+            (output, outputs)
+        };
+        let column = weights.iter().skip(first).step_by(step).take(inputs);
+        for (input, weight) in column.enumerate() {
             row.execute(params![matrix, output, input, weight])?;
         }
     }
