@@ -1,11 +1,12 @@
-//! The real Gemma 3 270M and SmolLM2 135M Instruct compute what transformers computes on their dequantized
+//! The real Gemma 3 270M and `SmolLM2` 135M Instruct compute what transformers computes on their dequantized
 //! weights. `tests/real.sh` fetches the files and runs this:
 //!
 //! ```text
 //! SKALD_TEST_REAL=DIRECTORY cargo test --test model real
 //! ```
 //!
-//! Without the variable the tests are skipped. The expectations are in `tests/fixtures/gemma/real`.
+//! Without the variable the tests are skipped. The expectations are in `../shared/gemma/real`, not here: what
+//! is made from Gemma's weights is under its terms.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,9 @@ use skald::kernels::linear::WeightDtype;
 
 use crate::runner::{Runner, load, without_tokenizer};
 
-const GEMMA: &str = include_str!("../fixtures/gemma/real/gemma3-270m.json");
-const SMOLLM: &str = include_str!("../fixtures/gemma/real/smollm2.json");
+/// Files of expectations.
+const GEMMA: &str = "gemma3-270m.json";
+const SMOLLM: &str = "smollm2.json";
 /// Text for perplexities: fairy tales that no model here was made for.
 const TALES: &str = include_str!("../../assets/fairy-tales/validation.txt");
 /// Tokens of the text of which the perplexity is measured.
@@ -31,6 +33,7 @@ struct Reference {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the file")]
 struct Prompt {
     name: String,
     text: String,
@@ -40,6 +43,13 @@ struct Prompt {
     greedy32: Vec<u32>,
     greedy32_text: String,
     greedy32_logprobs: Vec<f64>,
+}
+
+/// Reads a file of expectations.
+fn expected(file: &str) -> Reference {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/gemma/real");
+    let json = std::fs::read(path.join(file)).expect("the expectations in ../shared");
+    serde_json::from_slice(&json).expect("JSON")
 }
 
 /// Returns the path of a real model, or says why the test is skipped.
@@ -71,7 +81,7 @@ fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 fn check_texts(path: &Path, reference: &str, splits_digits: bool) {
-    let reference: Reference = serde_json::from_str(reference).expect("JSON");
+    let reference = expected(reference);
     let tokenizer = open(path).tokenizer;
     for Prompt {
         name, text, ids, ..
@@ -93,7 +103,7 @@ fn check_texts(path: &Path, reference: &str, splits_digits: bool) {
 }
 
 fn check_numbers(path: &Path, reference: &str) {
-    let reference: Reference = serde_json::from_str(reference).expect("JSON");
+    let reference = expected(reference);
     let model = load(&without_tokenizer(path), WeightDtype::F32);
     for prompt in &reference.prompts {
         let name = &prompt.name;
