@@ -10,5 +10,6 @@ mod hub;
 mod real_gpt2;
 mod reference;
 mod tokenizer;
+mod tokenizer_files;
 mod tokenizers;
 mod unusable_models;
