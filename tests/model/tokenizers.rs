@@ -1,4 +1,4 @@
-//! The tokenizers of real models against published vectors: SmolLM2 from its merges, Gemma 3 from the files
+//! The tokenizers of real models against published vectors: `SmolLM2` from its merges, Gemma 3 from the files
 //! in `SKALD_TEST_REAL`, each from the arrays of a GGUF file and from a `tokenizer.json`.
 
 use std::fs;
@@ -34,7 +34,7 @@ struct Vector {
     llamacpp_ids_special_as_text: Vec<u32>,
 }
 
-/// SmolLM2's vocabulary: some special tokens and bytes, then the result of each merge.
+/// `SmolLM2`'s vocabulary: some special tokens and bytes, then the result of each merge.
 fn smollm2() -> VocabularyArrays {
     let merges: Vec<String> = read("smollm2-tokenizer/merges.txt")
         .lines()
@@ -59,7 +59,7 @@ fn smollm2() -> VocabularyArrays {
     }
 }
 
-/// Returns the `tokenizer.json` of SmolLM2.
+/// Returns the `tokenizer.json` of `SmolLM2`.
 fn smollm2_json() -> String {
     let arrays = smollm2();
     let vocab = arrays.tokens.iter().zip(0..);

@@ -334,7 +334,6 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            #[expect(clippy::cast_precision_loss, reason = "small")]
             add(text, -(n as f32), NORMAL);
         }
         add("  ", 0.0, USER_DEFINED);
