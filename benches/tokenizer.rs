@@ -64,7 +64,6 @@ fn main() {
         ("512 KiB of emoji", "🐉👨\u{200d}👩".repeat((1 << 19) / 15)),
     ] {
         let (time, ids) = best(3, || tokenizer.encode(&text, true).expect("ids"));
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
         let speed = text.len() as f64 / time.as_secs_f64() / 1e6;
         println!("{name}: {} tokens, {speed:.1} MB/s", ids.len());
         assert!(tokenizer.decode(&ids).len() >= text.len());

@@ -14,5 +14,6 @@ mod real_gpt2;
 mod reference;
 mod runner;
 mod tokenizer;
+mod tokenizer_files;
 mod tokenizers;
 mod unusable_models;

@@ -32,8 +32,8 @@ pub(in crate::http) type CompletionBody = WithShared<CompletionRequest>;
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[schema(example = json!({"model": "fairy-tales", "prompt": "Once upon a time", "max_tokens": 64, "stream": true, "stream_options": {"include_usage": true}}))]
 pub(in crate::http) struct CompletionRequest {
-    /// What to complete. Default, and for `""`: the end-of-text token, after which the model begins
-    /// a new text.
+    /// What to complete. Default, and for `""`: the token that begins a text, with GPT-2 the
+    /// end-of-text token.
     /// With a session it is appended to the session's history and may be left out.
     pub prompt: Option<Prompt>,
     /// Tokens to generate at most; 0 only reads the prompt (with `echo` and `logprobs`: scores

@@ -199,7 +199,10 @@ fn sentence_piece(arrays: &VocabularyArrays, vocab: &Vocab) -> Rules {
         .map(|(_, id)| id);
     let symbols = Symbols {
         unit: unit(vocab, false, true),
-        unknown: arrays.unknown.or(unknown),
+        unknown: arrays
+            .unknown
+            .filter(|id| (*id as usize) < arrays.tokens.len())
+            .or(unknown),
         fuse_unknown: true,
     };
     let first = if prefix {
@@ -331,7 +334,6 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            #[expect(clippy::cast_precision_loss, reason = "small")]
             add(text, -(n as f32), NORMAL);
         }
         add("  ", 0.0, USER_DEFINED);

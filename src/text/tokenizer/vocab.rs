@@ -102,7 +102,6 @@ impl Vocab {
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mix = |hash: u64, word: u64| {
         let product = u128::from(hash ^ word) * 0x9e37_79b9_7f4a_7c15;
-        #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
         let (low, high) = (product as u64, (product >> 64) as u64);
         low ^ high
     };
