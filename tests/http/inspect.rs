@@ -226,11 +226,12 @@ async fn a_session_is_inspected_and_left_as_it_was() {
 #[tokio::test]
 async fn a_session_beyond_the_window_is_sampled_as_a_completion_is() {
     let ids = SERVER.ids(&"Once upon a time there was a king. ".repeat(70));
-    let settings = json!({"temperature": 0, "repetition_penalty": 1.5});
+    let settings = json!({"temperature": 0, "repetition_penalty": 3});
     let sampled = async |body: Value| inspect(body).await["sampling"]["token"].clone();
     let window = &ids[..588];
     let alone = json!({"tokens": window, "stages": ["sampling"], "sampling": settings.clone()});
     let unpenalized = sampled(alone).await;
+    assert!(window.iter().all(|id| json!(id) != unpenalized));
     // 1,100 tokens: the context begins at the 512th.
     let mut history = vec![unpenalized.clone(); 512];
     history.extend(window.iter().map(|id| json!(id)));

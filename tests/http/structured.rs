@@ -296,7 +296,7 @@ async fn what_can_not_be_followed_is_refused_with_field_and_reason() {
             "guided_choice",
             "list of choices is empty",
         ),
-        (json!({"guided_choice": "a"}), "guided_choice", "sequence"),
+        (json!({"guided_choice": "a"}), "guided_choice", "list"),
         (
             json!({"guided_grammar": "start: nothing"}),
             "guided_grammar",

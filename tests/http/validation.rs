@@ -98,7 +98,7 @@ const COMPLETIONS: &str = r#"
 const CHAT: &str = r#"
 {"messages": null}                                      | messages                 | `messages` | at least one
 {"messages": []}                                        | messages                 | `messages` | at least one
-{"messages": "Hi"}                                      | messages                 | `messages` | "Hi" | sequence
+{"messages": "Hi"}                                      | messages                 | `messages` | "Hi" | list
 {"messages": ["Hi"]}                                    | messages[0]              | `messages[0]` | "Hi" | object
 {"messages": [["user", "Hi"]]}                          | messages[0]              | `messages[0]` | object
 {"messages": [{"content": "Hi"}]}                       | messages[0]              | role
