@@ -33,14 +33,6 @@ impl<'de> Deserialize<'de> for Named {
     }
 }
 
-impl Named {
-    #[expect(clippy::option_option, reason = "null is not the same as left out")]
-    fn text(&self) -> Option<Option<&str>> {
-        let token = self.0.as_ref()?;
-        Some(token.as_ref().map(TokenText::as_str))
-    }
-}
-
 /// The content of `special_tokens_map.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -152,13 +144,15 @@ impl TokenizerConfig {
     /// Returns the token that begins a text: `Some(None)` if the file says that there is none.
     #[must_use]
     pub fn bos_token(&self) -> Option<Option<&str>> {
-        self.bos_token.text()
+        let token = self.bos_token.0.as_ref()?;
+        Some(token.as_ref().map(TokenText::as_str))
     }
 
     /// Returns the token that ends a text: `Some(None)` if the file says that there is none.
     #[must_use]
     pub fn eos_token(&self) -> Option<Option<&str>> {
-        self.eos_token.text()
+        let token = self.eos_token.0.as_ref()?;
+        Some(token.as_ref().map(TokenText::as_str))
     }
 
     /// Returns what the files ask for of a `tokenizer.json`, which has its added tokens itself.
