@@ -189,8 +189,8 @@ fn both_spellings_of_a_configuration_are_the_same_model() {
 fn the_spec_is_the_checkpoints() {
     let two = NonZeroUsize::new(2).expect("not zero");
     for (name, architecture, sizes, ends) in [
-        ("gemma", "gemma", [4, 4, 1, 24, 160], vec![1]),
-        ("gemma2", "gemma2", [4, 4, 2, 24, 128], vec![1]),
+        ("gemma", "gemma", [4, 4, 1, 24, 160], vec![1, 6]),
+        ("gemma2", "gemma2", [4, 4, 2, 24, 128], vec![1, 6]),
         ("gemma3", "gemma3", [7, 4, 1, 24, 128], vec![1, 6]),
         ("llama", "llama", [4, 4, 2, 32, 160], vec![507, 510]),
         ("llama-bias", "llama", [3, 4, 1, 16, 96], vec![507]),
