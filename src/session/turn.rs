@@ -130,6 +130,16 @@ impl Turn {
         self.end(Some(tokens.into())).await.map(|_| ())
     }
 
+    /// Ends the turn with the first `length` tokens of its history.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn rewind(mut self, length: usize) -> Result<(), SessionError> {
+        let kept = self.history.get(..length).unwrap_or(&self.history);
+        let kept = Arc::from(kept);
+        self.end(Some(kept)).await.map(|_| ())
+    }
+
     /// Commits like [`commit`](Self::commit), in the background if the store has to be waited for.
     /// Used when the client has disconnected. A failure is logged.
     pub fn commit_in_background(self, delivered: Delivered) {

@@ -245,7 +245,8 @@ async fn a_session_beyond_the_window_is_sampled_as_a_completion_is() {
     let next = &session["tokens"][1100];
     assert_ne!(*next, unpenalized);
     let fork = json!({"id": "beyond-1100", "at": 1100});
-    SERVER.post("/v1/sessions/beyond/fork", fork).await.ok();
+    let forked = SERVER.post("/v1/sessions/beyond/fork", fork).await;
+    assert_eq!(forked.status, 201);
     let body = json!({"session_id": "beyond-1100", "stages": ["sampling"], "sampling": settings});
     assert_eq!(sampled(body).await, *next);
 }

@@ -248,8 +248,9 @@ impl<'a> Interactive<'a> {
         };
         let key = key(self.session.clone());
         let sessions = &self.serving.sessions;
-        let session = self.runtime.block_on(sessions.get(&key))?;
-        if session.tokens.len() != last.length {
+        let begun = sessions.begin(&key, IfBusy::Error);
+        let turn = self.runtime.block_on(begun)?;
+        if turn.history().len() != last.length {
             // The last tokens are those of a server or program that shares the directory.
             turns.clear();
             anyhow::bail!(
@@ -257,7 +258,7 @@ impl<'a> Interactive<'a> {
                 key.id.as_str()
             );
         }
-        let rewound = sessions.rewind(&key, last.tokens, IfBusy::Error);
+        let rewound = turn.rewind(last.length - last.tokens);
         self.runtime.block_on(rewound)?;
         let last = turns.pop().map(|last| last.line);
         Ok(last.unwrap_or_default())
