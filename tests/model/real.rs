@@ -37,6 +37,8 @@ struct Reference {
 struct Prompt {
     name: String,
     text: String,
+    /// With the token that begins a text, if the model has one.
+    #[serde(rename = "evaluated_ids")]
     ids: Vec<u32>,
     prompt_logprobs: Vec<f64>,
     argmax_each_position: Vec<u32>,
