@@ -33,7 +33,7 @@ use crate::engine::{
 use crate::request::{Deadline, GenerateRequest, RequestDraft};
 use crate::serving::Serving;
 use crate::session::{Delivered, IfBusy, SessionKey, Turn};
-use crate::text::{ShownTokens, Speller, TextPiece, TextStream, Tokenizer};
+use crate::text::{ShownTokens, Speller, TextError, TextPiece, TextStream, Tokenizer};
 
 /// Returns the token ids of a text.
 ///
@@ -45,41 +45,46 @@ pub(super) async fn tokenize(
     text: String,
     parse_special: bool,
 ) -> Result<Vec<u32>, ApiError> {
-    let tokenizer = Arc::clone(tokenizer);
-    let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
-        tokenizer.encode(&text, parse_special)
-    });
-    Ok(ids.await??)
+    let encode = move |tokenizer: &Tokenizer, text: &str| tokenizer.encode(text, parse_special);
+    admit_and_encode(admission, tokenizer, text, encode).await
 }
 
 /// Returns the token ids of a prompt, which begins with the token that the tokenizer puts before texts.
 ///
 /// # Errors
-/// If the tokenizer fails, or too much is being tokenized.
+/// As [`tokenize`].
 pub(super) async fn tokenize_prompt(
     admission: &Admission,
     tokenizer: &Arc<Tokenizer>,
     text: String,
 ) -> Result<Vec<u32>, ApiError> {
-    let tokenizer = Arc::clone(tokenizer);
-    let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
-        tokenizer.encode_prompt(&text, true)
-    });
-    Ok(ids.await??)
+    let encode = |tokenizer: &Tokenizer, text: &str| tokenizer.encode_prompt(text, true);
+    admit_and_encode(admission, tokenizer, text, encode).await
 }
 
 /// Returns the token ids of a text that continues a session's history.
 ///
 /// # Errors
-/// If the tokenizer fails, or too much is being tokenized.
+/// As [`tokenize`].
 pub(super) async fn tokenize_continued(
     admission: &Admission,
     tokenizer: &Arc<Tokenizer>,
     text: String,
 ) -> Result<Vec<u32>, ApiError> {
+    let encode = |tokenizer: &Tokenizer, text: &str| tokenizer.encode_continued(text, true);
+    admit_and_encode(admission, tokenizer, text, encode).await
+}
+
+/// Encodes a text within what may be tokenized at once.
+async fn admit_and_encode(
+    admission: &Admission,
+    tokenizer: &Arc<Tokenizer>,
+    text: String,
+    encode: impl FnOnce(&Tokenizer, &str) -> Result<Vec<u32>, TextError> + Send + 'static,
+) -> Result<Vec<u32>, ApiError> {
     let tokenizer = Arc::clone(tokenizer);
     let ids = admission.run(text.len(), TOKENIZE_INLINE, move || {
-        tokenizer.encode_continued(&text, true)
+        encode(&tokenizer, &text)
     });
     Ok(ids.await??)
 }

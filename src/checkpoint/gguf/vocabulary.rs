@@ -64,7 +64,7 @@ impl Gguf {
         let Some(id) = self.size(key)? else {
             return Ok(None);
         };
-        // Written where there is no such token.
+        // Files have this id where the model has no such token.
         if id == u32::MAX as usize {
             return Ok(None);
         }
