@@ -1,8 +1,8 @@
 //! The share of the worker's time that inspections get beside other requests.
 //!
 //! An observed pass costs far more per token than an ordinary one, so its share is measured in time, not in
-//! tokens. After an observed pass beside `n` other running requests, these run for `n` times as long before
-//! the next one. Pure arithmetic over measured times.
+//! tokens. What an inspection computes beside `n` other running requests, its prefix included, is followed by
+//! `n` times as long for these. Pure arithmetic over measured times.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct InspectionShare {
 }
 
 impl InspectionShare {
-    /// Returns whether an observed pass may run now, beside `others` running requests.
+    /// Returns whether inspections may get tokens now, beside `others` running requests.
     pub fn is_due(&mut self, others: usize) -> bool {
         if others == 0 {
             self.owed = Duration::ZERO;
@@ -24,13 +24,13 @@ impl InspectionShare {
         self.owed.is_zero()
     }
 
-    /// Records an observed pass beside `others` running requests.
-    pub fn observed(&mut self, took: Duration, others: usize) {
+    /// Records time that an inspection took beside `others` running requests.
+    pub fn inspected(&mut self, took: Duration, others: usize) {
         let counted = u32::try_from(others).map_or(COUNTED, |others| others.min(COUNTED));
         self.owed = self.owed.saturating_add(took.saturating_mul(counted));
     }
 
-    /// Records a pass of other requests, or a step in which none could run.
+    /// Records time that other requests took.
     pub fn others_ran(&mut self, took: Duration) {
         self.owed = self.owed.saturating_sub(took);
     }
@@ -48,16 +48,16 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn other_requests_run_as_long_each_before_the_next_observed_pass() {
+    fn other_requests_run_as_long_each_before_an_inspection_goes_on() {
         let mut share = InspectionShare::default();
         assert!(share.is_due(2));
-        share.observed(10 * MS, 2);
+        share.inspected(10 * MS, 2);
         share.others_ran(19 * MS);
         assert!(!share.is_due(2));
         share.others_ran(5 * MS);
         assert!(share.is_due(2));
         // An unused allowance is not saved up.
-        share.observed(10 * MS, 1);
+        share.inspected(10 * MS, 1);
         assert!(!share.is_due(1));
         assert!(share.is_due(0));
     }
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn an_inspection_makes_progress_beside_any_number_of_requests() {
         let mut share = InspectionShare::default();
-        share.observed(10 * MS, 1000);
+        share.inspected(10 * MS, 1000);
         share.others_ran(160 * MS);
         assert!(share.is_due(1000));
     }

@@ -211,11 +211,11 @@ impl Scheduler {
     /// Plans the next step, of at most `max_tokens` tokens; decodes are always planned, prefill gets the
     /// rest, but at least one block. `ready` returns whether a request's client has room for the events
     /// of a step; a request that is not ready is set aside, without blocks, until it is. At most one chunk
-    /// is observed, and none unless `may_observe`.
+    /// is observed, and inspections get no tokens unless `may_inspect`.
     pub fn plan(
         &mut self,
         max_tokens: usize,
-        may_observe: bool,
+        may_inspect: bool,
         ready: impl Fn(SequenceId) -> bool,
     ) -> Vec<Chunk> {
         self.set_aside(&ready);
@@ -230,7 +230,7 @@ impl Scheduler {
         let budget = PrefillBudget {
             // A full batch of decodes must not block prefill for ever.
             tokens: tokens.max(BLOCK_SIZE),
-            may_observe,
+            may_inspect,
         };
         self.plan_prefill(&mut plan, budget);
         self.index(&mut plan);

@@ -165,9 +165,8 @@ impl Worker {
             active.check_clients();
         }
         let active = &self.active;
-        let others = self.scheduler.running() - self.scheduler.inspecting();
-        let may_observe = self.inspection_share.is_due(others);
-        let plan = self.scheduler.plan(tokens, may_observe, |id| {
+        let may_inspect = self.inspection_share.is_due(self.beside_inspections());
+        let plan = self.scheduler.plan(tokens, may_inspect, |id| {
             active.get(&id).is_some_and(|active| active.can_receive())
         });
         self.limit_stalled();
@@ -201,7 +200,7 @@ impl Worker {
         let pass = catch_unwind(AssertUnwindSafe(|| self.forward(&plan)));
         let tokens = plan.iter().map(|chunk| chunk.tokens).sum();
         self.budget.measured(tokens, started.elapsed());
-        self.inspection_share.others_ran(started.elapsed());
+        self.share_time(&plan, tokens, started.elapsed());
         if lent {
             let constraints = self.masks.take_back();
             self.return_constraints(constraints);

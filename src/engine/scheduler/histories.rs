@@ -229,22 +229,22 @@ impl Machine {
     /// A step as the worker does it. `right` of the guesses are so, then comes `token`.
     fn step(
         &mut self,
-        may_observe: bool,
+        may_inspect: bool,
         ready: impl Fn(SequenceId) -> bool,
         right: usize,
         token: u32,
     ) -> Vec<Chunk> {
         let plan = self
             .scheduler
-            .plan(self.max_step_tokens, may_observe, ready);
+            .plan(self.max_step_tokens, may_inspect, ready);
         let observed: Vec<_> = plan.iter().filter(|chunk| chunk.observed).collect();
-        assert!(observed.len() <= usize::from(may_observe));
+        assert!(observed.len() <= 1);
         assert!(
             observed
                 .iter()
                 .all(|c| c.tokens <= BLOCK_SIZE && c.drafted == 0)
         );
-        self.check_observed(&plan);
+        self.check_observed(&plan, may_inspect);
         self.carry_out_moves();
         self.check_contents();
         for chunk in &plan {
@@ -274,13 +274,14 @@ impl Machine {
     }
 
     /// A chunk is observed as a whole or not at all, from the position on that was asked for.
-    fn check_observed(&self, plan: &[Chunk]) {
+    fn check_observed(&self, plan: &[Chunk], may_inspect: bool) {
         for chunk in plan {
             let sequence = self.scheduler.sequence_of(chunk).expect("it runs");
             let Some(from) = sequence.observed_from else {
                 assert!(!chunk.observed);
                 continue;
             };
+            assert!(may_inspect);
             let end = chunk.first_position + chunk.tokens;
             assert!(if chunk.observed {
                 chunk.first_position >= from
@@ -471,9 +472,9 @@ impl Machine {
                 keep,
             } => self.fork(nth, cut, &tokens, keep),
             Action::Step { token, stalled } => {
-                let may_observe = stalled % 2 == 0;
+                let may_inspect = stalled % 2 == 0;
                 let ready = |id: SequenceId| id.0 % 8 != stalled;
-                self.step(may_observe, ready, token as usize % 3, token);
+                self.step(may_inspect, ready, token as usize % 3, token);
             }
             Action::Remove { nth } => {
                 if let Some(&id) = self.alive.get(nth) {

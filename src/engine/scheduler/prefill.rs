@@ -19,8 +19,8 @@ const WORTH_WAITING: usize = 4;
 pub(super) struct PrefillBudget {
     /// Tokens.
     pub tokens: usize,
-    /// Whether a chunk may be observed; at most one is.
-    pub may_observe: bool,
+    /// Whether inspections may get tokens; at most one chunk of a step is observed.
+    pub may_inspect: bool,
 }
 
 /// Running sequences of one tenant and priority in prefill, the youngest first.
@@ -197,10 +197,9 @@ fn next_tokens(sequence: &Sequence, plan: &[Chunk], budget: PrefillBudget) -> us
     let tokens = sequence.pending().min(budget.tokens);
     match sequence.observed_from {
         None => tokens,
+        Some(_) if !budget.may_inspect => 0,
         Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
-        Some(_) if budget.may_observe && !plan.iter().any(|chunk| chunk.observed) => {
-            tokens.min(BLOCK_SIZE)
-        }
-        Some(_) => 0,
+        Some(_) if plan.iter().any(|chunk| chunk.observed) => 0,
+        Some(_) => tokens.min(BLOCK_SIZE),
     }
 }

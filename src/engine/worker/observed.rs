@@ -1,7 +1,7 @@
 //! Observed passes: one chunk of an inspection in a pass of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::error;
 
@@ -22,8 +22,8 @@ impl Worker {
         };
         let started = Instant::now();
         let pass = catch_unwind(AssertUnwindSafe(|| self.observe(chunk, &mut inspector)));
-        let others = self.scheduler.running() - self.scheduler.inspecting();
-        self.inspection_share.observed(started.elapsed(), others);
+        self.inspection_share
+            .inspected(started.elapsed(), self.beside_inspections());
         let failure = match pass {
             Ok(Ok(())) => return self.take_observed(chunk, inspector),
             Ok(Err(error)) => error.to_string(),
@@ -31,6 +31,26 @@ impl Worker {
         };
         error!(%failure, "inspection failed");
         self.fail(chunk.request, GenerateError::StepFailed(failure));
+    }
+
+    /// Returns the number of running requests that are not inspections.
+    pub(super) fn beside_inspections(&self) -> usize {
+        self.scheduler.running() - self.scheduler.inspecting()
+    }
+
+    /// Divides the time of a pass over `tokens` tokens between inspections, whose prefix it computes, and
+    /// other requests.
+    pub(super) fn share_time(&mut self, plan: &[Chunk], tokens: usize, took: Duration) {
+        let inspects = |chunk: &&Chunk| {
+            let active = self.active.get(&chunk.request);
+            active.is_some_and(|active| active.inspector.is_some())
+        };
+        let inspected: usize = plan.iter().filter(inspects).map(|c| c.tokens).sum();
+        let inspected = took.mul_f64(inspected as f64 / tokens.max(1) as f64);
+        self.inspection_share
+            .inspected(inspected, self.beside_inspections());
+        self.inspection_share
+            .others_ran(took.saturating_sub(inspected));
     }
 
     fn observe(&self, chunk: &Chunk, inspector: &mut Inspector) -> candle_core::Result<()> {
