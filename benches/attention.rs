@@ -122,6 +122,7 @@ impl Step {
                 block_table: (i * self.blocks()..(i + 1) * self.blocks())
                     .map(|block| block as u32)
                     .collect(),
+                window_table: Vec::new(),
             })
             .collect();
         AttentionPlan::new(spans, self.sequences * self.rows).unwrap()

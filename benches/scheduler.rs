@@ -19,7 +19,7 @@ use clap::Parser;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::{ModelFiles, ModelSource};
 use skald::engine::blocks::{BLOCK_SIZE, BlockMove, PrefixId};
-use skald::engine::scheduler::{Scheduler, StepLimits};
+use skald::engine::scheduler::{Scheduler, StepLimits, StoredParts};
 use skald::engine::sequence::{Sequence, SequenceId};
 use skald::engine::{EngineConfig, EngineHandle};
 use skald::model::Model;
@@ -330,8 +330,13 @@ impl Sessions {
         });
         let count = kept.count();
         let (scheduler, root) = (&mut self.scheduler, self.root);
+        let whole = StoredParts {
+            global: true,
+            window: false,
+        };
         let importing = timed(|| {
-            let import = scheduler.begin_import(root, tokens, first, count);
+            let stored = vec![whole; count];
+            let import = scheduler.begin_import(root, tokens, first, &stored);
             scheduler.end_import(import, count)
         });
         importing.1

@@ -15,6 +15,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::source::SourceError;
 use crate::checkpoint::{GenerationConfig, ModelFiles, ModelSource};
 use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision};
+use crate::engine::kv_memory::KvLayout;
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
 use crate::kernels::kv::KvDtype;
 use crate::kernels::linear::WeightDtype;
@@ -251,14 +252,17 @@ impl Serving {
         let model = settings.model(source, &files, &*backend)?;
         let spec = model.spec().clone();
         let weights = ByteSize::b(model.weight_bytes() as u64);
-        let block_bytes = model.kv_block_bytes(engine.kv_dtype) as u64;
         let wanted = settings.wanted_context(&spec)?;
-        let kv_memory = settings.kv_memory(weights, context_bytes(wanted, block_bytes));
+        let layout = KvLayout::of(&model, engine.kv_dtype, wanted);
+        let context = layout.context_bytes(wanted, engine.max_step_tokens);
+        let kv_memory = settings.kv_memory(weights, ByteSize::b(context));
         engine.kv_memory = kv_memory.value;
-        let kv_tokens = kv_memory.value.as_u64() / block_bytes * BLOCK_SIZE as u64;
-        let context_length = held_context(wanted, kv_tokens);
+        // A cache without a single block is refused when the engine starts.
+        let held = layout.context_held(kv_memory.value.as_u64(), engine.max_step_tokens);
+        let context_length = wanted.min(held.max(1));
         engine.max_context = Some(context_length);
-        let snapshots = snapshots(&files, &model, &*backend, &mut engine, &settings.sessions)?;
+        let layout = KvLayout::of(&model, engine.kv_dtype, context_length);
+        let snapshots = snapshots(&files, &layout, &*backend, &mut engine, &settings.sessions)?;
         let handle = engine::start(model, engine)?;
         let name = settings
             .served_model_name
@@ -271,7 +275,7 @@ impl Serving {
             weights = %weights,
             kv_cache = %kv_memory.value,
             kv_cache_from = %kv_memory.origin,
-            kv_tokens,
+            kv_tokens = handle.status().kv_blocks * BLOCK_SIZE,
             context_length,
             device = settings.device.name(),
             isa = backend.name(),
@@ -430,22 +434,10 @@ impl ServingSettings {
     }
 }
 
-/// Returns the KV memory of one sequence of `tokens`.
-fn context_bytes(tokens: usize, block_bytes: u64) -> ByteSize {
-    ByteSize::b(tokens.div_ceil(BLOCK_SIZE) as u64 * block_bytes)
-}
-
-/// Returns the length of the longest context, up to `wanted`, that a KV cache of `kv_tokens` holds. A cache
-/// without a single block is refused when the engine starts.
-fn held_context(wanted: usize, kv_tokens: u64) -> usize {
-    let held = usize::try_from(kv_tokens).unwrap_or(usize::MAX);
-    wanted.min(held.max(1))
-}
-
 /// Opens the directory for KV blocks that the engine evicts, if the settings have one.
 fn snapshots(
     files: &ModelFiles,
-    model: &Model,
+    layout: &KvLayout,
     backend: &dyn Backend,
     engine: &mut EngineConfig,
     sessions: &SessionConfig,
@@ -459,7 +451,8 @@ fn snapshots(
     };
     let config = SnapshotConfig {
         model: kv_fingerprint(files, backend, engine.kv_dtype),
-        block_bytes: model.kv_block_bytes(engine.kv_dtype),
+        block_bytes: layout.block_bytes,
+        windows: layout.windows,
         size: sessions.kv_size,
         shared_prefixes: engine.share_prefixes,
     };

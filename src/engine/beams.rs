@@ -11,7 +11,7 @@
 use super::beam::{Advance, BeamSearch, Branch, Hypothesis};
 use super::event::TokenLogprob;
 use super::scheduler::Scheduler;
-use super::sequence::{Sequence, SequenceId, blocks_of_beams};
+use super::sequence::{Sequence, SequenceId, blocks_of_beams, slots_of_beams};
 use crate::request::GenerateRequest;
 
 /// Returns the number of sequence ids that a request takes: for a search, the beams of two steps.
@@ -23,6 +23,18 @@ pub(super) fn sequence_ids(request: &GenerateRequest) -> u64 {
 pub(super) fn blocks_needed(request: &GenerateRequest, prompt: usize, longest: usize) -> usize {
     let width = request.beams.map_or(1, |beams| beams.width);
     blocks_of_beams(longest, width, prompt / super::blocks::BLOCK_SIZE)
+}
+
+/// Returns the window slots that a request of `prompt` tokens needs at its longest, where the widest window
+/// is `window` positions.
+pub(super) fn slots_needed(
+    request: &GenerateRequest,
+    prompt: usize,
+    longest: usize,
+    window: usize,
+) -> usize {
+    let width = request.beams.map_or(1, |beams| beams.width);
+    slots_of_beams(longest, width, prompt / super::blocks::BLOCK_SIZE, window)
 }
 
 /// The sequences of one search.

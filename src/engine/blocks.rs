@@ -13,6 +13,10 @@
 //! a block's tokens gets a copy. Only full blocks are shared, and known content is never
 //! overwritten.
 //!
+//! Where a model has sliding layers, a block is its memory in the global layers. For the sliding ones it
+//! has a slot, which it keeps until another block needs it ([`windows`]). A block that is written to has
+//! one.
+//!
 //! The accounts are ahead of the memory: [`take_moves`](BlockPool::take_moves) returns the changes that
 //! the memory still needs, in order.
 //!
@@ -22,11 +26,15 @@
 mod check;
 mod index;
 mod prefix;
+mod slots;
+pub mod windows;
 
 use index::{Content, ContentIndex};
 pub use prefix::PrefixId;
 pub(super) use prefix::common;
+use windows::{SlotId, WindowPool};
 
+use crate::kernels::kv::KvPart;
 use crate::recency::{LastUse, Recency};
 
 /// Number of tokens whose keys and values one block holds.
@@ -36,11 +44,40 @@ pub const BLOCK_SIZE: usize = crate::kernels::kv::BLOCK_SIZE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// A full block whose content is to be exported.
+/// A part of a block in the KV memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Its part in the global layers.
+    Block(BlockId),
+    /// Its part in the window layers.
+    Slot(SlotId),
+}
+
+impl Place {
+    /// Returns the part of the KV cache.
+    #[must_use]
+    pub fn part(self) -> KvPart {
+        match self {
+            Self::Block(_) => KvPart::Global,
+            Self::Slot(_) => KvPart::Window,
+        }
+    }
+
+    /// Returns the number of the block in that part.
+    #[must_use]
+    pub fn index(self) -> u32 {
+        match self {
+            Self::Block(block) => block.0,
+            Self::Slot(slot) => slot.0,
+        }
+    }
+}
+
+/// A part of a full block whose content is to be exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Eviction {
-    /// The block.
-    pub block: BlockId,
+    /// The part.
+    pub place: Place,
     /// Prefix that its content ends.
     pub prefix: PrefixId,
 }
@@ -61,6 +98,13 @@ pub enum BlockMove {
     Evict(Eviction),
     /// Copy a block.
     Copy(BlockCopy),
+    /// Copy a window slot.
+    CopySlot {
+        /// Source slot.
+        from: SlotId,
+        /// Target slot.
+        to: SlotId,
+    },
 }
 
 /// A block whose content begins a context's next tokens.
@@ -99,6 +143,8 @@ pub struct BlockPool {
     index: ContentIndex,
     /// Idle blocks.
     idle: Recency<BlockId>,
+    /// The slots for sliding layers; `None` if they have no memory of their own.
+    windows: Option<WindowPool>,
     moves: Vec<BlockMove>,
 }
 
@@ -112,8 +158,24 @@ impl BlockPool {
             unused: (0..ids).rev().map(BlockId).collect(),
             index: ContentIndex::default(),
             idle: Recency::default(),
+            windows: None,
             moves: Vec::new(),
         }
+    }
+
+    /// Adds slots for sliding layers, whose windows are up to `window` positions wide.
+    #[must_use]
+    pub fn with_windows(self, window: usize, slots: usize) -> Self {
+        Self {
+            windows: Some(WindowPool::new(window, slots, self.blocks.len())),
+            ..self
+        }
+    }
+
+    /// Returns the slots for sliding layers; `None` if they have no memory of their own.
+    #[must_use]
+    pub fn windows(&self) -> Option<&WindowPool> {
+        self.windows.as_ref()
     }
 
     /// Returns the number of blocks.
@@ -195,21 +257,30 @@ impl BlockPool {
     /// Takes over a [`whole`](Tail::whole) tail, to append to it.
     pub fn take_over(&mut self, tail: BlockId) {
         self.hold(tail, false);
+        self.hold_slot(tail);
         self.forget(tail);
     }
 
-    /// Allocates a block with one reference: an unused one, else the least recently used idle one, whose
-    /// content is evicted. `None` if every block is held.
+    /// Allocates a block with one reference, and a slot with one: an unused one, else the least recently
+    /// used idle one, whose content is evicted. `None` if every block or every slot is held.
     pub fn allocate(&mut self) -> Option<BlockId> {
+        if self.windows.as_ref().is_some_and(|w| w.available() == 0) {
+            return None;
+        }
+        let block = self.allocate_block()?;
+        self.give_slot(block);
+        Some(block)
+    }
+
+    /// As [`allocate`](Self::allocate), but the block has the slot of its earlier content, or none.
+    fn allocate_block(&mut self) -> Option<BlockId> {
         let block = if let Some(block) = self.unused.pop() {
             block
         } else {
             let block = self.idle.pop_oldest()?;
-            let entry = &self.blocks[block.0 as usize];
-            if let Some(prefix) = entry.prefix.filter(|_| entry.keep && !entry.stored) {
-                let eviction = Eviction { block, prefix };
-                self.moves.push(BlockMove::Evict(eviction));
-            }
+            let evictions = self.unsaved_parts(block);
+            self.moves
+                .extend(evictions.into_iter().flatten().map(BlockMove::Evict));
             self.forget(block);
             block
         };
@@ -217,13 +288,27 @@ impl BlockPool {
         Some(block)
     }
 
-    /// Allocates a block with one reference, as a copy of another one.
+    /// As [`allocate`](Self::allocate), but the block has no slot.
+    pub fn allocate_without_slot(&mut self) -> Option<BlockId> {
+        let block = self.allocate_block()?;
+        self.free_slot(block);
+        Some(block)
+    }
+
+    /// Allocates a block with one reference, as a copy of another one, which has a slot.
     pub fn allocate_copy(&mut self, from: BlockId) -> Option<BlockId> {
         self.touch(from);
+        let slot_of = |pool: &Self, block| pool.windows.as_ref().and_then(|w| w.of(block));
+        let from_slot = slot_of(self, from);
         let to = self.allocate()?;
-        // The last idle block is its own copy.
+        // The last idle block is its own copy, and the last idle slot.
         if to != from {
             self.moves.push(BlockMove::Copy(BlockCopy { from, to }));
+        }
+        if let (Some(from), Some(to)) = (from_slot, slot_of(self, to))
+            && from != to
+        {
+            self.moves.push(BlockMove::CopySlot { from, to });
         }
         Some(to)
     }
@@ -243,6 +328,7 @@ impl BlockPool {
         if let Some((known, prefix)) = self.find_block(parent, tokens) {
             if known != block {
                 self.hold(known, keep);
+                self.share_slot(block, known);
                 self.release(block);
             }
             return (known, prefix);
@@ -291,6 +377,7 @@ impl BlockPool {
             entry.idle_since = self.idle.push(block);
         } else {
             self.unused.push(block);
+            self.free_slot(block);
         }
     }
 
@@ -311,12 +398,25 @@ impl BlockPool {
         std::mem::take(&mut self.moves)
     }
 
-    /// Returns the idle blocks that are marked for export and not exported yet, the last used first.
+    /// Returns the parts of idle blocks that are marked for export and not exported yet, the last used
+    /// first.
     pub fn unsaved(&self) -> impl Iterator<Item = Eviction> {
-        self.idle.iter().rev().filter_map(|&block| {
-            let entry = &self.blocks[block.0 as usize];
-            let prefix = entry.prefix.filter(|_| entry.keep && !entry.stored)?;
-            Some(Eviction { block, prefix })
+        let idle = self.idle.iter().rev();
+        idle.flat_map(|&block| self.unsaved_parts(block).into_iter().flatten())
+    }
+
+    /// Returns the parts of a block that are marked for export and not exported yet.
+    fn unsaved_parts(&self, block: BlockId) -> [Option<Eviction>; 2] {
+        let entry = &self.blocks[block.0 as usize];
+        let is_unsaved = entry.keep && !entry.stored;
+        let slot = self.windows.as_ref().and_then(|w| w.unsaved(block));
+        let places = [
+            is_unsaved.then_some(Place::Block(block)),
+            slot.map(Place::Slot),
+        ];
+        places.map(|place| {
+            let (place, prefix) = place.zip(entry.prefix)?;
+            Some(Eviction { place, prefix })
         })
     }
 
@@ -331,12 +431,16 @@ impl BlockPool {
         while let Some(block) = self.idle.pop_newest() {
             self.unused.push(block);
         }
+        if let Some(windows) = &mut self.windows {
+            windows.forget_all();
+        }
     }
 
     /// Publishes content, and drops known content that is a prefix of it.
     fn learn(&mut self, block: BlockId, content: Content) {
         if let Some(beginning) = self.index.beginning(&content) {
-            self.take_over(beginning);
+            self.hold(beginning, false);
+            self.forget(beginning);
             self.release(beginning);
         }
         self.index.insert(content, block);
@@ -358,6 +462,9 @@ impl BlockPool {
             && let Some(last_use) = self.idle.touch(entry.idle_since)
         {
             entry.idle_since = last_use;
+        }
+        if let Some(windows) = &mut self.windows {
+            windows.touch(block);
         }
     }
 }

@@ -113,7 +113,7 @@ fn what_is_worth_keeping_is_taken_out_before_its_block_is_used_again() {
     idle(&mut pool, root(), &tokens(3), false);
     idle(&mut pool, root(), &[4], false);
     let eviction = Eviction {
-        block: kept,
+        place: Place::Block(kept),
         prefix: root().then(&tokens(1)),
     };
     assert_eq!(pool.unsaved().collect::<Vec<_>>(), [eviction]);
@@ -132,7 +132,7 @@ fn a_copy_is_of_what_the_block_held_even_if_it_is_the_last_one_there_is() {
     assert_eq!(pool.take_moves(), [copy]);
     assert_eq!(pool.allocate_copy(from), Some(from));
     let eviction = Eviction {
-        block: from,
+        place: Place::Block(from),
         prefix: root().then(&tokens(1)),
     };
     assert_eq!(pool.take_moves(), [BlockMove::Evict(eviction)]);

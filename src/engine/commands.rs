@@ -5,6 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::event::{GenerateError, TimedEvent};
 use super::queue::Place;
 use super::sequence::SequenceId;
+use super::stored::{Resident, StoredBlock};
 use crate::request::{GenerateRequest, Tenant};
 
 /// A message to the worker.
@@ -33,18 +34,18 @@ pub(super) struct Submission {
 
 /// A question about the KV cache, or content for it.
 pub(super) enum Exchange {
-    /// Asks how many tokens of a context are in the cache.
+    /// Asks how much of a context is in the cache.
     Resident {
         tenant: Tenant,
         tokens: Vec<u32>,
-        reply: oneshot::Sender<usize>,
+        reply: oneshot::Sender<Resident>,
     },
     /// Restores blocks of a context.
     Import {
         tenant: Tenant,
         tokens: Vec<u32>,
         first_block: usize,
-        bytes: Vec<u8>,
+        blocks: Vec<StoredBlock>,
         reply: oneshot::Sender<usize>,
     },
 }

@@ -18,8 +18,9 @@
 //! - [`admission`] holds the limits, `queue` the places in front of the batch and their estimated waits.
 //! - [`bulk`] submits many requests of one client, each in its turn.
 //! - `budget` limits the tokens of a step, `inspection_share` the time of inspections, `speculate` drafts tokens from a sequence's own history.
+//! - [`kv_memory`] divides the memory of the KV cache between global and sliding layers.
 //! - [`handle`] is the front end's side, `commands` its messages to the worker, [`exchange`] the import and
-//!   eviction of keys and values.
+//!   eviction of keys and values, [`stored`] what leaves and comes back.
 //! - [`status`] is published by the worker once a step; `heartbeat` records the time of its last step.
 //! - `worker` is the loop around them, and owns the state of every running request.
 //!
@@ -41,6 +42,7 @@ pub mod handle;
 mod heartbeat;
 pub mod inspection;
 mod inspection_share;
+pub mod kv_memory;
 pub mod logprobs;
 mod masks;
 mod pooling;
@@ -52,6 +54,7 @@ pub mod scheduler;
 pub mod sequence;
 mod speculate;
 pub mod status;
+pub mod stored;
 mod values;
 mod worker;
 
@@ -73,11 +76,12 @@ pub use event::{
     FinishReason, GenerateError, GeneratedToken, PromptReport, PromptToken, TimedEvent, TokenEvent,
     TokenLogprob,
 };
-pub use exchange::EvictedBlock;
 pub use handle::{EngineHandle, Generation};
 pub use inspection::Inspection;
 pub use status::EngineStatus;
+pub use stored::{EvictedBlock, StoredBlock};
 
+use self::kv_memory::{BatchLimits, KvCounts, KvLayout};
 use crate::kernels::kv::KvDtype;
 use crate::model::{Model, ModelSpec};
 use crate::request::RequestId;
@@ -177,20 +181,33 @@ pub enum EngineError {
 /// # Errors
 /// [`EngineError`] if the KV cache cannot be allocated or a thread cannot be started.
 pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineError> {
-    let block_bytes = model.kv_block_bytes(config.kv_dtype);
-    let kv_blocks = usize::try_from(config.kv_memory.as_u64()).unwrap_or(usize::MAX) / block_bytes;
-    if kv_blocks == 0 {
+    let context_length = config.context_length(model.spec());
+    let layout = KvLayout::of(&model, config.kv_dtype, context_length);
+    let counts = layout.divide(
+        config.kv_memory.as_u64(),
+        BatchLimits {
+            context_length,
+            max_batch: config.max_batch,
+            max_step_tokens: config.max_step_tokens,
+        },
+    );
+    if counts.blocks == 0 || (layout.windows.is_some() && counts.slots == 0) {
+        let block_bytes = layout.context_bytes(1, config.max_step_tokens);
         return Err(EngineError::NoKvMemory {
             kv_memory: config.kv_memory,
             block_size: blocks::BLOCK_SIZE,
-            block_bytes: ByteSize::b(block_bytes as u64),
+            block_bytes: ByteSize::b(block_bytes),
         });
     }
-    let kv = model.kv_cache(config.kv_dtype, kv_blocks)?;
+    let KvCounts { blocks, slots } = counts;
+    let kv = model.divided_kv_cache(config.kv_dtype, &layout.parts, blocks, slots)?;
+    let window = layout.windows.map(|windows| windows.window);
     let (sender, commands) = mpsc::unbounded_channel();
     let status = EngineStatus {
-        kv_blocks,
-        kv_block_bytes: block_bytes,
+        kv_blocks: blocks,
+        kv_block_bytes: layout.block_bytes,
+        kv_slots: slots,
+        kv_slot_bytes: layout.windows.map_or(0, |windows| windows.slot_bytes),
         ..EngineStatus::default()
     };
     let published = Arc::new(status::Published::new(status));
@@ -210,7 +227,7 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
     );
     let masks = masks::Masks::start()?;
     let published = (published, heartbeat);
-    let worker = worker::Worker::new(model, kv, config, commands, published, masks);
+    let worker = worker::Worker::new(model, (kv, window), config, commands, published, masks);
     std::thread::Builder::new()
         .name("skald-inference".to_owned())
         // Grammars are matched on this thread.

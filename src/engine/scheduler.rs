@@ -32,6 +32,7 @@ mod prefill;
 mod share;
 mod speculation;
 mod stalled;
+mod windows;
 
 use std::collections::HashMap;
 
@@ -39,8 +40,9 @@ use super::blocks::{BLOCK_SIZE, BlockMove, BlockPool, Eviction};
 use super::sequence::{Sequence, SequenceId};
 use crate::fair::FairQueue;
 use cache::{attach, release};
-pub use import::Import;
+pub use import::{Import, StoredParts};
 use prefill::PrefillBudget;
+use windows::pass_slots;
 
 /// The limits of every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -400,6 +402,7 @@ impl Scheduler {
             sequence.table[n] = block;
             sequence.prefixes.push(prefix);
         }
+        pass_slots(&mut self.blocks, sequence);
     }
 
     /// Appends a token to the sequence at place `at`. If its context slides, its blocks are released and

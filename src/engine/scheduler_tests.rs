@@ -160,7 +160,7 @@ fn copies(s: &mut Scheduler) -> Vec<(BlockId, BlockId)> {
     let moves = s.take_moves().into_iter();
     let copies = moves.map(|change| match change {
         BlockMove::Copy(BlockCopy { from, to }) => (from, to),
-        BlockMove::Evict(_) => panic!("{change:?}"),
+        BlockMove::Evict(_) | BlockMove::CopySlot { .. } => panic!("{change:?}"),
     });
     copies.collect()
 }

@@ -1,5 +1,6 @@
 //! One generation's tokens, and how far they are in the KV cache.
 
+use super::blocks::windows::{window_blocks, window_start};
 use super::blocks::{BLOCK_SIZE, BlockId, PrefixId};
 use super::speculate::Drafter;
 use crate::request::Tenant;
@@ -33,6 +34,19 @@ pub fn context_start(tokens: usize, context_length: usize) -> usize {
 pub(super) fn blocks_of_beams(tokens: usize, width: usize, shared: usize) -> usize {
     let each = tokens.div_ceil(BLOCK_SIZE);
     each + (width - 1) * each.saturating_sub(shared)
+}
+
+/// Returns the number of window slots without which `width` sequences of `tokens` tokens that share `shared`
+/// full blocks can't all continue, where the widest window is `window` positions.
+#[must_use]
+pub(super) fn slots_of_beams(tokens: usize, width: usize, shared: usize, window: usize) -> usize {
+    let (each, windowed) = (tokens.div_ceil(BLOCK_SIZE), window_blocks(window));
+    if width == 1 {
+        return each.min(windowed);
+    }
+    // Beams keep the slots from the window before the first token that they do not share.
+    let own = each.saturating_sub(shared);
+    each.min(windowed + own) + (width - 1) * own
 }
 
 /// What makes a sequence one of several that together are one request.
@@ -73,6 +87,8 @@ pub struct Sequence {
     pub(super) computed: usize,
     /// The blocks of the context, in order.
     pub(super) table: Vec<BlockId>,
+    /// Its first block whose window slot it holds, and it holds those of all after it.
+    pub(super) first_slot: usize,
     /// The prefixes that end with its full blocks; as long as what is computed has full blocks.
     pub(super) prefixes: Vec<PrefixId>,
     /// Guesses its next tokens.
@@ -101,6 +117,7 @@ impl Sequence {
             start,
             computed: 0,
             table: Vec::new(),
+            first_slot: 0,
             prefixes: Vec::new(),
             drafter: Drafter::default(),
             draft: Vec::new(),
@@ -187,6 +204,20 @@ impl Sequence {
     pub(super) fn blocks_of_request(&self) -> usize {
         let shared = self.beam.map_or(0, |beam| beam.shared);
         blocks_of_beams(self.context().len(), self.width(), shared)
+    }
+
+    /// Returns the window slots that its request needs when its sequences are as long as this one.
+    pub(super) fn slots_of_request(&self, window: usize) -> usize {
+        let shared = self.beam.map_or(0, |beam| beam.shared);
+        slots_of_beams(self.context().len(), self.width(), shared, window)
+    }
+
+    /// Returns the first block whose window slot it needs to continue at `position`. Beams also need those
+    /// that others branch off from, so that no beam is computed twice.
+    pub(super) fn slots_from(&self, window: usize, position: usize) -> usize {
+        let beam = self.beam.filter(|beam| beam.width > 1);
+        let last = beam.map_or(position, |beam| position.min(beam.shared * BLOCK_SIZE));
+        window_start(window, last / BLOCK_SIZE)
     }
 
     /// Guesses up to `limit` next tokens, as far as they and the one after them have room in the

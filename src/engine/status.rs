@@ -29,8 +29,17 @@ pub struct EngineStatus {
     pub kv_blocks_cached: usize,
     /// KV blocks in total.
     pub kv_blocks: usize,
-    /// Size of a KV block in bytes.
+    /// Size of a KV block in bytes: its part in the global layers where sliding ones have window slots.
     pub kv_block_bytes: usize,
+    /// Window slots held by running requests: the memory of sliding layers for one block each. The
+    /// fields of slots are 0 if sliding layers have no memory of their own.
+    pub kv_slots_used: usize,
+    /// Window slots that are not held, but whose content can be reused.
+    pub kv_slots_cached: usize,
+    /// Window slots in total.
+    pub kv_slots: usize,
+    /// Size of a window slot in bytes.
+    pub kv_slot_bytes: usize,
     /// Forward passes.
     pub steps: usize,
     /// Tokens computed per forward pass.

@@ -78,7 +78,7 @@ struct Pass {
 impl Worker {
     pub fn new(
         model: Model,
-        kv: KvCache,
+        (kv, window): (KvCache, Option<usize>),
         config: EngineConfig,
         commands: mpsc::UnboundedReceiver<Command>,
         (published, heartbeat): (Arc<Published>, Arc<Heartbeat>),
@@ -89,8 +89,12 @@ impl Worker {
             speculative_rows: config.speculative_rows,
         };
         let status = published.get();
+        let mut scheduler = Scheduler::new(limits, status.kv_blocks);
+        if let Some(window) = window {
+            scheduler = scheduler.with_windows(window, status.kv_slots);
+        }
         Self {
-            scheduler: Scheduler::new(limits, status.kv_blocks),
+            scheduler,
             budget: StepBudget::new(config.max_step_tokens, config.step_time),
             begin_rate: BeginRate::default(),
             active: HashMap::new(),
@@ -295,6 +299,10 @@ impl Worker {
         status.yields = self.scheduler.yields();
         status.kv_blocks_used = blocks.capacity() - blocks.available();
         status.kv_blocks_cached = blocks.idle();
+        if let Some(windows) = blocks.windows() {
+            status.kv_slots_used = windows.capacity() - windows.available();
+            status.kv_slots_cached = windows.idle();
+        }
         status.begun_per_second = self.begin_rate.per_second();
         status.prefill_seconds_per_token = self.budget.seconds_per_token();
     }

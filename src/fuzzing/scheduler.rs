@@ -1,12 +1,12 @@
 //! The scheduler and its blocks: runs a history of operations, and checks the accounts and the
 //! contents of the memory after each.
 //!
-//! An input is four bytes of settings, then operations of a byte and their arguments, a byte each.
+//! An input is seven bytes of settings, then operations of a byte and their arguments, a byte each.
 
 use super::input::Input;
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::scheduler::StepLimits;
-use crate::engine::scheduler::histories::{self, Action, TENANTS, WINDOW};
+use crate::engine::scheduler::histories::{self, Action, Pool, TENANTS, WINDOW};
 
 /// Maximum operations of one history.
 const MAX_OPERATIONS: usize = 200;
@@ -21,11 +21,21 @@ pub(super) fn run(bytes: &[u8]) {
         speculative_rows: input.below(7),
     };
     let share = input.flag();
+    // No sliding layers in half of the histories.
+    let window = (input.byte() / 2 % WINDOW as u8 * (input.byte() % 2)).into();
+    let slots_beyond = input.below(10);
     let mut actions = Vec::new();
     while !input.is_empty() && actions.len() < MAX_OPERATIONS {
         actions.push(action(&mut input));
     }
-    histories::run(limits, max_step_tokens, blocks, share, actions);
+    let pool = match window {
+        0 => Pool {
+            blocks,
+            windows: None,
+        },
+        window => Pool::with_window(blocks, window, slots_beyond),
+    };
+    histories::run(limits, max_step_tokens, pool, share, actions);
 }
 
 fn action(input: &mut Input) -> Action {

@@ -285,6 +285,13 @@ struct EngineFacts {
     kv_blocks_cached: usize,
     /// KV blocks in total.
     kv_blocks: usize,
+    /// Window slots held by running requests: memory of the sliding layers for one block each. 0 where
+    /// sliding layers have no memory of their own.
+    kv_window_slots_used: usize,
+    /// Window slots with reusable content not held by any request.
+    kv_window_slots_cached: usize,
+    /// Window slots in total.
+    kv_window_slots: usize,
     /// Stored sessions; null if the store does not answer.
     sessions: Option<usize>,
     /// Forward passes since the start.
@@ -440,6 +447,9 @@ impl EngineFacts {
             kv_blocks_used: status.kv_blocks_used,
             kv_blocks_cached: status.kv_blocks_cached,
             kv_blocks: status.kv_blocks,
+            kv_window_slots_used: status.kv_slots_used,
+            kv_window_slots_cached: status.kv_slots_cached,
+            kv_window_slots: status.kv_slots,
             sessions,
             steps: status.steps,
             drafted_tokens: status.drafted,

@@ -41,7 +41,7 @@ use self::stage::{Observe, unobserved};
 use crate::backend::{Backend, Linear};
 use crate::checkpoint::{ModelConfig, ModelFiles};
 use crate::kernels::Pool;
-use crate::kernels::kv::{KvCache, KvDtype, KvShape};
+use crate::kernels::kv::{KvCache, KvDtype, KvPart, KvShape};
 
 /// A loaded model of one of the architectures: a closed set with one caller, the inference worker.
 pub enum Model {
@@ -132,13 +132,36 @@ impl Model {
     /// # Errors
     /// If its memory can't be allocated.
     pub fn kv_cache(&self, dtype: KvDtype, blocks: usize) -> Result<KvCache> {
+        let parts = vec![KvPart::Global; self.spec().layers];
+        self.divided_kv_cache(dtype, &parts, blocks, 0)
+    }
+
+    /// Returns the positions that a row of each block sees, its own included; `None` for all up to its own.
+    #[must_use]
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        let blocks = (0..self.spec().layers).map(|i| self.architecture().block(i));
+        blocks.map(|block| block?.shape.window).collect()
+    }
+
+    /// Creates an empty KV cache whose blocks are in these parts: `blocks` blocks for the global ones,
+    /// `window_blocks` for the others.
+    ///
+    /// # Errors
+    /// If its memory can't be allocated.
+    pub fn divided_kv_cache(
+        &self,
+        dtype: KvDtype,
+        parts: &[KvPart],
+        blocks: usize,
+        window_blocks: usize,
+    ) -> Result<KvCache> {
         let spec = self.spec();
         let shape = KvShape {
             blocks,
             heads: spec.kv_heads,
             head_width: spec.head_width,
         };
-        KvCache::new(&self.ends().device, dtype, spec.layers, shape)
+        KvCache::divided(&self.ends().device, dtype, parts, shape, window_blocks)
     }
 
     /// Runs one forward pass over the rows of a batch: writes their keys and values into the cache and

@@ -52,6 +52,7 @@ pub fn run(model: &Model, kv_dtype: KvDtype, dtype: &str) -> Result<(), TrialErr
             rows: 0..count,
             first_position: 0,
             block_table: vec![0],
+            window_table: Vec::new(),
         }],
         logits_rows: all.clone(),
         hidden_rows: all,

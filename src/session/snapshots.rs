@@ -6,27 +6,35 @@
 //! `kv/<16 digits>/<2 digits>/<32 digits>`; the first part is the beginning of the fingerprint of the
 //! model and its arithmetic, and the file is sealed with the whole fingerprint.
 //!
+//! Where sliding layers have memory of their own, a block is two files, each with a fingerprint of its own: its
+//! part in the global layers, and its part in the window layers if the cache still had it. A context is
+//! restored as far as the parts of both kinds allow it to be continued.
+//!
 //! Losing a block costs time, never a result: it is recomputed. So the engine must never wait for the
 //! disk, and files are not synced. Blocks are written and read only while that is faster than
 //! computing them.
 
-use std::collections::HashMap;
+mod index;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytesize::ByteSize;
 use tokio_util::sync::CancellationToken;
 
-use super::sealed::{Fingerprint, OVERHEAD, Seal, UNFINISHED, Unreadable, set_aside};
+use self::index::{BlockIndex, BlockName};
+use super::sealed::{Fingerprint, OVERHEAD, Seal, Unreadable, set_aside};
+use crate::engine::blocks::windows::{longest_usable, window_start};
 use crate::engine::blocks::{BLOCK_SIZE, PrefixId};
-use crate::engine::{EngineHandle, EvictedBlock, GenerateError};
+use crate::engine::kv_memory::WindowLayout;
+use crate::engine::{EngineHandle, EvictedBlock, GenerateError, StoredBlock};
+use crate::kernels::kv::KvPart;
 use crate::moving_average::SharedAverage;
-use crate::recency::{LastUse, Recency};
 use crate::request::Tenant;
 
 /// Maximum blocks waiting to be written; more are dropped.
@@ -39,8 +47,9 @@ const EXPLORE: usize = 16;
 /// The blocks on disk.
 pub struct Snapshots {
     root: PathBuf,
-    seal: Seal,
-    block_bytes: usize,
+    global: PartFiles,
+    /// The files of window layers, and the positions of their widest window.
+    windows: Option<(PartFiles, usize)>,
     shared_prefixes: bool,
     index: Mutex<BlockIndex>,
     /// Seconds to read a block.
@@ -53,30 +62,12 @@ pub struct Snapshots {
     written: CancellationToken,
 }
 
-/// The identity of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct BlockName {
-    /// First bytes of the model's fingerprint.
-    model: u64,
-    prefix: PrefixId,
-}
-
-/// The blocks of all models on disk, as far as this process knows.
-struct BlockIndex {
-    blocks: HashMap<BlockName, IndexedBlock>,
-    /// Blocks by last use, least recent first.
-    by_use: Recency<BlockName>,
-    /// Disk space used.
-    bytes: u64,
-    /// Maximum disk space, in bytes.
-    limit: u64,
-}
-
+/// The files of one part of every block.
 #[derive(Clone, Copy)]
-struct IndexedBlock {
-    /// Its place in [`BlockIndex::by_use`].
-    last_use: LastUse,
-    bytes: u64,
+struct PartFiles {
+    seal: Seal,
+    /// Size of a part in bytes.
+    bytes: usize,
 }
 
 /// Configuration of the blocks on disk.
@@ -86,6 +77,8 @@ pub struct SnapshotConfig {
     pub model: Fingerprint,
     /// Size of a block in bytes.
     pub block_bytes: usize,
+    /// The window layers, if they have memory of their own.
+    pub windows: Option<WindowLayout>,
     /// Disk space for all blocks.
     pub size: ByteSize,
     /// Whether tenants share prefixes.
@@ -106,12 +99,20 @@ impl Snapshots {
         let snapshots = Arc::new(Self {
             index: Mutex::new(BlockIndex::scan(&root, config.size.as_u64())?),
             root,
-            seal: Seal {
-                kind: *b"SKALDKVB",
-                version: 1,
-                fingerprint: config.model,
+            global: PartFiles {
+                seal: match config.windows {
+                    None => seal(config.model),
+                    Some(_) => seal(part_of(config.model, b"global layers")),
+                },
+                bytes: config.block_bytes,
             },
-            block_bytes: config.block_bytes,
+            windows: config.windows.map(|windows| {
+                let files = PartFiles {
+                    seal: seal(part_of(config.model, b"window layers")),
+                    bytes: windows.slot_bytes,
+                };
+                (files, windows.window)
+            }),
             shared_prefixes: config.shared_prefixes,
             read_seconds: SharedAverage::default(),
             compute_seconds: SharedAverage::default(),
@@ -154,11 +155,11 @@ impl Snapshots {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn name(&self, prefix: PrefixId) -> BlockName {
-        let model = self.seal.fingerprint.0.first_chunk();
-        BlockName {
-            model: model.map_or(0, |first| u64::from_be_bytes(*first)),
-            prefix,
+    /// Returns the files of a part; `None` if blocks have no such part.
+    fn files(&self, part: KvPart) -> Option<PartFiles> {
+        match part {
+            KvPart::Global => Some(self.global),
+            KvPart::Window => self.windows.map(|windows| windows.0),
         }
     }
 
@@ -183,7 +184,10 @@ impl Snapshots {
     }
 
     pub(super) fn write(&self, block: &EvictedBlock) -> io::Result<()> {
-        let name = self.name(block.prefix);
+        let Some(files) = self.files(block.part) else {
+            return Ok(());
+        };
+        let name = files.name(block.prefix);
         let bytes = (block.bytes.len() + OVERHEAD) as u64;
         if self.index().touch(name) {
             return Ok(());
@@ -196,7 +200,7 @@ impl Snapshots {
                 fs::metadata(&self.root)?;
                 fs::create_dir_all(parent)?;
             }
-            self.seal.write(&path, &block.bytes, false)?;
+            files.seal.write(&path, &block.bytes, false)?;
         }
         let evicted = self.index().add(name, bytes);
         for name in evicted {
@@ -216,35 +220,66 @@ impl Snapshots {
         tenant: Tenant,
         context: &[u32],
     ) -> Result<(), GenerateError> {
-        let resident = engine.resident_tokens(tenant, context.to_vec()).await? / BLOCK_SIZE;
-        let mut missing = self.chain(tenant, context);
-        missing.drain(..resident.min(missing.len()));
-        let on_disk = missing.iter().take_while(|&&prefix| self.has(prefix));
-        missing.truncate(on_disk.count());
+        let resident = engine.resident(tenant, context.to_vec()).await?;
+        let missing = self.missing(&resident.windows, &self.chain(tenant, context));
         if let Some(seconds) = engine.status().prefill_seconds_per_token {
             self.compute_seconds.set(seconds * BLOCK_SIZE as f64);
         }
-        if missing.is_empty() || !self.is_worth_trying() {
+        if missing.blocks.is_empty() || !self.is_worth_trying() {
             return Ok(());
         }
-        let mut first = resident;
-        for prefixes in missing.chunks(READ_AHEAD) {
-            let (snapshots, prefixes) = (Arc::clone(self), prefixes.to_vec());
-            let wanted = prefixes.len();
-            let read = tokio::task::spawn_blocking(move || snapshots.read_all(&prefixes));
-            let bytes = read.await.unwrap_or_default();
-            let blocks = bytes.len() / self.block_bytes;
-            let end = (first + blocks) * BLOCK_SIZE;
+        let mut next = missing.first;
+        for blocks in missing.blocks.chunks(READ_AHEAD) {
+            let (snapshots, wanted) = (Arc::clone(self), blocks.to_vec());
+            let read = tokio::task::spawn_blocking(move || snapshots.read_all(&wanted));
+            let read = read.await.unwrap_or_default();
+            let end = (next + read.len()) * BLOCK_SIZE;
             let tokens = context.get(..end).unwrap_or(context).to_vec();
-            let taken = engine.import_kv(tenant, tokens, first, bytes).await?;
-            first += taken;
-            self.restored.fetch_add(taken, Ordering::Relaxed);
-            if taken < wanted {
+            let taken = engine.import_kv(tenant, tokens, next, read).await?;
+            next += taken;
+            let restored = blocks.iter().take(taken).filter(|block| block.is_read());
+            self.restored.fetch_add(restored.count(), Ordering::Relaxed);
+            if taken < blocks.len() {
                 break;
             }
         }
-        tracing::debug!(blocks = first - resident, "KV blocks restored from disk");
+        tracing::debug!(
+            blocks = next - missing.first,
+            "KV blocks restored from disk"
+        );
         Ok(())
+    }
+
+    /// Returns the parts that the cache lacks for the longest part of a context that can be continued with
+    /// what is on disk. `resident` are the leading blocks in the cache, and whether each is there with its part
+    /// in the window layers.
+    fn missing(&self, resident: &[bool], chain: &[PrefixId]) -> MissingBlocks {
+        let has =
+            |n: usize, part: KvPart| chain.get(n).is_some_and(|&prefix| self.has(part, prefix));
+        let known = resident.len().min(chain.len());
+        let on_disk = (known..chain.len()).take_while(|&n| has(n, KvPart::Global));
+        let end = known + on_disk.count();
+        let lacks_slot = |n: usize| resident.get(n).is_none_or(|&has_slot| !has_slot);
+        let (end, windowed) = match self.windows {
+            None => (end, end),
+            Some((_, window)) => {
+                let start = |blocks| window_start(window, blocks);
+                let has_slot = |n| !lacks_slot(n) || has(n, KvPart::Window);
+                let end = longest_usable(end, start, has_slot);
+                (end, start(end))
+            }
+        };
+        let blocks = chain.iter().take(end).enumerate();
+        let blocks = blocks.map(|(n, &prefix)| MissingBlock {
+            prefix,
+            global: n >= known,
+            window: n >= windowed && lacks_slot(n),
+        });
+        let mut blocks: Vec<MissingBlock> = blocks.collect();
+        let first = blocks.iter().position(MissingBlock::is_read);
+        let first = first.unwrap_or(blocks.len());
+        blocks.drain(..first);
+        MissingBlocks { first, blocks }
     }
 
     /// Returns the prefix ids of a context's full blocks.
@@ -264,37 +299,56 @@ impl Snapshots {
             .collect()
     }
 
-    pub(super) fn has(&self, prefix: PrefixId) -> bool {
-        let name = self.name(prefix);
-        self.index().touch(name) || self.root.join(name.path()).exists()
+    pub(super) fn has(&self, part: KvPart, prefix: PrefixId) -> bool {
+        self.files(part).is_some_and(|files| {
+            let name = files.name(prefix);
+            self.index().touch(name) || self.root.join(name.path()).exists()
+        })
     }
 
-    /// Reads the content of these blocks, concatenated, up to the first that can't be read.
-    pub(super) fn read_all(&self, prefixes: &[PrefixId]) -> Vec<u8> {
-        let mut all = Vec::with_capacity(prefixes.len() * self.block_bytes);
-        for &prefix in prefixes {
+    /// Reads the missing parts of these blocks, up to the first that can't be read.
+    fn read_all(&self, blocks: &[MissingBlock]) -> Vec<StoredBlock> {
+        let mut all = Vec::with_capacity(blocks.len());
+        for block in blocks {
             let started = Instant::now();
-            let name = self.name(prefix);
-            let path = self.root.join(name.path());
-            let why = match self.seal.read(&path) {
-                Ok(Some(bytes)) if bytes.len() == self.block_bytes => {
-                    all.extend_from_slice(&bytes);
-                    self.read_seconds.add(started.elapsed().as_secs_f64());
+            let mut read = StoredBlock::default();
+            for (part, is_missing) in [
+                (KvPart::Global, block.global),
+                (KvPart::Window, block.window),
+            ] {
+                if !is_missing {
                     continue;
                 }
-                Ok(Some(_)) => Unreadable::Foreign("the block has another size"),
-                Ok(None) => {
-                    self.index().remove(name);
-                    break;
-                }
-                Err(why) => why,
-            };
-            // A block that can't be moved is recomputed and overwritten by the next of its name.
-            let _ = set_aside(&path, &why);
-            self.index().remove(name);
-            break;
+                let Some(bytes) = self.read(part, block.prefix) else {
+                    return all;
+                };
+                *read.part(part) = Some(bytes);
+            }
+            if block.is_read() {
+                self.read_seconds.add(started.elapsed().as_secs_f64());
+            }
+            all.push(read);
         }
         all
+    }
+
+    /// Reads a part of a block; `None` if it can't be read.
+    pub(super) fn read(&self, part: KvPart, prefix: PrefixId) -> Option<Vec<u8>> {
+        let files = self.files(part)?;
+        let name = files.name(prefix);
+        let path = self.root.join(name.path());
+        let why = match files.seal.read(&path) {
+            Ok(Some(bytes)) if bytes.len() == files.bytes => return Some(bytes),
+            Ok(Some(_)) => Some(Unreadable::Foreign("the block has another size")),
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        if let Some(why) = why {
+            // A block that can't be moved is recomputed and overwritten by the next of its name.
+            let _ = set_aside(&path, &why);
+        }
+        self.index().remove(name);
+        None
     }
 
     /// Returns whether reading a block is faster than computing it, or this is still unknown.
@@ -314,112 +368,51 @@ impl Snapshots {
     }
 }
 
-impl BlockName {
-    /// Returns the path relative to the directory of all blocks.
-    fn path(&self) -> PathBuf {
-        let prefix = self.prefix.to_string();
-        let mut path = PathBuf::from(format!("{:016x}", self.model));
-        path.push(prefix.split_at(2).0);
-        path.push(prefix);
-        path
+/// The parts of a context's blocks that the cache lacks and the disk has.
+struct MissingBlocks {
+    /// The first of the blocks.
+    first: usize,
+    blocks: Vec<MissingBlock>,
+}
+
+/// A block of which the cache may lack parts.
+#[derive(Debug, Clone, Copy)]
+struct MissingBlock {
+    prefix: PrefixId,
+    /// Whether its part in the global layers is read.
+    global: bool,
+    /// Whether its part in the window layers is read.
+    window: bool,
+}
+
+impl MissingBlock {
+    /// Returns whether a part of it is read.
+    fn is_read(&self) -> bool {
+        self.global || self.window
     }
 }
 
-impl BlockIndex {
-    /// Indexes the blocks of earlier processes, and deletes their unfinished files.
-    fn scan(root: &Path, limit: u64) -> io::Result<Self> {
-        let mut found: Vec<(SystemTime, BlockName, u64)> = Vec::new();
-        for model_dir in directories(root)? {
-            let model = model_dir.file_name().unwrap_or_default().to_string_lossy();
-            let Ok(model) = u64::from_str_radix(&model, 16) else {
-                continue;
-            };
-            for dir in directories(&model_dir)? {
-                for file in fs::read_dir(dir)? {
-                    let file = file?;
-                    // Another server may have renamed or deleted it.
-                    let Ok(about) = file.metadata() else {
-                        continue;
-                    };
-                    let modified = about.modified()?;
-                    let name = file.file_name();
-                    let name = name.to_string_lossy();
-                    if let Ok(prefix) = name.parse() {
-                        let name = BlockName { model, prefix };
-                        found.push((modified, name, about.len()));
-                    } else if name.ends_with(UNFINISHED) && !is_recent(modified) {
-                        let _ = fs::remove_file(file.path());
-                    }
-                }
-            }
+impl PartFiles {
+    fn name(&self, prefix: PrefixId) -> BlockName {
+        let model = self.seal.fingerprint.0.first_chunk();
+        BlockName {
+            model: model.map_or(0, |first| u64::from_be_bytes(*first)),
+            prefix,
         }
-        found.sort_by_key(|(modified, ..)| *modified);
-        let mut index = Self {
-            blocks: HashMap::new(),
-            by_use: Recency::default(),
-            bytes: 0,
-            limit,
-        };
-        for (_, name, bytes) in found {
-            index.insert(name, bytes);
-        }
-        Ok(index)
-    }
-
-    fn insert(&mut self, name: BlockName, bytes: u64) {
-        self.remove(name);
-        let last_use = self.by_use.push(name);
-        self.blocks.insert(name, IndexedBlock { last_use, bytes });
-        self.bytes += bytes;
-    }
-
-    fn remove(&mut self, name: BlockName) {
-        if let Some(IndexedBlock { last_use, bytes }) = self.blocks.remove(&name) {
-            self.by_use.remove(last_use);
-            self.bytes -= bytes;
-        }
-    }
-
-    /// Records a use, and returns whether the block is indexed.
-    fn touch(&mut self, name: BlockName) -> bool {
-        let known = self.blocks.get(&name).copied();
-        if let Some(known) = known {
-            self.insert(name, known.bytes);
-        }
-        known.is_some()
-    }
-
-    /// Adds a block, and returns those that are evicted for it.
-    fn add(&mut self, name: BlockName, bytes: u64) -> Vec<BlockName> {
-        self.insert(name, bytes);
-        let mut evicted = Vec::new();
-        while self.bytes > self.limit {
-            let Some(&oldest) = self.by_use.oldest() else {
-                break;
-            };
-            self.remove(oldest);
-            evicted.push(oldest);
-        }
-        evicted
     }
 }
 
-/// Returns the directories in `dir`.
-fn directories(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
+/// Returns the fingerprint of a model's blocks in some of its layers.
+fn part_of(model: Fingerprint, layers: &[u8]) -> Fingerprint {
+    Fingerprint(*blake3::keyed_hash(&model.0, layers).as_bytes())
 }
 
-/// Returns whether another process may still be writing a file.
-fn is_recent(modified: SystemTime) -> bool {
-    let age = modified.elapsed().unwrap_or_default();
-    age < std::time::Duration::from_secs(3600)
+fn seal(fingerprint: Fingerprint) -> Seal {
+    Seal {
+        kind: *b"SKALDKVB",
+        version: 1,
+        fingerprint,
+    }
 }
 
 #[cfg(test)]
@@ -430,6 +423,7 @@ mod tests {
         let config = SnapshotConfig {
             model: Fingerprint([model; 32]),
             block_bytes: 100,
+            windows: None,
             size: ByteSize::b(blocks * (100 + OVERHEAD as u64)),
             shared_prefixes: false,
         };
@@ -440,6 +434,7 @@ mod tests {
         let tokens = [n; BLOCK_SIZE];
         EvictedBlock {
             prefix: snapshots.chain(Tenant::ANONYMOUS, &tokens)[0],
+            part: KvPart::Global,
             bytes: vec![n as u8; 100],
         }
     }
@@ -457,10 +452,12 @@ mod tests {
             snapshots.write(block).unwrap();
         }
         // The other model's block was the oldest.
-        assert!(other.read_all(&[old.prefix]).is_empty());
-        assert!(snapshots.has(blocks[0].prefix));
+        assert!(other.read(KvPart::Global, old.prefix).is_none());
+        assert!(snapshots.has(KvPart::Global, blocks[0].prefix));
         snapshots.write(&blocks[3]).unwrap();
-        let has = blocks.iter().map(|block| snapshots.has(block.prefix));
+        let has = blocks
+            .iter()
+            .map(|block| snapshots.has(KvPart::Global, block.prefix));
         assert_eq!(has.collect::<Vec<_>>(), [true, false, true, true]);
         assert_eq!(open(dir.path(), 2, 3).len(), 3);
     }
@@ -471,14 +468,74 @@ mod tests {
         let (one, two) = (open(dir.path(), 1, 9), open(dir.path(), 2, 9));
         let block = block(&one, 5);
         one.write(&block).unwrap();
-        assert!(!two.has(block.prefix));
-        assert_eq!(one.read_all(&[block.prefix]), block.bytes);
-        let path = one.root.join(one.name(block.prefix).path());
+        assert!(!two.has(KvPart::Global, block.prefix));
+        assert_eq!(one.read(KvPart::Global, block.prefix), Some(block.bytes));
+        let path = one.root.join(one.global.name(block.prefix).path());
         let mut bytes = fs::read(&path).unwrap();
         bytes[70] ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert!(one.read_all(&[block.prefix]).is_empty());
-        assert!(!path.exists() && !one.has(block.prefix));
+        assert!(one.read(KvPart::Global, block.prefix).is_none());
+        assert!(!path.exists() && !one.has(KvPart::Global, block.prefix));
         assert!(path.with_extension("corrupt").exists());
+    }
+
+    #[test]
+    fn a_context_is_restored_as_far_as_the_parts_in_its_window_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SnapshotConfig {
+            model: Fingerprint([3; 32]),
+            block_bytes: 10,
+            windows: Some(WindowLayout {
+                window: 2 * BLOCK_SIZE,
+                slot_bytes: 20,
+            }),
+            size: ByteSize::mib(1),
+            shared_prefixes: false,
+        };
+        let snapshots = Snapshots::open(dir.path(), config).unwrap().0;
+        let tokens: Vec<u32> = (0..8 * BLOCK_SIZE as u32).collect();
+        let chain = snapshots.chain(Tenant::ANONYMOUS, &tokens);
+        let write = |n: usize, part, size| {
+            let (prefix, bytes) = (chain[n], vec![n as u8; size]);
+            let block = EvictedBlock {
+                prefix,
+                part,
+                bytes,
+            };
+            snapshots.write(&block).unwrap();
+        };
+        for n in 0..7 {
+            write(n, KvPart::Global, 10);
+        }
+        let missing = |resident: &[bool]| {
+            let missing = snapshots.missing(resident, &chain);
+            let parts = missing.blocks.iter().map(|b| (b.global, b.window));
+            (missing.first, parts.collect::<Vec<_>>())
+        };
+        let [both, global, window, none] =
+            [(true, true), (true, false), (false, true), (false, false)];
+        // Without a part in the window layers nothing can be continued.
+        assert_eq!(missing(&[]), (0, vec![]));
+        for n in [2, 3, 5] {
+            write(n, KvPart::Window, 20);
+        }
+        assert_eq!(missing(&[]), (0, vec![global, global, both, both]));
+        assert_eq!(missing(&[true; 4]), (4, vec![]));
+        assert_eq!(missing(&[true, true, true, false]), (3, vec![window]));
+        let resident = [true, true, false, true, true, false];
+        assert_eq!(missing(&resident), (5, vec![window]));
+        assert_eq!(
+            missing(&[false, false, false, true]),
+            (2, vec![window, none])
+        );
+        write(6, KvPart::Window, 20);
+        assert_eq!(missing(&resident), (5, vec![window, both]));
+        let read = snapshots.read_all(&snapshots.missing(&resident, &chain).blocks);
+        let expected = [
+            (None, Some(vec![5; 20])),
+            (Some(vec![6; 10]), Some(vec![6; 20])),
+        ];
+        let expected = expected.map(|(global, window)| StoredBlock { global, window });
+        assert_eq!(read, expected);
     }
 }

@@ -20,6 +20,7 @@ use super::store::{HeldSession, Store};
 use super::{Fingerprint, IfBusy, SessionKey};
 use crate::engine::EvictedBlock;
 use crate::engine::blocks::BLOCK_SIZE;
+use crate::kernels::kv::KvPart;
 use crate::request::{SessionId, Tenant};
 
 const FINGERPRINT: Fingerprint = Fingerprint([7; 32]);
@@ -119,6 +120,7 @@ fn snapshots(dir: &Path) -> Arc<Snapshots> {
     let config = SnapshotConfig {
         model: FINGERPRINT,
         block_bytes: BLOCK_BYTES,
+        windows: None,
         size: ByteSize::mib(1),
         shared_prefixes: false,
     };
@@ -133,6 +135,7 @@ pub(crate) fn damaged_block(dir: &Path, damage: impl Fn(&Path)) {
     let prefix = before.chain(Tenant::ANONYMOUS, &[3; BLOCK_SIZE]);
     let block = EvictedBlock {
         prefix: prefix[0],
+        part: KvPart::Global,
         bytes: (0..BLOCK_BYTES as u8).collect(),
     };
     before.write(&block).expect("it is written");
@@ -141,18 +144,12 @@ pub(crate) fn damaged_block(dir: &Path, damage: impl Fn(&Path)) {
     damage(&file);
     let is_whole = fs::read(&file).is_ok_and(|after| after == whole);
     let after = snapshots(dir);
-    let read = after.read_all(&prefix);
-    assert_eq!(
-        read,
-        if is_whole {
-            block.bytes.clone()
-        } else {
-            Vec::new()
-        }
-    );
-    assert_eq!(after.has(prefix[0]), is_whole);
+    let read = after.read(KvPart::Global, prefix[0]);
+    assert_eq!(read, is_whole.then(|| block.bytes.clone()));
+    assert_eq!(after.has(KvPart::Global, prefix[0]), is_whole);
     after.write(&block).expect("it is written");
-    assert_eq!(after.read_all(&prefix), block.bytes);
+    let read = after.read(KvPart::Global, prefix[0]);
+    assert_eq!(read, Some(block.bytes));
 }
 
 /// Checks that unrelated files in the directory are not deleted, and that sessions and blocks work

@@ -51,6 +51,7 @@ fn whole(ids: &[u32], logits: usize) -> Batch {
             rows: 0..ids.len(),
             first_position: 0,
             block_table: (0..n.div_ceil(16)).collect(),
+            window_table: Vec::new(),
         }],
         logits_rows: (n - logits as u32..n).collect(),
         ..Batch::default()

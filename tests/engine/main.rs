@@ -14,6 +14,7 @@ mod prefix;
 mod quality;
 mod schemas;
 mod sessions;
+mod sliding;
 mod structured;
 mod tiny;
 mod window;

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use skald::engine::{
-    EngineConfig, EngineHandle, EvictedBlock, GenerateError, PrefixId, TokenEvent,
+    EngineConfig, EngineHandle, EvictedBlock, GenerateError, PrefixId, StoredBlock, TokenEvent,
 };
 use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
@@ -32,6 +32,14 @@ fn engine_in((dtype, kv_dtype): (WeightDtype, KvDtype), config: EngineConfig) ->
 
 fn engine(config: EngineConfig) -> EngineHandle {
     engine_in(DTYPES[0], config)
+}
+
+/// A block of a model without window slots.
+fn whole(bytes: Vec<u8>) -> StoredBlock {
+    StoredBlock {
+        global: Some(bytes),
+        window: None,
+    }
 }
 
 fn blocks(n: usize) -> bytesize::ByteSize {
@@ -270,11 +278,9 @@ async fn blocks_that_left_one_engine_serve_another_bit_for_bit() {
         let (second, _left) = leaving(dtypes, 40, 100);
         let size = second.status().kv_block_bytes;
         assert!(left.values().all(|bytes| bytes.len() == size));
-        let bytes = |range: std::ops::Range<usize>| -> Vec<u8> {
-            names[range]
-                .iter()
-                .flat_map(|name| left[name].clone())
-                .collect()
+        let bytes = |range: std::ops::Range<usize>| -> Vec<StoredBlock> {
+            let blocks = names[range].iter();
+            blocks.map(|name| whole(left[name].clone())).collect()
         };
         let import = |first, bytes| second.import_kv(tenant, text.clone(), first, bytes);
         assert_eq!(
@@ -285,12 +291,8 @@ async fn blocks_that_left_one_engine_serve_another_bit_for_bit() {
         assert_eq!(import(0, bytes(0..5)).await, Ok(5));
         assert_eq!(second.resident_tokens(tenant, text.clone()).await, Ok(80));
         assert_eq!(import(3, bytes(3..14)).await, Ok(11));
-        let half = &bytes(0..1)[..size / 2];
-        assert_eq!(
-            import(14, half.to_vec()).await,
-            Ok(0),
-            "half a block is none"
-        );
+        let half = whole(left[&names[0]][..size / 2].to_vec());
+        assert_eq!(import(14, vec![half]).await, Ok(0), "half a block is none");
         assert_eq!(second.status().kv_blocks_cached, 14);
         assert_eq!(
             second
@@ -314,7 +316,8 @@ async fn an_import_takes_no_block_that_someone_needs_and_none_of_its_own() {
     first.stop();
     let left: HashMap<_, _> = left.iter().map(|b| (b.prefix, b.bytes)).collect();
     let names = prefixes(Tenant::ANONYMOUS, &ids);
-    let bytes: Vec<u8> = names.iter().flat_map(|name| left[name].clone()).collect();
+    let stored = names.iter().map(|name| whole(left[name].clone()));
+    let bytes: Vec<StoredBlock> = stored.collect();
 
     let gate = Gate::after(1);
     let small = engine(EngineConfig {

@@ -51,6 +51,7 @@ impl Server {
         let config = SnapshotConfig {
             model: Fingerprint([2; 32]),
             block_bytes,
+            windows: None,
             size: ByteSize::mib(64),
             shared_prefixes: false,
         };

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::ModelFiles;
@@ -10,10 +11,12 @@ use skald::kernels::kv::KvDtype;
 use skald::kernels::linear::WeightDtype;
 use skald::model::Model;
 use skald::request::{Limits, RequestDraft, Tenant};
+use skald::text::{GrammarSource, Grammars};
 
-use crate::model::{Outcome, after, finish, greedy, sampled};
+use crate::model::{Outcome, after, embedding, finish, greedy, sampled};
 
-const CHECKPOINTS: [&str; 8] = [
+/// All tiny checkpoints.
+pub const CHECKPOINTS: [&str; 8] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -23,18 +26,24 @@ const CHECKPOINTS: [&str; 8] = [
     "qwen2",
     "qwen3",
 ];
-const DTYPES: [(WeightDtype, KvDtype); 3] = [
+/// Precisions of weights and KV cache.
+pub const DTYPES: [(WeightDtype, KvDtype); 3] = [
     (WeightDtype::F32, KvDtype::F32),
     (WeightDtype::Bf16, KvDtype::Bf16),
     (WeightDtype::Q8, KvDtype::Bf16),
 ];
 
-fn load(name: &str, dtype: WeightDtype) -> Model {
+/// Opens a tiny checkpoint.
+fn open(name: &str) -> ModelFiles {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gemma/tiny");
-    let files = ModelFiles::open(name, &PathBuf::from(fixtures).join(name));
+    ModelFiles::open(name, &PathBuf::from(fixtures).join(name)).expect("a checkpoint")
+}
+
+/// Loads a tiny checkpoint on two threads.
+pub fn load(name: &str, dtype: WeightDtype) -> Model {
     let threads = NonZeroUsize::new(2).expect("not zero");
     let backend = CpuBackend::new(threads, dtype);
-    Model::load(&files.expect("a checkpoint"), &backend).expect("the model loads")
+    Model::load(&open(name), &backend).expect("the model loads")
 }
 
 fn start(name: &str, dtype: WeightDtype, config: EngineConfig) -> EngineHandle {
@@ -42,19 +51,25 @@ fn start(name: &str, dtype: WeightDtype, config: EngineConfig) -> EngineHandle {
 }
 
 /// Returns a prompt of `n` tokens of the tiny vocabularies.
-fn prompt(n: usize, salt: u32) -> Vec<u32> {
+pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
     let id = |i: u32| (i * 37 + salt * 101 + 11) % 512;
     (0..n as u32).map(id).collect()
 }
 
-async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
-    let limits = Limits::for_model(256, 512, Vec::new());
-    let request = limits.admit(draft).expect("a valid request");
+/// Returns the limits of the tiny models.
+pub fn limits() -> Limits {
+    Limits::for_model(256, 512, Vec::new())
+}
+
+/// Runs one request to its end.
+pub async fn run(engine: &EngineHandle, draft: RequestDraft) -> Outcome {
+    let request = limits().admit(draft).expect("a valid request");
     let generation = engine.submit(request).await.expect("accepted");
     finish(generation).await.expect("it does not fail")
 }
 
-async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
+/// Runs requests concurrently.
+pub async fn run_all(engine: &EngineHandle, drafts: Vec<RequestDraft>) -> Vec<Outcome> {
     futures_util::future::join_all(drafts.into_iter().map(|draft| run(engine, draft))).await
 }
 
@@ -168,5 +183,82 @@ async fn drafted_tokens_change_no_architectures_text() {
         let answered = with.resident_tokens(Tenant::ANONYMOUS, Vec::new()).await;
         answered.expect("the worker answers");
         assert!(with.status().accepted > 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn embeddings_of_every_architecture_depend_on_their_input_alone() {
+    let inputs = || -> Vec<RequestDraft> {
+        let inputs = (1..).zip([1, 2, 15, 16, 17, 100, 256]);
+        inputs
+            .map(|(salt, n)| embedding(&prompt(n, salt)))
+            .collect()
+    };
+    let bits = |outcome: &Outcome| -> Vec<u32> {
+        let embedding = outcome.prompt.embedding.as_ref().expect("asked for");
+        embedding.iter().map(|value| value.to_bits()).collect()
+    };
+    for name in CHECKPOINTS {
+        for (dtype, kv_dtype) in DTYPES {
+            let config = |max_step_tokens| EngineConfig {
+                max_step_tokens,
+                kv_dtype,
+                ..EngineConfig::default()
+            };
+            let engine = start(name, dtype, config(2048));
+            let mut alone = Vec::new();
+            for input in inputs() {
+                alone.push(bits(&run(&engine, input).await));
+            }
+            let engine = start(name, dtype, config(17));
+            let others = (0..4).map(|i| sampled(&prompt(40, 50 + i), 30, 1));
+            let (together, _) = tokio::join!(
+                run_all(&engine, inputs()),
+                run_all(&engine, others.collect())
+            );
+            let together: Vec<_> = together.iter().map(bits).collect();
+            assert_eq!(alone, together, "{name} {dtype:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn texts_of_every_architecture_follow_their_grammar_alone_and_together() {
+    for name in CHECKPOINTS {
+        let tokenizer = Arc::new(open(name).tokenizer);
+        let grammars = Grammars::new(Arc::clone(&tokenizer), 512, &[]);
+        let source = GrammarSource::Regex("([a-f]{1,3} ){2,9}end".to_owned());
+        let grammar = grammars.compile(&source).expect("a grammar");
+        let requests = || -> Vec<RequestDraft> {
+            let requests = (0..6).map(|i| RequestDraft {
+                grammar: (i % 3 != 0).then(|| grammar.clone()),
+                ..sampled(&prompt(5 + 30 * i as usize, i), 40, u64::from(i) + 1)
+            });
+            requests.collect()
+        };
+        for (dtype, kv_dtype) in DTYPES {
+            let config = EngineConfig {
+                kv_dtype,
+                ..EngineConfig::default()
+            };
+            let engine = start(name, dtype, config);
+            let together = run_all(&engine, requests()).await;
+            for (draft, together) in requests().into_iter().zip(together) {
+                let constrained = draft.grammar.is_some();
+                let alone = run(&engine, draft).await;
+                assert_eq!(alone.tokens, together.tokens, "{name} {dtype:?}");
+                if constrained {
+                    let text = tokenizer.decode(&together.ids());
+                    let mut words: Vec<&str> = text.trim_start().split(' ').collect();
+                    assert_eq!(words.pop(), Some("end"), "{name} {dtype:?}: {text}");
+                    assert!((2..=9).contains(&words.len()), "{text}");
+                    let is_word = |word: &&str| {
+                        let letters = word.chars().all(|c| ('a'..='f').contains(&c));
+                        letters && (1..=3).contains(&word.len())
+                    };
+                    assert!(words.iter().all(is_word), "{name} {dtype:?}: {text}");
+                }
+            }
+        }
     }
 }

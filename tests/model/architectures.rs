@@ -87,6 +87,7 @@ fn whole(ids: &[u32]) -> Batch {
             rows: 0..ids.len(),
             first_position: 0,
             block_table: (0..ids.len().div_ceil(POSITIONS_PER_BLOCK) as u32).collect(),
+            window_table: Vec::new(),
         }],
         ..Batch::default()
     }

@@ -48,6 +48,7 @@ impl Real {
                 rows: 0..ids.len(),
                 first_position: 0,
                 block_table: (0..n.div_ceil(16)).collect(),
+                window_table: Vec::new(),
             }],
             logits_rows: (0..n).collect(),
             ..Batch::default()

@@ -53,6 +53,7 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
             rows: 0..ids.len(),
             first_position: 0,
             block_table: (0..ids.len().div_ceil(16) as u32).collect(),
+            window_table: Vec::new(),
         }],
         logits_rows: rows,
         ..Batch::default()

@@ -63,6 +63,7 @@ impl<'a> Runner<'a> {
                     rows: 0..count,
                     first_position: first,
                     block_table: self.block_table.clone(),
+                    window_table: Vec::new(),
                 }],
                 logits_rows: (0..count as u32).collect(),
                 ..Batch::default()

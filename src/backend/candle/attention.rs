@@ -56,7 +56,7 @@ impl CandleAttention {
         let rows = spans.rows();
         // The index of each element of a row's keys and values in the cache.
         let mut index = Vec::with_capacity(rows * 2 * keys);
-        for (_, block, slot) in spans.written_slots() {
+        for (_, block, slot) in spans.written_slots(kv.part()) {
             for i in 0..2 * keys {
                 let (head, d) = (i % keys / head_width, i % head_width);
                 let half = (2 * head + i / keys) * cache.half();
@@ -135,7 +135,7 @@ fn keys_and_values(kv: &LayerKv, span: &SequenceSpan) -> Result<(Tensor, Tensor)
     let (heads, head_width) = (kv.shape().heads, kv.shape().head_width);
     let context = span.context();
     let blocks = context.div_ceil(BLOCK_SIZE);
-    let table = Tensor::new(&span.block_table[..blocks], kv.tensor().device())?;
+    let table = Tensor::new(&span.table(kv.part())[..blocks], kv.tensor().device())?;
     let cached = kv.tensor().index_select(&table, 0)?; // [blocks, heads, 2, half]
     let cached = cached.to_dtype(DType::F32)?;
     let per_word = per_word(kv);

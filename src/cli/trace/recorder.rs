@@ -47,6 +47,7 @@ impl Recorder<'_> {
                 rows: 0..chunk.len(),
                 first_position: first,
                 block_table: (0..end.div_ceil(BLOCK_SIZE) as u32).collect(),
+                window_table: Vec::new(),
             };
             let batch = Batch {
                 ids: chunk.to_vec(),

@@ -10,6 +10,23 @@ impl BlockPool {
         contents.map(|(content, block)| (block, content.parent, content.tokens.as_slice()))
     }
 
+    /// Checks every invariant of the slots against the sequences' tables, each with the first block whose
+    /// slot it holds.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check_windows<'a>(&self, tables: impl Iterator<Item = (&'a [BlockId], usize)>) {
+        let Some(windows) = &self.windows else {
+            return;
+        };
+        windows.check(tables.flat_map(|(table, first)| table[first..].iter().copied()));
+        for (id, block) in (0..).map(BlockId).zip(&self.blocks) {
+            let has_slot = windows.of(id).is_some();
+            assert!(!has_slot || block.holders > 0 || block.content.is_some());
+            assert!(windows.unsaved(id).is_none() || block.prefix.is_some());
+        }
+    }
+
     /// Checks every invariant of the accounts against the given references.
     ///
     /// # Panics

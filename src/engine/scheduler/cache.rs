@@ -4,6 +4,7 @@
 //! as far as they are computed.
 
 use super::Scheduler;
+use crate::engine::blocks::windows::longest_usable;
 use crate::engine::blocks::{BLOCK_SIZE, BlockId, BlockPool, PrefixId, Tail, common};
 use crate::engine::sequence::Sequence;
 
@@ -24,12 +25,29 @@ impl Cached {
 }
 
 impl Scheduler {
-    /// Returns the cached part of a context of a sequence that holds no blocks.
+    /// Returns the cached part of a context that a sequence without blocks can continue.
     pub(super) fn cached(&self, sequence: &Sequence) -> Cached {
-        self.cached_after(sequence, sequence.root, 0)
+        let mut cached = self.cached_after(sequence, sequence.root, 0);
+        let Some(windows) = self.blocks.windows() else {
+            return cached;
+        };
+        let known = cached.full.len();
+        let start = |blocks| sequence.slots_from(windows.window(), blocks * BLOCK_SIZE);
+        let has_slot = |n: usize| {
+            cached
+                .full
+                .get(n)
+                .is_some_and(|c| windows.of(c.0).is_some())
+        };
+        let usable = longest_usable(known, start, has_slot);
+        cached.full.truncate(usable);
+        let has_slot = |tail: &Tail| usable == known && windows.of(tail.block).is_some();
+        cached.tail = cached.tail.filter(has_slot);
+        cached
     }
 
-    /// Returns the cached part of a context after its first `full` blocks, which end with `parent`.
+    /// Returns the cached part of a context after its first `full` blocks, which end with `parent`, whether
+    /// or not their window slots are.
     pub(super) fn cached_after(
         &self,
         sequence: &Sequence,
@@ -84,6 +102,12 @@ pub(super) fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &C
         sequence.prefixes.push(prefix);
     }
     sequence.computed = cached.full.len() * BLOCK_SIZE;
+    if let Some(windows) = blocks.windows() {
+        sequence.first_slot = sequence.slots_from(windows.window(), sequence.computed);
+        for &block in &sequence.table[sequence.first_slot..] {
+            blocks.hold_slot(block);
+        }
+    }
     let Some(tail) = cached.tail else {
         return;
     };
@@ -103,6 +127,9 @@ pub(super) fn attach(blocks: &mut BlockPool, sequence: &mut Sequence, cached: &C
 pub(super) fn release(blocks: &mut BlockPool, sequence: &mut Sequence) {
     let full = sequence.prefixes.len();
     while let Some(block) = sequence.table.pop() {
+        if sequence.table.len() >= sequence.first_slot {
+            blocks.end_slot(block, sequence.keep);
+        }
         let computed = sequence.context().get(full * BLOCK_SIZE..sequence.computed);
         match computed {
             Some(tokens) if sequence.table.len() == full && !tokens.is_empty() => {
@@ -114,4 +141,5 @@ pub(super) fn release(blocks: &mut BlockPool, sequence: &mut Sequence) {
     sequence.prefixes.clear();
     sequence.draft.clear();
     sequence.computed = 0;
+    sequence.first_slot = 0;
 }

@@ -9,8 +9,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::*;
 use crate::engine::beams::{Beams, SearchStep, blocks_needed, sequence_ids};
-use crate::engine::blocks::{BlockCopy, BlockId, PrefixId};
+use crate::engine::blocks::windows::{SlotId, window_blocks};
+use crate::engine::blocks::{BlockCopy, BlockId, Place, PrefixId};
 use crate::engine::event::TokenLogprob;
+use crate::engine::sequence::slots_of_beams;
+use crate::kernels::kv::KvPart;
 use crate::request::{
     BeamParams, EarlyStopping, Limits, RequestDraft, RequestId, SamplingStyle, Tenant,
 };
@@ -69,13 +72,36 @@ impl Names {
     }
 }
 
+/// The size of a pool, and of the window that the model slides over some layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pool {
+    pub blocks: usize,
+    /// Positions of the window, and the number of its slots: at least those of one window.
+    pub windows: Option<(usize, usize)>,
+}
+
+impl Pool {
+    /// Returns a pool with so many slots more than one sequence needs.
+    pub fn with_window(blocks: usize, window: usize, spare: usize) -> Self {
+        let slots = window_blocks(window) + spare;
+        Self {
+            blocks,
+            windows: Some((window, slots)),
+        }
+    }
+}
+
 /// The worker, without a model.
 struct Machine {
     scheduler: Scheduler,
     max_step_tokens: usize,
+    pool: Pool,
+    /// What blocks hold in the global layers.
     memory: Vec<Slots>,
-    /// Blocks that left.
-    kept: HashMap<PrefixId, Slots>,
+    /// What slots hold in the window layers.
+    windows: Vec<Slots>,
+    /// Parts of blocks that left.
+    kept: HashMap<(KvPart, PrefixId), Slots>,
     names: Names,
     roots: Vec<PrefixId>,
     next: u64,
@@ -86,7 +112,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(limits: StepLimits, max_step_tokens: usize, blocks: usize, share: bool) -> Self {
+    fn new(limits: StepLimits, max_step_tokens: usize, pool: Pool, share: bool) -> Self {
         let tenants = [
             Tenant::ANONYMOUS,
             Tenant::of_key(b"a"),
@@ -98,10 +124,17 @@ impl Machine {
         for &root in &roots {
             names.of(root, &[]);
         }
+        let mut scheduler = Scheduler::new(limits, pool.blocks);
+        if let Some((window, slots)) = pool.windows {
+            scheduler = scheduler.with_windows(window, slots);
+        }
+        let slots = pool.windows.map_or(0, |windows| windows.1);
         Self {
-            scheduler: Scheduler::new(limits, blocks),
+            scheduler,
             max_step_tokens,
-            memory: vec![[NOTHING; BLOCK_SIZE]; blocks],
+            pool,
+            memory: vec![[NOTHING; BLOCK_SIZE]; pool.blocks],
+            windows: vec![[NOTHING; BLOCK_SIZE]; slots],
             kept: HashMap::new(),
             names,
             roots,
@@ -176,7 +209,11 @@ impl Machine {
             return;
         };
         let longest = text.len() + max_tokens;
-        let fits = blocks_needed(&request, text.len(), longest) <= self.memory.len();
+        let shared = text.len() / BLOCK_SIZE;
+        let fits = blocks_needed(&request, text.len(), longest) <= self.memory.len()
+            && self.pool.windows.is_none_or(|(window, slots)| {
+                slots_of_beams(longest, width, shared, window) <= slots
+            });
         if !fits || width > self.scheduler.limits.max_batch {
             return;
         }
@@ -297,12 +334,23 @@ impl Machine {
                 BlockMove::Copy(BlockCopy { from, to }) => {
                     self.memory[to.0 as usize] = self.memory[from.0 as usize];
                 }
-                BlockMove::Evict(Eviction { block, prefix }) => {
-                    let slots = self.memory[block.0 as usize];
+                BlockMove::CopySlot { from, to } => {
+                    self.windows[to.0 as usize] = self.windows[from.0 as usize];
+                }
+                BlockMove::Evict(Eviction { place, prefix }) => {
+                    let slots = *self.at(place);
                     assert_eq!(slots[BLOCK_SIZE - 1], self.names.prefixes[&prefix]);
-                    self.kept.insert(prefix, slots);
+                    self.kept.insert((place.part(), prefix), slots);
                 }
             }
+        }
+    }
+
+    /// Returns the memory of a part of a block.
+    fn at(&mut self, place: Place) -> &mut Slots {
+        match place {
+            Place::Block(block) => &mut self.memory[block.0 as usize],
+            Place::Slot(slot) => &mut self.windows[slot.0 as usize],
         }
     }
 
@@ -316,7 +364,13 @@ impl Machine {
         assert!(sequence.table.len() * BLOCK_SIZE >= end);
         let text = [&sequence.context()[..end - chunk.drafted], &sequence.draft].concat();
         let names = self.names.of(sequence.root, &text);
+        let slots = window_table(s, sequence);
         for (position, name) in (0..).zip(names).skip(chunk.first_position) {
+            if let Some(slots) = &slots {
+                let n = position / BLOCK_SIZE;
+                assert!(n >= sequence.first_slot);
+                self.windows[slots[n] as usize][position % BLOCK_SIZE] = name;
+            }
             let block: BlockId = sequence.table[position / BLOCK_SIZE];
             let holders = s.running.iter().filter(|o| o.table.contains(&block));
             assert_eq!(holders.count(), 1, "{block:?} is shared");
@@ -330,9 +384,18 @@ impl Machine {
         let sequence = self.scheduler.sequence(chunk.id).expect("it runs");
         let end = chunk.first_position + chunk.tokens - chunk.drafted;
         let names = self.names.of(sequence.root, &sequence.context()[..end]);
+        let window = self.pool.windows.map_or(0, |windows| windows.0);
+        let visible = (chunk.first_position + 1).saturating_sub(window);
+        let slots = window_table(&self.scheduler, sequence);
         for (position, name) in names.into_iter().enumerate() {
-            let block = sequence.table[position / BLOCK_SIZE];
+            let n = position / BLOCK_SIZE;
+            let block = sequence.table[n];
             assert_eq!(self.memory[block.0 as usize][position % BLOCK_SIZE], name);
+            if let Some(slots) = &slots
+                && position >= visible
+            {
+                assert_eq!(self.windows[slots[n] as usize][position % BLOCK_SIZE], name);
+            }
         }
     }
 
@@ -342,55 +405,107 @@ impl Machine {
         let mut owners = HashMap::new();
         for sequence in &self.scheduler.running {
             let computed = &sequence.context()[..sequence.computed];
+            let slots = window_table(&self.scheduler, sequence);
             for (position, name) in (0..).zip(self.names.of(sequence.root, computed)) {
-                let block: BlockId = sequence.table[position / BLOCK_SIZE];
+                let n = position / BLOCK_SIZE;
+                let block: BlockId = sequence.table[n];
                 assert_eq!(self.memory[block.0 as usize][position % BLOCK_SIZE], name);
+                if let Some(slots) = &slots
+                    && n >= sequence.first_slot
+                {
+                    assert_eq!(self.windows[slots[n] as usize][position % BLOCK_SIZE], name);
+                }
             }
             for &block in &sequence.table {
                 assert_eq!(*owners.entry(block).or_insert(sequence.root), sequence.root);
             }
         }
         for (block, parent, tokens) in self.scheduler.blocks.contents() {
+            let slot = self.scheduler.blocks.windows().and_then(|w| w.of(block));
             let mut name = self.names.prefixes[&parent];
-            for (&token, &held) in tokens.iter().zip(&self.memory[block.0 as usize]) {
+            for (n, &token) in tokens.iter().enumerate() {
                 name = self.names.then(name, token);
+                let held = self.memory[block.0 as usize][n];
                 assert_eq!(held, name, "{block:?} is not what it is known as");
+                if let Some(SlotId(slot)) = slot {
+                    let held = self.windows[slot as usize][n];
+                    assert_eq!(
+                        held, name,
+                        "the slot of {block:?} is not what it is known as"
+                    );
+                }
             }
         }
         self.scheduler.check();
     }
 
-    /// Brings back the blocks of a text that left; `fails`: the writing of one of them fails.
+    /// Brings back the parts of a text's blocks that left and are not there; `fails`: the writing of one of
+    /// them fails.
     fn import(&mut self, nth: usize, fails: Option<usize>) {
         let Some((root, text)) = self.text(nth) else {
             return;
         };
         let names = self.names.of(root, &text);
-        let first = self.scheduler.blocks.find_prefix(root, &text).len();
+        let known = self.scheduler.blocks.find_prefix(root, &text);
+        let windows = self.scheduler.blocks.windows();
+        let lacks_slot = |n: usize| {
+            let block = known.get(n);
+            windows.is_some_and(|w| block.is_none_or(|block| w.of(block.0).is_none()))
+        };
+        // From the first block that lacks a part on, if that is before the end of what is known.
+        let first = (0..known.len()).find(|&n| lacks_slot(n));
+        let first = first.unwrap_or(known.len());
         let mut prefix = root;
         let mut came = Vec::new();
         for (n, tokens) in text.as_chunks().0.iter().enumerate() {
             prefix = prefix.then(tokens);
-            match self.kept.get(&prefix) {
-                Some(slots) if n >= first => came.push(*slots),
-                None if n >= first => break,
-                _ => (),
+            if n < first {
+                continue;
             }
+            let kept = |part| self.kept.get(&(part, prefix)).copied();
+            let global = kept(KvPart::Global).filter(|_| n >= known.len());
+            if global.is_none() && n >= known.len() {
+                break;
+            }
+            let window = kept(KvPart::Window).filter(|_| lacks_slot(n));
+            came.push((global, window));
         }
+        let known = known.len();
         self.carry_out_moves();
-        let import = self.scheduler.begin_import(root, &text, first, came.len());
+        let parts = came.iter().map(|(global, window)| StoredParts {
+            global: global.is_some(),
+            window: window.is_some(),
+        });
+        let parts: Vec<StoredParts> = parts.collect();
+        let import = self.scheduler.begin_import(root, &text, first, &parts);
         self.carry_out_moves();
         let writes: Vec<_> = import.to_write().collect();
         let written = writes.len().min(fails.unwrap_or(usize::MAX));
-        for &(block, n) in &writes[..written] {
-            assert_eq!(came[n], names[(first + n) * BLOCK_SIZE..][..BLOCK_SIZE]);
-            self.memory[block.0 as usize] = came[n];
+        for &(place, n) in &writes[..written] {
+            let (global, window) = came[n];
+            let slots = match place {
+                Place::Block(_) => global,
+                Place::Slot(_) => window,
+            };
+            let slots = slots.expect("only what came is written");
+            assert_eq!(slots, names[(first + n) * BLOCK_SIZE..][..BLOCK_SIZE]);
+            *self.at(place) = slots;
         }
         let taken = self.scheduler.end_import(import, written);
-        let known = self.scheduler.blocks.find_prefix(root, &text).len();
-        assert_eq!(known, first + taken);
+        let after = self.scheduler.blocks.find_prefix(root, &text).len();
+        assert_eq!(after, known.max(first + taken));
         self.check_contents();
     }
+}
+
+/// Returns the slots of a sequence's blocks, as the worker hands them to the kernels.
+fn window_table(scheduler: &Scheduler, sequence: &Sequence) -> Option<Vec<u32>> {
+    scheduler.blocks.windows()?;
+    let table = scheduler
+        .blocks
+        .window_table(&sequence.table, sequence.first_slot);
+    assert_eq!(table.len(), sequence.table.len());
+    Some(table)
 }
 
 impl Scheduler {
@@ -398,7 +513,14 @@ impl Scheduler {
     pub(in crate::engine) fn check(&self) {
         self.blocks
             .check(self.running.iter().map(|s| s.table.as_slice()));
+        let tables = self.running.iter();
+        self.blocks
+            .check_windows(tables.map(|s| (s.table.as_slice(), s.first_slot)));
         for sequence in &self.running {
+            if let Some(windows) = self.blocks.windows() {
+                let first = sequence.slots_from(windows.window(), sequence.computed);
+                assert_eq!(sequence.first_slot, first);
+            }
             assert!(sequence.computed < sequence.context().len() || sequence.pending() == 0);
             assert!(sequence.table.len() * BLOCK_SIZE >= sequence.computed);
             assert_eq!(sequence.prefixes.len(), sequence.computed / BLOCK_SIZE);
@@ -510,11 +632,11 @@ impl Machine {
 pub(crate) fn run(
     limits: StepLimits,
     max_step_tokens: usize,
-    blocks: usize,
+    pool: Pool,
     share: bool,
     actions: impl IntoIterator<Item = Action>,
 ) {
-    let mut machine = Machine::new(limits, max_step_tokens, blocks, share);
+    let mut machine = Machine::new(limits, max_step_tokens, pool, share);
     for action in actions {
         machine.act(action);
     }
@@ -533,7 +655,12 @@ pub(crate) fn run(
     let scheduler = &machine.scheduler;
     assert_eq!(scheduler.running() + scheduler.waiting(), 0);
     assert_eq!(scheduler.stalled(), 0);
-    assert_eq!(scheduler.blocks().available(), blocks);
+    assert_eq!(scheduler.blocks().available(), pool.blocks);
+    let slots = scheduler
+        .blocks()
+        .windows()
+        .map(|w| (w.window(), w.available()));
+    assert_eq!(slots, pool.windows);
 }
 
 #[cfg(test)]
@@ -583,7 +710,22 @@ mod random {
             share in prop::bool::weighted(0.3),
         ) {
             let limits = StepLimits { max_batch: 4, speculative_rows };
-            run(limits, max_step_tokens, blocks, share, actions);
+            run(limits, max_step_tokens, Pool { blocks, windows: None }, share, actions);
+        }
+
+        #[test]
+        fn sliding_layers_read_their_own_positions_too(
+            actions in prop::collection::vec(action(), 1..200),
+            blocks in WINDOW.div_ceil(BLOCK_SIZE)..20,
+            window in 1usize..WINDOW,
+            spare in 0usize..10,
+            max_step_tokens in 1usize..50,
+            speculative_rows in 0usize..7,
+            share in prop::bool::weighted(0.3),
+        ) {
+            let limits = StepLimits { max_batch: 4, speculative_rows };
+            let pool = Pool::with_window(blocks, window, spare);
+            run(limits, max_step_tokens, pool, share, actions);
         }
     }
 }

@@ -105,7 +105,7 @@ impl Scheduler {
         let Some(at) = self.running.iter().position(|s| s.id == id) else {
             return 0;
         };
-        let tokens = next_tokens(&self.running[at], plan, budget);
+        let tokens = self.next_tokens(&self.running[at], plan, budget);
         if tokens == 0 {
             return 0;
         }
@@ -141,7 +141,7 @@ impl Scheduler {
         };
         let mut sequence = next.item;
         attach(&mut self.blocks, &mut sequence, &cached);
-        let tokens = next_tokens(&sequence, plan, budget);
+        let tokens = self.next_tokens(&sequence, plan, budget);
         self.running.push(sequence);
         if tokens == 0 {
             return Some(Admission::Began(0));
@@ -155,6 +155,21 @@ impl Scheduler {
         }
     }
 
+    /// Returns the number of next tokens of a sequence that the step computes, of `budget`. A chunk is
+    /// observed whole or not at all; an observed chunk has at most a block of tokens and is the only one of
+    /// its step.
+    fn next_tokens(&self, sequence: &Sequence, plan: &[Chunk], budget: PrefillBudget) -> usize {
+        let room = budget.tokens.min(self.room_in_slots(sequence));
+        let tokens = sequence.pending().min(room);
+        match sequence.observed_from {
+            None => tokens,
+            Some(_) if !budget.may_inspect => 0,
+            Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
+            Some(_) if plan.iter().any(|chunk| chunk.observed) => 0,
+            Some(_) => tokens.min(BLOCK_SIZE),
+        }
+    }
+
     /// Returns whether the batch has places for a sequence and its beams.
     fn has_places(&self, sequence: &Sequence) -> bool {
         self.places() + sequence.width() <= self.limits.max_batch
@@ -165,7 +180,7 @@ impl Scheduler {
         let full = &cached.full;
         let idle = full.iter().filter(|c| self.blocks.is_idle(c.0)).count();
         let needed = sequence.blocks_of_request() - full.len();
-        needed <= self.blocks.available() - idle
+        needed <= self.blocks.available() - idle && self.has_slots(sequence, cached)
     }
 
     /// Returns whether a chunk of the step computes more of the prefix of `waiting` than is cached now. It
@@ -188,18 +203,5 @@ impl Scheduler {
             let known = full * BLOCK_SIZE + self.cached_after(waiting, parent, full).tokens();
             common >= known + WORTH_WAITING
         })
-    }
-}
-
-/// Returns the number of next tokens of a sequence that the step computes, of `budget`. A chunk is observed
-/// whole or not at all; an observed chunk has at most a block of tokens and is the only one of its step.
-fn next_tokens(sequence: &Sequence, plan: &[Chunk], budget: PrefillBudget) -> usize {
-    let tokens = sequence.pending().min(budget.tokens);
-    match sequence.observed_from {
-        None => tokens,
-        Some(_) if !budget.may_inspect => 0,
-        Some(from) if sequence.computed < from => tokens.min(from - sequence.computed),
-        Some(_) if plan.iter().any(|chunk| chunk.observed) => 0,
-        Some(_) => tokens.min(BLOCK_SIZE),
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn build(
     for chunk in plan {
         let sequence = scheduler.sequence_of(chunk);
         let rows = match (sequence, active.get(&chunk.request)) {
-            (Some(sequence), Some(active)) => add(&mut batch, chunk, sequence, active),
+            (Some(sequence), Some(active)) => add(&mut batch, chunk, scheduler, sequence, active),
             _ => Vec::new(),
         };
         prompt_rows.push(rows);
@@ -41,6 +41,7 @@ pub(super) fn build(
 fn add(
     batch: &mut Batch,
     chunk: &Chunk,
+    scheduler: &Scheduler,
     sequence: &Sequence,
     active: &Active,
 ) -> Vec<(usize, u32)> {
@@ -56,6 +57,9 @@ fn add(
         rows: first_row..first_row + chunk.tokens,
         first_position: chunk.first_position,
         block_table: sequence.table.iter().map(|block| block.0).collect(),
+        window_table: scheduler
+            .blocks()
+            .window_table(&sequence.table, sequence.first_slot),
     });
     let mut wanted = Vec::new();
     for (offset, row) in (first_row..).take(tokens.len()).enumerate() {

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::Worker;
+use crate::engine::blocks::windows::{longest_usable, window_start};
 use crate::engine::blocks::{BLOCK_SIZE, BlockMove, Eviction, PrefixId};
 use crate::engine::commands::Exchange;
 use crate::engine::event::GenerateError;
-use crate::engine::exchange::EvictedBlock;
+use crate::engine::scheduler::StoredParts;
+use crate::engine::stored::{EvictedBlock, Resident, StoredBlock};
+use crate::kernels::kv::KvPart;
 use crate::request::Tenant;
 
 /// Maximum time for the last export when the worker ends.
@@ -36,18 +39,17 @@ impl Worker {
                 reply,
             } => {
                 let root = self.root(tenant);
-                let known = self.scheduler.blocks().find_prefix(root, &tokens);
-                let _ = reply.send(known.len() * BLOCK_SIZE);
+                let _ = reply.send(self.resident(root, &tokens));
             }
             Exchange::Import {
                 tenant,
                 tokens,
                 first_block,
-                bytes,
+                blocks,
                 reply,
             } => {
                 let root = self.root(tenant);
-                let _ = reply.send(self.import(root, &tokens, first_block, &bytes));
+                let _ = reply.send(self.import(root, &tokens, first_block, blocks));
             }
         }
     }
@@ -56,14 +58,15 @@ impl Worker {
     /// succeeded; if not, every request has failed.
     pub(super) fn carry_out_moves(&mut self) -> bool {
         for change in self.scheduler.take_moves() {
-            let copy = match change {
-                BlockMove::Copy(copy) => copy,
+            let (part, from, to) = match change {
+                BlockMove::Copy(copy) => (KvPart::Global, copy.from.0, copy.to.0),
+                BlockMove::CopySlot { from, to } => (KvPart::Window, from.0, to.0),
                 BlockMove::Evict(eviction) => {
                     self.export(eviction);
                     continue;
                 }
             };
-            if let Err(failure) = self.kv.copy_block(copy.from.0, copy.to.0) {
+            if let Err(failure) = self.kv.copy_block(part, from, to) {
                 self.lose_blocks(&failure.to_string());
                 return false;
             }
@@ -100,10 +103,15 @@ impl Worker {
         }
     }
 
-    fn read(&self, Eviction { block, prefix }: Eviction) -> Option<EvictedBlock> {
-        let mut bytes = Vec::with_capacity(self.status.kv_block_bytes);
-        match self.kv.read_block(block.0, &mut bytes) {
-            Ok(()) => Some(EvictedBlock { prefix, bytes }),
+    fn read(&self, Eviction { place, prefix }: Eviction) -> Option<EvictedBlock> {
+        let part = place.part();
+        let mut bytes = Vec::with_capacity(self.part_bytes(part));
+        match self.kv.read_block(part, place.index(), &mut bytes) {
+            Ok(()) => Some(EvictedBlock {
+                prefix,
+                part,
+                bytes,
+            }),
             Err(failure) => {
                 warn!(%failure, "a block of the KV cache could not be read");
                 None
@@ -140,19 +148,59 @@ impl Worker {
         }
     }
 
+    /// Returns the size in bytes of a block's part.
+    fn part_bytes(&self, part: KvPart) -> usize {
+        match part {
+            KvPart::Global => self.status.kv_block_bytes,
+            KvPart::Window => self.status.kv_slot_bytes,
+        }
+    }
+
+    /// Returns how much of a context is in the cache.
+    fn resident(&self, root: PrefixId, tokens: &[u32]) -> Resident {
+        let blocks = self.scheduler.blocks();
+        let known = blocks.find_prefix(root, tokens);
+        let Some(slots) = blocks.windows() else {
+            return Resident {
+                tokens: known.len() * BLOCK_SIZE,
+                windows: vec![true; known.len()],
+            };
+        };
+        let windows: Vec<bool> = known.iter().map(|k| slots.of(k.0).is_some()).collect();
+        let start = |blocks| window_start(slots.window(), blocks);
+        Resident {
+            tokens: longest_usable(known.len(), start, |n| windows[n]) * BLOCK_SIZE,
+            windows,
+        }
+    }
+
     /// Imports blocks of a context; returns the number that are in the cache now.
-    fn import(&mut self, root: PrefixId, tokens: &[u32], first: usize, bytes: &[u8]) -> usize {
+    fn import(
+        &mut self,
+        root: PrefixId,
+        tokens: &[u32],
+        first: usize,
+        mut blocks: Vec<StoredBlock>,
+    ) -> usize {
         if !self.carry_out_moves() {
             return 0;
         }
-        let blocks: Vec<&[u8]> = bytes.chunks_exact(self.status.kv_block_bytes).collect();
-        let count = blocks.len();
-        let import = self.scheduler.begin_import(root, tokens, first, count);
+        for block in &mut blocks {
+            for part in [KvPart::Global, KvPart::Window] {
+                let size = self.part_bytes(part);
+                let content = block.part(part);
+                *content = content.take().filter(|bytes| bytes.len() == size);
+            }
+        }
+        let came: Vec<StoredParts> = blocks.iter().map(StoredBlock::parts).collect();
+        let import = self.scheduler.begin_import(root, tokens, first, &came);
         // Exports only, to make room: they can't fail.
         self.carry_out_moves();
         let mut written = 0;
-        for (block, n) in import.to_write() {
-            if let Err(failure) = self.kv.write_block(block.0, blocks[n]) {
+        for (place, n) in import.to_write() {
+            let part = place.part();
+            let bytes = blocks[n].part(part).as_deref().unwrap_or_default();
+            if let Err(failure) = self.kv.write_block(part, place.index(), bytes) {
                 warn!(%failure, "a block of the KV cache could not be written");
                 break;
             }

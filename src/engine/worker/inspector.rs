@@ -356,7 +356,7 @@ impl ChunkObserver<'_> {
         let spec = self.model.spec();
         let shape = self.model.attention_shape(block)?;
         let layer = self.kv.layer(block)?;
-        let (first, table) = (self.span.first_position, &self.span.block_table);
+        let (first, table) = (self.span.first_position, self.span.table(layer.part()));
         let positions = first + self.span.rows.len();
         let found = self.inspector.found.attention.iter_mut();
         for head in found.filter(|head| head.layer == block) {

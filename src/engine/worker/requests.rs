@@ -2,7 +2,7 @@
 
 use super::Worker;
 use super::active::Active;
-use crate::engine::beams::{Beams, blocks_needed};
+use crate::engine::beams::{Beams, blocks_needed, slots_needed};
 use crate::engine::blocks::BLOCK_SIZE;
 use crate::engine::commands::Submission;
 use crate::engine::event::GenerateError;
@@ -54,14 +54,21 @@ impl Worker {
         } else {
             total - context_start(total, context_length) + max_tokens
         };
-        let needed = blocks_needed(request, total, longest);
-        let available = self.scheduler.blocks().capacity();
+        let blocks = self.scheduler.blocks();
+        let too_small = |needed, available| GenerateError::KvTooSmall {
+            needed,
+            available,
+            block_size: BLOCK_SIZE,
+        };
+        let (needed, available) = (blocks_needed(request, total, longest), blocks.capacity());
         if needed > available {
-            return Err(GenerateError::KvTooSmall {
-                needed,
-                available,
-                block_size: BLOCK_SIZE,
-            });
+            return Err(too_small(needed, available));
+        }
+        if let Some(windows) = blocks.windows() {
+            let needed = slots_needed(request, total, longest, windows.window());
+            if needed > windows.capacity() {
+                return Err(too_small(needed, windows.capacity()));
+            }
         }
         Ok(())
     }

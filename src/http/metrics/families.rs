@@ -182,6 +182,10 @@ impl Families {
             kv_blocks_cached: _,
             kv_blocks: _,
             kv_block_bytes: _,
+            kv_slots_used: _,
+            kv_slots_cached: _,
+            kv_slots: _,
+            kv_slot_bytes: _,
             steps,
             step_tokens,
             drafted,
@@ -291,15 +295,37 @@ impl Families {
         self.skald("kv_blocks_used", help, Gauge(status.kv_blocks_used));
         let help = "KV blocks with reusable content not held by any request";
         self.skald("kv_blocks_cached", help, Gauge(status.kv_blocks_cached));
+        if status.kv_slots > 0 {
+            self.kv_window_slots(status);
+        }
         let help = "Evicted KV blocks of sessions passed to the store";
         self.skald("kv_evicted_blocks", help, Counter(status.evicted_blocks));
         let help = "Evicted KV blocks of sessions dropped because the store was behind";
         self.skald("kv_lost_blocks", help, Counter(status.lost_blocks));
     }
 
+    /// Adds the metrics of the slots of sliding layers.
+    fn kv_window_slots(&mut self, status: &EngineStatus) {
+        use Reading::Gauge;
+        let help = "Window slots in total: memory of the sliding layers for one KV block each";
+        self.skald("kv_window_slots", help, Gauge(status.kv_slots));
+        let help = "Size of a window slot";
+        self.skald("kv_window_slot_bytes", help, Gauge(status.kv_slot_bytes));
+        let help = "Window slots held by running requests";
+        self.skald("kv_window_slots_used", help, Gauge(status.kv_slots_used));
+        let help = "Window slots with reusable content not held by any request";
+        self.skald(
+            "kv_window_slots_cached",
+            help,
+            Gauge(status.kv_slots_cached),
+        );
+    }
+
     /// Adds the engine metrics that vLLM expresses differently from Skald.
     fn vllm_only(&mut self, status: &EngineStatus) {
-        let usage = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
+        let blocks = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
+        let slots = status.kv_slots_used as f64 / status.kv_slots.max(1) as f64;
+        let usage = blocks.max(slots);
         let help = "Fraction of the KV blocks held by running requests, from 0 to 1";
         self.vllm("kv_cache_usage_perc", help, Reading::Real(usage));
         let labels = [

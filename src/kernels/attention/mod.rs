@@ -71,7 +71,7 @@ pub use self::shape::AttentionShape;
 use self::unit::UnitJob;
 use self::vector::Element;
 pub use self::weights::{scores, softmax, weights};
-use super::kv::{BLOCK_SIZE, KvShape, LayerKv, StepSpans};
+use super::kv::{BLOCK_SIZE, KvPart, KvShape, LayerKv, StepSpans};
 use super::shared_slice::SharedSlice;
 use super::storage::contiguous;
 use super::{Isa, Pool, lanes};
@@ -120,6 +120,7 @@ impl KernelAttention {
             pool: &self.pool,
             isa: self.isa,
             shape: self.shape,
+            part: kv.part(),
             cache: kv.shape(),
         };
         qkv.apply_op2_no_bwd(kv.tensor(), &attend)
@@ -133,6 +134,7 @@ struct Attend<'a> {
     pool: &'a Pool,
     isa: Isa,
     shape: AttentionShape,
+    part: KvPart,
     cache: KvShape,
 }
 
@@ -162,7 +164,7 @@ impl CustomOp2 for Attend<'_> {
 impl Attend<'_> {
     fn run<E: Element>(&self, qkv: &[f32], kv: &[E]) -> Result<Vec<f32>> {
         let rows = self.spans.rows();
-        self.spans.check_blocks(self.cache.blocks)?;
+        self.spans.check_blocks(self.part, self.cache.blocks)?;
         if qkv.len() != rows * self.shape.qkv_width()
             || kv.len() != self.cache.blocks * self.cache.block_stride()
         {
@@ -302,7 +304,7 @@ impl Attend<'_> {
             sums: std::ptr::null_mut(),
             kv: kv.wrapping_add(head_of(unit)),
             next_kv: kv.wrapping_add(head_of(next)),
-            next_table: &spans[next.span].block_table,
+            next_table: spans[next.span].table(self.part),
             next_shift: next
                 .segments
                 .start
@@ -310,7 +312,7 @@ impl Attend<'_> {
                 .wrapping_mul(SEGMENT / BLOCK_SIZE),
             block_stride: self.cache.block_stride() / E::PER_WORD,
             half,
-            table: &spans[unit.span].block_table,
+            table: spans[unit.span].table(self.part),
             head_width,
             scale: shape.scale,
             soft_cap: shape.soft_cap,

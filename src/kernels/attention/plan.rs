@@ -245,6 +245,7 @@ mod tests {
             rows,
             first_position,
             block_table: block_table.to_vec(),
+            window_table: Vec::new(),
         }
     }
 

@@ -122,6 +122,6 @@ impl AttentionShape {
         if qkv.dtype() != DType::F32 {
             bail!("qkv must be f32, is {}", qkv.dtype().as_str());
         }
-        spans.check_blocks(cache.blocks)
+        spans.check_blocks(kv.part(), cache.blocks)
     }
 }

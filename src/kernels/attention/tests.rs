@@ -93,6 +93,7 @@ impl Setup {
                     rows: first_row..first_row + n,
                     first_position: done[s],
                     block_table: table(s, sequences),
+                    window_table: Vec::new(),
                 });
                 done[s] += n;
             }
@@ -298,6 +299,7 @@ fn step(
         rows: 0..end - first,
         first_position: first,
         block_table: table.to_vec(),
+        window_table: Vec::new(),
     };
     let plan = AttentionPlan::new(vec![span], end - first).unwrap();
     let out = attention
@@ -505,6 +507,7 @@ fn great_scores_do_not_overflow() {
         rows: 0..100,
         first_position: 0,
         block_table: (0..7).collect(),
+        window_table: Vec::new(),
     };
     let plan = AttentionPlan::new(vec![span], 100).unwrap();
     let cache = setup.cache();
@@ -528,6 +531,7 @@ fn operands_that_do_not_fit_are_refused_with_the_reason() {
             rows: 0..1,
             first_position: 0,
             block_table: vec![block],
+            window_table: Vec::new(),
         };
         AttentionPlan::new(vec![span], 1).unwrap()
     };

@@ -3,15 +3,20 @@
 use candle_core::{DType, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
 
-use super::{KvCache, LayerKv};
+use super::{KvCache, KvPart, LayerKv};
 
 impl KvCache {
-    /// Copies one block's keys and values over another's, in all layers.
+    /// Returns the layers of a part.
+    fn of(&self, part: KvPart) -> impl Iterator<Item = &LayerKv> {
+        self.layers.iter().filter(move |layer| layer.part == part)
+    }
+
+    /// Copies one block's keys and values over another's, in all layers of a part.
     ///
     /// # Errors
     /// If a block is out of range.
-    pub fn copy_block(&self, from: u32, to: u32) -> Result<()> {
-        for layer in &self.layers {
+    pub fn copy_block(&self, part: KvPart, from: u32, to: u32) -> Result<()> {
+        for layer in self.of(part) {
             let block = layer.tensor.narrow(0, from as usize, 1)?; // [1, heads, 2, half]
             // `copy` would copy the whole layer.
             let block = block.force_contiguous()?;
@@ -20,13 +25,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// Appends one block's keys and values to `bytes`: layer by layer, in memory order, each
-    /// element little-endian. The bytes of unwritten slots are unspecified.
+    /// Appends one block's keys and values in the layers of a part to `bytes`: layer by layer, in memory
+    /// order, each element little-endian. The bytes of unwritten slots are unspecified.
     ///
     /// # Errors
-    /// If the cache does not have the block.
-    pub fn read_block(&self, block: u32, bytes: &mut Vec<u8>) -> Result<()> {
-        for layer in &self.layers {
+    /// If the part does not have the block.
+    pub fn read_block(&self, part: KvPart, block: u32, bytes: &mut Vec<u8>) -> Result<()> {
+        for layer in self.of(part) {
             match layer.tensor.dtype() {
                 DType::F32 => layer.append_block(block, bytes, f32::to_le_bytes)?,
                 DType::BF16 => layer.append_block(block, bytes, bf16::to_le_bytes)?,
@@ -36,14 +41,14 @@ impl KvCache {
         Ok(())
     }
 
-    /// Overwrites one block's keys and values with what [`read_block`](Self::read_block) returned for a
-    /// cache of the same shape and type.
+    /// Overwrites one block's keys and values in the layers of a part with what
+    /// [`read_block`](Self::read_block) returned for a cache of the same shape and type.
     ///
     /// # Errors
     /// If the block is out of range, or `bytes` is not exactly one block long.
-    pub fn write_block(&self, block: u32, bytes: &[u8]) -> Result<()> {
+    pub fn write_block(&self, part: KvPart, block: u32, bytes: &[u8]) -> Result<()> {
         let mut left = bytes;
-        for LayerKv { tensor, shape } in &self.layers {
+        for LayerKv { tensor, shape, .. } in self.of(part) {
             let size = shape.block_stride() * tensor.dtype().size_in_bytes();
             let Some((layer, rest)) = left.split_at_checked(size) else {
                 bail!(
@@ -153,13 +158,19 @@ mod tests {
                 tensor.slice_set(&random, 0, 0).unwrap();
             }
             let before = [values(0), values(1)];
-            cache.copy_block(2, 1).unwrap();
+            cache.copy_block(KvPart::Global, 2, 1).unwrap();
             for (layer, before) in before.iter().enumerate() {
                 let expected = [&before[0], &before[2], &before[2], &before[3]];
                 assert_eq!(values(layer).iter().collect::<Vec<_>>(), expected);
             }
-            assert_refused(cache.copy_block(4, 0), "start + len > dim_len");
-            assert_refused(cache.copy_block(0, 4), "shape mismatch on target dim");
+            assert_refused(
+                cache.copy_block(KvPart::Global, 4, 0),
+                "start + len > dim_len",
+            );
+            assert_refused(
+                cache.copy_block(KvPart::Global, 0, 4),
+                "shape mismatch on target dim",
+            );
         }
     }
 
@@ -174,11 +185,11 @@ mod tests {
                 layer.tensor.slice_set(&random, 0, 0).unwrap();
             }
             let mut bytes = vec![7];
-            cache.read_block(1, &mut bytes).unwrap();
+            cache.read_block(KvPart::Global, 1, &mut bytes).unwrap();
             let block = &bytes[1..];
             assert_eq!(bytes[0], 7);
             assert_eq!(block.len(), KvCache::block_bytes(dtype, 2, 2, head_width));
-            other.write_block(2, block).unwrap();
+            other.write_block(KvPart::Global, 2, block).unwrap();
             let values = |cache: &KvCache, layer: usize, block: usize| -> Vec<f32> {
                 let block = cache.layer(layer).unwrap().tensor.get(block).unwrap();
                 let block = block.to_dtype(DType::F32).unwrap();
@@ -191,17 +202,49 @@ mod tests {
                     assert!(block.iter().all(|&x| x == 0.0));
                 }
             }
-            let refused = cache.read_block(3, &mut bytes);
+            let refused = cache.read_block(KvPart::Global, 3, &mut bytes);
             assert_refused(refused, "block 3 is out of range of the KV cache");
-            let refused = cache.write_block(3, &bytes[1..]);
+            let refused = cache.write_block(KvPart::Global, 3, &bytes[1..]);
             assert_refused(refused, "shape mismatch on target dim");
             let size = KvCache::block_bytes(dtype, 2, 2, head_width);
             for (wrong, message) in [
                 (size - 1, "less than a block"),
                 (size + 1, "more than a block"),
             ] {
-                assert_refused(cache.write_block(0, &vec![0; wrong]), message);
+                assert_refused(
+                    cache.write_block(KvPart::Global, 0, &vec![0; wrong]),
+                    message,
+                );
             }
         }
+    }
+
+    #[test]
+    fn the_blocks_of_one_part_are_apart_from_those_of_the_other() {
+        let parts = [KvPart::Window, KvPart::Global, KvPart::Window];
+        let cache = KvCache::divided(&Device::Cpu, KvDtype::F32, &parts, shape(2, 1, 4), 5);
+        let cache = cache.unwrap();
+        for layer in &cache.layers {
+            let random = Tensor::rand(-1f32, 1., layer.tensor.dims(), &Device::Cpu).unwrap();
+            layer.tensor.slice_set(&random, 0, 0).unwrap();
+        }
+        let read = |part, block| {
+            let mut bytes = Vec::new();
+            cache.read_block(part, block, &mut bytes).unwrap();
+            bytes
+        };
+        for (part, layers, blocks) in [(KvPart::Global, 1, 2), (KvPart::Window, 2, 5)] {
+            let size = KvCache::block_bytes(KvDtype::F32, layers, 1, 4);
+            assert_eq!(read(part, 0).len(), size);
+            assert!(cache.read_block(part, blocks, &mut Vec::new()).is_err());
+            assert!(cache.write_block(part, blocks, &vec![0; size]).is_err());
+        }
+        let before = [read(KvPart::Global, 0), read(KvPart::Global, 1)];
+        cache.copy_block(KvPart::Window, 4, 1).unwrap();
+        assert_eq!(read(KvPart::Window, 1), read(KvPart::Window, 4));
+        let other = read(KvPart::Window, 2);
+        cache.write_block(KvPart::Window, 0, &other).unwrap();
+        assert_eq!(read(KvPart::Window, 0), other);
+        assert_eq!([read(KvPart::Global, 0), read(KvPart::Global, 1)], before);
     }
 }

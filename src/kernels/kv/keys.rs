@@ -89,6 +89,7 @@ mod tests {
                     rows: 0..rows,
                     first_position: 0,
                     block_table: vec![3, 1],
+                    window_table: Vec::new(),
                 }],
                 rows,
             );

@@ -12,6 +12,9 @@
 //! memory that was ever written, in huge pages where available. Unwritten slots hold stale or zero
 //! bytes and must never reach a result. The cache does not know which sequence holds which block.
 //!
+//! The layers of a model that slides a window over some of them may be divided into two parts with
+//! blocks of their own ([`KvPart`]), since only the global layers need a block of every position.
+//!
 //! | module | what it is for |
 //! |---|---|
 //! | `shape` | dimensions and precisions |
@@ -31,7 +34,7 @@ use std::alloc::{Layout as Allocation, alloc_zeroed};
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use half::bf16;
 
-pub use self::shape::{BLOCK_SIZE, KvDtype, KvShape};
+pub use self::shape::{BLOCK_SIZE, KvDtype, KvPart, KvShape};
 pub use self::span::{SequenceSpan, StepSpans};
 use super::huge_pages;
 
@@ -43,6 +46,7 @@ pub struct KvCache {
 /// The keys and values of one layer.
 pub struct LayerKv {
     tensor: Tensor,
+    part: KvPart,
     shape: KvShape,
 }
 
@@ -52,9 +56,30 @@ impl KvCache {
     /// # Errors
     /// If a size is zero or the memory cannot be reserved.
     pub fn new(device: &Device, dtype: KvDtype, layers: usize, shape: KvShape) -> Result<Self> {
-        let layers = (0..layers)
-            .map(|_| LayerKv::new(device, dtype, shape))
-            .collect::<Result<_>>()?;
+        let parts = vec![KvPart::Global; layers];
+        Self::divided(device, dtype, &parts, shape, 0)
+    }
+
+    /// Creates a cache of empty blocks for layers of these parts: `shape.blocks` blocks for each of the
+    /// global ones, `window_blocks` for each of the others.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn divided(
+        device: &Device,
+        dtype: KvDtype,
+        parts: &[KvPart],
+        shape: KvShape,
+        window_blocks: usize,
+    ) -> Result<Self> {
+        let layer = |&part: &KvPart| {
+            let blocks = match part {
+                KvPart::Global => shape.blocks,
+                KvPart::Window => window_blocks,
+            };
+            LayerKv::new(device, dtype, part, KvShape { blocks, ..shape })
+        };
+        let layers = parts.iter().map(layer).collect::<Result<_>>()?;
         Ok(Self { layers })
     }
 
@@ -85,7 +110,7 @@ impl KvCache {
 }
 
 impl LayerKv {
-    fn new(device: &Device, dtype: KvDtype, shape: KvShape) -> Result<Self> {
+    fn new(device: &Device, dtype: KvDtype, part: KvPart, shape: KvShape) -> Result<Self> {
         let KvShape {
             blocks,
             heads,
@@ -107,7 +132,11 @@ impl LayerKv {
             }
             _ => Tensor::zeros(dims, dtype.dtype(), device),
         }?;
-        Ok(Self { tensor, shape })
+        Ok(Self {
+            tensor,
+            part,
+            shape,
+        })
     }
 
     /// Returns the tensor, contiguous from offset 0, in the layout that the module docs describe.
@@ -124,6 +153,12 @@ impl LayerKv {
         } else {
             KvDtype::F32
         }
+    }
+
+    /// Returns the part that the layer belongs to.
+    #[must_use]
+    pub fn part(&self) -> KvPart {
+        self.part
     }
 
     /// Returns the sizes.

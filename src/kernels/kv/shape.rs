@@ -26,6 +26,15 @@ impl KvDtype {
     }
 }
 
+/// The part of a KV cache that a layer's keys and values are in. Each part has blocks of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvPart {
+    /// Layers whose rows see the whole context, and sliding ones whose memory is not freed.
+    Global,
+    /// Sliding layers whose memory is freed behind their window.
+    Window,
+}
+
 /// The dimensions of one layer's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{Result, bail};
 
-use super::shape::BLOCK_SIZE;
+use super::shape::{BLOCK_SIZE, KvPart};
 
 /// A sequence's rows in a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,9 @@ pub struct SequenceSpan {
     pub first_position: usize,
     /// KV blocks of positions `0..`, at least up to the last row's position.
     pub block_table: Vec<u32>,
+    /// As `block_table`, for the layers of [`KvPart::Window`]; empty if the cache has none. Blocks
+    /// that the rows do not see may be any of the part.
+    pub window_table: Vec<u32>,
 }
 
 impl SequenceSpan {
@@ -24,6 +27,15 @@ impl SequenceSpan {
     pub fn context(&self) -> usize {
         self.first_position + self.rows.len()
     }
+
+    /// Returns the blocks of the layers of a part.
+    #[must_use]
+    pub fn table(&self, part: KvPart) -> &[u32] {
+        match part {
+            KvPart::Global => &self.block_table,
+            KvPart::Window => &self.window_table,
+        }
+    }
 }
 
 /// The checked spans of a step: they cover its rows without overlap, and no slot is written twice.
@@ -31,8 +43,10 @@ impl SequenceSpan {
 pub struct StepSpans {
     spans: Vec<SequenceSpan>,
     rows: usize,
-    /// Minimum number of blocks of a cache: one more than the highest block id.
+    /// Minimum number of blocks of the global layers: one more than the highest block id.
     blocks: usize,
+    /// The same of the window layers; `None` if a span has no blocks of theirs.
+    window_blocks: Option<usize>,
 }
 
 impl StepSpans {
@@ -42,8 +56,12 @@ impl StepSpans {
     /// If the spans do not tile `0..rows` in order without gap or overlap, a block table does not
     /// reach its span's last position, or two rows would be written to the same slot.
     pub fn new(spans: Vec<SequenceSpan>, rows: usize) -> Result<Self> {
+        validate(&spans, rows)?;
+        let has_windows = spans.iter().all(|span| !span.window_table.is_empty());
+        let window_blocks = has_windows.then(|| check_tables(&spans, KvPart::Window));
         Ok(Self {
-            blocks: validate(&spans, rows)?,
+            blocks: check_tables(&spans, KvPart::Global)?,
+            window_blocks: window_blocks.transpose()?,
             spans,
             rows,
         })
@@ -61,55 +79,73 @@ impl StepSpans {
         &self.spans
     }
 
-    /// Checks that a cache of `blocks` blocks has every block that the tables name.
+    /// Checks that a layer of a part with `blocks` blocks has every block that the tables name.
     ///
     /// # Errors
-    /// If a block is out of range; the error names the highest block.
-    pub fn check_blocks(&self, blocks: usize) -> Result<()> {
-        if self.blocks > blocks {
+    /// If a block is out of range; the error names the highest block. If the spans have no table
+    /// for the part.
+    pub fn check_blocks(&self, part: KvPart, blocks: usize) -> Result<()> {
+        let named = match part {
+            KvPart::Global => self.blocks,
+            KvPart::Window => match self.window_blocks {
+                Some(blocks) => blocks,
+                None => bail!("a span has no blocks for the window layers of the KV cache"),
+            },
+        };
+        if named > blocks {
             bail!(
                 "a block table names block {}, the KV cache has {blocks} blocks",
-                self.blocks - 1
+                named - 1
             );
         }
         Ok(())
     }
 
-    /// Returns the slot of each row's key and value: (row, block, slot in the block).
-    pub fn written_slots(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-        self.spans.iter().flat_map(|span| {
-            span.rows.clone().enumerate().map(|(offset, row)| {
+    /// Returns the slot of each row's key and value in the layers of a part: (row, block, slot in
+    /// the block).
+    pub fn written_slots(&self, part: KvPart) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
+        self.spans.iter().flat_map(move |span| {
+            let table = span.table(part);
+            span.rows.clone().enumerate().map(move |(offset, row)| {
                 let position = span.first_position + offset;
-                let block = span.block_table[position / BLOCK_SIZE];
+                let block = table[position / BLOCK_SIZE];
                 (row, block as usize, position % BLOCK_SIZE)
             })
         })
     }
 }
 
-/// Checks the spans and returns the minimum number of blocks of a cache.
-fn validate(spans: &[SequenceSpan], rows: usize) -> Result<usize> {
+/// Checks that the spans tile the rows.
+fn validate(spans: &[SequenceSpan], rows: usize) -> Result<()> {
     let mut next = 0;
-    let mut blocks = 0;
-    let mut written = HashSet::new();
     for (i, span) in spans.iter().enumerate() {
-        let SequenceSpan {
-            rows: span_rows,
-            first_position,
-            block_table,
-        } = span;
+        let span_rows = &span.rows;
         if span_rows.start != next || span_rows.end <= span_rows.start {
             bail!("span {i} has rows {span_rows:?}, expected at least one row from {next}");
         }
         next = span_rows.end;
-        let context = first_position.checked_add(span_rows.len());
+    }
+    if next != rows {
+        bail!("the spans cover {next} rows, the step has {rows}");
+    }
+    Ok(())
+}
+
+/// Checks the tables of a part, and returns the minimum number of its blocks.
+fn check_tables(spans: &[SequenceSpan], part: KvPart) -> Result<usize> {
+    let mut blocks = 0;
+    let mut written = HashSet::new();
+    for (i, span) in spans.iter().enumerate() {
+        let first_position = span.first_position;
+        let context = first_position.checked_add(span.rows.len());
         let Some(needed) = context.map(|context| context.div_ceil(BLOCK_SIZE)) else {
             bail!("span {i} begins at position {first_position}, which is out of range");
         };
-        let Some(table) = block_table.get(..needed) else {
+        let table = span.table(part);
+        let Some(table) = table.get(..needed) else {
             bail!(
                 "span {i} reaches into {needed} blocks, its block table has {}",
-                block_table.len()
+                table.len()
             );
         };
         for &block in table {
@@ -120,9 +156,6 @@ fn validate(spans: &[SequenceSpan], rows: usize) -> Result<usize> {
                 bail!("span {i} writes to block {block}, which is written to already");
             }
         }
-    }
-    if next != rows {
-        bail!("the spans cover {next} rows, the step has {rows}");
     }
     Ok(blocks)
 }
@@ -136,6 +169,7 @@ mod tests {
             rows,
             first_position,
             block_table: block_table.to_vec(),
+            window_table: Vec::new(),
         }
     }
 
@@ -143,8 +177,28 @@ mod tests {
     fn rows_are_written_to_the_slots_of_their_positions() {
         let spans = vec![span(0..2, 15, &[7, 3]), span(2..3, 0, &[9])];
         let spans = StepSpans::new(spans, 3).unwrap();
-        let slots: Vec<_> = spans.written_slots().collect();
+        let slots: Vec<_> = spans.written_slots(KvPart::Global).collect();
         assert_eq!(slots, [(0, 7, 15), (1, 3, 0), (2, 9, 0)]);
+    }
+
+    #[test]
+    fn window_layers_have_blocks_of_their_own() {
+        let both = |table: &[u32]| SequenceSpan {
+            window_table: table.to_vec(),
+            ..span(0..2, 31, &[7, 3, 4])
+        };
+        let spans = StepSpans::new(vec![both(&[0, 0, 1])], 2).unwrap();
+        let slots: Vec<_> = spans.written_slots(KvPart::Window).collect();
+        assert_eq!(slots, [(0, 0, 15), (1, 1, 0)]);
+        assert!(spans.check_blocks(KvPart::Window, 2).is_ok());
+        assert!(spans.check_blocks(KvPart::Window, 1).is_err());
+        assert!(spans.check_blocks(KvPart::Global, 2).is_err());
+        let none = StepSpans::new(vec![both(&[])], 2).unwrap();
+        let refused = none.check_blocks(KvPart::Window, 9).unwrap_err();
+        assert!(refused.to_string().contains("no blocks for the window"));
+        for table in [&[0, 1][..], &[0, 1, 1]] {
+            assert!(StepSpans::new(vec![both(table)], 2).is_err());
+        }
     }
 
     #[test]
@@ -178,8 +232,11 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
         let spans = StepSpans::new(vec![span(0..1, 0, &[4])], 1).unwrap();
-        assert!(spans.check_blocks(5).is_ok());
-        let error = spans.check_blocks(4).unwrap_err().to_string();
+        assert!(spans.check_blocks(KvPart::Global, 5).is_ok());
+        let error = spans
+            .check_blocks(KvPart::Global, 4)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("names block 4, the KV cache has 4 blocks"),
             "{error}"

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use half::bf16;
 
 use super::LayerKv;
-use super::shape::{BLOCK_SIZE, KvShape};
+use super::shape::{BLOCK_SIZE, KvPart, KvShape};
 use super::span::StepSpans;
 use crate::kernels::lanes::{best, per_isa};
 use crate::kernels::math::round_to_bf16;
@@ -39,6 +39,7 @@ impl LayerKv {
             spans,
             pool,
             query_heads,
+            part: self.part,
             shape: self.shape,
         };
         self.tensor.inplace_op2(qkv, &write)
@@ -59,6 +60,7 @@ struct Write<'a> {
     spans: &'a StepSpans,
     pool: &'a Pool,
     query_heads: usize,
+    part: KvPart,
     shape: KvShape,
 }
 
@@ -91,7 +93,7 @@ impl Write<'_> {
         write_head: fn(Isa, &Self, &[f32], Part, &SharedSlice<'_, T>),
     ) -> Result<()> {
         let KvShape { blocks, heads, .. } = self.shape;
-        self.spans.check_blocks(blocks)?;
+        self.spans.check_blocks(self.part, blocks)?;
         if qkv.len() != self.spans.rows() * self.row_width()
             || kv.len() != blocks * self.shape.block_stride()
         {
@@ -158,7 +160,7 @@ fn write_head<T, const PER_WORD: usize>(
     } = write.shape;
     let half = write.shape.half();
     let place = |block: usize| (block * heads + head) * 2 * half;
-    let slots = write.spans.written_slots();
+    let slots = write.spans.written_slots(write.part);
     let mut slots = slots
         .filter(|&(_, block, _)| block % part.count == part.index)
         .peekable();
