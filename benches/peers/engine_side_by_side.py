@@ -2,7 +2,7 @@
 """Compares Skald's engine with llama.cpp and CTranslate2 and prints a Markdown table.
 
     engine_side_by_side.py WORK_DIR NAME [--turns 3] [--threads N] [--batch 1,8,32]
-                           [--precision f32,bf16,f16,q8] [--bench BINARY] [--log FILE]
+                           [--precision f32,bf16,f16,q8] [--gguf] [--bench BINARY] [--log FILE]
 
 Needs the files that run.sh makes. A round runs every engine once in every precision, each in a separate
 process, one after the other, and every second round in the opposite order, so that a temporary disturbance
@@ -42,6 +42,7 @@ def parse():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--precision", default=",".join(PRECISIONS))
+    parser.add_argument("--gguf", action="store_true", help="Skald reads llama.cpp's files; without CTranslate2")
     parser.add_argument("--bench", help="benches/engine.rs, built [default: cargo builds it]")
     parser.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine")
     parser.add_argument("--log", type=Path, help="file for every single figure, one JSON object per line")
@@ -64,7 +65,8 @@ def command(engine, dtype, bench, arguments):
     base = arguments.work / arguments.name
     shared = ["--threads", str(arguments.threads), "--batch", arguments.batch, "--runs", str(arguments.runs)]
     if engine == SKALD:
-        return [bench, str(base), "--json", "--dtype", dtype, *shared]
+        model = f"{base}-{PRECISIONS[dtype][LLAMA_CPP]}.gguf" if arguments.gguf else str(base)
+        return [bench, model, "--json", "--dtype", dtype, *shared]
     script, model = {
         LLAMA_CPP: ("llama_cpp_peer.py", f"{base}-{dtype}.gguf"),
         CTRANSLATE2: ("ctranslate2_peer.py", f"{base}-ct2-{dtype}"),
@@ -77,7 +79,8 @@ def measure(arguments):
     bench = arguments.bench or build_bench()
     rows = [PRECISIONS[precision] for precision in arguments.precision.split(",")]
     # Skald's bf16 is in two rows, but measured once.
-    jobs = list(dict.fromkeys(job for row in rows for job in row.items()))
+    jobs = dict.fromkeys(job for row in rows for job in row.items())
+    jobs = [job for job in jobs if not (arguments.gguf and job[0] == CTRANSLATE2)]
     figures = defaultdict(list)
     for turn in range(arguments.turns):
         for engine, dtype in jobs if turn % 2 == 0 else reversed(jobs):
@@ -103,19 +106,22 @@ def measure(arguments):
 def table(figures, arguments):
     kinds = [("prefill", 1, f"prefill {PREFILL}")]
     kinds += [("decode", int(n), f"decode, batch {n}") for n in arguments.batch.split(",")]
+    peers = [LLAMA_CPP] if arguments.gguf else [LLAMA_CPP, CTRANSLATE2]
     rows = []
     for precision in arguments.precision.split(","):
         dtypes = PRECISIONS[precision]
         for figure, batch, title in kinds:
             rate = {
-                engine: median(figures[engine, dtype, figure, batch]) for engine, dtype in dtypes.items()
+                engine: median(figures[engine, dtype, figure, batch])
+                for engine, dtype in dtypes.items()
+                if engine == SKALD or engine in peers
             }
             row = [dtypes[SKALD], title, number(rate[SKALD])]
-            for peer in (LLAMA_CPP, CTRANSLATE2):
+            for peer in peers:
                 row += [dtypes.get(peer, ""), number(rate.get(peer)), ratio(rate[SKALD], rate.get(peer))]
             rows.append(row)
     head = ["Skald", "figure", "tokens/s"]
-    for peer in (LLAMA_CPP, CTRANSLATE2):
+    for peer in peers:
         head += [peer, "tokens/s", "Skald / it"]
     return markdown(head, rows)
 

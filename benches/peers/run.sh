@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Compares Skald with llama.cpp and CTranslate2 and prints the tables of BENCHMARKS.md: engines, servers,
-# Skald alone, speculation.
+# Skald alone, speculation, Gemma 3.
 #
 #     benches/peers/run.sh [124M|355M|774M|1558M|tiny] [TURNS]
 #
 # Needs cargo, Python 3.10 or newer with venv, a C++ compiler, and for the first run a connection to
 # the Python package index. Its files are in target/peers-venv and target/peers, and reused by the next run.
-# Takes about an hour for 3 rounds of 124M on 2 cores, plus half an hour to build llama.cpp the first time. THREADS=N sets the threads (all cores otherwise).
+# Takes about an hour for 3 rounds of 124M on 2 cores, half an hour for Gemma 3, and half an hour to build llama.cpp
+# the first time. THREADS=N sets the threads (all cores otherwise).
 set -euo pipefail
 
 shape=${1:-124M}
@@ -72,3 +73,15 @@ echo
 "$python" "$here/skald_alone.py" "$work" "$name" --threads "$threads"
 echo
 cargo bench --quiet --bench speculation -- "$work/$name" --threads "$threads"
+
+# Gemma 3, from the same GGUF file as llama.cpp.
+for shape in 270M 1B; do
+    for dtype in bf16 q8_0; do
+        gguf=$work/gemma3-$shape-$dtype.gguf
+        [ -e "$gguf" ] || "$python" "$here/make_gemma.py" "$gguf" "$shape" "$dtype"
+    done
+    echo
+    "$python" "$here/engine_side_by_side.py" "$work" "gemma3-$shape" --gguf --precision bf16,q8 --batch 1,16 --turns "$turns" --threads "$threads" --log "$work/engine-$stamp.jsonl"
+done
+echo
+"$python" "$here/contexts.py" target/release/skald "$work/gemma3-270M-bf16.gguf" --threads "$threads"
