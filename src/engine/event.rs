@@ -169,14 +169,16 @@ pub enum GenerateError {
     },
     /// The KV cache is too small for the request, even alone.
     #[error(
-        "the request needs {needed} KV blocks of {block_size} tokens; the cache has {available} in all (`--kv-memory` sets its size)"
+        "the request needs {needed} {unit} of {block_size} tokens; the cache has {available} in all (`--kv-memory` sets its size)"
     )]
     KvTooSmall {
-        /// Blocks it needs at its longest.
+        /// What there is too little of: `KV blocks`, or `window slots`.
+        unit: &'static str,
+        /// Number it needs at its longest.
         needed: usize,
-        /// Blocks in the cache.
+        /// Number in the cache.
         available: usize,
-        /// Tokens per block.
+        /// Tokens in each.
         block_size: usize,
     },
     /// Logits or hidden states of this request are not finite.

@@ -156,17 +156,18 @@ impl EngineConfig {
 /// An error that prevents the engine from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The KV cache is smaller than one block.
+    /// The KV cache does not hold a single block.
     #[error(
-        "`kv-memory` is {kv_memory}; it must be at least {block_bytes}, the size of one block of {block_size} tokens"
+        "`kv-memory` is {} bytes; it must be at least {block_bytes} bytes, which hold {block_size} tokens",
+        kv_memory.as_u64()
     )]
     NoKvMemory {
         /// The configured size.
         kv_memory: ByteSize,
         /// Tokens per block.
         block_size: usize,
-        /// Size of a block.
-        block_bytes: ByteSize,
+        /// Bytes that a block takes, with its window slot.
+        block_bytes: u64,
     },
     /// The KV cache could not be allocated.
     #[error("the KV cache could not be allocated: {0}")]
@@ -196,7 +197,7 @@ pub fn start(model: Model, config: EngineConfig) -> Result<EngineHandle, EngineE
         return Err(EngineError::NoKvMemory {
             kv_memory: config.kv_memory,
             block_size: blocks::BLOCK_SIZE,
-            block_bytes: ByteSize::b(block_bytes),
+            block_bytes,
         });
     }
     let KvCounts { blocks, slots } = counts;

@@ -186,6 +186,7 @@ async fn a_search_that_can_never_fit_is_refused_at_once() {
         .submit_all(admit(search(&prompt(40, 1), 4, 50)))
         .await;
     let expected = GenerateError::KvTooSmall {
+        unit: "KV blocks",
         needed: 18,
         available: 17,
         block_size: 16,

@@ -78,6 +78,7 @@ async fn a_request_the_cache_can_never_hold_is_refused_at_once() {
     });
     let refused = engine.submit(admit(greedy(&prompt(50, 1), 30))).await;
     let expected = GenerateError::KvTooSmall {
+        unit: "KV blocks",
         needed: 5,
         available: 4,
         block_size: 16,

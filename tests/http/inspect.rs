@@ -287,7 +287,7 @@ async fn what_is_not_possible_is_refused_with_field_value_and_limit() {
         (json!({"tokens": [8192]}), "`tokens` has the token id 8192"),
         (
             json!({"tokens": long}),
-            "tokens; the model's context is 1024 tokens",
+            "tokens; the context is 1024 tokens",
         ),
         (
             json!({"text": PROMPT, "positions": {"to": 14}}),

@@ -239,6 +239,12 @@ async fn a_context_limit_of_the_settings_is_that_of_every_request() {
     assert_eq!(info["max_total_tokens"], 64);
     assert_eq!(info["model"]["n_positions"], 1024);
 
+    let models = server.get("/v1/models").await.ok();
+    assert_eq!(models["data"][0]["max_model_len"], 64);
+    let counted = json!({ "prompt": "Once" });
+    let counted = server.post("/tokenize", counted).await.ok();
+    assert_eq!(counted["max_model_len"], 64);
+
     let long = json!({ "prompt": vec![5; 60], "max_tokens": 5 });
     let refused = server.post("/v1/completions", long).await;
     assert_eq!(refused.status, 400);
@@ -255,7 +261,20 @@ async fn a_context_limit_of_the_settings_is_that_of_every_request() {
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 
     // A text that slides goes on beyond it.
-    let slid = json!({ "prompt": vec![5; 60], "max_tokens": 100, "overflow": "slide", "temperature": 0, "ignore_eos": true });
+    let slid = json!({ "prompt": vec![5; 60], "max_tokens": 100, "overflow": "slide", "temperature": 0, "ignore_eos": true, "session_id": "s" });
     let answer = server.post("/v1/completions", slid).await.ok();
     assert_eq!(answer["usage"]["completion_tokens"], 100);
+    // What the next token of such a session is computed from can be looked into.
+    let looked = json!({ "session_id": "s", "stages": ["logits"] });
+    let looked = server.post("/v1/inspect", looked).await.ok();
+    assert!(
+        looked["history"].as_u64() > Some(0),
+        "{}",
+        looked["history"]
+    );
+    let longer = json!({ "tokens": vec![5; 65], "stages": ["logits"] });
+    let refused = server.post("/v1/inspect", longer).await;
+    assert_eq!(refused.status, 400);
+    let message = refused.body["error"]["message"].to_string();
+    assert!(message.contains("the context is 64 tokens"), "{message}");
 }

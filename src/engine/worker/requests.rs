@@ -55,19 +55,20 @@ impl Worker {
             total - context_start(total, context_length) + max_tokens
         };
         let blocks = self.scheduler.blocks();
-        let too_small = |needed, available| GenerateError::KvTooSmall {
+        let too_small = |unit, needed, available| GenerateError::KvTooSmall {
+            unit,
             needed,
             available,
             block_size: BLOCK_SIZE,
         };
         let (needed, available) = (blocks_needed(request, total, longest), blocks.capacity());
         if needed > available {
-            return Err(too_small(needed, available));
+            return Err(too_small("KV blocks", needed, available));
         }
         if let Some(windows) = blocks.windows() {
             let needed = slots_needed(request, total, longest, windows.window());
             if needed > windows.capacity() {
-                return Err(too_small(needed, windows.capacity()));
+                return Err(too_small("window slots", needed, windows.capacity()));
             }
         }
         Ok(())

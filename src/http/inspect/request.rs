@@ -235,11 +235,9 @@ impl InspectBody {
             mut tokens,
         } = self.read(serving, scope).await?;
         let (history, length) = (earlier.len(), tokens.len());
-        if length > spec.context_length {
-            let message = format!(
-                "`{field}` has {length} tokens; the model's context is {} tokens",
-                spec.context_length
-            );
+        let window = serving.limits.context_length;
+        if length > window {
+            let message = format!("`{field}` has {length} tokens; the context is {window} tokens");
             return Err(InvalidRequest::context_length(field, message).into());
         }
         let rows = self.positions.unwrap_or_default().rows(length)?;
@@ -290,7 +288,7 @@ impl InspectBody {
             (None, None, Some(name)) => {
                 let key = scope.session_key(name)?;
                 let session = serving.sessions.get(&key).await?;
-                let window = serving.info.spec.context_length;
+                let window = serving.limits.context_length;
                 let start = context_start(session.tokens.len(), window);
                 let (earlier, tokens) = session.tokens.split_at(start.min(session.tokens.len()));
                 Ok(Context {

@@ -44,7 +44,7 @@ impl Model {
             object: "model",
             created: unix_seconds(serving.info.created),
             owned_by: "skald",
-            max_model_len: serving.info.spec.context_length,
+            max_model_len: serving.limits.context_length,
         }
     }
 }

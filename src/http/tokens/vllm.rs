@@ -69,7 +69,7 @@ pub(super) async fn count(
     };
     Ok(Counted {
         tokens,
-        max_model_len: serving.info.spec.context_length,
+        max_model_len: serving.limits.context_length,
         names: body
             .return_token_strs
             .unwrap_or(false)
