@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use skald::engine::{EngineConfig, EngineHandle, GenerateError, TokenEvent};
 use skald::kernels::kv::KvDtype;
-use skald::request::{RequestDraft, SessionId, Tenant};
+use skald::request::{Limits, RequestDraft, SessionId, Tenant};
 use skald::session::snapshots::{SnapshotConfig, Snapshots};
 use skald::session::{
     Delivered, Fingerprint, IfBusy, SessionConfig, SessionError, SessionKey, Sessions, Sharing,
@@ -86,25 +86,7 @@ impl Server {
     }
 
     async fn turn_of(&self, key: &SessionKey, draft: RequestDraft) -> Outcome {
-        let turn = self.sessions.begin(key, IfBusy::Wait).await;
-        let mut turn = turn.expect("its turn");
-        let request = limits().admit(RequestDraft {
-            keep_kv: turn.keeps_kv(),
-            tenant: key.tenant,
-            ..after(turn.history(), draft)
-        });
-        let request = request.expect("a valid request");
-        turn.prompt(&request.prompt);
-        self.sessions.restore(&request).await;
-        let generation = self.engine.submit(request).await.expect("accepted");
-        let outcome = finish(generation).await.expect("it does not fail");
-        outcome.ids().into_iter().for_each(|id| turn.push(id));
-        let kept = Delivered {
-            tokens: outcome.tokens.len(),
-            tail: Vec::new(),
-        };
-        turn.commit(kept).await.expect("it is kept");
-        outcome
+        run_turn(&self.sessions, &self.engine, &limits(), key, draft).await
     }
 
     async fn history(&self, name: &str) -> Option<Vec<u32>> {
@@ -120,6 +102,35 @@ impl Server {
         self.engine.stop();
         self.sessions.saved().await;
     }
+}
+
+/// Runs a whole turn of a session.
+pub async fn run_turn(
+    sessions: &Sessions,
+    engine: &EngineHandle,
+    limits: &Limits,
+    key: &SessionKey,
+    draft: RequestDraft,
+) -> Outcome {
+    let turn = sessions.begin(key, IfBusy::Wait).await;
+    let mut turn = turn.expect("its turn");
+    let request = limits.admit(RequestDraft {
+        keep_kv: turn.keeps_kv(),
+        tenant: key.tenant,
+        ..after(turn.history(), draft)
+    });
+    let request = request.expect("a valid request");
+    turn.prompt(&request.prompt);
+    sessions.restore(&request).await;
+    let generation = engine.submit(request).await.expect("accepted");
+    let outcome = finish(generation).await.expect("it does not fail");
+    outcome.ids().into_iter().for_each(|id| turn.push(id));
+    let kept = Delivered {
+        tokens: outcome.tokens.len(),
+        tail: Vec::new(),
+    };
+    turn.commit(kept).await.expect("it is kept");
+    outcome
 }
 
 fn id(name: &str) -> SessionId {

@@ -13,10 +13,11 @@ use skald::model::Model;
 use skald::model::batch::Batch;
 use skald::request::{BeamParams, EarlyStopping, Overflow, RequestDraft, SessionId, Tenant};
 use skald::session::snapshots::{SnapshotConfig, Snapshots};
-use skald::session::{Delivered, Fingerprint, IfBusy, SessionConfig, SessionKey, Sessions};
+use skald::session::{Fingerprint, SessionConfig, SessionKey, Sessions};
 
 use crate::model::{Outcome, after, finish, greedy, sampled};
 use crate::pace::until;
+use crate::sessions::run_turn;
 use crate::tiny::{CHECKPOINTS, limits, load, prompt, run, run_all};
 
 const CONTEXT: usize = 256;
@@ -312,24 +313,7 @@ impl Server {
             tenant: Tenant::ANONYMOUS,
             id: SessionId::parse("s").expect("a session id"),
         };
-        let turn = self.sessions.begin(&key, IfBusy::Wait).await;
-        let mut turn = turn.expect("its turn");
-        let request = limits().admit(RequestDraft {
-            keep_kv: turn.keeps_kv(),
-            tenant: key.tenant,
-            ..after(turn.history(), draft)
-        });
-        let request = request.expect("a valid request");
-        turn.prompt(&request.prompt);
-        self.sessions.restore(&request).await;
-        let generation = self.engine.submit(request).await.expect("accepted");
-        let outcome = finish(generation).await.expect("it does not fail");
-        outcome.ids().into_iter().for_each(|id| turn.push(id));
-        let kept = Delivered {
-            tokens: outcome.tokens.len(),
-            tail: Vec::new(),
-        };
-        turn.commit(kept).await.expect("it is kept");
+        let outcome = run_turn(&self.sessions, &self.engine, &limits(), &key, draft).await;
         let history = self.sessions.get(&key).await.expect("a session");
         (outcome, history.tokens.to_vec())
     }

@@ -50,6 +50,15 @@ fn start(name: &str, dtype: WeightDtype, config: EngineConfig) -> EngineHandle {
     skald::engine::start(load(name, dtype), config).expect("the engine starts")
 }
 
+/// Returns the configuration of an engine with steps of up to `max_step_tokens`.
+fn stepping(max_step_tokens: usize, kv_dtype: KvDtype) -> EngineConfig {
+    EngineConfig {
+        max_step_tokens,
+        kv_dtype,
+        ..EngineConfig::default()
+    }
+}
+
 /// Returns a prompt of `n` tokens of the tiny vocabularies.
 pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
     let id = |i: u32| (i * 37 + salt * 101 + 11) % 512;
@@ -91,11 +100,7 @@ fn requests() -> Vec<RequestDraft> {
 async fn alone_or_together_at_once_or_in_chunks_every_architecture_gives_the_same() {
     for name in CHECKPOINTS {
         for (dtype, kv_dtype) in DTYPES {
-            let config = |max_step_tokens| EngineConfig {
-                max_step_tokens,
-                kv_dtype,
-                ..EngineConfig::default()
-            };
+            let config = |max_step_tokens| stepping(max_step_tokens, kv_dtype);
             let engine = start(name, dtype, config(2048));
             let mut alone = Vec::new();
             for mut draft in requests() {
@@ -200,11 +205,7 @@ async fn embeddings_of_every_architecture_depend_on_their_input_alone() {
     };
     for name in CHECKPOINTS {
         for (dtype, kv_dtype) in DTYPES {
-            let config = |max_step_tokens| EngineConfig {
-                max_step_tokens,
-                kv_dtype,
-                ..EngineConfig::default()
-            };
+            let config = |max_step_tokens| stepping(max_step_tokens, kv_dtype);
             let engine = start(name, dtype, config(2048));
             let mut alone = Vec::new();
             for input in inputs() {

@@ -8,11 +8,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
-use crate::engine::beams::{Beams, SearchStep, blocks_needed, sequence_ids};
+use crate::engine::beams::{Beams, SearchStep, blocks_needed, sequence_ids, slots_needed};
 use crate::engine::blocks::windows::{SlotId, window_blocks};
 use crate::engine::blocks::{BlockCopy, BlockId, Place, PrefixId};
 use crate::engine::event::TokenLogprob;
-use crate::engine::sequence::slots_of_beams;
 use crate::kernels::kv::KvPart;
 use crate::request::{
     BeamParams, EarlyStopping, Limits, RequestDraft, RequestId, SamplingStyle, Tenant,
@@ -81,7 +80,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Returns a pool with so many slots more than one sequence needs.
+    /// Returns a pool with `spare` slots more than one sequence needs.
     pub fn with_window(blocks: usize, window: usize, spare: usize) -> Self {
         let slots = window_blocks(window) + spare;
         Self {
@@ -209,10 +208,9 @@ impl Machine {
             return;
         };
         let longest = text.len() + max_tokens;
-        let shared = text.len() / BLOCK_SIZE;
         let fits = blocks_needed(&request, text.len(), longest) <= self.memory.len()
             && self.pool.windows.is_none_or(|(window, slots)| {
-                slots_of_beams(longest, width, shared, window) <= slots
+                slots_needed(&request, text.len(), longest, window) <= slots
             });
         if !fits || width > self.scheduler.limits.max_batch {
             return;

@@ -326,7 +326,7 @@ impl Families {
         let blocks = status.kv_blocks_used as f64 / status.kv_blocks.max(1) as f64;
         let slots = status.kv_slots_used as f64 / status.kv_slots.max(1) as f64;
         let usage = blocks.max(slots);
-        let help = "Fraction of the KV blocks held by running requests, from 0 to 1";
+        let help = "Fraction of the KV blocks held by running requests, or of the window slots if that is larger, from 0 to 1";
         self.vllm("kv_cache_usage_perc", help, Reading::Real(usage));
         let labels = [
             ("block_size", BLOCK_SIZE),
