@@ -203,12 +203,14 @@ impl Place {
         Arc::clone(&self.left)
     }
 
-    /// Exchanges the place for one in the batch.
-    pub fn begin(&mut self) {
-        if !self.has_begun {
-            self.leave(1);
-            self.has_begun = true;
+    /// Exchanges the place for one in the batch; `false` if that was done before.
+    pub fn begin(&mut self) -> bool {
+        if self.has_begun {
+            return false;
         }
+        self.leave(1);
+        self.has_begun = true;
+        true
     }
 
     /// Leaves the queue; `begun` is 1 if the request runs from now on.
@@ -237,15 +239,19 @@ impl Drop for Place {
 /// The load in front of a further request, its own place included.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
+    /// Requests beyond the free places.
     requests: usize,
-    /// Their prompt tokens.
+    /// Prompt tokens of all that wait.
     tokens: usize,
 }
 
 impl Ahead {
     /// Estimates the wait from the requests started per second and the seconds per prompt token, if
-    /// measured.
+    /// measured. With free places none waits: prompts start side by side, however long they are.
     fn wait(self, begun_per_second: Option<f64>, seconds_per_token: Option<f64>) -> Duration {
+        if self.requests == 0 {
+            return Duration::ZERO;
+        }
         let by_requests = begun_per_second.map_or(0.0, |rate| self.requests as f64 / rate);
         let by_tokens = seconds_per_token.unwrap_or(0.0) * self.tokens as f64;
         Duration::try_from_secs_f64(by_requests.max(by_tokens)).unwrap_or(Duration::MAX)
@@ -352,13 +358,19 @@ mod tests {
         let queue = Queue::new(LIMITS);
         let status = EngineStatus {
             prefill_seconds_per_token: Some(0.01),
-            ..EngineStatus::default()
+            ..busy(None)
         };
         let _place = queue
             .enter(ALONE, 1001, &status)
             .expect("nothing is before it");
         let refused = queue.enter(ALONE, 1, &status).expect_err("10.01 s");
         assert!(matches!(refused, GenerateError::QueueTooSlow { .. }));
+        // With places free they start side by side.
+        let free = EngineStatus {
+            running: 1,
+            ..status
+        };
+        assert!(queue.enter(ALONE, 1, &free).is_ok());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Chooses the sequences of the next step, the number of tokens of each, and their blocks.
 //!
 //! Each step is planned in two passes. Every running sequence that has one pending token (decode) gets
-//! it. The rest of the token budget goes to prefill (`prefill`): first to running sequences with a
-//! partly computed context, oldest first, then to waiting ones in order of arrival; between tenants, to
-//! the one with the least service first. So a long prompt does not stall the streams, a tenant does not
-//! wait for the number of another tenant's requests, and no sequence is overtaken for ever. If the step
-//! computes tokens that a waiting sequence begins with, the sequence waits for them: the prompt of `n`
-//! choices is computed once, as is a common prefix of many prompts.
+//! it. The rest of the token budget goes to prefill (`prefill`): between tenants, to the one with the least
+//! service first; within a tenant, half to the oldest context that is partly computed, half to shorter ones
+//! and to waiting sequences in order of arrival (`prefill_order`). So a long prompt stalls neither the
+//! streams nor short prompts, a tenant does not wait for the number of another tenant's requests, and no
+//! sequence is overtaken for ever. A sequence that begins as an older one in prefill waits for it: the
+//! prompt of `n` choices is computed once, as is a common prefix of many prompts.
 //!
 //! A tenant's service is the number of tokens computed for it, of prompts and generated alike. If the
 //! batch is full, a tenant with less than its share takes places from one with more (`share`).
@@ -29,6 +29,7 @@
 mod cache;
 mod import;
 mod prefill;
+mod prefill_order;
 mod share;
 mod speculation;
 mod stalled;
@@ -154,6 +155,11 @@ impl Scheduler {
     pub fn inspecting(&self) -> usize {
         let observed = self.running.iter();
         observed.filter(|s| s.observed_from.is_some()).count()
+    }
+
+    /// Returns the requests in the batch, the oldest first.
+    pub fn admitted(&self) -> impl Iterator<Item = SequenceId> {
+        self.requests().map(Sequence::request)
     }
 
     /// Returns a running sequence.

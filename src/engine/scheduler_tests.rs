@@ -114,11 +114,16 @@ fn what_a_step_computes_is_waited_for_and_not_computed_beside_it() {
         false,
     ));
     // The third shares nothing with the first, and the last may not use what another computes.
-    assert_eq!(step(&mut s, 7), [(1, 40, false)]);
-    // Of the first's second part the fourth has nothing in common.
     assert_eq!(
         step(&mut s, 7),
-        [(1, 20, true), (3, 4, true), (4, 9, true), (5, 4, true)]
+        [(1, 32, false), (3, 4, true), (5, 4, true)]
+    );
+    // The second and the fourth are in the batch, but wait for the first.
+    assert_eq!((s.running(), s.waiting()), (5, 0));
+    // A further token is not worth waiting for.
+    assert_eq!(
+        step(&mut s, 7),
+        [(3, 1, true), (5, 1, true), (1, 28, true), (4, 10, true)]
     );
     assert_eq!(
         step(&mut s, 7),
@@ -127,7 +132,7 @@ fn what_a_step_computes_is_waited_for_and_not_computed_beside_it() {
             (3, 1, true),
             (4, 1, true),
             (5, 1, true),
-            (2, 1, true)
+            (2, 1, true),
         ]
     );
 }

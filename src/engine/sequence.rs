@@ -212,6 +212,27 @@ impl Sequence {
         slots_of_beams(self.context().len(), self.width(), shared, window)
     }
 
+    /// Returns the blocks that its context still needs; those of all beams for the first of a search.
+    pub(super) fn promised_blocks(&self) -> usize {
+        let needed = if self.id == self.request() {
+            self.blocks_of_request()
+        } else {
+            self.context().len().div_ceil(BLOCK_SIZE)
+        };
+        needed.saturating_sub(self.table.len())
+    }
+
+    /// Returns the window slots that its context still needs; those of all beams for the first of a search.
+    pub(super) fn promised_slots(&self, window: usize) -> usize {
+        let needed = if self.id == self.request() {
+            self.slots_of_request(window)
+        } else {
+            let blocks = self.context().len().div_ceil(BLOCK_SIZE);
+            blocks.min(window_blocks(window))
+        };
+        needed.saturating_sub(self.table.len() - self.first_slot)
+    }
+
     /// Returns the first block whose window slot it needs to continue at `position`. Beams also need those
     /// that others branch off from, so that no beam is computed twice.
     pub(super) fn slots_from(&self, window: usize, position: usize) -> usize {

@@ -245,15 +245,22 @@ impl Worker {
         }
     }
 
-    /// Counts the requests that begin to run with this plan, and how fast they do.
+    /// Counts the requests that have entered the batch, how fast they do, and the prompts of those whose
+    /// first tokens are in this plan.
     fn note_begun(&mut self, plan: &[Chunk]) {
         let now = Instant::now();
         let mut begun = 0;
+        for request in self.scheduler.admitted() {
+            if let Some(active) = self.active.get_mut(&request)
+                && active.begin()
+            {
+                begun += 1;
+            }
+        }
         for chunk in plan {
             if let Some(active) = self.active.get_mut(&chunk.request)
                 && active.planned(chunk.first_position, now)
             {
-                begun += 1;
                 self.status.prompt_tokens += active.prompt_tokens();
                 if active.reuses_cache() {
                     self.status.cache_queried_tokens += active.prompt_tokens();

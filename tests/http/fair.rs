@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::support::keys::{FREE, KeysFile};
-use crate::support::pace::Gate;
+use crate::support::pace::{Gate, PATIENCE};
 use crate::support::{Answer, Setup, TestServer, client};
 use serde_json::{Value, json};
 use skald::keys::KeyScope;
@@ -273,4 +273,57 @@ async fn tokens_that_are_checked_against_nothing_share_as_one() {
     for answer in answers {
         answer.await.expect("no panic").ok();
     }
+}
+
+/// The prompt of each request is other ids of the same vocabulary, so that they share no prefix.
+fn completion_of(ids: std::ops::Range<usize>) -> Value {
+    let ids: Vec<usize> = ids.collect();
+    json!({"prompt": ids, "max_tokens": 2, "ignore_eos": true})
+}
+
+#[tokio::test]
+async fn a_short_prompt_is_answered_while_the_long_ones_of_its_key_are_read() {
+    let (server, gate, steps) = gated(|setup| {
+        setup.engine.max_batch = 8;
+        setup.engine.max_step_tokens = 32;
+        setup.engine.step_time = PATIENCE;
+    });
+    let send = |name, body: &Value| send(&server, (name, "a"), COMPLETIONS, body);
+    let mut answers = vec![send("first", &completion_of(10..12))];
+    until_held(&server).await;
+    let requests = [
+        ("long-1", completion_of(100..1000)),
+        ("long-2", completion_of(200..1100)),
+        ("twin-of-1", completion_of(100..1000)),
+        ("long-3", completion_of(300..1200)),
+        ("short", completion_of(20..30)),
+    ];
+    for (n, (name, body)) in requests.iter().enumerate() {
+        answers.push(send(name, body));
+        until_waiting(&server, n + 1).await;
+    }
+    gate.allow(6);
+    // The twin waits for the prompt of the other one, but not in the queue.
+    server
+        .until("all in the batch", |status| {
+            (status.waiting, status.running) == (0, 4)
+        })
+        .await;
+    gate.open();
+    for answer in answers {
+        answer.await.expect("no panic").ok();
+    }
+    let steps = steps.all();
+    let last = |name: &str| {
+        let has = |step: &Vec<String>| step.iter().any(|its| its.starts_with(name));
+        steps.iter().rposition(has).expect("it ran")
+    };
+    assert!(last("short") <= 6, "{steps:?}");
+    // 900 tokens in steps of at least 16.
+    assert!(last("long-1") >= 28, "{steps:?}");
+    let twin = steps
+        .iter()
+        .flatten()
+        .filter(|name| name.starts_with("twin"));
+    assert!(twin.count() <= 3, "{steps:?}");
 }

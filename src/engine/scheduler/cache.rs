@@ -1,12 +1,16 @@
 //! How sequences reuse cached blocks, and release their own.
 //!
 //! Besides the content that the pool knows, the last, partial blocks of running sequences can be copied
-//! as far as they are computed.
+//! as far as they are computed. A sequence that begins as an older one in prefill waits until that has
+//! computed what they have in common.
 
 use super::Scheduler;
 use crate::engine::blocks::windows::longest_usable;
 use crate::engine::blocks::{BLOCK_SIZE, BlockId, BlockPool, PrefixId, Tail, common};
 use crate::engine::sequence::Sequence;
+
+/// Minimum tokens saved for a sequence to wait for another one.
+const WORTH_WAITING: usize = 4;
 
 /// The part of a sequence's context that is computed already.
 #[derive(Debug, Default)]
@@ -76,6 +80,29 @@ impl Scheduler {
             ..tail
         });
         Cached { full, tail }
+    }
+
+    /// Returns whether one of `older` running sequences will compute more of the prefix of `sequence` than
+    /// is cached now.
+    pub(super) fn waits_for_prefix(&self, sequence: &Sequence, older: &[Sequence]) -> bool {
+        let wanted = sequence.reusable();
+        // One with a lower priority, or an inspection, may stand still.
+        let is_ahead = |s: &&Sequence| {
+            s.root == sequence.root
+                && s.priority <= sequence.priority
+                && s.observed_from.is_none()
+                && s.pending() >= WORTH_WAITING
+        };
+        older.iter().filter(is_ahead).any(|s| {
+            let common = common(s.context(), wanted);
+            if common < s.computed + WORTH_WAITING {
+                return false;
+            }
+            // So they have its full blocks in common.
+            let (parent, full) = (s.last_prefix(), s.prefixes.len());
+            let known = full * BLOCK_SIZE + self.cached_after(sequence, parent, full).tokens();
+            common >= known + WORTH_WAITING
+        })
     }
 
     /// Returns the last block of a running sequence with the longest common beginning with `tokens` after

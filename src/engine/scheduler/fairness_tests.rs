@@ -200,6 +200,61 @@ fn the_prompts_of_one_tenant_do_not_hold_back_those_of_another() {
 }
 
 #[test]
+fn a_short_prompt_does_not_wait_for_long_ones_of_its_tenant() {
+    let mut machine = Machine::new(1, 16, 32, 1000);
+    let long: Vec<u64> = (0..4).map(|_| machine.add(0, 0, (120, 2))).collect();
+    machine.step();
+    // In order of arrival each longer one starts with a block.
+    assert_eq!(machine.running(0), 2);
+    let short = machine.add(0, 0, (10, 2));
+    let mut steps = 0;
+    while !machine.finished.contains(&short) {
+        machine.step();
+        steps += 1;
+    }
+    // One for each long one that is admitted before it, one to read it, and one to decode.
+    assert!(steps <= 5, "{steps}");
+    while machine.finished.len() < 5 {
+        machine.step();
+    }
+    assert_eq!(machine.finished[0], short);
+    assert_eq!(machine.finished[1..], long);
+}
+
+#[test]
+fn the_oldest_prompt_gets_half_of_each_step_however_many_short_ones_arrive() {
+    let mut machine = Machine::new(1, 16, 32, 1000);
+    let long = machine.add(0, 0, (120, 1));
+    let mut steps = 0;
+    while !machine.finished.contains(&long) {
+        for _ in 0..4 {
+            machine.add(0, 0, (12, 1));
+        }
+        machine.step();
+        steps += 1;
+    }
+    assert_eq!(steps, 120usize.div_ceil(16));
+    assert!(machine.finished.len() > steps, "{:?}", machine.finished);
+}
+
+#[test]
+fn prompts_side_by_side_do_not_take_each_others_blocks() {
+    // Eight blocks each.
+    let mut machine = Machine::new(1, 16, 32, 20);
+    for _ in 0..6 {
+        machine.add(0, 0, (120, 2));
+    }
+    for _ in 0..4 {
+        machine.step();
+    }
+    assert_eq!(machine.running(0), 2);
+    while machine.finished.len() < 6 {
+        machine.step();
+    }
+    assert_eq!(machine.scheduler.preemptions(), 0);
+}
+
+#[test]
 fn a_lower_priority_value_begins_earlier_and_fairness_is_within_one() {
     let mut machine = Machine::new(2, 1, 64, 100);
     for _ in 0..3 {

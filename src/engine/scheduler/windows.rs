@@ -33,16 +33,20 @@ impl Scheduler {
         }
     }
 
-    /// Returns the number of next tokens of a sequence that free slots allow for, at least 1.
+    /// Returns the number of next tokens of a sequence that the slots that are free and not promised to
+    /// others allow for, at least 1.
     pub(super) fn room_in_slots(&self, sequence: &Sequence) -> usize {
         let Some(windows) = self.blocks.windows() else {
             return usize::MAX;
         };
-        let blocks = sequence.table.len() + windows.available();
+        let others = self.in_prefill().filter(|other| other.id != sequence.id);
+        let promised: usize = others.map(|s| s.promised_slots(windows.window())).sum();
+        let blocks = sequence.table.len() + windows.available().saturating_sub(promised);
         (blocks * BLOCK_SIZE - sequence.computed).max(1)
     }
 
-    /// Returns whether the pool has slots for a sequence that continues what is cached.
+    /// Returns whether the pool has slots for a sequence that continues what is cached, beside those that are
+    /// promised.
     pub(super) fn has_slots(&self, sequence: &Sequence, cached: &Cached) -> bool {
         let Some(windows) = self.blocks.windows() else {
             return true;
@@ -50,6 +54,8 @@ impl Scheduler {
         let first = sequence.slots_from(windows.window(), cached.full.len() * BLOCK_SIZE);
         let shared = cached.full.iter().skip(first);
         let shared = shared.filter(|block| windows.is_held(block.0)).count();
-        sequence.slots_of_request(windows.window()) <= windows.available() + shared
+        let promised = self.in_prefill();
+        let promised: usize = promised.map(|s| s.promised_slots(windows.window())).sum();
+        sequence.slots_of_request(windows.window()) + promised <= windows.available() + shared
     }
 }

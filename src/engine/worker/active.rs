@@ -124,10 +124,15 @@ impl Active {
         self.open == 0
     }
 
+    /// Records that it is in the batch, where it may still wait for the prefix that another request computes;
+    /// returns whether that is new.
+    pub fn begin(&mut self) -> bool {
+        self.place.begin()
+    }
+
     /// Records that it is in the step that started at `at`, with `first_position` context tokens in the
     /// cache; returns whether this is its first step.
     pub fn planned(&mut self, first_position: usize, at: Instant) -> bool {
-        self.place.begin();
         let is_first = self.cached_tokens.is_none();
         self.cached_tokens.get_or_insert(first_position);
         self.first_step.get_or_insert(at);
