@@ -255,6 +255,7 @@ impl Serving {
         let wanted = settings.wanted_context(&spec)?;
         let layout = KvLayout::of(&model, engine.kv_dtype, wanted);
         let context = layout.context_bytes(wanted, engine.max_step_tokens);
+        let step = context - layout.context_bytes(wanted, 0);
         let kv_memory = settings.kv_memory(weights, ByteSize::b(context));
         engine.kv_memory = kv_memory.value;
         // A cache without a single block is refused when the engine starts.
@@ -288,6 +289,8 @@ impl Serving {
                 context_length,
                 wanted,
                 kv_cache = %kv_memory.value,
+                needed = %ByteSize::b(context),
+                needed_for_max_step_tokens = %ByteSize::b(step),
                 "the KV cache does not hold a whole context: raise kv-memory to serve longer ones, or set max-context"
             );
         }
@@ -380,12 +383,15 @@ impl ServingSettings {
         }
     }
 
-    /// Returns the precision of the weights in the kernels; `auto` is the checkpoint's own.
+    /// Returns the precision of the weights in the kernels. `auto` is the one that loses nothing of the checkpoint's:
+    /// f16 has more digits than bf16.
     fn weight_dtype(&self, on_disk: Option<StoredType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
             Dtype::Q8 => WeightDtype::Q8,
-            Dtype::Auto if on_disk == Some(StoredType::F32) => WeightDtype::F32,
+            Dtype::Auto if matches!(on_disk, Some(StoredType::F32 | StoredType::F16)) => {
+                WeightDtype::F32
+            }
             Dtype::Auto | Dtype::Bf16 => WeightDtype::Bf16,
         }
     }

@@ -158,8 +158,14 @@ impl ModelConfig {
         }
     }
 
-    /// Returns whether the output projection is the matrix of token embeddings. In GPT-2 a `lm_head.weight` in
-    /// the checkpoint takes precedence.
+    /// Returns whether a model can do without a tensor: GPT-2's biases, which nanoGPT can leave out.
+    #[must_use]
+    pub fn is_optional(&self, name: &str) -> bool {
+        matches!(self, Self::Gpt2(_)) && name.rsplit('.').next() == Some("bias")
+    }
+
+    /// Returns whether the output projection is the matrix of token embeddings. A `lm_head.weight` in the
+    /// checkpoint that differs takes precedence.
     #[must_use]
     pub fn tie_word_embeddings(&self) -> bool {
         match self.sizes() {

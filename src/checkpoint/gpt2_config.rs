@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::config_error::{Checker, ConfigError};
 use super::decoder_fields::TensorShape;
 use super::json::{TokenIds, from_json};
+use crate::kernels::linear::Activation;
 
 /// The shape of a GPT-2 model. Field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,12 +22,26 @@ pub struct Gpt2Config {
     pub n_head: usize,
     /// Width of the feed-forward network's inner layer.
     pub n_inner: usize,
+    /// Function of the feed-forward network's neurons, from `activation_function`.
+    pub activation: Activation,
+    /// Factor of attention scores: `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
+    pub attention_scale: AttentionScale,
     /// Epsilon of all layer norms.
     pub layer_norm_epsilon: f64,
     /// Tokens that end a text, from `eos_token_id` (one, several or none).
     pub end_of_text: Vec<u32>,
-    /// Whether the output projection is `wte`; a `lm_head.weight` in the checkpoint takes precedence.
+    /// Whether the output projection is `wte`; a `lm_head.weight` in the checkpoint that differs takes precedence.
     pub tie_word_embeddings: bool,
+}
+
+/// How attention scores are scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionScale {
+    /// They are divided by the square root of a head's width.
+    pub by_width: bool,
+    /// They are divided by the layer's number, from 1, as Mistral's GPT-2 models have it
+    /// (<https://github.com/stanford-crfm/mistral>).
+    pub by_layer: bool,
 }
 
 fn default_epsilon() -> f64 {
@@ -81,6 +96,11 @@ impl Gpt2Config {
             n_layer: raw.n_layer,
             n_head: raw.n_head,
             n_inner: raw.n_inner.unwrap_or(4 * raw.n_embd),
+            activation: raw.activation(file)?,
+            attention_scale: AttentionScale {
+                by_width: raw.scale_attn_weights,
+                by_layer: raw.scale_attn_by_inverse_layer_idx,
+            },
             layer_norm_epsilon: raw.layer_norm_epsilon,
             end_of_text: raw.eos_token_id.map(TokenIds::into_vec).unwrap_or_default(),
             tie_word_embeddings: raw.tie_word_embeddings,
@@ -91,6 +111,15 @@ impl Gpt2Config {
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.n_embd / self.n_head
+    }
+
+    /// Returns the factor of attention scores in a layer, from 0.
+    #[must_use]
+    pub fn score_scale(&self, layer: usize) -> f32 {
+        let AttentionScale { by_width, by_layer } = self.attention_scale;
+        let width = if by_width { self.head_dim() } else { 1 };
+        let layer = if by_layer { layer + 1 } else { 1 };
+        1.0 / ((width as f32).sqrt() * layer as f32)
     }
 
     /// Returns the tensors outside the layers.
@@ -149,20 +178,26 @@ impl Raw {
             let expected = format!("it must divide `n_embd` ({})", self.n_embd);
             return Err(check.refuse("n_head", &self.n_head, expected));
         }
-        let activation = self.activation_function.as_str();
-        if !["gelu_new", "gelu_pytorch_tanh"].contains(&activation) {
-            let expected = "only gelu_new can be served";
-            return Err(check.refuse("activation_function", &activation, expected));
-        }
-        if !self.scale_attn_weights {
-            let expected = "only scaled attention can be served";
-            return Err(check.refuse("scale_attn_weights", &false, expected));
-        }
-        if self.scale_attn_by_inverse_layer_idx {
-            let expected = "scaling by layer is not supported";
-            return Err(check.refuse("scale_attn_by_inverse_layer_idx", &true, expected));
-        }
         Ok(())
+    }
+
+    /// Returns the activation by its name in transformers.
+    fn activation(&self, file: &str) -> Result<Activation, ConfigError> {
+        match self.activation_function.as_str() {
+            // The second is the same formula with its factors in another order.
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            "gelu" | "gelu_python" => Ok(Activation::GeluErf),
+            "quick_gelu" => Ok(Activation::GeluSigmoid),
+            "relu" => Ok(Activation::Relu),
+            "silu" | "swish" => Ok(Activation::Silu),
+            "tanh" => Ok(Activation::Tanh),
+            other => {
+                let check = Checker { file, path: "" };
+                let expected = "it must be gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, gelu_python, quick_gelu, \
+                     relu, silu, swish or tanh";
+                Err(check.refuse("activation_function", &other, expected))
+            }
+        }
     }
 }
 
@@ -236,8 +271,11 @@ mod tests {
         for (field, value, words) in [
             ("n_head", 7.into(), "must divide `n_embd` (768)"),
             ("n_layer", 0.into(), "`n_layer` is 0"),
-            ("activation_function", "relu".into(), "only gelu_new"),
-            ("scale_attn_weights", false.into(), "scaled attention"),
+            (
+                "activation_function",
+                "mish".into(),
+                "must be gelu, gelu_fast",
+            ),
             (
                 "vocab_size",
                 "many".into(),

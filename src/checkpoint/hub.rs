@@ -29,8 +29,7 @@ pub use settings::{HubSettings, HubToken};
 
 use super::gguf::GgufChoice;
 use super::gguf::choice::{choose, has_only_gguf};
-use super::layout::{Layout, WEIGHTS_INDEX};
-use super::weights::shards;
+use super::layout::Layout;
 
 const MAIN: &str = "main";
 /// Depth of directories in which cached models in GGUF are looked for.
@@ -220,10 +219,8 @@ impl Pull<'_> {
         for file in layout.files(present) {
             self.file(&hub, &commit, file).await?;
         }
-        if layout.weights == WEIGHTS_INDEX {
-            for shard in shards(&snapshot.join(WEIGHTS_INDEX))? {
-                self.file(&hub, &commit, &shard).await?;
-            }
+        for part in layout.weights.parts(&snapshot)? {
+            self.file(&hub, &commit, &part).await?;
         }
         self.point_to(&commit);
         Ok(snapshot)
@@ -305,12 +302,8 @@ fn list(directory: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) {
 /// Returns whether a cache directory has all files of a model.
 fn is_whole(snapshot: &Path) -> bool {
     let present = |file: &str| snapshot.join(file).exists();
-    match Layout::find("", present) {
-        Ok(layout) if layout.weights == WEIGHTS_INDEX => shards(&snapshot.join(WEIGHTS_INDEX))
-            .is_ok_and(|shards| shards.iter().all(|shard| present(shard))),
-        Ok(_) => true,
-        Err(_) => false,
-    }
+    let parts = Layout::find("", present).map(|layout| layout.weights.parts(snapshot));
+    matches!(parts, Ok(Ok(parts)) if parts.iter().all(|part| present(part)))
 }
 
 #[cfg(test)]

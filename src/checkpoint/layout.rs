@@ -1,5 +1,7 @@
 //! The files of a model in the Hugging Face layout, and the alternatives among them.
 
+use super::shards::StoredWeights;
+
 /// A directory or repository lacks a file that a model needs.
 #[derive(Debug, thiserror::Error)]
 #[error("{place} has no {missing}{hint}")]
@@ -21,20 +23,18 @@ pub(super) const VOCAB: &str = "vocab.json";
 pub(super) const MERGES: &str = "merges.txt";
 pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-const WEIGHTS: &str = "model.safetensors";
-pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 /// Returns whether a file is one of those with weights in the Hugging Face layout.
 pub(super) fn has_weights(file: &str) -> bool {
-    [WEIGHTS, WEIGHTS_INDEX].contains(&file)
+    StoredWeights::find(|wanted| wanted == file).is_some()
 }
 
 /// Weights in other frameworks' formats, named in the error if no supported weights are found.
 const FOREIGN_WEIGHTS: [&str; 4] = [
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
     "tf_model.h5",
     "flax_model.msgpack",
+    "rust_model.ot",
+    "model.ckpt.index",
 ];
 
 /// The two ways a tokenizer is stored.
@@ -50,8 +50,7 @@ pub(super) enum TokenizerFiles {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) tokenizer: TokenizerFiles,
-    /// `model.safetensors`, or the index of its shards.
-    pub(super) weights: &'static str,
+    pub(super) weights: StoredWeights,
 }
 
 impl Layout {
@@ -81,11 +80,7 @@ impl Layout {
                 String::new(),
             );
         };
-        let weights = if present(WEIGHTS) {
-            WEIGHTS
-        } else if present(WEIGHTS_INDEX) {
-            WEIGHTS_INDEX
-        } else {
+        let Some(weights) = StoredWeights::find(&present) else {
             let foreign = FOREIGN_WEIGHTS.into_iter().find(|file| present(file));
             let hint = foreign.map(|file| {
                 format!(
@@ -93,7 +88,7 @@ impl Layout {
                      safe_serialization=True)` of the Python package transformers"
                 )
             });
-            return lacks(WEIGHTS, hint.unwrap_or_default());
+            return lacks("model.safetensors", hint.unwrap_or_default());
         };
         Ok(Self { tokenizer, weights })
     }
@@ -112,7 +107,7 @@ impl Layout {
         let mut files = vec![CONFIG];
         files.extend(optional.into_iter().filter(|file| present(file)));
         files.extend(tokenizer);
-        files.push(self.weights);
+        files.push(self.weights.file);
         files
     }
 }
@@ -147,16 +142,33 @@ mod tests {
     }
 
     #[test]
-    fn pytorch_weights_alone_are_refused_with_a_way_out() {
-        let repository = [
+    fn pytorch_weights_are_taken_if_there_are_no_others() {
+        let mut repository = vec![
             "config.json",
-            "vocab.json",
-            "merges.txt",
-            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+            "tokenizer.json",
         ];
+        let weights = |repository: &[&str]| {
+            let layout = Layout::find("old", |file| repository.contains(&file)).unwrap();
+            layout.weights.file
+        };
+        for better in [
+            "pytorch_model.bin",
+            "model.safetensors.index.json",
+            "model.safetensors",
+        ] {
+            assert!(weights(&repository) != better);
+            repository.push(better);
+            assert_eq!(weights(&repository), better);
+        }
+    }
+
+    #[test]
+    fn weights_of_other_frameworks_are_refused_with_a_way_out() {
+        let repository = ["config.json", "vocab.json", "merges.txt", "tf_model.h5"];
         let error = Layout::find("old/model", |file| repository.contains(&file)).unwrap_err();
         let error = error.to_string();
-        assert!(error.starts_with("old/model has no model.safetensors, only pytorch_model.bin"));
+        assert!(error.starts_with("old/model has no model.safetensors, only tf_model.h5"));
         assert!(error.contains("save_pretrained"), "{error}");
     }
 }

@@ -13,6 +13,8 @@ use crate::regular_file;
 pub(super) enum FileBytes {
     Mapped(Arc<Mmap>),
     Embedded(&'static [u8]),
+    /// Values that a file has in another order.
+    Owned(Arc<[u8]>),
 }
 
 impl AsRef<[u8]> for FileBytes {
@@ -20,6 +22,7 @@ impl AsRef<[u8]> for FileBytes {
         match self {
             Self::Mapped(mapped) => mapped,
             Self::Embedded(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
         }
     }
 }

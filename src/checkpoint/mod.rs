@@ -15,7 +15,8 @@
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
 //! | [`gguf`] | models in GGUF: metadata as the files above, names, tokenizer |
 //! | [`json`] | JSON files with errors that name the field |
-//! | [`weights`], `mapped`, `tensor`, `finite` | files of weights, memory-mapped; their tensors; the check of their values |
+//! | [`weights`], `shards`, `mapped`, `tensor`, `finite` | files of weights, memory-mapped; their tensors; the check of their values |
+//! | `torch` | weights as `PyTorch` saves them |
 
 pub mod config;
 mod config_error;
@@ -31,9 +32,11 @@ mod layout;
 pub mod llama_config;
 mod mapped;
 pub mod rope;
+mod shards;
 pub mod source;
 mod tensor;
 pub mod tokenizer_config;
+mod torch;
 pub mod weights;
 
 pub use config::ModelConfig;

@@ -1,8 +1,9 @@
-//! The tensors of a checkpoint, by the names of the Hugging Face layout, in memory-mapped safetensors files.
+//! The tensors of a checkpoint, by the names of the Hugging Face layout, in memory-mapped files: safetensors,
+//! `PyTorch`'s, GGUF.
 //!
-//! Nothing is copied or converted here: a [`TensorView`] points into the mapped file (or the binary
-//! itself, for the built-in model). Names are without the prefix of the class that saved them
-//! (`transformer.`, `model.`, ...); tensors that the model does not use (`attn.bias`,
+//! Nothing is converted here: a [`TensorView`] points into the mapped file (or the binary itself, for the
+//! built-in model). Names are without the prefixes of the wrappers and the class that saved them
+//! (`module.`, `transformer.`, `model.`, ...); tensors that the model does not use (`attn.bias`,
 //! `vision_tower...`) are ignored.
 
 mod error;
@@ -11,6 +12,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -19,12 +21,13 @@ use super::config::ModelConfig;
 use super::finite::{NotFinite, first_not_finite};
 use super::gguf::{Gguf, GgufError, RowOrder, gguf_name};
 use super::mapped::{FileBytes, WeightFile};
+use super::shards::{StoredWeights, WeightsFormat};
 pub use super::tensor::TensorView;
+use super::torch::{self, Values};
 use crate::kernels::stored::{StoredType, widen};
-use crate::regular_file;
 
-/// Maximum size of `model.safetensors.index.json`, in bytes.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// What wrappers put before the names of a model's tensors: `torch.compile` and data-parallel training.
+const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// What the names of a model's tensors may begin with, by the class that saved them. The longer ones are first.
 const PREFIXES: [&str; 5] = [
@@ -34,6 +37,9 @@ const PREFIXES: [&str; 5] = [
     "transformer.",
     "model.",
 ];
+
+/// The output projection's name.
+const LM_HEAD: &str = "lm_head.weight";
 
 #[derive(Clone)]
 struct Entry {
@@ -53,26 +59,81 @@ pub struct Checkpoint {
     tensors: HashMap<String, Entry>,
     /// The architecture, if the files are GGUF.
     gguf: Option<&'static str>,
+    /// Whether token embeddings and output projection are one matrix, once that is known.
+    tied: OnceLock<bool>,
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors` of a directory, or all shards named by its index.
+    /// Maps `model.safetensors` of a directory, or all shards named by its index; without them, those of
+    /// `pytorch_model.bin`.
     ///
     /// # Errors
     /// [`WeightsError`] with the file.
     pub fn open(directory: &Path) -> Result<Self, WeightsError> {
-        let index = directory.join("model.safetensors.index.json");
-        let single = directory.join("model.safetensors");
-        let names = if !single.exists() && index.exists() {
-            shards(&index)?
-        } else {
-            vec!["model.safetensors".to_owned()]
-        };
-        let files = names
-            .iter()
-            .map(|name| map(&directory.join(name)))
-            .collect::<Result<_, _>>()?;
-        Self::from_files(files)
+        let weights = StoredWeights::find(|file| directory.join(file).exists());
+        let weights = weights.unwrap_or(StoredWeights::SAFETENSORS);
+        let paths = weights.parts(directory)?.into_iter();
+        let mut paths = paths.map(|name| directory.join(name));
+        match weights.format {
+            WeightsFormat::Safetensors => {
+                let files = paths.map(|path| map(&path)).collect::<Result<_, _>>()?;
+                Self::from_files(files)
+            }
+            WeightsFormat::Torch => {
+                let mut all = Self::empty();
+                paths.try_for_each(|path| all.add_torch(&path))?;
+                Ok(all)
+            }
+        }
+    }
+
+    fn empty() -> Self {
+        Self {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+            gguf: None,
+            tied: OnceLock::new(),
+        }
+    }
+
+    /// Adds the tensors of a file of `PyTorch`.
+    fn add_torch(&mut self, path: &Path) -> Result<(), WeightsError> {
+        let (file, tensors) = torch::open(path)?;
+        let name = file.name.clone();
+        let whole = self.files.len();
+        self.files.push(file);
+        for tensor in tensors {
+            let (file, range) = match tensor.values {
+                Values::Stored(range) => (whole, range),
+                Values::Copied(bytes) => {
+                    let range = 0..bytes.as_ref().len();
+                    let name = name.clone();
+                    self.files.push(WeightFile { name, bytes });
+                    (self.files.len() - 1, range)
+                }
+            };
+            let entry = Entry {
+                file,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                range,
+                rows: None,
+            };
+            self.add(&tensor.name, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a tensor under its name without prefixes.
+    fn add(&mut self, name: &str, entry: Entry) -> Result<(), WeightsError> {
+        let (name, file) = (without_prefixes(name), entry.file);
+        match self.tensors.insert(name.to_owned(), entry) {
+            None => Ok(()),
+            Some(_) => Err(WeightsError::Twice {
+                file: self.files[file].name.clone(),
+                tensor: name.to_owned(),
+            }),
+        }
     }
 
     /// Adds the content of all files to a hash.
@@ -96,8 +157,13 @@ impl Checkpoint {
     }
 
     fn from_files(files: Vec<WeightFile>) -> Result<Self, WeightsError> {
-        let mut tensors = HashMap::new();
-        for (file, WeightFile { name, bytes }) in files.iter().enumerate() {
+        let mut all = Self {
+            files,
+            ..Self::empty()
+        };
+        for file in 0..all.files.len() {
+            // A clone shares the mapping.
+            let WeightFile { name, bytes } = all.files[file].clone();
             let bytes = bytes.as_ref();
             let format = |error: safetensors::SafeTensorError| WeightsError::Format {
                 file: name.clone(),
@@ -109,7 +175,6 @@ impl Checkpoint {
             SafeTensors::deserialize(bytes).map_err(format)?;
             let data = header + size_of::<u64>();
             for (tensor, info) in metadata.tensors() {
-                let name = without_prefix(&tensor);
                 let entry = Entry {
                     file,
                     dtype: supported(info.dtype),
@@ -117,19 +182,10 @@ impl Checkpoint {
                     range: data + info.data_offsets.0..data + info.data_offsets.1,
                     rows: None,
                 };
-                if tensors.insert(name.to_owned(), entry).is_some() {
-                    return Err(WeightsError::Twice {
-                        file: files[file].name.clone(),
-                        tensor: name.to_owned(),
-                    });
-                }
+                all.add(&tensor, entry)?;
             }
         }
-        Ok(Self {
-            files,
-            tensors,
-            gguf: None,
-        })
+        Ok(all)
     }
 
     /// Takes over the tensors of a GGUF file by their names in the Hugging Face layout.
@@ -154,6 +210,7 @@ impl Checkpoint {
             tensors,
             files: gguf.into_files(),
             gguf: Some(architecture),
+            ..Self::empty()
         })
     }
 
@@ -163,17 +220,62 @@ impl Checkpoint {
         self.gguf.is_some()
     }
 
-    /// Returns whether GPT-2's matrices are `[out, in]`, as those of all other architectures, and not
-    /// `[in, out]` as `Conv1D` has them.
+    /// Returns whether GPT-2's matrices are `[out, in]`, as those of all other architectures and of nanoGPT, and
+    /// not `[in, out]` as `Conv1D` has them. The matrix of queries, keys and values is the one whose shape
+    /// tells, whatever the sizes are.
     #[must_use]
     pub fn matrices_out_in(&self) -> bool {
-        self.gguf.is_some()
+        let first = self.tensors.get("h.0.attn.c_attn.weight");
+        let is_out_in = |entry: &Entry| matches!(entry.shape[..], [outputs, inputs] if outputs == inputs.saturating_mul(3));
+        self.gguf.is_some() || first.is_some_and(is_out_in)
+    }
+
+    /// Returns whether the layers of a GPT-2 have biases: nanoGPT can do without. (`attn.bias` is not one, but
+    /// the mask of causal attention.)
+    #[must_use]
+    pub fn has_biases(&self) -> bool {
+        let mut names = self.tensors.keys();
+        names.any(|name| {
+            name.rsplit_once('.')
+                .is_some_and(|(layer, kind)| kind == "bias" && !layer.ends_with("attn"))
+        })
+    }
+
+    /// Returns what is unusual about the files of a GPT-2 and how they are read, for the log.
+    #[must_use]
+    pub fn peculiarities(&self, config: &ModelConfig) -> Vec<&'static str> {
+        let ModelConfig::Gpt2(_) = config else {
+            return Vec::new();
+        };
+        let both = [config.embedding_name(), LM_HEAD].map(|name| self.tensors.contains_key(name));
+        let tied = config.tie_word_embeddings();
+        let all = [
+            (
+                self.gguf.is_none() && self.matrices_out_in(),
+                "the matrices are [out, in], as nanoGPT saves them, and are read so",
+            ),
+            (
+                !self.has_biases(),
+                "there are no biases, as in nanoGPT's models without them: they are 0",
+            ),
+            (
+                tied && both == [true, true] && !self.is_tied(config),
+                "`lm_head.weight` differs from `wte.weight` although `tie_word_embeddings` is true in \
+                 config.json: `lm_head.weight` is used for the logits",
+            ),
+            (
+                tied && both == [false, true],
+                "there is no `wte.weight`: `lm_head.weight` is used for it, as `tie_word_embeddings` says",
+            ),
+        ];
+        let present = all.into_iter().filter(|(is_so, _)| *is_so);
+        present.map(|(_, what)| what).collect()
     }
 
     /// Returns the stored type of the token embeddings, which most of the model shares.
     #[must_use]
     pub fn dtype(&self) -> Option<StoredType> {
-        let embeddings = ["wte.weight", "embed_tokens.weight"];
+        let embeddings = ["wte.weight", "embed_tokens.weight", LM_HEAD];
         let entry = embeddings.iter().find_map(|name| self.tensors.get(*name))?;
         entry.dtype.clone().ok()
     }
@@ -267,10 +369,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`finite_tensor`](Self::finite_tensor).
     pub fn lm_head(&self, config: &ModelConfig) -> Result<TensorView<'_>, WeightsError> {
-        let name = if self.has_separate_lm_head(config) {
-            "lm_head.weight"
+        let name = if self.is_tied(config) {
+            self.embedding_name(config)
         } else {
-            config.embedding_name()
+            LM_HEAD
         };
         self.finite_tensor(name, &config.embedding_shape())
     }
@@ -290,7 +392,7 @@ impl Checkpoint {
         &self,
         config: &ModelConfig,
     ) -> Result<Option<Embedding>, WeightsError> {
-        if !self.has_separate_lm_head(config) {
+        if self.is_tied(config) {
             return Ok(None);
         }
         let (name, shape) = (config.embedding_name(), config.embedding_shape());
@@ -306,12 +408,30 @@ impl Checkpoint {
         }))
     }
 
-    /// GPT-2 with a `lm_head.weight` is not tied whatever its configuration says.
-    fn has_separate_lm_head(&self, config: &ModelConfig) -> bool {
-        let has_own = || {
-            matches!(config, ModelConfig::Gpt2(_)) && self.tensors.contains_key("lm_head.weight")
-        };
-        !config.tie_word_embeddings() || has_own()
+    /// Returns the name of the token embeddings: that of the output projection, if the files have only that and
+    /// the two are tied.
+    fn embedding_name(&self, config: &ModelConfig) -> &'static str {
+        let name = config.embedding_name();
+        let has = |name: &str| self.tensors.contains_key(name);
+        if config.tie_word_embeddings() && !has(name) && has(LM_HEAD) {
+            LM_HEAD
+        } else {
+            name
+        }
+    }
+
+    /// Returns whether the output projection is the matrix of token embeddings: if the configuration says so,
+    /// and the files do not have two that differ. Then both are used, as transformers 5 does.
+    fn is_tied(&self, config: &ModelConfig) -> bool {
+        *self.tied.get_or_init(|| {
+            let stored = |name: &str| {
+                let entry = self.tensors.get(name)?;
+                let bytes = &self.files[entry.file].bytes.as_ref()[entry.range.clone()];
+                Some((&entry.shape, &entry.dtype, bytes))
+            };
+            let both = stored(config.embedding_name()).zip(stored(LM_HEAD));
+            config.tie_word_embeddings() && both.is_none_or(|(embedding, head)| embedding == head)
+        })
     }
 
     /// Checks that every tensor of the model exists with its shape, and that no tensor belongs to a
@@ -325,10 +445,14 @@ impl Checkpoint {
             if self.matrices_out_in() && config.is_conv1d(&name) {
                 shape.reverse();
             }
-            self.tensor(&name, &shape)?;
+            if name == config.embedding_name() {
+                self.tensor(self.embedding_name(config), &shape)?;
+            } else if !config.is_optional(&name) || self.has_biases() {
+                self.tensor(&name, &shape)?;
+            }
         }
-        if self.has_separate_lm_head(config) {
-            self.tensor("lm_head.weight", &config.embedding_shape())?;
+        if !self.is_tied(config) {
+            self.tensor(LM_HEAD, &config.embedding_shape())?;
         }
         self.check_layers(config)
     }
@@ -362,11 +486,25 @@ impl Checkpoint {
     }
 }
 
-/// Returns a tensor's name without the prefix of the class that saved it.
-fn without_prefix(name: &str) -> &str {
+/// Returns a tensor's name without the prefixes of wrappers and of the class that saved it.
+fn without_prefixes(name: &str) -> &str {
+    let mut name = name;
+    while let Some(rest) = WRAPPERS
+        .iter()
+        .find_map(|wrapper| name.strip_prefix(wrapper))
+    {
+        name = rest;
+    }
     let mut prefixes = PREFIXES.iter();
     let rest = prefixes.find_map(|prefix| name.strip_prefix(prefix));
-    rest.unwrap_or(name)
+    // A wrapper may be inside, around the model that has the prefix.
+    let Some(rest) = rest else {
+        return name;
+    };
+    let inner = WRAPPERS
+        .iter()
+        .find_map(|wrapper| rest.strip_prefix(wrapper));
+    inner.unwrap_or(rest)
 }
 
 fn supported(dtype: Dtype) -> Result<StoredType, String> {
@@ -383,38 +521,6 @@ fn map(path: &Path) -> Result<WeightFile, WeightsError> {
         file: path.display().to_string(),
         source,
     })
-}
-
-/// Returns the distinct shard names of an index, in order; at least one.
-pub(super) fn shards(index: &Path) -> Result<Vec<String>, WeightsError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let file = index.display().to_string();
-    let bytes = regular_file::read(index, MAX_INDEX_BYTES).map_err(|source| WeightsError::Io {
-        file: file.clone(),
-        source,
-    })?;
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| WeightsError::Index {
-        file: file.clone(),
-        reason: e.to_string(),
-    })?;
-    let names: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
-    let is_shard = |name: &String| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
-    if let Some(other) = names.iter().find(|name| !is_shard(name)) {
-        return Err(WeightsError::Index {
-            file,
-            reason: format!("{other:?} is not a safetensors file in the same directory"),
-        });
-    }
-    if names.is_empty() {
-        return Err(WeightsError::Index {
-            file,
-            reason: "it does not name any shards".to_owned(),
-        });
-    }
-    Ok(names.into_iter().collect())
 }
 
 /// The token embeddings of a model whose output projection is separate. Rows are read from the mapped file, so

@@ -25,7 +25,7 @@ impl Device {
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// The checkpoint's own precision: f32 stays f32, all others run as bf16.
+    /// Loses nothing of f32, f16 and bf16 files: bf16 for bf16, f32 for f32 and f16. bf16 for quantized files.
     Auto,
     /// 32-bit floats: the reference.
     F32,

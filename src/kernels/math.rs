@@ -1,4 +1,5 @@
-//! Element-wise functions: `exp`, `tanh`, GELU, `SiLU`, soft caps, and rounding to integers and to bf16.
+//! Element-wise functions: `exp`, `tanh`, GELU in its forms, `SiLU`, `ReLU`, soft caps, and rounding to integers and
+//! to bf16.
 //!
 //! Each is one sequence of IEEE operations (with fused multiply-adds named as such), so that the
 //! bits are the same on every instruction set, and for a value alone or in a row. They must never
@@ -51,6 +52,20 @@ const GELU_LINEAR: f32 = -1.595_769_2;
 /// `-2 sqrt(2 / pi) 0.044715`.
 const GELU_CUBIC: f32 = -7.135_481_6e-2;
 
+/// `1 - erf(x) = P(t) e^(-x^2)` for `x >= 0` and `t = 1 / (1 + 0.3275911 x)`, highest power first, with an absolute
+/// error below 1.5e-7; from Abramowitz and Stegun 1964, 7.1.26.
+const ERFC_POLYNOMIAL: [f32; 5] = [
+    1.061_405_4,
+    -1.453_152,
+    1.421_413_7,
+    -0.284_496_74,
+    0.254_829_6,
+];
+/// `0.3275911 / sqrt(2)`.
+const ERFC_SCALE: f32 = 0.231_641_89;
+/// The factor of [`gelu_sigmoid`], as its authors have it.
+const GELU_SIGMOID: f32 = 1.702;
+
 /// Returns e^x with a relative error below 2e-7. Infinite above 88.72283, 0 below -87.33654 (results
 /// are never subnormal), NaN for NaN.
 #[must_use]
@@ -84,6 +99,41 @@ pub fn gelu(x: f32) -> f32 {
     // (1 + tanh u) / 2 = 1 / (1 + e^(-2 u)), which does not cancel where tanh nears -1.
     let minus_2_u = x * (x * x).mul_add(GELU_CUBIC, GELU_LINEAR);
     x / (1.0 + exp(minus_2_u))
+}
+
+/// Returns GELU in its exact form (`gelu`; Hendrycks and Gimpel 2016, <https://arxiv.org/abs/1606.08415>):
+/// `x (1 + erf(x / sqrt(2))) / 2`, with an absolute error below `1e-6 max(1, |x|)`. NaN for NaN and, as in that
+/// formula, for negative infinity.
+#[must_use]
+#[inline(always)]
+pub fn gelu_erf(x: f32) -> f32 {
+    // The tail of the normal distribution beyond |x|, which does not cancel.
+    let magnitude = x.abs();
+    let t = 1.0 / magnitude.mul_add(ERFC_SCALE, 1.0);
+    let mut p = ERFC_POLYNOMIAL[0];
+    p = p.mul_add(t, ERFC_POLYNOMIAL[1]);
+    p = p.mul_add(t, ERFC_POLYNOMIAL[2]);
+    p = p.mul_add(t, ERFC_POLYNOMIAL[3]);
+    p = p.mul_add(t, ERFC_POLYNOMIAL[4]);
+    let tail = 0.5 * p * t * exp(-0.5 * (x * x));
+    let below = if x < 0.0 { tail } else { 1.0 - tail };
+    x * below
+}
+
+/// Returns the approximation of GELU by a sigmoid (`quick_gelu`; Hendrycks and Gimpel 2016, section 2):
+/// `x / (1 + e^(-1.702 x))`, with an absolute error below `1e-6 max(1, |x|)`. NaN for NaN and, as in that formula,
+/// for negative infinity.
+#[must_use]
+#[inline(always)]
+pub fn gelu_sigmoid(x: f32) -> f32 {
+    x / (1.0 + exp(-GELU_SIGMOID * x))
+}
+
+/// Returns `max(x, 0)`. NaN for NaN.
+#[must_use]
+#[inline(always)]
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
 }
 
 /// Returns `SiLU`, `x / (1 + e^-x)` (Elfwing, Uchibe and Doya 2017, <https://arxiv.org/abs/1702.03118>),
@@ -168,6 +218,42 @@ fn silu_each(x: &mut [f32]) {
     for x in x {
         *x = silu(*x);
     }
+}
+
+#[inline(always)]
+fn gelu_erf_each(x: &mut [f32]) {
+    for x in x {
+        *x = gelu_erf(*x);
+    }
+}
+
+#[inline(always)]
+fn gelu_sigmoid_each(x: &mut [f32]) {
+    for x in x {
+        *x = gelu_sigmoid(*x);
+    }
+}
+
+#[inline(always)]
+fn relu_each(x: &mut [f32]) {
+    for x in x {
+        *x = relu(*x);
+    }
+}
+
+per_isa! {
+    /// Replaces every element by its [`gelu_erf`].
+    pub fn gelu_erf_in_place(x: &mut [f32]) => gelu_erf_each;
+}
+
+per_isa! {
+    /// Replaces every element by its [`gelu_sigmoid`].
+    pub fn gelu_sigmoid_in_place(x: &mut [f32]) => gelu_sigmoid_each;
+}
+
+per_isa! {
+    /// Replaces every element by its [`relu`].
+    pub fn relu_in_place(x: &mut [f32]) => relu_each;
 }
 
 per_isa! {
@@ -349,6 +435,48 @@ mod tests {
         }
     }
 
+    /// erf in f64 by its Taylor series, to 1e-12 for `|x| < 5`; beyond that it is 1 to 1e-11.
+    fn erf(x: f64) -> f64 {
+        if x.abs() >= 5.0 {
+            return x.signum();
+        }
+        let (mut term, mut sum, mut n) = (x, x, 0.0);
+        while term.abs() > 1e-16 * sum.abs() {
+            n += 1.0;
+            term *= -x * x / n;
+            sum += term / (2.0 * n + 1.0);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    }
+
+    #[test]
+    fn the_other_forms_of_gelu_are_within_1e_6_of_their_formulas() {
+        let exact = |x: f64| 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2));
+        let sigmoid = |x: f64| x / (1.0 + (-1.702 * x).exp());
+        for x in samples()
+            .into_iter()
+            .chain((-8000..8000).map(|i| i as f32 / 500.0))
+        {
+            let wide = f64::from(x);
+            let pairs = [
+                (gelu_erf(x), exact(wide)),
+                (gelu_sigmoid(x), sigmoid(wide)),
+                (relu(x), wide.max(0.0)),
+            ];
+            for (y, truth) in pairs {
+                let error = (f64::from(y) - truth).abs();
+                let allowed = 1e-6 * wide.abs().max(1.0);
+                if x.is_finite() {
+                    assert!(error <= allowed, "f({x}) = {y}, off by {error}");
+                }
+            }
+        }
+        for function in [gelu_erf, gelu_sigmoid, relu] {
+            assert!(function(f32::NAN).is_nan());
+            assert_eq!(function(f32::INFINITY), f32::INFINITY);
+        }
+    }
+
     #[test]
     fn tanh_is_within_4e_7_of_the_true_value() {
         for x in samples()
@@ -393,6 +521,9 @@ mod tests {
                 exp_in_place as fn(Isa, &mut [f32]),
             ),
             (gelu, "gelu", gelu_in_place),
+            (gelu_erf, "gelu_erf", gelu_erf_in_place),
+            (gelu_sigmoid, "gelu_sigmoid", gelu_sigmoid_in_place),
+            (relu, "relu", relu_in_place),
             (silu, "silu", silu_in_place),
             (tanh, "tanh", tanh_in_place),
         ] {

@@ -50,6 +50,7 @@ struct SelfAttention {
 
 struct Mlp {
     c_fc: Box<dyn Linear>,
+    activation: Activation,
     c_proj: Box<dyn Linear>,
 }
 
@@ -154,10 +155,10 @@ impl SelfAttention {
 }
 
 impl Mlp {
-    /// Computes `gelu(c_fc(x))` of normalized rows.
+    /// Computes `activation(c_fc(x))` of normalized rows; GPT-2's own is GELU.
     fn neurons(&self, x: &Tensor) -> Result<Tensor> {
-        let gelu = Epilogue::Activate(Activation::GeluTanh);
-        self.c_fc.forward(x, gelu) // [rows, n_embd] -> [rows, n_inner]
+        let activate = Epilogue::Activate(self.activation);
+        self.c_fc.forward(x, activate) // [rows, n_embd] -> [rows, n_inner]
     }
 
     /// Computes `c_proj(a)`, added to `residual`.
@@ -200,7 +201,10 @@ impl Block {
         let (n_embd, n_inner) = (config.n_embd, config.n_inner);
         let eps = config.layer_norm_epsilon;
         let name = |part: &str| format!("h.{i}.{part}");
-        let shape = AttentionShape::multi_head(config.n_head, config.head_dim());
+        let shape = AttentionShape {
+            scale: config.score_scale(i),
+            ..AttentionShape::multi_head(config.n_head, config.head_dim())
+        };
         Ok(Self {
             ln_1: loader.layer_norm(&name("ln_1"), n_embd, eps)?,
             attn: SelfAttention {
@@ -212,6 +216,7 @@ impl Block {
             ln_2: loader.layer_norm(&name("ln_2"), n_embd, eps)?,
             mlp: Mlp {
                 c_fc: loader.conv1d(&name("mlp.c_fc"), n_embd, n_inner)?,
+                activation: config.activation,
                 c_proj: loader.conv1d(&name("mlp.c_proj"), n_inner, n_embd)?,
             },
             neuron_norms: OnceLock::new(),

@@ -100,10 +100,19 @@ impl Loader<'_> {
         Ok(self.files.checkpoint.finite_tensor(name, shape)?.to_f32())
     }
 
+    /// Reads `NAME.bias`, `[width]`, of a GPT-2; zeros if its files have no biases.
+    fn bias(&self, name: &str, width: usize) -> Result<Vec<f32>> {
+        if self.files.checkpoint.has_biases() {
+            self.values(&format!("{name}.bias"), &[width])
+        } else {
+            Ok(vec![0.0; width])
+        }
+    }
+
     /// Creates a layer norm from `NAME.weight` and `NAME.bias`, `[width]` each.
     pub fn layer_norm(&self, name: &str, width: usize, eps: f64) -> Result<Box<dyn Norm>> {
         let weight = self.values(&format!("{name}.weight"), &[width])?;
-        let bias = self.values(&format!("{name}.bias"), &[width])?;
+        let bias = self.bias(name, width)?;
         Ok(self.backend.layer_norm(&weight, &bias, eps)?)
     }
 
@@ -135,7 +144,7 @@ impl Loader<'_> {
         };
         let weight = checkpoint.finite_tensor(&format!("{name}.weight"), &shape)?;
         let weight = raw(&weight, order, [outputs, inputs]);
-        let bias = self.values(&format!("{name}.bias"), &[outputs])?;
+        let bias = self.bias(name, outputs)?;
         Ok(self.backend.linear(&[weight], Some(&bias))?)
     }
 

@@ -60,6 +60,9 @@ impl Model {
     /// [`LoadError`], with file and tensor, if the checkpoint does not match its configuration.
     pub fn load(files: &ModelFiles, backend: &dyn Backend) -> std::result::Result<Self, LoadError> {
         files.checkpoint.validate(&files.config)?;
+        for what in files.checkpoint.peculiarities(&files.config) {
+            tracing::warn!("{what}");
+        }
         let loader = Loader { files, backend };
         let model = match &files.config {
             ModelConfig::Gpt2(config) => Self::Gpt2(Gpt2::load(&loader, config)?),

@@ -63,7 +63,7 @@ impl Reference {
     }
 }
 
-fn backends() -> Vec<Box<dyn Backend>> {
+pub fn backends() -> Vec<Box<dyn Backend>> {
     let two = NonZeroUsize::new(2).expect("not zero");
     let pool = Pool::new(two);
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(CandleBackend::new(Device::Cpu, two))];
@@ -78,7 +78,7 @@ fn backends() -> Vec<Box<dyn Backend>> {
 }
 
 /// Returns a batch of all tokens.
-fn whole(ids: &[u32]) -> Batch {
+pub fn whole(ids: &[u32]) -> Batch {
     let n = ids.len() as u32;
     Batch {
         ids: ids.to_vec(),
@@ -93,7 +93,7 @@ fn whole(ids: &[u32]) -> Batch {
     }
 }
 
-fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
+pub fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
     let difference = (found - expected).expect("a difference").abs();
     let largest = difference.and_then(|d| d.flatten_all()?.max(0)?.to_scalar::<f32>());
@@ -146,32 +146,39 @@ async fn greedy_continuations_are_transformers_token_for_token() {
             Box::new(CandleBackend::new(Device::Cpu, two)),
         ];
         for backend in backends {
-            let model = Model::load(&files, &*backend).expect("the model loads");
-            let spec = model.spec().clone();
-            let limits = Limits::for_model(spec.context_length, spec.vocab_size, Vec::new());
-            let engine = engine::start(model, EngineConfig::default()).expect("it starts");
             for prompt in 0..PROMPTS {
+                let ids = reference.ids(&format!("p{prompt}.input_ids"));
                 let expected = reference.ids(&format!("p{prompt}.greedy40"));
-                let draft = RequestDraft::new(
-                    RequestId::random(),
-                    reference.ids(&format!("p{prompt}.input_ids")),
-                    expected.len(),
-                    SamplingStyle::Greedy,
-                );
-                let request = limits.admit(draft).expect("a request");
-                let mut generation = engine.submit(request).await.expect("accepted");
-                let mut found = Vec::new();
-                while let Some(event) = generation.next().await {
-                    match event {
-                        TokenEvent::Token(token) => found.push(token.token.id),
-                        TokenEvent::Failed(error) => panic!("{error}"),
-                        TokenEvent::Prefilled(_) => (),
-                    }
-                }
+                let found = greedy(&files, &*backend, ids, expected.len()).await;
                 assert_eq!(found, expected, "{name}, {}, p{prompt}", backend.name());
             }
         }
     }
+}
+
+/// Returns the most likely tokens after `ids`, one by one.
+pub async fn greedy(
+    files: &ModelFiles,
+    backend: &dyn Backend,
+    ids: Vec<u32>,
+    tokens: usize,
+) -> Vec<u32> {
+    let model = Model::load(files, backend).expect("the model loads");
+    let spec = model.spec().clone();
+    let limits = Limits::for_model(spec.context_length, spec.vocab_size, Vec::new());
+    let engine = engine::start(model, EngineConfig::default()).expect("it starts");
+    let draft = RequestDraft::new(RequestId::random(), ids, tokens, SamplingStyle::Greedy);
+    let request = limits.admit(draft).expect("a request");
+    let mut generation = engine.submit(request).await.expect("accepted");
+    let mut found = Vec::new();
+    while let Some(event) = generation.next().await {
+        match event {
+            TokenEvent::Token(token) => found.push(token.token.id),
+            TokenEvent::Failed(error) => panic!("{error}"),
+            TokenEvent::Prefilled(_) => (),
+        }
+    }
+    found
 }
 
 /// So what holds for one of them holds for the other.

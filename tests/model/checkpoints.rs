@@ -104,9 +104,9 @@ fn the_output_projection_is_wte_unless_there_is_a_separate_one() {
     let mut tensors = tensors("transformer.", Dtype::F32);
     assert_eq!(head(&model_of(&tensors)), values(0, &shape));
 
-    let separate = Tensor::new(99, &shape, Dtype::F32);
+    let separate = Tensor::new(98, &shape, Dtype::F32);
     tensors.insert("lm_head.weight".to_owned(), separate);
-    assert_eq!(head(&model_of(&tensors)), values(99, &shape));
+    assert_eq!(head(&model_of(&tensors)), values(98, &shape));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_separate_embedding_is_its_row_of_wte_and_no_other_id_has_one() {
     let tied = open(model_of(&tensors).path()).unwrap();
     let none = tied.checkpoint.separate_embedding(&tied.config).unwrap();
     assert!(none.is_none());
-    let separate = Tensor::new(99, &[VOCAB_SIZE, N_EMBD], Dtype::F16);
+    let separate = Tensor::new(98, &[VOCAB_SIZE, N_EMBD], Dtype::F16);
     tensors.insert("lm_head.weight".to_owned(), separate);
     let files = open(model_of(&tensors).path()).unwrap();
     let wte = files.checkpoint.separate_embedding(&files.config).unwrap();
@@ -321,10 +321,10 @@ fn a_directory_without_a_whole_model_is_refused_by_what_it_lacks() {
     }
     let directory = model();
     remove(&directory, "model.safetensors");
-    replace(&directory, "pytorch_model.bin", "pickled");
+    replace(&directory, "tf_model.h5", "hierarchical");
     assert_names(
         &refused(&directory),
-        &["only pytorch_model.bin", "save_pretrained"],
+        &["only tf_model.h5", "save_pretrained"],
     );
 
     let nowhere = directory.path().join("nowhere");

@@ -243,15 +243,15 @@ fn what_the_hub_does_not_have_is_named() {
 }
 
 #[test]
-fn a_repository_without_safetensors_is_refused_before_anything_is_fetched() {
+fn a_repository_without_weights_is_refused_before_anything_is_fetched() {
     let mut files = tiny_model::files();
     files.remove("model.safetensors");
-    files.insert("pytorch_model.bin".to_owned(), b"pickled".to_vec());
+    files.insert("tf_model.h5".to_owned(), b"hierarchical".to_vec());
     let fixture = Fixture::with(files);
     let message = fixture.pull().unwrap_err();
     assert_names(
         &message,
-        &["org/tiny@main", "only pytorch_model.bin", "save_pretrained"],
+        &["org/tiny@main", "only tf_model.h5", "save_pretrained"],
     );
     assert!(fixture.hub.fetched().is_empty());
 }

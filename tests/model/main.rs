@@ -8,6 +8,7 @@ mod support;
 mod architectures;
 mod checkpoints;
 mod gguf;
+mod gpt2_family;
 mod hub;
 mod real;
 mod real_gpt2;

@@ -53,7 +53,12 @@ fn matrix(device: &Device, weight: &RawWeight<'_>) -> Result<Tensor> {
 fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::GeluTanh => x.gelu(),
+        Activation::GeluErf => x.gelu_erf(),
+        // x / (1 + e^(-1.702 x)) = silu(1.702 x) / 1.702
+        Activation::GeluSigmoid => (x * 1.702)?.silu()? / 1.702,
+        Activation::Relu => x.relu(),
         Activation::Silu => x.silu(),
+        Activation::Tanh => x.tanh(),
     }
 }
 

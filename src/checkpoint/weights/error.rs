@@ -24,8 +24,16 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// `model.safetensors.index.json` is not valid.
-    #[error("{file} is not an index of safetensors shards: {reason}")]
+    /// A file of `PyTorch` can't be read.
+    #[error("{file} can't be read as weights of PyTorch: {reason}")]
+    Torch {
+        /// The file.
+        file: String,
+        /// What is wrong with it, or what would help.
+        reason: String,
+    },
+    /// An index of shards is not valid.
+    #[error("{file} is not an index of shards: {reason}")]
     Index {
         /// The file.
         file: String,

@@ -12,8 +12,16 @@ use crate::kernels::shared_slice::SharedSlice;
 pub enum Activation {
     /// [`math::gelu`]: GELU in its tanh form.
     GeluTanh,
+    /// [`math::gelu_erf`]: GELU in its exact form.
+    GeluErf,
+    /// [`math::gelu_sigmoid`].
+    GeluSigmoid,
+    /// [`math::relu`].
+    Relu,
     /// [`math::silu`].
     Silu,
+    /// [`math::tanh`].
+    Tanh,
 }
 
 /// The last operation on a value `y`, with the values of its operand, `[rows, out]`.
@@ -117,16 +125,19 @@ fn operand(values: &[f32], at: usize, width: usize) -> [f32; PANEL] {
 #[inline(always)]
 fn activate(activation: Activation, values: &mut [f32; PANEL]) {
     match activation {
-        Activation::GeluTanh => {
-            for value in values {
-                *value = math::gelu(*value);
-            }
-        }
-        Activation::Silu => {
-            for value in values {
-                *value = math::silu(*value);
-            }
-        }
+        Activation::GeluTanh => each(values, math::gelu),
+        Activation::GeluErf => each(values, math::gelu_erf),
+        Activation::GeluSigmoid => each(values, math::gelu_sigmoid),
+        Activation::Relu => each(values, math::relu),
+        Activation::Silu => each(values, math::silu),
+        Activation::Tanh => each(values, math::tanh),
+    }
+}
+
+#[inline(always)]
+fn each(values: &mut [f32; PANEL], function: impl Fn(f32) -> f32) {
+    for value in values {
+        *value = function(*value);
     }
 }
 
