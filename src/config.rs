@@ -6,6 +6,7 @@
 //!
 //! Nothing here knows another module.
 
+mod adapter;
 mod choices;
 mod error;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod names;
 mod settings;
 mod values;
 
+pub use self::adapter::{AdapterSetting, InvalidAdapter};
 pub use self::choices::{Device, Dtype, GenerationDefaults, KvPrecision, LogFormat, Speculation};
 pub use self::error::ConfigError;
 pub use self::hosts::{AllowedHost, CorsOrigin, InvalidHost};

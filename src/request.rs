@@ -34,6 +34,7 @@ pub use self::invalid::{InvalidRequest, in_range, short};
 pub use self::limits::Limits;
 pub use self::sampling::{SamplingOverrides, SamplingParams, SamplingStyle};
 pub use crate::fair::Tenant;
+use crate::model::adapter::Adapter;
 use crate::text::Grammar;
 
 /// What happens when the context reaches the model's window: `stop` ends the generation with reason
@@ -150,6 +151,8 @@ pub struct RequestFields {
     pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
+    /// The adapter that the model runs with.
+    pub adapter: Option<Arc<Adapter>>,
     /// The grammar that the text must follow.
     pub grammar: Option<Grammar>,
     /// Kind of output that the engine returns.

@@ -9,12 +9,15 @@ use std::time::{Instant, SystemTime};
 use bytesize::ByteSize;
 use tracing::{info, warn};
 
+pub mod adapters;
+
+use self::adapters::{Adapters, LoadAdapterError};
 use crate::backend::Backend;
 use crate::backend::candle::CandleBackend;
 use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::source::SourceError;
 use crate::checkpoint::{GenerationConfig, ModelFiles, ModelSource};
-use crate::config::{Device, Dtype, GenerationDefaults, KvPrecision};
+use crate::config::{AdapterSetting, Device, Dtype, GenerationDefaults, KvPrecision};
 use crate::engine::kv_memory::KvLayout;
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle, blocks::BLOCK_SIZE};
 use crate::kernels::kv::KvDtype;
@@ -23,7 +26,7 @@ use crate::kernels::stored::StoredType;
 
 use crate::model::trial::{self, TrialError};
 use crate::model::{LoadError, Model, ModelSpec};
-use crate::request::Limits;
+use crate::request::{GenerateRequest, Limits};
 use crate::resources::{self, Sourced, WORKING_MEMORY};
 use crate::session::snapshots::{SnapshotConfig, Snapshots};
 use crate::session::{Fingerprint, SessionConfig, SessionError, Sessions, tokenizer_fingerprint};
@@ -55,6 +58,8 @@ pub struct ServingSettings {
     pub chat_template: Option<String>,
     /// Maximum tokens of a session's history; `None` is the default.
     pub max_session_tokens: Option<usize>,
+    /// The adapters to load.
+    pub adapters: Vec<AdapterSetting>,
     /// Settings of the engine. Memory and precision of the KV cache are those above.
     pub engine: EngineConfig,
     /// Settings of sessions.
@@ -123,6 +128,14 @@ pub enum ServingError {
     /// The engine can't start.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// An adapter can't be served.
+    #[error("`adapter` {name} can't be served")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: Box<LoadAdapterError>,
+    },
     /// The sessions can't be opened.
     #[error(transparent)]
     Sessions(#[from] SessionError),
@@ -144,6 +157,8 @@ pub struct Serving {
     pub limits: Limits,
     /// Facts about the model for clients.
     pub info: ModelInfo,
+    /// The adapters that the model can run with.
+    pub adapters: Adapters,
 }
 
 /// Facts about a model for clients.
@@ -305,6 +320,7 @@ impl Serving {
             limits.max_queue,
         );
         let info = model_info(spec, name, source, settings.device, &*backend);
+        let adapters = settings.load_adapters(&files, &info, &*backend)?;
         let tokenizer = Arc::new(files.tokenizer);
         let fingerprint = tokenizer_fingerprint(&tokenizer, limits.vocab_size);
         let sessions = Sessions::open(
@@ -326,9 +342,33 @@ impl Serving {
             chat: Arc::new(chat),
             limits,
             info,
+            adapters,
         })
     }
+
+    /// Returns the name of what a request runs: the adapter's, or else the model's.
+    #[must_use]
+    pub fn name_of<'a>(&'a self, request: &'a GenerateRequest) -> &'a str {
+        let adapter = request.adapter.as_ref();
+        adapter.map_or(&self.info.id, |adapter| &adapter.name)
+    }
+
+    /// Returns the names of the model and its adapters, for messages.
+    #[must_use]
+    pub fn served(&self) -> String {
+        let adapters = self.adapters.all();
+        let adapters = adapters.iter().map(|adapter| &adapter.name);
+        let names = std::iter::once(&self.info.id).chain(adapters);
+        let names: Vec<String> = names
+            .take(SHOWN_NAMES)
+            .map(|name| format!("{name:?}"))
+            .collect();
+        names.join(", ")
+    }
 }
+
+/// Maximum names in a message.
+const SHOWN_NAMES: usize = 8;
 
 impl ServingSettings {
     /// Loads the model and runs its first forward pass.
@@ -346,6 +386,32 @@ impl ServingSettings {
             source: Box::new(error),
         })?;
         Ok(model)
+    }
+
+    /// Loads the adapters.
+    fn load_adapters(
+        &self,
+        files: &ModelFiles,
+        info: &ModelInfo,
+        backend: &dyn Backend,
+    ) -> Result<Adapters, ServingError> {
+        let names = vec![info.id.clone(), info.source.clone()];
+        let own = backend.for_adapters();
+        let adapters = Adapters::new(files.config.clone(), own, names);
+        for AdapterSetting { name, source } in &self.adapters {
+            let loaded = adapters.load(name, source);
+            let adapter = loaded.map_err(|error| ServingError::Adapter {
+                name: name.clone(),
+                source: Box::new(error),
+            })?;
+            info!(
+                adapter = name,
+                source,
+                bytes = adapter.bytes(),
+                "adapter loaded"
+            );
+        }
+        Ok(adapters)
     }
 
     /// Chooses the KV cache's memory. Logs a warning if it does not fit beside the weights.

@@ -63,6 +63,14 @@ impl Backend for CpuBackend {
         &self.pool
     }
 
+    fn for_adapters(&self) -> Box<dyn Backend> {
+        let dtype = match self.dtype {
+            WeightDtype::F32 => WeightDtype::F32,
+            WeightDtype::Bf16 | WeightDtype::Q8 => WeightDtype::Bf16,
+        };
+        Box::new(Self::on(Arc::clone(&self.pool), self.isa, dtype))
+    }
+
     fn linear(&self, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
         let layer = PackedLinear::pack(
             &self.pool,

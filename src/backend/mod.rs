@@ -33,6 +33,9 @@ pub trait Backend: Send + Sync {
     /// Returns the compute threads, which sampling uses too.
     fn pool(&self) -> &Arc<Pool>;
 
+    /// Returns the same backend with the precision for adapters, whose matrices are small: never less than bf16.
+    fn for_adapters(&self) -> Box<dyn Backend>;
+
     /// Makes a linear layer of matrices that read the same features and whose outputs follow one
     /// another: queries, keys and values, for example. Their stored types may differ.
     ///

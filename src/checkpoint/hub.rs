@@ -27,9 +27,10 @@ use retry::Retry;
 pub use error::HubError;
 pub use settings::{HubSettings, HubToken};
 
+use super::adapter;
 use super::gguf::GgufChoice;
 use super::gguf::choice::{choose, has_only_gguf};
-use super::layout::Layout;
+use super::layout::{IncompleteModel, Layout};
 
 const MAIN: &str = "main";
 /// Depth of directories in which cached models in GGUF are looked for.
@@ -49,10 +50,28 @@ impl HubSettings {
         gguf: Option<&GgufChoice>,
         progress: bool,
     ) -> Result<PathBuf, HubError> {
+        self.fetch(id, revision, Wanted::Model(gguf), progress)
+    }
+
+    /// Fetches the files of an adapter, as [`pull`](Self::pull) does those of a model.
+    ///
+    /// # Errors
+    /// [`HubError`] if it can't be fetched, or the repository is not one of an adapter.
+    pub fn pull_adapter(&self, id: &str, revision: Option<&str>) -> Result<PathBuf, HubError> {
+        self.fetch(id, revision, Wanted::Adapter, false)
+    }
+
+    fn fetch(
+        &self,
+        id: &str,
+        revision: Option<&str>,
+        wanted: Wanted<'_>,
+        progress: bool,
+    ) -> Result<PathBuf, HubError> {
         let pull = Pull {
             settings: self,
             id,
-            gguf,
+            wanted,
             revision: revision.unwrap_or(MAIN),
             cache: ModelCache::new(&self.cache_dir, id),
             progress,
@@ -102,12 +121,21 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit())
 }
 
-/// A model being fetched.
+/// What is fetched from a repository.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// A model; one of several in GGUF, if there is a choice.
+    Model(Option<&'a GgufChoice>),
+    /// A LoRA adapter.
+    Adapter,
+}
+
+/// A model or adapter being fetched.
 struct Pull<'a> {
     settings: &'a HubSettings,
     id: &'a str,
     revision: &'a str,
-    gguf: Option<&'a GgufChoice>,
+    wanted: Wanted<'a>,
     cache: ModelCache,
     progress: bool,
 }
@@ -151,6 +179,9 @@ impl Pull<'_> {
         let snapshot = self.cache.snapshot(&commit);
         let mut files = Vec::new();
         list(&snapshot, "", 0, &mut files);
+        if let Wanted::Adapter = self.wanted {
+            return self.adapter_files(&files).is_ok().then_some(snapshot);
+        }
         match self.gguf_files(&files) {
             None => is_whole(&snapshot).then_some(snapshot),
             Some(chosen) => {
@@ -168,7 +199,11 @@ impl Pull<'_> {
     /// layout.
     fn gguf_files(&self, files: &[String]) -> Option<Result<Vec<String>, HubError>> {
         let files = files.iter().map(String::as_str);
-        if self.gguf.is_none() && !has_only_gguf(files.clone()) {
+        let choice = match self.wanted {
+            Wanted::Model(choice) => choice,
+            Wanted::Adapter => return None,
+        };
+        if choice.is_none() && !has_only_gguf(files.clone()) {
             return None;
         }
         let place = format!("the repository {}", self.name());
@@ -176,7 +211,21 @@ impl Pull<'_> {
             "choose one with `{id}:QUANTIZATION` or `{id}/FILE`",
             id = self.id
         );
-        Some(choose(&place, &files, self.gguf, &how).map_err(HubError::from))
+        Some(choose(&place, &files, choice, &how).map_err(HubError::from))
+    }
+
+    /// Returns the files of the adapter among a repository's files.
+    fn adapter_files(&self, files: &[String]) -> Result<Vec<&'static str>, HubError> {
+        let has = |wanted: &&str| files.iter().any(|file| file == wanted);
+        let weights = adapter::WEIGHTS.into_iter().find(has);
+        match weights.filter(|_| has(&adapter::CONFIG)) {
+            Some(weights) => Ok(vec![adapter::CONFIG, weights]),
+            None => Err(HubError::from(IncompleteModel {
+                place: format!("the repository {}", self.name()),
+                missing: "adapter_config.json with adapter_model.safetensors",
+                hint: String::new(),
+            })),
+        }
     }
 
     /// Runs the async client on a separate thread, since the caller may already be inside a
@@ -211,6 +260,13 @@ impl Pull<'_> {
             return Ok(parts
                 .first()
                 .map_or(snapshot.clone(), |first| snapshot.join(first)));
+        }
+        if let Wanted::Adapter = self.wanted {
+            for file in self.adapter_files(&files)? {
+                self.file(&hub, &commit, file).await?;
+            }
+            self.point_to(&commit);
+            return Ok(snapshot);
         }
         let files: HashSet<String> = files.into_iter().collect();
         let present = |file: &str| files.contains(file);

@@ -16,8 +16,10 @@
 //! | [`gguf`] | models in GGUF: metadata as the files above, names, tokenizer |
 //! | [`json`] | JSON files with errors that name the field |
 //! | [`weights`], `shards`, `mapped`, `tensor`, `finite` | files of weights, memory-mapped; their tensors; the check of their values |
-//! | `torch` | weights as `PyTorch` saves them |
+//! | [`adapter`] | LoRA adapters as peft saves them |
+//! | `torch` | weights as PyTorch saves them |
 
+pub mod adapter;
 pub mod config;
 mod config_error;
 pub mod decoder_fields;

@@ -13,7 +13,7 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WeightsFormat {
     Safetensors,
-    /// `PyTorch`'s.
+    /// PyTorch's.
     Torch,
 }
 

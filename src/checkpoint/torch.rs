@@ -1,4 +1,4 @@
-//! Weights as `PyTorch` saves them: `pytorch_model.bin`, a zip archive with a pickled index of tensors.
+//! Weights as PyTorch saves them: `pytorch_model.bin`, a zip archive with a pickled index of tensors.
 //!
 //! The index is read by candle's reader, which knows the objects that tensors are made of and never runs
 //! anything that a file asks for. The values stay where they are in the mapped file; only those of tensors that

@@ -1,5 +1,5 @@
 //! The tensors of a checkpoint, by the names of the Hugging Face layout, in memory-mapped files: safetensors,
-//! `PyTorch`'s, GGUF.
+//! PyTorch's, GGUF.
 //!
 //! Nothing is converted here: a [`TensorView`] points into the mapped file (or the binary itself, for the
 //! built-in model). Names are without the prefixes of the wrappers and the class that saved them
@@ -26,8 +26,8 @@ pub use super::tensor::TensorView;
 use super::torch::{self, Values};
 use crate::kernels::stored::{StoredType, widen};
 
-/// What wrappers put before the names of a model's tensors: `torch.compile` and data-parallel training.
-const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
+/// What wrappers put before the names of a model's tensors: `torch.compile`, data-parallel training, peft.
+const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "base_model.model."];
 
 /// What the names of a model's tensors may begin with, by the class that saved them. The longer ones are first.
 const PREFIXES: [&str; 5] = [
@@ -87,6 +87,31 @@ impl Checkpoint {
         }
     }
 
+    /// Maps one file of safetensors or, by its extension `bin`, of PyTorch.
+    ///
+    /// # Errors
+    /// [`WeightsError`] with the file.
+    pub fn open_file(path: &Path) -> Result<Self, WeightsError> {
+        if path.extension().is_some_and(|extension| extension == "bin") {
+            let mut all = Self::empty();
+            all.add_torch(path)?;
+            Ok(all)
+        } else {
+            Self::from_files(vec![map(path)?])
+        }
+    }
+
+    /// Returns the names of all tensors, without prefixes, in no particular order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Returns the shape of a tensor, if it is there.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| &entry.shape[..])
+    }
+
     fn empty() -> Self {
         Self {
             files: Vec::new(),
@@ -96,7 +121,7 @@ impl Checkpoint {
         }
     }
 
-    /// Adds the tensors of a file of `PyTorch`.
+    /// Adds the tensors of a file of PyTorch.
     fn add_torch(&mut self, path: &Path) -> Result<(), WeightsError> {
         let (file, tensors) = torch::open(path)?;
         let name = file.name.clone();

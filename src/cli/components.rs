@@ -51,6 +51,7 @@ pub(super) fn serving(
         engine: engine(&settings),
         model: settings.model.source,
         served_model_name: settings.served_model_name,
+        adapters: settings.adapter,
         dtype: settings.model.dtype,
         device: settings.model.device,
         kv_dtype: settings.kv_dtype,
@@ -69,6 +70,7 @@ pub(super) fn terminal(model: &ModelSettings, sessions: SessionConfig) -> Servin
     ServingSettings {
         model: model.source.clone(),
         served_model_name: None,
+        adapters: Vec::new(),
         dtype: model.dtype,
         device: model.device,
         kv_dtype: KvPrecision::Auto,

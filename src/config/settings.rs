@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
+use super::adapter::AdapterSetting;
 use super::choices::{KvPrecision, LogFormat, Speculation};
 use super::error::ConfigError;
 use super::hosts::{AllowedHost, CorsOrigin};
@@ -35,6 +36,16 @@ pub struct Settings {
         value_parser = name
     )]
     pub served_model_name: Option<String>,
+    /// LoRA adapters that the model can run with, by the name for clients: a directory as peft saves it, or a hub
+    /// id; separated by commas, or given repeatedly [default: none]
+    #[arg(
+        help_heading = "Model",
+        long,
+        env = "SKALD_ADAPTER",
+        value_name = "NAME=PATH_OR_ID",
+        value_delimiter = ','
+    )]
+    pub adapter: Vec<AdapterSetting>,
     /// The template that turns conversations into prompts: a file with a Jinja template, such a template
     /// itself, or `plain` for paragraphs like `User: …` [default: the model's own, else plain]
     #[arg(

@@ -147,6 +147,7 @@ fn serving() -> Serving {
     let settings = ServingSettings {
         model: "fuzzed".to_owned(),
         served_model_name: Some("fuzzed".to_owned()),
+        adapters: Vec::new(),
         device: crate::config::Device::Cpu,
         dtype: Dtype::F32,
         kv_dtype: KvPrecision::F32,

@@ -34,8 +34,8 @@ pub(super) enum Needs {
 }
 
 /// Permission that each route requires, by its template.
-const ROUTES: [(&str, Needs); 30] = {
-    use KeyScope::{Generate, Metrics};
+const ROUTES: [(&str, Needs); 32] = {
+    use KeyScope::{Admin, Generate, Metrics};
     use Needs::{Nothing, Scope};
     [
         ("/livez", Nothing),
@@ -54,6 +54,8 @@ const ROUTES: [(&str, Needs); 30] = {
         ("/v1/chat/completions", Scope(Generate)),
         ("/v1/embeddings", Scope(Generate)),
         ("/v1/inspect", Scope(Generate)),
+        ("/v1/load_lora_adapter", Scope(Admin)),
+        ("/v1/unload_lora_adapter", Scope(Admin)),
         ("/v1/models", Scope(Generate)),
         ("/v1/models/{*id}", Scope(Generate)),
         ("/v1/sessions", Scope(Generate)),

@@ -52,6 +52,7 @@
 )]
 
 mod access;
+mod adapters;
 mod admission;
 mod app;
 mod body;
@@ -123,6 +124,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(inspect::inspect))
         .routes(routes!(openai::chat::completions))
         .routes(routes!(openai::models::list))
+        .routes(routes!(adapters::load))
+        .routes(routes!(adapters::unload))
         // Described in `openapi::Contract`: names of models can have slashes, which OpenAPI's paths can't express.
         .route("/v1/models/{*id}", axum::routing::get(openai::models::get))
         .routes(routes!(sessions::list))

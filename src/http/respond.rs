@@ -26,7 +26,9 @@ pub(super) async fn respond<R: Renderer>(
     renderer: R,
 ) -> Result<Response, ApiError> {
     let (requests, per_prompt) = (&submission.requests, submission.per_prompt);
-    scope.trace.asks(&serving.info.id, requests, per_prompt);
+    let model = requests.first().map(|request| serving.name_of(request));
+    let model = model.unwrap_or(&serving.info.id);
+    scope.trace.asks(model, requests, per_prompt);
     let charge = scope.meter.take_prompts(requests, per_prompt)?;
     let history_lost = submission.history_lost();
     let generations = TextGeneration::start_all(app, serving, submission, scope).await?;

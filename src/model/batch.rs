@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::adapter::AdapterRows;
 use crate::kernels::kv::SequenceSpan;
 
 /// The rows of one forward pass.
@@ -20,6 +21,8 @@ pub struct Batch {
     pub scored_rows: Vec<u32>,
     /// Rows whose hidden states are returned, in order.
     pub hidden_rows: Vec<u32>,
+    /// The adapters of rows that have one; each row has one at most.
+    pub adapters: Vec<AdapterRows>,
 }
 
 /// The results of one forward pass.

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor};
 
+use super::adapter::{Adapted, AdapterRows, added};
 use super::architecture::{Architecture, BlockParts, Ends};
 use super::batch::Batch;
 use super::layers::extend_with_row;
@@ -73,7 +74,11 @@ impl Architecture for Gpt2 {
         let plan = AttentionPlan::new(batch.spans, batch.ids.len())?;
         observe(Stage::Residual(0), &x)?;
         for (i, block) in self.h.iter().enumerate() {
-            x = block.forward(i, &x, kv.layer(i)?, &plan, observe)?; // [rows, n_embd] -> [rows, n_embd]
+            let adapters = LayerAdapters {
+                layer: i,
+                all: &batch.adapters,
+            };
+            x = block.forward(i, &x, (kv.layer(i)?, &plan), adapters, observe)?; // -> [rows, n_embd]
             observe(Stage::Residual(i + 1), &x)?;
         }
         Ok(x)
@@ -110,37 +115,39 @@ impl Block {
         &self,
         i: usize,
         x: &Tensor,
-        kv: &LayerKv,
-        plan: &AttentionPlan,
+        (kv, plan): (&LayerKv, &AttentionPlan),
+        adapters: LayerAdapters<'_>,
         observe: &mut Observe<'_>,
     ) -> Result<Tensor> {
         // Every part is freed as soon as the next one is computed.
         let qkv = {
             let n = self.ln_1.forward(x)?; // [rows, n_embd]
             observe(Stage::AttentionInput(i), &n)?;
-            self.attn.qkv(&n)? // [rows, n_embd] -> [rows, 3*n_embd]
+            self.attn.qkv(&n, adapters)? // [rows, n_embd] -> [rows, 3*n_embd]
         };
         observe(Stage::Qkv(i), &qkv)?;
         let x = {
             let y = self.attn.mix(&qkv, kv, plan)?; // [rows, 3*n_embd] -> [rows, n_embd]
             observe(Stage::Mixed(i), &y)?;
-            self.attn.project(&y, x)? // [rows, n_embd]
+            self.attn.project(&y, x, adapters)? // [rows, n_embd]
         };
         observe(Stage::Attended(i), &x)?;
         let a = {
             let n = self.ln_2.forward(&x)?; // [rows, n_embd]
             observe(Stage::NeuronInput(i), &n)?;
-            self.mlp.neurons(&n)? // [rows, n_inner]
+            self.mlp.neurons(&n, adapters)? // [rows, n_inner]
         };
         observe(Stage::Neurons(i), &a)?;
-        self.mlp.forward(&a, &x) // [rows, n_embd]
+        self.mlp.forward(&a, &x, adapters) // [rows, n_embd]
     }
 }
 
 impl SelfAttention {
     /// Computes the queries, keys and values of normalized rows.
-    fn qkv(&self, x: &Tensor) -> Result<Tensor> {
-        self.c_attn.forward(x, Epilogue::None) // [rows, n_embd] -> [rows, 3*n_embd]
+    fn qkv(&self, x: &Tensor, adapters: LayerAdapters<'_>) -> Result<Tensor> {
+        let added = adapters.added(Adapted::Attention, x)?; // [rows, 3*n_embd]
+        let add = added.as_ref().map_or(Epilogue::None, Epilogue::Add);
+        self.c_attn.forward(x, add) // [rows, n_embd] -> [rows, 3*n_embd]
     }
 
     /// Computes causal multi-head attention over each row's own context: the mix of values.
@@ -149,21 +156,63 @@ impl SelfAttention {
     }
 
     /// Computes the output projection of mixed values, added to `residual`.
-    fn project(&self, y: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.c_proj.forward(y, Epilogue::Add(residual)) // [rows, n_embd] -> [rows, n_embd]
+    fn project(
+        &self,
+        y: &Tensor,
+        residual: &Tensor,
+        adapters: LayerAdapters<'_>,
+    ) -> Result<Tensor> {
+        let residual = adapters.add_to(residual, Adapted::AttentionOutput, y)?;
+        self.c_proj.forward(y, Epilogue::Add(&residual)) // [rows, n_embd] -> [rows, n_embd]
     }
 }
 
 impl Mlp {
     /// Computes `activation(c_fc(x))` of normalized rows; GPT-2's own is GELU.
-    fn neurons(&self, x: &Tensor) -> Result<Tensor> {
-        let activate = Epilogue::Activate(self.activation);
+    fn neurons(&self, x: &Tensor, adapters: LayerAdapters<'_>) -> Result<Tensor> {
+        let activation = self.activation;
+        let added = adapters.added(Adapted::Neurons, x)?; // [rows, n_inner]
+        let activate = match &added {
+            None => Epilogue::Activate(activation),
+            Some(sum) => Epilogue::ActivateSum {
+                addend: sum,
+                activation,
+            },
+        };
         self.c_fc.forward(x, activate) // [rows, n_embd] -> [rows, n_inner]
     }
 
     /// Computes `c_proj(a)`, added to `residual`.
-    fn forward(&self, a: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.c_proj.forward(a, Epilogue::Add(residual)) // [rows, n_inner] -> [rows, n_embd]
+    fn forward(
+        &self,
+        a: &Tensor,
+        residual: &Tensor,
+        adapters: LayerAdapters<'_>,
+    ) -> Result<Tensor> {
+        let residual = adapters.add_to(residual, Adapted::NeuronsOutput, a)?;
+        self.c_proj.forward(a, Epilogue::Add(&residual)) // [rows, n_inner] -> [rows, n_embd]
+    }
+}
+
+/// The adapters of a step at one layer.
+#[derive(Clone, Copy)]
+struct LayerAdapters<'a> {
+    layer: usize,
+    all: &'a [AdapterRows],
+}
+
+impl LayerAdapters<'_> {
+    /// Computes what they add to the outputs of a matrix that reads `x`, if they adapt it: `[rows, out]`.
+    fn added(&self, adapted: Adapted, x: &Tensor) -> Result<Option<Tensor>> {
+        added(self.all, self.layer, adapted, x)
+    }
+
+    /// Adds that to the residual stream, which the matrix's outputs are added to.
+    fn add_to(&self, residual: &Tensor, adapted: Adapted, x: &Tensor) -> Result<Tensor> {
+        match self.added(adapted, x)? {
+            None => Ok(residual.clone()),
+            Some(added) => residual + added,
+        }
     }
 }
 

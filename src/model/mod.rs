@@ -7,6 +7,7 @@
 //! | [`spec`] | sizes and token ids of a model, for the rest of the program |
 //! | [`batch`] | the rows of a forward pass, and its results |
 //! | [`stage`] | the stages of a pass, for observers |
+//! | [`adapter`] | LoRA adapters |
 //! | `architecture` | what an architecture gives |
 //! | [`gpt2`], [`gemma`], [`llama`] | GPT-2; Gemma 1, 2 and 3; Llama 2 and 3, Qwen 2 and 3 |
 //! | `layers` | parts of blocks, and the vocabulary, shared by the architectures |
@@ -14,6 +15,7 @@
 //! | `parts` | single parts of a model, to look into it |
 //! | [`trial`] | the trial forward pass before a model is served |
 
+pub mod adapter;
 mod architecture;
 pub mod batch;
 pub mod gemma;

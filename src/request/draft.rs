@@ -6,6 +6,7 @@ use super::{
     BeamParams, Deadline, InspectionWanted, LogprobsWanted, Output, Overflow, RequestId,
     SamplingOverrides, SamplingStyle, Tenant,
 };
+use crate::model::adapter::Adapter;
 use crate::text::Grammar;
 
 /// A request as read by its dialect: each field is checked against the dialect's own range, but
@@ -60,6 +61,8 @@ pub struct RequestDraft {
     pub keep_kv: bool,
     /// The log-probabilities to report.
     pub logprobs: LogprobsWanted,
+    /// See [`RequestFields::adapter`](super::RequestFields::adapter).
+    pub adapter: Option<Arc<Adapter>>,
     /// The grammar that the text must follow. Its source has passed
     /// [`Limits::check_grammar`](super::Limits::check_grammar).
     pub grammar: Option<Grammar>,
@@ -103,6 +106,7 @@ impl RequestDraft {
             priority: 0,
             keep_kv: false,
             logprobs: LogprobsWanted::default(),
+            adapter: None,
             grammar: None,
             output: Output::default(),
             deadline: None,

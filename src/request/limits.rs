@@ -121,8 +121,10 @@ impl Limits {
             tenant: draft.tenant,
             share: draft.share,
             priority: draft.priority,
-            keep_kv: draft.keep_kv,
+            // What an adapter computes is not stored: a server that finds it may not have the adapter.
+            keep_kv: draft.keep_kv && draft.adapter.is_none(),
             logprobs: draft.logprobs,
+            adapter: draft.adapter,
             grammar: draft.grammar,
             output: draft.output,
             deadline: draft.deadline,

@@ -9,6 +9,7 @@
 mod support;
 
 mod access;
+mod adapters;
 mod beam;
 mod begin_of_text;
 mod bounds;

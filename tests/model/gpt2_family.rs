@@ -17,20 +17,20 @@ use tempfile::TempDir;
 
 use crate::architectures::{assert_close, backends, greedy, whole};
 
-const TOLERANCE: f32 = 2e-4;
+pub const TOLERANCE: f32 = 2e-4;
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2-family")
 }
 
 /// A checkpoint beside the tokenizer that all of them share.
-struct Checkpoint {
+pub struct Checkpoint {
     name: String,
     directory: TempDir,
 }
 
 impl Checkpoint {
-    fn of(name: &str) -> Self {
+    pub fn of(name: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let copy = |from: PathBuf| {
             let name = from.file_name().expect("a name").to_owned();
@@ -49,7 +49,7 @@ impl Checkpoint {
         }
     }
 
-    fn files(&self) -> ModelFiles {
+    pub fn files(&self) -> ModelFiles {
         ModelFiles::open(&self.name, self.directory.path()).expect("a model")
     }
 

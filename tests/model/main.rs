@@ -5,6 +5,7 @@ mod plain;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adapters;
 mod architectures;
 mod checkpoints;
 mod gguf;

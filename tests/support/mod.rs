@@ -24,7 +24,7 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use serde_json::Value;
 use skald::checkpoint::ModelSource;
-use skald::config::{Device, Dtype, GenerationDefaults, KvPrecision};
+use skald::config::{AdapterSetting, Device, Dtype, GenerationDefaults, KvPrecision};
 use skald::engine::{EngineConfig, EngineHandle, EngineStatus};
 use skald::http::{Access, App, HttpConfig};
 use skald::serving::{Serving, ServingSettings};
@@ -47,6 +47,8 @@ pub struct Setup {
     pub access: Access,
     /// Use the defaults of the model's `generation_config.json`.
     pub model_defaults: bool,
+    /// Adapters to load.
+    pub adapters: Vec<AdapterSetting>,
     /// Replacement of the model's own chat template.
     pub chat_template: Option<&'static str>,
     /// Load the model; without one the server stays "loading".
@@ -72,6 +74,7 @@ impl Default for Setup {
             },
             access: Access::default(),
             model_defaults: false,
+            adapters: Vec::new(),
             chat_template: None,
             load: true,
         }
@@ -98,6 +101,7 @@ pub fn serving(setup: &Setup) -> Serving {
     let settings = ServingSettings {
         model: setup.source.to_string(),
         served_model_name: None,
+        adapters: setup.adapters.clone(),
         dtype: Dtype::F32,
         device: setup.device,
         kv_dtype: KvPrecision::Auto,

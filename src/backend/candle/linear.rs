@@ -78,6 +78,7 @@ impl Linear for CandleLinear {
         match epilogue {
             Epilogue::None => Ok(y),
             Epilogue::Activate(activation) => activate(activation, &y),
+            Epilogue::ActivateSum { addend, activation } => activate(activation, &(y + addend)?),
             Epilogue::Gated { gate, activation } => activate(activation, gate)? * y,
             Epilogue::Add(residual) => y + residual,
             Epilogue::SoftCap(cap) => soft_cap(&y, cap),

@@ -58,6 +58,13 @@ impl Backend for CandleBackend {
         &self.pool
     }
 
+    fn for_adapters(&self) -> Box<dyn Backend> {
+        Box::new(Self {
+            device: self.device.clone(),
+            pool: Arc::clone(&self.pool),
+        })
+    }
+
     fn linear(&self, weights: &[RawWeight<'_>], bias: Option<&[f32]>) -> Result<Box<dyn Linear>> {
         Ok(Box::new(CandleLinear::new(&self.device, weights, bias)?))
     }

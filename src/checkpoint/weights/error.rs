@@ -24,7 +24,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file of `PyTorch` can't be read.
+    /// A file of PyTorch can't be read.
     #[error("{file} can't be read as weights of PyTorch: {reason}")]
     Torch {
         /// The file.

@@ -23,6 +23,14 @@ impl PrefixId {
         Self::cut(&hash)
     }
 
+    /// Returns the empty prefix of contexts that an adapter computes: `digest` is that of the adapter.
+    #[must_use]
+    pub fn adapted(self, digest: &[u8; 32]) -> Self {
+        let mut hash = blake3::Hasher::new_derive_key("skald 2026-11 adapter of a context");
+        hash.update(&self.0).update(digest);
+        Self::cut(hash.finalize().as_bytes())
+    }
+
     /// Returns this prefix extended by one block of tokens.
     #[must_use]
     pub fn then(self, tokens: &[u32; BLOCK_SIZE]) -> Self {

@@ -2,11 +2,13 @@
 //! logits and hidden states are wanted. Drafts are rows like the tokens before them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::active::Active;
 use crate::engine::scheduler::{Chunk, Scheduler};
 use crate::engine::sequence::{Sequence, SequenceId};
 use crate::kernels::kv::SequenceSpan;
+use crate::model::adapter::AdapterRows;
 use crate::model::batch::Batch;
 
 /// A step's batch, and the prompt tokens to score per chunk of its plan.
@@ -61,6 +63,17 @@ fn add(
             .blocks()
             .window_table(&sequence.table, sequence.first_slot),
     });
+    if let Some(adapter) = &active.request.adapter {
+        let rows = (first_row..).take(chunk.tokens).map(|row| row as u32);
+        let its = |other: &&mut AdapterRows| Arc::ptr_eq(&other.adapter, adapter);
+        match batch.adapters.iter_mut().find(its) {
+            Some(known) => known.rows.extend(rows),
+            None => batch.adapters.push(AdapterRows {
+                adapter: Arc::clone(adapter),
+                rows: rows.collect(),
+            }),
+        }
+    }
     let mut wanted = Vec::new();
     for (offset, row) in (first_row..).take(tokens.len()).enumerate() {
         let index = sequence.start + chunk.first_position + offset;

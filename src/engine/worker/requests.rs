@@ -27,7 +27,10 @@ impl Worker {
         let max_tokens = request.stop.max_tokens;
         let tokens = [&request.history[..], &request.prompt].concat();
         let mut active = Active::new(request, clients, place, &tokens, spec);
-        let root = self.root(active.request.tenant);
+        let mut root = self.root(active.request.tenant);
+        if let Some(adapter) = &active.request.adapter {
+            root = root.adapted(adapter.digest());
+        }
         let keep = active.request.keep_kv && self.config.evicted.is_some();
         let context_length = self.config.context_length(spec);
         let sequence = Sequence::new(id, tokens, context_length, active.reuses_cache());

@@ -122,17 +122,27 @@ impl ApiError {
     }
 
     /// Creates the error of a request for a model that is not served.
-    pub(in crate::http) fn model_not_found(asked: &str, served: &str) -> Self {
+    pub(in crate::http) fn model_not_found(field: &str, asked: &str, served: &str) -> Self {
         Self {
-            param: Some("model".to_owned()),
+            param: Some(field.to_owned()),
             ..Self::new(
                 Kind::ModelNotFound,
                 format!(
-                    "the model {:?} is not available; this server serves {served:?}",
+                    "the model {:?} is not available; this server serves {served}",
                     shown(asked)
                 ),
             )
         }
+    }
+
+    /// Creates the error of a request that only servers with API keys accept.
+    pub(in crate::http) fn needs_keys(what: &str) -> Self {
+        Self::new(
+            Kind::MissingScope(KeyScope::Admin),
+            format!(
+                "{what} requires a key with the scope `admin`, and this server runs without keys; see `--keys`"
+            ),
+        )
     }
 
     /// Creates the error of a priority that the API key does not permit.

@@ -63,9 +63,8 @@ pub(super) async fn inspect(
     let deadline = deadline(body.timeout)?;
     let (request, builder) = body.into_request(&serving, &scope).await?;
     prompt_log::prompts(&app, &serving.tokenizer, std::slice::from_ref(&request));
-    scope
-        .trace
-        .asks(&serving.info.id, std::slice::from_ref(&request), 1);
+    let asked = std::slice::from_ref(&request);
+    scope.trace.asks(serving.name_of(&request), asked, 1);
     let charge = scope
         .meter
         .take_prompts(std::slice::from_ref(&request), 1)?;

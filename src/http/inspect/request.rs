@@ -15,7 +15,7 @@ use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, integer, number};
 use crate::http::generation::tokenize_prompt;
 use crate::http::layers::Scope;
-use crate::http::openai::shared::check_model;
+use crate::http::openai::shared::adapter;
 use crate::http::wire::{LogitBias, Word, optional_word};
 use crate::model::ModelSpec;
 use crate::request::{
@@ -227,7 +227,7 @@ impl InspectBody {
         serving: &Serving,
         scope: &Scope,
     ) -> Result<(GenerateRequest, AnswerBuilder), ApiError> {
-        check_model(self.model.as_deref(), serving)?;
+        let adapter = adapter(self.model.as_deref(), serving)?;
         let spec = &serving.info.spec;
         let Context {
             field,
@@ -264,6 +264,7 @@ impl InspectBody {
             tenant: scope.tenant,
             share: scope.share,
             priority: scope.priority(self.priority)?,
+            adapter,
             ..RequestDraft::inspection(scope.id.clone(), tokens, wanted)
         };
         let draft = sampling.into_draft(draft, &serving.limits)?;

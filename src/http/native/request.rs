@@ -1,15 +1,18 @@
 //! The body of the native dialect's requests, and its conversion to requests to the engine.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::http::body::object;
-use crate::http::error::{ApiError, shown};
+use crate::http::error::ApiError;
 use crate::http::fields::{above_zero, at_least, deadline, integer, number, unsupported};
 use crate::http::generation::{Submission, begin_turn, tokenize_continued, tokenize_prompt};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, NativeGrammar};
 use crate::http::wire::{StopStrings, optional_word};
+use crate::model::adapter::Adapter;
 use crate::request::{LogprobsWanted, Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
 use crate::session::IfBusy;
@@ -102,7 +105,7 @@ pub(in crate::http) struct Parameters {
     /// Grammar of the text.
     #[serde(default, deserialize_with = "object")]
     pub grammar: Option<NativeGrammar>,
-    /// Not supported: no adapters are loaded.
+    /// Name of the adapter that the model runs with; one that is not loaded is 404 `not_found`.
     pub adapter_id: Option<String>,
     /// Maximum seconds from the request's arrival to the end of the answer, time in the queue
     /// included. After that the request ends with 408 `timeout`, or with that error as the
@@ -226,13 +229,6 @@ impl Parameters {
         if self.watermark == Some(true) {
             return Err(unsupported("watermark", true, "texts are not watermarked"));
         }
-        if let Some(adapter) = &self.adapter_id {
-            return Err(unsupported(
-                "adapter_id",
-                format!("{:?}", shown(adapter)),
-                "no adapters are loaded",
-            ));
-        }
         Ok(())
     }
 
@@ -248,6 +244,16 @@ impl Parameters {
             ));
         }
         Ok(best_of)
+    }
+
+    /// Returns the adapter that is asked for; an empty name is none.
+    fn adapter(&self, serving: &Serving) -> Result<Option<Arc<Adapter>>, ApiError> {
+        let Some(name) = self.adapter_id.as_deref().filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let adapter = serving.adapters.get(name);
+        let missing = || ApiError::model_not_found("adapter_id", name, &serving.served());
+        adapter.map(Some).ok_or_else(missing)
     }
 
     /// Returns the draft without prompt, grammar and overflow, and the grammar's description.
@@ -270,6 +276,7 @@ impl Parameters {
             1..=limits.max_top_logprobs,
         )?;
         let draft = RequestDraft {
+            adapter: self.adapter(serving)?,
             prompt_field: "inputs",
             max_tokens_field: "max_new_tokens",
             sampling: SamplingOverrides {

@@ -103,7 +103,7 @@ impl CompletionRenderer {
             id: &self.reply.id,
             object: "text_completion",
             created: self.reply.created,
-            model: &info.id,
+            model: &self.reply.model,
             system_fingerprint: &info.fingerprint,
             history_lost: self.history_lost,
             choices,

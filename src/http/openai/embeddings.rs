@@ -18,7 +18,7 @@ use tokio::sync::SetOnce;
 use utoipa::ToSchema;
 
 use super::prompt::{Prompt, token_ids};
-use super::shared::check_model;
+use super::shared::adapter;
 use crate::engine::{GenerateError, Generation};
 use crate::http::app::App;
 use crate::http::body::JsonBody;
@@ -153,9 +153,11 @@ pub(in crate::http) async fn embeddings(
     let format = body.encoding_format.unwrap_or_default();
     let deadline = deadline(body.timeout)?;
     let requests = body.plan(&serving, &scope).await?;
+    let model = requests.first().map(|request| serving.name_of(request));
+    let model = model.unwrap_or(&serving.info.id).to_owned();
     prompt_log::prompts(&app, &serving.tokenizer, &requests);
     let tokens = requests.iter().map(|request| request.prompt.len()).sum();
-    scope.trace.asks(&serving.info.id, &requests, 1);
+    scope.trace.asks(&model, &requests, 1);
     let charge = scope.meter.take_prompts(&requests, 1)?;
     let bulk = serving.engine.bulk(scope.share)?;
     let begun = SetOnce::new();
@@ -190,7 +192,7 @@ pub(in crate::http) async fn embeddings(
     Ok(Json(EmbeddingList {
         object: "list",
         data,
-        model: serving.info.id.clone(),
+        model,
         usage: EmbeddingsUsage {
             prompt_tokens: tokens,
             total_tokens: tokens,
@@ -208,7 +210,7 @@ impl EmbeddingsRequest {
         serving: &Serving,
         scope: &Scope,
     ) -> Result<Vec<GenerateRequest>, ApiError> {
-        check_model(self.model.as_deref(), serving)?;
+        let adapter = adapter(self.model.as_deref(), serving)?;
         check_dimensions(self.dimensions, serving.info.spec.hidden_width)?;
         let priority = scope.priority(self.priority)?;
         let limits = &serving.limits;
@@ -231,6 +233,7 @@ impl EmbeddingsRequest {
                 tenant: scope.tenant,
                 share: scope.share,
                 priority,
+                adapter: adapter.clone(),
                 ..RequestDraft::embedding(scope.id.child(n), ids)
             };
             limits.admit(draft).map_err(|refusal| {

@@ -21,6 +21,8 @@ pub(super) struct Reply {
     pub created: u64,
     /// The model.
     pub serving: Arc<Serving>,
+    /// The name of the model, or of the adapter that it runs with.
+    pub model: String,
     /// The answer is a stream.
     pub streams: bool,
     include_usage: bool,
@@ -44,7 +46,10 @@ impl Reply {
     ) -> Self {
         let requests = submission.requests.iter();
         let seeds = requests.filter(|request| request.beams.is_none());
+        let model = submission.requests.first();
+        let model = model.map_or(&serving.info.id[..], |request| serving.name_of(request));
         Self {
+            model: model.to_owned(),
             id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
             created: unix_seconds(SystemTime::now()),
             serving,

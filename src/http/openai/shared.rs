@@ -2,6 +2,8 @@
 //!
 //! Nothing here may know what an endpoint generates from.
 
+use std::sync::Arc;
+
 use std::collections::HashSet;
 
 use serde::Deserialize;
@@ -15,6 +17,7 @@ use crate::http::fields::{above_zero, at_least, deadline, integer, number};
 use crate::http::layers::Scope;
 use crate::http::structured::{self, GrammarFields, ResponseFormat, StructuredOutputs};
 use crate::http::wire::{LogitBias, StopStrings, Word};
+use crate::model::adapter::Adapter;
 use crate::request::{Overflow, RequestDraft, SamplingOverrides, SamplingStyle};
 use crate::serving::Serving;
 
@@ -201,7 +204,7 @@ impl SharedFields {
     /// # Errors
     /// If it asks for a model that is not served.
     pub(super) fn check_model(&self, serving: &Serving) -> Result<(), ApiError> {
-        check_model(self.model.as_deref(), serving)
+        adapter(self.model.as_deref(), serving).map(drop)
     }
 
     /// Returns how the tokens of log-probabilities are written.
@@ -294,6 +297,7 @@ impl SharedFields {
             top_k => at_least("top_k", top_k, 0)?,
         };
         Ok(RequestDraft {
+            adapter: adapter(self.model.as_deref(), serving)?,
             max_tokens_field: length.field,
             grammar,
             min_tokens: at_least("min_tokens", self.min_tokens, 0)?.unwrap_or(0),
@@ -335,16 +339,21 @@ impl SharedFields {
     }
 }
 
-/// Returns a request may leave the model out, but not ask for another one.
+/// Returns the adapter that a request means by `model`; `None` is the model itself. A request may leave the
+/// model out, but not ask for one that is not served.
 ///
 /// # Errors
 /// `model_not_found`.
-pub(in crate::http) fn check_model(model: Option<&str>, serving: &Serving) -> Result<(), ApiError> {
+pub(in crate::http) fn adapter(
+    model: Option<&str>,
+    serving: &Serving,
+) -> Result<Option<Arc<Adapter>>, ApiError> {
     match model {
-        Some(model) if !serving.info.is_called(model) => {
-            Err(ApiError::model_not_found(model, &serving.info.id))
-        }
-        _ => Ok(()),
+        Some(name) if !serving.info.is_called(name) => match serving.adapters.get(name) {
+            Some(adapter) => Ok(Some(adapter)),
+            None => Err(ApiError::model_not_found("model", name, &serving.served())),
+        },
+        _ => Ok(None),
     }
 }
 

@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::generation::tokenize;
 use super::layers::Scope;
 use super::openai::chat::messages::MessageField;
-use super::openai::shared::check_model;
+use super::openai::shared::adapter;
 use crate::request::InvalidRequest;
 use crate::serving::Serving;
 use crate::text::{TextError, TokenSpan, Tokenizer};
@@ -340,7 +340,7 @@ pub(super) async fn detokenize(
     JsonBody(body): JsonBody<DetokenizeBody>,
 ) -> Result<Response, ApiError> {
     let serving = app.serving()?;
-    check_model(body.model.as_deref(), &serving)?;
+    adapter(body.model.as_deref(), &serving)?;
     let bytes = size_of_val(body.tokens.as_slice());
     let work = move || {
         check_ids(&body.tokens, &serving)?;

@@ -12,7 +12,7 @@ use crate::http::error::ApiError;
 use crate::http::generation::tokenize;
 use crate::http::openai::chat::conversation;
 use crate::http::openai::chat::messages::MessageField;
-use crate::http::openai::shared::check_model;
+use crate::http::openai::shared::adapter;
 use crate::serving::Serving;
 use crate::text::Tokenizer;
 
@@ -48,7 +48,7 @@ pub(super) async fn count(
     body: &TokenizeBody,
     source: Source,
 ) -> Result<Counted, ApiError> {
-    check_model(body.model.as_deref(), serving)?;
+    adapter(body.model.as_deref(), serving)?;
     let tokenizer = &serving.tokenizer;
     let special = body.parse_special.unwrap_or(true);
     let tokens = match source {

@@ -29,6 +29,8 @@ pub(super) enum Last<'a> {
     None,
     /// `activation(y)`
     Activate(Activation),
+    /// `activation(y + addend)`
+    ActivateSum(&'a [f32], Activation),
     /// `activation(gate) * y`
     Gated(&'a [f32], Activation),
     /// `y + addend`
@@ -79,6 +81,13 @@ fn finish_tile_body(finish: &Finish<'_>, tile: &mut [[f32; PANEL]], row: usize, 
         match finish.last {
             Last::None => (),
             Last::Activate(activation) => activate(activation, &mut values),
+            Last::ActivateSum(addend, activation) => {
+                let addend = operand(addend, at, width);
+                for i in 0..PANEL {
+                    values[i] += addend[i];
+                }
+                activate(activation, &mut values);
+            }
             Last::Gated(gate, activation) => {
                 let mut gate = operand(gate, at, width);
                 activate(activation, &mut gate);

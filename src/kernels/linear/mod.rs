@@ -59,6 +59,13 @@ pub enum Epilogue<'a> {
     None,
     /// `activation(y)`.
     Activate(Activation),
+    /// `activation(y + addend)`.
+    ActivateSum {
+        /// Tensor of the result's shape.
+        addend: &'a Tensor,
+        /// The activation of the sum.
+        activation: Activation,
+    },
     /// `activation(gate) * y`: a gated linear unit (Shazeer 2020,
     /// <https://arxiv.org/abs/2002.05202>).
     Gated {
@@ -136,9 +143,9 @@ impl PackedLinear {
             Epilogue::None | Epilogue::Activate(_) | Epilogue::SoftCap(_) => {
                 x.apply_op1_no_bwd(&op)
             }
-            Epilogue::Gated { gate: other, .. } | Epilogue::Add(other) => {
-                x.apply_op2_no_bwd(other, &op)
-            }
+            Epilogue::ActivateSum { addend: other, .. }
+            | Epilogue::Gated { gate: other, .. }
+            | Epilogue::Add(other) => x.apply_op2_no_bwd(other, &op),
         }
     }
 
@@ -285,6 +292,7 @@ impl LinearOp<'_> {
         let last = match self.epilogue {
             Epilogue::None => Last::None,
             Epilogue::Activate(activation) => Last::Activate(activation),
+            Epilogue::ActivateSum { activation, .. } => Last::ActivateSum(other, activation),
             Epilogue::Gated { activation, .. } => Last::Gated(other, activation),
             Epilogue::Add(_) => Last::Add(other),
             Epilogue::SoftCap(cap) => Last::SoftCap(cap),
@@ -301,6 +309,7 @@ impl LinearOp<'_> {
     ) -> Result<&'a [f32]> {
         let what = match self.epilogue {
             Epilogue::Gated { .. } => "a gate",
+            Epilogue::ActivateSum { .. } => "an addend",
             _ => "a residual",
         };
         if layout.shape() != shape {

@@ -42,7 +42,7 @@ impl WeightDtype {
 pub enum MatrixOrder {
     /// `[in, out]`: GPT-2's `Conv1D`.
     InOut,
-    /// `[out, in]`: embeddings, and `PyTorch`'s `Linear`.
+    /// `[out, in]`: embeddings, and PyTorch's `Linear`.
     OutIn,
 }
 
