@@ -310,7 +310,7 @@ impl Serving {
             );
         }
         if settings.dtype == Dtype::Auto && settings.device == Device::Cpu {
-            advise(dtype);
+            advise(dtype, files.checkpoint.dtype());
         }
         let limits = handle.limits();
         let limits = settings.limits(
@@ -449,15 +449,13 @@ impl ServingSettings {
         }
     }
 
-    /// Returns the precision of the weights in the kernels. `auto` is the one that loses nothing of the checkpoint's:
-    /// f16 has more digits than bf16.
+    /// Returns the precision of the weights in the kernels. `auto` is that of the checkpoint if the kernels compute
+    /// in it, and otherwise bf16.
     fn weight_dtype(&self, on_disk: Option<StoredType>) -> WeightDtype {
         match self.dtype {
             Dtype::F32 => WeightDtype::F32,
             Dtype::Q8 => WeightDtype::Q8,
-            Dtype::Auto if matches!(on_disk, Some(StoredType::F32 | StoredType::F16)) => {
-                WeightDtype::F32
-            }
+            Dtype::Auto if on_disk == Some(StoredType::F32) => WeightDtype::F32,
             Dtype::Auto | Dtype::Bf16 => WeightDtype::Bf16,
         }
     }
@@ -575,9 +573,14 @@ fn chat_template(setting: &str) -> Result<ChatTemplate, ServingError> {
     Ok(ChatTemplate::parse(source)?)
 }
 
-/// Logs which precision would be faster: generation is bound by the bytes of weights that are read per
-/// token.
-fn advise(dtype: WeightDtype) {
+/// Logs which precision would be faster, since generation is bound by the bytes of weights that are read per
+/// token, and where the one chosen loses something.
+fn advise(dtype: WeightDtype, on_disk: Option<StoredType>) {
+    if (dtype, on_disk) == (WeightDtype::Bf16, Some(StoredType::F16)) {
+        info!(
+            "weights in f16 run as bf16, which keeps 8 of their 11 significant bits; --dtype f32 keeps all"
+        );
+    }
     match dtype {
         WeightDtype::F32 => {
             info!("--dtype bf16 would read half as many bytes of weights per token, q8 a quarter");

@@ -21,6 +21,9 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(super) const VOCAB: &str = "vocab.json";
 pub(super) const MERGES: &str = "merges.txt";
+pub(super) const VOCAB_TEXT: &str = "vocab.txt";
+/// The names of SentencePiece's models.
+const SENTENCE_PIECE: [&str; 3] = ["spiece.model", "tokenizer.model", "sentencepiece.bpe.model"];
 pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 
@@ -37,13 +40,17 @@ const FOREIGN_WEIGHTS: [&str; 4] = [
     "model.ckpt.index",
 ];
 
-/// The two ways a tokenizer is stored.
+/// The ways a tokenizer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenizerFiles {
     /// `tokenizer.json`.
     Json,
     /// `vocab.json` and `merges.txt`.
     VocabAndMerges,
+    /// `vocab.txt` of a `BertTokenizer`.
+    VocabText,
+    /// A model of SentencePiece, in this file.
+    SentencePiece(&'static str),
 }
 
 /// The alternatives that a directory or repository has.
@@ -74,9 +81,13 @@ impl Layout {
             TokenizerFiles::Json
         } else if present(VOCAB) && present(MERGES) {
             TokenizerFiles::VocabAndMerges
+        } else if let Some(file) = SENTENCE_PIECE.into_iter().find(|file| present(file)) {
+            TokenizerFiles::SentencePiece(file)
+        } else if present(VOCAB_TEXT) {
+            TokenizerFiles::VocabText
         } else {
             return lacks(
-                "tokenizer.json, nor vocab.json with merges.txt",
+                "tokenizer.json, nor vocab.json with merges.txt, spiece.model or vocab.txt",
                 String::new(),
             );
         };
@@ -96,12 +107,14 @@ impl Layout {
     /// Returns all files to fetch, except the shards that an index names; `present` as in
     /// [`find`](Self::find).
     pub(super) fn files(&self, present: impl Fn(&str) -> bool) -> Vec<&'static str> {
-        let tokenizer: &[&str] = match self.tokenizer {
-            TokenizerFiles::Json => &[TOKENIZER],
-            TokenizerFiles::VocabAndMerges => &[VOCAB, MERGES],
+        let tokenizer = match self.tokenizer {
+            TokenizerFiles::Json => vec![TOKENIZER],
+            TokenizerFiles::VocabAndMerges => vec![VOCAB, MERGES],
+            TokenizerFiles::VocabText => vec![VOCAB_TEXT],
+            TokenizerFiles::SentencePiece(file) => vec![file],
         };
         let mut optional = vec![GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE];
-        if self.tokenizer == TokenizerFiles::VocabAndMerges {
+        if self.tokenizer != TokenizerFiles::Json {
             optional.extend([ADDED_TOKENS, SPECIAL_TOKENS_MAP]);
         }
         let mut files = vec![CONFIG];

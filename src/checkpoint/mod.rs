@@ -13,6 +13,8 @@
 //! | [`decoder_fields`], [`rope`], `config_error` | what architectures have in common: sizes, rotary positions, errors |
 //! | [`generation_config`] | `generation_config.json`: sampling defaults |
 //! | [`tokenizer_config`] | `tokenizer_config.json`: the chat template and its tokens |
+//! | `tokenizer_files` | a tokenizer in the Hugging Face layout |
+//! | `word_piece`, `sentence_piece` | `vocab.txt` of a `BertTokenizer` and `spiece.model`, as `tokenizer.json` |
 //! | [`gguf`] | models in GGUF: metadata as the files above, names, tokenizer |
 //! | [`json`] | JSON files with errors that name the field |
 //! | [`weights`], `shards`, `mapped`, `tensor`, `finite` | files of weights, memory-mapped; their tensors; the check of their values |
@@ -34,12 +36,15 @@ mod layout;
 pub mod llama_config;
 mod mapped;
 pub mod rope;
+mod sentence_piece;
 mod shards;
 pub mod source;
 mod tensor;
 pub mod tokenizer_config;
+mod tokenizer_files;
 mod torch;
 pub mod weights;
+mod word_piece;
 
 pub use config::ModelConfig;
 pub use gemma_config::GemmaConfig;

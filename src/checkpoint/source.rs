@@ -18,10 +18,10 @@ use super::gguf::{ChoiceError, GgufChoice, GgufConfigError, GgufError};
 use super::hub::{self, HubError};
 use super::json::JsonError;
 use super::layout::{
-    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, IncompleteModel, Layout, MERGES,
-    SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles, VOCAB,
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, IncompleteModel, Layout, TOKENIZER_CONFIG,
 };
-use super::tokenizer_config::{AddedTokensFile, SpecialTokensMap, TokenizerConfig};
+use super::tokenizer_config::TokenizerConfig;
+use super::tokenizer_files;
 use super::weights::{Checkpoint, WeightsError};
 use crate::regular_file;
 use crate::text::template::{TemplateError, TemplateSource, TemplateTokens};
@@ -326,31 +326,9 @@ impl ModelFiles {
         let path = directory.join(TOKENIZER_CONFIG);
         let tokenizer_config = read_json(&path, TokenizerConfig::from_json)?;
         let chat_template = chat_template(directory, &tokenizer_config)?;
-        let (path, tokenizer, settings) = match layout.tokenizer {
-            TokenizerFiles::Json => {
-                let path = directory.join(TOKENIZER);
-                let tokenizer = Tokenizer::from_json(&read(&path)?);
-                (path, tokenizer, tokenizer_config.settings())
-            }
-            TokenizerFiles::VocabAndMerges => {
-                let (path, merges) = (directory.join(VOCAB), directory.join(MERGES));
-                check_regular(&path)?;
-                check_regular(&merges)?;
-                let tokenizer = Tokenizer::from_vocab_and_merges(&path, &merges);
-                let map = read_json(
-                    &directory.join(SPECIAL_TOKENS_MAP),
-                    SpecialTokensMap::from_json,
-                )?;
-                let added = read_json(&directory.join(ADDED_TOKENS), AddedTokensFile::from_json)?;
-                (
-                    path,
-                    tokenizer,
-                    tokenizer_config.settings_with(&map, &added),
-                )
-            }
-        };
+        let (path, tokenizer) =
+            tokenizer_files::open(directory, layout.tokenizer, &tokenizer_config)?;
         let file = path.display().to_string();
-        let tokenizer = tokenizer.and_then(|tokenizer| tokenizer.with_settings(&file, &settings));
         let tokenizer = tokenizer.map_err(|source| SourceError::Tokenizer {
             file: file.clone(),
             source,
@@ -508,7 +486,7 @@ fn chat_template(
 }
 
 /// Parses an optional file.
-fn read_json<T: Default>(
+pub(super) fn read_json<T: Default>(
     path: &Path,
     parse: impl Fn(&[u8]) -> Result<T, JsonError>,
 ) -> Result<T, SourceError> {
@@ -521,7 +499,7 @@ fn read_json<T: Default>(
     })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     regular_file::read(path, MAX_FILE_BYTES).map_err(|source| SourceError::Io {
         file: path.display().to_string(),
         source,
@@ -529,7 +507,7 @@ fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
 }
 
 /// Checks that a file can be read before a library opens it by path.
-fn check_regular(path: &Path) -> Result<(), SourceError> {
+pub(super) fn check_regular(path: &Path) -> Result<(), SourceError> {
     let opened = regular_file::open(path).map(drop);
     opened.map_err(|source| SourceError::Io {
         file: path.display().to_string(),

@@ -15,6 +15,18 @@ pub struct TokenizerConfig {
     chat_template: Option<Templates>,
     bos_token: Named,
     eos_token: Named,
+    unk_token: Named,
+    sep_token: Named,
+    pad_token: Named,
+    cls_token: Named,
+    mask_token: Named,
+    tokenizer_class: Option<String>,
+    /// Of a `BertTokenizer`: whether text is in lower case before it is split.
+    pub(super) do_lower_case: Option<bool>,
+    /// Of a `BertTokenizer`: whether each Chinese character is a word.
+    pub(super) tokenize_chinese_chars: Option<bool>,
+    /// Of a `BertTokenizer`: whether accents are removed; as lower case by default.
+    pub(super) strip_accents: Option<bool>,
     add_bos_token: Option<bool>,
     add_prefix_space: Option<bool>,
     added_tokens_decoder: BTreeMap<u32, AddedToken>,
@@ -23,6 +35,13 @@ pub struct TokenizerConfig {
 /// A token's field, which may be null: that is not the same as leaving it out.
 #[derive(Debug, Clone, Default)]
 struct Named(Option<TokenOrNull>);
+
+impl Named {
+    fn text(&self) -> Option<&str> {
+        let token = self.0.as_ref()?.as_ref()?;
+        Some(token.as_str())
+    }
+}
 
 /// A token, or null.
 type TokenOrNull = Option<TokenText>;
@@ -120,6 +139,34 @@ impl TokenText {
     }
 }
 
+/// A special token other than those that begin and end a text.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SpecialToken {
+    Unknown,
+    Separator,
+    Padding,
+    Classification,
+    Mask,
+}
+
+impl SpecialToken {
+    /// Returns the token as it is named in `tokenizer_config.json`, else in `special_tokens_map.json`.
+    pub fn text<'a>(
+        self,
+        config: &'a TokenizerConfig,
+        map: &'a SpecialTokensMap,
+    ) -> Option<&'a str> {
+        let (own, mapped) = match self {
+            Self::Unknown => (&config.unk_token, &map.unk_token),
+            Self::Separator => (&config.sep_token, &map.sep_token),
+            Self::Padding => (&config.pad_token, &map.pad_token),
+            Self::Classification => (&config.cls_token, &map.cls_token),
+            Self::Mask => (&config.mask_token, &map.mask_token),
+        };
+        own.text().or(mapped.as_ref().map(TokenText::as_str))
+    }
+}
+
 impl TokenizerConfig {
     /// Parses the content of the file.
     ///
@@ -153,6 +200,11 @@ impl TokenizerConfig {
     pub fn eos_token(&self) -> Option<Option<&str>> {
         let token = self.eos_token.0.as_ref()?;
         Some(token.as_ref().map(TokenText::as_str))
+    }
+
+    /// Returns the class in transformers.
+    pub(super) fn tokenizer_class(&self) -> Option<&str> {
+        self.tokenizer_class.as_deref()
     }
 
     /// Returns what the files ask for of a `tokenizer.json`, which has its added tokens itself.

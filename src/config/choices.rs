@@ -25,7 +25,7 @@ impl Device {
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// Loses nothing of f32, f16 and bf16 files: bf16 for bf16, f32 for f32 and f16. bf16 for quantized files.
+    /// f32 for checkpoints in f32, bf16 for all others. Of f16 that loses three bits; f32 loses nothing.
     Auto,
     /// 32-bit floats: the reference.
     F32,

@@ -30,6 +30,7 @@ def root():
 def start_server(request, tmp_path_factory):
     """Starts further servers with other flags: `with start_server("--max-queue", "1") as url`."""
     binary = request.config.getoption("--skald")
+    binary = str(pathlib.Path(binary).resolve())
     return lambda *flags: serving(binary, tmp_path_factory.mktemp("skald") / "log", *flags)
 
 

@@ -1,9 +1,9 @@
-"""Every example of docs/clients.md and docs/sessions.md runs unchanged, except for addresses.
+"""Every example of docs/clients.md, docs/sessions.md and docs/adapters.md runs unchanged, except for addresses.
 
 The examples of docs/clients.md must print text. Their `console` blocks (installation) are compared with
 the requirements in this directory instead.
 
-The examples of a chapter of docs/sessions.md run one after the other, and must print the block that
+The examples of a chapter of the other two run one after the other, and must print the block that
 follows them. Their `console` blocks start a server, which replaces the one at that address.
 """
 
@@ -11,7 +11,9 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import re
+import struct
 import subprocess
 import typing
 
@@ -145,27 +147,52 @@ def test_a_chapter_on_sessions_holds_what_it_promises(chapter, start_server, tmp
     with Machine(start_server, tmp_path) as machine:
         if blocks[0].language != "console":
             machine.start(INTRODUCTION)
-        said = None
-        for block, after in zip(blocks, [*blocks[1:], None]):
-            told = f"line {block.line}:\n{block.code}\n{said}"
-            match block.language:
-                case "console":
-                    machine.start(block)
-                case "bash":
-                    said = machine.run(block)
-                    promised = after and after.language in ("json", "text")
-                    assert promised or '"error"' not in said, f"line {block.line}:\n{said}"
-                case "json":
-                    assert is_as_promised(json.loads(block.code), json.loads(said)), told
-                case "text":
-                    assert said.startswith(block.code), told
+        machine.hold_to(blocks)
+
+
+ADAPTERS = list(examples(HERE.parents[1] / "docs/adapters.md"))
+
+
+def test_the_guide_to_adapters_holds_what_it_promises(start_server, request, root, tmp_path):
+    for seed, name in enumerate(["pirate", "poet"]):
+        write_adapter(tmp_path / name, root / "assets/fairy-tales/config.json", seed)
+    with Machine(start_server, tmp_path) as machine:
+        machine.hold_to([example for example in ADAPTERS if example.chapter == "Serving adapters"])
+    keys = tmp_path / "keys.toml"
+    create = [request.config.getoption("--skald"), "keys", "create", "admin", "--scope", "admin", "--keys", str(keys)]
+    key = subprocess.run(create, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    start = next(example for example in ADAPTERS if example.language == "console")
+    start = start._replace(code=start.code.replace("serve", f"serve --keys {keys}"))
+    with Machine(start_server, tmp_path, ADMIN_KEY=key) as machine:
+        machine.start(start)
+        machine.hold_to([example for example in ADAPTERS if example.chapter.startswith("Loading")])
+
+
+def write_adapter(directory, config, seed):
+    """Writes a small adapter of random weights for all attention layers, as peft does."""
+    directory.mkdir()
+    config = json.loads(config.read_text())
+    generator = random.Random(seed)
+    header, data = {}, b""
+    for layer in range(config["n_layer"]):
+        width = config["n_embd"]
+        for part, shape in [("A", [2, width]), ("B", [3 * width, 2])]:
+            values = [generator.uniform(-0.1, 0.1) for _ in range(shape[0] * shape[1])]
+            start, data = len(data), data + struct.pack(f"<{len(values)}f", *values)
+            name = f"base_model.model.transformer.h.{layer}.attn.c_attn.lora_{part}.weight"
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, len(data)]}
+    head = json.dumps(header).encode()
+    weights = struct.pack("<Q", len(head)) + head + data
+    (directory / "adapter_model.safetensors").write_bytes(weights)
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["c_attn"]}
+    (directory / "adapter_config.json").write_text(json.dumps(fields))
 
 
 class Machine:
     """The machine of a user: servers at addresses, and a directory."""
 
-    def __init__(self, start_server, directory):
-        self.start_server, self.directory = start_server, directory
+    def __init__(self, start_server, directory, **variables):
+        self.start_server, self.directory, self.variables = start_server, directory, variables
         self.servers = {}
         self.urls = {}
 
@@ -175,6 +202,23 @@ class Machine:
     def __exit__(self, *_):
         for server in self.servers.values():
             server.close()
+
+    def hold_to(self, blocks):
+        """Runs blocks, and compares what they print with the blocks that follow them."""
+        said = None
+        for block, after in zip(blocks, [*blocks[1:], None]):
+            told = f"line {block.line}:\n{block.code}\n{said}"
+            match block.language:
+                case "console":
+                    self.start(block)
+                case "bash":
+                    said = self.run(block)
+                    promised = after and after.language in ("json", "text")
+                    assert promised or '"error"' not in said, f"line {block.line}:\n{said}"
+                case "json":
+                    assert is_as_promised(json.loads(block.code), json.loads(said)), told
+                case "text":
+                    assert said.startswith(block.code.rstrip("\n")), told
 
     def start(self, block):
         """Runs each `$ skald serve …` of a block."""
@@ -192,6 +236,8 @@ class Machine:
             if before := self.servers.pop(address, None):
                 before.close()
             server = contextlib.ExitStack()
+            # Paths in flags are relative to the directory.
+            server.enter_context(contextlib.chdir(self.directory))
             self.urls[address] = server.enter_context(self.start_server(*flags))
             self.servers[address] = server
 
@@ -202,6 +248,7 @@ class Machine:
             ["bash", "-euo", "pipefail"],
             input=code,
             cwd=self.directory,
+            env={**os.environ, **self.variables},
             capture_output=True,
             text=True,
             timeout=LIMIT,

@@ -184,7 +184,6 @@ const NATIVE: &str = r#"
 {"top_n_tokens": 0}             | `top_n_tokens` | got 0 | 1 to 20
 {"top_n_tokens": 21}            | `top_n_tokens` | 21 | 1 to 20
 {"watermark": true}             | `watermark` | not supported
-{"adapter_id": "mine"}          | `adapter_id` | "mine" | not supported
 {"grammar": {"type": "json"}}   | `grammar.value` | a JSON schema
 {"grammar": "a"}                | `parameters.grammar` | object
 {"grammar": {"type": 3}}        | `parameters.grammar.type` | 3 | string

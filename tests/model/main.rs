@@ -16,6 +16,7 @@ mod real_gpt2;
 mod reference;
 mod runner;
 mod tokenizer;
+mod tokenizer_classes;
 mod tokenizer_files;
 mod tokenizers;
 mod unusable_models;
