@@ -300,13 +300,20 @@ impl Serving {
             "model loaded"
         );
         if context_length < wanted {
+            let whole = ByteSize::b(context);
+            let steps = match step {
+                0 => String::new(),
+                step => format!(
+                    ", of which {} are for the tokens of a step (max-step-tokens)",
+                    ByteSize::b(step)
+                ),
+            };
             warn!(
                 context_length,
                 wanted,
                 kv_cache = %kv_memory.value,
-                needed = %ByteSize::b(context),
-                needed_for_max_step_tokens = %ByteSize::b(step),
-                "the KV cache does not hold a whole context: raise kv-memory to serve longer ones, or set max-context"
+                "contexts are limited to {context_length} of {wanted} tokens by kv-memory: whole ones need {whole}{steps}; \
+                 set kv-memory to that, or max-context to {context_length} to accept the limit"
             );
         }
         if settings.dtype == Dtype::Auto && settings.device == Device::Cpu {
@@ -395,7 +402,12 @@ impl ServingSettings {
         info: &ModelInfo,
         backend: &dyn Backend,
     ) -> Result<Adapters, ServingError> {
-        let names = vec![info.id.clone(), info.source.clone()];
+        // Those that `ModelInfo::is_called` takes for the model.
+        let names = ["tgi", "dummy"].map(str::to_owned);
+        let names = names
+            .into_iter()
+            .chain([info.id.clone(), info.source.clone()])
+            .collect();
         let own = backend.for_adapters();
         let adapters = Adapters::new(files.config.clone(), own, names);
         for AdapterSetting { name, source } in &self.adapters {
@@ -583,10 +595,14 @@ fn advise(dtype: WeightDtype, on_disk: Option<StoredType>) {
     }
     match dtype {
         WeightDtype::F32 => {
-            info!("--dtype bf16 would read half as many bytes of weights per token, q8 a quarter");
+            info!(
+                "--dtype bf16 would halve the bytes of weights read per token, q8 quarter them, at some loss of precision"
+            );
         }
         WeightDtype::Bf16 => {
-            info!("--dtype q8 would read half as many bytes of weights per token");
+            info!(
+                "--dtype q8 would halve the bytes of weights read per token, at some loss of precision"
+            );
         }
         WeightDtype::Q8 => (),
     }

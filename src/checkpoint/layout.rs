@@ -87,7 +87,7 @@ impl Layout {
             TokenizerFiles::VocabText
         } else {
             return lacks(
-                "tokenizer.json, nor vocab.json with merges.txt, spiece.model or vocab.txt",
+                "tokenizer.json, vocab.json with merges.txt, spiece.model, tokenizer.model or vocab.txt",
                 String::new(),
             );
         };

@@ -38,7 +38,7 @@ pub enum SourceError {
     #[error(
         "`{text}` is not a model: {reason}. A model is `builtin`, a directory, a GGUF file, or a hub id such \
          as `openai-community/gpt2`, with `:Q4_K_M` for a quantization in GGUF, `/FILE.gguf` for a file, and \
-         `@revision` for another revision than main"
+         `@revision` for a revision other than main"
     )]
     Name {
         /// The setting.

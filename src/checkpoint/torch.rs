@@ -4,9 +4,13 @@
 //! anything that a file asks for. The values stay where they are in the mapped file; only those of tensors that
 //! are views with other strides (a transposed matrix) are copied.
 //!
+//! `bounds` refuses an index that would take more memory than any real one.
+//!
 //! Format: <https://pytorch.org/docs/stable/notes/serialization.html>.
 
-use std::io::Cursor;
+mod bounds;
+
+use std::io::{Cursor, Read as _};
 use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -24,7 +28,7 @@ const MAX_INDEX_BYTES: u64 = 4 << 20;
 /// Where the tensors are in files that training scripts have saved with other things.
 const KEYS: [&str; 3] = ["state_dict", "model", "module"];
 /// Stack of the thread that reads an index, which may be nested.
-const STACK_BYTES: usize = 1 << 30;
+const STACK_BYTES: usize = 64 << 20;
 
 /// A tensor of a file.
 pub(super) struct TorchTensor {
@@ -76,7 +80,7 @@ pub(super) fn open(path: &Path) -> Result<(WeightFile, Vec<TorchTensor>), Weight
     Ok((file, tensors))
 }
 
-/// Checks that an archive has one index that is not too large.
+/// Checks that an archive has one index, which takes a bounded amount of memory.
 fn check_index(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<(), String> {
     let names = archive.file_names().filter_map(Result::ok);
     let indices = names.filter(|name| name.ends_with("data.pkl"));
@@ -87,13 +91,20 @@ fn check_index(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<(), String> {
             indices.len()
         ));
     };
-    let size = archive.by_name(index).map_err(|e| e.to_string())?.size();
+    let mut entry = archive.by_name(index).map_err(|e| e.to_string())?;
+    let size = entry.size();
     if size > MAX_INDEX_BYTES {
         return Err(format!(
             "its index of tensors, {index}, has {size} bytes, more than {MAX_INDEX_BYTES}"
         ));
     }
-    Ok(())
+    let mut pickle = Vec::new();
+    let read = entry
+        .by_ref()
+        .take(MAX_INDEX_BYTES)
+        .read_to_end(&mut pickle);
+    read.map_err(|error| format!("its index of tensors, {index}, can't be read: {error}"))?;
+    bounds::check(&pickle)
 }
 
 /// Reads the index of a file; at least one tensor.
@@ -118,7 +129,9 @@ fn read_index(path: &Path) -> Result<Vec<TensorInfo>, String> {
     match outcome {
         Ok(Ok(Ok(Some(Ok(tensors))))) => Ok(tensors),
         Ok(Ok(Ok(Some(Err(error))))) => Err(format!("its index of tensors can't be read: {error}")),
-        Ok(Ok(Ok(None))) => Err("it has no tensors".to_owned()),
+        Ok(Ok(Ok(None))) => Err(
+            "it has no tensors, or only what would have to be executed to get them, which is never done".to_owned(),
+        ),
         Ok(Ok(Err(_)) | Err(_)) => Err("its index of tensors is not valid".to_owned()),
         Err(error) => Err(format!("no thread can be started to read it: {error}")),
     }

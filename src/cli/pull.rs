@@ -19,7 +19,7 @@ use crate::telemetry;
 )]
 pub struct Pull {
     /// The model's id on the hub, with `:Q4_K_M` for a quantization in GGUF, `/FILE.gguf` for a file, and `@revision`
-    /// for another revision than main
+    /// for a revision other than main
     #[arg(value_name = "ID")]
     id: String,
 }

@@ -25,7 +25,7 @@ impl Device {
 /// Precision of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// f32 for checkpoints in f32, bf16 for all others. Of f16 that loses three bits; f32 loses nothing.
+    /// f32 for checkpoints in f32, bf16 for all others. bf16 drops three significant bits of f16; f32 keeps them.
     Auto,
     /// 32-bit floats: the reference.
     F32,

@@ -12,7 +12,7 @@ use super::values::thread_count;
 pub struct ModelSettings {
     /// The model: `builtin` (a small model that tells fairy tales), a directory in the Hugging Face layout,
     /// a GGUF file, or a hub id such as openai-community/gpt2, with `:Q4_K_M` for a quantization in GGUF and
-    /// `@revision` for another revision than main
+    /// `@revision` for a revision other than main
     #[arg(
         help_heading = "Model",
         long = "model",

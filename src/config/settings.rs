@@ -36,8 +36,8 @@ pub struct Settings {
         value_parser = name
     )]
     pub served_model_name: Option<String>,
-    /// LoRA adapters that the model can run with, by the name for clients: a directory as peft saves it, or a hub
-    /// id; separated by commas, or given repeatedly [default: none]
+    /// LoRA adapters to serve; clients select one by its name. Each is a directory as peft saves it, or a hub id;
+    /// separated by commas, or given repeatedly [default: none]
     #[arg(
         help_heading = "Model",
         long,

@@ -91,6 +91,10 @@ pub(super) async fn unload(
                 "Success: LoRA adapter '{name}' removed successfully."
             ))
         }
+        None if serving.info.is_called(&name) => Err(ApiError::invalid(
+            "lora_name",
+            format!("`lora_name`: `{name}` is the model itself, not an adapter"),
+        )),
         None => Err(ApiError::model_not_found(
             "lora_name",
             &name,
@@ -108,7 +112,9 @@ fn check_keys(app: &App) -> Result<(), ApiError> {
 
 fn refused(error: &LoadAdapterError) -> ApiError {
     let field = match error {
-        LoadAdapterError::Name { .. } | LoadAdapterError::Taken { .. } => "lora_name",
+        LoadAdapterError::Name { .. }
+        | LoadAdapterError::Reserved { .. }
+        | LoadAdapterError::Taken { .. } => "lora_name",
         LoadAdapterError::Files(_) => "lora_path",
     };
     ApiError::invalid(field, format!("`{field}`: {error}"))

@@ -26,8 +26,14 @@ pub enum LoadAdapterError {
         /// The name.
         name: String,
     },
-    /// The name is that of another adapter or of the model.
-    #[error("the name `{name}` is in use; unload that adapter first, or choose another name")]
+    /// The name is that of the model.
+    #[error("`{name}` is a name of the model itself; choose another one for the adapter")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
+    /// The name is that of another adapter.
+    #[error("an adapter named `{name}` is loaded already; choose another name, or unload that one")]
     Taken {
         /// The name.
         name: String,
@@ -75,9 +81,12 @@ impl Adapters {
             return Err(LoadAdapterError::Name { name });
         }
         let _one = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.get(name).is_some() || self.reserved.iter().any(|reserved| reserved == name) {
-            let name = name.to_owned();
-            return Err(LoadAdapterError::Taken { name });
+        let owned = || name.to_owned();
+        if self.reserved.iter().any(|reserved| reserved == name) {
+            return Err(LoadAdapterError::Reserved { name: owned() });
+        }
+        if self.get(name).is_some() {
+            return Err(LoadAdapterError::Taken { name: owned() });
         }
         let files = AdapterFiles::fetch(source)?;
         let adapter = Adapter::load(name, source, &files, &self.config, &*self.backend)?;

@@ -11,11 +11,11 @@ use crate::support::pace::PATIENCE;
 use crate::support::process::skald;
 use serde_json::Value;
 
-fn output(command: &mut Command) -> Output {
+pub fn output(command: &mut Command) -> Output {
     command.output().expect("skald runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -278,7 +278,7 @@ fn a_server_tells_what_it_runs_and_stops_at_sigterm() {
 }
 
 /// Starts `skald serve`, stops it when it is ready, and returns the lines of the log.
-fn log_of(command: &mut Command) -> Vec<Value> {
+pub fn log_of(command: &mut Command) -> Vec<Value> {
     let mut child = command
         .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
         .stderr(Stdio::piped())

@@ -7,6 +7,7 @@ mod commands;
 mod health;
 mod keys;
 mod logs;
+mod models;
 mod prompt_log;
 mod terminal;
 mod trace;
