@@ -5,9 +5,11 @@
 //! adapter runs as something it is not.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::hub::{self, HubError, HubSettings};
@@ -57,7 +59,7 @@ pub enum AdapterError {
         /// The file.
         file: String,
         /// The field.
-        field: &'static str,
+        field: String,
         /// Its value.
         value: String,
         /// What can be served.
@@ -96,7 +98,7 @@ struct Raw {
     #[serde(default = "default_alpha")]
     lora_alpha: f64,
     #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
+    alpha_pattern: Patterns,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
@@ -108,11 +110,59 @@ struct Raw {
     #[serde(default)]
     modules_to_save: Option<Vec<String>>,
     #[serde(default)]
-    trainable_token_indices: Option<Value>,
-    #[serde(default)]
-    layer_replication: Option<Value>,
-    #[serde(default)]
     init_lora_weights: Option<Value>,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// Fields that do not change what a trained adapter computes, or whose effect is in its tensors.
+const WITHOUT_EFFECT: [&str; 20] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+];
+
+/// Values of `alpha` by patterns of names, in the file's order: the first that matches counts.
+#[derive(Debug, Clone, Default)]
+struct Patterns(Vec<(String, f64)>);
+
+impl<'de> Deserialize<'de> for Patterns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Patterns;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from names to numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Patterns, A::Error> {
+                let mut patterns = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    patterns.push(entry);
+                }
+                Ok(Patterns(patterns))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
 }
 
 fn default_alpha() -> f64 {
@@ -123,7 +173,7 @@ fn default_alpha() -> f64 {
 pub struct AdapterFiles {
     place: String,
     alpha: f64,
-    alpha_pattern: BTreeMap<String, f64>,
+    alpha_pattern: Patterns,
     /// Whether the scale is divided by the root of the rank instead of the rank (rsLoRA).
     by_root: bool,
     weights: Checkpoint,
@@ -135,10 +185,8 @@ pub struct AdapterFiles {
 pub struct LowRank<'a> {
     /// `[rank, in]`
     pub a: TensorView<'a>,
-    /// `[out, rank]`
-    pub b: TensorView<'a>,
-    /// Factor of their product.
-    pub scale: f64,
+    /// `[out, rank]`, scaled.
+    pub b: Vec<f32>,
     /// Their common dimension.
     pub rank: usize,
 }
@@ -222,20 +270,45 @@ impl AdapterFiles {
             let shape = self.weights.shape(name)?;
             shape.get(dimension).copied()
         };
-        let Some(rank) = rank(&a, 0).or_else(|| rank(&b, 1)) else {
+        if [&a, &b]
+            .iter()
+            .all(|name| self.weights.shape(name).is_none())
+        {
             return Ok(None);
-        };
+        }
+        // Of matrices that can't be read, neither has one.
+        let rank = rank(&a, 0).or_else(|| rank(&b, 1)).unwrap_or(1);
+        if rank == 0 {
+            return Err(self.refuse("r", "0".to_owned(), "it must be at least 1"));
+        }
         let divisor = if self.by_root {
             (rank as f64).sqrt()
         } else {
             rank as f64
         };
-        Ok(Some(LowRank {
-            a: self.weights.finite_tensor(&a, &[rank, inputs])?,
-            b: self.weights.finite_tensor(&b, &[outputs, rank])?,
-            scale: self.alpha(module) / divisor,
-            rank,
-        }))
+        let (a, b) = (
+            self.weights.finite_tensor(&a, &[rank, inputs])?,
+            self.weights.finite_tensor(&b, &[outputs, rank])?,
+        );
+        let alpha = self.alpha(module);
+        let scale = alpha / divisor;
+        let scaled = b.to_f32().into_iter();
+        let scaled = scaled.map(|value| (f64::from(value) * scale) as f32);
+        let scaled: Vec<f32> = scaled.collect();
+        if !scaled.iter().all(|value| value.is_finite()) {
+            let expected = "`lora_B` times it must be finite";
+            return Err(self.refuse("lora_alpha", alpha.to_string(), expected));
+        }
+        Ok(Some(LowRank { a, b: scaled, rank }))
+    }
+
+    fn refuse(&self, field: &str, value: String, expected: &'static str) -> AdapterError {
+        AdapterError::Config {
+            file: Path::new(&self.place).join(CONFIG).display().to_string(),
+            field: field.to_owned(),
+            value,
+            expected,
+        }
     }
 
     /// Returns `alpha` of a module: that of a pattern its name ends with, else that of all.
@@ -246,7 +319,7 @@ impl AdapterFiles {
             let rest = name.strip_suffix(pattern);
             rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
-        let mut patterns = self.alpha_pattern.iter();
+        let mut patterns = self.alpha_pattern.0.iter();
         let own = patterns.find(|(pattern, _)| is_its(pattern));
         own.map_or(self.alpha, |(_, alpha)| *alpha)
     }
@@ -275,10 +348,10 @@ impl AdapterFiles {
 
 impl Raw {
     fn check(&self, file: &str) -> Result<(), AdapterError> {
-        let refuse = |field, value: String, expected| {
+        let refuse = |field: &str, value: String, expected| {
             Err(AdapterError::Config {
                 file: file.to_owned(),
-                field,
+                field: field.to_owned(),
                 value,
                 expected,
             })
@@ -312,13 +385,19 @@ impl Raw {
             let expected = "adapters must not replace parts of the model";
             return refuse("modules_to_save", format!("{modules:?}"), expected);
         }
-        for (field, value) in [
-            ("trainable_token_indices", &self.trainable_token_indices),
-            ("layer_replication", &self.layer_replication),
-        ] {
-            if let Some(value) = value {
-                return refuse(field, value.to_string(), "it must be null");
-            }
+        let has_effect = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::String(text) => !text.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            Value::Bool(true) | Value::Number(_) => true,
+        };
+        let mut others = self.others.iter();
+        let other = others
+            .find(|(field, value)| !WITHOUT_EFFECT.contains(&field.as_str()) && has_effect(value));
+        if let Some((field, value)) = other {
+            let expected = "only plain LoRA can be served, and this field may ask for more";
+            return refuse(field, value.to_string(), expected);
         }
         if let Some(Value::String(init)) = &self.init_lora_weights
             && ["pissa", "olora", "corda", "loftq"]
@@ -336,7 +415,7 @@ impl Raw {
                 "it must be a number",
             );
         }
-        let mut patterns = self.alpha_pattern.keys();
+        let mut patterns = self.alpha_pattern.0.iter().map(|(pattern, _)| pattern);
         let plain = |c: char| c.is_ascii_alphanumeric() || "._".contains(c);
         if let Some(pattern) = patterns.find(|pattern| !pattern.chars().all(plain)) {
             let expected = "only names of modules can be served, not regular expressions";

@@ -10,6 +10,7 @@
 
 mod bounds;
 
+use std::collections::HashSet;
 use std::io::{Cursor, Read as _};
 use std::ops::Range;
 use std::panic::catch_unwind;
@@ -71,17 +72,27 @@ pub(super) fn open(path: &Path) -> Result<(WeightFile, Vec<TorchTensor>), Weight
         ));
     }
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| refuse(e.to_string()))?;
-    check_index(&mut archive).map_err(refuse)?;
+    let names = check_index(&mut archive).map_err(refuse)?;
     let tensors = read_index(path).map_err(refuse)?;
     let tensors = tensors
         .into_iter()
         .map(|info| tensor(bytes, &mut archive, info));
-    let tensors = tensors.collect::<Result<_, _>>().map_err(refuse)?;
+    let tensors: Result<Vec<TorchTensor>, String> = tensors.collect();
+    let mut tensors = tensors.map_err(refuse)?;
+    let read: HashSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    let unread = names.into_iter().filter(|name| !read.contains(name));
+    // Refused where the model needs them, and not taken for missing.
+    tensors.extend(unread.map(|name| TorchTensor {
+        name,
+        dtype: Err("sparse, quantized, or not of floating-point numbers".to_owned()),
+        shape: Vec::new(),
+        values: Values::Stored(0..0),
+    }));
     Ok((file, tensors))
 }
 
-/// Checks that an archive has one index, which takes a bounded amount of memory.
-fn check_index(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<(), String> {
+/// Checks that an archive has one index, which takes a bounded amount of memory; returns the names of its tensors.
+fn check_index(archive: &mut ZipArchive<Cursor<&[u8]>>) -> Result<Vec<String>, String> {
     let names = archive.file_names().filter_map(Result::ok);
     let indices = names.filter(|name| name.ends_with("data.pkl"));
     let indices: Vec<String> = indices.map(std::borrow::Cow::into_owned).collect();
@@ -128,7 +139,12 @@ fn read_index(path: &Path) -> Result<Vec<TensorInfo>, String> {
     });
     match outcome {
         Ok(Ok(Ok(Some(Ok(tensors))))) => Ok(tensors),
-        Ok(Ok(Ok(Some(Err(error))))) => Err(format!("its index of tensors can't be read: {error}")),
+        Ok(Ok(Ok(Some(Err(error))))) => {
+            // What follows the first line is a backtrace.
+            let error = error.to_string();
+            let reason = error.lines().next().unwrap_or_default();
+            Err(format!("its index of tensors can't be read: {reason}"))
+        }
         Ok(Ok(Ok(None))) => Err(
             "it has no tensors, or only what would have to be executed to get them, which is never done".to_owned(),
         ),

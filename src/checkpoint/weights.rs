@@ -261,8 +261,8 @@ impl Checkpoint {
     pub fn has_biases(&self) -> bool {
         let mut names = self.tensors.keys();
         names.any(|name| {
-            name.rsplit_once('.')
-                .is_some_and(|(layer, kind)| kind == "bias" && !layer.ends_with("attn"))
+            let mut parts = name.rsplit('.');
+            parts.next() == Some("bias") && parts.next() != Some("attn")
         })
     }
 
@@ -370,6 +370,11 @@ impl Checkpoint {
             });
         };
         let file = || self.files[entry.file].name.clone();
+        let dtype = entry.dtype.clone().map_err(|found| WeightsError::Type {
+            file: file(),
+            tensor: self.shown(name),
+            found,
+        })?;
         if entry.shape != shape {
             return Err(WeightsError::Shape {
                 file: file(),
@@ -378,14 +383,7 @@ impl Checkpoint {
                 expected: shape.to_vec(),
             });
         }
-        match &entry.dtype {
-            Ok(dtype) => Ok((entry, *dtype)),
-            Err(found) => Err(WeightsError::Type {
-                file: file(),
-                tensor: self.shown(name),
-                found: found.clone(),
-            }),
-        }
+        Ok((entry, dtype))
     }
 
     /// Returns the output projection `[vocab_size, hidden_width]`: a separate one if the model has it, else the

@@ -131,9 +131,8 @@ impl Adapter {
 
 impl Pair {
     fn new(low_rank: &LowRank<'_>, backend: &dyn Backend) -> Result<Self> {
-        let LowRank { a, b, scale, rank } = low_rank;
-        let matrix = |bytes, dtype, shape: &[usize]| {
-            let (out_features, in_features) = (shape[0], shape[1]);
+        let LowRank { a, b, rank } = low_rank;
+        let matrix = |bytes, dtype, out_features, in_features| {
             let weight = RawWeight {
                 bytes,
                 dtype,
@@ -143,12 +142,11 @@ impl Pair {
             };
             backend.linear(&[weight], None)
         };
-        let scaled = b.to_f32().into_iter();
-        let scaled = scaled.flat_map(|value| ((f64::from(value) * scale) as f32).to_le_bytes());
-        let scaled: Vec<u8> = scaled.collect();
+        let outputs = b.len() / rank;
+        let b: Vec<u8> = b.iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(Self {
-            a: matrix(&a.bytes, a.dtype, &[*rank, a.shape[1]])?,
-            b: matrix(&scaled, StoredType::F32, &[b.shape[0], *rank])?,
+            a: matrix(&a.bytes, a.dtype, *rank, a.shape[1])?,
+            b: matrix(&b, StoredType::F32, outputs, *rank)?,
         })
     }
 

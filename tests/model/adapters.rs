@@ -1,10 +1,12 @@
 //! LoRA adapters against the results of the Python package peft (`tests/fixtures/gpt2-family/lora-base`).
 
 use std::collections::HashMap;
+use std::fs;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
 use skald::backend::Backend;
 use skald::backend::cpu::CpuBackend;
 use skald::checkpoint::ModelFiles;
@@ -160,6 +162,34 @@ fn what_is_not_plain_lora_for_this_model_is_refused_by_name() {
         for word in words {
             assert!(message.contains(word), "{name}: {message}");
         }
+    }
+    // Fields that other versions have, and values that can't be computed with.
+    for (field, value, words) in [
+        ("alora_invocation_tokens", json!([5, 6]), "[5,6]"),
+        ("use_qalora", json!(true), "true"),
+        ("a_later_field", json!({"x": 1}), "may ask for more"),
+        ("lora_alpha", json!(1e300), "finite"),
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let from = fixtures().join(BASE).join("adapters/attn");
+        let weights = "adapter_model.safetensors";
+        fs::copy(from.join(weights), directory.path().join(weights)).expect("a copy");
+        let config = fs::read(from.join("adapter_config.json")).expect("read");
+        let mut config: Value = serde_json::from_slice(&config).expect("json");
+        config[field] = value;
+        fs::write(
+            directory.path().join("adapter_config.json"),
+            config.to_string(),
+        )
+        .expect("written");
+        let adapter = AdapterFiles::open(directory.path());
+        let adapter =
+            adapter.and_then(|adapter| Adapter::load("x", "x", &adapter, &files.config, &backend));
+        let message = adapter.expect_err("it is refused").to_string();
+        assert!(
+            message.contains(field) && message.contains(words),
+            "{message}"
+        );
     }
     // Of a model with another width.
     let other = Checkpoint::of("gelu").files();

@@ -121,6 +121,16 @@ fn an_output_projection_that_is_not_tied_has_to_be_there() {
     );
 }
 
+/// Without the others the model would be one without biases, which nanoGPT can save.
+#[test]
+fn a_single_bias_is_not_left_out() {
+    let mut tensors = tensors("", Dtype::F32);
+    tensors.retain(|name, _| !name.contains(".bias") || name.contains("c_attn.bias"));
+    let files = open(model_of(&tensors).path()).unwrap();
+    let refused = files.checkpoint.validate(&files.config).unwrap_err();
+    assert_names(&refused.to_string(), &["bias", "missing"]);
+}
+
 #[test]
 fn tensors_the_model_has_no_use_for_are_ignored_whatever_their_type() {
     let mut tensors = tensors("", Dtype::F32);

@@ -186,6 +186,7 @@ async fn two_matrices_that_should_be_one_are_both_used_and_that_is_said() {
 async fn weights_that_pytorch_has_saved_are_read_in_place() {
     for name in [
         "torch-bin",
+        "torch-bool-masks",
         "torch-bin-bf16",
         "torch-bin-f16",
         "torch-module",
@@ -202,6 +203,14 @@ fn files_of_pytorch_that_cannot_be_read_are_refused_with_a_way_out() {
     for words in ["pytorch_model.bin", "before PyTorch 1.6"] {
         assert!(old.contains(words), "{old}");
     }
+
+    let unreadable = Checkpoint::of("torch-int8-biases").files();
+    let refused = unreadable.checkpoint.validate(&unreadable.config);
+    let refused = refused.expect_err("biases of int8").to_string();
+    assert!(
+        refused.contains(".bias` has type sparse, quantized"),
+        "{refused}"
+    );
 
     let marker = Path::new("/tmp/skald-was-executed");
     let evil = Checkpoint::of("torch-evil").refusal();

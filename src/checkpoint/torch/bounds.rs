@@ -1,10 +1,11 @@
-//! What a pickled index would take in memory, found before it is read.
+//! What a pickled index would take in memory, and which tensors it has, found before it is read.
 //!
 //! An index can ask for more than it has: each object that it fetches from its memo is a copy, so a few hundred
 //! bytes can double a list until no memory is left, and objects can be nested deeper than the stack. The sizes of
-//! objects follow from the opcodes alone, without building any.
+//! objects follow from the opcodes alone, without building any. The reader leaves out tensors of kinds that it does
+//! not know; the names say which.
 //!
-//! Opcodes: `pickletools` of Python. Those that the reader does not know are left to it to refuse.
+//! Opcodes: `pickletools` of Python, those that the reader knows.
 
 use std::collections::HashMap;
 
@@ -16,18 +17,29 @@ const MAX_DEPTH: u32 = 200;
 /// Bytes of text in a unit of size.
 const TEXT_UNIT: usize = 64;
 
-/// The size of an object with all that it contains.
+/// The size of an object with all that it contains, and what of its kind matters.
 #[derive(Debug, Clone, Copy)]
-struct Size {
+struct Size<'a> {
     units: u64,
     depth: u32,
+    kind: Kind<'a>,
 }
 
-impl Size {
+#[derive(Debug, Clone, Copy)]
+enum Kind<'a> {
+    Text(&'a [u8]),
+    /// A function that makes a tensor.
+    Rebuild,
+    Tensor,
+    Other,
+}
+
+impl Size<'_> {
     fn text(bytes: usize) -> Self {
         Self {
             units: 1 + (bytes / TEXT_UNIT) as u64,
             depth: 1,
+            kind: Kind::Other,
         }
     }
 
@@ -36,23 +48,29 @@ impl Size {
         others.into_iter().fold(self, |all, other| Self {
             units: all.units.saturating_add(other.units),
             depth: all.depth.max(other.depth.saturating_add(1)),
+            kind: all.kind,
         })
     }
 }
 
-/// Checks an index.
+/// Checks an index; returns the names of all tensors in its dictionaries.
 ///
 /// # Errors
-/// What it has too much of.
-pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
+/// What it has too much of, or if it is cut off or has an opcode that the reader does not know.
+pub(super) fn check(pickle: &[u8]) -> Result<Vec<String>, String> {
     let mut machine = Machine {
         rest: pickle,
         stack: Vec::new(),
         memo: HashMap::new(),
         total: 0,
+        tensors: Vec::new(),
     };
-    // Whatever ends it early is refused by the reader.
-    while machine.step().is_some() {
+    loop {
+        match machine.step() {
+            Some(true) => (),
+            Some(false) => return Ok(machine.tensors),
+            None => return Err("its index of tensors is not valid".to_owned()),
+        }
         if machine.total > MAX_SIZE {
             return Err("its index of tensors takes too much memory".to_owned());
         }
@@ -63,21 +81,22 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
             ));
         }
     }
-    Ok(())
 }
 
 /// The reader's stack and memo, in sizes.
 struct Machine<'a> {
     rest: &'a [u8],
     /// `None` is a mark.
-    stack: Vec<Option<Size>>,
-    memo: HashMap<u32, Size>,
+    stack: Vec<Option<Size<'a>>>,
+    memo: HashMap<u32, Size<'a>>,
     total: u64,
+    /// Names of tensors so far.
+    tensors: Vec<String>,
 }
 
-impl Machine<'_> {
-    /// Runs the next opcode; `None` at the end, or if the reader would fail.
-    fn step(&mut self) -> Option<()> {
+impl<'a> Machine<'a> {
+    /// Runs the next opcode; `Some(false)` at the end, `None` if the reader would fail.
+    fn step(&mut self) -> Option<bool> {
         let opcode = self.take(1)?[0];
         match opcode {
             // PROTO
@@ -86,8 +105,16 @@ impl Machine<'_> {
             }
             // GLOBAL
             b'c' => {
-                let bytes = self.line()? + self.line()?;
-                self.push(Size::text(bytes));
+                let (module, name) = (self.line()?, self.line()?);
+                let is_rebuild = name.starts_with(b"_rebuild_");
+                self.push(Size {
+                    kind: if is_rebuild {
+                        Kind::Rebuild
+                    } else {
+                        Kind::Other
+                    },
+                    ..Size::text(module.len() + name.len())
+                });
             }
             // BININT, BININT1, BININT2, BINFLOAT
             b'J' => self.leaf(4)?,
@@ -97,8 +124,11 @@ impl Machine<'_> {
             // BINUNICODE
             b'X' => {
                 let length = self.number(4)? as usize;
-                self.take(length)?;
-                self.push(Size::text(length));
+                let text = self.take(length)?;
+                self.push(Size {
+                    kind: Kind::Text(text),
+                    ..Size::text(length)
+                });
             }
             // LONG1
             0x8a => {
@@ -111,8 +141,17 @@ impl Machine<'_> {
             b'(' => self.stack.push(None),
             // BINPERSID, TUPLE1
             b'Q' | 0x85 => self.wrap(1)?,
-            // TUPLE2, REDUCE, NEWOBJ, BUILD
-            0x86 | b'R' | 0x81 | b'b' => self.wrap(2)?,
+            // REDUCE
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                self.push_around(vec![arguments, function]);
+                let made = self.stack.last_mut()?.as_mut()?;
+                if matches!(function.kind, Kind::Rebuild) {
+                    made.kind = Kind::Tensor;
+                }
+            }
+            // TUPLE2, NEWOBJ, BUILD
+            0x86 | 0x81 | b'b' => self.wrap(2)?,
             // TUPLE3
             0x87 => self.wrap(3)?,
             // TUPLE, DICT
@@ -127,12 +166,16 @@ impl Machine<'_> {
             }
             // SETITEM
             b's' => {
-                let pair = [self.pop()?, self.pop()?];
-                self.extend(pair)?;
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.name(&[key, value]);
+                self.extend([key, value])?;
             }
             // APPENDS, SETITEMS
             b'e' | b'u' => {
                 let parts = self.pop_to_mark()?;
+                if opcode == b'u' {
+                    self.name(&parts);
+                }
                 self.extend(parts)?;
             }
             // BINGET, LONG_BINGET
@@ -148,13 +191,24 @@ impl Machine<'_> {
                 self.total = self.total.saturating_add(object.units);
                 self.memo.insert(id, object);
             }
-            // STOP, and what the reader does not know.
+            // STOP
+            b'.' => return Some(false),
             _ => return None,
         }
-        Some(())
+        Some(true)
     }
 
-    fn take(&mut self, bytes: usize) -> Option<&[u8]> {
+    /// Notes the names of the tensors among keys and values.
+    fn name(&mut self, pairs: &[Size<'a>]) {
+        for pair in pairs.as_chunks::<2>().0 {
+            if let (Kind::Text(name), Kind::Tensor) = (pair[0].kind, pair[1].kind) {
+                self.tensors
+                    .push(String::from_utf8_lossy(name).into_owned());
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(bytes)?;
         self.rest = rest;
         Some(taken)
@@ -165,15 +219,15 @@ impl Machine<'_> {
         Some(digits.fold(0, |number, &byte| number << 8 | u32::from(byte)))
     }
 
-    /// Reads a line; returns its length.
-    fn line(&mut self) -> Option<usize> {
+    /// Reads a line.
+    fn line(&mut self) -> Option<&'a [u8]> {
         let length = self.rest.iter().position(|&byte| byte == b'\n')?;
-        self.take(length + 1)?;
-        Some(length)
+        let line = self.take(length + 1)?;
+        line.split_last().map(|(_, line)| line)
     }
 
     /// Pushes a new object.
-    fn push(&mut self, object: Size) {
+    fn push(&mut self, object: Size<'a>) {
         self.total = self.total.saturating_add(object.units);
         self.stack.push(Some(object));
     }
@@ -184,11 +238,11 @@ impl Machine<'_> {
         Some(())
     }
 
-    fn pop(&mut self) -> Option<Size> {
+    fn pop(&mut self) -> Option<Size<'a>> {
         self.stack.pop()?
     }
 
-    fn pop_to_mark(&mut self) -> Option<Vec<Size>> {
+    fn pop_to_mark(&mut self) -> Option<Vec<Size<'a>>> {
         let mark = self.stack.iter().rposition(Option::is_none)?;
         let parts = self.stack.split_off(mark + 1);
         self.stack.pop();
@@ -203,13 +257,13 @@ impl Machine<'_> {
     }
 
     /// Pushes an object that contains others, which have been counted.
-    fn push_around(&mut self, parts: Vec<Size>) {
+    fn push_around(&mut self, parts: Vec<Size<'a>>) {
         self.total = self.total.saturating_add(1);
         self.stack.push(Some(Size::text(0).around(parts)));
     }
 
     /// Adds objects to the last one.
-    fn extend(&mut self, parts: impl IntoIterator<Item = Size>) -> Option<()> {
+    fn extend(&mut self, parts: impl IntoIterator<Item = Size<'a>>) -> Option<()> {
         let last = self.stack.last_mut()?.as_mut()?;
         *last = last.around(parts);
         Some(())
@@ -249,7 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reader_refuses_is_left_to_it() {
+    fn an_index_that_is_cut_off_is_refused() {
+        // Among them a text of 4 GB, which the reader would make room for.
         for broken in [
             &b""[..],
             b"\x80",
@@ -259,7 +314,17 @@ mod tests {
             b"\xff",
             b"a",
         ] {
-            assert_eq!(check(broken), Ok(()), "{broken:?}");
+            assert!(check(broken).is_err(), "{broken:?}");
         }
+        assert_eq!(check(b"\x80\x02}."), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn the_names_of_tensors_are_known_whatever_they_are_made_by() {
+        // {"a": rebuild(()), "b": 1, "c": rebuild(())}
+        let mut pickle =
+            b"\x80\x02}(X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\nq\x00)R".to_vec();
+        pickle.extend(b"X\x01\x00\x00\x00bK\x01X\x01\x00\x00\x00ch\x00)Ru.");
+        assert_eq!(check(&pickle), Ok(vec!["a".to_owned(), "c".to_owned()]));
     }
 }
