@@ -10,7 +10,7 @@
 
 mod bounds;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io::{Cursor, Read as _};
 use std::ops::Range;
 use std::panic::catch_unwind;
@@ -79,10 +79,13 @@ pub(super) fn open(path: &Path) -> Result<(WeightFile, Vec<TorchTensor>), Weight
         .map(|info| tensor(bytes, &mut archive, info));
     let tensors: Result<Vec<TorchTensor>, String> = tensors.collect();
     let mut tensors = tensors.map_err(refuse)?;
-    let read: HashSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
-    let unread = names.into_iter().filter(|name| !read.contains(name));
+    // A set: the states of an optimizer, beside the model's, all have the same names.
+    let mut unread: BTreeSet<String> = names.into_iter().collect();
+    for tensor in &tensors {
+        unread.remove(&tensor.name);
+    }
     // Refused where the model needs them, and not taken for missing.
-    tensors.extend(unread.map(|name| TorchTensor {
+    tensors.extend(unread.into_iter().map(|name| TorchTensor {
         name,
         dtype: Err("sparse, quantized, or not of floating-point numbers".to_owned()),
         shape: Vec::new(),

@@ -29,9 +29,12 @@ def root():
 @pytest.fixture(scope="session")
 def start_server(request, tmp_path_factory):
     """Starts further servers with other flags: `with start_server("--max-queue", "1") as url`."""
-    binary = request.config.getoption("--skald")
-    binary = str(pathlib.Path(binary).resolve())
-    return lambda *flags: serving(binary, tmp_path_factory.mktemp("skald") / "log", *flags)
+    binary = str(pathlib.Path(request.config.getoption("--skald")).resolve())
+
+    def start(*flags, directory=None):
+        return serving(binary, tmp_path_factory.mktemp("skald") / "log", *flags, directory=directory)
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ STOP_SECONDS = 180
 
 
 @contextlib.contextmanager
-def serving(binary, log, *flags):
-    """Runs a server with these flags on a free port. Returns its address."""
+def serving(binary, log, *flags, directory=None):
+    """Runs a server with these flags on a free port, in a directory. Returns its address."""
     command = [binary, "serve", "--listen", "127.0.0.1:0", "--log-format", "json", *flags]
     with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=stderr, stderr=stderr)
+        process = subprocess.Popen(command, stdout=stderr, stderr=stderr, cwd=directory)
     try:
         yield wait_until_ready(process, log)
     finally:

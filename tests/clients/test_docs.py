@@ -236,9 +236,9 @@ class Machine:
             if before := self.servers.pop(address, None):
                 before.close()
             server = contextlib.ExitStack()
-            # Paths in flags are relative to the directory.
-            server.enter_context(contextlib.chdir(self.directory))
-            self.urls[address] = server.enter_context(self.start_server(*flags))
+            # Paths in flags are relative to it.
+            started = self.start_server(*flags, directory=self.directory)
+            self.urls[address] = server.enter_context(started)
             self.servers[address] = server
 
     def run(self, block):
