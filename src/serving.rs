@@ -187,7 +187,7 @@ impl ModelInfo {
     /// `huggingface_hub` sends `dummy` if it has an address instead of a name.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
-        name == self.id || name == self.source || name == "tgi" || name == "dummy"
+        name == self.id || name == self.source || ALIASES.contains(&name)
     }
 }
 
@@ -374,6 +374,9 @@ impl Serving {
     }
 }
 
+/// Names that mean whatever model is served, for clients that must send one.
+const ALIASES: [&str; 2] = ["tgi", "dummy"];
+
 /// Maximum names in a message.
 const SHOWN_NAMES: usize = 8;
 
@@ -403,7 +406,7 @@ impl ServingSettings {
         backend: &dyn Backend,
     ) -> Result<Adapters, ServingError> {
         // Those that `ModelInfo::is_called` takes for the model.
-        let names = ["tgi", "dummy"].map(str::to_owned);
+        let names = ALIASES.map(str::to_owned);
         let names = names
             .into_iter()
             .chain([info.id.clone(), info.source.clone()])

@@ -39,7 +39,7 @@ pub enum AdapterError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// There are no weights.
+    /// The directory has no weights.
     #[error("{place} has neither adapter_model.safetensors nor adapter_model.bin")]
     NoWeights {
         /// The directory.

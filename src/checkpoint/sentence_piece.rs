@@ -15,10 +15,9 @@ use prost::Message;
 use serde_json::{Map, Value, json};
 
 use super::tokenizer_config::{SpecialToken, SpecialTokensMap, TokenizerConfig};
+use super::tokenizer_files::{CONVERT, added_token};
 use crate::text::{Tokenizer, VocabularyArrays};
 
-/// How to write a file that can be read.
-const CONVERT: &str = "write a tokenizer.json with `AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)`";
 const UNIGRAM: i32 = 1;
 const BPE: i32 = 2;
 /// Types of pieces, numbered as in GGUF.
@@ -128,12 +127,7 @@ fn added_tokens(
     let added = pieces.iter().enumerate().filter_map(|(id, piece)| {
         let is_special = named.contains(&piece.text()) || matches!(piece.kind(), UNKNOWN | CONTROL);
         let is_symbol = user_defined && piece.kind() == USER_DEFINED;
-        (is_special || is_symbol).then(|| {
-            json!({
-                "id": id, "content": piece.text(), "special": is_special, "normalized": false,
-                "single_word": false, "lstrip": false, "rstrip": false,
-            })
-        })
+        (is_special || is_symbol).then(|| added_token(id, piece.text(), is_special))
     });
     added.collect()
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 use super::layout::{
     ADDED_TOKENS, MERGES, SPECIAL_TOKENS_MAP, TOKENIZER, TokenizerFiles, VOCAB, VOCAB_TEXT,
 };
@@ -9,6 +11,17 @@ use super::source::{self, SourceError};
 use super::tokenizer_config::{AddedTokensFile, SpecialTokensMap, TokenizerConfig};
 use super::{sentence_piece, word_piece};
 use crate::text::{TextError, Tokenizer};
+
+/// How to turn a tokenizer that can't be read into one that can.
+pub(super) const CONVERT: &str = "write a tokenizer.json with `AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)`";
+
+/// Returns an entry of the added tokens in a `tokenizer.json`.
+pub(super) fn added_token(id: usize, content: &str, special: bool) -> Value {
+    json!({
+        "id": id, "content": content, "special": special, "normalized": false, "single_word": false,
+        "lstrip": false, "rstrip": false,
+    })
+}
 
 /// Reads a tokenizer and the files beside it; returns the path of its own.
 ///

@@ -281,7 +281,7 @@ impl Checkpoint {
             ),
             (
                 !self.has_biases(),
-                "there are no biases, as in nanoGPT's models without them: they are 0",
+                "there are no biases, as in nanoGPT models trained without them; they are taken as 0",
             ),
             (
                 tied && both == [true, true] && !self.is_tied(config),

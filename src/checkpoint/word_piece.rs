@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::tokenizer_config::{SpecialToken, SpecialTokensMap, TokenizerConfig};
+use super::tokenizer_files::{CONVERT, added_token};
 use crate::text::Tokenizer;
 
 /// Reads a tokenizer.
@@ -20,11 +21,11 @@ pub(super) fn tokenizer(
         let class = class.unwrap_or_default();
         return Err(format!(
             "`tokenizer_class` in tokenizer_config.json is {class}; of those with a vocab.txt only BertTokenizer can be \
-             read. Write a tokenizer.json with `AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)`"
+             read; {CONVERT}"
         ));
     }
     // The last of several lines with a token counts, as in a dictionary of Python.
-    let lines = (0u32..).zip(vocab.lines());
+    let lines = vocab.lines().enumerate();
     let ids: Map<String, Value> = lines
         .map(|(id, token)| (token.to_owned(), json!(id)))
         .collect();
@@ -33,6 +34,7 @@ pub(super) fn tokenizer(
     let unk = named(SpecialToken::Unknown, "[UNK]");
     let id = |token: &str| {
         let id = ids.get(token).and_then(Value::as_u64);
+        let id = id.and_then(|id| usize::try_from(id).ok());
         id.ok_or_else(|| format!("the token `{token}` is not in the vocabulary"))
     };
     id(&unk)?;
@@ -44,17 +46,14 @@ pub(super) fn tokenizer(
         named(SpecialToken::Mask, "[MASK]"),
     ];
     let special = [&unk, &cls, &sep].into_iter().chain(&others);
-    let mut special: Vec<(u64, &String)> = special
+    let mut special: Vec<(usize, &String)> = special
         .filter_map(|token| Some((id(token).ok()?, token)))
         .collect();
     special.sort_unstable();
     special.dedup();
-    let added = special.into_iter().map(|(id, content)| {
-        json!({
-            "id": id, "content": content, "special": true, "normalized": false, "single_word": false,
-            "lstrip": false, "rstrip": false,
-        })
-    });
+    let added = special
+        .into_iter()
+        .map(|(id, content)| added_token(id, content, true));
     let piece =
         |token: &str, type_id: u32| json!({"SpecialToken": {"id": token, "type_id": type_id}});
     let text = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});

@@ -238,7 +238,7 @@ async fn an_administrator_loads_and_unloads_adapters_while_the_server_runs() {
     assert_eq!(ids(&answer), expected);
 }
 
-/// Whoever reaches a server without keys must not make it open files.
+/// A server without keys must not open files for anyone who can reach it.
 #[tokio::test]
 async fn a_server_without_keys_does_not_change_its_adapters() {
     let (_directory, server) = server(&["all"], |_| ());
